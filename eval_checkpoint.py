@@ -1,0 +1,70 @@
+"""Evaluate language models on stories: cross-entropy, perplexity, accuracy, bits per byte, each with its interval.
+
+A prepared corpus, by its validation split; any file, whole:
+
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --by features
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name stories.jsonl --max_eval_samples 1000
+
+Every checkpoint of a run; the form of pretraining; several models on several data sets:
+
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --all_checkpoints
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --layout packed --block_size 256
+    python eval_checkpoint.py --model_dir runs/a --model_dir runs/b --dataset_name generated --dataset_name stories.jsonl
+
+Data sets of the Hub, streamed or downloaded, and mixtures of their parts (the fifth seed's templates):
+
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name roneneldan/TinyStories --dataset_split validation --streaming True
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name wikitext --dataset_config_name wikitext-103-v1
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name Skylion007/openwebtext --dataset_split train --max_eval_samples 512
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name SudharsanSundar/PileSubsets --dataset_config_name pubmed+uspto --data_mix .3,.7
+
+Stories continued by the model, compared with how the records go on; two processes:
+
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --generate 200
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml eval_checkpoint.py --model_dir runs/demo --dataset_name generated
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import is_main_process, script
+from lm_trials.evaluation.arguments import EvaluationArguments
+
+
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Evaluate each model on each data set; returns the rows of all tables."""
+    (args,) = parse_arguments(argv, (EvaluationArguments,), __doc__ or "", prog="eval_checkpoint.py")
+    from accelerate import PartialState
+
+    from lm_trials.evaluation.checkpoints import check_slices, evaluate_checkpoint, expand_models, show_results
+    from lm_trials.evaluation.continuations import score_continuations
+    from lm_trials.evaluation.datasets import open_evaluation_set
+    from lm_trials.evaluation.results import write_results
+    from lm_trials.models.reference import load_model, load_tokenizer_of, resolve_model
+    from lm_trials.training.launch import check_processes
+
+    check_slices(args.by)
+    check_processes(PartialState())
+    references = [resolve_model(name) for name in expand_models(args.model_name_or_path, args.all_checkpoints)]
+    datasets = [open_evaluation_set(name, args) for name in args.dataset_name]
+    results, continuations = [], []
+    for reference in references:
+        tokenizer = load_tokenizer_of(reference, args.tokenizer_name)
+        model = load_model(reference)
+        for dataset in datasets:
+            result = evaluate_checkpoint(model, tokenizer, dataset, reference, args)
+            results.append(result)
+            if is_main_process():
+                write_results(result, asdict(args))
+                if args.generate:
+                    continuations += score_continuations(model, tokenizer, dataset, reference, args)
+    show_results(results)
+    return [row for result in results for row in result.rows] + continuations
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a person sees of a script: its one-line errors, its tables, its progress bars.
+
+A user's mistake raises `UsageError` anywhere in the library; the script that called it prints the one line and
+leaves with status 2.  Everything else that goes wrong is ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+# A file or pipe has no width of its own; rich's 80 columns would cut paths and numbers.
+WIDTH = 110
+
+
+class UsageError(ValueError):
+    """A mistake of the user's: its text names the value, what would have been right and the next step."""
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks, known before torch is loaded (launchers set `RANK`)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def script(main: Callable[..., Result]) -> Callable[..., Result]:
+    """Let `main` end with one clear line and status 2 where the user made a mistake.
+
+    >>> @script
+    ... def main(argv=None):
+    ...     raise UsageError("--block_size 0 is no length; give at least 2")
+    >>> main()
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **kwargs: Any) -> Result:
+        try:
+            return main(*args, **kwargs)
+        except UsageError as error:
+            if is_main_process():
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return wrapped
+
+
+def did_you_mean(value: str, valid: Iterable[str]) -> str:
+    """Name the nearest valid value, and all of them, for an error message.
+
+    >>> did_you_mean("n_embed", ["n_embd", "n_layer"])
+    'did you mean n_embd? valid: n_embd, n_layer'
+    >>> did_you_mean("zzz", ["b", "a"])
+    'valid: a, b'
+    """
+    names = sorted(valid)
+    near = get_close_matches(value, names, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + "valid: " + ", ".join(names)
+
+
+def progress(
+    items: Iterable[Item],
+    description: str,
+    unit: str,
+    total: int | None = None,
+    size: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Item]:
+    """Show a bar on the terminal while `items` go by, each counting for `size(item)`, in the main process alone."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, unit=f" {unit}", total=total, disable=not is_main_process(), unit_scale=True) as bar:
+        for item in items:
+            yield item
+            bar.update(size(item))
+
+
+def show_facts(title: str, facts: dict[str, str]) -> None:
+    """Print what is about to run or what came out, one named fact a line."""
+    if not is_main_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
+    console.print(f"\n[bold]{title}[/bold]")
+    console.print(table)
+
+
+def show_table(title: str, columns: list[str], rows: Iterable[Iterable[str]], caption: str | None = None) -> None:
+    """Print a table; all columns but the first are numbers, set to the right."""
+    if not is_main_process():
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
+    console.print(table)
+
+
+def note(text: str) -> None:
+    """Say one line to the person at the terminal, in the main process alone."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)

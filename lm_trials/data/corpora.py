@@ -1,0 +1,216 @@
+"""Corpora: records prepared once, split and counted, in `data/<corpus>/records`, with a manifest beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, load_from_disk
+
+from lm_trials.console import UsageError, did_you_mean
+from lm_trials.data.records import RECORD_SCHEMA, SPLITS, Record, count_duplicates, split_of
+from lm_trials.data.sources import Source, open_source
+
+SplitBy = Literal["hash", "shard"]
+MANIFEST = "manifest.json"
+WRITE_BATCH = 1000
+# A split is copied in a blink below this; a bar for each would be noise.
+QUIET_ROWS = 200_000
+
+
+def write_corpus(
+    records: Iterable[tuple[int, Record]],
+    folder: Path,
+    origin: dict[str, Any],
+    split_by: SplitBy = "hash",
+) -> dict[str, Any]:
+    """Write records, given with the index of their shard, as a `DatasetDict` of three splits; return the manifest.
+
+    With `split_by="hash"` a story's split follows from its content, so that no story is in two splits.  With
+    `"shard"`, as the seeds do it, shard 0 is the test split and 1 per cent of the rest, by hash, is validation; the
+    manifest then counts the stories of the other splits that shard 0 holds too.
+
+    Raises:
+        UsageError: if `folder` already holds a corpus, or the records leave the train split empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
+    tally = _Tally()
+    with finished_folder(folder) as unfinished:
+        writers = {split: ArrowFile(unfinished / f"{split}.arrow", RECORD_SCHEMA) for split in SPLITS}
+        for shard, record in records:
+            split = split_of(record["record_id"])
+            if split_by == "shard":
+                split = "test" if shard == 0 else "validation" if split == "validation" else "train"
+            tally.add(split, record)
+            writers[split].write(record)
+        for writer in writers.values():
+            writer.close()
+        manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
+        if not manifest["stories"]["train"]:
+            raise UsageError(f"{sum(manifest['stories'].values())} stories leave the train split empty; give more stories")
+        save_splits(unfinished, unfinished / "records")
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def save_splits(folder: Path, destination: Path) -> None:
+    """Turn the raw Arrow file of each split into a folder that `datasets.load_from_disk` reads."""
+    files = {split: folder / f"{split}.arrow" for split in SPLITS}
+    splits = DatasetDict({split: Dataset.from_file(str(file)) for split, file in files.items()})
+    quiet = sum(map(len, splits.values())) < QUIET_ROWS and datasets.is_progress_bar_enabled()
+    if quiet:
+        datasets.disable_progress_bars()
+    try:
+        splits.save_to_disk(destination)
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
+    for file in files.values():
+        file.unlink()
+
+
+class _Tally:
+    """Counts what goes into a corpus: stories, features and duplicates by split."""
+
+    def __init__(self) -> None:
+        self.identifiers: dict[str, list[int]] = {split: [] for split in SPLITS}
+        self.features: Counter[str] = Counter()
+
+    def add(self, split: str, record: Record) -> None:
+        self.identifiers[split].append(int(record["record_id"][:16], 16))
+        self.features.update(record["features"])
+
+    def summary(self) -> dict[str, Any]:
+        arrays = {split: np.array(names, dtype=np.uint64) for split, names in self.identifiers.items()}
+        everything = np.concatenate(list(arrays.values()))
+        in_test = np.isin(np.concatenate([arrays["train"], arrays["validation"]]), arrays["test"])
+        return {
+            "stories": {split: len(names) for split, names in arrays.items()},
+            "duplicates": count_duplicates(everything),
+            "also_in_test": int(in_test.sum()),
+            "features": dict(sorted(self.features.items())),
+        }
+
+
+class ArrowFile:
+    """An Arrow stream file written in batches of rows, so that memory does not grow with the rows."""
+
+    def __init__(self, path: Path, schema: Features) -> None:
+        self.schema = schema.arrow_schema
+        self.rows: list[Any] = []
+        self.file = pa.OSFile(str(path), "wb")
+        self.stream = pa.ipc.new_stream(self.file, self.schema)
+
+    def write(self, row: Any) -> None:
+        """Add one row, a dict of the schema's fields."""
+        self.rows.append(row)
+        if len(self.rows) == WRITE_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows gathered so far."""
+        if self.rows:
+            self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+            self.rows = []
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self.flush()
+        self.stream.close()
+        self.file.close()
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `folder` only when all went well; nothing half-written stays.
+
+    Raises:
+        UsageError: where the place cannot be written to.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()  # only an empty one; anything else was refused before
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def ingest(
+    source: Source,
+    folder: Path,
+    split_by: SplitBy = "hash",
+    watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+) -> dict[str, Any]:
+    """Read a whole source into the corpus `folder`; `watch` may wrap the stream with a progress bar."""
+    origin = {"reference": source.reference, "fingerprint": source.fingerprint()}
+    return write_corpus(watch(source.records_by_shard()), folder, origin, split_by)
+
+
+def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDict:
+    """Open the records of a corpus, memory-mapped; of one split, or of all.
+
+    Raises:
+        UsageError: for a folder without records, or a split there is not.
+    """
+    records = folder / "records"
+    if not records.is_dir():
+        raise UsageError(f"{folder} holds no records; make them with prepare_tinystories.py ingest or generate")
+    splits = load_from_disk(str(records))
+    if split is None:
+        return splits
+    if split not in splits:
+        raise UsageError(f"--dataset_split {split}: {did_you_mean(split, splits)}")
+    return splits[split]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what a corpus or token store says of itself."""
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def is_corpus(folder: Path) -> bool:
+    """Say whether `folder` holds a prepared corpus."""
+    return (folder / MANIFEST).is_file() and (folder / "records").is_dir()
+
+
+def resolve_corpus(
+    dataset_name: str,
+    data_cache_dir: Path,
+    watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    **source_options: Any,
+) -> Path:
+    """Return the corpus folder of `--dataset_name`: a prepared name first, then a path, then the Hub.
+
+    A path or Hub data set is read into `data_cache_dir` under a name of its own, once; where the source has changed
+    since, the new content gets a new name, because the name holds its fingerprint.
+    """
+    folder = data_cache_dir / dataset_name
+    if is_corpus(folder):
+        return folder
+    if is_corpus(Path(dataset_name)):
+        return Path(dataset_name)
+    known = [p.name for p in data_cache_dir.iterdir() if is_corpus(p)] if data_cache_dir.is_dir() else []
+    try:
+        source = open_source(dataset_name, **source_options)
+        folder = data_cache_dir / f"{Path(dataset_name).name.split('.')[0]}-{source.fingerprint()[:8]}"
+        if not is_corpus(folder):
+            ingest(source, folder, watch=watch)
+    except UsageError as error:
+        raise UsageError(f"{error}; prepared in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}") from None
+    return folder

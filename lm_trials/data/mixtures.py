@@ -1,0 +1,59 @@
+"""Mixtures: several streams of documents in exact proportions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from lm_trials.console import UsageError
+
+Item = TypeVar("Item")
+
+
+def parse_weights(text: str | None, num_parts: int) -> list[float]:
+    """Read `.3,.7` as weights that sum to one; no text means equal parts.
+
+    Weights are normalised: `.7,.2,.1` does not sum to one in floating point, and is meant to.
+
+    Raises:
+        UsageError: for another number of weights than parts, a weight that is no positive number, or a sum that is
+            not one within 1 per cent.
+
+    >>> parse_weights(".7,.2,.1", num_parts=3)
+    [0.7, 0.2, 0.1]
+    >>> parse_weights(None, num_parts=2)
+    [0.5, 0.5]
+    """
+    if text is None:
+        return [1 / num_parts] * num_parts
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--data_mix {text} is no list of numbers; give one for each part, as .3,.7") from None
+    if len(weights) != num_parts:
+        raise UsageError(f"--data_mix {text} has {len(weights)} weights for {num_parts} parts; give one for each")
+    if min(weights) <= 0 or abs(sum(weights) - 1) > 0.01:
+        raise UsageError(f"--data_mix {text} sums to {sum(weights):g}; give positive weights that sum to 1")
+    return [round(weight / sum(weights), 12) for weight in weights]
+
+
+def mixed(parts: Sequence[Iterable[Item]], weights: Sequence[float]) -> Iterator[Item]:
+    """Yield items of each part in proportion, until the part whose turn it is has no more.
+
+    The next item comes from the part that is furthest behind its share, so that after any number of items each part
+    is within one item of it; no draw, and so no seed, is involved.
+
+    >>> "".join(mixed(["aaaa", "bbbbbbbb"], [0.25, 0.75]))
+    'babbbabbba'
+    """
+    streams = [iter(part) for part in parts]
+    taken = [0] * len(streams)
+    while True:
+        total = sum(taken) + 1
+        place = max(range(len(streams)), key=lambda part: weights[part] * total - taken[part])
+        try:
+            item = next(streams[place])
+        except StopIteration:
+            return
+        taken[place] += 1
+        yield item

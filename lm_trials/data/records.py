@@ -1,0 +1,170 @@
+"""The record: one story with what is known about it, the unit that every later stage counts in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from datasets import Features, List, Value
+
+from lm_trials.console import UsageError, did_you_mean
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+FEATURES = ("Dialogue", "Twist", "BadEnding", "MoralValue", "Foreshadowing", "Conflict")
+"""The narrative features of TinyStories, in the order in which this project lists them."""
+
+RECORD_SCHEMA = Features(
+    {
+        "record_id": Value("string"),
+        "story": Value("string"),
+        "prompt": Value("string"),
+        "words": List(Value("string")),
+        "features": List(Value("string")),
+        "summary": Value("string"),
+        "source": Value("string"),
+    }
+)
+
+# 98, 1 and 1 per cent of the range of a 32-bit hash.
+VALIDATION_FROM, TEST_FROM = int(0.98 * 2**32), int(0.99 * 2**32)
+
+
+class Record(TypedDict):
+    """One story with its metadata; unknown fields are empty, never missing."""
+
+    record_id: str
+    story: str
+    prompt: str
+    words: list[str]
+    features: list[str]
+    summary: str
+    source: str
+
+
+def record_id(story: str) -> str:
+    """Name a story by its content: 32 hexadecimal digits of a SHA-256.
+
+    Blanks are collapsed first, because the published forms of one story differ in leading blanks and in the empty
+    lines between paragraphs; the same story has the same name whichever file it came from.
+
+    >>> record_id(" \\nOne day.\\n\\nThe end.") == record_id("One day.\\nThe end.")
+    True
+    >>> record_id("One day.") == record_id("One night.")
+    False
+    """
+    return hashlib.sha256(" ".join(story.split()).encode()).hexdigest()[:32]
+
+
+def make_record(
+    story: str,
+    prompt: str = "",
+    words: Iterable[str] = (),
+    features: Iterable[str] = (),
+    summary: str = "",
+    source: str = "",
+) -> Record:
+    """Complete a record around `story`; features are checked and put in the project's spelling.
+
+    Raises:
+        UsageError: for a feature that TinyStories does not have.
+
+    >>> make_record(" One day. ", features=["Badending"])["features"]
+    ['BadEnding']
+    """
+    story = story.strip()
+    return Record(
+        record_id=record_id(story),
+        story=story,
+        prompt=prompt,
+        words=list(words),
+        features=[canonical_feature(feature) for feature in features],
+        summary=summary,
+        source=source,
+    )
+
+
+_SPELLINGS = {feature.lower(): feature for feature in FEATURES}
+
+
+def canonical_feature(name: str) -> str:
+    """Return the project's spelling of a feature; the published models were trained on `Badending`.
+
+    >>> canonical_feature("moralvalue")
+    'MoralValue'
+    """
+    try:
+        return _SPELLINGS[name.strip().lower()]
+    except KeyError:
+        raise UsageError(f"unknown feature {name!r}; {did_you_mean(name, FEATURES)}") from None
+
+
+def record_from_row(row: Mapping[str, Any], text_column: str | None = None) -> Record:
+    """Read a record from a row of any of the published forms.
+
+    The TinyStories archive nests `{"instruction": {"prompt:": ..., "words": ..., "features": ...}}`, and the key
+    really ends with a colon; without it is accepted too.  Flat rows have the fields beside the story.  The story is
+    in `text_column`, else in `story`, else in `text`.
+
+    Raises:
+        UsageError: for a row without a story, naming the columns there are.
+
+    >>> row = {"story": "Hi.", "instruction": {"prompt:": "Write.", "words": ["hi"], "features": ["Twist"]}}
+    >>> record_from_row(row)["prompt"], record_from_row(row)["features"]
+    ('Write.', ['Twist'])
+    """
+    names = [text_column] if text_column else ["story", "text"]
+    column = next((name for name in names if name in row), None)
+    if column is None:
+        raise UsageError(
+            f"no column {' or '.join(map(repr, names))}; the columns are {', '.join(map(str, row))}; "
+            "name the one that holds the text with --text_column"
+        )
+    story = row[column]
+    if not isinstance(story, str):
+        raise UsageError(f"column {column!r} holds {type(story).__name__} {story!r:.40}; it must hold text")
+    details = row.get("instruction")
+    if not isinstance(details, Mapping):
+        details = row
+    return make_record(
+        story,
+        prompt=str(details.get("prompt:") or details.get("prompt") or ""),
+        words=_listed(details.get("words")),
+        features=_listed(details.get("features")),
+        summary=str(row.get("summary") or ""),
+        source=str(row.get("source") or ""),
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    """Read a list that a CSV file or TinyStories-Instruct may have written as `a, b, c`."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]").replace('"', "").replace("'", "").split(",") if part.strip()]
+    return [str(part) for part in value]
+
+
+def split_of(identifier: str) -> Split:
+    """Return the split of a record: 98, 1 and 1 per cent by its name alone, whatever the order of the source.
+
+    >>> [split_of(f"{n:08x}") for n in (0, int(0.985 * 2**32), 2**32 - 1)]
+    ['train', 'validation', 'test']
+    """
+    place = int(identifier[:8], 16)
+    return "train" if place < VALIDATION_FROM else "validation" if place < TEST_FROM else "test"
+
+
+def count_duplicates(identifiers_64: np.ndarray) -> int:
+    """Count the stories that repeat an earlier one, from (N,) 64-bit prefixes of their names.
+
+    Prefixes keep the memory at 8 bytes a story; among five million, two different stories share one with a
+    probability below one in a million.
+
+    >>> count_duplicates(np.array([7, 8, 7, 7], dtype=np.uint64))
+    2
+    """
+    return len(identifiers_64) - len(np.unique(identifiers_64))

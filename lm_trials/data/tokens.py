@@ -1,0 +1,188 @@
+"""Token stores: the records' tokens, made once per tokenizer, memory-mapped, one row a document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from datasets import Dataset, Features, List, Value, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError, progress
+from lm_trials.data.corpora import MANIFEST, finished_folder, open_records, read_manifest, save_splits
+from lm_trials.data.records import SPLITS
+from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
+
+ENCODE_BATCH = 1000
+
+
+def store_schema(vocab_size: int) -> Features:
+    """Return the columns of a token store; ids take two bytes where the vocabulary fits."""
+    token = Value("uint16" if vocab_size <= 1 << 16 else "int32")
+    return Features(
+        {
+            "record_id": Value("string"),
+            "length": Value("int32"),
+            "num_bytes": Value("int32"),
+            "input_ids": List(token),
+        }
+    )
+
+
+def store_folder(corpus: Path, tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> Path:
+    """Return where the token store of a corpus lies for this tokenizer."""
+    return corpus / f"tokens-{tokenizer_hash(tokenizer)}{'-eos' if append_eos else ''}"
+
+
+def make_store(
+    corpus: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    append_eos: bool = False,
+    watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda batches, total, name: batches,
+) -> Path:
+    """Tokenise a corpus, BOS before each story and EOS after it if asked, and return the store's folder.
+
+    A store that is there already is returned as it is.  `watch(batches, number_of_stories, split)` may wrap the
+    stream of batches with a progress bar.
+
+    Raises:
+        UsageError: for a tokenizer without BOS (or EOS, if asked), or a corpus without records.
+    """
+    folder = store_folder(corpus, tokenizer, append_eos)
+    if (folder / MANIFEST).is_file():
+        return folder
+    bos, eos = document_marks(tokenizer, append_eos)
+    records = open_records(corpus)
+    schema = store_schema(len(tokenizer))
+    counts: dict[str, dict[str, int]] = {}
+    with finished_folder(folder) as unfinished:
+        for split in SPLITS:
+            batches = watch(_encoded(records[split], tokenizer, bos, eos, schema), len(records[split]), split)
+            counts[split] = _write_split(unfinished / f"{split}.arrow", batches, schema)
+        save_splits(unfinished, unfinished)
+        manifest = {
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "vocab_size": len(tokenizer),
+            "append_eos": append_eos,
+            "documents": {split: count["documents"] for split, count in counts.items()},
+            "tokens": {split: count["tokens"] for split, count in counts.items()},
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return folder
+
+
+def token_progress(batches: Iterable[pa.RecordBatch], total: int, split: str) -> Iterator[pa.RecordBatch]:
+    """Show how many stories of a split are tokenised; for `make_store`."""
+    return progress(batches, f"tokenising {split}", "stories", total, size=lambda batch: batch.num_rows)
+
+
+def document_marks(tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> tuple[list[int], list[int]]:
+    """Return the ids before and after each document; a tokenizer without BOS opens a document with its EOS."""
+    opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if opening is None or (append_eos and tokenizer.eos_token_id is None):
+        raise UsageError(
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no BOS or EOS token to put between stories; "
+            "use one made by prepare_tinystories.py train_vocab, or GPT-2's or Llama's"
+        )
+    return [opening], [tokenizer.eos_token_id] if append_eos else []
+
+
+def _encoded(
+    records: Dataset, tokenizer: PreTrainedTokenizerBase, bos: list[int], eos: list[int], schema: Features
+) -> Iterator[pa.RecordBatch]:
+    encode = batch_encoder(tokenizer)
+    token = schema["input_ids"].feature.pa_type
+    for batch in records.with_format("arrow").select_columns(["record_id", "story"]).iter(ENCODE_BATCH):
+        stories = batch["story"].to_pylist()
+        yield encoded_batch(batch["record_id"], stories, encode(stories), bos, eos, token, schema.arrow_schema)
+
+
+def encoded_batch(
+    record_ids: pa.Array,
+    stories: list[str],
+    ids: list[list[int]],
+    bos: list[int],
+    eos: list[int],
+    token: pa.DataType,
+    schema: pa.Schema,
+) -> pa.RecordBatch:
+    """Lay the ids of N stories out as one Arrow batch, without a Python object for each token."""
+    lengths = np.fromiter((len(bos) + len(row) + len(eos) for row in ids), dtype=np.int32, count=len(ids))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat: list[int] = []
+    for row in ids:
+        flat += bos
+        flat += row
+        flat += eos
+    values = pa.array(np.array(flat, dtype=token.to_pandas_dtype()))
+    num_bytes = np.fromiter((len(story.encode()) for story in stories), dtype=np.int32, count=len(stories))
+    if isinstance(record_ids, pa.ChunkedArray):
+        record_ids = record_ids.combine_chunks()
+    columns = [record_ids, pa.array(lengths), pa.array(num_bytes), pa.ListArray.from_arrays(pa.array(offsets), values)]
+    return pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _write_split(path: Path, batches: Iterable[pa.RecordBatch], schema: Features) -> dict[str, int]:
+    documents = tokens = 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema.arrow_schema) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+            documents += batch.num_rows
+            tokens += int(pa.compute.sum(batch.column("length")).as_py())
+    return {"documents": documents, "tokens": tokens}
+
+
+class TokenStore:
+    """The tokens of one split, memory-mapped.
+
+    Attributes:
+        lengths_N: tokens of each document, BOS and EOS counted.
+        num_bytes_N: UTF-8 bytes of each story, for bits per byte.
+        num_tokens: their sum.
+    """
+
+    def __init__(self, dataset: Dataset, manifest: dict[str, Any]) -> None:
+        self.dataset = dataset
+        self.manifest = manifest
+        table = dataset.data.table
+        self.lengths_N = table.column("length").to_numpy()
+        self.num_bytes_N = table.column("num_bytes").to_numpy()
+        self.num_tokens = int(self.lengths_N.sum(dtype=np.int64))
+        # One flat view on the memory map for each Arrow batch, and where each document starts in it.
+        chunks = [chunk for chunk in table.column("input_ids").chunks if len(chunk)]
+        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._starts = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._first = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> TokenStore:
+        """Open one split of a store's folder.
+
+        Raises:
+            UsageError: for a folder that is no store, or a split without documents.
+        """
+        if not (folder / MANIFEST).is_file():
+            raise UsageError(f"{folder} holds no tokens; make them with prepare_tinystories.py pretokenize")
+        store = cls(load_from_disk(str(folder))[split], read_manifest(folder))
+        if not len(store):
+            raise UsageError(f"the {split} split of {folder.parent} has no story; prepare more stories")
+        return store
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    def tokens(self, document: int) -> np.ndarray:
+        """Return the (length,) ids of one document, a view on the memory map."""
+        chunk = int(np.searchsorted(self._first, document, side="right")) - 1
+        row = document - int(self._first[chunk])
+        starts = self._starts[chunk]
+        return self._values[chunk][starts[row] : starts[row + 1]]
+
+    def record_id(self, document: int) -> str:
+        """Return the name of the record that a document holds."""
+        return self.dataset.data.table.column("record_id")[document].as_py()

@@ -1,0 +1,1 @@
+"""Losses by story and by slice, sampled stories and their scores."""

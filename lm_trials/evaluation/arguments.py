@@ -1,0 +1,45 @@
+"""The flags of `eval_checkpoint.py`; no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lm_trials.arguments import option
+
+
+@dataclass
+class EvaluationArguments:
+    """Which models are evaluated on which stories, and how."""
+
+    model_name_or_path: list[str] = option(
+        [], aliases=["--model_dir"], help="Run, checkpoint, model folder or Hub name; several make a matrix."
+    )
+    dataset_name: list[str] = option(
+        ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix."
+    )
+    dataset_config_name: str | None = option(None, help="Configuration of a Hub data set or part of a folder; a+b mixes.")
+    data_mix: str | None = option(None, help="Shares of the parts a+b, as .3,.7. Default: equal.")
+    dataset_split: str | None = option(
+        None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is evaluated whole."
+    )
+    streaming: Literal["CacheStream", "True", "False"] = option(
+        "True", help="Hub data: stream it (True), or download it first (CacheStream, False)."
+    )
+    data_cache_dir: str = option("data", help="Folder of prepared corpora.")
+    text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
+    tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
+    max_eval_samples: int | None = option(None, help="Stories evaluated, from the start; default all.")
+    layout: Literal["per_story", "packed"] = option(
+        "per_story", help="Each story by itself, or all joined and cut into windows as in pretraining."
+    )
+    block_size: int | None = option(None, help="Window, in tokens. Default: the model's positions, at most 1024.")
+    attention_across_documents: bool = option(True, help="In packed form: whether a story sees the one before it.")
+    append_eos: bool | None = option(None, help="Score EOS after each story. Default: as the model was trained.")
+    per_device_eval_batch_size: int = option(16, help="Windows of a batch; changes speed and memory, no result.")
+    by: list[str] = option([], help="Slices: features, source.")
+    all_checkpoints: bool = option(False, help="Evaluate every checkpoint of a run, and its final model.")
+    generate: int = option(0, help="Continue this many stories and score them against the records' own.")
+    prompt_share: float = option(0.4, help="Share of a story's tokens that is given before the model goes on.")
+    temperature: float = option(0.0, help="Sampling temperature of --generate; 0 is greedy.")
+    seed: int = option(0, help="Seed of the intervals and of the sampling.")
+    output_dir: str | None = option(None, help="Folder of the results. Default: <model>/eval/<data set>.")
+    tables_dir: str = option("out/tables", help="Folder of the tables of --generate.")

@@ -1,0 +1,79 @@
+"""Evaluation sets: which stories a model is evaluated on, read as a stream."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm_trials.console import UsageError
+from lm_trials.data.corpora import is_corpus, open_records, read_manifest
+from lm_trials.data.mixtures import mixed, parse_weights
+from lm_trials.data.records import Record
+from lm_trials.data.sources import Source, open_source
+from lm_trials.evaluation.arguments import EvaluationArguments
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A named stream of records that can be read again.
+
+    Attributes:
+        name: for tables and folders.
+        read: starts the stream.
+        fingerprint: of the content, for the manifest of the results.
+        total: how many stories there are, where that is known before reading them.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Record]]
+    fingerprint: str
+    total: int | None = None
+
+
+def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
+    """Find the stories that `--dataset_name` means: a prepared corpus first, then a path, then the Hub.
+
+    Raises:
+        UsageError: for a name that is none of them, a split or part that is not there, weights that do not fit.
+    """
+    if args.max_eval_samples is not None and args.max_eval_samples < 1:
+        raise UsageError(f"--max_eval_samples {args.max_eval_samples} leaves nothing to evaluate; give at least 1")
+    folder = next((f for f in (Path(args.data_cache_dir) / name, Path(name)) if is_corpus(f)), None)
+    if folder is not None:
+        split = args.dataset_split or "validation"
+        records = open_records(folder, split)
+        fingerprint = str(read_manifest(folder)["origin"]["fingerprint"])
+        total = min(len(records), args.max_eval_samples or len(records))
+        return EvaluationSet(f"{folder.name}-{split}", lambda: _limited(iter(records), args), fingerprint, total)
+    parts = (args.dataset_config_name or "").split("+")
+    sources = [_source(name, part or None, args) for part in parts]
+    weights = parse_weights(args.data_mix, len(sources))
+    label = "-".join([Path(name).name.split(".")[0], *(part for part in parts if part)])
+    return EvaluationSet(
+        label + (f"-{args.dataset_split}" if args.dataset_split else ""),
+        lambda: _limited(mixed([source.records() for source in sources], weights), args),
+        "+".join(source.fingerprint() for source in sources),
+        args.max_eval_samples,
+    )
+
+
+def _source(name: str, part: str | None, args: EvaluationArguments) -> Source:
+    source = open_source(
+        name,
+        text_column=args.text_column,
+        dataset_config_name=part,
+        dataset_split=args.dataset_split,
+        streaming=args.streaming == "True",
+    )
+    if source.kind == "hub" and args.dataset_split is None:
+        source = open_source(
+            name, text_column=args.text_column, dataset_config_name=part, dataset_split="validation",
+            streaming=args.streaming == "True",
+        )  # fmt: skip
+    return source
+
+
+def _limited(records: Iterator[Record], args: EvaluationArguments) -> Iterator[Record]:
+    return itertools.islice(records, args.max_eval_samples)

@@ -1,0 +1,99 @@
+"""Generation: stories that a model writes, seeded, batched, without touching the run's own random state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError
+from lm_trials.data.tokens import document_marks
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch for the block alone; the training that goes on afterwards draws what it would have drawn."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def write_stories(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[list[int]]:
+    """Continue each prompt and return the new tokens, up to and without the end of the story.
+
+    Prompts of different lengths are padded on the left, under an attention mask.  A story ends at EOS or at the BOS
+    that opens the next one, whichever the model was trained to write.
+
+    Args:
+        prompts: token ids, each opened by the tokenizer's BOS (`tokens.document_marks`).
+        temperature: 0 is greedy.
+        top_k: 0 is no limit.
+        seed: of the sampling; a batch's draws depend on `batch_size` too.
+    """
+    bos, _ = document_marks(tokenizer, append_eos=False)
+    ends = sorted({bos[0], *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        bos_token_id=bos[0],
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+        use_cache=True,
+        **(sampling if temperature > 0 else {"do_sample": False}),
+    )
+    check_lengths(model, prompts, max_new_tokens)
+    written: list[list[int]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with own_randomness(seed, model.device), torch.no_grad():
+            for at in range(0, len(prompts), batch_size):
+                written += _continue_batch(model, prompts[at : at + batch_size], config, ends)
+    finally:
+        model.train(was_training)
+    return written
+
+
+def check_lengths(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Refuse a prompt that leaves no place for new tokens."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(len(prompt) for prompt in prompts)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise UsageError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones need more than the model's {positions} "
+            "positions; ask for fewer tokens or give shorter prompts"
+        )
+
+
+def _continue_batch(
+    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, ends: list[int]
+) -> list[list[int]]:
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), ends[0], dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        generation_config=config,
+    )
+    return [_cut(row, ends) for row in output[:, longest:].tolist()]
+
+
+def _cut(ids: list[int], ends: list[int]) -> list[int]:
+    return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)

@@ -1,0 +1,131 @@
+"""Summaries: cross-entropy, perplexity, accuracy and bits per byte of story losses, with intervals over stories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from lm_trials.console import UsageError
+from lm_trials.data.records import FEATURES, Record
+from lm_trials.data.tokens import TokenStore
+from lm_trials.estimates import Estimate, StoryBootstrap
+from lm_trials.evaluation.losses import Document, StoryLoss
+
+SliceBy = Literal["features", "source"]
+BATCH = 512
+
+# Each statistic of the sums (nats, tokens, correct, bytes) of a group of stories, with its unit.
+STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "loss": (lambda sums: sums[..., 0] / sums[..., 1], "nats per token"),
+    "perplexity": (lambda sums: np.exp(sums[..., 0] / sums[..., 1]), "perplexity"),
+    "accuracy": (lambda sums: sums[..., 2] / sums[..., 1], "next-token accuracy"),
+    "bits_per_byte": (lambda sums: sums[..., 0] / np.log(2) / sums[..., 3], "bits per byte"),
+}
+
+
+def groups_of(record: Record, by: Sequence[SliceBy]) -> tuple[str, ...]:
+    """Return the slices that a record belongs to; for each feature it has it or has it not.
+
+    >>> from lm_trials.data.records import make_record
+    >>> groups_of(make_record("Hi.", features=["Twist"], source="GPT-4"), by=["features", "source"])[:4]
+    ('all', 'features!=Dialogue', 'features=Twist', 'features!=BadEnding')
+    """
+    groups = ["all"]
+    if "features" in by:
+        groups += [f"features{'=' if name in record['features'] else '!='}{name}" for name in FEATURES]
+    if "source" in by:
+        groups.append(f"source={record['source'] or 'unknown'}")
+    return tuple(groups)
+
+
+def record_documents(
+    records: Iterable[Record],
+    encode: Callable[[list[str]], list[list[int]]],
+    marks: tuple[list[int], list[int]],
+    by: Sequence[SliceBy] = (),
+) -> Iterator[Document]:
+    """Tokenise records as they come, marks before and after each story (`tokens.document_marks`)."""
+    bos, eos = marks
+    waiting: list[Record] = []
+
+    def encoded() -> Iterator[Document]:
+        for record, ids in zip(waiting, encode([record["story"] for record in waiting]), strict=True):
+            num_bytes = len(record["story"].encode())
+            yield Document(record["record_id"], np.array(bos + ids + eos), num_bytes, groups_of(record, by))
+
+    for record in records:
+        waiting.append(record)
+        if len(waiting) == BATCH:
+            yield from encoded()
+            waiting.clear()
+    yield from encoded()
+
+
+def store_documents(store: TokenStore, limit: int | None = None) -> Iterator[Document]:
+    """Yield the first `limit` documents of a token store."""
+    for number in range(min(len(store), limit or len(store))):
+        yield Document(store.record_id(number), store.tokens(number), int(store.num_bytes_N[number]))
+
+
+class LossSummary:
+    """Collects story losses and gives the estimates of each slice; its memory does not grow with the stories."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.bootstrap = StoryBootstrap(seed)
+        self.tokens: dict[str, int] = {}
+        self.unscored = 0
+        self._waiting: list[StoryLoss] = []
+
+    def add(self, story: StoryLoss) -> None:
+        """Add one story; one without a token to predict is counted apart."""
+        if not story.tokens:
+            self.unscored += 1
+            return
+        self._waiting.append(story)
+        for group in story.document.groups:
+            self.tokens[group] = self.tokens.get(group, 0) + story.tokens
+        if len(self._waiting) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        sums_NK = np.array([(s.nats, s.tokens, s.correct, s.document.num_bytes) for s in self._waiting])
+        names = dict.fromkeys(group for story in self._waiting for group in story.document.groups)
+        groups = {name: np.array([name in story.document.groups for story in self._waiting]) for name in names}
+        self.bootstrap.update(sums_NK, groups)
+        self._waiting.clear()
+
+    def estimates(self, group: str = "all") -> dict[str, Estimate]:
+        """Return loss, perplexity, accuracy and bits per byte of a slice.
+
+        Raises:
+            UsageError: if no story of it had a token to predict.
+        """
+        self._flush()
+        if group not in self.bootstrap.counts:
+            raise UsageError("no story has a token to predict; give stories of at least two tokens")
+        return {name: self.bootstrap.estimate(f, unit, group) for name, (f, unit) in STATISTICS.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the table: a row for each slice and metric, `all` first, then by name."""
+        self._flush()
+        rows = []
+        for group in sorted(self.bootstrap.counts, key=lambda name: (name != "all", name.replace("!=", "=~"))):
+            for metric, estimate in self.estimates(group).items():
+                rows.append({"slice": group, "metric": metric, **estimate.row(), "tokens": self.tokens[group]})
+        return rows
+
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """Return the metrics of all stories under Trainer's names: `eval_loss`, `eval_perplexity`, ..."""
+        estimates = self.estimates()
+        metrics: dict[str, float] = {}
+        for name, estimate in estimates.items():
+            metrics[f"{prefix}_{name}"] = estimate.estimate
+            metrics[f"{prefix}_{name}_lower"] = estimate.lower
+            metrics[f"{prefix}_{name}_upper"] = estimate.upper
+        metrics[f"{prefix}_samples"] = estimates["loss"].n
+        metrics[f"{prefix}_tokens"] = self.tokens["all"]
+        return metrics

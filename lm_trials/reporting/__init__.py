@@ -1,0 +1,1 @@
+"""Tables and figures; reads files only, never torch, never a model."""

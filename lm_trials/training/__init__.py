@@ -1,0 +1,1 @@
+"""Runs: their arguments, their manifest, the Trainer that counts every token."""

@@ -1,0 +1,145 @@
+"""`run.json`: everything that determines a run, each field with its role.
+
+*outcome* fields are what a comparison is about, *replicate* fields are seeds, *logistics* change nothing that is
+measured.  The process count, batch and accumulation are logistics at equal product, so their product is the outcome
+field `total_train_batch_size`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, TrainingArguments
+
+from lm_trials.models.reference import RUN_FILE
+from lm_trials.training.plan import Plan
+
+REPLICATE = frozenset({"seed", "data_seed"})
+LOGISTICS = frozenset(
+    {
+        *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "do_train", "do_eval", "do_predict"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
+        *("log_level", "log_level_replica", "include_num_input_tokens_seen", "trackio_space_id", "trackio_bucket_id"),
+        *("trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "debug"),
+        *("per_device_eval_batch_size", "prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"),
+        *("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy"),
+        *("save_steps", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "skip_memory_metrics"),
+        *("push_to_hub", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size", "local_rank"),
+        *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "torch_empty_cache_steps"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "ddp_timeout"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "ddp_bucket_cap_mb"),
+        *("num_train_epochs", "data_cache_dir", "num_sampled_stories", "sample_tokens", "overwrite_output_dir"),
+        *("max_eval_samples",),
+    }
+)
+SECRET = frozenset({"hub_token"})
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "peft", "trl", "bitsandbytes")
+
+
+def role_of(field: str) -> str:
+    """Say what a change of a field means to a comparison; what is not listed decides the outcome.
+
+    >>> role_of("learning_rate"), role_of("seed"), role_of("logging_steps")
+    ('outcome', 'replicate', 'logistics')
+    """
+    return "replicate" if field in REPLICATE else "logistics" if field in LOGISTICS else "outcome"
+
+
+def describe_run(
+    arguments: TrainingArguments,
+    others: list[Any],
+    config: PretrainedConfig,
+    plan: Plan,
+    data: dict[str, Any],
+) -> dict[str, Any]:
+    """Put together what `run.json` holds.
+
+    Args:
+        arguments: the training arguments, as resolved.
+        others: further dataclasses of flags.
+        config: the model's.
+        plan: updates and tokens.
+        data: fingerprints of corpus, tokenizer and token store.
+    """
+    described: dict[str, Any] = {"run_name": arguments.run_name, "outcome": {}, "replicate": {}, "logistics": {}}
+    for field, value in _resolved(arguments, *others).items():
+        described[role_of(field)][field] = value
+    described["outcome"].update(
+        total_train_batch_size=plan.blocks_per_step,
+        block_size=plan.block_size,
+        num_tokens=plan.num_tokens,
+        model=json.loads(config.to_json_string(use_diff=False)),
+        data=data,
+        code_revision=code_revision(),
+    )
+    described["logistics"]["world_size"] = arguments.world_size
+    described["versions"] = versions()
+    described["environment"] = environment(arguments)
+    return described
+
+
+def _resolved(*dataclass_objects: Any) -> dict[str, Any]:
+    """Return the fields of all flags as JSON values; tokens are never written."""
+    values: dict[str, Any] = {}
+    for flags in dataclass_objects:
+        for field in dataclasses.fields(flags):
+            if field.init and field.name not in SECRET:
+                value = getattr(flags, field.name)
+                values[field.name] = value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
+    for name in ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "optim", "hub_strategy"):
+        if hasattr(dataclass_objects[0], name):
+            value = getattr(dataclass_objects[0], name)
+            values[name] = getattr(value, "value", value)
+    return json.loads(json.dumps(values, default=str))
+
+
+def code_revision() -> str:
+    """Return 16 hexadecimal digits of a hash of this package's sources, which is there without git too."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the result; loss curves of different versions are not comparable."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(arguments: TrainingArguments) -> dict[str, Any]:
+    """Return the machine: its platform, device and the threads that CPU arithmetic depends on."""
+    on_gpu = arguments.device.type == "cuda"
+    return {
+        "platform": platform.platform(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "device": torch.cuda.get_device_name() if on_gpu else arguments.device.type,
+        "num_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "parallel_mode": str(arguments.parallel_mode.value),
+    }
+
+
+def write_run(folder: Path, described: dict[str, Any]) -> Path:
+    """Write `run.json` whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{RUN_FILE}.unfinished"
+    unfinished.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    unfinished.replace(folder / RUN_FILE)
+    return folder / RUN_FILE

@@ -1,0 +1,46 @@
+"""`RunArguments`: `TrainingArguments` with this project's defaults.  Loads torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from lm_trials.console import UsageError
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """`transformers.TrainingArguments`, name by name, with five defaults changed.
+
+    TensorBoard is on; log lines come every 10 updates; the Trainer reads the data in the order given, because
+    `TrainingBlocks` has shuffled them already; `ddp_find_unused_parameters` is off, since every parameter of a causal
+    model is used; and a machine without an accelerator trains on its CPU without `--use_cpu`.
+    """
+
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Updates between log lines, or their share below 1."})
+    train_sampling_strategy: str = field(
+        default="sequential", metadata={"help": "Fixed: the order is made by --data_seed and --shuffle_buffer_size."}
+    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in DistributedDataParallel."})
+
+    def __post_init__(self) -> None:
+        if self.train_sampling_strategy != "sequential":
+            raise UsageError(
+                f"--train_sampling_strategy {self.train_sampling_strategy} would reorder a fixed order; "
+                "leave it away and use --data_seed and --shuffle_buffer_size"
+            )
+        self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        # `--output_dir` has no default until the run has a name; see `lm_trials.training.plan.name_run`.
+        self.has_output_dir = self.output_dir is not None
+        if not self.has_output_dir:
+            self.output_dir = "runs"
+        if not self.do_train and not self.do_eval:
+            self.do_train = True
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        super().__post_init__()

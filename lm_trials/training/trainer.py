@@ -1,0 +1,182 @@
+"""The Trainer that counts every token: stock `transformers.Trainer`, with evaluation by sums and logs by tokens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import Trainer, default_data_collator
+from transformers.trainer_callback import ProgressCallback
+
+from lm_trials.console import UsageError
+from lm_trials.data.blocks import TrainingBlocks
+from lm_trials.data.tokens import TokenStore, document_marks
+from lm_trials.evaluation.generation import write_stories
+from lm_trials.evaluation.losses import Processes, story_losses
+from lm_trials.evaluation.summary import LossSummary, store_documents
+from lm_trials.training.throughput import flops_per_token, peak_flops
+
+
+class StoryTrainer(Trainer):
+    """`transformers.Trainer` on blocks of stories.
+
+    `evaluate` is exact: Trainer's own loss is a mean of batch means and moves with the batch size (pitfall P3), and
+    called before `train` under DDP it leaves the model unwrapped, so that the processes train apart (pitfall P2).
+    This one sums over tokens, in every process alike, and never prepares the model.
+
+    Args:
+        eval_block_size: longest window of an evaluation, in tokens.
+        max_eval_samples: validation stories evaluated, in the store's order; None for all.
+        num_sampled_stories: stories that the model writes after each evaluation, into TensorBoard.
+        sample_tokens: most tokens of such a story.
+        kwargs: `Trainer`'s own; `eval_dataset` is a `TokenStore` or a dict of named ones.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        eval_block_size: int,
+        max_eval_samples: int | None = None,
+        num_sampled_stories: int = 0,
+        sample_tokens: int = 200,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, data_collator=default_data_collator, **kwargs)
+        self.eval_block_size = eval_block_size
+        self.max_eval_samples = max_eval_samples
+        self.num_sampled_stories = num_sampled_stories
+        self.sample_tokens = min(sample_tokens, eval_block_size - 1)
+        self._mark = (time.perf_counter(), 0)
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(RunProgress())
+
+    def evaluate(
+        self,
+        eval_dataset: TokenStore | dict[str, TokenStore] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate on whole stories; returns `eval_loss`, `eval_perplexity`, ... with their intervals."""
+        stores = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(stores, dict):
+            metrics: dict[str, float] = {}
+            for name, store in stores.items():
+                metrics |= self.evaluate(store, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if stores is None:
+            raise UsageError("there is nothing to evaluate on; give a data set with a validation split")
+        started = time.perf_counter()
+        summary = LossSummary()
+        processes = Processes(self.args.process_index, self.args.world_size, gather_object)
+        documents = store_documents(stores, self.max_eval_samples)
+        # The model itself, not its DDP wrapper: an evaluation takes no part in gradient synchronisation.
+        for story in story_losses(
+            self.accelerator.unwrap_model(self.model),
+            documents,
+            self.eval_block_size,
+            batch_size=self.args.per_device_eval_batch_size,
+            processes=processes if self.args.world_size > 1 else None,
+        ):
+            summary.add(story)
+        metrics = summary.metrics(metric_key_prefix)
+        seconds = time.perf_counter() - started
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
+        metrics[f"{metric_key_prefix}_tokens_per_second"] = metrics[f"{metric_key_prefix}_tokens"] / seconds
+        self.log(metrics)
+        self.log_samples()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._mark = (time.perf_counter(), self.state.global_step)  # training speed excludes evaluations
+        self._evaluated = (self.state.global_step, metrics)
+        return metrics
+
+    def final_metrics(self) -> dict[str, float]:
+        """Return the metrics of the model as it is now, evaluating it unless the last step did."""
+        step, metrics = self._evaluated
+        return metrics if metrics and step == self.state.global_step else self.evaluate()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save with the cache on: the Trainer turns it off in the config for the training, generation wants it."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.use_cache = True
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = self.args.use_cache
+
+    def log_samples(self) -> None:
+        """Log stories that the model writes, the same draws at every step, so that they can be compared."""
+        whole = self.accelerator.distributed_type in ("NO", "MULTI_CPU", "MULTI_GPU")
+        if not self.num_sampled_stories or not whole or not self.is_world_process_zero():
+            return
+        bos, _ = document_marks(self.processing_class, append_eos=False)
+        stories = write_stories(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            [bos] * self.num_sampled_stories,
+            max_new_tokens=self.sample_tokens,
+            temperature=0.8,
+        )
+        texts = self.processing_class.batch_decode(stories, skip_special_tokens=True)
+        self.log({f"eval_story_{number}": text for number, text in enumerate(texts)})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens seen and tokens per second to each training log, and MFU where the device's peak is known."""
+        if isinstance(self.train_dataset, TrainingBlocks) and "loss" in logs:
+            block_size = self.train_dataset.block_size
+            tokens_per_step = self.get_total_train_batch_size(self.args) * block_size
+            then, step_then = self._mark
+            now, step = time.perf_counter(), self.state.global_step
+            per_second = (step - step_then) * tokens_per_step / max(now - then, 1e-9)
+            logs["tokens_seen"] = step * tokens_per_step
+            logs["tokens_per_second"] = per_second
+            peak = peak_flops(self.args.device) * self.args.world_size
+            if peak:
+                logs["mfu"] = per_second * flops_per_token(self.model, block_size) / peak
+            self._mark = (now, step)
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; speed is counted from here."""
+        self._mark = (time.perf_counter(), self.state.global_step)
+        return super().train(*args, **kwargs)
+
+
+class RunProgress(ProgressCallback):
+    """One bar for the run: loss, learning rate, speed and tokens beside it, a line for each evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the latest numbers beside the bar."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            shown = [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0.0):.1e}"]
+            shown.append(f"{logs['tokens_per_second']:,.0f} tok/s")
+            shown.append(f"{_short(logs['tokens_seen'])} tokens")
+            if "mfu" in logs:
+                shown.append(f"MFU {logs['mfu']:.1%}")
+            self.training_bar.set_postfix_str("  ".join(shown))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Write one line for each evaluation above the bar."""
+        super().on_evaluate(args, state, control, **kwargs)
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        for key, value in (metrics or {}).items():
+            if key.endswith("_loss"):
+                prefix = key.removesuffix("_loss")
+                self.training_bar.write(
+                    f"step {state.global_step:>6}  {prefix} loss {value:.4f} "
+                    f"[{metrics[f'{key}_lower']:.4f}, {metrics[f'{key}_upper']:.4f}]  "
+                    f"perplexity {metrics[f'{prefix}_perplexity']:.2f}  accuracy {metrics[f'{prefix}_accuracy']:.3f}  "
+                    f"n={metrics[f'{prefix}_samples']:,} stories"
+                )
+
+
+def _short(count: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return f"{count:.0f}"
+

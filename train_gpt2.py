@@ -1,0 +1,109 @@
+"""Train a GPT-2 or Llama language model from scratch on stories.
+
+    python train_gpt2.py --dataset_name generated --vocab_size 1024 --config_name demo --max_steps 500
+    python train_gpt2.py --dataset_name stories.jsonl --tokenizer_name FOLDER --config_overrides n_embd=512,n_layer=8,n_head=8
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml train_gpt2.py --config configs/demo.yaml
+
+Every flag of transformers.TrainingArguments works by its own name (--help_all); --config FILE.yaml holds flags.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import progress, script
+from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
+
+
+def run_arguments() -> type:
+    """Load the full class of training arguments, and torch with it."""
+    from lm_trials.training.run_arguments import RunArguments
+
+    return RunArguments
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train, save and evaluate; returns the metrics of the final evaluation."""
+    own = (DataArguments, ModelArguments)
+    data_args, model_args, args = parse_arguments(
+        argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="train_gpt2.py"
+    )
+    from lm_trials.data.blocks import TrainingBlocks
+    from lm_trials.data.corpora import resolve_corpus
+    from lm_trials.data.tokenizers import resolve_vocab
+    from lm_trials.data.tokens import TokenStore, make_store, token_progress
+    from lm_trials.models.shapes import build_model
+    from lm_trials.reporting.figures import loss_figure
+    from lm_trials.training.launch import check_processes
+    from lm_trials.training.manifest import describe_run, write_run
+    from lm_trials.training.plan import claim_output_dir, name_run, plan_run
+    from lm_trials.training.session import (
+        LOSS_PICTURE,
+        announce,
+        choose_config,
+        describe_data,
+        finish,
+        finished_model,
+    )
+    from lm_trials.training.trainer import StoryTrainer
+
+    check_processes(args.distributed_state)
+    tokenizer = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
+    config = choose_config(model_args, data_args, tokenizer)
+    name_run(args, model_args.config_name or config.model_type, data_args.dataset_name)
+    with args.main_process_first(desc="the data"):
+        resume = claim_output_dir(args, model_args.overwrite_output_dir) if args.do_train else None
+        corpus = resolve_corpus(
+            data_args.dataset_name,
+            Path(data_args.data_cache_dir),
+            watch=lambda records: progress(records, "reading stories", "stories"),
+            text_column=data_args.text_column,
+        )
+        store = make_store(
+            corpus,
+            tokenizer,
+            data_args.append_eos,
+            watch=token_progress,
+        )
+    train, validation = (TokenStore.open(store, split) for split in ("train", "validation"))
+
+    model = build_model(config, args.seed) if args.do_train else finished_model(args.output_dir)
+    plan = plan_run(args, train, data_args.block_size)
+    announce(args, model, plan, train, validation)
+    args.distributed_state.wait_for_everyone()  # every process has claimed the folder before one writes into it
+    if args.should_save and args.do_train:
+        data = describe_data(corpus, store)
+        write_run(Path(args.output_dir), describe_run(args, [data_args, model_args], config, plan, data))
+    trainer = StoryTrainer(
+        model=model,
+        args=args,
+        train_dataset=TrainingBlocks(
+            train,
+            plan.block_size,
+            plan.num_blocks,
+            args.data_seed,
+            data_args.shuffle_buffer_size,
+            data_args.attention_across_documents,
+        ),
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        eval_block_size=plan.block_size,
+        max_eval_samples=data_args.max_eval_samples,
+        num_sampled_stories=model_args.num_sampled_stories,
+        sample_tokens=model_args.sample_tokens,
+    )
+    if args.do_train:
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
+    metrics = trainer.final_metrics()
+    if trainer.is_world_process_zero():
+        figure = loss_figure(trainer.state.log_history, title=args.run_name)
+        figure.savefig(Path(args.output_dir) / LOSS_PICTURE, dpi=150)
+    finish(trainer, metrics)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()
