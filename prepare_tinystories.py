@@ -53,8 +53,12 @@ class DownloadArguments:
 class IngestArguments(CorpusArguments):
     """Read a source into a corpus: records, splits, counts."""
 
-    source: str = option("data/TinyStories_all_data", help="A file, a folder of shards, a saved data set or a Hub name.")
-    split_by: Literal["hash", "shard"] = option("hash", help="hash: 98/1/1 by content. shard: shard 0 is the test split.")
+    source: str = option(
+        "data/TinyStories_all_data", help="A file, a folder of shards, a saved data set or a Hub name."
+    )
+    split_by: Literal["hash", "shard"] = option(
+        "hash", help="hash: 98/1/1 by content. shard: shard 0 is the test split."
+    )
     text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
     text_separator: str = option("<|endoftext|>", help="What stands between two stories of a text file.")
     dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
@@ -105,7 +109,13 @@ def download(args: DownloadArguments) -> list[Path]:
     folder = Path(args.data_cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     shards = unpack_archive(local_archive(folder) or download_archive(folder), folder / FOLDER)
-    show_facts("TinyStories", {"shards": f"{len(shards)} in {folder / FOLDER}", "next": "python prepare_tinystories.py ingest --corpus tinystories"})
+    show_facts(
+        "TinyStories",
+        {
+            "shards": f"{len(shards)} in {folder / FOLDER}",
+            "next": "python prepare_tinystories.py ingest --corpus tinystories",
+        },
+    )
     return shards
 
 
@@ -143,7 +153,13 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     with finished_folder(folder) as unfinished:
         tokenizer.save_pretrained(unfinished)
     facts = {"tokens": f"{len(tokenizer):,}", "folder": str(folder)}
-    show_facts("tokenizer", {**facts, "next": f"python prepare_tinystories.py pretokenize --corpus {args.corpus} --vocab_size {args.vocab_size}"})
+    show_facts(
+        "tokenizer",
+        {
+            **facts,
+            "next": f"python prepare_tinystories.py pretokenize --corpus {args.corpus} --vocab_size {args.vocab_size}",
+        },
+    )
     return folder
 
 
@@ -161,9 +177,13 @@ def pretokenize(args: PretokenizeArguments) -> Path:
         watch=token_progress,
     )
     manifest = read_manifest(folder)
-    facts = {split: f"{manifest['documents'][split]:,} stories, {n:,} tokens" for split, n in manifest["tokens"].items()}
+    facts = {
+        split: f"{manifest['documents'][split]:,} stories, {n:,} tokens" for split, n in manifest["tokens"].items()
+    }
     named = f"--vocab_size {args.vocab_size}" if args.vocab_size else f"--tokenizer_name {args.tokenizer_name}"
-    show_facts("tokens", {**facts, "folder": str(folder), "next": f"python train_gpt2.py --dataset_name {args.corpus} {named}"})
+    show_facts(
+        "tokens", {**facts, "folder": str(folder), "next": f"python train_gpt2.py --dataset_name {args.corpus} {named}"}
+    )
     return folder
 
 

@@ -37,7 +37,7 @@ def parse_arguments(
         SystemExit: with status 0 after `--help` or `--help_all`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in argv or "--help" in argv :
+    if "-h" in argv or "--help" in argv:
         types = (*own, common) if common else own
         _parser(types, description, prog, more=full is not None).print_help()
         raise SystemExit(0)

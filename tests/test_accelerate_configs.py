@@ -156,9 +156,7 @@ def test_cpu_two_processes_goes_through_torchrun():
 def test_the_obvious_way_to_two_cpu_processes_would_start_one(tmp_path):
     """The control: MULTI_CPU chooses no launcher of several processes, though MASTER_ADDR is exported."""
     path = tmp_path / "obvious.yaml"
-    path.write_text(
-        "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\nmain_process_port: 29500\n"
-    )
+    path.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\nmain_process_port: 29500\n")
     args = resolved(path)
     assert [args.multi_gpu, args.use_fsdp, args.use_deepspeed] == [False, False, False]
     command, environ = prepare_simple_launcher_cmd_env(args)
@@ -234,9 +232,7 @@ def test_zero3_saves_whole_weights_and_draws_them_whole():
 
 def test_each_machine_starts_its_share_and_meets_rank_zero():
     # Rank 1: rank 0 would look whether its port is free, which depends on the machine of the test.
-    args, environ = launch_environment(
-        "multi_machine", "--machine_rank", "1", "--main_process_ip", "10.9.8.7"
-    )
+    args, environ = launch_environment("multi_machine", "--machine_rank", "1", "--main_process_ip", "10.9.8.7")
     assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "8", 1)
     # Static: rank 0 waits at this address, the others come to it.  (`same_network` in a file is not read.)
     assert (args.rdzv_backend, args.rdzv_endpoint) == ("static", "10.9.8.7:29500")

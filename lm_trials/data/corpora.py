@@ -57,7 +57,9 @@ def write_corpus(
             writer.close()
         manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
         if not manifest["stories"]["train"]:
-            raise UsageError(f"{sum(manifest['stories'].values())} stories leave the train split empty; give more stories")
+            raise UsageError(
+                f"{sum(manifest['stories'].values())} stories leave the train split empty; give more stories"
+            )
         save_splits(unfinished, unfinished / "records")
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest

@@ -52,9 +52,7 @@ def wrap_backend(
     )
 
 
-def convert_sentencepiece(
-    model_file: str | Path, folder: str | Path | None = None
-) -> PreTrainedTokenizerFast:
+def convert_sentencepiece(model_file: str | Path, folder: str | Path | None = None) -> PreTrainedTokenizerFast:
     """Read a SentencePiece BPE model into a tokenizer whose ids are SentencePiece's own.
 
     Equal through `batch_encoder` for every text that the tests try.  A direct call of the tokenizer differs
@@ -95,9 +93,7 @@ def convert_sentencepiece(
         return proto.pieces[index].piece if index >= 0 else None  # -1 says that the model has none
 
     spec = proto.trainer_spec
-    tokenizer = wrap_backend(
-        backend, bos_token=token(spec.bos_id), eos_token=token(spec.eos_id), unk_token=unk_token
-    )
+    tokenizer = wrap_backend(backend, bos_token=token(spec.bos_id), eos_token=token(spec.eos_id), unk_token=unk_token)
     if folder is not None:
         tokenizer.save_pretrained(folder)
     return tokenizer
@@ -114,9 +110,7 @@ def _read_proto(path: Path) -> Any:
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError:
-        raise UsageError(
-            f"{path}: no SentencePiece model, or a truncated one; fetch or train it again"
-        ) from None
+        raise UsageError(f"{path}: no SentencePiece model, or a truncated one; fetch or train it again") from None
     # An empty file is a valid message without fields, and a file cut at a piece's end lacks the specs after
     # it.
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):

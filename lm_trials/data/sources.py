@@ -141,9 +141,13 @@ def _open_folder(path: Path, reference: str, options: dict[str, Any]) -> Source:
         if file.is_file() and (kind := SUFFIXES.get(_suffix(file))):
             by_kind.setdefault(kind, []).append(file)
     if not by_kind:
-        raise UsageError(f"{reference} holds no {', '.join(SUFFIXES)} file and no saved data set; give a folder that does")
+        raise UsageError(
+            f"{reference} holds no {', '.join(SUFFIXES)} file and no saved data set; give a folder that does"
+        )
     if len(by_kind) > 1:
-        raise UsageError(f"{reference} holds files of several kinds ({', '.join(by_kind)}); name one file or one kind's folder")
+        raise UsageError(
+            f"{reference} holds files of several kinds ({', '.join(by_kind)}); name one file or one kind's folder"
+        )
     (shards,) = by_kind.values()
     return Source(reference, shards=tuple(shards), **options)
 
@@ -358,4 +362,6 @@ def _named_errors(place: str) -> Iterator[None]:
             f"{place} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it, for example with iconv"
         ) from None
     except (EOFError, gzip.BadGzipFile, tarfile.TarError, pyarrow.ArrowInvalid, csv.Error) as error:
-        raise UsageError(f"{place} is cut off or broken ({str(error).splitlines()[0]}); fetch or write it again") from None
+        raise UsageError(
+            f"{place} is cut off or broken ({str(error).splitlines()[0]}); fetch or write it again"
+        ) from None

@@ -87,8 +87,7 @@ _FRIENDS = {name: _friend_slots(name, he) for name, he in _PEOPLE}
 _CHILD = {"he": "boy", "she": "girl"}
 _ANIMAL_KINDS = tuple(words.ANIMALS)
 _PARENTS = tuple(
-    {"parent": parent, "phe": he, "Phe": _capital(he), "phim": _PRONOUNS[he][1]}
-    for parent, he in words.PARENTS.items()
+    {"parent": parent, "phe": he, "Phe": _capital(he), "phim": _PRONOUNS[he][1]} for parent, he in words.PARENTS.items()
 )
 _HELPER_PAIRS = tuple(
     {
@@ -120,9 +119,7 @@ def _objects(plot: Plot) -> tuple[tuple[words.Noun, tuple[words.Verb, ...]], ...
     for noun in words.NOUNS:
         if noun.category not in plot.categories or (plot.name == "broken" and not noun.breaks):
             continue
-        verbs = tuple(
-            words.VERBS[verb] for verb in noun.verbs if plot.name != "practice" or verb in words.SKILLS
-        )
+        verbs = tuple(words.VERBS[verb] for verb in noun.verbs if plot.name != "practice" or verb in words.SKILLS)
         if verbs:
             fitting.append((noun, verbs))
     return tuple(fitting)

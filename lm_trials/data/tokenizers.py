@@ -162,9 +162,7 @@ def splits_cleanly(tokenizer: PreTrainedTokenizerFast) -> CleanSplits:
     backend = tokenizer.backend_tokenizer
     byte_level = isinstance(backend.decoder, decoders.ByteLevel)  # GPT-2's kind writes other characters
     tokens = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    spellings = [
-        backend.decoder.decode([token]) if byte_level else token.replace(SPACE_MARK, " ") for token in tokens
-    ]
+    spellings = [backend.decoder.decode([token]) if byte_level else token.replace(SPACE_MARK, " ") for token in tokens]
     encode = batch_encoder(tokenizer)
     # A normalizer may make spaces of newlines (SentencePiece's nmt_nfkc does); then there is none to cut at.
     keeps_newline = "\n" in tokenizer.decode(encode(["a\nb"])[0])
@@ -194,9 +192,7 @@ def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> P
     path = Path(name_or_path)
     try:
         if path.is_file() and path.suffix == ".json":
-            raise UsageError(
-                f"--tokenizer_name {path}: a file of a tokenizer; give its folder, {path.parent}"
-            )
+            raise UsageError(f"--tokenizer_name {path}: a file of a tokenizer; give its folder, {path.parent}")
         if path.is_file():
             tokenizer = convert_sentencepiece(path)
         elif path.is_dir():
@@ -207,9 +203,7 @@ def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> P
         raise
     except Exception as error:  # `tokenizers` raises bare `Exception` for a damaged file
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--tokenizer_name {name_or_path}: not readable as a tokenizer ({reason})"
-        ) from error
+        raise UsageError(f"--tokenizer_name {name_or_path}: not readable as a tokenizer ({reason})") from error
     if vocab_size is not None and len(tokenizer) != vocab_size:
         raise UsageError(
             f"--tokenizer_name {name_or_path} has {len(tokenizer)} tokens, not {vocab_size}; "
@@ -234,9 +228,7 @@ def resolve_vocab(
     lm_trials.console.UsageError: --vocab_size 512: no tokenizer in data/tok512; train it with: ...
     """
     if vocab_size is not None and vocab_size < 0:
-        raise UsageError(
-            f"--vocab_size {vocab_size} is no size; give 0 for Llama 2's tokenizer or at least 1"
-        )
+        raise UsageError(f"--vocab_size {vocab_size} is no size; give 0 for Llama 2's tokenizer or at least 1")
     if tokenizer_name:
         return load_tokenizer(tokenizer_name, vocab_size or None)
     if vocab_size is None:
@@ -332,9 +324,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer
             decoders.Strip(" ", 1, 0),
         ]
     )
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
-    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
     return backend
 
 
@@ -343,9 +333,7 @@ def _normalizer() -> normalizers.Normalizer:
     escape = [normalizers.Replace(character, written) for character, written in ESCAPED]
     # Not `Metaspace`, whose prefix is left out before a text that begins with a space: "a" and " a" become
     # one.
-    return normalizers.Sequence(
-        [*escape, normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)]
-    )
+    return normalizers.Sequence([*escape, normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)])
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
@@ -358,11 +346,7 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
 
     if (folder / "tokenizer.json").is_file():
         config = folder / "tokenizer_config.json"
-        kind = (
-            json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-            if config.is_file()
-            else None
-        )
+        kind = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
         if kind in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
             # The class that AutoTokenizer would choose, without the torch that it imports (1.5 s).
             return PreTrainedTokenizerFast.from_pretrained(folder)

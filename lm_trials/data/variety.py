@@ -11,9 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-LZMA_PRESET = (
-    1  # a dictionary of 1 MiB, so some 1,500 stories are seen at once; preset 6 takes 5 times as long
-)
+LZMA_PRESET = 1  # a dictionary of 1 MiB, so some 1,500 stories are seen at once; preset 6 takes 5 times as long
 
 _SENTENCE_END = re.compile(r'(?<=[.!?])"? (?=[A-Z"])|\n')
 
@@ -34,9 +32,7 @@ def split_sentences(story: str) -> list[str]:
 def _word_ids(train: list[str], held_out: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Number the words of all stories; a number of its own after each story, so that none runs on."""
     numbers: dict[str, int] = {}
-    stories = [
-        [numbers.setdefault(word, len(numbers)) for word in story.split()] for story in train + held_out
-    ]
+    stories = [[numbers.setdefault(word, len(numbers)) for word in story.split()] for story in train + held_out]
     lengths = np.array([len(story) + 1 for story in stories])
     ids_N = np.concatenate([np.array([*story, 0], dtype=np.int64) for story in stories])
     ends = np.cumsum(lengths) - 1
@@ -88,9 +84,7 @@ def longest_overlaps(train: Iterable[str], held_out: Iterable[str]) -> list[int]
     """
     train, held_out = list(train), list(held_out)
     if not train or not held_out:
-        raise ValueError(
-            f"{len(train)} training and {len(held_out)} held-out stories; give at least one of each"
-        )
+        raise ValueError(f"{len(train)} training and {len(held_out)} held-out stories; give at least one of each")
     ids_N, story_N = _word_ids(train, held_out)
     longest = max(len(story.split()) for story in held_out) + 1
     tables = _rank_tables(ids_N, longest)

@@ -85,9 +85,7 @@ PLACES = (
         ("under a bush", "behind the shed", "by the fence", "near the roses"),
     ),
     Place("in the forest", "to the forest", ("under a log", "behind a tree", "near a path", "in the moss")),
-    Place(
-        "at the beach", "to the beach", ("under a towel", "behind a rock", "near the water", "in the sand")
-    ),
+    Place("at the beach", "to the beach", ("under a towel", "behind a rock", "near the water", "in the sand")),
     Place("on the farm", "to the farm", ("behind the barn", "by the fence", "near the well", "in the hay")),
     Place(
         "in the meadow",
@@ -99,13 +97,9 @@ PLACES = (
         "to the playground",
         ("under the slide", "behind the swing", "by the wall", "in the sand"),
     ),
-    Place(
-        "by the lake", "to the lake", ("under an old boat", "behind a rock", "near the water", "in the reeds")
-    ),
+    Place("by the lake", "to the lake", ("under an old boat", "behind a rock", "near the water", "in the reeds")),
     Place("by the pond", "to the pond", ("under a bush", "behind a log", "near the ducks", "in the reeds")),
-    Place(
-        "on the hill", "to the hill", ("under an oak", "behind a rock", "near the path", "in the tall grass")
-    ),
+    Place("on the hill", "to the hill", ("under an oak", "behind a rock", "near the path", "in the tall grass")),
     Place("at the market", "to the market", ("under a table", "behind a cart", "near a shop", "by the wall")),
     Place(
         "in the village",
@@ -136,9 +130,7 @@ VERBS = {
         Verb("kick", "kicked", ("It went very far.", "It rolled and rolled until it stopped.")),
         Verb("roll", "rolled", ("It went round and round.", "It made a soft sound on the ground.")),
         Verb("bounce", "bounced", ("It went up and down, up and down.", "It jumped like a little frog.")),
-        Verb(
-            "chase", "chased", ("It was always a little faster than {him}.", "{He} ran and ran and laughed.")
-        ),
+        Verb("chase", "chased", ("It was always a little faster than {him}.", "{He} ran and ran and laughed.")),
         Verb(
             "push",
             "pushed",

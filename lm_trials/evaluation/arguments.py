@@ -16,7 +16,9 @@ class EvaluationArguments:
     dataset_name: list[str] = option(
         ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix."
     )
-    dataset_config_name: str | None = option(None, help="Configuration of a Hub data set or part of a folder; a+b mixes.")
+    dataset_config_name: str | None = option(
+        None, help="Configuration of a Hub data set or part of a folder; a+b mixes."
+    )
     data_mix: str | None = option(None, help="Shares of the parts a+b, as .3,.7. Default: equal.")
     dataset_split: str | None = option(
         None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is evaluated whole."

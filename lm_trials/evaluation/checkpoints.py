@@ -60,7 +60,9 @@ def evaluation_window(model: PreTrainedModel, block_size: int | None) -> int:
     if block_size is None:
         return min(positions or LONGEST_DEFAULT_BLOCK, LONGEST_DEFAULT_BLOCK)
     if block_size < 2 or (positions is not None and block_size > positions):
-        raise UsageError(f"--block_size {block_size}: the model sees 2 to {positions or 'any number of'} tokens; give that")
+        raise UsageError(
+            f"--block_size {block_size}: the model sees 2 to {positions or 'any number of'} tokens; give that"
+        )
     return block_size
 
 
@@ -101,7 +103,9 @@ def evaluate_checkpoint(
         layout=args.layout,
         batch_size=args.per_device_eval_batch_size,
         attention_across_documents=args.attention_across_documents,
-        processes=Processes(state.process_index, state.num_processes, gather_object) if state.num_processes > 1 else None,
+        processes=Processes(state.process_index, state.num_processes, gather_object)
+        if state.num_processes > 1
+        else None,
     )
     for story in progress(losses, f"{Path(reference.path).name} on {dataset.name}", "stories", dataset.total):
         summary.add(story)

@@ -136,7 +136,13 @@ def _written(
         # A batch stops at its longest story's room, each story at its own.
         room = min(_room(longest), evaluation_window(model, args.block_size) - max(map(len, prompts)))
         written = write_stories(
-            model, tokenizer, prompts, max_new_tokens=room, temperature=args.temperature, seed=args.seed, batch_size=size
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=room,
+            temperature=args.temperature,
+            seed=args.seed,
+            batch_size=size,
         )
         for place, ids in zip(batch, written, strict=True):
             continued[place] = ids[: _room(len(chosen[place][2]))]

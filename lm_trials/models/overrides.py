@@ -81,9 +81,7 @@ def parse_overrides(config: PreTrainedConfig, text: str | None) -> dict[str, Any
         if name not in types:
             if name in config.attribute_map:
                 own = config.attribute_map[name]
-                raise UsageError(
-                    f"--config_overrides {name} is called {own} in a {config.model_type} configuration"
-                )
+                raise UsageError(f"--config_overrides {name} is called {own} in a {config.model_type} configuration")
             raise UsageError(
                 f"--config_overrides {name} is no field of a {config.model_type} configuration; "
                 f"{did_you_mean(name, types)}"

@@ -85,9 +85,7 @@ def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) ->
 
             base = AutoModelForCausalLM.from_pretrained(reference.base, **options)
             return PeftModel.from_pretrained(base, reference.path).eval()  # type: ignore[return-value]
-        model = AutoModelForCausalLM.from_pretrained(
-            reference.path, revision=reference.revision or "main", **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(reference.path, revision=reference.revision or "main", **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(f"{reference.path} cannot be loaded as a causal language model ({first})") from None
@@ -95,9 +93,7 @@ def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) ->
     return model.eval()
 
 
-def load_tokenizer_of(
-    reference: ModelReference, tokenizer_name: str | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside the model, or the one named instead."""
     return load_tokenizer(tokenizer_name or reference.path)
 

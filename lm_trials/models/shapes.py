@@ -43,9 +43,7 @@ class ParameterCount:
     """Parameters of a model; a tensor that two modules share counts once."""
 
     total: int
-    without_embeddings: (
-        int  # neither token nor position embeddings nor the output projection onto the vocabulary
-    )
+    without_embeddings: int  # neither token nor position embeddings nor the output projection onto the vocabulary
 
     def __str__(self) -> str:
         return f"{self.total:,} parameters ({self.without_embeddings:,} without embeddings)"
@@ -114,8 +112,7 @@ def _base_config(
     preset = PRESETS[name]
     if model_type not in (None, preset.model_type):
         raise UsageError(
-            f"--config_name {name} is a {preset.model_type} and --model_type says {model_type}; leave one "
-            "of them out"
+            f"--config_name {name} is a {preset.model_type} and --model_type says {model_type}; leave one of them out"
         )
     positions = {"gpt2": "n_positions", "llama": "max_position_embeddings"}[preset.model_type]
     return AutoConfig.for_model(preset.model_type, **preset.overrides, **{positions: preset.positions}), True
@@ -231,9 +228,7 @@ def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         # A copy: from_config writes the dtype and the class name into what it is given.
-        model = AutoModelForCausalLM.from_config(
-            type(config).from_dict(config.to_dict()), dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
     set_causal_loss(model)
     return model
 

@@ -97,9 +97,7 @@ def _learning_rate(num_parameters: int, learning_rate: float) -> list[str]:
     ]
 
 
-def _tokens(
-    num_parameters: int, tokens_per_update: int, total_tokens: int, dataset_tokens: int | None
-) -> list[str]:
+def _tokens(num_parameters: int, tokens_per_update: int, total_tokens: int, dataset_tokens: int | None) -> list[str]:
     lines = []
     low, high = TOKENS_PER_UPDATE / TOKENS_PER_UPDATE_SLACK, TOKENS_PER_UPDATE * TOKENS_PER_UPDATE_SLACK
     if num_parameters >= SMALL_PARAMETERS and not low <= tokens_per_update <= high:

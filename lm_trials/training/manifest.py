@@ -94,7 +94,9 @@ def _resolved(*dataclass_objects: Any) -> dict[str, Any]:
         for field in dataclasses.fields(flags):
             if field.init and field.name not in SECRET:
                 value = getattr(flags, field.name)
-                values[field.name] = value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
+                values[field.name] = (
+                    value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
+                )
     for name in ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "optim", "hub_strategy"):
         if hasattr(dataclass_objects[0], name):
             value = getattr(dataclass_objects[0], name)

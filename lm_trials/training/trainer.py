@@ -158,7 +158,9 @@ class RunProgress(ProgressCallback):
                 shown.append(f"MFU {logs['mfu']:.1%}")
             self.training_bar.set_postfix_str("  ".join(shown))
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         """Write one line for each evaluation above the bar."""
         super().on_evaluate(args, state, control, **kwargs)
         if not state.is_world_process_zero or self.training_bar is None:
@@ -179,4 +181,3 @@ def _short(count: float) -> str:
         if count >= size:
             return f"{count / size:.2f}{unit}"
     return f"{count:.0f}"
-

@@ -75,9 +75,7 @@ def test_all_subsets_of_features_occur_about_as_often_as_drawn(records):
     subsets = Counter(tuple(record["features"]) for record in records)
     assert len(subsets) == 64
     for subset, count in subsets.items():
-        expected = (
-            NUM_STORIES * FEATURE_PROBABILITY ** len(subset) * (1 - FEATURE_PROBABILITY) ** (6 - len(subset))
-        )
+        expected = NUM_STORIES * FEATURE_PROBABILITY ** len(subset) * (1 - FEATURE_PROBABILITY) ** (6 - len(subset))
         assert abs(count - expected) < 5 * expected**0.5, subset
 
 

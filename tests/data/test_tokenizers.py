@@ -157,9 +157,7 @@ def test_the_number_of_threads_changes_nothing(trained):
 def test_importing_loads_neither_torch_nor_transformers():
     program = "import sys, lm_trials.data.tokenizers; print({'torch', 'transformers'} & set(sys.modules))"
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "set()"
 
 
@@ -280,9 +278,7 @@ def test_real_stories_in_lines_are_real_stories_whole(named, real_stories):
     rests = iter(encode_continuation([line for lines in pieces for line in lines[1:]]))
     whole = encode(real_stories)
     firsts = encode([lines[0] for lines in pieces])
-    assert whole == [
-        sum((next(rests) for _ in lines[1:]), first) for lines, first in zip(pieces, firsts, strict=True)
-    ]
+    assert whole == [sum((next(rests) for _ in lines[1:]), first) for lines, first in zip(pieces, firsts, strict=True)]
     assert max(map(len, pieces)) > 5
     # The control: lines encoded as texts of their own have a prefix that the whole has not.
     alone = encode(pieces[0])
@@ -426,9 +422,7 @@ def test_gpt2s_two_files_load_without_a_config(gpt2, shared_data, tmp_path):
 
 def test_model_file_and_its_folder_are_the_same(shared_data):
     folder = shared_data / "llama_tokenizers" / "tok512"
-    assert tokenizer_hash(load_tokenizer(folder, 512)) == tokenizer_hash(
-        load_tokenizer(folder / "tok512.model")
-    )
+    assert tokenizer_hash(load_tokenizer(folder, 512)) == tokenizer_hash(load_tokenizer(folder / "tok512.model"))
     other = load_tokenizer(shared_data / "llama_tokenizers" / "tok4096")
     assert tokenizer_hash(other) != tokenizer_hash(load_tokenizer(folder))
 

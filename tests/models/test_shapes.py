@@ -84,9 +84,7 @@ def test_the_seed_scripts_flags_give_the_seed_scripts_model():
 
 
 def test_llama_overrides_without_a_name_start_from_the_demo_and_derive_what_follows():
-    config = build_config(
-        "llama", None, "hidden_size=256,num_hidden_layers=6,num_attention_heads=8", **TOKENS
-    )
+    config = build_config("llama", None, "hidden_size=256,num_hidden_layers=6,num_attention_heads=8", **TOKENS)
     assert (config.intermediate_size, config.num_key_value_heads, config.head_dim) == (704, 8, 32)
     assert config.tie_word_embeddings
     assert config.pad_token_id is None
@@ -247,9 +245,7 @@ def exact_loss(model):
 
 def tiny_gpt2():
     given = TOKENS | {"vocab_size": 40}
-    return build_model(
-        build_config("gpt2", None, "n_embd=16,n_layer=1,n_head=2", dropout=0.0, **given), seed=0
-    )
+    return build_model(build_config("gpt2", None, "n_embd=16,n_layer=1,n_head=2", dropout=0.0, **given), seed=0)
 
 
 def test_trainers_gpt2_loss_is_the_mean_over_predicted_tokens(tmp_path):

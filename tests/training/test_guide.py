@@ -28,9 +28,7 @@ def table(first_header):
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             return rows
-        rows.append(
-            [re.sub(r"(?<=\d),(?=\d)", "", cell.strip().strip("`")) for cell in line.strip("|").split("|")]
-        )
+        rows.append([re.sub(r"(?<=\d),(?=\d)", "", cell.strip().strip("`")) for cell in line.strip("|").split("|")])
     return rows
 
 
@@ -164,7 +162,5 @@ def test_a_demo_may_take_small_updates_and_a_medium_model_may_not():
 
 
 def test_several_mistakes_get_several_lines():
-    lines = warnings_for_run(
-        **USUAL | {"learning_rate": 5e-5, "tokens_per_update": 512, "total_tokens": 10**6}
-    )
+    lines = warnings_for_run(**USUAL | {"learning_rate": 5e-5, "tokens_per_update": 512, "total_tokens": 10**6})
     assert len(lines) == 3
