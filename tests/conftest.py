@@ -24,3 +24,45 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set LM_TRIALS_SHARED_DATA to have this tested")
     return folder
+
+
+TINY_SHAPE = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A data folder with a corpus `tiny` of 400 generated stories, and `tok400`, made by the project's own commands."""
+    import prepare_tinystories
+
+    folder = tmp_path_factory.mktemp("data")
+    data = ["--corpus", "tiny", "--data_cache_dir", str(folder)]
+    prepare_tinystories.main(["generate", "--num_stories", "400", "--seed", "7", *data])
+    prepare_tinystories.main(["train_vocab", "--vocab_size", "400", *data])
+    prepare_tinystories.main(["pretokenize", "--vocab_size", "400", *data])
+    return folder
+
+
+@pytest.fixture
+def train_flags(tiny_data, tmp_path):
+    """Return the flags of a training of some seconds into `tmp_path / name`, with more flags after them."""
+
+    def flags(name: str, *more: str) -> list[str]:
+        given = {
+            "dataset_name": "tiny",
+            "data_cache_dir": tiny_data,
+            "vocab_size": 400,
+            "model_type": "llama",
+            "config_overrides": TINY_SHAPE,
+            "block_size": 32,
+            "per_device_train_batch_size": 4,
+            "max_steps": 4,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "num_sampled_stories": 0,
+            "report_to": "none",
+            "output_dir": tmp_path / name,
+        }
+        return [word for key, value in given.items() for word in (f"--{key}", str(value))] + list(more)
+
+    return flags

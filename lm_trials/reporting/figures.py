@@ -17,7 +17,8 @@ def loss_figure(log_history: Iterable[Mapping[str, Any]], title: str) -> Figure:
         log_history: the rows of `trainer_state.json`.
         title: the run's name.
 
-    >>> history = [{"step": 1, "loss": 3.0}, {"step": 2, "eval_loss": 2.5, "eval_loss_lower": 2.4, "eval_loss_upper": 2.6}]
+    >>> evaluation = {"step": 2, "eval_loss": 2.5, "eval_loss_lower": 2.4, "eval_loss_upper": 2.6}
+    >>> history = [{"step": 1, "loss": 3.0}, evaluation]
     >>> [line.get_label() for line in loss_figure(history, "a run").axes[0].lines]
     ['training', 'validation, 95 % over stories']
     """

@@ -79,6 +79,8 @@ def describe_run(
         num_tokens=plan.num_tokens,
         model=json.loads(config.to_json_string(use_diff=False)),
         data=data,
+        # As accelerate was told too: its configuration files do not set `bf16`.
+        mixed_precision=arguments.mixed_precision,
         code_revision=code_revision(),
     )
     described["logistics"]["world_size"] = arguments.world_size

@@ -75,8 +75,8 @@ def plan_run(arguments: TrainingArguments, store: TokenStore, block_size: int) -
         steps = int(arguments.num_train_epochs * per_pass / per_step)
         if not steps:
             raise UsageError(
-                f"--num_train_epochs {arguments.num_train_epochs:g} over {per_pass} blocks makes no update of {per_step} "
-                "blocks; lower --per_device_train_batch_size or give --max_steps"
+                f"--num_train_epochs {arguments.num_train_epochs:g} over {per_pass} blocks makes no update of "
+                f"{per_step} blocks; lower --per_device_train_batch_size or give --max_steps"
             )
         arguments.max_steps = steps
     arguments.num_train_epochs = 1.0

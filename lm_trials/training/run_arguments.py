@@ -19,7 +19,8 @@ class RunArguments(TrainingArguments):
     model is used; and a machine without an accelerator trains on its CPU without `--use_cpu`.
     """
 
-    report_to: str | list[str] | None = field(
+    # As TrainingArguments writes it: HfArgumentParser wants None first.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
         default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Updates between log lines, or their share below 1."})

@@ -81,7 +81,7 @@ def announce(
             "tokens per step": f"{plan.tokens_per_step:,} = {plan.blocks_per_step} blocks of {plan.block_size}",
             "steps": f"{plan.num_steps:,}",
             "total tokens": f"{plan.num_tokens:,} in {plan.passes:.2f} passes",
-            "device": f"{device}, {processes}, {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'float32'}",
+            "device": f"{device}, {processes}, {'float32' if args.mixed_precision == 'no' else args.mixed_precision}",
             "results": args.output_dir,
         },
     )
@@ -93,7 +93,7 @@ def announce(
         dataset_tokens=train.num_tokens,
         warmup_updates=args.get_warmup_steps(plan.num_steps),
         device_type=args.device.type,
-        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        mixed_precision=args.mixed_precision,
     ):
         note(f"note: {warning}")
 
@@ -111,10 +111,11 @@ def finish(trainer: Trainer, metrics: dict[str, float]) -> None:
         return
     trainer.save_state()
     limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
+    stories = f"n = {metrics['eval_samples']:,} stories"
     show_facts(
         "done",
         {
-            "validation loss": f"{metrics['eval_loss']:.4f} {limits} nats per token, n = {metrics['eval_samples']:,} stories",
+            "validation loss": f"{metrics['eval_loss']:.4f} {limits} nats per token, {stories}",
             "model": str(folder),
             "loss curve": str(folder / LOSS_PICTURE),
             "TensorBoard": f"tensorboard --logdir {folder}",

@@ -1,0 +1,117 @@
+"""The rooms of the house: who may import whom, checked in the sources, and the check shown able to fail."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "lm_trials"
+
+# What each room may import of this package, at any depth; `console`, `estimates` and `arguments` stand at the root.
+ROOT = {"console", "estimates", "arguments"}
+ROOMS = {
+    "data": set(),
+    "models": {"data"},
+    "evaluation": {"data", "models"},
+    "training": {"data", "models", "evaluation"},
+    "reporting": set(),
+}
+# What a room may not import from outside: (anywhere, at import time).
+FORBIDDEN = {
+    "data": (set(), {"torch", "evaluate", "peft", "trl", "accelerate"}),
+    "reporting": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
+}
+SCRIPTS = ("train_gpt2", "eval_checkpoint", "prepare_tinystories")
+
+
+def imports(source: str) -> list[tuple[str, bool]]:
+    """Return each imported module and whether importing the file imports it."""
+    found = []
+
+    def visit(node, at_import):
+        for child in ast.iter_child_nodes(node):
+            inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, at_import) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                found.append((child.module or "", at_import))
+                found.extend((f"{child.module}.{alias.name}", at_import) for alias in child.names)
+            visit(child, at_import and not inside and not typing_only)
+
+    visit(ast.parse(source), True)
+    return found
+
+
+def breaches(room: str, source: str) -> list[str]:
+    """Name each import that a file of `room` may not have."""
+    allowed = {f"lm_trials.{name}" for name in ROOMS[room] | ROOT | {room}} | {"lm_trials"}
+    anywhere, at_import_only = FORBIDDEN.get(room, (set(), set()))
+    found = []
+    for module, at_import in imports(source):
+        top = ".".join(module.split(".")[:2])
+        if module.startswith("lm_trials.") and top not in allowed:
+            found.append(module)
+        if module.split(".")[0] in SCRIPTS:
+            found.append(module)
+        if module.split(".")[0] in anywhere or (at_import and module.split(".")[0] in at_import_only):
+            found.append(module)
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_may(file):
+    room = file.relative_to(PACKAGE).parts[0]
+    if room.endswith(".py"):  # the package's root imports nothing of the rooms
+        assert [name for name, _ in imports(file.read_text()) if name.split(".")[1:2] and
+                name.startswith("lm_trials.") and name.split(".")[1] in ROOMS] == []  # fmt: skip
+    else:
+        assert breaches(room, file.read_text()) == []
+
+
+def test_every_room_is_known():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("data", "import torch"),
+        ("data", "from lm_trials.models.shapes import build_model"),
+        ("data", "def f():\n    from lm_trials.evaluation import losses"),
+        ("reporting", "def f():\n    import torch.nn"),
+        ("models", "import lm_trials.training.plan"),
+        ("evaluation", "from lm_trials import training"),
+        ("training", "from train_gpt2 import main"),
+    ],
+)
+def test_a_breach_is_seen(room, source):
+    assert breaches(room, source) != []
+
+
+def test_what_is_allowed_is_no_breach():
+    assert breaches("data", "def f():\n    import torch") == []
+    assert breaches("training", "import torch\nfrom lm_trials.data import blocks") == []
+
+
+def test_scripts_never_import_one_another():
+    for script in SCRIPTS:
+        names = {name.split(".")[0] for name, _ in imports((REPOSITORY / f"{script}.py").read_text())}
+        assert names & set(SCRIPTS) == set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_importing_a_script_does_nothing_heavy(script):
+    """In this process torch may be there already, so look at the sources: nothing heavy at import time."""
+    heavy = {"torch", "transformers", "datasets", "accelerate"}
+    at_import = {name for name, now in imports((REPOSITORY / f"{script}.py").read_text()) if now}
+    assert {name.split(".")[0] for name in at_import} & heavy == set()
+    assert at_import & {"lm_trials.training.trainer", "lm_trials.models.shapes"} == set()
+
+
+def test_no_file_of_the_package_is_too_long():
+    long = {str(file.relative_to(PACKAGE)): len(file.read_text().splitlines()) for file in PACKAGE.rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 400} == {}
+    assert sys.version_info >= (3, 11)

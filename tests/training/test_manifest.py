@@ -1,0 +1,58 @@
+import dataclasses
+import json
+
+from lm_trials.training import manifest
+from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
+from lm_trials.training.run_arguments import RunArguments
+
+FIELDS = {field.name for flags in (RunArguments, DataArguments, ModelArguments) for field in dataclasses.fields(flags)}
+
+
+def test_every_role_names_a_flag_that_exists():
+    assert manifest.LOGISTICS - FIELDS == set()
+    assert manifest.REPLICATE - FIELDS == set()
+    assert manifest.SECRET - FIELDS == set()
+    assert {"no_such_flag"} - FIELDS == {"no_such_flag"}  # the comparison can fail
+
+
+def test_what_moves_the_weights_is_an_outcome():
+    for field in ("learning_rate", "config_overrides", "dataset_name", "block_size", "dropout", "max_steps", "optim"):
+        assert manifest.role_of(field) == "outcome", field
+    assert manifest.role_of("data_seed") == "replicate"
+    assert manifest.role_of("per_device_train_batch_size") == "logistics"
+
+
+def test_help_shows_flags_that_exist_with_their_real_defaults(tmp_path):
+    real = {field.name: field for field in dataclasses.fields(RunArguments)}
+    for field in dataclasses.fields(CommonTrainingArguments):
+        assert field.name in real, field.name
+        if field.name not in ("output_dir", "run_name"):  # those are filled in from the model and data
+            assert field.default == real[field.name].default, field.name
+
+
+def test_no_token_is_written(tmp_path):
+    args = RunArguments(output_dir=str(tmp_path), hub_token="hf_secret", use_cpu=True)
+    assert "hf_secret" not in json.dumps(manifest._resolved(args))
+    assert "learning_rate" in manifest._resolved(args)
+
+
+def test_the_code_revision_follows_the_sources(monkeypatch, tmp_path):
+    package = tmp_path / "lm_trials" / "training"
+    package.mkdir(parents=True)
+    file = package / "manifest.py"
+    file.write_text("a = 1\n")
+    monkeypatch.setattr(manifest, "__file__", str(file))
+    first = manifest.code_revision()
+    assert manifest.code_revision() == first
+    file.write_text("a = 2\n")
+    assert manifest.code_revision() != first
+
+
+def test_a_manifest_is_written_whole_and_found_from_a_checkpoint(tmp_path):
+    from lm_trials.models.reference import read_run
+
+    manifest.write_run(tmp_path, {"run_name": "a"})
+    (tmp_path / "checkpoint-2").mkdir()
+    assert read_run(tmp_path) == read_run(tmp_path / "checkpoint-2") == {"run_name": "a"}
+    assert read_run(tmp_path / "elsewhere" / "deeper") is None
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
