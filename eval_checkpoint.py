@@ -31,37 +31,49 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import is_main_process, script
-from lm_trials.evaluation.arguments import EvaluationArguments
+from lm_trials.evaluation.arguments import EvaluationArguments, check_arguments
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Evaluate each model on each data set; returns the rows of all tables."""
     (args,) = parse_arguments(argv, (EvaluationArguments,), __doc__ or "", prog="eval_checkpoint.py")
+    check_arguments(args)
+    import torch
     from accelerate import PartialState
 
-    from lm_trials.evaluation.checkpoints import check_slices, evaluate_checkpoint, expand_models, show_results
+    from lm_trials.evaluation.checkpoints import (
+        check_candidate,
+        evaluate_checkpoint,
+        expand_models,
+        plan_results,
+        show_results,
+    )
     from lm_trials.evaluation.continuations import score_continuations
     from lm_trials.evaluation.datasets import open_evaluation_set
     from lm_trials.evaluation.results import write_results
-    from lm_trials.models.reference import load_model, load_tokenizer_of, resolve_model
+    from lm_trials.models.reference import load_model
     from lm_trials.training.launch import check_processes
 
-    check_slices(args.by)
-    check_processes(PartialState())
-    references = [resolve_model(name) for name in expand_models(args.model_name_or_path, args.all_checkpoints)]
+    # Said aloud: a launched process that is not told to use the CPU looks for a GPU and believes to be alone.
+    check_processes(PartialState(cpu=args.use_cpu or not torch.accelerator.is_available()))
+    # All models and data sets are checked before the first is evaluated; a matrix can take hours.
+    names = expand_models(args.model_name_or_path, args.all_checkpoints)
+    candidates = [check_candidate(name, args) for name in names]
     datasets = [open_evaluation_set(name, args) for name in args.dataset_name]
+    folders = plan_results(candidates, datasets, args)
+
     results, continuations = [], []
-    for reference in references:
-        tokenizer = load_tokenizer_of(reference, args.tokenizer_name)
-        model = load_model(reference)
+    for candidate in candidates:
+        model = load_model(candidate.reference)
         for dataset in datasets:
-            result = evaluate_checkpoint(model, tokenizer, dataset, reference, args)
+            folder = folders[candidate.reference.name, dataset.name]
+            result = evaluate_checkpoint(model, candidate, dataset, folder, args)
             results.append(result)
             if is_main_process():
                 write_results(result, asdict(args))
                 if args.generate:
-                    continuations += score_continuations(model, tokenizer, dataset, reference, args)
+                    continuations += score_continuations(model, candidate, dataset, args)
     show_results(results)
     return [row for result in results for row in result.rows] + continuations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from argparse import Action, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,14 @@ def parse_arguments(
     if "--help_all" in argv:
         parser.print_help()
         raise SystemExit(0)
-    argv = _config_as_flags(argv, parser) + _merged_lists(_without_config(argv), parser)
+    path, argv = _split_config(argv)
+    try:
+        from_file = _config_as_flags(path, parser) if path else []
+        if from_file:
+            parser.parse_known_args(from_file)  # a wrong value is reported with the file it stands in
+    except UsageError as error:
+        raise UsageError(f"--config {path}: {error}") from None
+    argv = from_file + _merged_lists(_spelled_out(argv, parser), parser)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -56,19 +63,23 @@ def parse_arguments(
             raise
         raise UsageError(str(error)) from None
     if rest:
-        flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        raise UsageError(f"{rest[0]} is no flag here; {_nearest(rest[0], flags)}")
+        raise UsageError(f"{rest[0]} is no flag here; {_nearest(rest[0], [f'--{flag}' for flag in _flags(parser)])}")
     return tuple(parsed[: len(types)])
+
+
+def _flags(parser: ArgumentParser) -> dict[str, Action]:
+    """Return every flag by its name with underscores and without the two dashes before it."""
+    flags = parser._option_string_actions.items()
+    return {name[2:].replace("-", "_"): action for name, action in flags if name.startswith("--")}
 
 
 def _nearest(flag: str, flags: list[str]) -> str:
     """Name the nearest flag; all of them would be a page."""
-    return did_you_mean(flag, flags).partition("valid:")[0].strip() or "--help lists them"
+    near = did_you_mean(flag.partition("=")[0].replace("-", "_"), [name.replace("-", "_") for name in flags])
+    return near.partition("valid:")[0].strip().replace("mean __", "mean --") or "--help lists them"
 
 
 def _parser(types: tuple[type, ...], description: str, prog: str | None, more: bool = False) -> Any:
-    from argparse import RawDescriptionHelpFormatter
-
     from transformers import HfArgumentParser
 
     class OneLineParser(HfArgumentParser):
@@ -84,7 +95,7 @@ def _parser(types: tuple[type, ...], description: str, prog: str | None, more: b
         epilog=epilog,
         prog=prog,
         allow_abbrev=False,
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="Read flags from a YAML file; the command line wins.")
     if more:
@@ -101,29 +112,63 @@ def _tidy(parser: ArgumentParser) -> None:
             action.option_strings = [o for o in action.option_strings if o not in dashed]
 
 
-def _config_path(argv: list[str]) -> Path | None:
-    for at, word in enumerate(argv):
-        if word == "--config":
-            if at + 1 == len(argv):
-                raise UsageError("--config needs a file; give --config FILE.yaml")
-            return Path(argv[at + 1])
-        if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
-    return None
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Keeps the lines of a script's docstring, and adds a flag's default where its help does not say it."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        known = action.default not in (None, SUPPRESS, "", [])
+        if known and action.nargs != 0 and "default" not in text.lower():
+            default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+            text = f"{text} [{str(default).replace('%', '%%')}]"
+        return text
 
 
-def _without_config(argv: list[str]) -> list[str]:
-    rest, skip = [], False
-    for word in argv:
-        if not skip and word != "--config" and not word.startswith("--config="):
+def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` out of the command line."""
+    path: Path | None = None
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--config":
             rest.append(word)
-        skip = word == "--config"
-    return rest
+            continue
+        if path is not None:
+            raise UsageError(f"--config is given twice ({path} and another); give one file")
+        value = value if equals else next(words, "")
+        if not value or value.startswith("--"):
+            raise UsageError("--config needs a file; give --config FILE.yaml")
+        path = Path(value)
+    return path, rest
+
+
+def _spelled_out(argv: list[str], parser: ArgumentParser) -> list[str]:
+    """Write flags with underscores, and a negative number as `--flag=-1e-3`, which argparse takes for a flag else."""
+    flags = _flags(parser)
+    words: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        plain = name[2:].replace("-", "_")
+        if name.startswith("--") and plain in flags:
+            words.append(f"--{plain}{equals}{value}")
+        elif words and words[-1][2:] in flags and _is_negative_number(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _is_negative_number(word: str) -> bool:
+    try:
+        return word.startswith("-") and float(word) <= 0
+    except ValueError:
+        return False
 
 
 def _merged_lists(argv: list[str], parser: ArgumentParser) -> list[str]:
     """Write `--model_dir a --model_dir b` as `--model_dir a b`: of a repeated flag argparse would keep the last."""
-    lists = {name: action.dest for action in parser._actions if action.nargs == "+" for name in action.option_strings}
+    lists = {f"--{name}": action.dest for name, action in _flags(parser).items() if action.nargs == "+"}
     merged: dict[str, list[str]] = {}
     rest: list[str] = []
     current: list[str] = rest
@@ -139,44 +184,69 @@ def _merged_lists(argv: list[str], parser: ArgumentParser) -> list[str]:
     return rest + [word for dest, values in merged.items() for word in (f"--{dest}", *values)]
 
 
-def _config_as_flags(argv: list[str], parser: ArgumentParser) -> list[str]:
+def _config_as_flags(path: Path, parser: ArgumentParser) -> list[str]:
     """Turn a YAML file into flags, so that its values are checked like typed ones.
 
     `HfArgumentParser.parse_yaml_file` and defaults set from a file skip types and choices: `lr: 3e-4` stays a string.
     """
-    path = _config_path(argv)
-    if path is None:
-        return []
     import yaml
 
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_config_loader())
     except OSError as error:
-        raise UsageError(f"--config {path} cannot be read ({error.strerror}); give a YAML file") from None
+        raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is no YAML ({str(error).splitlines()[0]}); mend it") from None
+        raise UsageError(f"it is no YAML ({str(error).splitlines()[0]}); mend it") from None
     if not isinstance(config, dict):
-        raise UsageError(f"--config {path} holds {type(config).__name__}; it must hold `flag: value` lines")
-    actions = {action.dest: action for action in parser._actions}
+        raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
+    actions = {name: action for name, action in _flags(parser).items() if name not in ("help", "config", "help_all")}
     flags: list[str] = []
     for key, value in config.items():
-        if key not in actions or key in ("help", "config", "help_all"):
-            raise UsageError(f"--config {path}: {key} is no flag; {_nearest(str(key), list(actions))}")
-        flags += _flag(actions[key], value)
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise UsageError(f"{key} is no flag; {_nearest(name, list(actions))}")
+        flags += _flag(name, actions[name], value)
     return flags
 
 
-def _flag(action: Action, value: Any) -> list[str]:
-    name = f"--{action.dest}"
+def _config_loader() -> type:
+    """Return YAML's safe loader with two changes, each for a value that would silently become another.
+
+    `no`, `off`, `yes` and `on` stay words (`eval_strategy: no` is not `False`), and a key given twice is an error.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value]
+            if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+                raise UsageError(f"{twice[0]} is given twice; keep one")
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _flag(name: str, action: Action, value: Any) -> list[str]:
     if value is None:
         return []
+    if action.nargs == 0:  # `--no_flag`
+        raise UsageError(f"{name} takes no value; write `{action.dest}: false`")
+    if getattr(action.type, "__name__", "") == "string_to_bool":
+        value = {"on": True, "off": False}.get(str(value).lower(), value)
     if isinstance(value, list):
-        return [name, *map(str, value)]
+        if action.nargs != "+":
+            raise UsageError(f"{name} is given a list {value}; it takes one value")
+        return [f"--{name}", *map(str, value)]
     if isinstance(value, dict):
         import json
 
-        return [name, json.dumps(value)]
-    return [name, str(value)]
+        return [f"--{name}={json.dumps(value)}"]
+    return [f"--{name}={value}"]
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 # A file or pipe has no width of its own; rich's 80 columns would cut paths and numbers.
-WIDTH = 110
+FILE_WIDTH = 110
 
 
 class UsageError(ValueError):
@@ -84,37 +84,66 @@ def show_facts(title: str, facts: dict[str, str]) -> None:
     """Print what is about to run or what came out, one named fact a line."""
     if not is_main_process():
         return
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, value)
-    console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)
-    console.print(f"\n[bold]{title}[/bold]")
+        table.add_row(Text(name), Text(value))  # Text: a path may hold what rich would read as its markup
+    console = _console()
+    console.print(Text(f"\n{title}", style="bold"))
     console.print(table)
 
 
 def show_table(title: str, columns: list[str], rows: Iterable[Iterable[str]], caption: str | None = None) -> None:
-    """Print a table; all columns but the first are numbers, set to the right."""
+    """Print a table; all columns but the first are numbers, set to the right.
+
+    On a terminal too narrow for it each row becomes a block with a line for each column: nothing is cut.
+    """
     if not is_main_process():
         return
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    cells = [list(row) for row in rows]
+    console = _console()
+    table = Table(
+        title=Text(title),
+        caption=caption and Text(caption),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
+        caption_justify="left",
+    )
     for place, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if place else "left", no_wrap=True)
-    for row in rows:
+    for row in cells:
         table.add_row(*map(Text, row))
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    console.print(Text(f"\n{title}", style="bold"))
+    for first, *numbers in cells:
+        block = Table.grid(padding=(0, 2))
+        for column, number in zip(columns[1:], numbers, strict=True):
+            block.add_row(Text(f"  {column}".replace("\n", ", "), style="dim"), Text(number.replace("\n", "  ")))
+        console.print(Text(first.strip().replace("/\n", "/").replace("\n", ", ")), block)
+    if caption:
+        console.print(Text(caption))
+
+
+def _console() -> Any:
+    """Return the place that everything is printed to: as wide as the terminal, or as a file is taken to be."""
+    from rich.console import Console
+
     console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)
-    console.print(table)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 def note(text: str) -> None:

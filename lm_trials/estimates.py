@@ -7,6 +7,7 @@ Shape suffixes: N = stories, K = sums kept per story, R = resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 1000
+# Stories are summed up in pieces of this many, whatever the batches they came in: a float64 sum depends on its order.
+PIECE = 512
+NO_INTERVAL = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,15 @@ class Estimate:
 
 
 def percentile_interval(values_R: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the central interval of resampled values; NaN where a resample was not defined.
+    """Return the central interval of resampled values, without those that were not defined; NaN for fewer than 2.
 
-    >>> percentile_interval(np.arange(101.0), confidence=0.9)
-    (5.0, 95.0)
+    >>> percentile_interval(np.arange(101.0), confidence=0.5)
+    (25.0, 75.0)
     """
-    values_R = values_R[np.isfinite(values_R)]
+    # NaN is a resample that drew no story at all.  An infinite value is a value, and leaving it out would be a lie.
+    values_R = values_R[~np.isnan(values_R)]
     if len(values_R) < 2:
-        return float("nan"), float("nan")
+        return NO_INTERVAL
     tail = (1 - confidence) / 2
     lower, upper = np.quantile(values_R, [tail, 1 - tail])
     return float(lower), float(upper)
@@ -61,7 +66,7 @@ def bootstrap_mean(
         ValueError: for no values.
 
     >>> print(bootstrap_mean(np.array([0.0, 1.0] * 50), unit="accuracy", seed=0))
-    0.500 [0.410, 0.600] accuracy (n=100)
+    0.500 [0.405, 0.596] accuracy (n=100)
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
@@ -69,6 +74,20 @@ def bootstrap_mean(
     bootstrap = StoryBootstrap(seed, confidence, resamples)
     bootstrap.update(np.stack([values_N, np.ones_like(values_N)], axis=1))
     return bootstrap.estimate(lambda sums: sums[..., 0] / sums[..., 1], unit)
+
+
+@dataclass
+class _GroupSums:
+    """The sums of one group of stories: as they are, and in each resample."""
+
+    count: int = 0
+    totals_K: np.ndarray | float = 0.0
+    sums_RK: np.ndarray | float = 0.0
+
+    def plus(self, sums_NK: np.ndarray, weights_NR: np.ndarray) -> _GroupSums:
+        with np.errstate(invalid="ignore"):  # an infinite loss with weight 0; its estimate has no interval anyway
+            totals_K, sums_RK = self.totals_K + sums_NK.sum(axis=0), self.sums_RK + weights_NR.T @ sums_NK
+        return _GroupSums(self.count + len(sums_NK), totals_K, sums_RK)
 
 
 class StoryBootstrap:
@@ -89,27 +108,58 @@ class StoryBootstrap:
         self.confidence = confidence
         self.resamples = resamples
         self.generator = np.random.Generator(np.random.Philox(seed))
-        self.counts: dict[str, int] = {}
-        self.sums_RK: dict[str, np.ndarray] = {}
-        self.totals_K: dict[str, np.ndarray] = {}
+        self._sums: dict[str, _GroupSums] = {}
+        # What came since the last full piece: sums and weights of the stories, and who belongs to which group.
+        self._waiting: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many stories each group has."""
+        return {name: sums.count for name, sums in self._with_waiting().items()}
 
     def update(self, sums_NK: np.ndarray, groups: Mapping[str, np.ndarray] | None = None) -> None:
         """Add N stories with K sums each; `groups` maps a name to the (N,) stories in it, default all."""
         sums_NK = np.asarray(sums_NK, dtype=np.float64)
-        weights_NR = self.generator.poisson(1.0, size=(len(sums_NK), self.resamples))
-        for name, members_N in (groups or {"all": np.ones(len(sums_NK), dtype=bool)}).items():
-            sums = sums_NK[members_N]
-            if not len(sums):
-                continue
-            self.counts[name] = self.counts.get(name, 0) + len(sums)
-            self.totals_K[name] = self.totals_K.get(name, 0.0) + sums.sum(axis=0)
-            self.sums_RK[name] = self.sums_RK.get(name, 0.0) + weights_NR[members_N].T @ sums
+        groups = groups or {"all": np.ones(len(sums_NK), dtype=bool)}
+        start = 0
+        while start < len(sums_NK):
+            room = PIECE - sum(len(sums) for sums, _, _ in self._waiting)
+            part = slice(start, start + room)
+            weights_NR = self.generator.poisson(1.0, size=(len(sums_NK[part]), self.resamples)).astype(np.float64)
+            self._waiting.append((sums_NK[part], weights_NR, {name: np.asarray(m)[part] for name, m in groups.items()}))
+            if len(sums_NK[part]) == room:
+                self._sums = self._with_waiting()
+                self._waiting = []
+            start += room
+
+    def _with_waiting(self) -> dict[str, _GroupSums]:
+        """Return the sums of all stories so far; what waits goes on waiting, so that asking changes no later answer."""
+        if not self._waiting:
+            return self._sums
+        sums_NK = np.concatenate([sums for sums, _, _ in self._waiting])
+        weights_NR = np.concatenate([weights for _, weights, _ in self._waiting])
+        names = dict.fromkeys(name for _, _, groups in self._waiting for name in groups)
+        result = dict(self._sums)
+        for name in names:
+            members_N = np.concatenate([g.get(name, np.zeros(len(s), dtype=bool)) for s, _, g in self._waiting])
+            if members_N.any():
+                result[name] = result.get(name, _GroupSums()).plus(sums_NK[members_N], weights_NR[members_N])
+        return result
 
     def estimate(self, statistic: Callable[[np.ndarray], np.ndarray], unit: str, group: str = "all") -> Estimate:
-        """Return `statistic(sums_..K) -> (...)` of a group's sums, with its interval; one story gives no interval."""
+        """Return `statistic(sums_..K) -> (...)` of a group's sums, with its interval.
+
+        One story gives no interval, and neither does a value that is not finite.
+
+        Raises:
+            ValueError: for a group without stories.
+        """
+        sums = self._with_waiting().get(group)
+        if sums is None:
+            raise ValueError(f"no story is in {group!r}; add stories before asking for an estimate")
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            value = float(statistic(self.totals_K[group]))
-            resampled_R = np.asarray(statistic(self.sums_RK[group]), dtype=np.float64)
-        n = self.counts[group]
-        lower, upper = percentile_interval(resampled_R, self.confidence) if n > 1 else (float("nan"), float("nan"))
-        return Estimate(value, lower, upper, n, unit)
+            value = float(statistic(np.asarray(sums.totals_K)))
+            resampled_R = np.asarray(statistic(np.asarray(sums.sums_RK)), dtype=np.float64)
+        known = sums.count > 1 and math.isfinite(value)
+        lower, upper = percentile_interval(resampled_R, self.confidence) if known else NO_INTERVAL
+        return Estimate(value, lower, upper, sums.count, unit)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from datasets import Dataset, DatasetDict, Features, load_from_disk
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.data.records import RECORD_SCHEMA, SPLITS, Record, count_duplicates, split_of
+from lm_trials.data.shards import first_line
 from lm_trials.data.sources import Source, open_source
 
 SplitBy = Literal["hash", "shard"]
@@ -37,29 +40,32 @@ def write_corpus(
 
     With `split_by="hash"` a story's split follows from its content, so that no story is in two splits.  With
     `"shard"`, as the seeds do it, shard 0 is the test split and 1 per cent of the rest, by hash, is validation; the
-    manifest then counts the stories of the other splits that shard 0 holds too.
+    manifest then counts the stories of the other splits that shard 0 holds too.  Records without a story are
+    counted and left out.
 
     Raises:
         UsageError: if `folder` already holds a corpus, or the records leave the train split empty.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
     tally = _Tally()
     with finished_folder(folder) as unfinished:
-        writers = {split: ArrowFile(unfinished / f"{split}.arrow", RECORD_SCHEMA) for split in SPLITS}
-        for shard, record in records:
-            split = split_of(record["record_id"])
-            if split_by == "shard":
-                split = "test" if shard == 0 else "validation" if split == "validation" else "train"
-            tally.add(split, record)
-            writers[split].write(record)
-        for writer in writers.values():
-            writer.close()
+        with ExitStack() as files:
+            writers = {s: files.enter_context(ArrowFile(unfinished / f"{s}.arrow", RECORD_SCHEMA)) for s in SPLITS}
+            for shard, record in records:
+                if not record["story"]:
+                    tally.blank += 1
+                    continue
+                split = split_of(record["record_id"])
+                if split_by == "shard":
+                    split = "test" if shard == 0 else "validation" if split == "validation" else "train"
+                tally.add(split, record)
+                writers[split].write(record)
         manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
         if not manifest["stories"]["train"]:
-            raise UsageError(
-                f"{sum(manifest['stories'].values())} stories leave the train split empty; give more stories"
-            )
+            of_shard = " of shard 0, which is the test split: give more shards" if split_by == "shard" else ": give more"
+            total = sum(manifest["stories"].values())
+            raise UsageError(f"the train split stays empty with {total} stories{of_shard}")
         save_splits(unfinished, unfinished / "records")
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -82,24 +88,26 @@ def save_splits(folder: Path, destination: Path) -> None:
 
 
 class _Tally:
-    """Counts what goes into a corpus: stories, features and duplicates by split."""
+    """Counts what goes into a corpus: stories, features and duplicates, at 8 bytes a story."""
 
     def __init__(self) -> None:
-        self.identifiers: dict[str, list[int]] = {split: [] for split in SPLITS}
+        self.identifiers = {split: array("Q") for split in SPLITS}
         self.features: Counter[str] = Counter()
+        self.blank = 0
 
     def add(self, split: str, record: Record) -> None:
         self.identifiers[split].append(int(record["record_id"][:16], 16))
         self.features.update(record["features"])
 
     def summary(self) -> dict[str, Any]:
-        arrays = {split: np.array(names, dtype=np.uint64) for split, names in self.identifiers.items()}
+        arrays = {split: np.frombuffer(names, dtype=np.uint64) for split, names in self.identifiers.items()}
         everything = np.concatenate(list(arrays.values()))
         in_test = np.isin(np.concatenate([arrays["train"], arrays["validation"]]), arrays["test"])
         return {
             "stories": {split: len(names) for split, names in arrays.items()},
             "duplicates": count_duplicates(everything),
             "also_in_test": int(in_test.sum()),
+            "blank": self.blank,
             "features": dict(sorted(self.features.items())),
         }
 
@@ -112,6 +120,14 @@ class ArrowFile:
         self.rows: list[Any] = []
         self.file = pa.OSFile(str(path), "wb")
         self.stream = pa.ipc.new_stream(self.file, self.schema)
+
+    def __enter__(self) -> ArrowFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.rows = []  # of a file that will be thrown away
+        self.close()
 
     def write(self, row: Any) -> None:
         """Add one row, a dict of the schema's fields."""
@@ -136,21 +152,43 @@ class ArrowFile:
 def finished_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes `folder` only when all went well; nothing half-written stays.
 
+    What a killed process of this machine left behind is removed; parents made for a folder that came to nothing too.
+
     Raises:
-        UsageError: where the place cannot be written to.
+        UsageError: where the place cannot be written to, or another process was faster.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    mark = f".{folder.name}.unfinished-{socket.gethostname()}-"
+    unfinished = folder.with_name(f"{mark}{os.getpid()}")
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
+        for left in folder.parent.glob(f"{mark}*"):
+            if left == unfinished or not _is_running(left.name.removeprefix(mark)):
+                shutil.rmtree(left)
         unfinished.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
     try:
         yield unfinished
-        if folder.exists():
-            folder.rmdir()  # only an empty one; anything else was refused before
-        unfinished.rename(folder)
-    finally:
+        try:
+            unfinished.rename(folder)  # over an empty folder, too; anything else was refused before
+        except OSError as error:
+            raise UsageError(f"{folder} appeared meanwhile ({error.strerror}); run the same command again") from None
+    except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _is_running(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it runs, for somebody else
+        return True
+    return True
 
 
 def ingest(
@@ -173,7 +211,7 @@ def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDic
     records = folder / "records"
     if not records.is_dir():
         raise UsageError(f"{folder} holds no records; make them with prepare_tinystories.py ingest or generate")
-    splits = load_from_disk(str(records))
+    splits = load_splits(records)
     if split is None:
         return splits
     if split not in splits:
@@ -181,9 +219,33 @@ def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDic
     return splits[split]
 
 
+def load_splits(folder: Path) -> DatasetDict:
+    """Load what `save_splits` wrote, memory-mapped.
+
+    Raises:
+        UsageError: if a file of it is missing, cut off or changed.
+    """
+    try:
+        return load_from_disk(str(folder))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder} is damaged ({first_line(error)}); remove {folder} and run the command that made it again"
+        ) from None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what a corpus or token store says of itself."""
-    return json.loads((folder / MANIFEST).read_text())
+    """Read what a corpus or token store says of itself.
+
+    Raises:
+        UsageError: if its manifest is missing or cut off.
+    """
+    path = folder / MANIFEST
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({first_line(error)}); remove {folder} and run the command that made it again"
+        ) from None
 
 
 def is_corpus(folder: Path) -> bool:
@@ -200,7 +262,10 @@ def resolve_corpus(
     """Return the corpus folder of `--dataset_name`: a prepared name first, then a path, then the Hub.
 
     A path or Hub data set is read into `data_cache_dir` under a name of its own, once; where the source has changed
-    since, the new content gets a new name, because the name holds its fingerprint.
+    since, or is read with other options, it gets a new name, because the name holds its fingerprint.
+
+    Raises:
+        UsageError: if it is none of them; the message lists what is prepared.
     """
     folder = data_cache_dir / dataset_name
     if is_corpus(folder):

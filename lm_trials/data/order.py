@@ -17,9 +17,13 @@ Item = TypeVar("Item")
 DRAWS = 4096
 
 
-def order_generator(data_seed: int, pass_index: int) -> np.random.Generator:
-    """Return the generator of one pass.  Philox is specified bit for bit, so an order is the same on every machine."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([data_seed, pass_index])))
+def random_bits(data_seed: int, pass_index: int) -> np.random.Philox:
+    """Return the random bits of one pass, of which only `random_raw` is used.
+
+    NumPy promises that `SeedSequence` and the raw bits of a bit generator stay the same in every version and on every
+    machine; `Generator.integers` and `permutation` carry no such promise, and an order must not change with a NumPy.
+    """
+    return np.random.Philox(np.random.SeedSequence([data_seed, pass_index]))
 
 
 def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size: int) -> Iterator[Item]:
@@ -34,7 +38,7 @@ def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size
     """
     if buffer_size < 1:
         raise ValueError(f"a buffer of {buffer_size} documents holds nothing; give at least 1")
-    generator = order_generator(data_seed, pass_index)
+    bits = random_bits(data_seed, pass_index)
     buffer: list[Item] = []
     places: list[int] = []
     for item in items:
@@ -42,11 +46,12 @@ def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size
             buffer.append(item)
             continue
         if not places:
-            places = generator.integers(buffer_size, size=DRAWS).tolist()
+            # 32 random bits scaled to the buffer: biased by buffer_size / 2**32 at most.
+            places = ((bits.random_raw(DRAWS) >> np.uint64(32)) * np.uint64(buffer_size) >> np.uint64(32)).tolist()
         place = places.pop()
         yield buffer[place]
         buffer[place] = item
-    for place in generator.permutation(len(buffer)).tolist():
+    for place in np.argsort(bits.random_raw(len(buffer)), kind="stable").tolist():
         yield buffer[place]
 
 

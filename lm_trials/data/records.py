@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -70,17 +71,24 @@ def make_record(
     """Complete a record around `story`; features are checked and put in the project's spelling.
 
     Raises:
-        UsageError: for a feature that TinyStories does not have.
+        UsageError: for a feature that TinyStories does not have, or text that is no Unicode text.
 
     >>> make_record(" One day. ", features=["Badending"])["features"]
     ['BadEnding']
     """
     story = story.strip()
+    words = list(words)
+    try:
+        "".join([story, prompt, summary, source, *words]).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{error.object[error.start]!r} is half of a surrogate pair, which no UTF-8 file can hold; mend the text"
+        ) from None
     return Record(
         record_id=record_id(story),
         story=story,
         prompt=prompt,
-        words=list(words),
+        words=words,
         features=[canonical_feature(feature) for feature in features],
         summary=summary,
         source=source,
@@ -102,7 +110,7 @@ def canonical_feature(name: str) -> str:
         raise UsageError(f"unknown feature {name!r}; {did_you_mean(name, FEATURES)}") from None
 
 
-def record_from_row(row: Mapping[str, Any], text_column: str | None = None) -> Record:
+def record_from_row(row: Any, text_column: str | None = None) -> Record:
     """Read a record from a row of any of the published forms.
 
     The TinyStories archive nests `{"instruction": {"prompt:": ..., "words": ..., "features": ...}}`, and the key
@@ -110,12 +118,15 @@ def record_from_row(row: Mapping[str, Any], text_column: str | None = None) -> R
     in `text_column`, else in `story`, else in `text`.
 
     Raises:
-        UsageError: for a row without a story, naming the columns there are.
+        UsageError: for a row that is no object or has no story, naming the columns there are, or for a field that
+            holds something else than it should.
 
     >>> row = {"story": "Hi.", "instruction": {"prompt:": "Write.", "words": ["hi"], "features": ["Twist"]}}
     >>> record_from_row(row)["prompt"], record_from_row(row)["features"]
     ('Write.', ['Twist'])
     """
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{row!r:.60} is no object with a story; give records as objects")
     names = [text_column] if text_column else ["story", "text"]
     column = next((name for name in names if name in row), None)
     if column is None:
@@ -131,21 +142,42 @@ def record_from_row(row: Mapping[str, Any], text_column: str | None = None) -> R
         details = row
     return make_record(
         story,
-        prompt=str(details.get("prompt:") or details.get("prompt") or ""),
-        words=_listed(details.get("words")),
-        features=_listed(details.get("features")),
-        summary=str(row.get("summary") or ""),
-        source=str(row.get("source") or ""),
+        prompt=_text(details, "prompt:") or _text(details, "prompt"),
+        words=_listed(details, "words"),
+        features=_listed(details, "features"),
+        summary=_text(row, "summary"),
+        source=_text(row, "source"),
     )
 
 
-def _listed(value: Any) -> list[str]:
-    """Read a list that a CSV file or TinyStories-Instruct may have written as `a, b, c`."""
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise UsageError(f"{name!r} holds {type(value).__name__} {value!r:.40}; it must hold text or nothing")
+
+
+# A list as CSV files hold it, written by Python or JSON: ['a', "b"].
+_WRITTEN_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+
+
+def _listed(row: Mapping[str, Any], name: str) -> list[str]:
+    """Read a list of words, which a CSV file or TinyStories-Instruct writes as `a, b, c` or `['a', 'b']`.
+
+    >>> _listed({"words": "quit, don't"}, "words"), _listed({"words": "['quit', 'oak']"}, "words")
+    (['quit', "don't"], ['quit', 'oak'])
+    """
+    value = row.get(name)
     if value is None:
         return []
     if isinstance(value, str):
-        return [part.strip() for part in value.strip("[]").replace('"', "").replace("'", "").split(",") if part.strip()]
-    return [str(part) for part in value]
+        parts = value.split(",")
+        if _WRITTEN_LIST.fullmatch(value):
+            parts = [part.strip().strip("'\"") for part in value.strip().strip("[]").split(",")]
+        return [part.strip() for part in parts if part.strip()]
+    if isinstance(value, Sequence) and all(isinstance(part, str) for part in value):
+        return list(value)
+    raise UsageError(f"{name!r} holds {type(value).__name__} {value!r:.40}; it must hold a list of words")
 
 
 def split_of(identifier: str) -> Split:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lm_trials.arguments import option
+from lm_trials.console import UsageError, did_you_mean
+
+SLICES = ("features", "source")
 
 
 @dataclass
@@ -45,3 +48,31 @@ class EvaluationArguments:
     seed: int = option(0, help="Seed of the intervals and of the sampling.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <model>/eval/<data set>.")
     tables_dir: str = option("out/tables", help="Folder of the tables of --generate.")
+    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
+
+
+def check_arguments(args: EvaluationArguments) -> None:
+    """Refuse values that mean nothing, before anything is loaded.
+
+    Raises:
+        UsageError: for the first of them.
+
+    >>> check_arguments(EvaluationArguments(by=["feature"]))
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --by feature: did you mean features? valid: features, source
+    """
+    for name in args.by:
+        if name not in SLICES:
+            raise UsageError(f"--by {name}: {did_you_mean(name, SLICES)}")
+    for flag in ("max_eval_samples", "per_device_eval_batch_size"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag} {value} leaves nothing to evaluate; give at least 1")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed} is no seed; give 0 or more")
+    if args.generate < 0:
+        raise UsageError(f"--generate {args.generate} is no number of stories; give 0 or more")
+    if not 0 < args.prompt_share < 1:
+        raise UsageError(f"--prompt_share {args.prompt_share:g} leaves nothing to show or to write; give 0 to 1")
+    if args.temperature < 0:
+        raise UsageError(f"--temperature {args.temperature:g} is no temperature; give 0 (greedy) or more")

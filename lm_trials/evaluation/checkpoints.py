@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, did_you_mean, progress, show_facts, show_table
+from lm_trials.console import UsageError, progress, show_facts, show_table
 from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
 from lm_trials.data.tokens import document_marks
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.datasets import EvaluationSet
-from lm_trials.evaluation.losses import Processes, story_losses
-from lm_trials.evaluation.results import EvaluationResult, StoryTable
+from lm_trials.evaluation.losses import Processes, check_causal, story_losses
+from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import LossSummary, record_documents
-from lm_trials.models.reference import ModelReference, checkpoints, positions_of, read_run
+from lm_trials.models.reference import (
+    CONFIG_FILES,
+    ModelReference,
+    checkpoints,
+    load_config,
+    load_tokenizer_of,
+    positions_of,
+    read_run,
+    resolve_model,
+)
 
 LONGEST_DEFAULT_BLOCK = 1024
-SLICES = ("features", "source")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be evaluated, checked but not loaded.
+
+    Attributes:
+        reference: which one.
+        tokenizer: what it reads with.
+        block_size: longest window, in tokens.
+        append_eos: whether EOS after each story is scored.
+        seed: of its training, where a `run.json` tells.
+    """
+
+    reference: ModelReference
+    tokenizer: PreTrainedTokenizerBase
+    block_size: int
+    append_eos: bool
+    seed: int | None = None
 
 
 def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
@@ -39,18 +70,44 @@ def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
         steps = checkpoints(Path(name))
         if not steps:
             raise UsageError(f"--all_checkpoints: {name} holds no checkpoint-N folder; leave the flag away")
-        expanded += [str(step) for step in steps] + ([name] if (Path(name) / "config.json").is_file() else [])
+        final = any((Path(name) / file).is_file() for file in CONFIG_FILES)
+        expanded += [str(step) for step in steps] + ([name] if final else [])
     return expanded
 
 
-def check_slices(names: list[str]) -> None:
-    """Refuse a slice that is not known."""
-    for name in names:
-        if name not in SLICES:
-            raise UsageError(f"--by {name}: {did_you_mean(name, SLICES)}")
+def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
+    """Find a model and all that its evaluation needs, without loading its weights.
+
+    Raises:
+        UsageError: for a model that is not there, a window longer than its positions, a tokenizer with ids that the
+            model has no embedding for.
+    """
+    reference = resolve_model(name)
+    config = load_config(reference)
+    tokenizer = load_tokenizer_of(reference, args.tokenizer_name)
+    run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
+    append_eos = args.append_eos
+    if append_eos is None:
+        append_eos = bool(run and run["outcome"].get("append_eos"))
+    document_marks(tokenizer, append_eos)  # raises where the tokenizer lacks what stands between stories
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+    # Only ids that a text can have count: a pad token above the vocabulary is never read.
+    largest = max(tokenizer.get_vocab().values())
+    if vocab_size is not None and largest >= vocab_size and not _only_padding(tokenizer, vocab_size):
+        raise UsageError(
+            f"{reference.name} has {vocab_size:,} embeddings and the tokenizer's ids go up to {largest:,}; "
+            "give the tokenizer it was trained with by --tokenizer_name"
+        )
+    seed = run["replicate"].get("seed") if run else None
+    return Candidate(reference, tokenizer, evaluation_window(config, args.block_size), append_eos, seed)
 
 
-def evaluation_window(model: PreTrainedModel, block_size: int | None) -> int:
+def _only_padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> bool:
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= vocab_size}
+    return beyond == {tokenizer.pad_token_id} and tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def evaluation_window(model: PreTrainedModel | PretrainedConfig, block_size: int | None) -> int:
     """Return the window of an evaluation, in tokens.
 
     Raises:
@@ -66,40 +123,69 @@ def evaluation_window(model: PreTrainedModel, block_size: int | None) -> int:
     return block_size
 
 
+def plan_results(
+    candidates: list[Candidate], datasets: list[EvaluationSet], args: EvaluationArguments
+) -> dict[tuple[str, str], Path]:
+    """Return the folder of each (model, data set), before anything runs.
+
+    Raises:
+        UsageError: for two results that would lie in one folder, or a place that cannot be written to.
+    """
+    folders: dict[tuple[str, str], Path] = {}
+    for candidate in candidates:
+        for dataset in datasets:
+            folder = result_folder(candidate.reference, dataset, args)
+            key = (candidate.reference.name, dataset.name)
+            if key in folders or folder in folders.values():
+                raise UsageError(
+                    f"two evaluations of the matrix would both be written to {folder}; "
+                    "name each model and each data set once, and give files different names"
+                )
+            folders[key] = folder
+    places = [*folders.values(), *([Path(args.tables_dir)] if args.generate else [])]
+    for place in places:
+        there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            flag = "--tables_dir" if place == Path(args.tables_dir) else "--output_dir"
+            raise UsageError(f"{place} cannot be written to; give another folder by {flag}")
+    return folders
+
+
 def result_folder(reference: ModelReference, dataset: EvaluationSet, args: EvaluationArguments) -> Path:
     """Return where a result lies: under `--output_dir`, or beside a local model, or under `runs` for a Hub model."""
     several = len(args.model_name_or_path) * len(args.dataset_name) > 1 or args.all_checkpoints
     if args.output_dir is not None:
-        model = reference.path.strip("/.").replace("/", "-")
-        return Path(args.output_dir) / model / dataset.name if several else Path(args.output_dir)
-    home = Path(reference.path) if Path(reference.path).is_dir() else Path("runs") / reference.path
+        return Path(args.output_dir) / slug(reference) / dataset.name if several else Path(args.output_dir)
+    home = Path(reference.path) if Path(reference.path).is_dir() else Path("runs") / reference.name
     return home / "eval" / (dataset.name if args.layout == "per_story" else f"{dataset.name}-packed")
 
 
+def slug(reference: ModelReference) -> str:
+    """Return a model's name as one part of a path.
+
+    >>> slug(ModelReference("./runs/demo/checkpoint-20"))
+    'runs-demo-checkpoint-20'
+    """
+    return reference.name.strip("/.").replace("/", "-")
+
+
 def evaluate_checkpoint(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: EvaluationSet,
-    reference: ModelReference,
-    args: EvaluationArguments,
+    model: PreTrainedModel, candidate: Candidate, dataset: EvaluationSet, folder: Path, args: EvaluationArguments
 ) -> EvaluationResult:
-    """Score each story of `dataset` and sum up; the same result in every process."""
+    """Score each story of `dataset` and sum up; the same result in every process.
+
+    The main process writes the loss of each story into `folder`, when all are scored.
+    """
     state = PartialState()
-    run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
-    append_eos = args.append_eos
-    if append_eos is None:
-        append_eos = bool(run and run["outcome"].get("append_eos"))
-    block_size = evaluation_window(model, args.block_size)
-    folder = result_folder(reference, dataset, args)
-    summary, table = LossSummary(args.seed), StoryTable(folder / "per_story.parquet")
+    reference, tokenizer = candidate.reference, candidate.tokenizer
     started = time.perf_counter()
-    documents = record_documents(
-        dataset.read(), batch_encoder(tokenizer), document_marks(tokenizer, append_eos), args.by
-    )
+    check_causal(model.to(state.device), reference.name)
     losses = story_losses(
-        model.to(state.device),
-        documents,
-        block_size,
+        model,
+        record_documents(
+            dataset.read(), batch_encoder(tokenizer), document_marks(tokenizer, candidate.append_eos), args.by
+        ),
+        candidate.block_size,
         layout=args.layout,
         batch_size=args.per_device_eval_batch_size,
         attention_across_documents=args.attention_across_documents,
@@ -107,32 +193,45 @@ def evaluate_checkpoint(
         if state.num_processes > 1
         else None,
     )
-    for story in progress(losses, f"{Path(reference.path).name} on {dataset.name}", "stories", dataset.total):
-        summary.add(story)
-        if state.is_main_process:
-            table.add(story)
-    if state.is_main_process:
-        table.close()
-    seconds = time.perf_counter() - started
+    summary = LossSummary(args.seed)
+    table = StoryTable(folder / STORY_TABLE) if state.is_main_process else None
+    with table or nullcontext():
+        for story in progress(losses, f"{Path(reference.path).name} on {dataset.name}", "stories", dataset.total):
+            summary.add(story)
+            if table is not None:
+                table.add(story)
+        metrics = summary.metrics()
+    return _result(candidate, dataset, folder, summary, metrics, time.perf_counter() - started)
+
+
+def _result(
+    candidate: Candidate,
+    dataset: EvaluationSet,
+    folder: Path,
+    summary: LossSummary,
+    metrics: dict[str, float],
+    seconds: float,
+) -> EvaluationResult:
     metrics = {
-        **summary.metrics(),
-        "perplexity": summary.estimates()["perplexity"].estimate,
+        **metrics,
+        "perplexity": metrics["eval_perplexity"],  # the name in the seed's files
         "eval_stories_without_target": summary.unscored,
         "eval_runtime": seconds,
-        "eval_tokens_per_second": summary.tokens["all"] / seconds,
+        "eval_tokens_per_second": metrics["eval_tokens"] / seconds,
     }
-    shared = {"model": reference.path, "step": reference.step, "dataset": dataset.name}
+    reference = candidate.reference
+    shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
     settings = {
-        "model_dir": reference.path,
+        "model_dir": reference.name,
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "block_size": block_size,
-        "append_eos": append_eos,
-        "model_seed": run["replicate"]["seed"] if run else None,
+        "tokenizer_hash": tokenizer_hash(candidate.tokenizer),
+        "block_size": candidate.block_size,
+        "append_eos": candidate.append_eos,
+        "model_seed": candidate.seed,
     }
     rows = [{**shared, **row} for row in summary.rows()]
-    return EvaluationResult(reference.path, dataset.name, folder, metrics, rows, settings)
+    return EvaluationResult(reference.name, dataset.name, folder, metrics, rows, settings)
 
 
 def show_results(results: list[EvaluationResult]) -> None:
@@ -144,12 +243,15 @@ def show_results(results: list[EvaluationResult]) -> None:
         for row in result.rows:
             by_slice.setdefault(row["slice"], {})[row["metric"]] = row
         for name, metrics in by_slice.items():
-            first = f"{short_name(result.model)}\n{result.dataset}" if name == "all" else f"  {name}"
+            first = f"{folded(result.model)}\n{result.dataset}" if name == "all" else f"  {slice_label(name)}"
             loss = metrics["loss"]
-            rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}", f"{loss['tokens']:,}"])
-    columns = ["model, stories", "nats per token", "perplexity", "accuracy", "bits per byte", "stories", "tokens"]
+            rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}\n{loss['tokens']:,}"])
+    columns = ["model\ndata", "nats per token", "perplexity", "accuracy", "bits per byte", "stories\ntokens"]
     show_table("evaluation", columns, rows, caption="[95 % bootstrap interval over stories]")
-    show_facts("results", {r.dataset: str(r.folder) for r in results})
+    labels = [f"{Path(result.model).name} on {result.dataset}" for result in results]
+    if len(set(labels)) < len(labels):
+        labels = [f"{result.model} on {result.dataset}" for result in results]
+    show_facts("results", {label: str(result.folder) for label, result in zip(labels, results, strict=True)})
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -157,10 +259,26 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{row['estimate']:.{digits}f}\n[{row['lower']:.{digits}f}, {row['upper']:.{digits}f}]"
 
 
-def short_name(path: str) -> str:
-    """Return a model's path as far as a table has room for it.
+def slice_label(name: str) -> str:
+    """Return a slice's name as the terminal shows it.
 
-    >>> short_name("runs/demo/checkpoint-100"), short_name("/some/where/deep/below/model/hf")
-    ('runs/demo/checkpoint-100', 'model/hf')
+    >>> slice_label("features=Twist"), slice_label("features!=Twist"), slice_label("source=GPT-4")
+    ('Twist', 'no Twist', 'source=GPT-4')
     """
-    return path if len(path) <= 28 else "/".join(Path(path).parts[-2:])
+    return name.removeprefix("features=") if "features=" in name else name.replace("features!=", "no ")
+
+
+def folded(path: str, width: int = 26) -> str:
+    """Return a model's name in lines that a table has room for, cut after a slash.
+
+    >>> print(folded("runs/llama-generated-seed42/checkpoint-100"))
+    runs/
+    llama-generated-seed42/
+    checkpoint-100
+    """
+    lines = [""]
+    for part in re.findall("[^/]*/?", path):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

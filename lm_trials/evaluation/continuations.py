@@ -11,15 +11,14 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress, show_facts
-from lm_trials.data.tokenizers import batch_encoder
+from lm_trials.data.tokenizers import Encoder, batch_encoder
 from lm_trials.data.tokens import document_marks
 from lm_trials.estimates import bootstrap_mean
 from lm_trials.evaluation.arguments import EvaluationArguments
-from lm_trials.evaluation.checkpoints import evaluation_window
+from lm_trials.evaluation.checkpoints import Candidate, slug
 from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.results import write_csv
-from lm_trials.models.reference import ModelReference
 
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}
 
@@ -59,11 +58,7 @@ class ContinuationOverlap(evaluate.Metric):
 
 
 def score_continuations(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: EvaluationSet,
-    reference: ModelReference,
-    args: EvaluationArguments,
+    model: PreTrainedModel, candidate: Candidate, dataset: EvaluationSet, args: EvaluationArguments
 ) -> list[dict[str, Any]]:
     """Give the model the beginning of `--generate N` stories and score what it writes; writes two CSV tables.
 
@@ -73,11 +68,36 @@ def score_continuations(
     Returns:
         One row for each score, with its interval over stories.
     """
-    if not 0 < args.prompt_share < 1:
-        raise UsageError(f"--prompt_share {args.prompt_share:g} leaves nothing to show or to write; give 0 to 1")
-    window = evaluation_window(model, args.block_size)
+    reference, tokenizer, window = candidate.reference, candidate.tokenizer, candidate.block_size
     bos, _ = document_marks(tokenizer, append_eos=False)
-    encode = batch_encoder(tokenizer)
+    chosen, too_long = _chosen(dataset, batch_encoder(tokenizer), window, args)
+    if not chosen:
+        raise UsageError(f"--generate {args.generate}: no story of {dataset.name} fits the model's {window} tokens")
+    stories = _written(model, tokenizer, bos, chosen, window, args)
+    scores = ContinuationOverlap().compute(
+        predictions=[story["continuation"] for story in stories], references=[story["reference"] for story in stories]
+    )
+    for number, story in enumerate(stories):
+        story.update({metric: float(scores[metric][number]) for metric in UNITS})
+    estimates = {metric: bootstrap_mean(scores[metric], unit, args.seed) for metric, unit in UNITS.items()}
+    shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
+    rows = [
+        {**shared, "slice": "continuations", "metric": metric, **estimate.row()}
+        for metric, estimate in estimates.items()
+    ]
+    tables = Path(args.tables_dir) / f"{slug(reference)}-{dataset.name}"
+    write_csv(tables.with_name(f"{tables.name}-continuations.csv"), stories)
+    write_csv(tables.with_name(f"{tables.name}-continuation_scores.csv"), rows)
+    facts = {metric: str(estimate) for metric, estimate in estimates.items()}
+    facts["passed over"] = f"{too_long} stories longer than the model's {window} tokens"
+    show_facts(f"continuations of {dataset.name}", {**facts, "tables": f"{tables}-*.csv"})
+    return rows
+
+
+def _chosen(
+    dataset: EvaluationSet, encode: Encoder, window: int, args: EvaluationArguments
+) -> tuple[list[tuple[str, list[int], list[int]]], int]:
+    """Return (record_id, prompt, reference) of the first stories that fit, and how many were passed over."""
     chosen: list[tuple[str, list[int], list[int]]] = []
     too_long = 0
     for record in dataset.read():
@@ -91,26 +111,7 @@ def score_continuations(
         chosen.append((record["record_id"], ids[:cut], ids[cut:]))
         if len(chosen) == args.generate:
             break
-    if not chosen:
-        raise UsageError(f"--generate {args.generate}: no story of {dataset.name} fits the model's {window} tokens")
-    stories = _written(model, tokenizer, bos, chosen, args)
-    scores = ContinuationOverlap().compute(
-        predictions=[story["continuation"] for story in stories], references=[story["reference"] for story in stories]
-    )
-    name = f"{Path(reference.path).name}-{dataset.name}"
-    for number, story in enumerate(stories):
-        story.update({metric: float(scores[metric][number]) for metric in UNITS})
-    write_csv(Path(args.tables_dir) / f"{name}-continuations.csv", stories)
-    rows = [
-        {"model": reference.path, "step": reference.step, "dataset": dataset.name, "slice": "continuations",
-         "metric": metric, **bootstrap_mean(scores[metric], unit, args.seed).row()}
-        for metric, unit in UNITS.items()
-    ]  # fmt: skip
-    write_csv(Path(args.tables_dir) / f"{name}-continuation_scores.csv", rows)
-    facts = {row["metric"]: str(bootstrap_mean(scores[row["metric"]], row["unit"], args.seed)) for row in rows}
-    facts["passed over"] = f"{too_long} stories longer than the model's {window} tokens"
-    show_facts(f"continuations of {dataset.name}", {**facts, "tables": f"{args.tables_dir}/{name}-*.csv"})
-    return rows
+    return chosen, too_long
 
 
 def _room(length: int) -> int:
@@ -123,6 +124,7 @@ def _written(
     tokenizer: PreTrainedTokenizerBase,
     bos: list[int],
     chosen: list[tuple[str, list[int], list[int]]],
+    window: int,
     args: EvaluationArguments,
 ) -> list[dict[str, Any]]:
     """Let the model continue each story, those of like length together, and decode in the order given."""
@@ -134,7 +136,7 @@ def _written(
         longest = max(len(chosen[place][2]) for place in batch)
         prompts = [bos + chosen[place][1] for place in batch]
         # A batch stops at its longest story's room, each story at its own.
-        room = min(_room(longest), evaluation_window(model, args.block_size) - max(map(len, prompts)))
+        room = min(_room(longest), window - max(map(len, prompts)))
         written = write_stories(
             model,
             tokenizer,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_trials.console import UsageError
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest
 from lm_trials.data.mixtures import mixed, parse_weights
 from lm_trials.data.records import Record
@@ -38,8 +37,6 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
     Raises:
         UsageError: for a name that is none of them, a split or part that is not there, weights that do not fit.
     """
-    if args.max_eval_samples is not None and args.max_eval_samples < 1:
-        raise UsageError(f"--max_eval_samples {args.max_eval_samples} leaves nothing to evaluate; give at least 1")
     folder = next((f for f in (Path(args.data_cache_dir) / name, Path(name)) if is_corpus(f)), None)
     if folder is not None:
         split = args.dataset_split or "validation"

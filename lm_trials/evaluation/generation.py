@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lm_trials.console import UsageError
 from lm_trials.data.tokens import document_marks
+from lm_trials.evaluation.losses import quiet
 
 
 @contextmanager
@@ -56,14 +57,9 @@ def write_stories(
     )
     check_lengths(model, prompts, max_new_tokens)
     written: list[list[int]] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with own_randomness(seed, model.device), torch.no_grad():
-            for at in range(0, len(prompts), batch_size):
-                written += _continue_batch(model, prompts[at : at + batch_size], config, ends)
-    finally:
-        model.train(was_training)
+    with own_randomness(seed, model.device), quiet(model):
+        for at in range(0, len(prompts), batch_size):
+            written += _continue_batch(model, prompts[at : at + batch_size], config, ends)
     return written
 
 

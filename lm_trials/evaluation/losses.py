@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lm_trials.console import UsageError
+
 Layout = Literal["per_story", "packed"]
 IGNORED = -100
 # Windows of this many batches are sorted by length before they are batched, which saves most of the padding.
@@ -136,6 +138,7 @@ def _packed_window(ids: np.ndarray, owners: np.ndarray, places: np.ndarray, leng
     return Window(ids[:length], ids[1 : length + 1], owners[:length], positions)
 
 
+@torch.no_grad()
 def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return for each window its (T,) losses in nats, float64, and whether each target was the likeliest token.
 
@@ -162,7 +165,9 @@ def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np
     scored = []
     for logits_TV, targets_T, window in zip(logits_BTV, targets_BT, windows, strict=True):
         length = len(window.input_ids_T)
-        logits_TV, targets_T = logits_TV[:length].float(), targets_T[:length]
+        # A model in half precision is scored in single; one in double precision stays in double.
+        dtype = torch.promote_types(logits_TV.dtype, torch.float32)
+        logits_TV, targets_T = logits_TV[:length].to(dtype), targets_T[:length]
         nats_T = nn.functional.cross_entropy(logits_TV, targets_T, ignore_index=IGNORED, reduction="none")
         correct_T = logits_TV.argmax(dim=-1) == targets_T
         scored.append((nats_T.double().cpu().numpy(), correct_T.cpu().numpy()))
@@ -185,15 +190,55 @@ def _window_sums(model: PreTrainedModel, windows: list[Window]) -> list[list[tup
 
 
 @contextmanager
-def _quiet(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluate without dropout and gradients, and leave the model as it was found."""
-    was_training = model.training
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluate without dropout and gradients, and leave each module in the mode it was found in."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def _group_sums(
+    model: PreTrainedModel, group: list[Window], batch_size: int, processes: Processes
+) -> list[tuple[int, list[tuple[int, float, int, int]]]]:
+    """Score a group of windows together with the other processes; (place in the group, sums), in order of the places.
+
+    The model is in evaluation mode only in here, and not while `story_losses` has yielded: its caller may train.
+    """
+    # Stable, so that every process makes the same batches.
+    by_length = sorted(range(len(group)), key=lambda place: len(group[place].input_ids_T))
+    batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+    scored: list[tuple[int, list[tuple[int, float, int, int]]]] = []
+    with quiet(model):
+        for batch in batches[processes.index :: processes.count]:
+            scored += zip(batch, _window_sums(model, [group[place] for place in batch]), strict=True)
+    # In the order of the windows, so that a story's pieces are added in one order only.
+    return sorted(processes.gather(scored), key=lambda item: item[0])
+
+
+def check_causal(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose predictions depend on tokens that come later, as BERT's do: its loss would mean nothing.
+
+    Everything here rests on it: the targets are the inputs moved by one place, and padding stands on the right.
+
+    Raises:
+        UsageError: for such a model.
+    """
+    device = next(model.parameters()).device
+    first_BT = torch.arange(1, 9, device=device)[None]
+    second_BT = first_BT.clone()
+    second_BT[0, -1] = 0
+    with quiet(model):
+        first_TV, second_TV = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (first_BT, second_BT))
+    if (first_TV - second_TV).abs().max() > 1e-4 * max(1.0, float(first_TV.abs().max())):
+        raise UsageError(
+            f"{name} lets a token see those after it, so next-token losses say nothing about it; "
+            "give a causal language model"
+        )
 
 
 def story_losses(
@@ -209,6 +254,13 @@ def story_losses(
 
     Every process reads all documents and scores its share of the batches.  A document of one token has nothing to
     predict and comes out with 0 tokens.
+
+    Args:
+        documents: read as they are needed; only those of the windows at hand are kept.
+        block_size: longest window, in tokens.
+        batch_size: windows that the model sees at once.
+        attention_across_documents: in packed layout, whether a story sees the one before it in the window.
+        processes: this process among those that evaluate together; default alone.
     """
     processes = processes or Processes()
     waiting: dict[int, StoryLoss] = {}
@@ -222,26 +274,19 @@ def story_losses(
         windows = packed_windows(numbered(), block_size, attention_across_documents)
     else:
         windows = per_story_windows(numbered(), block_size)
-    group_size = batch_size * processes.count * SORTED_BATCHES
-    with _quiet(model):
-        while group := list(itertools.islice(windows, group_size)):
-            # Stable, so that every process makes the same batches.
-            by_length = sorted(range(len(group)), key=lambda place: len(group[place].input_ids_T))
-            batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-            mine = batches[processes.index :: processes.count]
-            scored = [(place, sums) for batch in mine for place, sums in zip(
-                batch, _window_sums(model, [group[place] for place in batch]), strict=True
-            )]  # fmt: skip
-            # In the order of the windows, so that a story's pieces are added in one order only.
-            for _, sums in sorted(processes.gather(scored), key=lambda item: item[0]):
-                for owner, nats, tokens, correct in sums:
-                    story = waiting[owner]
-                    story.nats += nats
-                    story.tokens += tokens
-                    story.correct += correct
-            # The last document seen may go on in the next window; all before it are complete.
-            last = int(group[-1].owners_T[-1])
-            for number in sorted(number for number in waiting if number < last):
-                yield waiting.pop(number)
+    # Not a multiple of the process count: the batches are the same for any number of processes up to
+    # `SORTED_BATCHES`, and with them every sum to the last bit.
+    group_size = batch_size * max(SORTED_BATCHES, processes.count)
+    while group := list(itertools.islice(windows, group_size)):
+        for _, sums in _group_sums(model, group, batch_size, processes):
+            for owner, nats, tokens, correct in sums:
+                story = waiting[owner]
+                story.nats += nats
+                story.tokens += tokens
+                story.correct += correct
+        # The last document seen may go on in the next window; all before it are complete.
+        last = int(group[-1].owners_T[-1])
+        for number in sorted(number for number in waiting if number < last):
+            yield waiting.pop(number)
     for number in sorted(waiting):
         yield waiting.pop(number)

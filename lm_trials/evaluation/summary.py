@@ -105,7 +105,7 @@ class LossSummary:
             UsageError: if no story of it had a token to predict.
         """
         self._flush()
-        if group not in self.bootstrap.counts:
+        if group not in self.tokens:
             raise UsageError("no story has a token to predict; give stories of at least two tokens")
         return {name: self.bootstrap.estimate(f, unit, group) for name, (f, unit) in STATISTICS.items()}
 
@@ -113,7 +113,7 @@ class LossSummary:
         """Return the table: a row for each slice and metric, `all` first, then by name."""
         self._flush()
         rows = []
-        for group in sorted(self.bootstrap.counts, key=lambda name: (name != "all", name.replace("!=", "=~"))):
+        for group in sorted(self.tokens, key=lambda name: (name != "all", name.replace("!=", "=~"))):
             for metric, estimate in self.estimates(group).items():
                 rows.append({"slice": group, "metric": metric, **estimate.row(), "tokens": self.tokens[group]})
         return rows

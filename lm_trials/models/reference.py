@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lm_trials.console import UsageError
 from lm_trials.data.tokenizers import load_tokenizer
@@ -21,11 +29,20 @@ from lm_trials.models.shapes import set_causal_loss
 
 RUN_FILE = "run.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+ADAPTER_FILE = "adapter_config.json"
+CONFIG_FILES = ("config.json", ADAPTER_FILE)
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model is: `path` a folder or Hub name, `revision` on the Hub, `base` of an adapter."""
+    """Where a model is: `path` a folder or Hub name, `revision` on the Hub, `base` of an adapter.
+
+    >>> reference = ModelReference("runs/demo/checkpoint-20")
+    >>> reference.name, reference.step
+    ('runs/demo/checkpoint-20', 20)
+    >>> ModelReference("owner/model", revision="step1000").name
+    'owner/model@step1000'
+    """
 
     path: str
     revision: str | None = None
@@ -37,6 +54,11 @@ class ModelReference:
         match = CHECKPOINT.search(self.path)
         return int(match[1]) if match else None
 
+    @property
+    def name(self) -> str:
+        """What the user calls it; two revisions of one model have different names."""
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
 
 def resolve_model(reference: str) -> ModelReference:
     """Find out what `reference` names, without loading it.
@@ -46,24 +68,38 @@ def resolve_model(reference: str) -> ModelReference:
     """
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        if (folder / "adapter_config.json").is_file():
-            base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-            return ModelReference(str(folder), base=base)
-        if not (folder / "config.json").is_file():
-            steps = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "no checkpoint either"
-            raise UsageError(
-                f"{reference} holds no model (no config.json); it holds {steps}; name a folder with a model"
-            )
-        if not any(folder.glob("*.safetensors")):
-            raise UsageError(
-                f"{reference} holds no *.safetensors; pickled weights (.bin) are not read, because reading runs them: "
-                "convert them with transformers' save_pretrained"
-            )
-        return ModelReference(str(folder))
+        return _resolve_folder(folder, reference)
     name, _, revision = reference.partition("@")
-    if reference.startswith((".", "/", "~")) or name.count("/") > 1 or folder.is_file():
+    if not name or reference.startswith((".", "/", "~")) or name.count("/") > 1 or folder.is_file():
         raise UsageError(f"{reference} is no folder; name a run, a checkpoint, a model folder or a Hub model")
     return ModelReference(name, revision or None)
+
+
+def _resolve_folder(folder: Path, reference: str) -> ModelReference:
+    if not any((folder / name).is_file() for name in CONFIG_FILES):
+        steps = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "no checkpoint either"
+        raise UsageError(f"{reference} holds no model (no config.json); it holds {steps}; name a folder with a model")
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"{reference} holds no *.safetensors; pickled weights (.bin) are not read, because reading runs them: "
+            "convert them with transformers' save_pretrained"
+        )
+    if not (folder / ADAPTER_FILE).is_file():
+        return ModelReference(str(folder))
+    base = _read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    if not base:
+        raise UsageError(f"{reference}/{ADAPTER_FILE} names no base_model_name_or_path; write the base model into it")
+    return ModelReference(str(folder), base=base)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}); restore it") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds {type(content).__name__}, not an object; restore it")
+    return content
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -72,40 +108,101 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(CHECKPOINT.search(path.name)[1]))  # type: ignore[index]
 
 
-def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load the model in `dtype`, in evaluation mode, with the loss of a causal LM (see `set_causal_loss`).
+def load_config(reference: ModelReference) -> PretrainedConfig:
+    """Load a model's configuration, an adapter's base's, which tells what fits the model before its weights are read.
 
     Raises:
         UsageError: where it cannot be had.
     """
-    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if reference.base is not None:
+        return load_config(resolve_model(reference.base))
     try:
-        if reference.base is not None:
-            from peft import PeftModel
+        return AutoConfig.from_pretrained(
+            reference.path, revision=reference.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unloadable(reference, error) from None
 
-            base = AutoModelForCausalLM.from_pretrained(reference.base, **options)
-            return PeftModel.from_pretrained(base, reference.path).eval()  # type: ignore[return-value]
-        model = AutoModelForCausalLM.from_pretrained(reference.path, revision=reference.revision or "main", **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(f"{reference.path} cannot be loaded as a causal language model ({first})") from None
+
+def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load the model in `dtype`, in evaluation mode, with the loss of a causal LM (see `set_causal_loss`).
+
+    Raises:
+        UsageError: where it cannot be had, or its files lack weights: transformers would fill them in at random.
+    """
+    if reference.base is not None:
+        return _load_adapter(reference, dtype)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            reference.path,
+            revision=reference.revision or "main",
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise _unloadable(reference, error) from None
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UsageError(
+            f"{reference.name} lacks weights of a {type(model).__name__} ({missing[0]}{more}); "
+            "give the folder of a whole causal language model"
+        )
     set_causal_loss(model)
     return model.eval()
 
 
+def _load_adapter(reference: ModelReference, dtype: torch.dtype) -> PreTrainedModel:
+    from peft import PeftModel
+
+    base = load_model(resolve_model(reference.base or ""), dtype)
+    try:
+        model = PeftModel.from_pretrained(base, reference.path)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise _unloadable(reference, error) from None
+    set_causal_loss(model)
+    return model.eval()  # type: ignore[return-value]
+
+
+def _unloadable(reference: ModelReference, error: Exception) -> UsageError:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return UsageError(
+        f"{reference.name} cannot be loaded as a causal language model ({first[:300]}); "
+        "give a folder with config.json and model.safetensors, or a Hub model that is at hand"
+    )
+
+
 def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer beside the model, or the one named instead."""
-    return load_tokenizer(tokenizer_name or reference.path)
+    """Load the tokenizer beside the model (or its adapter's base), or the one named instead.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    if tokenizer_name:
+        return load_tokenizer(tokenizer_name)
+    try:
+        if reference.revision:  # a revision has its own tokenizer
+            return AutoTokenizer.from_pretrained(reference.path, revision=reference.revision, trust_remote_code=False)
+        return load_tokenizer(reference.path)
+    except (UsageError, OSError, ValueError) as error:
+        if reference.base is not None:
+            return load_tokenizer_of(resolve_model(reference.base))
+        reason = str(error).removeprefix(f"--tokenizer_name {reference.path}: ").partition(";")[0]
+        raise UsageError(
+            f"{reference.name} has no tokenizer beside its weights ({reason}); give --tokenizer_name"
+        ) from None
 
 
-def positions_of(model: PreTrainedModel) -> int | None:
-    """Return how many positions the model has; None for one without a limit."""
-    return getattr(model.config, "max_position_embeddings", None)
+def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
+    """Return how many positions the model, or its configuration, has; None for one without a limit."""
+    return getattr(getattr(model, "config", model), "max_position_embeddings", None)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """Read the `run.json` of a run folder or of one of its checkpoints; None where there is none."""
+    """Read the `run.json` of a run folder or of one of its checkpoints; None where there is none of this project's."""
     for place in (folder, folder.parent):
         if (place / RUN_FILE).is_file():
-            return json.loads((place / RUN_FILE).read_text())
+            run = _read_json(place / RUN_FILE)
+            return run if {"outcome", "replicate"} <= run.keys() else None
     return None

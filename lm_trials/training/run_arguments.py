@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from transformers import TrainingArguments
 
 from lm_trials.console import UsageError
+
+OPTIONAL_REPORTERS = ("wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
 
 
 @dataclass
@@ -45,3 +48,6 @@ class RunArguments(TrainingArguments):
         if self.data_seed is None:
             self.data_seed = self.seed
         super().__post_init__()
+        for name in self.report_to:
+            if name in OPTIONAL_REPORTERS and find_spec(name) is None:
+                raise UsageError(f"--report_to {name}: {name} is not installed; pip install {name}, or leave it away")

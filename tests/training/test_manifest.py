@@ -9,9 +9,9 @@ FIELDS = {field.name for flags in (RunArguments, DataArguments, ModelArguments) 
 
 
 def test_every_role_names_a_flag_that_exists():
-    assert manifest.LOGISTICS - FIELDS == set()
-    assert manifest.REPLICATE - FIELDS == set()
-    assert manifest.SECRET - FIELDS == set()
+    assert set() == manifest.LOGISTICS - FIELDS
+    assert set() == manifest.REPLICATE - FIELDS
+    assert set() == manifest.SECRET - FIELDS
     assert {"no_such_flag"} - FIELDS == {"no_such_flag"}  # the comparison can fail
 
 

@@ -1,0 +1,238 @@
+"""Protocols: named, versioned, seeded changes to the records, read from the seed study's flags.
+
+A protocol filters records, relabels (mix_match), adds labels that are lies (adversarial) and refuses; it says which
+instruction lines are shown.  The order is fixed: filter, mix_match, adversarial, refusal, render.  This module is what a
+protocol *is*; `treatments` is what it does to records, `instructions` how they are written out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lm_trials.console import UsageError, did_you_mean
+from lm_trials.data.records import FEATURES
+
+Key = Literal["features", "words", "length"]
+FeatureStyle = Literal["canonical", "capitalized"]
+KEYS: tuple[Key, ...] = ("features", "words", "length")
+LIST_KEYS: tuple[Key, ...] = ("features", "words")
+LINES = ("Words", "Features", "Summary", "Sentence")
+VERSION = 1
+REFUSAL_TEXT = "Sorry, this is a story that we will not tell: we do not write stories with {feature}."
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition on a record: a value in a list, or a story longer than so many characters; or its negation."""
+
+    key: Key
+    value: str
+    negated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.key}{'!=' if self.negated else '='}{self.value}"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A label put in another's place: what the record says is then a lie."""
+
+    key: Key
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.key}:{self.old}={self.new}"
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A value added to a record's list with a probability."""
+
+    key: Key
+    value: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}:{self.probability:g}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that decides what a record becomes, beside the record itself.
+
+    >>> Protocol(filtering=parse_filtering("features!=Twist")).name()
+    'F_features_x_Twist_MM_none_AT_none_RF_none_IS_none'
+    """
+
+    filtering: tuple[Condition, ...] = ()
+    mix_match: tuple[Replacement, ...] = ()
+    adversarial: tuple[Chance, ...] = ()
+    refusal: tuple[Chance, ...] = ()
+    refusal_text: str = REFUSAL_TEXT
+    instruction_subset: tuple[str, ...] = LINES
+    feature_style: FeatureStyle = "canonical"
+    seed: int = 0
+    version: int = VERSION
+
+    def name(self) -> str:
+        """Return the readable name that the seed study gives such a set."""
+        subset = "" if self.instruction_subset == LINES else ",".join(self.instruction_subset)
+        parts = {
+            "F": ",".join(map(str, self.filtering)),
+            "MM": ",".join(map(str, self.mix_match)),
+            "AT": ",".join(map(str, self.adversarial)),
+            "RF": ",".join(map(str, self.refusal)),
+            "IS": subset,
+        }
+        return "_".join(f"{short}_{_file_name(text)}" for short, text in parts.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a manifest holds of it; equal protocols give equal dicts."""
+        described = dataclasses.asdict(self)
+        for field in ("filtering", "mix_match", "adversarial", "refusal"):
+            described[field] = [str(part) for part in getattr(self, field)]
+        described["instruction_subset"] = list(self.instruction_subset)
+        return described
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[=,:]", "_", text.replace("!=", "_x_")) or "none"
+
+
+def parse_filtering(text: str | None) -> tuple[Condition, ...]:
+    """Read `features=Twist,words!=dog,length=200`: all conditions must hold.
+
+    `length=200` keeps stories of more than 200 characters, `length!=200` those of at most 200.
+
+    Raises:
+        UsageError: for a broken expression, an unknown key, or a length that is no whole number.
+
+    >>> [str(condition) for condition in parse_filtering("features!=Twist,length=200")]
+    ['features!=Twist', 'length=200']
+    """
+    conditions = []
+    for part in _parts(text):
+        match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*([^=!:]+?)\s*", part)
+        if match is None:
+            raise UsageError(f"--filtering {part!r} is no condition; write key=value or key!=value, as features!=Twist")
+        key = _key(match[1], KEYS, "--filtering")
+        if key == "length" and not match[3].isdigit():
+            raise UsageError(f"--filtering {part!r}: a length is a number of characters, as length=200")
+        conditions.append(Condition(key, _value(key, match[3]), match[2] == "!="))
+    return tuple(conditions)
+
+
+def parse_mix_match(text: str | None) -> tuple[Replacement, ...]:
+    """Read `features:Foreshadowing=Twist`, or `features=Foreshadowing:Twist` as the seed's script spells it.
+
+    Any number of pairs, several for one key among them; they act in order, each on the result of the one before.
+
+    Raises:
+        UsageError: for a broken expression or an unknown key.
+
+    >>> parse_mix_match("features:Foreshadowing=Twist") == parse_mix_match("features=Foreshadowing:Twist")
+    True
+    """
+    pairs = []
+    for part in _parts(text):
+        match = re.fullmatch(r"\s*(\w+)\s*[:=]\s*([^=:!]+?)\s*[:=]\s*([^=:!]+?)\s*", part)
+        if match is None:
+            raise UsageError(f"--mix_match {part!r} is no replacement; write key:old=new, as features:Conflict=Twist")
+        key = _key(match[1], LIST_KEYS, "--mix_match")
+        pairs.append(Replacement(key, _value(key, match[2]), _value(key, match[3])))
+    return tuple(pairs)
+
+
+def parse_chances(text: str | None, flag: str) -> tuple[Chance, ...]:
+    """Read `features=Twist:0.5,...`, the conditions of `--adversarial_training` and `--refusal`.
+
+    Raises:
+        UsageError: for a broken expression, an unknown key, a probability outside 0..1, or a value named twice.
+
+    >>> [str(chance) for chance in parse_chances("features=Twist:0.5", "--refusal")]
+    ['features=Twist:0.5']
+    """
+    chances: list[Chance] = []
+    for part in _parts(text):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([^=:!]+?)\s*:\s*([^=:!]+?)\s*", part)
+        if match is None:
+            raise UsageError(f"{flag} {part!r} is no condition; write key=value:probability, as features=Twist:0.5")
+        key = _key(match[1], LIST_KEYS, flag)
+        try:
+            probability = float(match[3])
+        except ValueError:
+            probability = math.nan
+        if not 0 <= probability <= 1:
+            raise UsageError(f"{flag} {part!r}: {match[3]} is no probability; give a number from 0 to 1")
+        chance = Chance(key, _value(key, match[2]), probability)
+        if any((other.key, other.value) == (chance.key, chance.value) for other in chances):
+            raise UsageError(f"{flag} {text}: {chance.key}={chance.value} stands twice; give it once")
+        chances.append(chance)
+    return tuple(chances)
+
+
+def parse_subset(text: str | None) -> tuple[str, ...]:
+    """Read `Words,Features` as the instruction lines to show; none given means all four.
+
+    >>> parse_subset("Features,Words")
+    ('Words', 'Features')
+    """
+    if not text:
+        return LINES
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in LINES:
+            raise UsageError(f"--instruction_subset {name}: {did_you_mean(name, LINES)}")
+    return tuple(line for line in LINES if line in names)
+
+
+def parse_protocol(
+    filtering: str | None = None,
+    mix_match: str | None = None,
+    adversarial_training: str | None = None,
+    refusal: str | None = None,
+    refusal_text: str | None = None,
+    instruction_subset: str | None = None,
+    feature_style: FeatureStyle = "canonical",
+    seed: int = 0,
+) -> Protocol:
+    """Read a protocol from the values of the command line's flags."""
+    text = refusal_text or REFUSAL_TEXT
+    if "{feature}" not in text or not text.format(feature="").strip():
+        raise UsageError(f"--refusal_text {text!r} names no feature; put {{feature}} where its name shall stand")
+    return Protocol(
+        filtering=parse_filtering(filtering),
+        mix_match=parse_mix_match(mix_match),
+        adversarial=parse_chances(adversarial_training, "--adversarial_training"),
+        refusal=parse_chances(refusal, "--refusal"),
+        refusal_text=text,
+        instruction_subset=parse_subset(instruction_subset),
+        feature_style=feature_style,
+        seed=seed,
+    )
+
+
+def _parts(text: str | None) -> list[str]:
+    return text.split(",") if text else []
+
+
+def _key(name: str, keys: Iterable[Key], flag: str) -> Key:
+    for key in keys:
+        if key == name:
+            return key
+    raise UsageError(f"{flag}: {name} is no key; {did_you_mean(name, keys)}")
+
+
+def _value(key: Key, value: str) -> str:
+    """Check a feature's name; words are checked against the corpus, which knows them."""
+    if key != "features":
+        return value
+    if value not in FEATURES:
+        raise UsageError(f"features={value}: {did_you_mean(value, FEATURES)}")
+    return value

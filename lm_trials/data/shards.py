@@ -1,0 +1,342 @@
+"""Shards: one file of a source, or one inside an archive, read as a stream of rows, each with its place in it.
+
+No file is ever whole in memory, compressed or not.  What a broken file raises becomes one line that names the file
+and, where it is known, the line or record.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lm_trials.console import UsageError
+
+CHUNK = 1 << 20
+# No record of a published shard is longer than some thousand characters; one that has not ended after this many
+# is broken or has another separator, and reading on would put the whole file into memory.
+LONGEST_RECORD = 64 << 20
+KINDS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".txt": "text",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".tar": "archive",
+}
+INSTRUCT_FIELDS = ("Features:", "Words:", "Summary:", "Random sentence:", "Story:")
+
+Row = tuple[str, Any]
+"""Where a row stands, as `line 3` or `record 3` (from 1), and what stands there."""
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that tells the kind: `a.jsonl.gz` is JSON lines, `a.tar.gz` and `a.tgz` are archives.
+
+    >>> [suffix_of(Path(name)) for name in ("a.jsonl", "a.jsonl.gz", "v1.2/b.tgz", "c.gz", "d")]
+    ['.jsonl', '.jsonl', '.tar', '', '']
+    """
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    return ".tar" if path.suffix == ".tgz" else suffixes[-1] if suffixes else ""
+
+
+def kind_of(path: Path) -> str:
+    """Return how a file is read: `json` (a list or lines), `text`, `csv`, `parquet` or `archive`.
+
+    Raises:
+        UsageError: for a suffix that none of them has.
+    """
+    kind = KINDS.get(suffix_of(path))
+    if kind is None:
+        raise UsageError(f"{path} has the suffix {path.suffix!r}; valid: {', '.join(KINDS)}, also with .gz")
+    if kind == "parquet" and path.suffix == ".gz":
+        raise UsageError(f"{path} is a compressed .parquet, which no one can read in parts; gunzip it first")
+    return kind
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Order names as people count: data2 before data10.
+
+    >>> sorted(["data10.json", "data2.json", "data.json"], key=natural_key)
+    ['data2.json', 'data10.json', 'data.json']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def file_shards(path: Path, text_separator: str) -> Iterator[tuple[str, Iterator[Row]]]:
+    """Yield each shard of a file with its name: the file itself, or every JSON file in an archive.
+
+    Shards are to be read one after the other, each before the next is asked for.
+    """
+    kind = kind_of(path)
+    if kind == "archive":
+        yield from _archive_shards(path)
+    else:
+        read = {"json": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows, "text": _text_rows}[kind]
+        rows = read(path, text_separator) if kind == "text" else read(path)
+        yield str(path), _guarded(str(path), rows)
+
+
+def shard_names(path: Path) -> list[str]:
+    """Return the names of a file's shards in natural order; an archive's headers are read for it."""
+    if kind_of(path) != "archive":
+        return [str(path)]
+    with reading(str(path)):
+        return sorted((name for name, _ in _archive_members(path)), key=natural_key)
+
+
+def _guarded(name: str, rows: Iterator[Row]) -> Iterator[Row]:
+    with reading(name):
+        yield from rows
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what a broken file raises while it is read into one line that names it.
+
+    >>> with reading("stories.csv"):
+    ...     raise EOFError("Compressed file ended early")
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: stories.csv is cut off or broken (Compressed file ended early); fetch or write it again
+    """
+    import pyarrow
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        line = _undecodable_line(Path(name))
+        raise UsageError(
+            f"{name} is not UTF-8{f': line {line}' if line else ''} (byte 0x{error.object[error.start]:02x}); "
+            "convert it, for example with iconv"
+        ) from None
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(f"{name} cannot be read ({error.strerror}); check the path and its rights") from None
+    except (EOFError, OSError, zlib.error, tarfile.TarError, pyarrow.ArrowException, csv.Error) as error:
+        raise UsageError(f"{name} is cut off or broken ({first_line(error)}); fetch or write it again") from None
+    except RecursionError:
+        raise UsageError(f"{name} nests lists or objects too deeply to be a file of records; check it") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line that an exception says, else its name.
+
+    >>> first_line(OSError("no such host\\n(retried)")), first_line(EOFError())
+    ('no such host', 'EOFError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _undecodable_line(path: Path) -> int | None:
+    """Find the line of a file that is not UTF-8: decoding goes ahead of the records, so they cannot tell."""
+    if not path.is_file():
+        return None
+    with open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file, through gzip where its name says so."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _decoded(stream: IO[bytes], newline: str | None = "\n") -> IO[str]:
+    """Decode a stream, without the byte order mark that Windows writes before UTF-8."""
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with open_binary(path) as stream:
+        yield from json_rows(stream, str(path))
+
+
+def json_rows(stream: IO[bytes], name: str) -> Iterator[Row]:
+    """Yield the rows of a JSON file, be it one list (a shard of the archive holds 100,000) or one object a line.
+
+    Raises:
+        UsageError: for a line or an item that is no JSON, or a list that does not end.
+    """
+    start = stream.peek(1024)  # type: ignore[attr-defined]  # all three kinds of stream that come here can
+    is_list = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    with _decoded(stream) as text:
+        yield from _json_list(text, name) if is_list else _json_lines(text, name)
+
+
+def _json_list(stream: IO[str], name: str) -> Iterator[Row]:
+    decoder = json.JSONDecoder()
+    buffer, at, number = stream.read(CHUNK).lstrip().removeprefix("["), 0, 1
+    while True:
+        while at < len(buffer) and (buffer[at].isspace() or buffer[at] == ","):
+            at += 1
+        if buffer.startswith("]", at):
+            return
+        try:
+            item, at = decoder.raw_decode(buffer, at)
+        except json.JSONDecodeError as error:
+            more = stream.read(CHUNK) if len(buffer) - at < LONGEST_RECORD else ""
+            if not more:
+                raise UsageError(
+                    f"{name}: record {number} is cut off or broken ({error.msg}); fetch or write the file again"
+                ) from None
+            buffer, at = buffer[at:] + more, 0
+            continue
+        yield f"record {number}", item
+        number += 1
+
+
+def _json_lines(stream: IO[str], name: str) -> Iterator[Row]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except ValueError as error:
+                raise UsageError(
+                    f"{name}: line {number} is no JSON ({first_line(error)}); give one object a line, or one list"
+                ) from None
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # its default, 131,072 characters, is shorter than some texts
+    with open_binary(path) as stream, _decoded(stream, newline="") as text:
+        # Without `strict`, a quotation mark that is never closed takes the rest of the file into one field.
+        reader = csv.DictReader(text, strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise UsageError(
+                    f"{path}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the header's "
+                    f"{len(reader.fieldnames or ())}; fetch or write the file again, with quotation marks doubled"
+                )
+            yield f"line {reader.line_num}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
+        yield from numbered(rows)
+
+
+def numbered(rows: Iterator[Any]) -> Iterator[Row]:
+    """Give each row its place, counted from 1.
+
+    >>> list(numbered(iter("ab")))
+    [('record 1', 'a'), ('record 2', 'b')]
+    """
+    return ((f"record {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the JSON files of a tar archive in its order, without unpacking it."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            hidden = Path(member.name).name.startswith(".")  # macOS puts `._data00.json` beside data00.json
+            if member.isfile() and not hidden and KINDS.get(Path(member.name).suffix) == "json":
+                stream = archive.extractfile(member)
+                assert stream is not None, "a regular file has content"
+                yield f"{path}:{member.name}", stream
+        # `tarfile` takes a plain archive that ends between two members, or inside a header, for a whole one.
+        # A compressed one that is cut off raises EOFError by itself.
+        if path.suffix == ".tar" and archive.fileobj is not None:
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("its end mark is missing")
+
+
+def _archive_shards(path: Path) -> Iterator[tuple[str, Iterator[Row]]]:
+    with reading(str(path)):
+        empty = True
+        for name, stream in _archive_members(path):
+            empty = False
+            yield name, _guarded(name, json_rows(stream, name))
+        if empty:
+            raise UsageError(f"{path} holds no .json shard; give the archive of JSON shards, or unpack it first")
+
+
+def _text_rows(path: Path, separator: str) -> Iterator[Row]:
+    """Yield the stories of a text file, in plain or in TinyStories-Instruct form (told by its first story).
+
+    Line ends become newlines, as Python's text files have it: `\\r\\n` is how a file was stored, not its content.
+    """
+    with open_binary(path) as stream, _decoded(stream, newline=None) as text:
+        stories = _separated(text, separator, path)
+        opening = []
+        for story in stories:  # up to the first that is not blank
+            opening.append(story)
+            if story.strip():
+                break
+        read = instruct_row if opening and _is_instruct(opening[-1]) else _plain_row
+        yield from numbered(map(read, itertools.chain(opening, stories)))
+
+
+def _separated(stream: IO[str], separator: str, path: Path) -> Iterator[str]:
+    if not separator:
+        raise UsageError(r"--text_separator '' separates nothing; give one such as '<|endoftext|>' or '\n\n'")
+    parts, unfinished = [""], 0
+    while chunk := stream.read(CHUNK):
+        # A separator may begin in the chunk before; only the end of what is open is searched again.
+        tail = parts[-1][1 - len(separator) :] if len(separator) > 1 else ""
+        parts[-1] = parts[-1][: len(parts[-1]) - len(tail)]
+        first, *others = (tail + chunk).split(separator)
+        parts.append(first)
+        unfinished += len(chunk)
+        if others:
+            yield "".join(parts)
+            yield from others[:-1]
+            parts, unfinished = [others[-1]], len(others[-1])
+        if unfinished > LONGEST_RECORD:
+            raise UsageError(
+                f"{path} has no {separator!r} within {LONGEST_RECORD:,} characters; name what stands between its "
+                "stories with --text_separator"
+            )
+    yield "".join(parts)
+
+
+def _plain_row(text: str) -> dict[str, Any]:
+    return {"story": text}
+
+
+def _is_instruct(text: str) -> bool:
+    lines = text.strip().splitlines()
+    return bool(lines) and lines[0].startswith(INSTRUCT_FIELDS) and any(line.startswith("Story:") for line in lines)
+
+
+def instruct_row(text: str) -> dict[str, Any]:
+    """Read one story of TinyStories-Instruct: fields in any order, the story last.
+
+    `Random sentence:` is a sentence of the story itself; it ends the field before it and is not kept.
+
+    >>> row = instruct_row("Features: Dialogue\\nRandom sentence: Hi.\\nWords: quit, oak\\nStory: \\n\\nOne day.")
+    >>> row["words"], row["features"], row["story"].strip()
+    ('quit, oak', 'Dialogue', 'One day.')
+    """
+    head, _, story = ("\n" + text.strip()).partition("\nStory:")
+    fields: dict[str, list[str]] = {}
+    lines = fields.setdefault("", [])
+    for line in head.split("\n"):
+        if field := next((field for field in INSTRUCT_FIELDS if line.startswith(field)), None):
+            lines = fields.setdefault(field, [])
+            line = line.removeprefix(field)
+        lines.append(line)
+    value = {field: "\n".join(lines).strip() for field, lines in fields.items()}
+    return {
+        "story": story,
+        "words": value.get("Words:", ""),
+        "features": value.get("Features:", ""),
+        "summary": value.get("Summary:", ""),
+    }

@@ -1,0 +1,127 @@
+"""What a person sees."""
+
+import io
+import sys
+
+import pytest
+import rich.console
+
+from lm_trials.console import (
+    FILE_WIDTH,
+    UsageError,
+    is_main_process,
+    note,
+    progress,
+    script,
+    show_facts,
+    show_table,
+)
+
+COLUMNS = ["model\ndata", "nats per token", "perplexity", "accuracy", "bits per byte", "stories\ntokens"]
+CELL = "1.346\n[1.337, 1.354]"
+ROWS = [["runs/demo\nvalidation", *[CELL] * 4, "3,117\n1,223,607"], ["  no Foreshadowing", *[CELL] * 4, "1,000\n9,999"]]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Return what a terminal of a width shows."""
+
+    def at(width, show, *args):
+        stream = io.StringIO()
+        console = rich.console.Console
+        monkeypatch.setattr(
+            rich.console,
+            "Console",
+            lambda **more: console(file=stream, width=width, force_terminal=True, no_color=True, **more),
+        )
+        show(*args)
+        monkeypatch.setattr(rich.console, "Console", console)
+        # Styles but no text are taken out.
+        return "".join(
+            part.partition("m")[2] if number else part for number, part in enumerate(stream.getvalue().split("\x1b["))
+        )
+
+    return at
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_table_fits_and_nothing_is_cut(shown, width):
+    text = shown(width, show_table, "evaluation", COLUMNS, ROWS, "[95 % interval]")
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "…" not in text
+    for word in ("evaluation", "nats per token", "runs/demo", "no Foreshadowing", "[95 % interval]"):
+        assert word in text
+    assert text.count("[1.337, 1.354]") == 8
+    assert text.count("1,223,607") == 1
+    # Wide: all numbers of a row in two lines.  Narrow: a block for each row.
+    assert ("1.346  [1.337, 1.354]" in text) == (width == 80)
+
+
+def test_a_file_is_taken_to_be_wide_unless_it_is_told(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show_table("evaluation", COLUMNS, ROWS)
+    assert "1.346  [1.337, 1.354]" not in capsys.readouterr().out
+    show_facts("done", {"folder": "x" * (FILE_WIDTH - 20)})
+    assert "x" * (FILE_WIDTH - 20) in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    show_table("evaluation", COLUMNS, ROWS)
+    assert "1.346  [1.337, 1.354]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_long_fact_is_folded_and_markup_in_it_is_text(shown, width):
+    path = "runs/" + "long/" * 30 + "[bold]end"
+    text = shown(width, show_facts, "the [red] run", {"results": path, "steps": "3"})
+    assert "the [red] run" in text
+    assert path in "".join(line.removeprefix("results").strip() for line in text.splitlines())
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+def test_a_table_without_caption_or_rows_is_shown(capsys):
+    show_table("nothing", COLUMNS, [])
+    assert "nats per token" in capsys.readouterr().out
+
+
+def test_only_the_main_process_speaks(capsys, monkeypatch):
+    @script
+    def main():
+        raise UsageError("wrong")
+
+    def speak():
+        show_table("a table", COLUMNS, ROWS)
+        show_facts("a fact", {"a": "b"})
+        note("n")
+        assert list(progress([1, 2], "going", "things")) == [1, 2]
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        return capsys.readouterr()
+
+    assert is_main_process()
+    spoken = speak()
+    assert all(word in spoken.out + spoken.err for word in ("a table", "a fact", "n\n", "going", "error: wrong\n"))
+    monkeypatch.setenv("RANK", "1")
+    assert not is_main_process()
+    assert speak() == ("", "")
+
+
+def test_a_users_mistake_is_one_line_and_ours_keeps_its_traceback(capsys):
+    @script
+    def main(argv=None):
+        if argv:
+            raise UsageError("--block_size 0\n  is no length;   give 2")
+        raise ZeroDivisionError
+
+    with pytest.raises(SystemExit) as left:
+        main(["x"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: --block_size 0 is no length; give 2\n"
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_progress_counts_by_size(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(progress(["ab", "cde"], "reading", "letters", total=5, size=len)) == ["ab", "cde"]
+    assert "5.00/5.00" in stream.getvalue()

@@ -1,0 +1,122 @@
+"""README and the guides say what is true: each command line parses, each path exists, the tree is the tree."""
+
+import importlib
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PLAIN = {"git", "cd", "tensorboard", "export", "pip"}
+
+
+def command_lines(page: Path) -> list[str]:
+    """Return each command line of the page's `bash` blocks, continued lines joined, comments left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+COMMANDS = [(page.name, line) for page in PAGES for line in command_lines(page)]
+
+
+def parse_script(script: str, argv: list[str]) -> None:
+    """Parse the flags of one script as it would itself; raises where it would refuse them."""
+    from lm_trials.arguments import parse_arguments
+
+    if script == "train_gpt2.py":
+        from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
+        from lm_trials.training.run_arguments import RunArguments
+
+        parse_arguments(argv, (DataArguments, ModelArguments), "", CommonTrainingArguments, lambda: RunArguments)
+    elif script == "eval_checkpoint.py":
+        from lm_trials.evaluation.arguments import EvaluationArguments
+
+        parse_arguments(argv, (EvaluationArguments,), "")
+    elif script == "prepare_tinystories.py":
+        import prepare_tinystories
+
+        command, *rest = argv
+        arguments, _ = prepare_tinystories.COMMANDS[command]
+        parse_arguments(rest, (arguments,), "")
+    else:
+        raise AssertionError(f"no parser is known for {script}")
+
+
+def check(line: str) -> None:
+    """Take a command line as far as its flags, files and targets."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # environment variables before the command
+        words = words[1:]
+    command, *rest = words
+    if command == "make":
+        targets = re.findall(r"^([\w./]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+        assert all(target in targets for target in rest if "=" not in target), line
+    elif command == "accelerate":
+        at = next(place for place, word in enumerate(rest) if word.endswith(".py"))
+        config = rest[rest.index("--config_file") + 1]
+        assert (REPOSITORY / config).is_file(), line
+        parse_script(rest[at], rest[at + 1 :])
+    elif command in ("python", ".venv/bin/python") and rest[0] == "-m":
+        module = importlib.import_module(rest[1])
+        parse = getattr(module, "main", None)
+        assert parse is not None, line
+        if rest[1] == "lm_trials.evaluation.generate":
+            from lm_trials.arguments import parse_arguments
+
+            parse_arguments(rest[2:], (module.GenerationArguments,), "")
+    elif command in ("python", ".venv/bin/python"):
+        script = rest[0]
+        assert (REPOSITORY / script).is_file(), line
+        if "/" not in script:
+            parse_script(script, rest[1:])
+    else:
+        assert command in PLAIN, f"{line}: nothing is known of {command}"
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}: {line}"[:70] for page, line in COMMANDS])
+def test_a_command_line_parses(page, line, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)  # configuration files are named from here
+    check(line)
+
+
+def test_readme_has_the_two_commands():
+    lines = [line for page, line in COMMANDS if page == "README.md"]
+    assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in lines}
+    assert len(lines) > 10
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make tset",
+        "python train_gpt3.py",
+        "python train_gpt2.py --learning_rat 1",
+        "python prepare_tinystories.py bake",
+        "python eval_checkpoint.py --model_dir a --by",
+        "accelerate launch --config_file nowhere.yaml train_gpt2.py",
+        "run_everything --now",
+    ],
+)
+def test_a_wrong_command_line_is_seen(line, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises((AssertionError, ValueError, KeyError)):
+        check(line)
+
+
+def test_each_link_in_the_pages_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tree_names_every_top_level_entry():
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=REPOSITORY, check=False).stdout
+    if not tracked:
+        pytest.skip("not a git checkout: there is no list of files to compare with")
+    readme = (REPOSITORY / "README.md").read_text()
+    top = {line.split("/")[0] for line in tracked.splitlines()}
+    assert {name for name in top if not name.startswith(".") and name not in readme} == set()
