@@ -192,7 +192,7 @@ def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> N
     stories, total = manifest["stories"], sum(manifest["stories"].values())
     features = ", ".join(f"{name} {count / total:.0%}" for name, count in manifest["features"].items())
     facts = {
-        "stories": f"{total:,}: {stories['train']:,} train, {stories['validation']:,} validation, {stories['test']:,} test",
+        "stories": f"{total:,}: " + ", ".join(f"{count:,} {split}" for split, count in stories.items()),
         "duplicates": f"{manifest['duplicates']:,} stories repeat an earlier one",
         "features": features or "none named",
         "folder": str(folder),

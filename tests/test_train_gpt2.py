@@ -210,7 +210,7 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--num_train_epochs", "0.0001", "--max_steps", "-1"], "makes no update"),
         (["--config_overrides", "max_position_embeddings=16"], "--block_size 32 is longer"),
         (["--report_to", "wandb"], "pip install wandb"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: it cannot be read"),
         (["--text_column", "body", "--dataset_name", "tests/golden/rows.jsonl"], "body"),
     ],
 )

@@ -143,7 +143,8 @@ def blocks_per_pass(store: TokenStore, block_size: int) -> int:
     count = store.num_tokens // block_size
     if not count:
         raise UsageError(
-            f"{store.num_tokens:,} tokens do not fill one block of {block_size}; lower --block_size or give more stories"
+            f"{store.num_tokens:,} tokens do not fill one block of {block_size}; "
+            "lower --block_size or give more stories"
         )
     return count
 

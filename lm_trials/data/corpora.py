@@ -63,7 +63,9 @@ def write_corpus(
                 writers[split].write(record)
         manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
         if not manifest["stories"]["train"]:
-            of_shard = " of shard 0, which is the test split: give more shards" if split_by == "shard" else ": give more"
+            of_shard = (
+                " of shard 0, which is the test split: give more shards" if split_by == "shard" else ": give more"
+            )
             total = sum(manifest["stories"].values())
             raise UsageError(f"the train split stays empty with {total} stories{of_shard}")
         save_splits(unfinished, unfinished / "records")

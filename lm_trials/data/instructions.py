@@ -84,10 +84,9 @@ def line_bodies(words: Sequence[str], features: str, summary: str, sentence: str
 def render(bodies: dict[str, str], order: int, subset: Sequence[str], story: str) -> str:
     """Put the lines in order and the story after them.
 
-    >>> print(render({"Words": "cat", "Features": ""}, order=len(ORDERS) - 1, subset=LINES, story="A cat sat."))
-    Features:
-    Words: cat
-    Story: A cat sat.
+    >>> text = render({"Words": "cat", "Features": ""}, order=len(ORDERS) - 1, subset=LINES, story="A cat sat.")
+    >>> text.splitlines()
+    ['Features: ', 'Words: cat', 'Story: A cat sat.']
     """
     lines = [f"{line}: {bodies[line]}" for line in ORDERS[order] if line in subset and line in bodies]
     return "\n".join([*lines, f"Story: {story}"])

@@ -1,8 +1,8 @@
 """Protocols: named, versioned, seeded changes to the records, read from the seed study's flags.
 
 A protocol filters records, relabels (mix_match), adds labels that are lies (adversarial) and refuses; it says which
-instruction lines are shown.  The order is fixed: filter, mix_match, adversarial, refusal, render.  This module is what a
-protocol *is*; `treatments` is what it does to records, `instructions` how they are written out.
+instruction lines are shown.  The order is fixed: filter, mix_match, adversarial, refusal, render.  This module is
+what a protocol *is*; `treatments` is what it does to records, `instructions` how they are written out.
 """
 
 from __future__ import annotations

@@ -105,10 +105,10 @@ def _guarded(name: str, rows: Iterator[Row]) -> Iterator[Row]:
 def reading(name: str) -> Iterator[None]:
     """Turn what a broken file raises while it is read into one line that names it.
 
-    >>> with reading("stories.csv"):
+    >>> with reading("stories.csv"):  # doctest: +ELLIPSIS
     ...     raise EOFError("Compressed file ended early")
     Traceback (most recent call last):
-    lm_trials.console.UsageError: stories.csv is cut off or broken (Compressed file ended early); fetch or write it again
+    lm_trials.console.UsageError: stories.csv is cut off or broken (Compressed file ended early); fetch or ...
     """
     import pyarrow
 

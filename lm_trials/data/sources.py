@@ -215,4 +215,3 @@ def hub_rows(source: Source) -> Iterator[dict[str, Any]]:
             f"{source.reference} is no path here and cannot be had from the Hub ({first_line(error)}); "
             "check the name, the split and the network, or give a path"
         ) from None
-

@@ -67,7 +67,7 @@ def resolve_model(reference: str) -> ModelReference:
         UsageError: for a folder that holds no model, naming what it holds instead; for a path that is not there.
     """
     folder = Path(reference).expanduser()
-    if folder.is_dir():
+    if reference and folder.is_dir():  # an empty name would be the folder we stand in
         return _resolve_folder(folder, reference)
     name, _, revision = reference.partition("@")
     if not name or reference.startswith((".", "/", "~")) or name.count("/") > 1 or folder.is_file():

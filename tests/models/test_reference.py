@@ -40,6 +40,10 @@ def adapter(saved, tmp_path):
     return tmp_path / "adapter"
 
 
+# PEFT 0.21 asks transformers 5.23 by a name that is to go.
+peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
 def refusal(function, *args):
     with pytest.raises(UsageError) as raised:
         function(*args)
@@ -93,11 +97,13 @@ def test_a_model_is_loaded_as_it_was_in_float32_and_evaluation_mode(kind, tmp_pa
     assert loaded.dtype == torch.float32
     assert not loaded.training
     assert loaded.loss_type == "ForCausalLM"  # pitfall P1
-    assert torch.equal(logits(loaded), logits(model.to(torch.float32)))
+    weights, kept = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(kept[name], weights[name].float()) for name in weights)
     assert not torch.equal(logits(loaded), logits(tiny_model(kind, seed=1)))
     assert positions_of(loaded) == positions_of(load_config(resolve_model(str(tmp_path)))) == 64
 
 
+@peft_warns
 def test_an_adapter_is_its_base_and_more(adapter, saved):
     reference = resolve_model(str(adapter))
     assert reference.base == str(saved)
@@ -110,6 +116,7 @@ def test_an_adapter_is_its_base_and_more(adapter, saved):
     assert len(load_tokenizer_of(reference)) == len(tiny_tokenizer())
 
 
+@peft_warns
 def test_an_adapter_whose_base_is_gone_is_one_line(adapter, saved):
     shutil.rmtree(saved)
     for function in (load_model, load_config, load_tokenizer_of):

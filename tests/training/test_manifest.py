@@ -51,8 +51,9 @@ def test_the_code_revision_follows_the_sources(monkeypatch, tmp_path):
 def test_a_manifest_is_written_whole_and_found_from_a_checkpoint(tmp_path):
     from lm_trials.models.reference import read_run
 
-    manifest.write_run(tmp_path, {"run_name": "a"})
+    described = {"run_name": "a", "outcome": {}, "replicate": {}}
+    manifest.write_run(tmp_path, described)
     (tmp_path / "checkpoint-2").mkdir()
-    assert read_run(tmp_path) == read_run(tmp_path / "checkpoint-2") == {"run_name": "a"}
+    assert read_run(tmp_path) == read_run(tmp_path / "checkpoint-2") == described
     assert read_run(tmp_path / "elsewhere" / "deeper") is None
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
