@@ -1,10 +1,11 @@
-"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens.
+"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens, describe a corpus.
 
     python prepare_tinystories.py generate --num_stories 20000 --seed 0
     python prepare_tinystories.py download
     python prepare_tinystories.py ingest --source stories.jsonl --corpus mine
     python prepare_tinystories.py train_vocab --corpus generated --vocab_size 1024
     python prepare_tinystories.py pretokenize --corpus generated --vocab_size 1024
+    python prepare_tinystories.py describe --corpus generated
 
 Each command has its own --help.  Everything lies in --data_cache_dir: data/<corpus>/records, data/tok<N>,
 data/<corpus>/tokens-<tokenizer>.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm_trials.arguments import option, parse_arguments
-from lm_trials.console import UsageError, did_you_mean, progress, script, show_facts
+from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts
 
 
 @dataclass
@@ -30,7 +31,16 @@ class CorpusArguments:
 
     @property
     def folder(self) -> Path:
-        """The corpus folder."""
+        """The corpus folder.
+
+        Raises:
+            UsageError: for a name that would lie elsewhere.
+        """
+        if Path(self.corpus).name != self.corpus or self.corpus.startswith("."):
+            raise UsageError(
+                f"--corpus {self.corpus!r} is no plain name; give one such as stories, and its place with "
+                "--data_cache_dir"
+            )
         return Path(self.data_cache_dir) / self.corpus
 
 
@@ -82,14 +92,24 @@ class PretokenizeArguments(CorpusArguments):
     append_eos: bool = option(False, help="Close each story with EOS too.")
 
 
+@dataclass
+class DescribeArguments(CorpusArguments):
+    """Say how varied a corpus is, and how much of its held-out stories stands verbatim in the train split."""
+
+    max_stories: int = option(20_000, help="Train stories compared, from the start; 20,000 take about 6 seconds.")
+    max_held_out: int = option(1_000, help="Stories of the validation and test splits that are compared with them.")
+
+
 def generate(args: GenerateArguments) -> dict[str, Any]:
     """Write generated stories as a corpus; returns its manifest."""
     from lm_trials.data.corpora import write_corpus
     from lm_trials.data.generator import generate_stories
-    from lm_trials.data.records import record_from_row
+    from lm_trials.data.records import SPLITS, record_from_row
 
     if args.num_stories < 100:
         raise UsageError(f"--num_stories {args.num_stories} leaves a split empty; give at least 100")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed} is no seed; give 0 or more")
     stories = progress(generate_stories(args.num_stories, args.seed), "writing stories", "stories", args.num_stories)
     origin = {
         "reference": "prepare_tinystories.py generate",
@@ -97,18 +117,20 @@ def generate(args: GenerateArguments) -> dict[str, Any]:
         "num_stories": args.num_stories,
         "seed": args.seed,
     }
-    manifest = write_corpus(((0, record_from_row(story)) for story in stories), args.folder, origin)
+    records = ((0, record_from_row(story)) for story in stories)
+    manifest = write_corpus(records, args.folder, origin, splits_needed=SPLITS)
     describe_corpus(args.folder, manifest, f"train_vocab --corpus {args.corpus} --vocab_size 1024")
     return manifest
 
 
 def download(args: DownloadArguments) -> list[Path]:
     """Fetch and unpack the archive; returns its shards."""
-    from lm_trials.data.download import FOLDER, download_archive, local_archive, unpack_archive
+    from lm_trials.data.download import FOLDER, download_archive, local_archive, unpack_archive, unpacked_shards
 
     folder = Path(args.data_cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = unpack_archive(local_archive(folder) or download_archive(folder), folder / FOLDER)
+    shards = unpacked_shards(folder / FOLDER)
+    if not shards:
+        shards = unpack_archive(local_archive(folder) or download_archive(folder), folder / FOLDER)
     show_facts(
         "TinyStories",
         {
@@ -142,6 +164,8 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     from lm_trials.data.corpora import finished_folder, open_records
     from lm_trials.data.tokenizers import train_tokenizer
 
+    if args.max_stories < 1:
+        raise UsageError(f"--max_stories {args.max_stories} leaves nothing to read; give at least 1")
     folder = Path(args.data_cache_dir) / f"tok{args.vocab_size}"
     if folder.exists():
         raise UsageError(f"{folder} holds a tokenizer already; remove it to train it anew")
@@ -187,6 +211,39 @@ def pretokenize(args: PretokenizeArguments) -> Path:
     return folder
 
 
+def describe(args: DescribeArguments) -> dict[str, float]:
+    """Compare the held-out stories with the train split; returns the figures of `describe_variety`."""
+    from itertools import chain, islice
+
+    from lm_trials.data.corpora import open_records
+    from lm_trials.data.variety import describe_variety
+
+    if min(args.max_stories, args.max_held_out) < 1:
+        raise UsageError(
+            f"--max_stories {args.max_stories} --max_held_out {args.max_held_out}: both must be at least 1"
+        )
+    records = open_records(args.folder)
+    train = [row["story"] for row in islice(records["train"], args.max_stories)]
+    rows = islice(chain(records["validation"], records["test"]), args.max_held_out)
+    held_out = [row["story"] for row in rows]
+    if not held_out:
+        raise UsageError(f"{args.folder} has no held-out story; prepare more stories")
+    note(f"comparing {len(held_out):,} held-out with {len(train):,} train stories ...")
+    report = describe_variety(train, held_out)
+    facts = {
+        "train stories": f"{report['num_stories']:,}, {report['distinct_stories_share']:.1%} distinct",
+        "sentences": f"{report['num_sentences']:,}, {report['distinct_sentences_share']:.1%} distinct",
+        "words": f"{report['distinct_words']:,} distinct",
+        "compression": f"{report['compression_ratio']:.2f} times smaller after xz",
+        "held-out stories": f"{report['num_held_out']:,}, of {report['held_out_words_median']:g} words (median)",
+        "longest overlap": f"{report['overlap_median']:g} words verbatim in a train story (median), "
+        f"{report['overlap_max']:,} at most",
+        "seen whole": f"{report['held_out_seen_whole']:,} held-out stories stand whole in a train story",
+    }
+    show_facts(f"variety of {args.corpus}", facts)
+    return report
+
+
 def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> None:
     """Say what a corpus holds, and the next command."""
     stories, total = manifest["stories"], sum(manifest["stories"].values())
@@ -196,10 +253,12 @@ def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> N
         "duplicates": f"{manifest['duplicates']:,} stories repeat an earlier one",
         "features": features or "none named",
         "folder": str(folder),
-        "next": f"python prepare_tinystories.py {following}",
     }
+    if manifest["blank"]:
+        facts["blank"] = f"{manifest['blank']:,} records without a story were left out"
     if manifest["split_by"] == "shard":
         facts["in two splits"] = f"{manifest['also_in_test']:,} stories of other shards are in the test shard too"
+    facts["next"] = f"python prepare_tinystories.py {following}"
     show_facts(folder.name, facts)
 
 
@@ -209,6 +268,7 @@ COMMANDS = {
     "ingest": (IngestArguments, ingest),
     "train_vocab": (TrainVocabArguments, train_vocab),
     "pretokenize": (PretokenizeArguments, pretokenize),
+    "describe": (DescribeArguments, describe),
 }
 
 

@@ -33,6 +33,7 @@ def arguments_of(command):
 def test_there_are_commands_in_the_docstring():
     assert len(documented_commands()) >= 10
     assert any("PileSubsets" in command for command in documented_commands())
+    assert len(list(local_commands())) >= 6
 
 
 @pytest.mark.parametrize("command", documented_commands())
@@ -44,13 +45,19 @@ def test_each_documented_command_parses(command):
         assert (REPOSITORY / shlex.split(command)[3]).is_file()
 
 
-@pytest.mark.parametrize("command", [c for c in documented_commands() if c.startswith("python") and "/TinyS" not in c])
+def local_commands():
+    """Those that need neither the Hub nor a launcher."""
+    for command in documented_commands():
+        argv = arguments_of(command)
+        names = {word for flag, word in pairwise(argv) if flag == "--dataset_name"}
+        if command.startswith("python") and names <= {"generated", "stories.jsonl"}:
+            yield command
+
+
+@pytest.mark.parametrize("command", list(local_commands()))
 def test_each_documented_command_on_local_files_runs(command, tiny_data, tmp_path, monkeypatch, capsys):
     """With a run `demo` (and `a`, `b`) and the corpus `generated` of a data folder, as the docstring has them."""
     argv = arguments_of(command)
-    names = [word for flag, word in pairwise(argv) if flag == "--dataset_name"]
-    if set(names) - {"generated", "stories.jsonl"}:
-        pytest.skip(f"{names[0]} is on the Hub")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/generated").symlink_to(tiny_data / "tiny")
@@ -86,8 +93,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
     eval_checkpoint.main([*flags, "one"])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command += ["--config_file", str(REPOSITORY / "accelerate_configs/cpu_two_processes.yaml")]
-    command += [str(REPOSITORY / "eval_checkpoint.py"), "--model_dir", "llama", "--dataset_name", "stories.jsonl"]
-    command += ["--by", "features", "--output_dir", "two", "--use_cpu", "True"]
+    command += [str(REPOSITORY / "eval_checkpoint.py"), *flags, "two", "--use_cpu", "True"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
     environ = inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)

@@ -8,7 +8,7 @@ import shutil
 import socket
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ def write_corpus(
     folder: Path,
     origin: dict[str, Any],
     split_by: SplitBy = "hash",
+    splits_needed: Collection[str] = ("train",),
 ) -> dict[str, Any]:
     """Write records, given with the index of their shard, as a `DatasetDict` of three splits; return the manifest.
 
@@ -44,7 +45,7 @@ def write_corpus(
     counted and left out.
 
     Raises:
-        UsageError: if `folder` already holds a corpus, or the records leave the train split empty.
+        UsageError: if `folder` already holds a corpus, or the records leave one of `splits_needed` empty.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
@@ -62,12 +63,13 @@ def write_corpus(
                 tally.add(split, record)
                 writers[split].write(record)
         manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
-        if not manifest["stories"]["train"]:
-            of_shard = (
-                " of shard 0, which is the test split: give more shards" if split_by == "shard" else ": give more"
-            )
-            total = sum(manifest["stories"].values())
-            raise UsageError(f"the train split stays empty with {total} stories{of_shard}")
+        for split in splits_needed:
+            if not manifest["stories"][split]:
+                advice = "give more stories"
+                if split_by == "shard" and split == "train":
+                    advice = "shard 0 is the test split, so give more shards"
+                total = sum(manifest["stories"].values())
+                raise UsageError(f"{total:,} stories leave the {split} split empty; {advice}")
         save_splits(unfinished, unfinished / "records")
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest

@@ -250,12 +250,26 @@ def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 stream = archive.extractfile(member)
                 assert stream is not None, "a regular file has content"
                 yield f"{path}:{member.name}", stream
-        # `tarfile` takes a plain archive that ends between two members, or inside a header, for a whole one.
-        # A compressed one that is cut off raises EOFError by itself.
-        if path.suffix == ".tar" and archive.fileobj is not None:
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("its end mark is missing")
+        check_archive_end(archive, path)
+
+
+def check_archive_end(archive: tarfile.TarFile, path: Path) -> None:
+    """Check that an archive whose members are all read ends where it says so.
+
+    `tarfile` takes one that ends, or goes on with rubbish, between two members for a whole one.
+
+    Raises:
+        EOFError, tarfile.ReadError: if it does not.
+    """
+    stream = archive.fileobj
+    assert stream is not None, "the archive is open"
+    if path.suffix == ".tar":
+        stream.seek(archive.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("its end mark is missing")
+        return
+    while stream.read(CHUNK):  # up to the checksum of a compressed one; going back in it would begin anew
+        pass
 
 
 def _archive_shards(path: Path) -> Iterator[tuple[str, Iterator[Row]]]:

@@ -1,0 +1,64 @@
+"""What `--dataset_name` may name: a prepared corpus first, then a path."""
+
+import pytest
+from datasets import Dataset, DatasetDict
+from tiny_evaluations import write_stories
+
+from lm_trials.console import UsageError
+from lm_trials.evaluation.arguments import EvaluationArguments
+from lm_trials.evaluation.datasets import open_evaluation_set
+
+
+def opened(name, **options):
+    return open_evaluation_set(str(name), EvaluationArguments(**options))
+
+
+def ids(dataset):
+    return [record["record_id"] for record in dataset.read()]
+
+
+def test_a_prepared_corpus_gives_its_validation_split_unless_told_otherwise(tiny_data):
+    splits = {split: opened("tiny", data_cache_dir=str(tiny_data), dataset_split=split) for split in ("train", "test")}
+    validation = opened("tiny", data_cache_dir=str(tiny_data))
+    assert validation.name == "tiny-validation"
+    assert validation.total == len(ids(validation)) > 0
+    assert len(ids(splits["train"])) > 300
+    assert not set(ids(validation)) & set(ids(splits["train"]))
+    assert ids(opened(tiny_data / "tiny")) == ids(validation)  # by its path
+    limited = opened("tiny", data_cache_dir=str(tiny_data), max_eval_samples=2)
+    assert (ids(limited), limited.total) == (ids(validation)[:2], 2)
+    with pytest.raises(UsageError, match="--dataset_split valid: did you mean validation"):
+        opened("tiny", data_cache_dir=str(tiny_data), dataset_split="valid")
+
+
+def test_a_prepared_name_comes_before_a_path_of_that_name(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    write_stories(tmp_path / "tiny/stories.jsonl", 3)
+    assert opened("tiny", data_cache_dir=str(tiny_data)).name == "tiny-validation"
+    assert len(ids(opened("tiny", data_cache_dir="elsewhere"))) == 3
+
+
+def test_a_path_is_read_whole_again_and_again(tmp_path):
+    write_stories(tmp_path / "stories.jsonl", 20)
+    dataset = opened(tmp_path / "stories.jsonl")
+    assert len(ids(dataset)) == 20
+    assert ids(dataset) == ids(dataset)
+    write_stories(tmp_path / "stories.jsonl", 20, seed=1)
+    assert opened(tmp_path / "stories.jsonl").fingerprint != dataset.fingerprint
+
+
+def test_the_splits_of_a_path_are_disjoint_and_exhaustive(tmp_path):
+    write_stories(tmp_path / "stories.jsonl", 300)
+    whole = ids(opened(tmp_path / "stories.jsonl"))
+    parts = [ids(opened(tmp_path / "stories.jsonl", dataset_split=split)) for split in ("train", "validation", "test")]
+    assert sorted(name for part in parts for name in part) == sorted(whole)
+    assert all(parts)
+    assert opened(tmp_path / "stories.jsonl", dataset_split="test").name == "stories-test"
+
+
+def test_a_saved_data_set_keeps_its_own_splits(tmp_path):
+    DatasetDict({"mine": Dataset.from_list([{"text": "One day."}])}).save_to_disk(tmp_path / "saved")
+    assert len(ids(opened(tmp_path / "saved", dataset_split="mine"))) == 1
+    with pytest.raises(UsageError, match="has no split 'yours'"):
+        ids(opened(tmp_path / "saved", dataset_split="yours"))

@@ -1,0 +1,83 @@
+"""Stories that a model writes, and how they are scored."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import KINDS, tiny_model, tiny_tokenizer
+
+from lm_trials.console import UsageError
+from lm_trials.evaluation.continuations import ContinuationOverlap
+from lm_trials.evaluation.generation import write_stories
+
+TOKENIZER = tiny_tokenizer()
+PROMPTS = [[1, 40, 41, 42, 43], [1, 50], [1, 60, 61, 62]]
+
+
+def write(model, prompts=PROMPTS, **options):
+    return write_stories(model, TOKENIZER, prompts, **{"max_new_tokens": 8, "temperature": 0.0, **options})
+
+
+def greedy(model, prompt, count):
+    """The likeliest token again and again, without cache, padding or `generate`."""
+    ids, written = list(prompt), []
+    for _ in range(count):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in (1, 2):
+            break
+        written.append(token)
+        ids.append(token)
+    return written
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_greedy_is_the_likeliest_token_each_time_in_any_batch(kind, batch_size):
+    """Prompts of different lengths are padded on the left, which must move neither positions nor attention."""
+    model = tiny_model(kind, vocab_size=330)
+    written = write(model, batch_size=batch_size)
+    assert written == [greedy(model, prompt, 8) for prompt in PROMPTS]
+    assert written[0] != written[1]
+
+
+@pytest.mark.parametrize("end", [1, 2])
+def test_a_story_ends_at_eos_and_at_the_next_bos(end):
+    model = tiny_model("llama", vocab_size=330)
+    first = write(model, [PROMPTS[0]])[0]
+    with torch.no_grad():  # after the third token, `end` is likelier than anything
+        model.lm_head.weight[end] = 10 * model.lm_head.weight[first[2]]
+    cut = write(model, [PROMPTS[0]])[0]
+    assert cut == greedy(model, PROMPTS[0], 8)
+    assert len(cut) < 8
+    assert not {1, 2} & set(cut)
+
+
+def test_sampling_follows_its_seed_and_leaves_the_runs_own_draws_alone():
+    model = tiny_model("llama", vocab_size=330).train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (write(model, temperature=1.0, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert first == again
+    assert first != other
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+def test_what_does_not_fit_the_positions_is_refused():
+    message = "a prompt of 5 tokens and 60 new ones need more than the model's 64 positions"
+    with pytest.raises(UsageError, match=message):
+        write(tiny_model("gpt2", vocab_size=330), max_new_tokens=60)
+    assert write(tiny_model("gpt2", vocab_size=330), max_new_tokens=59)
+
+
+def test_overlap_scores_each_story_by_itself():
+    scores = ContinuationOverlap().compute(
+        predictions=["the cat sat on the mat", "", "a b c d"],
+        references=["the cat sat on the mat", "the cat sat", "w x y z u v w x"],
+    )
+    assert scores["bleu"] == pytest.approx([100, 0, 0], abs=6)
+    assert scores["rouge_l"].tolist() == [1, 0, 0]
+    assert scores["length_ratio"].tolist() == [1, 0, 0.5]
+    assert isinstance(scores["bleu"], np.ndarray)
