@@ -83,7 +83,8 @@ def save_splits(folder: Path, destination: Path) -> None:
     if quiet:
         datasets.disable_progress_bars()
     try:
-        splits.save_to_disk(destination)
+        # An empty split would be saved as no file at all, and datasets 5.2 cannot load that again.
+        splits.save_to_disk(destination, num_shards={split: None if len(splits[split]) else 1 for split in SPLITS})
     finally:
         if quiet:
             datasets.enable_progress_bars()

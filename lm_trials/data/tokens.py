@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -104,24 +105,25 @@ def document_marks(tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> tupl
 def _encoded(
     records: Dataset, tokenizer: PreTrainedTokenizerBase, bos: list[int], eos: list[int], schema: Features
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a split; the next is encoded in a thread while one is laid out and written.
+    """Yield the batches of a split; the next ones are encoded in threads while one is laid out and written.
 
-    Encoding lets go of Python's lock, the rest holds it: on two cores this is worth a tenth of the time.
+    Encoding lets go of Python's lock, handing its ids over holds it.  With two batches under way the cores have one to
+    encode while the other is handed over; order and ids are those of one thread.
     """
     encode = batch_encoder(tokenizer)
+    arrow_schema = schema.arrow_schema
 
     def lay_out(batch: pa.Table, ids: Future[list[list[int]]]) -> pa.RecordBatch:
-        return encoded_batch(batch["record_id"], batch["story"], ids.result(), bos, eos, schema.arrow_schema)
+        return encoded_batch(batch["record_id"], batch["story"], ids.result(), bos, eos, arrow_schema)
 
-    before: tuple[pa.Table, Future[list[list[int]]]] | None = None
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    under_way: deque[tuple[pa.Table, Future[list[list[int]]]]] = deque()
+    with ThreadPoolExecutor(max_workers=2) as threads:
         for batch in records.with_format("arrow").select_columns(["record_id", "story"]).iter(ENCODE_BATCH):
-            ids = thread.submit(encode, batch["story"].to_pylist())
-            if before:
-                yield lay_out(*before)
-            before = batch, ids
-        if before:
-            yield lay_out(*before)
+            under_way.append((batch, threads.submit(encode, batch["story"].to_pylist())))
+            if len(under_way) > 2:
+                yield lay_out(*under_way.popleft())
+        while under_way:
+            yield lay_out(*under_way.popleft())
 
 
 def encoded_batch(
