@@ -92,6 +92,14 @@ class Protocol:
         }
         return "_".join(f"{short}_{_file_name(text)}" for short, text in parts.items())
 
+    def changes(self, key: Key) -> bool:
+        """Say whether it changes the lists of this key."""
+        return any(part.key == key for part in (*self.mix_match, *self.adversarial, *self.refusal))
+
+    def uses(self, key: Key) -> bool:
+        """Say whether it looks at or changes this key."""
+        return self.changes(key) or any(condition.key == key for condition in self.filtering)
+
     def as_dict(self) -> dict[str, Any]:
         """Return what a manifest holds of it; equal protocols give equal dicts."""
         described = dataclasses.asdict(self)
@@ -190,6 +198,24 @@ def parse_subset(text: str | None) -> tuple[str, ...]:
         if name not in LINES:
             raise UsageError(f"--instruction_subset {name}: {did_you_mean(name, LINES)}")
     return tuple(line for line in LINES if line in names)
+
+
+def protocol_from_dict(described: dict[str, Any]) -> Protocol:
+    """Read what `Protocol.as_dict` wrote.
+
+    >>> protocol = Protocol(mix_match=parse_mix_match("features:Conflict=Twist"), seed=3)
+    >>> protocol_from_dict(protocol.as_dict()) == protocol
+    True
+    """
+    parts = {key: ",".join(described[key]) for key in ("filtering", "mix_match", "adversarial", "refusal")}
+    return Protocol(
+        filtering=parse_filtering(parts["filtering"]),
+        mix_match=parse_mix_match(parts["mix_match"]),
+        adversarial=parse_chances(parts["adversarial"], "adversarial"),
+        refusal=parse_chances(parts["refusal"], "refusal"),
+        instruction_subset=tuple(described["instruction_subset"]),
+        **{key: described[key] for key in ("refusal_text", "feature_style", "seed", "version")},
+    )
 
 
 def parse_protocol(
