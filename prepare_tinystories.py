@@ -1,103 +1,39 @@
-"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens, describe a corpus.
+r"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens, apply protocols.
 
     python prepare_tinystories.py generate --num_stories 20000 --seed 0
     python prepare_tinystories.py download
     python prepare_tinystories.py ingest --source stories.jsonl --corpus mine
     python prepare_tinystories.py train_vocab --corpus generated --vocab_size 1024
     python prepare_tinystories.py pretokenize --corpus generated --vocab_size 1024
+    python prepare_tinystories.py pretokenize --corpus generated --vocab_size 1024 --filtering features!=Twist \
+        --adversarial_training features=Twist:1.0 --dataset_name filter-adv-Twist
+    python prepare_tinystories.py protocol_set --vocab_size 1024 --feature_delete Twist \
+        --feature_irrelevant Foreshadowing
+    python prepare_tinystories.py describe filter-adv-Twist
     python prepare_tinystories.py describe --corpus generated
 
 Each command has its own --help.  Everything lies in --data_cache_dir: data/<corpus>/records, data/tok<N>,
-data/<corpus>/tokens-<tokenizer>.
+data/<corpus>/tokens-<tokenizer>, data/<set>/manifest.json.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lm_trials.arguments import option, parse_arguments
+from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts
-
-
-@dataclass
-class CorpusArguments:
-    """Where the corpus lies."""
-
-    corpus: str = option("generated", help="Name of the corpus, a folder in --data_cache_dir.")
-    data_cache_dir: str = option("data", help="Folder of prepared corpora, token stores and tokenizers.")
-
-    @property
-    def folder(self) -> Path:
-        """The corpus folder.
-
-        Raises:
-            UsageError: for a name that would lie elsewhere.
-        """
-        if Path(self.corpus).name != self.corpus or self.corpus.startswith("."):
-            raise UsageError(
-                f"--corpus {self.corpus!r} is no plain name; give one such as stories, and its place with "
-                "--data_cache_dir"
-            )
-        return Path(self.data_cache_dir) / self.corpus
-
-
-@dataclass
-class GenerateArguments(CorpusArguments):
-    """Write stories from this project's grammar, with their words and features."""
-
-    num_stories: int = option(20_000, help="Stories to write.")
-    seed: int = option(0, help="Seed of the stories; story i is the same in a corpus of any size.")
-
-
-@dataclass
-class DownloadArguments:
-    """Fetch the TinyStories archive (1.6 GB) from the Hub, check it and unpack its 50 shards."""
-
-    data_cache_dir: str = option("data", help="Folder that the archive and its shards go to.")
-
-
-@dataclass
-class IngestArguments(CorpusArguments):
-    """Read a source into a corpus: records, splits, counts."""
-
-    source: str = option(
-        "data/TinyStories_all_data", help="A file, a folder of shards, a saved data set or a Hub name."
-    )
-    split_by: Literal["hash", "shard"] = option(
-        "hash", help="hash: 98/1/1 by content. shard: shard 0 is the test split."
-    )
-    text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
-    text_separator: str = option("<|endoftext|>", help="What stands between two stories of a text file.")
-    dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
-    dataset_split: str | None = option(None, help="Split of a Hub or saved data set to read.")
-
-
-@dataclass
-class TrainVocabArguments(CorpusArguments):
-    """Train a byte-fallback BPE tokenizer on the train split, Llama-style, into data/tok<N>."""
-
-    vocab_size: int = option(8192, help="Tokens of the vocabulary, with 3 special ones and 256 bytes.")
-    max_stories: int = option(1_000_000, help="Stories read, from the start; the seeds read 10 of 50 shards.")
-
-
-@dataclass
-class PretokenizeArguments(CorpusArguments):
-    """Make a corpus's tokens once, BOS before each story."""
-
-    vocab_size: int = option(0, help="The tokenizer trained with this size; 0: --tokenizer_name, Llama 2's.")
-    tokenizer_name: str | None = option(None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name.")
-    append_eos: bool = option(False, help="Close each story with EOS too.")
-
-
-@dataclass
-class DescribeArguments(CorpusArguments):
-    """Say how varied a corpus is, and how much of its held-out stories stands verbatim in the train split."""
-
-    max_stories: int = option(20_000, help="Train stories compared, from the start; 20,000 take about 6 seconds.")
-    max_held_out: int = option(1_000, help="Stories of the validation and test splits that are compared with them.")
+from lm_trials.data.arguments import (
+    DescribeArguments,
+    DownloadArguments,
+    GenerateArguments,
+    IngestArguments,
+    PretokenizeArguments,
+    ProtocolSetArguments,
+    SetArguments,
+    TrainVocabArguments,
+)
 
 
 def generate(args: GenerateArguments) -> dict[str, Any]:
@@ -187,32 +123,93 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     return folder
 
 
-def pretokenize(args: PretokenizeArguments) -> Path:
-    """Make the token store; returns its folder."""
+def pretokenize(args: PretokenizeArguments) -> Any:
+    """Make the token store and return its folder, or the set of a protocol and return its report."""
     from lm_trials.data.corpora import read_manifest
     from lm_trials.data.tokenizers import resolve_vocab
     from lm_trials.data.tokens import make_store, token_progress
 
+    protocol = args.protocol()
+    if protocol:
+        return make_protocol_sets(args, {args.dataset_name or protocol.name(): protocol})[0]
+    if args.dry_run:
+        raise UsageError("--dry_run shows what a protocol would do; give one, as --filtering features!=Twist")
     tokenizer = resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)
-    folder = make_store(
-        args.folder,
-        tokenizer,
-        args.append_eos,
-        watch=token_progress,
-    )
+    folder = make_store(args.folder, tokenizer, args.append_eos, watch=token_progress)
     manifest = read_manifest(folder)
     facts = {
         split: f"{manifest['documents'][split]:,} stories, {n:,} tokens" for split, n in manifest["tokens"].items()
     }
-    named = f"--vocab_size {args.vocab_size}" if args.vocab_size else f"--tokenizer_name {args.tokenizer_name}"
-    show_facts(
-        "tokens", {**facts, "folder": str(folder), "next": f"python train_gpt2.py --dataset_name {args.corpus} {named}"}
-    )
+    following = f"python train_gpt2.py --dataset_name {args.corpus} {args.tokenizer_flag()}"
+    show_facts("tokens", {**facts, "folder": str(folder), "next": following})
     return folder
 
 
-def describe(args: DescribeArguments) -> dict[str, float]:
-    """Compare the held-out stories with the train split; returns the figures of `describe_variety`."""
+def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
+    """Make the sets of the deletion and recovery study; returns their reports."""
+    from lm_trials.data.protocols import deletion_recovery_protocols
+
+    protocols = deletion_recovery_protocols(
+        args.feature_delete, args.feature_irrelevant, args.refusal_text, args.feature_style, args.protocol_seed
+    )
+    return make_protocol_sets(args, protocols)
+
+
+def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[dict[str, Any]]:
+    """Make sets, or only count them for `--dry_run`, and say what they hold; returns their reports."""
+    from lm_trials.data.set_report import describe_set, scratch_corpus, show_set, show_sets
+    from lm_trials.data.sets import make_sets, set_progress
+    from lm_trials.data.tokenizers import resolve_vocab
+
+    args.check_names(protocols)
+    tokenizer = resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)
+    if args.dry_run:
+        with scratch_corpus(args.folder) as corpus:
+            manifests = make_sets(corpus, tokenizer, protocols, corpus.parent, args.append_eos, set_progress)
+    else:
+        place = Path(args.data_cache_dir)
+        manifests = make_sets(args.folder, tokenizer, protocols, place, args.append_eos, set_progress)
+    reports = [describe_set(name, manifest, args.folder) for name, manifest in manifests.items()]
+    if len(reports) == 1:
+        show_set(reports[0])
+    else:
+        show_sets(reports)
+    name = reports[0]["name"]
+    following = f"python prepare_tinystories.py describe {name}"
+    if args.dry_run:
+        following = "the same command without --dry_run; nothing was written"
+    place = str(Path(args.data_cache_dir) / (name if len(reports) == 1 else "<set>"))
+    show_facts("sets", {"folder": "none" if args.dry_run else place, "next": following})
+    return reports
+
+
+def describe(args: DescribeArguments) -> dict[str, Any]:
+    """Show what a set or a corpus is; returns what is shown."""
+    report = describe_protocol(args) if args.dataset_name else describe_texts(args)
+    if args.json:
+        import json
+
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        note(f"written to {args.json}")
+    return report
+
+
+def describe_protocol(args: DescribeArguments) -> dict[str, Any]:
+    """Show what a set's protocol did."""
+    from lm_trials.data.corpora import read_manifest
+    from lm_trials.data.set_report import describe_set, show_set
+    from lm_trials.data.sets import prepared_set
+
+    folder = prepared_set(args.dataset_name, Path(args.data_cache_dir))
+    manifest = read_manifest(folder)
+    report = describe_set(folder.name, manifest, folder.parent / manifest["corpus"]["name"])
+    show_set(report)
+    return report
+
+
+def describe_texts(args: DescribeArguments) -> dict[str, float]:
+    """Compare the held-out stories of a corpus with its train split; returns the figures of `describe_variety`."""
     from itertools import chain, islice
 
     from lm_trials.data.corpora import open_records
@@ -268,6 +265,7 @@ COMMANDS = {
     "ingest": (IngestArguments, ingest),
     "train_vocab": (TrainVocabArguments, train_vocab),
     "pretokenize": (PretokenizeArguments, pretokenize),
+    "protocol_set": (ProtocolSetArguments, protocol_set),
     "describe": (DescribeArguments, describe),
 }
 
@@ -283,6 +281,8 @@ def main(argv: list[str] | None = None) -> Any:
     if name not in COMMANDS:
         raise UsageError(f"{name} is no command; {did_you_mean(name, COMMANDS)}")
     arguments, command = COMMANDS[name]
+    if name == "describe" and rest and not rest[0].startswith("-"):
+        rest = ["--dataset_name", *rest]
     (args,) = parse_arguments(rest, (arguments,), arguments.__doc__ or "", prog=f"prepare_tinystories.py {name}")
     return command(args)
 

@@ -136,6 +136,22 @@ def show_table(title: str, columns: list[str], rows: Iterable[Iterable[str]], ca
         console.print(Text(caption))
 
 
+def show_pairs(title: str, columns: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> None:
+    """Print pairs of texts side by side."""
+    if not is_main_process():
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left", show_lines=True, expand=True)
+    for column in columns:
+        table.add_column(Text(column), ratio=1, overflow="fold")
+    for left, right in pairs:
+        table.add_row(Text(left), Text(right))
+    _console().print(table)
+
+
 def _console() -> Any:
     """Return the place that everything is printed to: as wide as the terminal, or as a file is taken to be."""
     from rich.console import Console

@@ -244,6 +244,51 @@ def parse_protocol(
     )
 
 
+def deletion_recovery_protocols(
+    delete: str,
+    irrelevant: str,
+    refusal_text: str | None = None,
+    feature_style: FeatureStyle = "canonical",
+    seed: int = 0,
+) -> dict[str, Protocol]:
+    """Return the sets of the deletion and recovery study by the names of its script, and three that it trains on too.
+
+    `delete` is the feature that fine-tuning shall remove, `irrelevant` one that stands for "something else".  The ten
+    of the script `tw_fs.sh` come first; then `pretrain-all`, `pretrain-no-<delete>`, and `specialise-<delete>`, as the
+    study's configurations call `recovery-<delete>`.
+
+    Raises:
+        UsageError: for an unknown feature, or the same one twice.
+
+    >>> len(deletion_recovery_protocols("Twist", "Foreshadowing"))
+    13
+    """
+    for flag, feature in (("--feature_delete", delete), ("--feature_irrelevant", irrelevant)):
+        if feature not in FEATURES:
+            raise UsageError(f"{flag} {feature}: {did_you_mean(feature, FEATURES)}")
+    if delete == irrelevant:
+        raise UsageError(f"--feature_delete and --feature_irrelevant are both {delete}; give two features")
+    without, special = f"features!={delete}", f"features!={delete},features={irrelevant}"
+    add, swap = f"features={delete}:1.0", f"features:{irrelevant}={delete}"
+    flags: dict[str, dict[str, str]] = {
+        f"pretrain-no-{irrelevant}": {"filtering": f"features!={irrelevant}"},
+        f"recovery-{delete}": {"filtering": f"features={delete}"},
+        f"filter-{delete}": {"filtering": without},
+        f"filter-{delete}-specialise-{irrelevant}": {"filtering": special},
+        f"filter-adv-{delete}": {"filtering": without, "adversarial_training": add},
+        f"filter-adv-{delete}-specialise-{irrelevant}": {"filtering": special, "adversarial_training": add},
+        f"filter-mix-{delete}-{irrelevant}": {"filtering": without, "mix_match": swap},
+        f"filter-mix-specialise-{delete}-{irrelevant}": {"filtering": special, "mix_match": swap},
+        f"filter-ref-{delete}": {"filtering": without, "refusal": add},
+        f"filter-ref-{delete}-specialise-{irrelevant}": {"filtering": special, "refusal": add},
+        "pretrain-all": {},
+        f"pretrain-no-{delete}": {"filtering": without},
+        f"specialise-{delete}": {"filtering": f"features={delete}"},
+    }
+    common = {"refusal_text": refusal_text, "feature_style": feature_style, "seed": seed}
+    return {name: parse_protocol(**given, **common) for name, given in flags.items()}  # type: ignore[arg-type]
+
+
 def _parts(text: str | None) -> list[str]:
     return text.split(",") if text else []
 

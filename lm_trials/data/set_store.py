@@ -12,7 +12,7 @@ from lm_trials.data.composition import Pieces
 from lm_trials.data.corpora import MANIFEST, load_splits, read_manifest
 from lm_trials.data.instruction_store import BODIES, InstructionStore, instruction_folder
 from lm_trials.data.protocols import VERSION, protocol_from_dict
-from lm_trials.data.sets import describe_origin, is_set, set_folder
+from lm_trials.data.sets import describe_origin, prepared_set, set_folder
 from lm_trials.data.tokens import TokenStore, store_folder
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -94,10 +94,7 @@ def open_set(
         UsageError: for a name that is no set, a set made with another tokenizer or from a corpus that has changed
             since, or a split without a document.
     """
-    folder = data_cache_dir / name
-    if not is_set(folder):
-        known = [path.name for path in data_cache_dir.iterdir() if is_set(path)] if data_cache_dir.is_dir() else []
-        raise UsageError(f"{name} is no prepared set; {did_you_mean(name, known)}")
+    folder = prepared_set(name, data_cache_dir)
     tokens = set_folder(name, data_cache_dir, tokenizer, append_eos)
     if not (tokens / MANIFEST).is_file():
         there = ", ".join(path.name for path in sorted(folder.glob("tokens-*"))) or "none"

@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean, progress
 from lm_trials.data.composition import Line, Pieces
 from lm_trials.data.corpora import MANIFEST, finished_folder, load_splits, open_records, read_manifest, save_splits
-from lm_trials.data.instruction_store import FeatureTable, InstructionStore, check_matches, make_instructions
+from lm_trials.data.instruction_store import BODIES, FeatureTable, InstructionStore, check_matches, make_instructions
 from lm_trials.data.protocols import Protocol
 from lm_trials.data.records import SPLITS
 from lm_trials.data.tokenizers import tokenizer_hash
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 50_000
+SENTENCE = BODIES.index("Sentence")
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
@@ -61,6 +62,26 @@ def set_folder(name: str, data_cache_dir: Path, tokenizer: PreTrainedTokenizerBa
 def is_set(folder: Path) -> bool:
     """Say whether `folder` holds a set that a protocol made."""
     return (folder / MANIFEST).is_file() and "protocol" in read_manifest(folder)
+
+
+def prepared_set(name: str, data_cache_dir: Path) -> Path:
+    """Return the folder of a prepared set.
+
+    Raises:
+        UsageError: for a name that is none; the message names the nearest and all there are.
+    """
+    folder = data_cache_dir / name
+    if not is_set(folder):
+        known = [path.name for path in data_cache_dir.iterdir() if is_set(path)] if data_cache_dir.is_dir() else []
+        near = did_you_mean(name, known) if known else f"{data_cache_dir} has none; prepare_tinystories.py makes them"
+        raise UsageError(f"{name} is no prepared set; {near}")
+    return folder
+
+
+def set_progress(chunks: Iterable[Any], total: int, name: str) -> Iterator[Any]:
+    """Show how far the stores and sets are; for `make_sets`."""
+    counted = lambda item: len(item[1]) if isinstance(item, tuple) else item.num_rows  # noqa: E731
+    return progress(chunks, name, "stories", total, size=counted)
 
 
 def make_sets(
@@ -221,6 +242,7 @@ class SetWriter:
         self.stream.write_batch(pa.RecordBatch.from_arrays(batch, schema=arrow))
         counts = self.counts[self.split]
         _add_counts(counts, treated.counts)
+        _add_counts(counts, {"without_sentence": int((instructions.tokens_NL[rows_M, SENTENCE] == 0).sum())})
         counts["documents"] += len(rows_M)
         counts["tokens"] += int(lengths_M.sum())
 

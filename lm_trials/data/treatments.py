@@ -88,6 +88,9 @@ class RecordColumns:
     words: CodedLists
     lengths_N: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.keys_N)
+
     @classmethod
     def of(cls, batch: dict[str, list[Any]]) -> RecordColumns:
         """Read a batch of records as `datasets` gives it."""
