@@ -59,7 +59,7 @@ class Chance:
     probability: float
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value}:{self.probability:g}"
+        return f"{self.key}={self.value}:{self.probability!r}"
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,11 @@ def parse_protocol(
 ) -> Protocol:
     """Read a protocol from the values of the command line's flags."""
     text = refusal_text or REFUSAL_TEXT
-    if "{feature}" not in text or not text.format(feature="").strip():
+    try:
+        named = text.format(feature="") != text.format(feature="x")
+    except (KeyError, IndexError, ValueError):  # another field than {feature}, or a brace that is not closed
+        named = False
+    if not named:
         raise UsageError(f"--refusal_text {text!r} names no feature; put {{feature}} where its name shall stand")
     return Protocol(
         filtering=parse_filtering(filtering),
