@@ -1,7 +1,9 @@
-"""Train a GPT-2 or Llama language model from scratch on stories.
+r"""Train a GPT-2 or Llama language model on stories: from scratch, or on from a checkpoint.
 
     python train_gpt2.py --dataset_name generated --vocab_size 1024 --config_name demo --max_steps 500
     python train_gpt2.py --dataset_name stories.jsonl --tokenizer_name FOLDER --config_overrides n_embd=512,n_layer=8,n_head=8
+    python train_gpt2.py --model_name_or_path runs/demo --dataset_name filter-adv-Twist --eval_datasets filter-Twist,recovery-Twist \
+        --learning_rate 1e-4 --lr_scheduler_type constant --max_steps 400 --eval_strategy steps --eval_steps 100 --dense_eval_steps 50
     accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml train_gpt2.py --config configs/demo.yaml
 
 Every flag of transformers.TrainingArguments works by its own name (--help_all); --config FILE.yaml holds flags.
@@ -12,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lm_trials.arguments import parse_arguments
-from lm_trials.console import progress, script
+from lm_trials.console import script
 from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
 
 
@@ -31,69 +33,62 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="train_gpt2.py"
     )
     from lm_trials.data.blocks import TrainingBlocks
-    from lm_trials.data.corpora import resolve_corpus
-    from lm_trials.data.tokenizers import resolve_vocab
-    from lm_trials.data.tokens import TokenStore, make_store, token_progress
-    from lm_trials.models.shapes import build_model
     from lm_trials.reporting.figures import loss_figure
+    from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan, dense_steps
+    from lm_trials.training.initial import choose_initial
     from lm_trials.training.launch import check_processes
     from lm_trials.training.manifest import describe_run, write_run
     from lm_trials.training.plan import claim_output_dir, name_run, plan_run
-    from lm_trials.training.session import (
-        LOSS_PICTURE,
-        announce,
-        choose_config,
-        describe_data,
-        finish,
-        finished_model,
-    )
+    from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model
+    from lm_trials.training.stores import open_stores
     from lm_trials.training.trainer import StoryTrainer
 
     check_processes(args.distributed_state)
-    tokenizer = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
-    config = choose_config(model_args, data_args, tokenizer)
-    name_run(args, model_args.config_name or config.model_type, data_args.dataset_name)
+    initial = choose_initial(model_args, data_args)
+    name_run(args, model_args.config_name or initial.name, data_args.dataset_name)
     with args.main_process_first(desc="the data"):
         resume = claim_output_dir(args, model_args.overwrite_output_dir) if args.do_train else None
-        corpus = resolve_corpus(
-            data_args.dataset_name,
-            Path(data_args.data_cache_dir),
-            watch=lambda records: progress(records, "reading stories", "stories"),
-            text_column=data_args.text_column,
-        )
-        store = make_store(
-            corpus,
-            tokenizer,
-            data_args.append_eos,
-            watch=token_progress,
-        )
-    train, validation = (TokenStore.open(store, split) for split in ("train", "validation"))
+        stores = open_stores(data_args, initial.tokenizer)
 
-    model = build_model(config, args.seed) if args.do_train else finished_model(args.output_dir)
-    plan = plan_run(args, train, data_args.block_size)
-    announce(args, model, plan, train, validation)
+    model = initial.load(args.seed) if args.do_train else finished_model(args.output_dir)
+    plan = plan_run(args, stores.train, data_args.block_size)
+    announce(args, model, plan, stores.train, stores.validation, initial.reference and initial.reference.name)
     args.distributed_state.wait_for_everyone()  # every process has claimed the folder before one writes into it
     if args.should_save and args.do_train:
-        data = describe_data(corpus, store)
-        write_run(Path(args.output_dir), describe_run(args, [data_args, model_args], config, plan, data))
+        described = describe_run(
+            args, [data_args, model_args], model.config, plan, stores.described, initial.describe()
+        )
+        write_run(Path(args.output_dir), described)
     trainer = StoryTrainer(
         model=model,
         args=args,
         train_dataset=TrainingBlocks(
-            train,
+            stores.train,
             plan.block_size,
             plan.num_blocks,
             args.data_seed,
             data_args.shuffle_buffer_size,
             data_args.attention_across_documents,
         ),
-        eval_dataset=validation,
-        processing_class=tokenizer,
+        eval_dataset=stores.validation,
+        processing_class=initial.tokenizer,
         eval_block_size=plan.block_size,
         max_eval_samples=data_args.max_eval_samples,
         num_sampled_stories=model_args.num_sampled_stories,
         sample_tokens=model_args.sample_tokens,
+        named_eval_datasets=stores.named,
+        generations=GenerationPlan(
+            stores.sets,
+            Path(data_args.data_cache_dir),
+            data_args.generate_every,
+            data_args.num_generations,
+            data_args.generation_tokens,
+        ),
     )
+    if data_args.dense_eval_steps:
+        every = int(args.eval_steps or plan.num_steps)
+        steps = dense_steps(data_args.dense_eval_steps, every, data_args.dense_eval_spacing)
+        trainer.add_callback(DenseEvaluation(steps))
     if args.do_train:
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()

@@ -11,8 +11,8 @@ from lm_trials.console import UsageError, did_you_mean
 from lm_trials.data.composition import Pieces
 from lm_trials.data.corpora import MANIFEST, load_splits, read_manifest
 from lm_trials.data.instruction_store import BODIES, InstructionStore, instruction_folder
-from lm_trials.data.protocols import VERSION, protocol_from_dict
-from lm_trials.data.sets import describe_origin, prepared_set, set_folder
+from lm_trials.data.set_texts import resolve_set
+from lm_trials.data.sets import set_folder
 from lm_trials.data.tokens import TokenStore, store_folder
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -94,7 +94,7 @@ def open_set(
         UsageError: for a name that is no set, a set made with another tokenizer or from a corpus that has changed
             since, or a split without a document.
     """
-    folder = prepared_set(name, data_cache_dir)
+    folder, corpus, protocol = resolve_set(name, data_cache_dir)
     tokens = set_folder(name, data_cache_dir, tokenizer, append_eos)
     if not (tokens / MANIFEST).is_file():
         there = ", ".join(path.name for path in sorted(folder.glob("tokens-*"))) or "none"
@@ -103,13 +103,6 @@ def open_set(
             "was prepared with, or prepare it with this one too: prepare_tinystories.py pretokenize"
         )
     manifest = read_manifest(tokens)
-    protocol = protocol_from_dict(manifest["protocol"])
-    corpus = data_cache_dir / manifest["corpus"]["name"]
-    if protocol.version != VERSION or not corpus.is_dir() or describe_origin(corpus) != manifest["corpus"]:
-        raise UsageError(
-            f"{name} was prepared from {manifest['corpus']['name']} as it was then, and that has changed or gone; "
-            f"remove {folder} and prepare it again"
-        )
     if not manifest["documents"].get(split):
         raise UsageError(
             f"the {split} split of {name} has no story; prepare more stories, or name another split: "

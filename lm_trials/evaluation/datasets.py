@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest
 from lm_trials.data.mixtures import mixed, parse_weights
-from lm_trials.data.records import Record
+from lm_trials.data.records import Record, make_record
+from lm_trials.data.set_texts import SetText, resolve_set, set_texts
+from lm_trials.data.sets import is_set
 from lm_trials.data.sources import Source, open_source
 from lm_trials.evaluation.arguments import EvaluationArguments
 
@@ -37,7 +39,17 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
     Raises:
         UsageError: for a name that is none of them, a split or part that is not there, weights that do not fit.
     """
-    folder = next((f for f in (Path(args.data_cache_dir) / name, Path(name)) if is_corpus(f)), None)
+    place = Path(args.data_cache_dir)
+    if is_set(place / name):
+        split = args.dataset_split or "validation"
+        _, corpus, protocol = resolve_set(name, place)
+        open_records(corpus, split)  # raises for a split there is not
+        return EvaluationSet(
+            f"{name}-{split}",
+            lambda: _limited(_as_records(set_texts(name, place, split)), args),
+            f"{read_manifest(corpus)['origin']['fingerprint']}+{protocol.name()}-s{protocol.seed}",
+        )
+    folder = next((f for f in (place / name, Path(name)) if is_corpus(f)), None)
     if folder is not None:
         split = args.dataset_split or "validation"
         records = open_records(folder, split)
@@ -54,6 +66,12 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         "+".join(source.fingerprint() for source in sources),
         args.max_eval_samples,
     )
+
+
+def _as_records(texts: Iterable[SetText]) -> Iterator[Record]:
+    """Give the texts of a set as stories, so that instruction lines are scored as they are trained on."""
+    for text in texts:
+        yield make_record(text.text, words=text.words, features=text.features) | {"record_id": text.record_id}
 
 
 def _source(name: str, part: str | None, args: EvaluationArguments) -> Source:

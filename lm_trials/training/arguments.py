@@ -13,6 +13,9 @@ class DataArguments:
     dataset_name: str = option(
         "generated", help="A prepared corpus in --data_cache_dir, else a file or folder, else a Hub data set."
     )
+    eval_datasets: str | None = option(
+        None, help="Sets or corpora, as a,b, whose validation splits are evaluated too, with the train and test splits."
+    )
     data_cache_dir: str = option("data", help="Folder of prepared corpora, token stores and tokenizers.")
     tokenizer_name: str | None = option(
         None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name. Default: --vocab_size's."
@@ -31,13 +34,25 @@ class DataArguments:
     shuffle_buffer_size: int | None = option(
         None, help="Documents of the shuffle buffer. Default: all, a full shuffle; 1 keeps the stored order."
     )
-    max_eval_samples: int | None = option(500, help="Validation stories evaluated during training.")
+    max_eval_samples: int | None = option(500, help="Stories of each split that are evaluated during training.")
+    dense_eval_steps: int = option(0, help="Updates at the start with ten times as many evaluations.")
+    dense_eval_spacing: Literal["linear", "geometric"] = option(
+        "linear", help="geometric: those evaluations grow apart by a constant factor."
+    )
+    generate_every: int = option(
+        5, help="Let the model write for prompts of the sets at each N-th evaluation; 0: never."
+    )
+    num_generations: int = option(16, help="Stories written for each set then.")
+    generation_tokens: int = option(200, help="Most tokens of such a story.")
 
 
 @dataclass
 class ModelArguments:
     """What is trained."""
 
+    model_name_or_path: str | None = option(
+        None, aliases=["--model_dir"], help="Go on from these weights: a run, a checkpoint, a model folder or Hub name."
+    )
     model_type: Literal["gpt2", "llama"] | None = option(None, help="Architecture. Default: the preset's, else gpt2.")
     config_name: str | None = option(
         None, help="A preset (stories260K, base8M, base30M, base91M, base210M, gpt2-51M, demo, ...) or a config.json."

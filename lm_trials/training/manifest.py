@@ -38,7 +38,8 @@ LOGISTICS = frozenset(
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "ddp_timeout"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "ddp_bucket_cap_mb"),
         *("num_train_epochs", "data_cache_dir", "num_sampled_stories", "sample_tokens", "overwrite_output_dir"),
-        *("max_eval_samples",),
+        *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
+        *("num_generations", "generation_tokens", "model_name_or_path"),
     }
 )
 SECRET = frozenset({"hub_token"})
@@ -60,6 +61,7 @@ def describe_run(
     config: PretrainedConfig,
     plan: Plan,
     data: dict[str, Any],
+    initial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put together what `run.json` holds.
 
@@ -69,6 +71,7 @@ def describe_run(
         config: the model's.
         plan: updates and tokens.
         data: fingerprints of corpus, tokenizer and token store.
+        initial: what identifies the weights that the run starts from; None for random ones, which the seed does.
     """
     described: dict[str, Any] = {"run_name": arguments.run_name, "outcome": {}, "replicate": {}, "logistics": {}}
     for field, value in _resolved(arguments, *others).items():
@@ -79,6 +82,7 @@ def describe_run(
         num_tokens=plan.num_tokens,
         model=json.loads(config.to_json_string(use_diff=False)),
         data=data,
+        initial_model=initial,
         # As accelerate was told too: its configuration files do not set `bf16`.
         mixed_precision=arguments.mixed_precision,
         code_revision=code_revision(),

@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from lm_trials.console import note, show_facts
-from lm_trials.data.corpora import read_manifest
-from lm_trials.data.tokens import TokenStore
-from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.models.shapes import build_config, count_parameters
-from lm_trials.training.arguments import DataArguments, ModelArguments
+from lm_trials.models.shapes import count_parameters
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.plan import Plan
+from lm_trials.training.stores import Store
 
-# A shape without a limit of its own, or with a far larger one, is trained on blocks of GPT-2's length.
-LONGEST_DEFAULT_BLOCK = 1024
 LOSS_PICTURE = "loss.png"
-
-
-def choose_config(
-    model_args: ModelArguments, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
-) -> PretrainedConfig:
-    """Return the model's configuration, and settle `--block_size` in `data_args`, in place."""
-    preset = PRESETS.get(model_args.config_name or "")
-    config = build_config(
-        model_args.model_type or (preset.model_type if preset else None),
-        model_args.config_name,
-        model_args.config_overrides,
-        vocab_size=len(tokenizer),
-        block_size=data_args.block_size or 2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        dropout=model_args.dropout,
-    )
-    if data_args.block_size is None:
-        positions = getattr(config, "max_position_embeddings", None) or LONGEST_DEFAULT_BLOCK
-        data_args.block_size = min(positions, LONGEST_DEFAULT_BLOCK)
-    return config
 
 
 def finished_model(output_dir: str) -> PreTrainedModel:
@@ -49,22 +22,8 @@ def finished_model(output_dir: str) -> PreTrainedModel:
     return load_model(resolve_model(output_dir))
 
 
-def describe_data(corpus: Path, store: Path) -> dict[str, Any]:
-    """Return what identifies the training data in `run.json`: content, tokenizer, counts."""
-    manifest, tokens = read_manifest(corpus), read_manifest(store)
-    return {
-        "corpus": corpus.name,
-        "origin_fingerprint": manifest["origin"]["fingerprint"],
-        "split_by": manifest["split_by"],
-        "stories": manifest["stories"],
-        "tokenizer_hash": tokens["tokenizer_hash"],
-        "append_eos": tokens["append_eos"],
-        "tokens": tokens["tokens"],
-    }
-
-
 def announce(
-    args: TrainingArguments, model: PreTrainedModel, plan: Plan, train: TokenStore, validation: TokenStore
+    args: TrainingArguments, model: PreTrainedModel, plan: Plan, train: Store, validation: Store, initial: str | None
 ) -> None:
     """Say before training what will run, how long it is, where its results will lie, and what is unusual about it."""
     count = count_parameters(model)
@@ -73,6 +32,7 @@ def announce(
     show_facts(
         f"{args.run_name}: {model.config.model_type}",
         {
+            "starts from": initial or f"random weights of seed {args.seed}",
             "parameters": f"{count.total:,}, {count.without_embeddings:,} without embeddings",
             "dropout": _dropout(model.config),
             "training data": f"{len(train):,} stories, {train.num_tokens:,} tokens; "
@@ -85,6 +45,8 @@ def announce(
             "results": args.output_dir,
         },
     )
+    if initial:
+        return  # the guide is about training from scratch
     for warning in warnings_for_run(
         num_parameters=count.total,
         tokens_per_update=plan.tokens_per_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -11,10 +12,19 @@ from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
 from lm_trials.data.blocks import TrainingBlocks
-from lm_trials.data.tokens import TokenStore, document_marks
+from lm_trials.data.tokens import document_marks
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.losses import Processes, story_losses
 from lm_trials.evaluation.summary import LossSummary, store_documents
+from lm_trials.training.callbacks import (
+    GENERATIONS,
+    GenerationPlan,
+    as_markdown,
+    feature_metrics,
+    report_to_wandb,
+    write_tables,
+)
+from lm_trials.training.stores import Store
 from lm_trials.training.throughput import flops_per_token, peak_flops
 
 
@@ -30,7 +40,9 @@ class StoryTrainer(Trainer):
         max_eval_samples: validation stories evaluated, in the store's order; None for all.
         num_sampled_stories: stories that the model writes after each evaluation, into TensorBoard.
         sample_tokens: most tokens of such a story.
-        kwargs: `Trainer`'s own; `eval_dataset` is a `TokenStore` or a dict of named ones.
+        named_eval_datasets: further stores, evaluated after `eval_dataset`, as `eval_<name>_loss` and so on.
+        generations: what the model writes for prompts of sets, and how often; see `callbacks.GenerationPlan`.
+        kwargs: `Trainer`'s own; `eval_dataset` is a `TokenStore` or `SetStore`.
     """
 
     def __init__(
@@ -40,6 +52,8 @@ class StoryTrainer(Trainer):
         max_eval_samples: int | None = None,
         num_sampled_stories: int = 0,
         sample_tokens: int = 200,
+        named_eval_datasets: dict[str, Store] | None = None,
+        generations: GenerationPlan | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, data_collator=default_data_collator, **kwargs)
@@ -47,48 +61,54 @@ class StoryTrainer(Trainer):
         self.max_eval_samples = max_eval_samples
         self.num_sampled_stories = num_sampled_stories
         self.sample_tokens = min(sample_tokens, eval_block_size - 1)
+        self.named_eval_datasets = named_eval_datasets or {}
+        self.generations = generations
+        self._num_evaluations = 0
         self._mark = (time.perf_counter(), 0)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RunProgress())
 
     def evaluate(
-        self,
-        eval_dataset: TokenStore | dict[str, TokenStore] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Store | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate on whole stories; returns `eval_loss`, `eval_perplexity`, ... with their intervals."""
-        stores = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(stores, dict):
-            metrics: dict[str, float] = {}
-            for name, store in stores.items():
-                metrics |= self.evaluate(store, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        if stores is None:
+        """Evaluate on whole stories; returns `eval_loss`, `eval_perplexity`, ... with their intervals.
+
+        Without `eval_dataset` the Trainer's own and all named ones are evaluated, and stories are written.
+        """
+        if eval_dataset is not None:
+            return self._evaluate_one(eval_dataset, metric_key_prefix)
+        if self.eval_dataset is None:
             raise UsageError("there is nothing to evaluate on; give a data set with a validation split")
+        metrics = self._evaluate_one(self.eval_dataset, metric_key_prefix)
+        for name, store in self.named_eval_datasets.items():
+            metrics |= self._evaluate_one(store, f"{metric_key_prefix}_{name}")
+        self.log_samples()
+        metrics |= self.log_generations(metric_key_prefix)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._num_evaluations += 1
+        self._mark = (time.perf_counter(), self.state.global_step)  # training speed excludes evaluations
+        self._evaluated = (self.state.global_step, metrics)
+        return metrics
+
+    def _evaluate_one(self, store: Store, prefix: str) -> dict[str, float]:
         started = time.perf_counter()
         summary = LossSummary()
         processes = Processes(self.args.process_index, self.args.world_size, gather_object)
-        documents = store_documents(stores, self.max_eval_samples)
         # The model itself, not its DDP wrapper: an evaluation takes no part in gradient synchronisation.
         for story in story_losses(
             self.accelerator.unwrap_model(self.model),
-            documents,
+            store_documents(store, self.max_eval_samples),
             self.eval_block_size,
             batch_size=self.args.per_device_eval_batch_size,
             processes=processes if self.args.world_size > 1 else None,
         ):
             summary.add(story)
-        metrics = summary.metrics(metric_key_prefix)
+        metrics = summary.metrics(prefix)
         seconds = time.perf_counter() - started
-        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
-        metrics[f"{metric_key_prefix}_tokens_per_second"] = metrics[f"{metric_key_prefix}_tokens"] / seconds
+        metrics[f"{prefix}_runtime"] = round(seconds, 4)
+        metrics[f"{prefix}_tokens_per_second"] = metrics[f"{prefix}_tokens"] / seconds
         self.log(metrics)
-        self.log_samples()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._mark = (time.perf_counter(), self.state.global_step)  # training speed excludes evaluations
-        self._evaluated = (self.state.global_step, metrics)
         return metrics
 
     def final_metrics(self) -> dict[str, float]:
@@ -105,10 +125,30 @@ class StoryTrainer(Trainer):
         finally:
             config.use_cache = self.args.use_cache
 
+    def may_write(self) -> bool:
+        """Say whether this process holds a whole model and is the one that writes."""
+        whole = self.accelerator.distributed_type in ("NO", "MULTI_CPU", "MULTI_GPU")
+        return whole and self.is_world_process_zero()
+
+    def log_generations(self, prefix: str) -> dict[str, float]:
+        """Let the model write for prompts of the sets where this evaluation is one of those; returns feature shares."""
+        plan = self.generations
+        if plan is None or not plan.every or self._num_evaluations % plan.every or not self.may_write():
+            return {}
+        step = self.state.global_step
+        model = self.accelerator.unwrap_model(self.model)
+        written = write_tables(model, self.processing_class, plan, Path(self.args.output_dir) / GENERATIONS, step)
+        metrics = feature_metrics(written, prefix)
+        self.log(metrics)
+        texts = {f"{GENERATIONS}_{name}": as_markdown(generations) for name, generations in written.items()}
+        self.log({f"{prefix}_{name}": text for name, text in texts.items()})
+        if "wandb" in self.args.report_to:
+            report_to_wandb(written, step)
+        return metrics
+
     def log_samples(self) -> None:
         """Log stories that the model writes, the same draws at every step, so that they can be compared."""
-        whole = self.accelerator.distributed_type in ("NO", "MULTI_CPU", "MULTI_GPU")
-        if not self.num_sampled_stories or not whole or not self.is_world_process_zero():
+        if not self.num_sampled_stories or not self.may_write():
             return
         bos, _ = document_marks(self.processing_class, append_eos=False)
         stories = write_stories(

@@ -108,7 +108,10 @@ def test_the_final_metrics_are_not_computed_twice(tmp_path, tokenizer, monkeypat
 
 def test_named_sets_are_evaluated_each(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer)
-    metrics = trainer.evaluate({"seen": trainer.train_dataset.store, "new": tiny_store(stories(5, seed=3))})
+    alone = trainer.evaluate()
+    trainer.named_eval_datasets = {"seen": trainer.train_dataset.store, "new": tiny_store(stories(5, seed=3))}
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == alone["eval_loss"]
     assert metrics["eval_seen_samples"] == 40
     assert metrics["eval_new_samples"] == 5
     assert metrics["eval_seen_loss"] != metrics["eval_new_loss"]

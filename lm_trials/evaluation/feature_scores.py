@@ -1,0 +1,154 @@
+"""Feature scores: does a model write the features that it is asked for?  Decided by the detectors, without a judge.
+
+Exact on the generated language, whose detectors have precision and recall of 1.0; on other prose a lower bound.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError, progress
+from lm_trials.data.detectors import detect_features
+from lm_trials.data.protocols import LINES
+from lm_trials.data.records import FEATURES
+from lm_trials.data.set_texts import SetText, set_texts
+from lm_trials.data.tokenizers import batch_encoder
+from lm_trials.data.tokens import document_marks
+from lm_trials.estimates import bootstrap_mean
+from lm_trials.evaluation.generation import write_stories
+from lm_trials.models.reference import positions_of
+
+# A story of a model that goes on with the next example ends where that one's first line begins.
+NEXT_EXAMPLE = re.compile(rf"\n?(?:{'|'.join(LINES)}):")
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A story that a model wrote for a prompt, under the study's column names.
+
+    Attributes:
+        prefix: the prompt as the model saw it, with special tokens; clean_prefix: without.
+        generation: what it wrote, up to BOS, EOS or the next instruction line.
+        target: the story that stands in the set.
+        features, words: what the prompt asks for.
+    """
+
+    record_id: str
+    prefix: str
+    clean_prefix: str
+    generation: str
+    target: str
+    features: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def cut_story(text: str) -> str:
+    """Cut what follows a story: the first instruction line of another example.
+
+    >>> cut_story(" Tim ran.\\nHe fell.\\nWords: go, cat\\nStory: Sue")
+    'Tim ran.\\nHe fell.'
+    """
+    return NEXT_EXAMPLE.split(text, maxsplit=1)[0].strip()
+
+
+def prompts_of(name: str, data_cache_dir: Path, split: str, count: int) -> list[SetText]:
+    """Return the first `count` documents of a set's split, whose prompts a model is to continue.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    texts = list(islice(set_texts(name, data_cache_dir, split), count))
+    if not texts:
+        raise UsageError(f"the {split} split of {name} has no story to take a prompt from; prepare more stories")
+    return texts
+
+
+def write_generations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[SetText],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    description: str | None = None,
+) -> list[Generation]:
+    """Let a model write a story for each prompt; prompts of like length together, results in the order given.
+
+    Raises:
+        UsageError: if a prompt leaves no room within the model's positions.
+    """
+    bos, _ = document_marks(tokenizer, append_eos=False)
+    prompts = [bos + ids for ids in batch_encoder(tokenizer)([text.prompt for text in texts])]
+    longest = max(map(len, prompts))
+    positions = positions_of(model)
+    room = max_new_tokens if positions is None else min(max_new_tokens, positions - longest)
+    if room < 1:
+        raise UsageError(f"a prompt of {longest} tokens leaves no room within the model's {positions} positions")
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    batches: Iterable[list[int]] = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+    if description:
+        batches = progress(batches, description, "stories", len(order), size=len)
+    written: dict[int, list[int]] = {}
+    for number, batch in enumerate(batches):
+        ids = write_stories(
+            model, tokenizer, [prompts[place] for place in batch], max_new_tokens=room, temperature=temperature,
+            seed=seed + number, batch_size=BATCH,
+        )  # fmt: skip
+        written |= dict(zip(batch, ids, strict=True))
+    return [
+        Generation(
+            text.record_id,
+            tokenizer.decode(prompts[place]),
+            text.prompt,
+            cut_story(tokenizer.decode(written[place], skip_special_tokens=True)),
+            text.story,
+            tuple(text.features),
+            tuple(text.words),
+        )
+        for place, text in enumerate(texts)
+    ]
+
+
+def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dict[str, Any]]:
+    """Return for each feature the share of stories that have it, where it was asked for and where not; words used too.
+
+    Returns:
+        Rows of slice, metric, estimate, lower, upper, n, unit; a slice that no prompt belongs to has no row.
+    """
+    found = [set(detect_features(generation.generation)) for generation in generations]
+    rows = []
+    for feature in FEATURES:
+        for sign, asked in (("=", True), ("!=", False)):
+            has = [feature in f for f, g in zip(found, generations, strict=True) if (feature in g.features) is asked]
+            if has:
+                estimate = bootstrap_mean(np.array(has, dtype=float), "share of stories", seed)
+                rows.append({"slice": f"asked{sign}{feature}", "metric": f"has_{feature}", **estimate.row()})
+    used = [words_used(generation) for generation in generations if generation.words]
+    if used:
+        estimate = bootstrap_mean(np.array(used), "share of words", seed)
+        rows.append({"slice": "all", "metric": "words_used", **estimate.row()})
+    return rows
+
+
+def words_used(generation: Generation) -> float:
+    """Return the share of the words asked for that the story has, as they are or with an ending.
+
+    >>> words_used(Generation("", "", "", "Tim played with a red ball.", "", (), ("play", "ball", "tree", "red")))
+    0.75
+    """
+    words = [re.compile(rf"\b{re.escape(_stem(word))}\w{{0,4}}\b", re.IGNORECASE) for word in generation.words]
+    return sum(bool(word.search(generation.generation)) for word in words) / len(words)
+
+
+def _stem(word: str) -> str:
+    """Drop the letter that an ending replaces: carry, carries; wave, waving."""
+    return word[:-1] if len(word) > 3 and word[-1] in "ey" else word

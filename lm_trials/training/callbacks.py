@@ -1,0 +1,117 @@
+"""Callbacks: evaluation more often at the start, and tables of what the model writes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lm_trials.evaluation.feature_scores import Generation, prompts_of, score_features, write_generations
+
+COLUMNS = ("prefix", "clean_prefix", "generation", "target", "step")
+GENERATIONS = "generations"
+
+
+def dense_steps(num_steps: int, eval_steps: int, spacing: Literal["linear", "geometric"] = "linear") -> list[int]:
+    """Return the updates up to `num_steps` after which a dense evaluation takes place.
+
+    Linear: ten times as often as every `eval_steps`.  Geometric: as many, each a constant factor after the one before.
+
+    >>> dense_steps(40, 100)
+    [10, 20, 30, 40]
+    >>> dense_steps(40, 100, "geometric")
+    [1, 3, 12, 40]
+    """
+    every = max(eval_steps // 10, 1)
+    if spacing == "linear":
+        return list(range(every, num_steps + 1, every))
+    count = max(num_steps // every, 1)
+    steps = np.geomspace(1, num_steps, count).round().astype(int) if count > 1 else np.array([num_steps])
+    return sorted(set(steps.tolist()))
+
+
+class DenseEvaluation(TrainerCallback):
+    """Asks for an evaluation after each of `steps`, beside those of `--eval_steps`."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = frozenset(steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Set the control's evaluation where this update is one of them."""
+        control.should_evaluate = control.should_evaluate or state.global_step in self.steps
+        return control
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """What is written at evaluations: for prompts of which sets, how many, how often.
+
+    Attributes:
+        sets: names of prepared sets; prompts are those of their validation records.
+        every: at each how many-th evaluation.
+        count: stories for each set.
+        max_new_tokens: most tokens of a story.
+    """
+
+    sets: tuple[str, ...]
+    data_cache_dir: Path
+    every: int = 5
+    count: int = 16
+    max_new_tokens: int = 200
+    temperature: float = 1.0
+    seed: int = 0
+
+
+def write_tables(
+    model: Any, tokenizer: Any, plan: GenerationPlan, folder: Path, step: int
+) -> dict[str, list[Generation]]:
+    """Let the model write for the prompts of each set, and keep the table as `<folder>/<set>/step-<n>.parquet`.
+
+    All Parquet files of a set's folder are one table, `pandas.read_parquet(folder)`.
+    """
+    written = {}
+    for name in plan.sets:
+        texts = prompts_of(name, plan.data_cache_dir, "validation", plan.count)
+        generations = write_generations(model, tokenizer, texts, plan.max_new_tokens, plan.temperature, plan.seed)
+        place = folder / name / f"step-{step:06d}.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        rows = [asdict(generation) | {"step": step} for generation in generations]
+        columns = (*COLUMNS, "record_id", "features", "words")
+        table = pa.Table.from_pylist([{column: row[column] for column in columns} for row in rows])
+        pq.write_table(table, place.with_suffix(".unfinished"))
+        place.with_suffix(".unfinished").replace(place)
+        written[name] = generations
+    return written
+
+
+def feature_metrics(written: dict[str, list[Generation]], prefix: str = "eval") -> dict[str, float]:
+    """Return the shares of stories with the features asked for, and not asked for, as metrics to log."""
+    metrics = {}
+    for name, generations in written.items():
+        for row in score_features(generations):
+            part = row["slice"].replace("asked!=", "unasked_").replace("asked=", "asked_").replace("all", "words_used")
+            metrics[f"{prefix}_{name}_{part}"] = row["estimate"]
+    return metrics
+
+
+def as_markdown(generations: list[Generation]) -> str:
+    """Return a table that TensorBoard shows as one."""
+    cells = [(g.clean_prefix, g.generation, g.target) for g in generations]
+    rows = [" | ".join(cell.replace("|", "/").replace("\n", "<br>") for cell in row) for row in cells]
+    return "\n".join(["| prefix | generation | target |", "| --- | --- | --- |", *(f"| {row} |" for row in rows)])
+
+
+def report_to_wandb(written: dict[str, list[Generation]], step: int) -> None:
+    """Log the tables to the W&B run that Trainer opened."""
+    import wandb
+
+    for name, generations in written.items():
+        rows = [[*(getattr(generation, column) for column in COLUMNS[:-1]), step] for generation in generations]
+        wandb.log({f"{GENERATIONS}/{name}": wandb.Table(columns=list(COLUMNS), data=rows)}, commit=False)

@@ -1,0 +1,125 @@
+"""Initial models: a shape with random weights, or the weights of a run, a checkpoint or a Hub model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError
+from lm_trials.data.tokenizers import resolve_vocab, tokenizer_hash
+from lm_trials.models.presets import PRESETS
+from lm_trials.models.reference import (
+    ModelReference,
+    load_config,
+    load_model,
+    load_tokenizer_of,
+    positions_of,
+    read_run,
+    resolve_model,
+)
+from lm_trials.models.shapes import build_config, build_model
+from lm_trials.training.arguments import DataArguments, ModelArguments
+
+# A shape without a limit of its own, or with a far larger one, is trained on blocks of GPT-2's length.
+LONGEST_DEFAULT_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """What a run starts from, checked and not yet loaded."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    reference: ModelReference | None = None
+
+    @property
+    def name(self) -> str:
+        """Name for the run: of the model it starts from, else of the architecture."""
+        return Path(self.reference.path).name if self.reference else self.config.model_type
+
+    def load(self, seed: int) -> PreTrainedModel:
+        """Build the model, or load its weights (alone: optimizer and schedule begin anew)."""
+        return load_model(self.reference) if self.reference else build_model(self.config, seed)
+
+    def describe(self) -> dict[str, Any] | None:
+        """Return what identifies the weights in `run.json`; None where the seed does."""
+        if self.reference is None:
+            return None
+        described: dict[str, Any] = {"name_or_path": self.reference.name}
+        folder = Path(self.reference.path)
+        if folder.is_dir():
+            described["weights_sha256"] = _digest(folder)
+            run = read_run(folder)
+            if run:
+                described["run"] = {"run_name": run.get("run_name"), "replicate": run["replicate"]}
+        return described
+
+
+def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> InitialModel:
+    """Return what a run starts from, and settle `--block_size` in `data_args`, in place.
+
+    Raises:
+        UsageError: for a shape given beside a model, a model folder without a model, a tokenizer other than the
+            model's, a block longer than its positions, or whatever is wrong with a shape.
+    """
+    if model_args.model_name_or_path is None:
+        tokenizer = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
+        config = _shape(model_args, data_args, tokenizer)
+        _settle_block(data_args, config)
+        return InitialModel(config, tokenizer)
+    for flag in ("model_type", "config_name", "config_overrides", "dropout"):
+        if getattr(model_args, flag) is not None:
+            raise UsageError(
+                f"--{flag} and --model_name_or_path {model_args.model_name_or_path}: a trained model has its shape; "
+                f"leave --{flag} away"
+            )
+    reference = resolve_model(model_args.model_name_or_path)
+    if reference.base is not None:
+        raise UsageError(f"{reference.name} is an adapter; merge it into its base first, and name the merged model")
+    config = load_config(reference)
+    tokenizer = load_tokenizer_of(reference)
+    if data_args.vocab_size or data_args.tokenizer_name:
+        given = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
+        if tokenizer_hash(given) != tokenizer_hash(tokenizer):
+            flag = "tokenizer_name" if data_args.tokenizer_name else "vocab_size"
+            raise UsageError(
+                f"--{flag} {getattr(data_args, flag)} is another tokenizer than that of {reference.name}; leave it away"
+            )
+    _settle_block(data_args, config)
+    return InitialModel(config, tokenizer, reference)
+
+
+def _shape(
+    model_args: ModelArguments, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
+    preset = PRESETS.get(model_args.config_name or "")
+    return build_config(
+        model_args.model_type or (preset.model_type if preset else None),
+        model_args.config_name,
+        model_args.config_overrides,
+        vocab_size=len(tokenizer),
+        block_size=data_args.block_size or 2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dropout=model_args.dropout,
+    )
+
+
+def _settle_block(data_args: DataArguments, config: PretrainedConfig) -> None:
+    positions = positions_of(config)
+    if data_args.block_size is None:
+        data_args.block_size = min(positions or LONGEST_DEFAULT_BLOCK, LONGEST_DEFAULT_BLOCK)
+    elif positions is not None and data_args.block_size > positions:
+        raise UsageError(f"--block_size {data_args.block_size} is longer than the model's {positions} positions")
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
