@@ -18,6 +18,10 @@ Data sets of the Hub, streamed or downloaded, and mixtures of their parts (the f
     python eval_checkpoint.py --model_dir runs/demo --dataset_name Skylion007/openwebtext --dataset_split train --max_eval_samples 512
     python eval_checkpoint.py --model_dir runs/demo --dataset_name SudharsanSundar/PileSubsets --dataset_config_name pubmed+uspto --data_mix .3,.7
 
+Does it write the features that the prompts of a protocol's set ask for:
+
+    python eval_checkpoint.py --model_dir runs/demo --dataset_name filter-adv-Twist --score_features --num_generations 256
+
 Stories continued by the model, compared with how the records go on; two processes:
 
     python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --generate 200
@@ -51,6 +55,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     )
     from lm_trials.evaluation.continuations import score_continuations
     from lm_trials.evaluation.datasets import open_evaluation_set
+    from lm_trials.evaluation.feature_tables import check_sets, score_set
     from lm_trials.evaluation.results import write_results
     from lm_trials.models.reference import load_model
     from lm_trials.training.launch import check_processes
@@ -61,6 +66,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     names = expand_models(args.model_name_or_path, args.all_checkpoints)
     candidates = [check_candidate(name, args) for name in names]
     datasets = [open_evaluation_set(name, args) for name in args.dataset_name]
+    check_sets(args)
     folders = plan_results(candidates, datasets, args)
 
     results, continuations = [], []
@@ -72,6 +78,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             results.append(result)
             if is_main_process():
                 write_results(result, asdict(args))
+                if args.score_features:
+                    continuations += score_set(model, candidate, dataset, folder, args)
                 if args.generate:
                     continuations += score_continuations(model, candidate, dataset, args)
     show_results(results)

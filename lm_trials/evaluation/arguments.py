@@ -43,8 +43,15 @@ class EvaluationArguments:
     by: list[str] = option([], help="Slices: features, source.")
     all_checkpoints: bool = option(False, help="Evaluate every checkpoint of a run, and its final model.")
     generate: int = option(0, help="Continue this many stories and score them against the records' own.")
+    score_features: bool = option(
+        False, help="Let the model write for the prompts of a set, and say how often it writes the features asked for."
+    )
+    num_generations: int = option(256, help="Stories of --score_features, of each set.")
+    max_new_tokens: int = option(400, help="Most tokens of such a story.")
     prompt_share: float = option(0.4, help="Share of a story's tokens that is given before the model goes on.")
-    temperature: float = option(0.0, help="Sampling temperature of --generate; 0 is greedy.")
+    temperature: float | None = option(
+        None, help="Sampling temperature; 0 is greedy. Default: 0 for --generate, 1 for --score_features."
+    )
     seed: int = option(0, help="Seed of the intervals and of the sampling.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <model>/eval/<data set>.")
     tables_dir: str = option("out/tables", help="Folder of the tables of --generate.")
@@ -74,5 +81,9 @@ def check_arguments(args: EvaluationArguments) -> None:
         raise UsageError(f"--generate {args.generate} is no number of stories; give 0 or more")
     if not 0 < args.prompt_share < 1:
         raise UsageError(f"--prompt_share {args.prompt_share:g} leaves nothing to show or to write; give 0 to 1")
-    if args.temperature < 0:
+    if args.num_generations < 1 or args.max_new_tokens < 1:
+        raise UsageError(
+            f"--num_generations {args.num_generations} --max_new_tokens {args.max_new_tokens}: both must be at least 1"
+        )
+    if args.temperature is not None and args.temperature < 0:
         raise UsageError(f"--temperature {args.temperature:g} is no temperature; give 0 (greedy) or more")

@@ -142,7 +142,7 @@ def _written(
             tokenizer,
             prompts,
             max_new_tokens=room,
-            temperature=args.temperature,
+            temperature=args.temperature or 0.0,
             seed=args.seed,
             batch_size=size,
         )

@@ -1,0 +1,91 @@
+"""Feature tables: the feature scores of a model on a set's prompts, written and shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedModel
+
+from lm_trials.console import UsageError, note, show_table
+from lm_trials.data.corpora import is_corpus
+from lm_trials.data.records import FEATURES
+from lm_trials.data.sets import is_set
+from lm_trials.evaluation.arguments import EvaluationArguments
+from lm_trials.evaluation.checkpoints import Candidate
+from lm_trials.evaluation.datasets import EvaluationSet
+from lm_trials.evaluation.feature_scores import prompts_of, score_features, write_generations
+from lm_trials.evaluation.results import write_csv, write_json
+
+
+def check_sets(args: EvaluationArguments) -> None:
+    """Check that `--score_features` has sets to take prompts from, before anything is evaluated.
+
+    Raises:
+        UsageError: for a data set that is none.
+    """
+    if not args.score_features:
+        return
+    place = Path(args.data_cache_dir)
+    for name in args.dataset_name:
+        if not is_set(place / name):
+            kind = "a corpus without instructions" if is_corpus(place / name) else "no prepared set"
+            raise UsageError(
+                f"--score_features: {name} is {kind}; name a set, made with prepare_tinystories.py pretokenize "
+                "--dataset_name NAME or protocol_set"
+            )
+
+
+def score_set(
+    model: PreTrainedModel, candidate: Candidate, dataset: EvaluationSet, folder: Path, args: EvaluationArguments
+) -> list[dict[str, Any]]:
+    """Let the model write for a set's prompts and score the features; writes the stories and two tables.
+
+    Returns:
+        Rows of model, step, seed, dataset, slice, metric, estimate, lower, upper, n, unit.
+    """
+    split = args.dataset_split or "validation"
+    name = dataset.name.removesuffix(f"-{split}")
+    texts = prompts_of(name, Path(args.data_cache_dir), split, args.num_generations)
+    if len(texts) < args.num_generations:
+        note(f"note: {name} has {len(texts)} {split} stories, fewer than --num_generations {args.num_generations}")
+    temperature = 1.0 if args.temperature is None else args.temperature
+    reference = candidate.reference
+    generations = write_generations(
+        model, candidate.tokenizer, texts, args.max_new_tokens, temperature, args.seed,
+        description=f"{Path(reference.path).name} writes for {name}",
+    )  # fmt: skip
+    shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
+    rows = [{**shared, **row} for row in score_features(generations, args.seed)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "feature_scores.csv", rows)
+    write_json(folder / "feature_scores.json", {"temperature": temperature, "rows": rows})
+    pq.write_table(pa.Table.from_pylist([asdict(g) for g in generations]), folder / "generations.parquet")
+    show_scores(f"{Path(reference.path).name} writes for {name}", rows)
+    note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
+    return rows
+
+
+def show_scores(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print the share of stories with each feature, asked for and not asked for."""
+    found = {row["slice"]: row for row in rows}
+    cells = []
+    for feature in FEATURES:
+        cells.append([feature, *(_shown(found.get(f"asked{sign}{feature}")) for sign in ("=", "!="))])
+    if "all" in found:
+        cells.append(["words used", _shown(found["all"]), ""])
+    show_table(
+        title,
+        ["feature", "share of stories,\nasked for", "share of stories,\nnot asked for"],
+        cells,
+        "[95 % bootstrap interval over stories], n = stories",
+    )
+
+
+def _shown(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "no such prompt"
+    return f"{row['estimate']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}] n={row['n']}"
