@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
+from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments, check_numbers
 
 
 def run_arguments() -> type:
@@ -32,14 +32,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     data_args, model_args, args = parse_arguments(
         argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="train_gpt2.py"
     )
+    check_numbers(data_args, model_args)
     from lm_trials.data.blocks import TrainingBlocks
     from lm_trials.reporting.figures import loss_figure
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan, dense_steps
     from lm_trials.training.initial import choose_initial
     from lm_trials.training.launch import check_processes
-    from lm_trials.training.manifest import describe_run, write_run
-    from lm_trials.training.plan import claim_output_dir, name_run, plan_run
-    from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model
+    from lm_trials.training.manifest import check_resumable, describe_run, write_run
+    from lm_trials.training.plan import claim_output_dir, clear_output_dir, name_run, plan_run
+    from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model, train_from
     from lm_trials.training.stores import open_stores
     from lm_trials.training.trainer import StoryTrainer
 
@@ -52,12 +53,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     model = initial.load(args.seed) if args.do_train else finished_model(args.output_dir)
     plan = plan_run(args, stores.train, data_args.block_size)
-    announce(args, model, plan, stores.train, stores.validation, initial.reference and initial.reference.name)
-    args.distributed_state.wait_for_everyone()  # every process has claimed the folder before one writes into it
+    described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
+    if resume:
+        check_resumable(Path(args.output_dir), described)
+    if args.do_train:
+        announce(args, model, plan, stores.train, stores.validation, initial.reference and initial.reference.name)
+    args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
-        described = describe_run(
-            args, [data_args, model_args], model.config, plan, stores.described, initial.describe()
-        )
+        if not resume:
+            clear_output_dir(args)
         write_run(Path(args.output_dir), described)
     trainer = StoryTrainer(
         model=model,
@@ -90,10 +94,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         steps = dense_steps(data_args.dense_eval_steps, every, data_args.dense_eval_spacing)
         trainer.add_callback(DenseEvaluation(steps))
     if args.do_train:
-        trainer.train(resume_from_checkpoint=resume)
+        train_from(trainer, resume)
         trainer.save_model()
     metrics = trainer.final_metrics()
-    if trainer.is_world_process_zero():
+    if args.do_train and trainer.is_world_process_zero():
         figure = loss_figure(trainer.state.log_history, title=args.run_name)
         figure.savefig(Path(args.output_dir) / LOSS_PICTURE, dpi=150)
     finish(trainer, metrics)

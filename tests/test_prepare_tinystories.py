@@ -99,7 +99,7 @@ def test_help_loads_neither_torch_nor_datasets():
         ("train_vocab --corpus nowhere --vocab_size 330", "holds no records; make them with"),
         (
             "train_vocab --corpus tiny --vocab_size 258",
-            "leaves no room beside 3 special and 256 byte tokens; give at least 320",
+            "leaves too little room for letters and merges beside 3 special and 256 byte tokens",
         ),
         ("train_vocab --corpus tiny --vocab_size 0", "--vocab_size"),
         ("train_vocab --corpus tiny --vocab_size 330 --max_stories 0", "--max_stories 0 leaves nothing to read"),

@@ -146,8 +146,10 @@ def test_epochs_become_whole_updates(run, tiny_data):
 def test_do_eval_alone_evaluates_the_finished_run(run, train_flags):
     trained = run("run")
     before = json.loads((trained / "eval_results.json").read_text())["eval_loss"]
+    kept = {name: (trained / name).read_bytes() for name in ("trainer_state.json", "loss.png", "run.json")}
     metrics = train_gpt2.main(train_flags("run", "--do_eval"))
     assert metrics["eval_loss"] == before
+    assert {name: (trained / name).read_bytes() for name in kept} == kept
 
 
 def test_resuming_ends_where_the_straight_run_ends(run):
@@ -158,6 +160,68 @@ def test_resuming_ends_where_the_straight_run_ends(run):
     resumed = run("stopped", "--max_steps", "6", *saved, "--resume_from_checkpoint", str(stopped / "checkpoint-3"))
     weights = [load_file(folder / "model.safetensors") for folder in (straight, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--learning_rate", "9e-3"], "learning_rate was 0.001 and is now 0.009"),
+        (["--data_seed", "7"], "data_seed was 42 and is now 7"),
+        (["--max_steps", "5"], "max_steps was 6 and is now 5"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(run, train_flags, capsys, more, message):
+    saved = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3"]
+    folder = run("run", *saved)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = refusal(train_flags("run", *saved, "--resume_from_checkpoint", "True", *more), capsys)
+    assert message in found
+    assert "cannot be resumed as another run" in found
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    # What is mere logistics may change: the same product of batch and accumulation, another log interval.
+    run("run", *saved, "--resume_from_checkpoint", "True", "--logging_steps", "2", "--per_device_train_batch_size", "2",
+        "--gradient_accumulation_steps", "2")  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_one_line(run, train_flags, capsys):
+    saved = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3"]
+    weights = run("run", *saved) / "checkpoint-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    argv = train_flags("run", *saved, "--resume_from_checkpoint", str(weights.parent))
+    assert "checkpoint-3: its weights are damaged" in refusal(argv, capsys)
+
+
+def test_the_metrics_of_the_best_model_are_those_of_the_model_that_is_saved(run):
+    more = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", "--save_strategy", "steps"]
+    diverging = ["--learning_rate", "20", "--lr_scheduler_type", "constant", "--load_best_model_at_end", "True"]
+    folder = run("best", "--max_steps", "8", *more, *diverging)
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    losses_at = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
+    results = json.loads((folder / "eval_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(min(losses_at[step] for step in (2, 4, 6)), rel=1e-6)
+    assert json.loads((folder / "run.json").read_text())["outcome"]["eval_steps"] == 2
+    assert "eval_steps" in json.loads((run("last", *more) / "run.json").read_text())["logistics"]
+
+
+def test_a_typo_does_not_cost_the_run_that_would_be_overwritten(run, train_flags, capsys):
+    folder = run("run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for wrong in (
+        ["--dataset_name", "nowhere.jsonl"],
+        ["--config_overrides", "hidden_size=33"],
+        ["--max_eval_samples", "0"],
+    ):
+        refusal(train_flags("run", "--overwrite_output_dir", *wrong), capsys)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_corpus_without_validation_stories_is_refused_before_it_is_tokenised(train_flags, tmp_path, capsys):
+    (tmp_path / "few.jsonl").write_text("\n".join(json.dumps({"text": f"A cat saw {n} dogs."}) for n in range(3)))
+    data = ["--data_cache_dir", str(tmp_path / "data"), "--vocab_size", "0", "--tokenizer_name"]
+    argv = train_flags("run", "--dataset_name", str(tmp_path / "few.jsonl"))
+    tokenizer = str(Path(argv[argv.index("--data_cache_dir") + 1]) / "tok400")
+    assert "none falls into the validation split" in refusal([*argv, *data, tokenizer], capsys)
+    assert not list((tmp_path / "data").glob("*/tokens-*"))
 
 
 def test_tensorboard_holds_losses_tokens_and_sampled_stories(run):
@@ -201,7 +265,25 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--dataset_name", "tyni"], "tiny"),
         (["--vocab_size", "399"], "train_vocab --vocab_size 399"),
         (["--block_size", "1"], "--block_size 1"),
-        (["--block_size", "200000"], "do not fill one block of 200000"),
+        (["--block_size", "200000"], "is longer than the model's 256 positions"),
+        (
+            ["--block_size", "200000", "--config_overrides", "max_position_embeddings=200000"],
+            "do not fill one block of 200000",
+        ),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 is no number to train with"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0"),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0"),
+        (["--seed", "-1"], "--seed -1 is no seed"),
+        (["--seed", "5000000000"], "--seed 5000000000 is no seed"),
+        (["--data_seed", "-1"], "--data_seed -1 is no seed"),
+        (["--learning_rate", "-1"], "--learning_rate -1 is no rate"),
+        (["--max_eval_samples", "0"], "--max_eval_samples 0 is too few"),
+        (["--shuffle_buffer_size", "0"], "--shuffle_buffer_size 0 is too few"),
+        (["--num_sampled_stories", "-1"], "--num_sampled_stories -1 is too few"),
+        (["--sample_tokens", "0"], "--sample_tokens 0 is too few"),
+        (["--report_to", "tensorbord"], "did you mean tensorboard?"),
+        (["--output_dir", "README.md/x"], "README.md is a file; name another folder"),
+        (["--output_dir", "/proc/nowhere"], "name another folder"),
         (["--config_name", "base9M"], "base8M"),
         (["--learning_rat", "1"], "--learning_rate"),
         (["--model_type", "bert"], "gpt2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -113,6 +114,7 @@ class _Tally:
             "duplicates": count_duplicates(everything),
             "also_in_test": int(in_test.sum()),
             "blank": self.blank,
+            "content": hashlib.sha256(b"|".join(names.tobytes() for names in arrays.values())).hexdigest()[:16],
             "features": dict(sorted(self.features.items())),
         }
 
@@ -238,16 +240,19 @@ def load_splits(folder: Path) -> DatasetDict:
         ) from None
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what a corpus or token store says of itself.
+def read_manifest(folder: Path, *needed: str) -> dict[str, Any]:
+    """Read what a corpus or token store says of itself, the `needed` fields at least.
 
     Raises:
-        UsageError: if its manifest is missing or cut off.
+        UsageError: if its manifest is missing, cut off, or lacks one of them.
     """
     path = folder / MANIFEST
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in needed if key not in manifest]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return manifest
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} cannot be read ({first_line(error)}); remove {folder} and run the command that made it again"
         ) from None

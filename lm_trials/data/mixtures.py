@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from lm_trials.console import UsageError
@@ -40,8 +40,12 @@ def parse_weights(text: str | None, num_parts: int) -> list[float]:
     return [round(weight / sum(weights), 12) for weight in weights]
 
 
-def mixed(parts: Sequence[Iterable[Item]], weights: Sequence[float]) -> Iterator[Item]:
-    """Yield items of each part in proportion, until the part whose turn it is has no more.
+def mixed(
+    parts: Sequence[Iterable[Item]],
+    weights: Sequence[float],
+    ended: Callable[[int, list[int]], None] = lambda part, taken: None,
+) -> Iterator[Item]:
+    """Yield items of each part in proportion, until the part whose turn it is has no more; then tell `ended`.
 
     After any number of items each part is within one item of its share; no draw, and so no seed, is involved.  This
     is the quota method of Balinski and Young (1975): of the parts that one more item would not take beyond their
@@ -61,6 +65,7 @@ def mixed(parts: Sequence[Iterable[Item]], weights: Sequence[float]) -> Iterator
         try:
             item = next(streams[place])
         except StopIteration:
+            ended(place, taken)
             return
         taken[place] += 1
         yield item

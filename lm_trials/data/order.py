@@ -63,5 +63,6 @@ def document_order(num_documents: int, data_seed: int, pass_index: int, buffer_s
     >>> sorted(document_order(5, data_seed=1, pass_index=0).tolist())
     [0, 1, 2, 3, 4]
     """
-    stream = shuffled(range(num_documents), data_seed, pass_index, buffer_size or max(num_documents, 1))
+    size = max(num_documents, 1) if buffer_size is None else buffer_size
+    stream = shuffled(range(num_documents), data_seed, pass_index, size)
     return np.fromiter(stream, dtype=np.int64, count=num_documents)

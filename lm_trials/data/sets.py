@@ -130,7 +130,7 @@ def make_sets(
 
 def describe_origin(corpus: Path) -> dict[str, str]:
     """Return what a set's manifest holds of its corpus; two that are equal hold the same records."""
-    return {"name": corpus.name, "fingerprint": str(read_manifest(corpus)["origin"]["fingerprint"])}
+    return {"name": corpus.name, "content": read_manifest(corpus, "content")["content"]}
 
 
 def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None:

@@ -71,7 +71,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     True
     >>> train_tokenizer(["One day"], vocab_size=256)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --vocab_size 256 leaves no room ...; give at least 320
+    lm_trials.console.UsageError: --vocab_size 256 leaves too little room ...; give at least 320
     """
     backend = _train_backend(texts, vocab_size)
     return wrap_backend(backend, bos_token=BOS, eos_token=EOS, unk_token=UNK)
@@ -275,8 +275,8 @@ def _train_backend(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train the BPE; needs `tokenizers` alone."""
     if vocab_size < MIN_VOCAB_SIZE:
         raise UsageError(
-            f"--vocab_size {vocab_size} leaves no room beside {len(SPECIAL_TOKENS)} special and "
-            f"{len(BYTE_TOKENS)} byte tokens; give at least {MIN_VOCAB_SIZE}"
+            f"--vocab_size {vocab_size} leaves too little room for letters and merges beside {len(SPECIAL_TOKENS)} "
+            f"special and {len(BYTE_TOKENS)} byte tokens; give at least {MIN_VOCAB_SIZE}"
         )
     learner = Tokenizer(models.BPE(unk_token=UNK))
     learner.normalizer = _normalizer()

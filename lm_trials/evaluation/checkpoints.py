@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, progress, show_facts, show_table
+from lm_trials.console import UsageError, note, progress, show_facts, show_table
 from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
 from lm_trials.data.tokens import document_marks
 from lm_trials.evaluation.arguments import EvaluationArguments
@@ -201,6 +201,8 @@ def evaluate_checkpoint(
             if table is not None:
                 table.add(story)
         metrics = summary.metrics()
+    if summary.drop_unknown_features():
+        note(f"note: no story of {dataset.name} names a feature, so there are no slices by features")
     return _result(candidate, dataset, folder, summary, metrics, time.perf_counter() - started)
 
 

@@ -10,16 +10,18 @@ import evaluate
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, progress, show_facts
+from lm_trials.console import note, progress, show_facts
 from lm_trials.data.tokenizers import Encoder, batch_encoder
 from lm_trials.data.tokens import document_marks
 from lm_trials.estimates import bootstrap_mean
 from lm_trials.evaluation.arguments import EvaluationArguments
-from lm_trials.evaluation.checkpoints import Candidate, slug
+from lm_trials.evaluation.checkpoints import LONGEST_DEFAULT_BLOCK, Candidate, slug
 from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.results import write_csv
+from lm_trials.models.reference import positions_of
 
+GENERATION_BATCH = 16
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}
 
 
@@ -68,11 +70,13 @@ def score_continuations(
     Returns:
         One row for each score, with its interval over stories.
     """
-    reference, tokenizer, window = candidate.reference, candidate.tokenizer, candidate.block_size
+    reference, tokenizer = candidate.reference, candidate.tokenizer
+    window = positions_of(model) or LONGEST_DEFAULT_BLOCK
     bos, _ = document_marks(tokenizer, append_eos=False)
     chosen, too_long = _chosen(dataset, batch_encoder(tokenizer), window, args)
     if not chosen:
-        raise UsageError(f"--generate {args.generate}: no story of {dataset.name} fits the model's {window} tokens")
+        note(f"note: --generate {args.generate}: no story of {dataset.name} fits the model's {window} positions")
+        return []
     stories = _written(model, tokenizer, bos, chosen, window, args)
     scores = ContinuationOverlap().compute(
         predictions=[story["continuation"] for story in stories], references=[story["reference"] for story in stories]
@@ -129,10 +133,10 @@ def _written(
 ) -> list[dict[str, Any]]:
     """Let the model continue each story, those of like length together, and decode in the order given."""
     order = sorted(range(len(chosen)), key=lambda place: len(chosen[place][2]))
-    size = args.per_device_eval_batch_size
+    size = GENERATION_BATCH  # a constant: sampled stories depend on it
     batches = [order[at : at + size] for at in range(0, len(order), size)]
     continued: dict[int, list[int]] = {}
-    for batch in progress(batches, "writing", "batches", len(batches)):
+    for number, batch in enumerate(progress(batches, "writing", "batches", len(batches))):
         longest = max(len(chosen[place][2]) for place in batch)
         prompts = [bos + chosen[place][1] for place in batch]
         # A batch stops at its longest story's room, each story at its own.
@@ -143,7 +147,7 @@ def _written(
             prompts,
             max_new_tokens=room,
             temperature=args.temperature or 0.0,
-            seed=args.seed,
+            seed=args.seed + number,  # else the stories of every batch would share their draws
             batch_size=size,
         )
         for place, ids in zip(batch, written, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm_trials.console import UsageError, note
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest
 from lm_trials.data.mixtures import mixed, parse_weights
 from lm_trials.data.records import Record, make_record
@@ -40,6 +41,10 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         UsageError: for a name that is none of them, a split or part that is not there, weights that do not fit.
     """
     place = Path(args.data_cache_dir)
+    prepared = is_set(place / name) or is_corpus(place / name) or is_corpus(Path(name))
+    if prepared and (args.data_mix or args.dataset_config_name):
+        flag = "data_mix" if args.data_mix else "dataset_config_name"
+        raise UsageError(f"--{flag} {getattr(args, flag)}: {name} is prepared and has no parts; leave it away")
     if is_set(place / name):
         split = args.dataset_split or "validation"
         _, corpus, protocol = resolve_set(name, place)
@@ -47,22 +52,28 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         return EvaluationSet(
             f"{name}-{split}",
             lambda: _limited(_as_records(set_texts(name, place, split)), args),
-            f"{read_manifest(corpus)['origin']['fingerprint']}+{protocol.name()}-s{protocol.seed}",
+            f"{read_manifest(corpus, 'content')['content']}+{protocol.name()}-s{protocol.seed}",
         )
     folder = next((f for f in (place / name, Path(name)) if is_corpus(f)), None)
     if folder is not None:
         split = args.dataset_split or "validation"
         records = open_records(folder, split)
-        fingerprint = str(read_manifest(folder)["origin"]["fingerprint"])
+        fingerprint = read_manifest(folder, "content")["content"]
         total = min(len(records), args.max_eval_samples or len(records))
         return EvaluationSet(f"{folder.name}-{split}", lambda: _limited(iter(records), args), fingerprint, total)
     parts = (args.dataset_config_name or "").split("+")
     sources = [_source(name, part or None, args) for part in parts]
     weights = parse_weights(args.data_mix, len(sources))
     label = "-".join([Path(name).name.split(".")[0], *(part for part in parts if part)])
+
+    def ended(part: int, taken: list[int]) -> None:
+        if len(parts) > 1:
+            note(f"note: the part {parts[part]} of {name} has no more than {taken[part]:,} stories, and so the mixture "
+                 f"ends after {sum(taken):,}")  # fmt: skip
+
     return EvaluationSet(
         label + (f"-{args.dataset_split}" if args.dataset_split else ""),
-        lambda: _limited(mixed([source.records() for source in sources], weights), args),
+        lambda: _limited(mixed([source.records() for source in sources], weights, ended), args),
         "+".join(source.fingerprint() for source in sources),
         args.max_eval_samples,
     )

@@ -116,10 +116,20 @@ def write_results(result: EvaluationResult, arguments: Mapping[str, Any]) -> Non
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write values as JSON, whole or not at all; what is not finite (an interval that does not exist) is null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
-    _write_whole(path, json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    _write_whole(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with null for what is not finite, at any depth.
+
+    >>> _finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -65,7 +65,7 @@ def record_documents(
 
 def store_documents(store: TokenStore, limit: int | None = None) -> Iterator[Document]:
     """Yield the first `limit` documents of a token store."""
-    for number in range(min(len(store), limit or len(store))):
+    for number in range(len(store) if limit is None else min(len(store), limit)):
         yield Document(store.record_id(number), store.tokens(number), int(store.num_bytes_N[number]))
 
 
@@ -97,6 +97,15 @@ class LossSummary:
         groups = {name: np.array([name in story.document.groups for story in self._waiting]) for name in names}
         self.bootstrap.update(sums_NK, groups)
         self._waiting.clear()
+
+    def drop_unknown_features(self) -> bool:
+        """Forget the slices by features where no story names one: what is not known is not absent.  Says if it did."""
+        by_features = [name for name in self.tokens if name.startswith("features")]
+        if not by_features or any(not name.startswith("features!=") for name in by_features):
+            return False
+        for name in by_features:
+            del self.tokens[name]
+        return True
 
     def estimates(self, group: str = "all") -> dict[str, Estimate]:
         """Return loss, perplexity, accuracy and bits per byte of a slice.

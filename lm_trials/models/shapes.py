@@ -78,13 +78,13 @@ def build_config(
     >>> config.n_embd, config.n_positions, config.resid_pdrop
     (512, 1024, 0.1)
     """
-    base, is_preset = _base_config(model_type, config_name, config_overrides)
+    base = _base_config(model_type, config_name, config_overrides)
     overrides = parse_overrides(base, config_overrides)
     values = _derived(base, overrides)
     values |= _vocabulary_values(overrides, vocab_size)
     values |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": None}
     values |= _dropout_values(base, dropout)
-    values |= _position_values(base, overrides, block_size, may_grow=is_preset)
+    values |= _position_values(base, overrides, block_size)
     check_shape(base, values)
     try:
         return type(base).from_dict(base.to_dict() | values)
@@ -97,17 +97,17 @@ def build_config(
 
 def _base_config(
     model_type: ModelType | None, config_name: str | None, config_overrides: str | None
-) -> tuple[PreTrainedConfig, bool]:
-    """The configuration before overrides, and whether it is ours (a preset or a default) and not a file's."""
+) -> PreTrainedConfig:
+    """The configuration before overrides: a preset's, a default or a file's."""
     if model_type is not None and model_type not in MODEL_TYPES:
         raise UsageError(f"--model_type {model_type} is unknown; {did_you_mean(model_type, MODEL_TYPES)}")
     if config_name is not None and config_name not in PRESETS:
-        return _config_of_file(config_name), False
+        return _config_of_file(config_name)
     name = config_name
     if name is None:
         model_type = model_type or "gpt2"
         if model_type == "gpt2" and config_overrides:
-            return AutoConfig.for_model("gpt2"), True
+            return AutoConfig.for_model("gpt2")
         name = DEFAULT_PRESETS[model_type]
     preset = PRESETS[name]
     if model_type not in (None, preset.model_type):
@@ -115,7 +115,7 @@ def _base_config(
             f"--config_name {name} is a {preset.model_type} and --model_type says {model_type}; leave one of them out"
         )
     positions = {"gpt2": "n_positions", "llama": "max_position_embeddings"}[preset.model_type]
-    return AutoConfig.for_model(preset.model_type, **preset.overrides, **{positions: preset.positions}), True
+    return AutoConfig.for_model(preset.model_type, **preset.overrides, **{positions: preset.positions})
 
 
 def _config_of_file(config_name: str) -> PreTrainedConfig:
@@ -182,15 +182,11 @@ def _vocabulary_values(overrides: Mapping[str, Any], vocab_size: int) -> dict[st
     return {"vocab_size": vocab_size}
 
 
-def _position_values(
-    base: PreTrainedConfig, overrides: Mapping[str, Any], block_size: int, *, may_grow: bool
-) -> dict[str, int]:
+def _position_values(base: PreTrainedConfig, overrides: Mapping[str, Any], block_size: int) -> dict[str, int]:
     name = _own_name(base, "max_position_embeddings")
     positions = overrides.get(name, getattr(base, name, None))
     if positions is None or positions >= block_size:  # None: a model type without a limit
         return {}
-    if may_grow and name not in overrides:
-        return {name: block_size}
     raise UsageError(
         f"--block_size {block_size} is longer than the model's {positions} positions; lower it or give "
         f"--config_overrides {name}={block_size}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lm_trials.arguments import option
+from lm_trials.console import UsageError
 
 
 @dataclass
@@ -66,6 +67,30 @@ class ModelArguments:
     num_sampled_stories: int = option(2, help="Stories written at each evaluation, into TensorBoard; 0 for none.")
     sample_tokens: int = option(200, help="Most tokens of a sampled story.")
     overwrite_output_dir: bool = option(False, help="Remove another run that --output_dir holds.")
+
+
+def check_numbers(data_args: DataArguments, model_args: ModelArguments) -> None:
+    """Refuse numbers that mean nothing, before anything is loaded.
+
+    Raises:
+        UsageError: for the first of them.
+
+    >>> check_numbers(DataArguments(max_eval_samples=0), ModelArguments())
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --max_eval_samples 0 is too few; give at least 1
+    """
+    least = {
+        **dict.fromkeys(("max_eval_samples", "shuffle_buffer_size", "num_generations", "generation_tokens"), 1),
+        **dict.fromkeys(("dense_eval_steps", "generate_every"), 0),
+    }
+    given = {name: (getattr(data_args, name), minimum) for name, minimum in least.items()}
+    given |= {
+        "num_sampled_stories": (model_args.num_sampled_stories, 0),
+        "sample_tokens": (model_args.sample_tokens, 1),
+    }
+    for name, (value, minimum) in given.items():
+        if value is not None and value < minimum:
+            raise UsageError(f"--{name} {value} is too few; give at least {minimum}")
 
 
 @dataclass

@@ -81,7 +81,7 @@ def warnings_for_run(
     if device_type == "cpu" and mixed_precision != "no":
         lines.append(
             f"{mixed_precision} on a CPU without bf16 units is about ten times slower than float32; "
-            f"give --bf16 False ({GUIDE})"
+            f"leave --{mixed_precision} away ({GUIDE})"
         )
     return lines
 

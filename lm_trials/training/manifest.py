@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 
-from lm_trials.models.reference import RUN_FILE
+from lm_trials.console import UsageError, note
+from lm_trials.models.reference import RUN_FILE, read_run
 from lm_trials.training.plan import Plan
 
 REPLICATE = frozenset({"seed", "data_seed"})
@@ -41,6 +42,9 @@ LOGISTICS = frozenset(
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
         *("num_generations", "generation_tokens", "model_name_or_path"),
     }
+)
+CHOICE_OF_THE_BEST = frozenset(
+    {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples"}
 )
 SECRET = frozenset({"hub_token"})
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "peft", "trl", "bitsandbytes")
@@ -75,7 +79,9 @@ def describe_run(
     """
     described: dict[str, Any] = {"run_name": arguments.run_name, "outcome": {}, "replicate": {}, "logistics": {}}
     for field, value in _resolved(arguments, *others).items():
-        described[role_of(field)][field] = value
+        # Where the best of several evaluations is kept, when and on what they take place decides which.
+        decides = arguments.load_best_model_at_end and field in CHOICE_OF_THE_BEST
+        described["outcome" if decides else role_of(field)][field] = value
     described["outcome"].update(
         total_train_batch_size=plan.blocks_per_step,
         block_size=plan.block_size,
@@ -142,6 +148,44 @@ def environment(arguments: TrainingArguments) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "parallel_mode": str(arguments.parallel_mode.value),
     }
+
+
+def check_resumable(folder: Path, described: dict[str, Any]) -> None:
+    """Check that a run to be resumed is this one: every outcome and replicate field as it was.
+
+    A change of this project's own code is said and not refused.
+
+    Raises:
+        UsageError: naming each difference.
+    """
+    before = read_run(folder)
+    if before is None:
+        raise UsageError(f"{folder} holds no {RUN_FILE}, so it cannot be resumed; start it anew in another folder")
+    differences = []
+    for role in ("outcome", "replicate"):
+        old, new = _flat(before[role]), _flat(described[role])
+        differences += [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
+    code = [difference for difference in differences if difference[0] == "code_revision"]
+    if code:
+        note(f"note: lm_trials itself has changed since {folder} was started")
+    if others := [difference for difference in differences if difference not in code]:
+        shown = ", ".join(f"{key} was {old} and is now {new}" for key, old, new in others)
+        raise UsageError(f"{folder} cannot be resumed as another run: {shown}; give the values it was started with")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names.
+
+    >>> _flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def write_run(folder: Path, described: dict[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,10 @@ def claim_output_dir(arguments: TrainingArguments, overwrite: bool) -> str | Non
         UsageError: for a folder that holds another run, a file in its place, or nothing to resume from.
     """
     folder = Path(arguments.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_dir {folder} is a file; name a folder")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        kind = "is a file" if there.is_file() else "cannot be written to"
+        raise UsageError(f"--output_dir {folder}: {there} {kind}; name another folder")
     resume = arguments.resume_from_checkpoint
     if resume and str(resume).lower() != "false":
         if str(resume).lower() == "true":
@@ -129,6 +132,19 @@ def claim_output_dir(arguments: TrainingArguments, overwrite: bool) -> str | Non
         )
     if not (folder / RUN_FILE).exists() and get_last_checkpoint(str(folder)) is None:
         raise UsageError(f"--overwrite_output_dir: {folder} holds no run of ours, so it stays; name another folder")
-    if arguments.should_save:
-        shutil.rmtree(folder)
     return None
+
+
+def clear_output_dir(arguments: TrainingArguments) -> None:
+    """Make an empty folder for the run; one that `--overwrite_output_dir` gives up goes, now that all is in order.
+
+    Raises:
+        UsageError: where it cannot be made.
+    """
+    folder = Path(arguments.output_dir)
+    try:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}); name another folder") from None

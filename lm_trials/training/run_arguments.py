@@ -7,9 +7,11 @@ from importlib.util import find_spec
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean
 
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 OPTIONAL_REPORTERS = ("wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
 
 
@@ -47,7 +49,17 @@ class RunArguments(TrainingArguments):
             self.do_train = True
         if self.data_seed is None:
             self.data_seed = self.seed
+        for name in POSITIVE:
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)} is no number to train with; give at least 1")
+        for name in ("seed", "data_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise UsageError(f"--{name} {getattr(self, name)} is no seed; give 0 to {2**32 - 1}")
+        if not self.learning_rate >= 0:
+            raise UsageError(f"--learning_rate {self.learning_rate:g} is no rate; give 0 or more")
         super().__post_init__()
         for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise UsageError(f"--report_to {name}: {did_you_mean(name, [*INTEGRATION_TO_CALLBACK, 'all', 'none'])}")
             if name in OPTIONAL_REPORTERS and find_spec(name) is None:
                 raise UsageError(f"--report_to {name}: {name} is not installed; pip install {name}, or leave it away")

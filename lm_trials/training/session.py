@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
-from lm_trials.console import note, show_facts
+from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters
 from lm_trials.training.guide import warnings_for_run
@@ -65,22 +66,36 @@ def _dropout(config: PretrainedConfig) -> str:
     return ", ".join(f"{name} {getattr(config, name):g}" for name in names) or "none"
 
 
+def train_from(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train, from a checkpoint where one is given.
+
+    Raises:
+        UsageError: for a checkpoint whose weights cannot be read.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except SafetensorError as error:
+        raise UsageError(
+            f"--resume_from_checkpoint {checkpoint}: its weights are damaged ({error}); name an earlier checkpoint"
+        ) from None
+
+
 def finish(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Write metrics and state, and say where everything lies and what to do next."""
     folder = Path(trainer.args.output_dir)
     trainer.save_metrics("eval", metrics)
     if not trainer.is_world_process_zero():
         return
-    trainer.save_state()
+    if trainer.args.do_train:  # an evaluation alone leaves the run's own record as it is
+        trainer.save_state()
     limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
     stories = f"n = {metrics['eval_samples']:,} stories"
-    show_facts(
-        "done",
-        {
-            "validation loss": f"{metrics['eval_loss']:.4f} {limits} nats per token, {stories}",
-            "model": str(folder),
-            "loss curve": str(folder / LOSS_PICTURE),
-            "TensorBoard": f"tensorboard --logdir {folder}",
-            "next": f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>",
-        },
-    )
+    facts = {
+        "validation loss": f"{metrics['eval_loss']:.4f} {limits} nats per token, {stories}",
+        "model": str(folder),
+        "loss curve": str(folder / LOSS_PICTURE),
+    }
+    if "tensorboard" in trainer.args.report_to:
+        facts["TensorBoard"] = f"tensorboard --logdir {folder}"
+    facts["next"] = f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>"
+    show_facts("done", facts)

@@ -79,6 +79,13 @@ def _corpus_store(name: str, data_args: DataArguments, tokenizer: PreTrainedToke
         watch=lambda records: progress(records, "reading stories", "stories"),
         text_column=data_args.text_column,
     )
+    stories = read_manifest(corpus, "content", "stories")["stories"]
+    if not stories["validation"]:
+        total = sum(stories.values())
+        raise UsageError(
+            f"{name}: of {total:,} stories none falls into the validation split, which takes 1 per cent by hash; give "
+            "some hundred stories or more"
+        )
     return corpus, make_store(corpus, tokenizer, data_args.append_eos, watch=token_progress)
 
 
@@ -89,7 +96,7 @@ def _describe(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> d
         manifest = read_manifest(set_folder(data_args.dataset_name, place, tokenizer, data_args.append_eos))
         return {
             "corpus": manifest["corpus"]["name"],
-            "origin_fingerprint": manifest["corpus"]["fingerprint"],
+            "content": manifest["corpus"]["content"],
             "protocol": manifest["protocol"],
             "stories": manifest["documents"],
             **{key: manifest[key] for key in ("tokenizer_hash", "append_eos", "tokens")},
@@ -98,7 +105,7 @@ def _describe(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> d
     manifest, tokens = read_manifest(corpus), read_manifest(store)
     return {
         "corpus": corpus.name,
-        "origin_fingerprint": manifest["origin"]["fingerprint"],
+        "content": manifest["content"],
         "split_by": manifest["split_by"],
         "stories": manifest["stories"],
         **{key: tokens[key] for key in ("tokenizer_hash", "append_eos", "tokens")},

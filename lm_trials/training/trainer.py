@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from transformers import Trainer, default_data_collator
+from transformers import Trainer, TrainerCallback, default_data_collator
 from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
@@ -66,6 +66,7 @@ class StoryTrainer(Trainer):
         self._num_evaluations = 0
         self._mark = (time.perf_counter(), 0)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self.add_callback(SpeedMark(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RunProgress())
 
@@ -178,9 +179,22 @@ class StoryTrainer(Trainer):
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; speed is counted from here."""
-        self._mark = (time.perf_counter(), self.state.global_step)
-        return super().train(*args, **kwargs)
+        """Train; an evaluation of the last step says nothing about the best model, if that is loaded at the end."""
+        result = super().train(*args, **kwargs)
+        if self.args.load_best_model_at_end:
+            self._evaluated = (-1, {})
+        return result
+
+
+class SpeedMark(TrainerCallback):
+    """Starts the clock of tokens per second where training begins, which for a resumed run is not at update 0."""
+
+    def __init__(self, trainer: StoryTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the mark, after Trainer has loaded its state."""
+        self.trainer._mark = (time.perf_counter(), state.global_step)
 
 
 class RunProgress(ProgressCallback):

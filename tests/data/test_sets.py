@@ -289,7 +289,7 @@ def test_a_set_of_another_tokenizer_or_an_older_corpus_is_refused(tmp_path, toke
     with pytest.raises(UsageError, match="t is no prepared set; valid: s"):
         open_set("t", tmp_path, tokenizer, "train")
     manifest = read_manifest(tmp_path / "c")
-    manifest["origin"]["fingerprint"] = "2"
+    manifest["content"] = "2"
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="s was prepared from c as it was then, and that has changed"):
         open_set("s", tmp_path, tokenizer, "train")

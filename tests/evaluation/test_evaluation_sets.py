@@ -62,3 +62,20 @@ def test_a_saved_data_set_keeps_its_own_splits(tmp_path):
     assert len(ids(opened(tmp_path / "saved", dataset_split="mine"))) == 1
     with pytest.raises(UsageError, match="has no split 'yours'"):
         ids(opened(tmp_path / "saved", dataset_split="yours"))
+
+
+def test_parts_and_shares_mean_nothing_for_what_is_prepared(tiny_data):
+    for option in ({"data_mix": ".3,.7"}, {"dataset_config_name": "part"}):
+        with pytest.raises(UsageError, match="tiny is prepared and has no parts; leave it away"):
+            opened("tiny", data_cache_dir=str(tiny_data), **option)
+
+
+def test_a_mixture_says_which_part_ended_it(tmp_path, capsys):
+    (tmp_path / "mix").mkdir()
+    write_stories(tmp_path / "mix/long.jsonl", 50)
+    write_stories(tmp_path / "mix/short.jsonl", 3, seed=1)
+    options = {"dataset_config_name": "long+short", "data_mix": ".5,.5"}
+    assert len(ids(opened(tmp_path / "mix", **options))) <= 7
+    assert "the part short of" in capsys.readouterr().err
+    assert len(ids(opened(tmp_path / "mix", max_eval_samples=4, **options))) == 4
+    assert capsys.readouterr().err == ""

@@ -120,3 +120,12 @@ def test_json_has_null_for_what_is_not_finite_and_csv_all_columns(tmp_path):
     write_csv(tmp_path / "a/b.csv", [{"x": 1}, {"x": "a,\nb", "y": 2}])
     assert (tmp_path / "a/b.csv").read_bytes() == b'x,y\r\n1,\r\n"a,\nb",2\r\n'
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b.csv", "b.json"]
+
+
+def test_features_that_no_story_names_are_unknown_and_not_absent():
+    unknown = summary_of([story(n, groups=("all", "features!=Twist")) for n in range(3)])
+    assert unknown.drop_unknown_features()
+    assert {row["slice"] for row in unknown.rows()} == {"all"}
+    known = summary_of([story(0, groups=("all", "features=Twist")), story(1, groups=("all", "features!=Twist"))])
+    assert not known.drop_unknown_features()
+    assert {row["slice"] for row in known.rows()} == {"all", "features=Twist", "features!=Twist"}

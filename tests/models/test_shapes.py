@@ -94,10 +94,14 @@ def test_llama_overrides_without_a_name_start_from_the_demo_and_derive_what_foll
     assert grouped.num_key_value_heads == 4
 
 
-def test_positions_grow_to_the_block_and_not_beyond():
+@pytest.mark.parametrize(("preset", "name"), [("gpt2-3M", "n_positions"), ("demo", "max_position_embeddings")])
+def test_positions_grow_only_where_they_are_given(preset, name):
+    """A longer block does not change the shape silently: GPT-2's positions are parameters."""
+    long = TOKENS | {"block_size": 4096}
+    with pytest.raises(UsageError, match=f"--block_size 4096 is longer than .*give --config_overrides {name}=4096"):
+        build_config(None, preset, None, **long)
+    assert getattr(build_config(None, preset, f"{name}=4096", **long), name) == 4096
     assert build_config(None, "gpt2-3M", None, **TOKENS).n_positions == 1024
-    assert build_config(None, "gpt2-3M", None, **TOKENS | {"block_size": 2048}).n_positions == 2048
-    assert build_config(None, "demo", None, **TOKENS | {"block_size": 512}).max_position_embeddings == 512
     assert build_config(None, "demo", "max_position_embeddings=16", **TOKENS).max_position_embeddings == 16
 
 

@@ -94,6 +94,15 @@ def test_logs_count_tokens(tmp_path, tokenizer):
     assert "mfu" not in rows[0]  # nobody states a CPU's peak
 
 
+def test_speed_after_a_resume_counts_the_updates_since(tmp_path, tokenizer):
+    """The clock starts where training begins; with 100 updates done before, they would be counted too."""
+    from transformers import TrainerState
+
+    trainer = make_trainer(tmp_path, tokenizer)
+    trainer.callback_handler.on_train_begin(trainer.args, TrainerState(global_step=100), trainer.control)
+    assert trainer._mark[1] == 100
+
+
 def test_the_final_metrics_are_not_computed_twice(tmp_path, tokenizer, monkeypatch):
     trainer = make_trainer(tmp_path, tokenizer, eval_strategy="steps", eval_steps=2)
     trainer.train()
