@@ -47,8 +47,9 @@ def composes(tokenizer: PreTrainedTokenizerBase) -> bool:
     story's first word at the start of a text.
     """
     clean = splits_cleanly(tokenizer)
-    one_newline = len(continuation(tokenizer)(["\n"])[0]) == 1
-    return clean.after_newline and clean.before_space and clean.space_starts and one_newline
+    if not (clean.after_newline and clean.before_space and clean.space_starts):
+        return False
+    return len(continuation(tokenizer)(["\n"])[0]) == 1  # lines are found again by their newline
 
 
 def instruction_schema(vocab_size: int) -> Features:

@@ -14,6 +14,7 @@ from lm_trials.data.instruction_store import BODIES, InstructionStore, instructi
 from lm_trials.data.set_texts import resolve_set
 from lm_trials.data.sets import set_folder
 from lm_trials.data.tokens import TokenStore, store_folder
+from lm_trials.data.whole_sets import WholeSetStore
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +88,7 @@ class SetStore:
 
 def open_set(
     name: str, data_cache_dir: Path, tokenizer: PreTrainedTokenizerBase, split: str, append_eos: bool = False
-) -> SetStore:
+) -> SetStore | WholeSetStore:
     """Open one split of a prepared set.
 
     Raises:
@@ -108,6 +109,8 @@ def open_set(
             f"the {split} split of {name} has no story; prepare more stories, or name another split: "
             f"{did_you_mean(split, manifest['documents'])}"
         )
+    if manifest.get("whole"):
+        return WholeSetStore.of(tokens, split, manifest)
     stories = TokenStore.open(store_folder(corpus, tokenizer, append_eos), split)
     lines = InstructionStore(instruction_folder(corpus, tokenizer, protocol.seed), split)
     return SetStore(tokens, split, Pieces(tokenizer, protocol, append_eos), stories, lines)

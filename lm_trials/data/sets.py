@@ -24,12 +24,20 @@ from datasets import Dataset, Features, Value
 from lm_trials.console import UsageError, did_you_mean, progress
 from lm_trials.data.composition import Line, Pieces
 from lm_trials.data.corpora import MANIFEST, finished_folder, load_splits, open_records, read_manifest, save_splits
-from lm_trials.data.instruction_store import BODIES, FeatureTable, InstructionStore, check_matches, make_instructions
+from lm_trials.data.instruction_store import (
+    BODIES,
+    FeatureTable,
+    InstructionStore,
+    check_matches,
+    composes,
+    make_instructions,
+)
 from lm_trials.data.protocols import Protocol
 from lm_trials.data.records import SPLITS
 from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.data.tokens import TokenStore, make_store, store_schema
 from lm_trials.data.treatments import CodedLists, RecordColumns, Treatment, check_values, treat
+from lm_trials.data.whole_sets import write_whole_split
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -80,8 +88,11 @@ def prepared_set(name: str, data_cache_dir: Path) -> Path:
 
 def set_progress(chunks: Iterable[Any], total: int, name: str) -> Iterator[Any]:
     """Show how far the stores and sets are; for `make_sets`."""
-    counted = lambda item: len(item[1]) if isinstance(item, tuple) else item.num_rows  # noqa: E731
-    return progress(chunks, name, "stories", total, size=counted)
+
+    def counted(item: Any) -> int:
+        return len(item[1]) if isinstance(item, tuple) else getattr(item, "num_rows", 1)
+
+    return progress(chunks, name, "stories" if total > len(SPLITS) else "splits", total, size=counted)
 
 
 def make_sets(
@@ -106,7 +117,9 @@ def make_sets(
         check_free(data_cache_dir / name, protocol, origin)
     folders = {name: set_folder(name, data_cache_dir, tokenizer, append_eos) for name in protocols}
     missing = {name: protocols[name] for name, folder in folders.items() if not (folder / MANIFEST).is_file()}
-    if missing:
+    if missing and not composes(tokenizer):
+        _make_whole_sets(missing, folders, corpus, tokenizer, origin, append_eos, watch)
+    elif missing:
         story_folder = make_store(corpus, tokenizer, append_eos, watch)
         line_folder = make_instructions(corpus, tokenizer, seed, watch)
         check_protocols(missing.values(), corpus, read_manifest(line_folder)["features"])
@@ -117,8 +130,9 @@ def make_sets(
                 writers.append(SetWriter(name, protocol, unfinished, Pieces(tokenizer, protocol, append_eos)))
             for split in SPLITS:
                 _write_split(split, corpus, story_folder, line_folder, writers, watch)
-            for writer in writers:
-                writer.finish(origin, tokenizer, append_eos)
+            for w in writers:
+                lists = {"features": [list(labels) for labels in w.table.lists]}
+                finish_set(w.name, w.protocol, w.folder, w.counts, lists, origin, tokenizer, append_eos)
     manifests = {}
     for name, folder in folders.items():
         manifests[name] = read_manifest(folder)
@@ -126,6 +140,29 @@ def make_sets(
         if not (folder.parent / MANIFEST).is_file():
             (folder.parent / MANIFEST).write_text(json.dumps(described, indent=2) + "\n")
     return manifests
+
+
+def _make_whole_sets(
+    protocols: Mapping[str, Protocol],
+    folders: Mapping[str, Path],
+    corpus: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    origin: dict[str, str],
+    append_eos: bool,
+    watch: Watch,
+) -> None:
+    """Make sets text by text, for a tokenizer whose tokens cannot be put together from parts."""
+    features = {label for split in open_records(corpus).values() for labels in split["features"] for label in labels}
+    check_protocols(protocols.values(), corpus, [sorted(features)])
+    for name, protocol in protocols.items():
+        with finished_folder(folders[name]) as unfinished:
+            counts: dict[str, Any] = {}
+            for split in watch(SPLITS, len(SPLITS), name):
+                counts[split] = {"documents": 0, "tokens": 0}
+                path = unfinished / f"{split}.arrow"
+                for more in write_whole_split(path, corpus, split, tokenizer, protocol, append_eos):
+                    _add_counts(counts[split], more)
+            finish_set(name, protocol, unfinished, counts, {"whole": True}, origin, tokenizer, append_eos)
 
 
 def describe_origin(corpus: Path) -> dict[str, str]:
@@ -261,30 +298,39 @@ class SetWriter:
         self.stream.close()
         self.file.close()
 
-    def finish(self, origin: dict[str, str], tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> None:
-        """Write the manifest, after the check that something is left to train on.
 
-        Raises:
-            UsageError: if the protocol leaves no training story.
-        """
-        if not self.counts["train"]["documents"]:
-            total = self.counts["train"]["records"]
-            raise UsageError(
-                f"{self.name}: --filtering {_shown(list(self.protocol.filtering))} leaves none of {total:,} training "
-                "stories; give conditions that some story meets"
-            )
-        save_splits(self.folder, self.folder)
-        manifest = {
-            "protocol": self.protocol.as_dict(),
-            "corpus": origin,
-            "tokenizer_hash": tokenizer_hash(tokenizer),
-            "append_eos": append_eos,
-            "features": [list(labels) for labels in self.table.lists],
-            "counts": self.counts,
-            "documents": {split: count["documents"] for split, count in self.counts.items()},
-            "tokens": {split: count["tokens"] for split, count in self.counts.items()},
-        }
-        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+def finish_set(
+    name: str,
+    protocol: Protocol,
+    folder: Path,
+    counts: dict[str, Any],
+    more: dict[str, Any],
+    origin: dict[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    append_eos: bool,
+) -> None:
+    """Save a set's splits and write its manifest, after the check that something is left to train on.
+
+    Raises:
+        UsageError: if the protocol leaves no training story.
+    """
+    if not counts["train"]["documents"]:
+        raise UsageError(
+            f"{name}: --filtering {_shown([str(condition) for condition in protocol.filtering])} leaves none of "
+            f"{counts['train']['records']:,} training stories; give conditions that some story meets"
+        )
+    save_splits(folder, folder)
+    manifest = {
+        "protocol": protocol.as_dict(),
+        "corpus": origin,
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "append_eos": append_eos,
+        **more,
+        "counts": counts,
+        "documents": {split: count["documents"] for split, count in counts.items()},
+        "tokens": {split: count["tokens"] for split, count in counts.items()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _add_counts(total: dict[str, Any], more: Mapping[str, Any]) -> None:

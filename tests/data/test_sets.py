@@ -20,6 +20,7 @@ from lm_trials.data.set_store import open_set
 from lm_trials.data.sets import make_sets
 from lm_trials.data.sources import open_source
 from lm_trials.data.tokenizers import batch_encoder, load_tokenizer, train_tokenizer
+from lm_trials.data.tokens import document_marks
 
 TEN = deletion_recovery_protocols("Twist", "Foreshadowing")
 
@@ -47,7 +48,8 @@ def assert_same_as_from_scratch(place, corpus, tokenizer, protocols, splits=SPLI
             if not texts["text"]:
                 continue
             store = open_set(name, place, tokenizer, split)
-            expected = [[tokenizer.bos_token_id, *ids] for ids in encode(texts["text"])]
+            bos, _ = document_marks(tokenizer, append_eos=False)
+            expected = [[*bos, *ids] for ids in encode(texts["text"])]
             assert len(store) == len(expected)
             for document, ids in enumerate(expected):
                 assert store.tokens(document).tolist() == ids, (name, split, texts["text"][document])
@@ -88,6 +90,29 @@ def test_any_other_protocol_too(tmp_path, tokenizer):
     write_corpus(((0, record_from_row(row)) for row in rows), tmp_path / "odd", {"fingerprint": "1"})
     make_sets(tmp_path / "odd", tokenizer, ODD, tmp_path)
     assert assert_same_as_from_scratch(tmp_path, tmp_path / "odd", tokenizer, ODD) > 800
+
+
+def test_a_tokenizer_that_cannot_be_cut_has_its_texts_tokenised_whole(tmp_path, shared_data):
+    """GPT-2's: the same texts, counts and interface."""
+    gpt2 = load_tokenizer(str(shared_data / "gpt2_tokenizer"))
+    assert not composes(gpt2)
+    rows = [record_from_row(row) for row in generate_stories(300, seed=5)]
+    write_corpus(((0, row) for row in rows), tmp_path / "c", {})
+    protocols = {name: TEN[name] for name in ("filter-adv-Twist", "filter-ref-Twist", "filter-mix-Twist-Foreshadowing")}
+    manifests = make_sets(tmp_path / "c", gpt2, protocols, tmp_path)
+    assert assert_same_as_from_scratch(tmp_path, tmp_path / "c", gpt2, protocols) > 300
+    trained = train_tokenizer([row["story"] for row in rows], vocab_size=500)
+    composed = make_sets(tmp_path / "c", trained, protocols, tmp_path)
+    for name, manifest in manifests.items():
+        for split, counts in manifest["counts"].items():
+            assert {**counts, "tokens": 0} == {**composed[name]["counts"][split], "tokens": 0}
+    store = open_set("filter-adv-Twist", tmp_path, gpt2, "train")
+    assert gpt2.decode(store.prompt(0)[1:]).endswith("\nStory:")
+    assert (
+        gpt2.decode(store.continuation(0))[1:]
+        == rows[[row["record_id"] for row in rows].index(store.record_id(0))]["story"]
+    )
+    assert "Twist" in store.features(0)
 
 
 def test_a_comparison_with_another_protocol_fails(tiny_sets, tokenizer):
