@@ -270,6 +270,17 @@ COMMANDS = {
 }
 
 
+def command_arguments(name: str, rest: list[str]) -> Any:
+    """Parse what follows a command's name; `describe NAME` is short for `describe --dataset_name NAME`."""
+    if name not in COMMANDS:
+        raise UsageError(f"{name} is no command; {did_you_mean(name, COMMANDS)}")
+    arguments, _ = COMMANDS[name]
+    if name == "describe" and rest and not rest[0].startswith("-"):
+        rest = ["--dataset_name", *rest]
+    (args,) = parse_arguments(rest, (arguments,), arguments.__doc__ or "", prog=f"prepare_tinystories.py {name}")
+    return args
+
+
 @script
 def main(argv: list[str] | None = None) -> Any:
     """Run one command; returns what it made."""
@@ -278,13 +289,8 @@ def main(argv: list[str] | None = None) -> Any:
         print(__doc__)
         raise SystemExit(0)
     name, *rest = argv
-    if name not in COMMANDS:
-        raise UsageError(f"{name} is no command; {did_you_mean(name, COMMANDS)}")
-    arguments, command = COMMANDS[name]
-    if name == "describe" and rest and not rest[0].startswith("-"):
-        rest = ["--dataset_name", *rest]
-    (args,) = parse_arguments(rest, (arguments,), arguments.__doc__ or "", prog=f"prepare_tinystories.py {name}")
-    return command(args)
+    args = command_arguments(name, rest)
+    return COMMANDS[name][1](args)
 
 
 if __name__ == "__main__":

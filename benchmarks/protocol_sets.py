@@ -97,13 +97,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     total = sum(scratch.values())
     rate = args.num_stories / ten
     print(
-        f"{args.num_stories:,} stories, vocabulary {args.vocab_size:,}, {os.cpu_count()} cores; stories alone {plain:.1f} s"
+        f"{args.num_stories:,} stories, vocabulary {args.vocab_size:,}, {os.cpu_count()} cores; "
+        f"their tokens alone {plain:.1f} s"
     )
     print(f"ten sets           {ten:7.2f} s, {total:7.1f} s from scratch: ratio {ten / total:.3f} (bar 0.15)")
     print(f"a pure filter      {one:7.2f} s, {scratch['filter-Twist']:7.1f} s from scratch: ratio "
           f"{one / scratch['filter-Twist']:.3f} (bar 0.05)")  # fmt: skip
     print(
-        f"{rate:,.0f} stories/s through all ten; {ALL_STORIES:,} stories would take {ALL_STORIES / rate / 60:.1f} minutes"
+        f"{rate:,.0f} stories/s through all ten; {ALL_STORIES:,} stories would take "
+        f"{ALL_STORIES / rate / 60:.1f} minutes"
     )
     for count in (args.memory or "").split(","):
         if count:

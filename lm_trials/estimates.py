@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,25 @@ def bootstrap_mean(
     bootstrap = StoryBootstrap(seed, confidence, resamples)
     bootstrap.update(np.stack([values_N, np.ones_like(values_N)], axis=1))
     return bootstrap.estimate(lambda sums: sums[..., 0] / sums[..., 1], unit)
+
+
+def proportion(successes: int, n: int, unit: str) -> Estimate:
+    """Estimate a share of stories, with Wilson's score interval (1927), 95 %.
+
+    Resampling has nothing to draw from where none or all have it, and would give an interval without width.
+
+    Raises:
+        ValueError: for no stories, or more successes than stories.
+
+    >>> print(proportion(0, 85, "share of stories"))
+    0.000 [0.000, 0.043] share of stories (n=85)
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} of {n} is no share; give at least one story and at most all")
+    share, z2 = successes / n, NormalDist().inv_cdf(0.975) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0), n, unit)
 
 
 @dataclass

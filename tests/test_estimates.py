@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lm_trials.estimates import PIECE, StoryBootstrap, bootstrap_mean, percentile_interval
+from lm_trials.estimates import PIECE, StoryBootstrap, bootstrap_mean, percentile_interval, proportion
 
 
 def ratio(sums):
@@ -181,3 +181,20 @@ def test_an_undefined_resample_is_left_out_and_an_infinite_one_is_not():
     assert percentile_interval(np.array([np.nan, 1.0, 1.0]), 0.95) == (1.0, 1.0)
     assert percentile_interval(np.array([1.0, 1.0, 1.0, np.inf]), 0.0) == (1.0, 1.0)
     assert np.isnan(percentile_interval(np.array([np.nan, 1.0]), 0.95)).all()
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 85), (41, 85), (85, 85), (256, 1000)])
+def test_a_share_has_wilsons_interval(successes, n):
+    found = proportion(successes, n, "share")
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert (found.lower, found.upper) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert found.estimate == successes / n
+    assert found.upper > found.lower
+    wider = stats.binomtest(successes, n).proportion_ci(0.99, method="wilson")
+    assert (found.lower, found.upper) != pytest.approx((wider.low, wider.high), abs=1e-3)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_what_is_no_share_is_refused(successes, n):
+    with pytest.raises(ValueError, match="is no share"):
+        proportion(successes, n, "share")

@@ -40,8 +40,7 @@ def parse_script(script: str, argv: list[str]) -> None:
         import prepare_tinystories
 
         command, *rest = argv
-        arguments, _ = prepare_tinystories.COMMANDS[command]
-        parse_arguments(rest, (arguments,), "")
+        prepare_tinystories.command_arguments(command, rest)
     else:
         raise AssertionError(f"no parser is known for {script}")
 

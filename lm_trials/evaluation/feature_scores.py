@@ -22,7 +22,7 @@ from lm_trials.data.records import FEATURES
 from lm_trials.data.set_texts import SetText, set_texts
 from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.data.tokens import document_marks
-from lm_trials.estimates import bootstrap_mean
+from lm_trials.estimates import bootstrap_mean, proportion
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.models.reference import positions_of
 
@@ -130,7 +130,7 @@ def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dic
         for sign, asked in (("=", True), ("!=", False)):
             has = [feature in f for f, g in zip(found, generations, strict=True) if (feature in g.features) is asked]
             if has:
-                estimate = bootstrap_mean(np.array(has, dtype=float), "share of stories", seed)
+                estimate = proportion(sum(has), len(has), "share of stories")
                 rows.append({"slice": f"asked{sign}{feature}", "metric": f"has_{feature}", **estimate.row()})
     used = [words_used(generation) for generation in generations if generation.words]
     if used:

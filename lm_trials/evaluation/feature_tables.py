@@ -81,7 +81,7 @@ def show_scores(title: str, rows: list[dict[str, Any]]) -> None:
         title,
         ["feature", "share of stories,\nasked for", "share of stories,\nnot asked for"],
         cells,
-        "[95 % bootstrap interval over stories], n = stories",
+        "[95 % interval over stories], n = stories",
     )
 
 
