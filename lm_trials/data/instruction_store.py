@@ -14,13 +14,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import MANIFEST, finished_folder, load_splits, open_records, read_manifest, save_splits
@@ -97,8 +98,7 @@ def make_instructions(
             without_sentence[split] = 0
             path = str(unfinished / f"{split}.arrow")
             with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema.arrow_schema) as stream:
-                batches = records[split].with_format("arrow").iter(BATCH)
-                columns = (_columns(batch, seed, encode, newline, table, schema) for batch in batches)
+                columns = _encoded(records[split], seed, encode, newline, table, schema)
                 for batch in watch(columns, len(records[split]), split):
                     without_sentence[split] += int(
                         pa.compute.sum(pa.compute.equal(batch["Sentence_tokens"], 0)).as_py()
@@ -144,26 +144,45 @@ def record_lines(batch: dict[str, list[Any]], keys_N: np.ndarray, seed: int) -> 
         yield line_bodies(words, "", summary, chosen_sentence(story, draw))
 
 
-def _columns(
-    batch: pa.Table,
+def _encoded(
+    records: Dataset,
     seed: int,
     encode: Callable[[list[str]], list[list[int]]],
     newline: int,
     table: FeatureTable,
     schema: Features,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a split; one is encoded in a thread while the lines of the next are put together."""
+    columns = ["record_id", "words", "features", "summary", "story"]
+    before: tuple[pa.Table, dict[str, list[Any]], list[list[str]], Future[list[list[int]]]] | None = None
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for batch in records.with_format("arrow").select_columns(columns).iter(BATCH):
+            rows = batch.to_pydict()
+            lines = record_lines(rows, record_keys(rows["record_id"]), seed)
+            bodies = [[f" {found[line]}\n" if line in found else "" for line in BODIES] for found in lines]
+            ids = thread.submit(encode, ["".join(found) for found in bodies])
+            if before:
+                yield _columns(*before, seed, newline, table, schema)
+            before = batch, rows, bodies, ids
+        if before:
+            yield _columns(*before, seed, newline, table, schema)
+
+
+def _columns(
+    batch: pa.Table,
+    rows: dict[str, list[Any]],
+    bodies: list[list[str]],
+    ids: Future[list[list[int]]],
+    seed: int,
+    newline: int,
+    table: FeatureTable,
+    schema: Features,
 ) -> pa.RecordBatch:
-    rows = batch.to_pydict()
     keys_N = record_keys(rows["record_id"])
     count = len(keys_N)
-    present = np.zeros((count, len(BODIES)), dtype=bool)
-    num_bytes = np.zeros((count, len(BODIES)), dtype=np.int32)
-    texts = []
-    for row, bodies in enumerate(record_lines(rows, keys_N, seed)):
-        found = [f" {bodies[line]}\n" if line in bodies else "" for line in BODIES]
-        present[row] = [bool(body) for body in found]
-        num_bytes[row] = [len(body.encode()) for body in found]
-        texts.append("".join(found))
-    flat = np.fromiter(itertools.chain.from_iterable(encode(texts)), dtype=schema["input_ids"].feature.dtype)
+    num_bytes = np.array([[len(body.encode()) for body in found] for found in bodies], dtype=np.int32)
+    present = num_bytes > 0
+    flat = np.fromiter(itertools.chain.from_iterable(ids.result()), dtype=schema["input_ids"].feature.dtype)
     # A body ends with the only newline in it, so the newlines cut the stream of all bodies.
     ends = np.flatnonzero(flat == newline) + 1
     num_tokens = np.zeros((count, len(BODIES)), dtype=np.int32)

@@ -26,7 +26,7 @@ from lm_trials.data.protocols import LINES, FeatureStyle, Protocol
 from lm_trials.data.treatments import RecordColumns, treat
 
 ORDERS = tuple(itertools.permutations(LINES))
-QUOTES = re.compile("[\"“”]")  # fmt: skip
+STOPS = re.compile("[.!?]")
 
 
 def eligible_sentences(story: str) -> list[str]:
@@ -35,14 +35,18 @@ def eligible_sentences(story: str) -> list[str]:
     >>> eligible_sentences('One day, Tim ran. "Stop!" said Mom.\\nHe stopped. ')
     ['One day, Tim ran', 'He stopped']
     """
-    pieces = re.split(r"[.!?]", story)
-    return [" ".join(piece.split()) for piece in pieces if piece.strip() and not QUOTES.search(piece)]
+    return [" ".join(piece.split()) for piece in _eligible_pieces(story)]
+
+
+def _eligible_pieces(story: str) -> list[str]:
+    pieces = STOPS.split(story)
+    return [p for p in pieces if p and '"' not in p and "“" not in p and "”" not in p and not p.isspace()]
 
 
 def chosen_sentence(story: str, draw: int) -> str:
     """Return the sentence that a record's draw picks; empty where none is eligible."""
-    sentences = eligible_sentences(story)
-    return sentences[draw % len(sentences)] if sentences else ""
+    pieces = _eligible_pieces(story)
+    return " ".join(pieces[draw % len(pieces)].split()) if pieces else ""
 
 
 def sentence_draws(keys_N: np.ndarray, seed: int) -> np.ndarray:
