@@ -210,9 +210,9 @@ class InstructionStore:
         feature_lists: what the codes of `features_N` mean.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self.manifest = read_manifest(folder)
-        table = load_splits(folder)[split].data.table
+    def __init__(self, lines: Dataset, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest
+        table = lines.data.table
         self.keys_N = table.column("key").to_numpy()
         self.orders_N = table.column("order").to_numpy()
         self.features_N = table.column("features").to_numpy()
@@ -224,6 +224,11 @@ class InstructionStore:
         self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
         self._starts = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
         self._first = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> InstructionStore:
+        """Open one split of a store's folder."""
+        return cls(load_splits(folder)[split], read_manifest(folder))
 
     def __len__(self) -> int:
         return len(self.keys_N)

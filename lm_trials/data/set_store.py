@@ -112,5 +112,5 @@ def open_set(
     if manifest.get("whole"):
         return WholeSetStore.of(tokens, split, manifest)
     stories = TokenStore.open(store_folder(corpus, tokenizer, append_eos), split)
-    lines = InstructionStore(instruction_folder(corpus, tokenizer, protocol.seed), split)
+    lines = InstructionStore.open(instruction_folder(corpus, tokenizer, protocol.seed), split)
     return SetStore(tokens, split, Pieces(tokenizer, protocol, append_eos), stories, lines)

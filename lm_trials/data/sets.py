@@ -10,6 +10,7 @@ Shape suffixes: N = records of a chunk, M = those of them that were kept.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -128,8 +129,10 @@ def make_sets(
             for name, protocol in missing.items():
                 unfinished = stack.enter_context(finished_folder(folders[name]))
                 writers.append(SetWriter(name, protocol, unfinished, Pieces(tokenizer, protocol, append_eos)))
+            stories, lines, described = load_splits(story_folder), load_splits(line_folder), read_manifest(line_folder)
             for split in SPLITS:
-                _write_split(split, corpus, story_folder, line_folder, writers, watch)
+                stores = TokenStore(stories[split], {}), InstructionStore(lines[split], described)
+                _write_split(split, corpus, *stores, writers, watch)
             for w in writers:
                 lists = {"features": [list(labels) for labels in w.table.lists]}
                 finish_set(w.name, w.protocol, w.folder, w.counts, lists, origin, tokenizer, append_eos)
@@ -207,10 +210,13 @@ def check_protocols(protocols: Iterable[Protocol], corpus: Path, feature_lists: 
 
 
 def _write_split(
-    split: str, corpus: Path, story_folder: Path, line_folder: Path, writers: list[SetWriter], watch: Watch
+    split: str,
+    corpus: Path,
+    stories: TokenStore,
+    instructions: InstructionStore,
+    writers: list[SetWriter],
+    watch: Watch,
 ) -> None:
-    instructions = InstructionStore(line_folder, split)
-    stories = TokenStore(load_splits(story_folder)[split], {})
     check_matches(stories, instructions)
     records = open_records(corpus, split) if any(writer.protocol.uses("words") for writer in writers) else None
     for writer in writers:
@@ -272,7 +278,10 @@ class SetWriter:
         lengths_M, bytes_M = self.pieces.measure(
             rows_M, stories, instructions, features_M, self.table.lists, treated.refused_M, words
         )
-        ids = pa.array([line.ids if line else [] for line in words], self.schema.arrow_schema.field("words").type)
+        rows = [line.ids if line else [] for line in words]
+        offsets = np.cumsum([0, *map(len, rows)]) if rows else np.zeros(len(rows_M) + 1)
+        flat = np.fromiter(itertools.chain.from_iterable(rows), dtype=self.schema["words"].feature.dtype)
+        ids = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
         arrays = [rows_M, features_M, treated.refused_M, lengths_M, bytes_M, ids]
         arrow = self.schema.arrow_schema
         batch = [pa.array(values).cast(field.type) for values, field in zip(arrays, arrow, strict=True)]
@@ -284,13 +293,14 @@ class SetWriter:
         counts["tokens"] += int(lengths_M.sum())
 
     def _changed_words(self, columns: RecordColumns, treated: Treatment) -> list[Line | None]:
-        """Return each kept record's Words line where the protocol changed its words, else None."""
+        """Return each kept record's Words line where the protocol changed its words, else None; [] if it cannot."""
+        if not self.protocol.changes("words"):
+            return []
         before, after = columns.words.take(treated.kept_M), treated.words
         lines: list[Line | None] = [None] * len(after)
-        if self.protocol.changes("words"):
-            changed = [row for row in range(len(after)) if after[row] != before[row]]
-            for row, line in zip(changed, self.pieces.encode_words([after[row] for row in changed]), strict=True):
-                lines[row] = line
+        changed = [row for row in range(len(after)) if after[row] != before[row]]
+        for row, line in zip(changed, self.pieces.encode_words([after[row] for row in changed]), strict=True):
+            lines[row] = line
         return lines
 
     def close(self) -> None:
