@@ -132,6 +132,27 @@ def test_stories_for_prompts_of_the_sets_are_kept_as_tables(tune, tiny_data, bas
     assert all(0 <= row[f"eval_{SETS[0]}_asked_Twist"] <= 1 for row in shares)
 
 
+def test_tensorboard_shows_the_stories_and_the_shares(tune):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, folder = tune("board", "--report_to", "tensorboard", "--eval_strategy", "steps", "--eval_steps", "3")
+    (events,) = (folder / "runs").iterdir()
+    board = EventAccumulator(str(events)).Reload()
+    (tag,) = [tag for tag in board.Tags()["tensors"] if f"generations_{SETS[0]}" in tag]
+    text = board.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    assert text.startswith("| prefix | generation | target |")
+    assert "Story:" in text
+    assert f"eval/{SETS[0]}_asked_Twist" in board.Tags()["scalars"]
+
+
+def test_the_picture_has_a_line_for_each_named_set(tune):
+    from lm_trials.reporting.figures import loss_figure
+
+    _, folder = tune("run", "--eval_datasets", SETS[1], "--eval_strategy", "steps", "--eval_steps", "3")
+    labels = [line.get_label() for line in loss_figure(history(folder), "run").axes[0].lines]
+    assert labels == ["training", "validation, 95 % over stories", SETS[1]]
+
+
 def test_writing_stories_does_not_move_the_training(tune):
     more = ["--eval_strategy", "steps", "--eval_steps", "2"]
     losses = [
