@@ -30,6 +30,12 @@ TINY_SHAPE = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermedi
 
 
 @pytest.fixture(scope="session")
+def tiny_shape() -> str:
+    """Overrides of a Llama of 33,440 parameters (with 400 tokens)."""
+    return TINY_SHAPE
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """A data folder with a corpus `tiny` of 400 generated stories, and `tok400`, made by the project's own commands."""
     import prepare_tinystories

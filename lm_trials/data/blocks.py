@@ -10,6 +10,7 @@ Shape suffixes: T = tokens of a block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,18 +59,26 @@ class Blocks:
     def window(self, start: int, stop: int) -> Block:
         """Return tokens `start` to `stop` of the pass's stream."""
         ids, documents, positions = [], [], []
+        for document, skipped, length in self.spans(start, stop):
+            ids.append(self.store.tokens(document)[skipped : skipped + length])
+            documents.append(np.full(length, document))
+            positions.append(np.arange(length))
+        return Block(np.concatenate(ids).astype(np.int64), np.concatenate(documents), np.concatenate(positions))
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what tokens `start` to `stop` of the stream are: (document, tokens of it before, its tokens here).
+
+        >>> blocks = Blocks(tiny_store([[5, 6, 7], [8]]), block_size=2)
+        >>> list(blocks.spans(2, 4))
+        [(0, 2, 1), (1, 0, 1)]
+        """
         place = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
-            document = int(self.order[place])
-            end = int(self._ends[place])
-            skipped = start - (end - int(self.store.lengths_N[document]))
-            part = self.store.tokens(document)[skipped : skipped + stop - start]
-            ids.append(part)
-            documents.append(np.full(len(part), document))
-            positions.append(np.arange(len(part)))
-            start += len(part)
+            document, end = int(self.order[place]), int(self._ends[place])
+            length = min(end, stop) - start
+            yield document, start - (end - int(self.store.lengths_N[document])), length
+            start += length
             place += 1
-        return Block(np.concatenate(ids).astype(np.int64), np.concatenate(documents), np.concatenate(positions))
 
 
 class TrainingBlocks:

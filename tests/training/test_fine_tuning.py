@@ -7,7 +7,6 @@ import types
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_SHAPE
 from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -24,14 +23,14 @@ SETS = ("filter-adv-Twist", "recovery-Twist")
 
 
 @pytest.fixture(scope="module")
-def base(tiny_data, tmp_path_factory):
+def base(tiny_data, tiny_shape, tmp_path_factory):
     """A pretrained model of some updates, and the sets."""
     prepare_tinystories.main(
         ["protocol_set", "--corpus", "tiny", "--vocab_size", "400", "--data_cache_dir", str(tiny_data)]
     )
     folder = tmp_path_factory.mktemp("base") / "base"
     argv = f"--dataset_name pretrain-all --data_cache_dir {tiny_data} --vocab_size 400 --model_type llama --max_steps 6"
-    shape = f"--config_overrides {TINY_SHAPE},max_position_embeddings=512"
+    shape = f"--config_overrides {tiny_shape},max_position_embeddings=512"
     more = "--block_size 512 --per_device_train_batch_size 2 --learning_rate 1e-3 --save_strategy no --report_to none"
     train_gpt2.main([*argv.split(), *shape.split(), *more.split(), "--output_dir", str(folder)])
     return folder

@@ -1,0 +1,140 @@
+"""Data order: which records were in which update of a run, exactly, without running it again.
+
+    python -m lm_trials.training.order runs/demo --step 137
+    python -m lm_trials.training.order runs/demo --step 137 --text
+
+The order follows from `run.json` (data, data seed, shuffle buffer, block size, batch) and the stores alone; what has
+changed since is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lm_trials.arguments import option, parse_arguments
+from lm_trials.console import UsageError, script, show_facts, show_table
+
+
+@dataclass
+class OrderArguments:
+    """Which update of which run."""
+
+    run: str = option("runs/demo", help="Folder of the run.")
+    step: int = option(1, help="Update, counted from 1 as in the logs.")
+    text: bool = option(False, help="Show the text of each block too.")
+    data_cache_dir: str | None = option(None, help="Where the data lies now. Default: where it lay for the run.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a document that one block of an update holds.
+
+    Attributes:
+        pass_index: pass over the data, from 0.
+        block: place of the block in the update, from 0.
+        first, last: its tokens within the document, from 0, both included; BOS is token 0.
+    """
+
+    pass_index: int
+    block: int
+    document: int
+    record_id: str
+    first: int
+    last: int
+
+
+class RunOrder:
+    """The data order of a finished or running run.
+
+    Raises:
+        UsageError: for a folder that holds no run, or data that is not what the run read.
+    """
+
+    def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
+        from lm_trials.data.blocks import TrainingBlocks
+        from lm_trials.data.tokenizers import load_tokenizer
+        from lm_trials.models.reference import read_run
+        from lm_trials.training.arguments import DataArguments
+        from lm_trials.training.stores import open_stores
+
+        run = read_run(folder) if folder.is_dir() else None
+        if run is None:
+            raise UsageError(f"{folder} holds no run (no run.json of this project); name a folder that has one")
+        self.outcome, self.replicate = run["outcome"], run["replicate"]
+        known = {**run["logistics"], **self.outcome}
+        given = {field.name: known[field.name] for field in fields(DataArguments) if field.name in known}
+        given |= {"eval_datasets": None} | ({"data_cache_dir": data_cache_dir} if data_cache_dir else {})
+        self.tokenizer = load_tokenizer(folder)
+        stores = open_stores(DataArguments(**given), self.tokenizer)
+        if stores.described != self.outcome["data"]:
+            names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
+            raise UsageError(f"the data of {folder} has changed since ({', '.join(names)}); the order cannot be told")
+        self.store = stores.train
+        self.blocks_per_step = self.outcome["total_train_batch_size"]
+        self.num_steps = self.outcome["max_steps"]
+        self.blocks = TrainingBlocks(
+            self.store,
+            self.outcome["block_size"],
+            self.num_steps * self.blocks_per_step,
+            self.replicate["data_seed"],
+            self.outcome["shuffle_buffer_size"],
+        )
+
+    def parts_of(self, step: int) -> list[Part]:
+        """Return the documents of an update, block by block, in the order that the model read them.
+
+        Raises:
+            UsageError: for an update that the run does not have.
+        """
+        if not 1 <= step <= self.num_steps:
+            raise UsageError(f"--step {step}: the run has updates 1 to {self.num_steps:,}")
+        parts = []
+        for number in range(self.blocks_per_step):
+            index = (step - 1) * self.blocks_per_step + number
+            pass_index, place = divmod(index, self.blocks.blocks_per_pass)
+            at = place * self.blocks.block_size
+            for document, skipped, length in self.blocks.pass_blocks(pass_index).spans(at, at + self.blocks.block_size):
+                name = self.store.record_id(document)
+                parts.append(Part(pass_index, number, document, name, skipped, skipped + length - 1))
+        return parts
+
+    def text_of(self, part: Part) -> str:
+        """Return the text of a part, as far as whole tokens spell it."""
+        return self.tokenizer.decode(self.store.tokens(part.document)[part.first : part.last + 1])
+
+
+@script
+def main(argv: list[str] | None = None) -> list[Part]:
+    """Say which records an update read; returns their parts."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--run", *argv]
+    (args,) = parse_arguments(argv, (OrderArguments,), __doc__ or "", prog="python -m lm_trials.training.order")
+    order = RunOrder(Path(args.run), args.data_cache_dir)
+    parts = order.parts_of(args.step)
+    passes = sorted({part.pass_index + 1 for part in parts})
+    show_facts(
+        f"update {args.step:,} of {order.num_steps:,} of {args.run}",
+        {
+            "blocks": f"{order.blocks_per_step} of {order.blocks.block_size} tokens, from pass "
+            + " and ".join(map(str, passes)),
+            "documents": f"{len(parts):,}, whole or in part",
+        },
+    )
+    rows = [
+        [
+            f"{p.block}  {p.record_id}",
+            f"{p.document:,}",
+            f"{p.first:,} to {p.last:,}",
+            *([order.text_of(p)] if args.text else []),
+        ]
+        for p in parts
+    ]
+    show_table("", ["block, record", "row", "tokens", *(["text"] if args.text else [])], rows)
+    return parts
+
+
+if __name__ == "__main__":
+    main()
