@@ -158,11 +158,12 @@ def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
 def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[dict[str, Any]]:
     """Make sets, or only count them for `--dry_run`, and say what they hold; returns their reports."""
     from lm_trials.data.set_report import describe_set, scratch_corpus, show_set, show_sets
-    from lm_trials.data.sets import make_sets, set_progress
+    from lm_trials.data.sets import check_sets, make_sets, set_progress
     from lm_trials.data.tokenizers import resolve_vocab
 
     args.check_names(protocols)
     tokenizer = resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)
+    check_sets(args.folder, protocols, Path(args.data_cache_dir))
     if args.dry_run:
         with scratch_corpus(args.folder) as corpus:
             manifests = make_sets(corpus, tokenizer, protocols, corpus.parent, args.append_eos, set_progress)
@@ -199,11 +200,10 @@ def describe_protocol(args: DescribeArguments) -> dict[str, Any]:
     """Show what a set's protocol did."""
     from lm_trials.data.corpora import read_manifest
     from lm_trials.data.set_report import describe_set, show_set
-    from lm_trials.data.sets import prepared_set
+    from lm_trials.data.set_texts import resolve_set
 
-    folder = prepared_set(args.dataset_name, Path(args.data_cache_dir))
-    manifest = read_manifest(folder)
-    report = describe_set(folder.name, manifest, folder.parent / manifest["corpus"]["name"])
+    folder, corpus, _ = resolve_set(args.dataset_name, Path(args.data_cache_dir))
+    report = describe_set(folder.name, read_manifest(folder), corpus)
     show_set(report)
     return report
 

@@ -11,6 +11,7 @@ Every flag of transformers.TrainingArguments works by its own name (--help_all);
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from lm_trials.arguments import parse_arguments
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     check_numbers(data_args, model_args)
     from lm_trials.data.blocks import TrainingBlocks
+    from lm_trials.models.reference import positions_of
     from lm_trials.reporting.figures import loss_figure
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan, dense_steps
     from lm_trials.training.initial import choose_initial
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.manifest import check_resumable, describe_run, write_run
     from lm_trials.training.plan import claim_output_dir, clear_output_dir, name_run, plan_run
     from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model, train_from
-    from lm_trials.training.stores import open_stores
+    from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
 
     check_processes(args.distributed_state)
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         sample_tokens=model_args.sample_tokens,
         named_eval_datasets=stores.named,
         generations=GenerationPlan(
-            stores.sets,
+            sets_to_write_for(stores, data_args, positions_of(model)),
             Path(data_args.data_cache_dir),
             data_args.generate_every,
             data_args.num_generations,
@@ -90,8 +92,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ),
     )
     if data_args.dense_eval_steps:
-        every = int(args.eval_steps or plan.num_steps)
-        steps = dense_steps(data_args.dense_eval_steps, every, data_args.dense_eval_spacing)
+        every = args.eval_steps or plan.num_steps
+        if every < 1:  # as everywhere in TrainingArguments, a share of all updates
+            every = math.ceil(every * plan.num_steps)
+        steps = dense_steps(data_args.dense_eval_steps, int(every), data_args.dense_eval_spacing)
         trainer.add_callback(DenseEvaluation(steps))
     if args.do_train:
         train_from(trainer, resume)

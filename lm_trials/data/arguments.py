@@ -106,7 +106,7 @@ class SetArguments(TokenizerArguments):
             UsageError: naming it.
         """
         for name in names:
-            if Path(name).name != name or name.startswith(".") or name == self.corpus:
+            if Path(name).name != name or name.startswith(".") or name in (self.corpus, "train", "test") or "," in name:
                 raise UsageError(f"--dataset_name {name!r} is no name for a set; give a plain one that no corpus has")
 
 
@@ -130,7 +130,9 @@ class PretokenizeArguments(SetArguments):
         from lm_trials.data.protocols import parse_protocol
 
         flags = (self.filtering, self.mix_match, self.adversarial_training, self.refusal, self.instruction_subset)
-        if not any(flags) and self.dataset_name is None:
+        if self.refusal_text is not None and not self.refusal:
+            raise UsageError(f"--refusal_text {self.refusal_text!r} without --refusal says nothing; leave it away")
+        if not any(flags) and self.dataset_name is None and self.feature_style == "canonical":
             return None
         return parse_protocol(*flags[:4], self.refusal_text, flags[4], self.feature_style, self.protocol_seed)
 

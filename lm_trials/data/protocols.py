@@ -8,6 +8,7 @@ what a protocol *is*; `treatments` is what it does to records, `instructions` ho
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ KEYS: tuple[Key, ...] = ("features", "words", "length")
 LIST_KEYS: tuple[Key, ...] = ("features", "words")
 LINES = ("Words", "Features", "Summary", "Sentence")
 VERSION = 1
+LONGEST_PART = 60
 REFUSAL_TEXT = "Sorry, this is a story that we will not tell: we do not write stories with {feature}."
 
 
@@ -110,7 +112,15 @@ class Protocol:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[=,:]", "_", text.replace("!=", "_x_")) or "none"
+    """Write an expression as part of a file's name; what no file system minds stays.
+
+    >>> _file_name("words!=a/b,length=5"), len(_file_name("words=" + 99 * "x"))
+    ('words_x_a_b_length_5', 60)
+    """
+    name = re.sub(r"[^\w.-]", "_", text.replace("!=", "_x_")) or "none"
+    if len(name) > LONGEST_PART:  # five parts are to fit into the 255 bytes of a name
+        name = f"{name[: LONGEST_PART - 11]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return name
 
 
 def parse_filtering(text: str | None) -> tuple[Condition, ...]:
@@ -130,7 +140,7 @@ def parse_filtering(text: str | None) -> tuple[Condition, ...]:
         if match is None:
             raise UsageError(f"--filtering {part!r} is no condition; write key=value or key!=value, as features!=Twist")
         key = _key(match[1], KEYS, "--filtering")
-        if key == "length" and not match[3].isdigit():
+        if key == "length" and not re.fullmatch("[0-9]+", match[3]):
             raise UsageError(f"--filtering {part!r}: a length is a number of characters, as length=200")
         conditions.append(Condition(key, _value(key, match[3]), match[2] == "!="))
     return tuple(conditions)
@@ -234,8 +244,10 @@ def parse_protocol(
         named = text.format(feature="") != text.format(feature="x")
     except (KeyError, IndexError, ValueError):  # another field than {feature}, or a brace that is not closed
         named = False
-    if not named:
-        raise UsageError(f"--refusal_text {text!r} names no feature; put {{feature}} where its name shall stand")
+    if not named or "\n" in text:
+        raise UsageError(
+            f"--refusal_text {text!r} is no line that names the feature; put {{feature}} where its name shall stand"
+        )
     return Protocol(
         filtering=parse_filtering(filtering),
         mix_match=parse_mix_match(mix_match),

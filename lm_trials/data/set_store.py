@@ -99,6 +99,12 @@ def open_set(
     tokens = set_folder(name, data_cache_dir, tokenizer, append_eos)
     if not (tokens / MANIFEST).is_file():
         there = ", ".join(path.name for path in sorted(folder.glob("tokens-*"))) or "none"
+        other = set_folder(name, data_cache_dir, tokenizer, not append_eos)
+        if (other / MANIFEST).is_file():
+            raise UsageError(
+                f"{name} was prepared {'without' if append_eos else 'with'} --append_eos; "
+                f"give --append_eos {not append_eos}, or prepare it so too: prepare_tinystories.py pretokenize"
+            )
         raise UsageError(
             f"{name} has no {tokens.name}, the tokens of this tokenizer (there: {there}); give the tokenizer that it "
             "was prepared with, or prepare it with this one too: prepare_tinystories.py pretokenize"

@@ -37,7 +37,7 @@ from lm_trials.data.protocols import Protocol
 from lm_trials.data.records import SPLITS
 from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.data.tokens import TokenStore, make_store, store_schema
-from lm_trials.data.treatments import CodedLists, RecordColumns, Treatment, check_values, treat
+from lm_trials.data.treatments import CodedLists, RecordColumns, Treatment, check_values, filtered, treat
 from lm_trials.data.whole_sets import write_whole_split
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -141,7 +141,9 @@ def make_sets(
         manifests[name] = read_manifest(folder)
         described = {key: manifests[name][key] for key in ("protocol", "corpus", "counts")}
         if not (folder.parent / MANIFEST).is_file():
-            (folder.parent / MANIFEST).write_text(json.dumps(described, indent=2) + "\n")
+            unfinished = folder.parent / f".{MANIFEST}.unfinished"
+            unfinished.write_text(json.dumps(described, indent=2) + "\n")
+            unfinished.replace(folder.parent / MANIFEST)
     return manifests
 
 
@@ -168,6 +170,38 @@ def _make_whole_sets(
             finish_set(name, protocol, unfinished, counts, {"whole": True}, origin, tokenizer, append_eos)
 
 
+def check_sets(corpus: Path, protocols: Mapping[str, Protocol], data_cache_dir: Path) -> None:
+    """Check all that can be known of sets before anything is tokenised or written.
+
+    Raises:
+        UsageError: for a corpus that is not there, a name that something else has, a value that no record has, or a
+            filter that leaves no training story.
+    """
+    records = open_records(corpus)
+    origin = describe_origin(corpus)
+    for name, protocol in protocols.items():
+        check_free(data_cache_dir / name, protocol, origin)
+    lists = CodedLists.of(label for split in records.values() for label in split["features"])
+    check_protocols(protocols.values(), corpus, [list(labels) for labels in lists.table])
+    train = records["train"].select_columns(["record_id", "features", "words", "story"])
+    left = dict.fromkeys(protocols, True)
+    for batch in train.iter(CHUNK):
+        columns = RecordColumns.of(batch)
+        left = {name: empty and not filtered(columns, protocols[name].filtering).any() for name, empty in left.items()}
+        if not any(left.values()):
+            return
+    for name in (name for name, empty in left.items() if empty):
+        raise UsageError(_nothing_left(name, protocols[name], len(train)))
+
+
+def _nothing_left(name: str, protocol: Protocol, total: int) -> str:
+    conditions = _shown([str(condition) for condition in protocol.filtering])
+    return (
+        f"{name}: --filtering {conditions} leaves none of {total:,} training stories; give conditions that some story "
+        "meets"
+    )
+
+
 def describe_origin(corpus: Path) -> dict[str, str]:
     """Return what a set's manifest holds of its corpus; two that are equal hold the same records."""
     return {"name": corpus.name, "content": read_manifest(corpus, "content")["content"]}
@@ -181,9 +215,14 @@ def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None
     """
     if not folder.exists():
         return
-    if not is_set(folder):
+    # A process that was killed may have left tokens whose set has no manifest yet; they say themselves what they are.
+    places = [folder, *(place for place in sorted(folder.glob("tokens-*")))]
+    described = [read_manifest(place) for place in places if is_set(place)]
+    if not described:
+        if all(".unfinished-" in place.name for place in folder.iterdir()):
+            return
         raise UsageError(f"{folder} holds something else than a set; give another --dataset_name")
-    found, wanted = read_manifest(folder), protocol.as_dict()
+    found, wanted = described[0], protocol.as_dict()
     differences = {key: (found["protocol"].get(key), value) for key, value in wanted.items()}
     differences["corpus"] = (found["corpus"], origin)
     for key, (there, here) in differences.items():
@@ -288,7 +327,9 @@ class SetWriter:
         self.stream.write_batch(pa.RecordBatch.from_arrays(batch, schema=arrow))
         counts = self.counts[self.split]
         _add_counts(counts, treated.counts)
-        _add_counts(counts, {"without_sentence": int((instructions.tokens_NL[rows_M, SENTENCE] == 0).sum())})
+        shown = "Sentence" in self.protocol.instruction_subset
+        without = int((instructions.tokens_NL[rows_M, SENTENCE] == 0).sum()) if shown else 0
+        _add_counts(counts, {"without_sentence": without})
         counts["documents"] += len(rows_M)
         counts["tokens"] += int(lengths_M.sum())
 
@@ -325,10 +366,7 @@ def finish_set(
         UsageError: if the protocol leaves no training story.
     """
     if not counts["train"]["documents"]:
-        raise UsageError(
-            f"{name}: --filtering {_shown([str(condition) for condition in protocol.filtering])} leaves none of "
-            f"{counts['train']['records']:,} training stories; give conditions that some story meets"
-        )
+        raise UsageError(_nothing_left(name, protocol, counts["train"]["records"]))
     save_splits(folder, folder)
     manifest = {
         "protocol": protocol.as_dict(),

@@ -8,6 +8,7 @@ Shape suffixes: M = records of a batch that were kept.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def write_whole_split(
             arrow = schema.arrow_schema
             columns = [column.cast(field.type) for column, field in zip(columns, arrow, strict=True)]
             stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=arrow))
-            without = sum("Sentence: " not in prompt for prompt in prompts)
+            without = sum(not re.search(r"^Sentence: ", prompt, re.MULTILINE) for prompt in prompts)
             counts.append(
                 treat(RecordColumns.of(batch), protocol).counts
                 | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         return EvaluationSet(
             f"{name}-{split}",
             lambda: _limited(_as_records(set_texts(name, place, split)), args),
-            f"{read_manifest(corpus, 'content')['content']}+{protocol.name()}-s{protocol.seed}",
+            f"{read_manifest(corpus, 'content')['content']}+{json.dumps(protocol.as_dict(), sort_keys=True)}",
         )
     folder = next((f for f in (place / name, Path(name)) if is_corpus(f)), None)
     if folder is not None:

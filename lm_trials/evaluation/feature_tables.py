@@ -20,6 +20,8 @@ from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.feature_scores import prompts_of, score_features, write_generations
 from lm_trials.evaluation.results import write_csv, write_json
 
+ENOUGH = 256
+
 
 def check_sets(args: EvaluationArguments) -> None:
     """Check that `--score_features` has sets to take prompts from, before anything is evaluated.
@@ -64,6 +66,9 @@ def score_set(
     write_csv(folder / "feature_scores.csv", rows)
     write_json(folder / "feature_scores.json", {"temperature": temperature, "rows": rows})
     pq.write_table(pa.Table.from_pylist([asdict(g) for g in generations]), folder / "generations.parquet")
+    few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
+    if few:
+        note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")
     show_scores(f"{Path(reference.path).name} writes for {name}", rows)
     note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, progress
+from lm_trials.console import UsageError, note, progress
 from lm_trials.data.corpora import is_corpus, read_manifest, resolve_corpus
 from lm_trials.data.set_store import SetStore, open_set
 from lm_trials.data.sets import is_set, set_folder
@@ -45,7 +45,10 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) ->
             older corpus; for a split without stories.
     """
     place = Path(data_args.data_cache_dir)
-    names = [name for name in (data_args.eval_datasets or "").split(",") if name]
+    names = [name.strip() for name in (data_args.eval_datasets or "").split(",") if name.strip()]
+    for name in names:
+        if Path(name).name != name or name in ("train", "test"):
+            raise UsageError(f"--eval_datasets {name}: give names of sets or corpora in {place}, not paths or splits")
     is_named_set = {name: is_set(place / name) for name in (data_args.dataset_name, *names)}
     for name in names:
         if not is_named_set[name] and not is_corpus(place / name):
@@ -70,6 +73,24 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) ->
         _describe(data_args, tokenizer),
         tuple(name for name, found in is_named_set.items() if found),
     )
+
+
+def sets_to_write_for(stores: RunStores, data_args: DataArguments, positions: int | None) -> tuple[str, ...]:
+    """Return the sets whose prompts leave the model room to write; says which do not, before anything starts."""
+    if not data_args.generate_every or positions is None:
+        return stores.sets
+    chosen = []
+    for name in stores.sets:
+        store = stores.validation if name == data_args.dataset_name else stores.named[name]
+        longest = max(len(store.prompt(n)) for n in range(min(len(store), data_args.num_generations)))
+        if longest < positions:
+            chosen.append(name)
+        else:
+            note(
+                f"note: no stories are written for {name}: a prompt has {longest} tokens and the model {positions} "
+                "positions"
+            )
+    return tuple(chosen)
 
 
 def _corpus_store(name: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Path, Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, default_data_collator
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
@@ -63,7 +64,6 @@ class StoryTrainer(Trainer):
         self.sample_tokens = min(sample_tokens, eval_block_size - 1)
         self.named_eval_datasets = named_eval_datasets or {}
         self.generations = generations
-        self._num_evaluations = 0
         self._mark = (time.perf_counter(), 0)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.add_callback(SpeedMark(self))
@@ -87,7 +87,6 @@ class StoryTrainer(Trainer):
         self.log_samples()
         metrics |= self.log_generations(metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._num_evaluations += 1
         self._mark = (time.perf_counter(), self.state.global_step)  # training speed excludes evaluations
         self._evaluated = (self.state.global_step, metrics)
         return metrics
@@ -134,18 +133,26 @@ class StoryTrainer(Trainer):
     def log_generations(self, prefix: str) -> dict[str, float]:
         """Let the model write for prompts of the sets where this evaluation is one of those; returns feature shares."""
         plan = self.generations
-        if plan is None or not plan.every or self._num_evaluations % plan.every or not self.may_write():
+        evaluations = {row["step"] for row in self.state.log_history if f"{prefix}_loss" in row}  # kept by a resume
+        if plan is None or not plan.every or (len(evaluations) - 1) % plan.every or not self.may_write():
             return {}
         step = self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
         written = write_tables(model, self.processing_class, plan, Path(self.args.output_dir) / GENERATIONS, step)
         metrics = feature_metrics(written, prefix)
         self.log(metrics)
-        texts = {f"{GENERATIONS}_{name}": as_markdown(generations) for name, generations in written.items()}
-        self.log({f"{prefix}_{name}": text for name, text in texts.items()})
+        for name, generations in written.items():
+            self.write_text(f"eval/{GENERATIONS}_{name}", as_markdown(generations))
         if "wandb" in self.args.report_to:
             report_to_wandb(written, step)
         return metrics
+
+    def write_text(self, tag: str, text: str) -> None:
+        """Write a text into TensorBoard, where it is on; `log` would keep it in every checkpoint's state too."""
+        for callback in self.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if isinstance(callback, TensorBoardCallback) and writer is not None:
+                writer.add_text(tag, text, self.state.global_step)
 
     def log_samples(self) -> None:
         """Log stories that the model writes, the same draws at every step, so that they can be compared."""

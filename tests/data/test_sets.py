@@ -293,13 +293,21 @@ def test_a_dry_run_says_the_same_and_writes_nothing(data):
         (["--dataset_name", "tiny"], "'tiny' is no name for a set"),
         (["--dataset_name", "../x"], "is no name for a set"),
         (["--dry_run"], "give one, as --filtering"),
-        (["--filtering", "features=Twist", "--refusal_text", "No."], "names no feature"),
+        (["--filtering", "features=Twist", "--refusal_text", "No."], "without --refusal says nothing"),
+        (["--refusal", "features=Twist:1", "--refusal_text", "No."], "is no line that names the feature"),
+        (["--refusal", "features=Twist:1", "--refusal_text", "{feature}\nWords: x"], "is no line that names"),
+        (["--filtering", "length=²"], "a length is a number of characters"),
+        (["--filtering", "words=zzz/b"], "no record has words=zzz/b"),
+        (["--dataset_name", "a,b"], "'a,b' is no name for a set"),
+        (["--dataset_name", "train"], "'train' is no name for a set"),
+        (["--corpus", "nope", "--filtering", "features=Twist"], "nope holds no records"),
+        (["--corpus", "nope", "--filtering", "features=Twist", "--dry_run"], "nope holds no records"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_set_is_left(data, capsys, more, message):
     assert message in refused(flags(data, *more), capsys)
-    left = {path.name.split("-")[0] for path in data.iterdir()}
-    assert left == {"tiny", "tok400"}
+    assert {path.name for path in data.iterdir()} == {"tiny", "tok400"}
+    assert {path.name for path in (data / "tiny").iterdir()} == {"records", "manifest.json"}  # nothing was tokenised
 
 
 def test_a_name_that_another_protocol_has_is_refused(data, capsys):
@@ -310,6 +318,69 @@ def test_a_name_that_another_protocol_has_is_refused(data, capsys):
         flags(data, "--filtering", "features!=Twist", "--protocol_seed", "1", "--dataset_name", "mine"), capsys
     )
     assert "seed=0, not 1" in message
+
+
+def test_a_dry_run_knows_a_taken_name_too(data, capsys):
+    prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine"))
+    message = refused(flags(data, "--filtering", "features=Twist", "--dataset_name", "mine", "--dry_run"), capsys)
+    assert "mine was prepared with filtering" in message
+
+
+def test_what_a_killed_process_left_of_a_set_does_not_stand_in_the_way(data):
+    """Killed while the tokens were written, and between the tokens and the set's manifest."""
+    argv = flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine")
+    (data / "mine" / ".tokens-0123456789ab.unfinished-elsewhere-7").mkdir(parents=True)
+    report = prepare_tinystories.main(argv)
+    (data / "mine" / "manifest.json").unlink()
+    assert prepare_tinystories.main(argv) == report
+    assert (data / "mine" / "manifest.json").is_file()
+
+
+def test_tokens_of_another_protocol_that_were_left_behind_are_not_taken_over(data, capsys):
+    prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine"))
+    (data / "mine" / "manifest.json").unlink()
+    assert "was prepared with filtering" in refused(
+        flags(data, "--filtering", "features=Twist", "--dataset_name", "mine"), capsys
+    )
+
+
+def test_a_style_alone_makes_a_set(data):
+    report = prepare_tinystories.main(flags(data, "--feature_style", "capitalized", "--dataset_name", "styled"))
+    assert report["protocol"]["feature_style"] == "capitalized"
+    assert prepare_tinystories.main(flags(data, "--feature_style", "capitalized"))["protocol"] == report["protocol"]
+
+
+def test_counts_of_lines_are_of_the_lines_shown(tmp_path, tokenizer, shared_data):
+    gpt2 = load_tokenizer(str(shared_data / "gpt2_tokenizer"))
+    rows = [record_from_row(row | {"summary": "A Sentence: x"}) for row in generate_stories(300, seed=5)]
+    for place, row in enumerate(rows):
+        if place % 3 == 0:
+            rows[place] = record_from_row(row | {"story": f'"Hi {place}," said Tim.', "record_id": ""})
+    write_corpus(((0, row) for row in rows), tmp_path / "c", {})
+    protocols = {"all": parse_protocol(), "words": parse_protocol(instruction_subset="Words,Summary")}
+    for some in (tokenizer, gpt2):
+        manifests = make_sets(tmp_path / "c", some, protocols, tmp_path)
+        counts = {name: sum(c["without_sentence"] for c in m["counts"].values()) for name, m in manifests.items()}
+        assert counts == {"all": 100, "words": 0}
+
+
+def test_describing_a_set_of_a_corpus_that_changed_is_refused(data, capsys):
+    prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine"))
+    manifest = read_manifest(data / "tiny")
+    (data / "tiny" / "manifest.json").unlink()
+    (data / "tiny" / "manifest.json").write_text(json.dumps(manifest | {"content": "other"}))
+    assert "has changed or gone" in refused(["describe", "mine", "--data_cache_dir", str(data)], capsys)
+
+
+def test_append_eos_is_named_where_it_is_the_difference(data, tokenizer):
+    prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine"))
+    with pytest.raises(UsageError, match="mine was prepared without --append_eos; give --append_eos False"):
+        open_set("mine", data, tokenizer, "train", append_eos=True)
+    prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine", "--append_eos"))
+    closed = open_set("mine", data, tokenizer, "train", append_eos=True)
+    bare = open_set("mine", data, tokenizer, "train")
+    assert closed.tokens(3).tolist() == [*bare.tokens(3).tolist(), tokenizer.eos_token_id]
+    assert closed.lengths_N[3] == len(closed.tokens(3))
 
 
 def test_a_set_of_another_tokenizer_or_an_older_corpus_is_refused(tmp_path, tokenizer):

@@ -1,10 +1,12 @@
 """Feature scores: what a model writes, against what it was asked for."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_models import tiny_model
 
 import eval_checkpoint
@@ -67,6 +69,7 @@ def test_the_generators_stories_use_their_words():
         (" Tim ran.\nSummary: x\nStory: y", "Tim ran."),
         ("Features: Twist\nStory: y", ""),
         ("He said: go. Words are: few", "He said: go. Words are: few"),
+        ("Mom said, Important Words: be kind.", "Mom said, Important Words: be kind."),
     ],
 )
 def test_a_story_ends_at_the_next_instruction_line(text, story):
@@ -92,6 +95,28 @@ def test_prompts_are_the_sets_and_results_come_in_its_order(data):
     assert all(g.clean_prefix + " " + g.target == text.text for g, text in zip(written, texts, strict=True))
     alone = [write_generations(model, tokenizer, [text], 5, temperature=0.0)[0] for text in texts[:3]]
     assert alone == written[:3]  # others in the batch, and their padding, change nothing
+
+
+def test_a_long_prompt_does_not_shorten_the_stories_of_others(data):
+    tokenizer = load_tokenizer(str(data / "tok400"))
+    model = tiny_model("llama", vocab_size=400, positions=512)
+    with torch.no_grad():
+        model.lm_head.weight[[1, 2]] = 0  # hardly ever an end
+    texts = list(set_texts("asks", data, "train"))[:64]
+    long = replace(texts[0], text=texts[0].text.replace("\nStory:", "\nWords: " + "cat, " * 80 + "\nStory:"))
+    counts = []
+    for chosen in (texts, [*texts[1:], long]):
+        written = write_generations(model, tokenizer, chosen, max_new_tokens=60, temperature=0.0)
+        counts.append([len(tokenizer(g.generation)["input_ids"]) for g in written])
+    assert np.median(counts[0]) == pytest.approx(np.median(counts[1]), rel=0.2)
+
+
+def test_few_prompts_are_said_to_be_few(data, folder, tmp_path, capsys):
+    flags = ["--model_dir", str(folder), "--dataset_name", "asks", "--data_cache_dir", str(data), "--use_cpu", "True"]
+    eval_checkpoint.main([*flags, "--score_features", "--max_new_tokens", "3", "--output_dir", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert "fewer than --num_generations 256" in err
+    assert "fewer than 256 prompts for" in err
 
 
 @pytest.fixture

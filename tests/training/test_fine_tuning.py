@@ -89,6 +89,28 @@ def test_each_named_set_has_its_loss_over_its_own_validation_records(tune, base,
     assert [row["step"] for row in history(folder) if "eval_loss" in row] == [3, 6]
 
 
+def test_prompts_that_do_not_fit_are_said_at_the_start_and_stop_nothing(tiny_data, tiny_shape, tmp_path, capsys, base):
+    argv = f"--dataset_name pretrain-all --data_cache_dir {tiny_data} --vocab_size 400 --model_type llama --max_steps 2"
+    more = f"--config_overrides {tiny_shape},max_position_embeddings=64 --block_size 64 --max_eval_samples 2"
+    rest = f"--per_device_train_batch_size 2 --report_to none --save_strategy no --output_dir {tmp_path / 'short'}"
+    train_gpt2.main([*argv.split(), *more.split(), *rest.split()])
+    assert "no stories are written for pretrain-all: a prompt has" in capsys.readouterr().err
+    assert (tmp_path / "short" / "model.safetensors").is_file()
+    assert not (tmp_path / "short" / "generations").exists()
+
+
+def test_an_interval_of_evaluations_may_be_a_share(tune):
+    more = ["--eval_strategy", "steps", "--eval_steps", "0.99", "--dense_eval_steps", "6", "--generate_every", "0"]
+    dense = [row["step"] for row in history(tune("dense", *more, "--max_steps", "20")[1]) if "eval_loss" in row]
+    assert dense == [2, 4, 6, 20]
+
+
+def test_texts_stay_out_of_the_state_that_checkpoints_keep(tune):
+    _, folder = tune("run", "--eval_strategy", "steps", "--eval_steps", "3", "--num_sampled_stories", "1")
+    kept = [value for row in history(folder) for key, value in row.items() if "generations" in key]
+    assert kept == []
+
+
 def test_dense_evaluations_come_first(tune):
     more = ["--eval_strategy", "steps", "--eval_steps", "20", "--dense_eval_steps", "5", "--generate_every", "0"]
     steps = [row["step"] for row in history(tune("linear", *more)[1]) if "eval_loss" in row]
@@ -182,6 +204,8 @@ def test_wandb_gets_the_tables_under_the_studys_columns(monkeypatch):
     ("more", "message"),
     [
         (["--dataset_name", "filter-adv-Twst"], "filter-adv-Twst"),
+        (["--eval_datasets", "../recovery-Twist"], "give names of sets or corpora in"),
+        (["--eval_datasets", "recovery-Twist, train"], "--eval_datasets train: give names"),
         (["--eval_datasets", "recovery-Tvist"], "--eval_datasets recovery-Tvist is not prepared"),
         (["--model_name_or_path", "nowhere/at/all"], "is no folder; name a run"),
         (["--config_overrides", "hidden_size=8"], "a trained model has its shape; leave --config_overrides away"),
