@@ -67,6 +67,8 @@ def check(line: str) -> None:
             from lm_trials.arguments import parse_arguments
 
             parse_arguments(rest[2:], (module.GenerationArguments,), "")
+        if rest[1] == "lm_trials.training.order":
+            module.order_arguments(rest[2:])
     elif command in ("python", ".venv/bin/python"):
         script = rest[0]
         assert (REPOSITORY / script).is_file(), line

@@ -105,13 +105,18 @@ class RunOrder:
         return self.tokenizer.decode(self.store.tokens(part.document)[part.first : part.last + 1])
 
 
-@script
-def main(argv: list[str] | None = None) -> list[Part]:
-    """Say which records an update read; returns their parts."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def order_arguments(argv: list[str]) -> OrderArguments:
+    """Parse the flags; the run's folder may come first without its flag."""
     if argv and not argv[0].startswith("-"):
         argv = ["--run", *argv]
     (args,) = parse_arguments(argv, (OrderArguments,), __doc__ or "", prog="python -m lm_trials.training.order")
+    return args
+
+
+@script
+def main(argv: list[str] | None = None) -> list[Part]:
+    """Say which records an update read; returns their parts."""
+    args = order_arguments(list(sys.argv[1:] if argv is None else argv))
     order = RunOrder(Path(args.run), args.data_cache_dir)
     parts = order.parts_of(args.step)
     passes = sorted({part.pass_index + 1 for part in parts})
