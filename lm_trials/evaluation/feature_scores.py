@@ -60,6 +60,15 @@ def cut_story(text: str) -> str:
     return NEXT_EXAMPLE.split(text, maxsplit=1)[0].strip()
 
 
+def next_example_begins(tail: str) -> bool:
+    """Say whether the end of what a model has written is an instruction line of another example.
+
+    >>> [next_example_begins(text) for text in ("went home.\\nWords:", "Important Words:", " ran\\nTim said: go")]
+    [True, False, False]
+    """
+    return re.search(rf"\n(?:{'|'.join(LINES)}):", tail) is not None
+
+
 def prompts_of(name: str, data_cache_dir: Path, split: str, count: int) -> list[SetText]:
     """Return the first `count` documents of a set's split, whose prompts a model is to continue.
 
@@ -101,7 +110,7 @@ def write_generations(
         left = max_new_tokens if positions is None else positions - max(len(prompts[place]) for place in batch)
         ids = write_stories(
             model, tokenizer, [prompts[place] for place in batch], max_new_tokens=min(max_new_tokens, left),
-            temperature=temperature, seed=seed + number, batch_size=BATCH,
+            temperature=temperature, seed=seed + number, batch_size=BATCH, ended=next_example_begins,
         )  # fmt: skip
         written |= dict(zip(batch, ids, strict=True))
     return [

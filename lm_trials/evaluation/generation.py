@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from lm_trials.console import UsageError
 from lm_trials.data.tokens import document_marks
 from lm_trials.evaluation.losses import quiet
+
+# Tokens that an end is looked for in; the longest label, spelled byte by byte, takes 10.
+TAIL = 16
 
 
 @contextmanager
@@ -32,6 +41,7 @@ def write_stories(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
+    ended: Callable[[str], bool] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt and return the new tokens, up to and without the end of the story.
 
@@ -43,6 +53,7 @@ def write_stories(
         temperature: 0 is greedy.
         top_k: 0 is no limit.
         seed: of the sampling; a batch's draws depend on `batch_size` too.
+        ended: stops a story where the text of its last `TAIL` tokens says that it has ended; they are not cut off.
     """
     bos, _ = document_marks(tokenizer, append_eos=False)
     ends = sorted({bos[0], *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
@@ -59,8 +70,23 @@ def write_stories(
     written: list[list[int]] = []
     with own_randomness(seed, model.device), quiet(model):
         for at in range(0, len(prompts), batch_size):
-            written += _continue_batch(model, prompts[at : at + batch_size], config, ends)
+            batch = prompts[at : at + batch_size]
+            stop = [TextStop(tokenizer, ended, max(map(len, batch)))] if ended else []
+            written += _continue_batch(model, batch, config, ends, stop)
     return written
+
+
+class TextStop(StoppingCriteria):
+    """Stops each story of a batch by itself, by its text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ended: Callable[[str], bool], prompt_length: int) -> None:
+        self.tokenizer, self.ended, self.prompt_length = tokenizer, ended, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        """Say of each row whether its story has ended."""
+        tail = input_ids[:, max(self.prompt_length, input_ids.shape[1] - TAIL) :]
+        texts = self.tokenizer.batch_decode(tail)
+        return torch.tensor([self.ended(text) for text in texts], device=input_ids.device)  # type: ignore[return-value]
 
 
 def check_lengths(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
@@ -75,7 +101,11 @@ def check_lengths(model: PreTrainedModel, prompts: list[list[int]], max_new_toke
 
 
 def _continue_batch(
-    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, ends: list[int]
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    ends: list[int],
+    stop: list[StoppingCriteria],
 ) -> list[list[int]]:
     longest = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), longest), ends[0], dtype=torch.long)
@@ -87,6 +117,7 @@ def _continue_batch(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         generation_config=config,
+        stopping_criteria=StoppingCriteriaList(stop),
     )
     return [_cut(row, ends) for row in output[:, longest:].tolist()]
 

@@ -52,6 +52,19 @@ def test_a_story_ends_at_eos_and_at_the_next_bos(end):
     assert not {1, 2} & set(cut)
 
 
+def test_a_story_stops_where_its_own_text_says_so():
+    """Each of a batch by itself; the others go on."""
+    model = tiny_model("llama", vocab_size=330)
+    whole = write(model)
+    texts = [TOKENIZER.decode(ids) for ids in whole]
+    wanted = TOKENIZER.decode(whole[0][:3])
+    assert wanted not in texts[1]
+    stopped = write(model, ended=lambda tail: tail.startswith(wanted))
+    assert stopped[0] == whole[0][:3]
+    assert stopped[1] == whole[1]
+    assert write(model, ended=lambda tail: False) == whole
+
+
 def test_sampling_follows_its_seed_and_leaves_the_runs_own_draws_alone():
     model = tiny_model("llama", vocab_size=330).train()
     torch.manual_seed(5)
