@@ -30,7 +30,7 @@ from lm_trials.data.instructions import chosen_sentence, line_bodies, line_order
 from lm_trials.data.protocols import VERSION
 from lm_trials.data.records import SPLITS
 from lm_trials.data.tokenizers import continuation, splits_cleanly, tokenizer_hash
-from lm_trials.data.tokens import TokenStore, store_schema
+from lm_trials.data.tokens import RowViews, TokenStore, store_schema
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -220,10 +220,7 @@ class InstructionStore:
         self.tokens_NL = np.stack([table.column(f"{line}_tokens").to_numpy() for line in BODIES], axis=1)
         self.bytes_NL = np.stack([table.column(f"{line}_bytes").to_numpy() for line in BODIES], axis=1)
         self.feature_lists = [tuple(labels) for labels in self.manifest["features"]]
-        chunks = [chunk for chunk in table.column("input_ids").chunks if len(chunk)]
-        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._starts = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._first = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        self._ids = RowViews(table.column("input_ids"))
 
     @classmethod
     def open(cls, folder: Path, split: str) -> InstructionStore:
@@ -235,14 +232,8 @@ class InstructionStore:
 
     def bodies(self, record: int) -> dict[str, np.ndarray]:
         """Return the ids of each body that a record has."""
-        chunk = int(np.searchsorted(self._first, record, side="right")) - 1
-        at = int(self._starts[chunk][record - int(self._first[chunk])])
-        found = {}
-        for line, length in zip(BODIES, self.tokens_NL[record].tolist(), strict=True):
-            if length:
-                found[line] = self._values[chunk][at : at + length]
-                at += length
-        return found
+        parts = np.split(self._ids[record], np.cumsum(self.tokens_NL[record])[:-1])
+        return {line: ids for line, ids in zip(BODIES, parts, strict=True) if len(ids)}
 
 
 def check_matches(stories: TokenStore, instructions: InstructionStore) -> None:

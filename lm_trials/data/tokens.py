@@ -162,6 +162,27 @@ def _write_split(path: Path, batches: Iterable[pa.RecordBatch], schema: Features
     return {"documents": documents, "tokens": tokens}
 
 
+class RowViews:
+    """The rows of a memory-mapped column of lists, each a view: some microseconds a row, where Arrow's own take 50.
+
+    >>> RowViews(pa.chunked_array([[[1, 2], [3]], [], [[4, 5]]], pa.list_(pa.uint16())))[2]
+    array([4, 5], dtype=uint16)
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        # One flat view for each Arrow batch, and where each row starts in it.
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._starts = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
+        self._first = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._first, row, side="right")) - 1
+        place = row - int(self._first[chunk])
+        starts = self._starts[chunk]
+        return self._values[chunk][starts[place] : starts[place + 1]]
+
+
 class TokenStore:
     """The tokens of one split, memory-mapped.
 
@@ -178,11 +199,7 @@ class TokenStore:
         self.lengths_N = table.column("length").to_numpy()
         self.num_bytes_N = table.column("num_bytes").to_numpy()
         self.num_tokens = int(self.lengths_N.sum(dtype=np.int64))
-        # One flat view on the memory map for each Arrow batch, and where each document starts in it.
-        chunks = [chunk for chunk in table.column("input_ids").chunks if len(chunk)]
-        self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._starts = [chunk.offsets.to_numpy(zero_copy_only=True) for chunk in chunks]
-        self._first = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        self._ids = RowViews(table.column("input_ids"))
 
     @classmethod
     def open(cls, folder: Path, split: str) -> TokenStore:
@@ -206,10 +223,7 @@ class TokenStore:
 
     def tokens(self, document: int) -> np.ndarray:
         """Return the (length,) ids of one document, a view on the memory map."""
-        chunk = int(np.searchsorted(self._first, document, side="right")) - 1
-        row = document - int(self._first[chunk])
-        starts = self._starts[chunk]
-        return self._values[chunk][starts[row] : starts[row + 1]]
+        return self._ids[document]
 
     def record_id(self, document: int) -> str:
         """Return the name of the record that a document holds."""

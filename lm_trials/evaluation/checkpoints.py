@@ -26,14 +26,13 @@ from lm_trials.models.reference import (
     CONFIG_FILES,
     ModelReference,
     checkpoints,
+    default_window,
     load_config,
     load_tokenizer_of,
     positions_of,
     read_run,
     resolve_model,
 )
-
-LONGEST_DEFAULT_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def evaluation_window(model: PreTrainedModel | PretrainedConfig, block_size: int
     """
     positions = positions_of(model)
     if block_size is None:
-        return min(positions or LONGEST_DEFAULT_BLOCK, LONGEST_DEFAULT_BLOCK)
+        return default_window(model)
     if block_size < 2 or (positions is not None and block_size > positions):
         raise UsageError(
             f"--block_size {block_size}: the model sees 2 to {positions or 'any number of'} tokens; give that"

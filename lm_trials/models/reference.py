@@ -28,6 +28,7 @@ from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.models.shapes import set_causal_loss
 
 RUN_FILE = "run.json"
+LONGEST_WINDOW = 1024
 CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 ADAPTER_FILE = "adapter_config.json"
 CONFIG_FILES = ("config.json", ADAPTER_FILE)
@@ -197,6 +198,11 @@ def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = No
 def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
     """Return how many positions the model, or its configuration, has; None for one without a limit."""
     return getattr(getattr(model, "config", model), "max_position_embeddings", None)
+
+
+def default_window(model: PreTrainedModel | PretrainedConfig) -> int:
+    """Return how many tokens a block or window has where nobody says: the model's positions, at most GPT-2's 1024."""
+    return min(positions_of(model) or LONGEST_WINDOW, LONGEST_WINDOW)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from lm_trials.data.tokenizers import resolve_vocab, tokenizer_hash
 from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import (
     ModelReference,
+    default_window,
     load_config,
     load_model,
     load_tokenizer_of,
@@ -23,9 +24,6 @@ from lm_trials.models.reference import (
 )
 from lm_trials.models.shapes import build_config, build_model
 from lm_trials.training.arguments import DataArguments, ModelArguments
-
-# A shape without a limit of its own, or with a far larger one, is trained on blocks of GPT-2's length.
-LONGEST_DEFAULT_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _shape(
 def _settle_block(data_args: DataArguments, config: PretrainedConfig) -> None:
     positions = positions_of(config)
     if data_args.block_size is None:
-        data_args.block_size = min(positions or LONGEST_DEFAULT_BLOCK, LONGEST_DEFAULT_BLOCK)
+        data_args.block_size = default_window(config)
     elif positions is not None and data_args.block_size > positions:
         raise UsageError(f"--block_size {data_args.block_size} is longer than the model's {positions} positions")
 
