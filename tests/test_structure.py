@@ -9,8 +9,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "lm_trials"
 
-# What each room may import of this package, at any depth; `console`, `estimates` and `arguments` stand at the root.
-ROOT = {"console", "estimates", "arguments"}
+# What each room may import of this package, at any depth; `console`, `estimates`, `arguments` and `sums` stand at the
+# root.
+ROOT = {"console", "estimates", "arguments", "sums"}
 ROOMS = {
     "data": set(),
     "models": {"data"},

@@ -1,0 +1,68 @@
+"""Checksums: the same for the same files, and each kind of damage named."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_trials.sums import damaged, file_sums
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+FILES = {"b/model.safetensors": b"weights" * 1000, "optimizer.pt": b"moments", "a/empty": b""}
+
+
+def test_sums_are_sorted_by_path_and_do_not_depend_on_who_wrote_first(tmp_path):
+    one = file_sums(write(tmp_path / "one", FILES))
+    assert one == file_sums(write(tmp_path / "two", dict(reversed(FILES.items()))))
+    assert list(one) == ["a/empty", "b/model.safetensors", "optimizer.pt"]
+    assert one["b/model.safetensors"]["bytes"] == 7000
+    assert damaged(tmp_path / "two", one) == []
+
+
+def test_what_is_skipped_is_a_file_or_a_folder_and_never_a_name_that_only_begins_so(tmp_path):
+    write(tmp_path, FILES)
+    assert list(file_sums(tmp_path, skip=("optimizer.pt", "b"))) == ["a/empty"]
+    assert list(file_sums(tmp_path, skip=("optimizer", "model.safetensors"))) == sorted(FILES)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("optimizer.pt", lambda file: file.unlink(), "optimizer.pt is missing"),
+        ("optimizer.pt", lambda file: file.write_bytes(b"mome"), "optimizer.pt has 4 bytes instead of the 7 that"),
+        ("a/empty", lambda file: file.write_bytes(b"x"), "a/empty has 1 bytes instead of the 0 that were written"),
+        (
+            "b/model.safetensors",
+            lambda file: file.write_bytes(b"Weights" + b"weights" * 999),
+            "b/model.safetensors has other content than when it was written (sha256)",
+        ),
+    ],
+)
+def test_each_damage_is_one_text_that_names_the_file(tmp_path, name, damage, said):
+    sums = file_sums(write(tmp_path, FILES))
+    damage(tmp_path / name)
+    (fault,) = damaged(tmp_path, sums)
+    assert fault.startswith(said)
+
+
+def test_files_added_later_are_no_damage_and_a_missing_folder_is_all_of_it(tmp_path):
+    sums = file_sums(write(tmp_path / "whole", FILES))
+    write(tmp_path / "whole", {"later.json": b"{}"})
+    assert damaged(tmp_path / "whole", sums) == []
+    assert damaged(tmp_path / "nowhere", sums) == [f"{name} is missing" for name in sorted(FILES)]
+
+
+@given(st.binary(min_size=1, max_size=50), st.data())
+def test_any_one_changed_byte_is_seen(tmp_path_factory, content, data):
+    folder = write(tmp_path_factory.mktemp("folder"), {"file": content})
+    sums = file_sums(folder)
+    at = data.draw(st.integers(0, len(content) - 1))
+    other = data.draw(st.integers(0, 255).filter(lambda value: value != content[at]))
+    (folder / "file").write_bytes(content[:at] + bytes([other]) + content[at + 1 :])
+    assert damaged(folder, sums) == ["file has other content than when it was written (sha256)"]
