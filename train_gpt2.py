@@ -38,11 +38,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.models.reference import positions_of
     from lm_trials.reporting.figures import loss_figure
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan, dense_steps
+    from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.initial import choose_initial
     from lm_trials.training.launch import check_processes
-    from lm_trials.training.manifest import check_resumable, describe_run, write_run
-    from lm_trials.training.plan import claim_output_dir, clear_output_dir, name_run, plan_run
-    from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model, train_from
+    from lm_trials.training.manifest import describe_run, write_run
+    from lm_trials.training.plan import name_run, plan_run
+    from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
+    from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model, say_finished, train_from
     from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
 
@@ -50,20 +52,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     initial = choose_initial(model_args, data_args)
     name_run(args, model_args.config_name or initial.name, data_args.dataset_name)
     with args.main_process_first(desc="the data"):
-        resume = claim_output_dir(args, model_args.overwrite_output_dir) if args.do_train else None
         stores = open_stores(data_args, initial.tokenizer)
 
     model = initial.load(args.seed) if args.do_train else finished_model(args.output_dir)
     plan = plan_run(args, stores.train, data_args.block_size)
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
-    if resume:
-        check_resumable(Path(args.output_dir), described)
+    start = Start()
     if args.do_train:
+        start = claim_output_dir(args, described, model_args.overwrite_output_dir, model_args.accept_other_code)
+        if start.finished:
+            return say_finished(Path(args.output_dir))
         announce(args, model, plan, stores.train, stores.validation, initial.reference and initial.reference.name)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
-        if not resume:
-            clear_output_dir(args)
+        prepare_output_dir(args, start)
         write_run(Path(args.output_dir), described)
     trainer = StoryTrainer(
         model=model,
@@ -91,6 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             data_args.generation_tokens,
         ),
     )
+    trainer.run_identity = run_identity(described)
     if data_args.dense_eval_steps:
         every = args.eval_steps or plan.num_steps
         if every < 1:  # as everywhere in TrainingArguments, a share of all updates
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         steps = dense_steps(data_args.dense_eval_steps, int(every), data_args.dense_eval_spacing)
         trainer.add_callback(DenseEvaluation(steps))
     if args.do_train:
-        train_from(trainer, resume)
+        train_from(trainer, start.checkpoint)
         trainer.save_model()
     metrics = trainer.final_metrics()
     if args.do_train and trainer.is_world_process_zero():

@@ -67,6 +67,9 @@ class ModelArguments:
     num_sampled_stories: int = option(2, help="Stories written at each evaluation, into TensorBoard; 0 for none.")
     sample_tokens: int = option(200, help="Most tokens of a sampled story.")
     overwrite_output_dir: bool = option(False, help="Remove another run that --output_dir holds.")
+    accept_other_code: bool = option(
+        False, help="Resume a run although this project or a library has changed since it was started."
+    )
 
 
 def check_numbers(data_args: DataArguments, model_args: ModelArguments) -> None:
@@ -117,4 +120,6 @@ class CommonTrainingArguments:
     report_to: str = option("tensorboard", help="tensorboard, wandb, trackio, none.")
     do_train: bool = option(False, help="Train; the default unless only --do_eval is given.")
     do_eval: bool = option(False, help="Evaluate the end result; alone: evaluate what --output_dir holds.")
-    resume_from_checkpoint: str = option(None, help="A checkpoint folder, or True for the last one.")
+    resume_from_checkpoint: str = option(
+        None, help="A checkpoint folder. Default: the last one, where --output_dir holds this very run; False: never."
+    )

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ LOGISTICS = frozenset(
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "ddp_timeout"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "ddp_bucket_cap_mb"),
         *("num_train_epochs", "data_cache_dir", "num_sampled_stories", "sample_tokens", "overwrite_output_dir"),
+        *("accept_other_code", "streaming", "max_train_tokens"),
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
         *("num_generations", "generation_tokens", "model_name_or_path"),
     }
@@ -150,30 +152,42 @@ def environment(arguments: TrainingArguments) -> dict[str, Any]:
     }
 
 
-def check_resumable(folder: Path, described: dict[str, Any]) -> None:
-    """Check that a run to be resumed is this one: every outcome and replicate field as it was.
-
-    A change of this project's own code is said and not refused.
+def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_code: bool = False) -> None:
+    """Check that a run to be resumed is this one: every outcome and replicate field as it was, and the code too.
 
     Raises:
-        UsageError: naming each difference.
+        UsageError: naming each difference, or the code or library that is another than at the start.
     """
     before = read_run(folder)
     if before is None:
         raise UsageError(f"{folder} holds no {RUN_FILE}, so it cannot be resumed; start it anew in another folder")
     differences = []
     for role in ("outcome", "replicate"):
-        old, new = _flat(before[role]), _flat(described[role])
-        differences += [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
-    code = [difference for difference in differences if difference[0] == "code_revision"]
+        differences += [row for row in _differences(before[role], described[role]) if row[0] != "code_revision"]
+    if differences:
+        shown = ", ".join(f"{key} was {old} and is now {new}" for key, old, new in differences)
+        raise UsageError(
+            f"{folder} cannot be resumed as another run: {shown}; give the values it was started with, another "
+            "--output_dir, or --overwrite_output_dir to give the old run up"
+        )
+    code = _differences({"lm_trials": before["outcome"]["code_revision"]} | before["versions"], {
+        "lm_trials": described["outcome"]["code_revision"]} | described["versions"])  # fmt: skip
+    shown = ", ".join(f"{name} was {old} and is now {new}" for name, old, new in code)
+    if code and not accept_other_code:
+        raise UsageError(
+            f"{folder} was started by other code: {shown}; its end may differ from an uninterrupted run's. Go back to "
+            "that code, go on with --accept_other_code True, or give the run up with --overwrite_output_dir"
+        )
     if code:
-        note(f"note: lm_trials itself has changed since {folder} was started")
-    if others := [difference for difference in differences if difference not in code]:
-        shown = ", ".join(f"{key} was {old} and is now {new}" for key, old, new in others)
-        raise UsageError(f"{folder} cannot be resumed as another run: {shown}; give the values it was started with")
+        note(f"note: {folder} was started by other code: {shown}")
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    old, new = _flat(before), _flat(now)
+    return [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted names.
 
     >>> _flat({"a": {"b": 1}, "c": 2})

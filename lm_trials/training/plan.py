@@ -1,19 +1,15 @@
-"""The plan of a run: how many updates of how many tokens, where it goes, and whether that place is free."""
+"""The plan of a run: how many updates of how many tokens, and where it goes."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from lm_trials.console import UsageError
 from lm_trials.data.blocks import blocks_per_pass
 from lm_trials.data.tokens import TokenStore
-from lm_trials.models.reference import RUN_FILE
 
 
 @dataclass(frozen=True)
@@ -100,51 +96,3 @@ def name_run(arguments: TrainingArguments, model_name: str, dataset_name: str) -
             arguments.run_name += f"-d{arguments.data_seed}"
     if not arguments.has_output_dir:
         arguments.output_dir = str(Path("runs") / arguments.run_name)
-
-
-def claim_output_dir(arguments: TrainingArguments, overwrite: bool) -> str | None:
-    """Return the checkpoint to resume from, if any, after checking that `--output_dir` is free for this run.
-
-    Raises:
-        UsageError: for a folder that holds another run, a file in its place, or nothing to resume from.
-    """
-    folder = Path(arguments.output_dir)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        kind = "is a file" if there.is_file() else "cannot be written to"
-        raise UsageError(f"--output_dir {folder}: {there} {kind}; name another folder")
-    resume = arguments.resume_from_checkpoint
-    if resume and str(resume).lower() != "false":
-        if str(resume).lower() == "true":
-            last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            if last is None:
-                raise UsageError(f"--resume_from_checkpoint True: {folder} holds no checkpoint; leave the flag away")
-            return last
-        if not (Path(resume) / "trainer_state.json").is_file():
-            raise UsageError(f"--resume_from_checkpoint {resume} is no checkpoint folder; name a checkpoint-N folder")
-        return str(resume)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    if not overwrite:
-        raise UsageError(
-            f"--output_dir {folder} is not empty{' and holds a run' if (folder / RUN_FILE).exists() else ''}; "
-            "name another, resume it with --resume_from_checkpoint True, or remove it with --overwrite_output_dir"
-        )
-    if not (folder / RUN_FILE).exists() and get_last_checkpoint(str(folder)) is None:
-        raise UsageError(f"--overwrite_output_dir: {folder} holds no run of ours, so it stays; name another folder")
-    return None
-
-
-def clear_output_dir(arguments: TrainingArguments) -> None:
-    """Make an empty folder for the run; one that `--overwrite_output_dir` gives up goes, now that all is in order.
-
-    Raises:
-        UsageError: where it cannot be made.
-    """
-    folder = Path(arguments.output_dir)
-    try:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"--output_dir {folder} cannot be made ({error.strerror}); name another folder") from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
-from lm_trials.console import UsageError, note, show_facts
+from lm_trials.console import note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters
+from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.plan import Plan
+from lm_trials.training.resumption import ExactResume, Interruption
 from lm_trials.training.stores import Store
 
 LOSS_PICTURE = "loss.png"
@@ -66,21 +68,39 @@ def _dropout(config: PretrainedConfig) -> str:
     return ", ".join(f"{name} {getattr(config, name):g}" for name in names) or "none"
 
 
-def train_from(trainer: Trainer, checkpoint: str | None) -> None:
+def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
     """Train, from a checkpoint where one is given.
 
     Raises:
-        UsageError: for a checkpoint whose weights cannot be read.
+        SystemExit: after SIGTERM or Ctrl-C, with 128 and the signal's number, as shells have it; the run is saved.
     """
-    try:
+    with Interruption() as interruption:
+        trainer.add_callback(interruption)
         trainer.train(resume_from_checkpoint=checkpoint)
-    except SafetensorError as error:
-        raise UsageError(
-            f"--resume_from_checkpoint {checkpoint}: its weights are damaged ({error}); name an earlier checkpoint"
-        ) from None
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if interruption.received is not None and step < steps:
+        note(
+            f"stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}; the "
+            "same command goes on from there"
+        )
+        raise SystemExit(128 + interruption.received)
 
 
-def finish(trainer: Trainer, metrics: dict[str, float]) -> None:
+def say_finished(folder: Path) -> dict[str, float]:
+    """Say that the run is finished and what to do with it; returns the metrics of its end."""
+    metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+    show_facts(
+        f"{folder} is finished; nothing is trained",
+        {
+            "validation loss": f"{metrics['eval_loss']:.4f} nats per token",
+            "evaluate": f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>",
+            "train anew": "the same command with --overwrite_output_dir",
+        },
+    )
+    return metrics
+
+
+def finish(trainer: ExactResume, metrics: dict[str, float]) -> None:
     """Write metrics and state, and say where everything lies and what to do next."""
     folder = Path(trainer.args.output_dir)
     trainer.save_metrics("eval", metrics)
@@ -88,6 +108,7 @@ def finish(trainer: Trainer, metrics: dict[str, float]) -> None:
         return
     if trainer.args.do_train:  # an evaluation alone leaves the run's own record as it is
         trainer.save_state()
+        mark_finished(folder, trainer.state.global_step, trainer.run_identity)
     limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
     stories = f"n = {metrics['eval_samples']:,} stories"
     facts = {

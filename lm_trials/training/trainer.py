@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback, default_data_collator
+from transformers import TrainerCallback, default_data_collator
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -25,11 +25,12 @@ from lm_trials.training.callbacks import (
     report_to_wandb,
     write_tables,
 )
+from lm_trials.training.resumption import ExactResume
 from lm_trials.training.stores import Store
 from lm_trials.training.throughput import flops_per_token, peak_flops
 
 
-class StoryTrainer(Trainer):
+class StoryTrainer(ExactResume):
     """`transformers.Trainer` on blocks of stories.
 
     `evaluate` is exact: Trainer's own loss is a mean of batch means and moves with the batch size (pitfall P3), and

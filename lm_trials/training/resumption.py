@@ -1,0 +1,187 @@
+"""Resumption: what a Trainer needs so that a run killed at any instant ends with the bits of one that was not.
+
+Stock Trainer restores weights, optimizer, schedule and random numbers.  Missing are the loss summed up since the last
+log line, so that the log differs after a resume within a logging interval; checkpoints that are whole or not there
+(`checkpoints`); and a way to stop in good order.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from lm_trials.console import UsageError, note
+from lm_trials.data.shards import first_line
+from lm_trials.models.reference import checkpoints
+from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, unfinished_folder
+
+PROGRESS = "progress_{}.json"
+
+
+class ExactResume(Trainer):
+    """A Trainer whose checkpoints are whole, checked and complete; to be mixed into others.
+
+    Attributes:
+        run_identity: `checkpoints.run_identity` of the run, written into each checkpoint.
+    """
+
+    run_identity: str = ""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as Trainer does, beside, and give the folder its name when it is whole.
+
+        Raises:
+            UsageError: where it cannot be written; the checkpoint before it stays as it is.
+        """
+        step, run = self.state.global_step, Path(self.args.output_dir)
+        place, final = unfinished_folder(run, step), run / f"checkpoint-{step}"
+        self.store_flos()
+        with _whole_or_not_there(place, run):
+            self.save_model(str(place), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(place))
+                self._save_scaler(str(place))
+                self._save_rng_state(str(place))
+            best = self.state.best_global_step
+            if best and (best == step or (run / f"checkpoint-{best}").is_dir()):
+                self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
+            if self.args.should_save:
+                self._save_state(place)
+            self.accelerator.wait_for_everyone()  # every process has written its files
+            if self.args.should_save:
+                facts = {
+                    "run": self.run_identity,
+                    "global_step": step,
+                    "world_size": self.args.world_size,
+                    "resumable": not self.args.save_only_model,
+                }
+                seal(place, final, facts)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate(run, self.args.save_total_limit, [self.state.best_model_checkpoint])
+
+    def _save_state(self, place: Path) -> None:
+        """Write Trainer's state with that of its callbacks, as `Trainer._save_checkpoint` does."""
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                name, state = type(callback).__name__, callback.state()
+                kept = self.state.stateful_callbacks[name]
+                if isinstance(kept, list):
+                    kept.append(state)
+                else:
+                    self.state.stateful_callbacks[name] = state
+        self.state.save_to_json(str(place / STATE_FILE))
+
+    def progress(self) -> dict[str, Any]:
+        """Return what this process has summed up since the last log line; subclasses add theirs."""
+        return {
+            "loss_since_log": self._tr_loss.item(),  # float32, exact as a JSON number
+            "loss_logged": self._total_loss_scalar,
+            "last_logged_step": self._globalstep_last_logged,
+        }
+
+    def restore_progress(self, parts: list[dict[str, Any]]) -> None:
+        """Take up what `progress` returned, of this process alone or, where their number changed, of all."""
+        mean = sum(part["loss_since_log"] for part in parts) / len(parts)
+        self._tr_loss = torch.tensor(mean, dtype=self._tr_loss.dtype, device=self.args.device)
+        self._total_loss_scalar = parts[0]["loss_logged"]
+        self._globalstep_last_logged = parts[0]["last_logged_step"]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random numbers' state of this process, and its progress."""
+        super()._save_rng_state(output_dir)
+        path = Path(output_dir) / PROGRESS.format(self.args.process_index)
+        path.write_text(json.dumps(self.progress()) + "\n")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random numbers' state of this process, and its progress, before the first update."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        files = sorted(Path(checkpoint).glob(PROGRESS.format("*")))
+        own = Path(checkpoint) / PROGRESS.format(self.args.process_index)
+        if len(files) == self.args.world_size:
+            files = [own]
+        else:
+            note(
+                f"note: {checkpoint} was written by {len(files)} processes and {self.args.world_size} go on: the same "
+                "examples, losses within rounding, other draws of dropout"
+            )
+        self.restore_progress([json.loads(file.read_text()) for file in files])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; the mean loss of the whole run at its end counts the updates before a resume too."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
+
+
+@contextmanager
+def _whole_or_not_there(place: Path, run: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise  # of torch, RuntimeError is everything; this is what it says of a file that it cannot write
+        remains = [path.name for path in checkpoints(run)]
+        if place.exists():
+            remove(place)
+        last = f"{remains[-1]} is whole and the same command goes on from it" if remains else "give the command again"
+        raise UsageError(
+            f"{run / place.name.removesuffix('.unfinished')[1:]} cannot be written ({first_line(error)}); make room, "
+            f"then {last}"
+        ) from None
+
+
+class Interruption(TrainerCallback):
+    """Lets SIGTERM and Ctrl-C end a run in good order: after the update under way, with a checkpoint.
+
+    A second Ctrl-C ends it at once.  Use it as a context manager around `train`; of several processes one that was
+    asked to stop stops all, after the same update.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other one set handlers
+            self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        note(f"\n{signal.Signals(number).name}: this update is finished and saved; once more leaves at once")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint and the end where any process was told to stop."""
+        if args.world_size > 1:
+            number = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.received = int(number) or None
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+        return control
