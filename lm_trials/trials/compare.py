@@ -1,0 +1,189 @@
+"""Compare runs: which variables differ, what came out, and how sure that is.  Reads files only.
+
+    python -m lm_trials.trials.compare runs/a-s1 runs/a-s2 runs/b-s1 runs/b-s2
+    python -m lm_trials.trials.compare runs/a runs/b runs/c --baseline runs/b --output out/compare
+
+Runs that share all but the seed are one arm.  Each arm is compared with the first on every data set that all runs
+have been evaluated on (`eval_checkpoint.py --model_dir runs/a --model_dir runs/b --dataset_name ...`).  The test over
+stories is about these very models; the interval over seeds is about the recipe that made them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_trials.arguments import option, parse_arguments
+from lm_trials.console import UsageError, script
+from lm_trials.tables import write_csv, write_json
+from lm_trials.trials.differences import Variable, arm_variables, differing_logistics, names_only, verdict
+from lm_trials.trials.evaluations import (
+    evaluation_command,
+    join_stories,
+    own_validation,
+    shared_sets,
+)
+from lm_trials.trials.report import show_arms, show_next, show_result
+from lm_trials.trials.results import DatasetResult, own_result, paired_result
+from lm_trials.trials.runs import Arm, group_arms, read_runs
+
+
+@dataclass
+class CompareArguments:
+    """Which runs are compared, on what, and where the result goes."""
+
+    runs: list[str] = option([], help="Folders of the runs; may come first without the flag.")
+    baseline: str | None = option(None, help="The run whose arm is the reference. Default: the first.")
+    dataset_name: list[str] = option(
+        [], help="Folders under <run>/eval to compare on. Default: all that every run has."
+    )
+    output: str = option("out/compare", help="Folder of compare.json, compare.csv and compare.png.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms, what differs between them, and what came out on each data set.
+
+    Attributes:
+        arms: the first is the reference.
+        variables: what differs between arms.
+        names: fields that differ and only name the same thing in another way.
+        logistics: fields that differ and change no result.
+        results: one for each data set; empty where the runs have no evaluation in common.
+        next_command: what makes an evaluation that all share, where there is none.
+    """
+
+    arms: tuple[Arm, ...]
+    variables: tuple[Variable, ...]
+    names: tuple[str, ...]
+    logistics: tuple[str, ...]
+    results: tuple[DatasetResult, ...]
+    next_command: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether exactly one variable differs, in one line."""
+        return verdict(self.variables)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the table of all data sets."""
+        return [dict(row) for result in self.results for row in result.rows]
+
+    def described(self) -> dict[str, Any]:
+        """Return everything as values of JSON."""
+        arms = [
+            {
+                "label": arm.label,
+                "runs": [
+                    {
+                        "run": run.name,
+                        **run.replicate,
+                        "steps": run.steps,
+                        "finished": run.finished,
+                        "num_tokens": run.outcome.get("num_tokens"),
+                        "parameters": run.parameters,
+                    }
+                    for run in arm.runs
+                ],
+            }
+            for arm in self.arms
+        ]
+        labels = [arm.label for arm in self.arms]
+        variables = [
+            {"name": v.name, "fields": {f: dict(zip(labels, values, strict=True)) for f, values in v.fields.items()}}
+            for v in self.variables
+        ]
+        return {
+            "verdict": self.verdict,
+            "arms": arms,
+            "variables": variables,
+            "names_only": self.names,
+            "logistics": self.logistics,
+            "results": [asdict(result) for result in self.results],
+            "next_command": self.next_command,
+        }
+
+
+def compare_arguments(argv: list[str]) -> CompareArguments:
+    """Parse the flags; the runs may come first without theirs."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--runs", *argv]
+    (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="python -m lm_trials.trials.compare")
+    return args
+
+
+def compare_runs(names: Sequence[str], baseline: str | None = None, datasets: Sequence[str] = ()) -> Comparison:
+    """Compare run folders: differences, then each shared data set, or each run's own validation where none is shared.
+
+    Raises:
+        UsageError: for what is no comparison; see `read_runs`, `group_arms`, `shared_sets` and `join_stories`.
+    """
+    arms = group_arms(read_runs(names), baseline)
+    runs = [run for arm in arms for run in arm.runs]
+    shared = shared_sets(runs, datasets)
+    results = [paired_result(arms, join_stories(runs, dataset)) for dataset in shared]
+    if not results and (metrics := own_validation(runs)):
+        results = [own_result(arms, metrics)]
+    variables = arm_variables(arms)
+    counted = {field for variable in variables for field in variable.fields}
+    return Comparison(
+        tuple(arms),
+        tuple(variables),
+        tuple(name for name in names_only([run.outcome for run in runs]) if name not in counted),
+        tuple(differing_logistics(runs)),
+        tuple(results),
+        None if shared else evaluation_command(runs),
+    )
+
+
+def check_output(output: str) -> Path:
+    """Return the folder for the results after checking that it can be written to.
+
+    Raises:
+        UsageError: where it cannot.
+    """
+    folder = Path(output)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        kind = "cannot be written to" if there.is_dir() else "is a file"
+        raise UsageError(f"--output {output}: {there} {kind}; name another folder")
+    return folder
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write `compare.json`, and where there are results `compare.csv` and `compare.png`; older ones are replaced."""
+    from lm_trials.reporting.arm_figures import arms_figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table, figure = folder / "compare.csv", folder / "compare.png"
+    if rows := comparison.rows():
+        write_csv(table, rows)
+        unfinished = figure.with_name(f".{figure.name}.unfinished")
+        arms_figure(rows).savefig(unfinished, format="png", dpi=150)
+        unfinished.replace(figure)
+    else:  # what an earlier comparison left must not be taken for this one's
+        table.unlink(missing_ok=True)
+        figure.unlink(missing_ok=True)
+    write_json(folder / "compare.json", comparison.described())
+
+
+@script
+def main(argv: list[str] | None = None) -> Comparison:
+    """Compare runs, show what came out and write it down; returns the comparison."""
+    args = compare_arguments(list(sys.argv[1:] if argv is None else argv))
+    folder = check_output(args.output)
+    comparison = compare_runs(args.runs, args.baseline, args.dataset_name)
+    show_arms(comparison.arms, comparison.variables, comparison.names, comparison.logistics)
+    for result in comparison.results:
+        show_result(comparison.arms, result)
+    write_comparison(folder, comparison)
+    show_next(folder, bool(comparison.results), comparison.next_command)
+    return comparison
+
+
+if __name__ == "__main__":
+    main()

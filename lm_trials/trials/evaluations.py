@@ -1,0 +1,183 @@
+"""Evaluations of runs on shared stories, read from `<run>/eval/<data set>` and joined story by story.
+
+Shape suffixes: R = runs, N = stories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lm_trials.console import UsageError, did_you_mean
+from lm_trials.trials.runs import Run, read_object
+
+METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_args.json"
+COLUMNS = ("record_id", "nats", "tokens", "num_bytes")
+# What may differ between evaluations of the same stories and moves the losses a little; another layout is refused.
+NOTED = ("block_size", "append_eos", "attention_across_documents")
+NATS, BITS = "nats per token", "bits per byte"
+
+
+@dataclass(frozen=True)
+class SharedEvaluation:
+    """The losses of all runs on the same stories.
+
+    Attributes:
+        losses_RN: of each story, in nats, or in bits where `unit` is bits per byte.
+        sizes_N: each story's tokens, or bytes.
+        unit: nats per token, or bits per byte where the runs cut the stories into different tokens.
+        notes: what a reader has to know beside the numbers.
+    """
+
+    dataset: str
+    losses_RN: np.ndarray
+    sizes_N: np.ndarray
+    unit: str
+    notes: tuple[str, ...] = ()
+
+
+def evaluated_sets(run: Run) -> set[str]:
+    """Return the data sets that a run has a whole evaluation of, by the names of their folders."""
+    places = (run.folder / "eval").glob("*/")
+    return {place.name for place in places if (place / METRICS).is_file() and (place / STORIES).is_file()}
+
+
+def shared_sets(runs: Sequence[Run], asked: Sequence[str] = ()) -> list[str]:
+    """Return the data sets that all runs have been evaluated on, or those of them that were asked for.
+
+    Raises:
+        UsageError: for one that was asked for and is not shared, naming the runs that lack it.
+    """
+    found = [evaluated_sets(run) for run in runs]
+    shared = sorted(set.intersection(*found))
+    for name in asked:
+        if name in shared:
+            continue
+        lacking = [run.name for run, sets in zip(runs, found, strict=True) if name not in sets]
+        if len(lacking) == len(runs):
+            known = set.union(*found)
+            advice = did_you_mean(name, known) if known else "no run has an evaluation; make one: eval_checkpoint.py"
+            raise UsageError(f"--dataset_name {name}: no run has eval/{name}; {advice}")
+        raise UsageError(f"--dataset_name {name}: {', '.join(lacking)} lack it; {evaluation_advice(runs)}")
+    return list(asked) or shared
+
+
+def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
+    """Put the stories of all runs beside one another, by record and, of equal records, by order of occurrence.
+
+    Raises:
+        UsageError: where the runs were evaluated on different stories or in different forms, or a loss is not finite.
+    """
+    notes = _check_settings(runs, dataset)
+    tables = [_read_stories(run, dataset) for run in runs]
+    first = tables[0]
+    for run, table in zip(runs[1:], tables[1:], strict=True):
+        if table.keys() != first.keys():
+            raise UsageError(
+                f"{run.name} and {runs[0].name} were evaluated on different stories of {dataset} "
+                f"({len(table.keys() ^ first.keys()):,} of {len(table.keys() | first.keys()):,} are not shared); "
+                f"{evaluation_advice(runs)}"
+            )
+    keys = [key for key in first if all(table[key][1] for table in tables)]
+    if dropped := len(first) - len(keys):
+        notes.append(f"{dropped:,} stories without a token to predict are left out")
+    if not keys:
+        raise UsageError(f"{dataset}: no story has a token to predict in every run; evaluate on longer stories")
+    values_RNK = np.array([[table[key] for key in keys] for table in tables], dtype=np.float64)
+    nats_RN, tokens_RN, bytes_RN = np.moveaxis(values_RNK, 2, 0)
+    for run, nats_N in zip(runs, nats_RN, strict=True):
+        if not np.isfinite(nats_N).all():
+            raise UsageError(f"{run.name} has losses on {dataset} that are not finite (it diverged); leave it away")
+    if (tokens_RN == tokens_RN[0]).all():
+        return SharedEvaluation(dataset, nats_RN, tokens_RN[0], NATS, tuple(notes))
+    if (bytes_RN != bytes_RN[0]).any():
+        raise UsageError(f"{dataset}: equal records have different texts in the runs; {evaluation_advice(runs)}")
+    notes.append("the runs cut these stories into different tokens: compared in bits per byte")
+    return SharedEvaluation(dataset, nats_RN / math.log(2), bytes_RN[0], BITS, tuple(notes))
+
+
+def _read_stories(run: Run, dataset: str) -> dict[tuple[str, int], tuple[float, float, float]]:
+    """Return nats, tokens and bytes of each story by its record and how often that came before."""
+    path = run.folder / "eval" / dataset / STORIES
+    try:
+        columns = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path} cannot be read ({reason}); evaluate again with eval_checkpoint.py") from None
+    seen: Counter[str] = Counter()
+    stories = {}
+    for record_id, *values in zip(*(columns[name] for name in COLUMNS), strict=True):
+        stories[record_id, seen[record_id]] = tuple(values)
+        seen[record_id] += 1
+    return stories
+
+
+def _check_settings(runs: Sequence[Run], dataset: str) -> list[str]:
+    """Refuse evaluations in different forms, and note what else differs in how the runs were evaluated."""
+    settings = {run.name: found for run in runs if (found := _settings(run, dataset))}
+    layouts = {name: found.get("layout") for name, found in settings.items()}
+    if len(set(layouts.values())) > 1:
+        shown = ", ".join(f"{name} {layout}" for name, layout in layouts.items())
+        raise UsageError(f"{dataset} was evaluated in different layouts: {shown}; {evaluation_advice(runs)}")
+    notes = []
+    for name in NOTED:
+        values = sorted({str(found.get(name)) for found in settings.values()})
+        if len(values) > 1:
+            notes.append(f"evaluated with different {name}: {', '.join(values)}")
+    return notes
+
+
+def _settings(run: Run, dataset: str) -> dict[str, Any]:
+    path = run.folder / "eval" / dataset / SETTINGS
+    return read_object(path) if path.is_file() else {}
+
+
+def own_validation(runs: Sequence[Run]) -> list[dict[str, float]] | None:
+    """Return each run's own last evaluation, on its validation split; None unless all have the same stories there.
+
+    These are sums without the losses of each story, so that nothing can be paired.
+    """
+    same = ("data.content", "data.split_by", "data.stories.validation")
+    protocol = sorted({name for run in runs for name in run.outcome if name.startswith("data.protocol.")})
+    described = [[run.outcome.get(name) for name in (*same, *protocol)] + [_eval_samples(run)] for run in runs]
+    known = all(run.outcome.get("data.content") is not None for run in runs)
+    files = [run.folder / METRICS for run in runs]
+    if not known or any(values != described[0] for values in described) or not all(f.is_file() for f in files):
+        return None
+    metrics = [read_object(file) for file in files]
+    needed = ("eval_loss", "eval_bits_per_byte", "eval_samples")
+    whole = all(isinstance(values.get(name), (int, float)) for values in metrics for name in needed)
+    return metrics if whole and len({values["eval_samples"] for values in metrics}) == 1 else None
+
+
+def _eval_samples(run: Run) -> Any:
+    return run.outcome.get("max_eval_samples", run.logistics.get("max_eval_samples"))
+
+
+def evaluation_command(runs: Sequence[Run]) -> str:
+    """Return the command that evaluates all runs on one data set: one that some run has, else the first run's own."""
+    candidates = [(_settings(run, name), name) for run in runs for name in sorted(evaluated_sets(run))]
+    sets = [
+        (given, settings.get("data_cache_dir"))
+        for settings, name in candidates
+        for given in settings.get("dataset_name", [])
+        if name.startswith(str(given))
+    ]
+    own = (runs[0].outcome.get("dataset_name") or "generated", runs[0].logistics.get("data_cache_dir"))
+    dataset, place = sets[0] if sets else own
+    models = " ".join(f"--model_dir {run.name}" for run in runs)
+    return f"python eval_checkpoint.py {models} --dataset_name {dataset}" + (
+        f" --data_cache_dir {place}" if place not in (None, "data") else ""
+    )
+
+
+def evaluation_advice(runs: Sequence[Run]) -> str:
+    """Return the next step where runs have no evaluation in common."""
+    return f"evaluate all alike: {evaluation_command(runs)}"

@@ -1,0 +1,151 @@
+"""What a person sees of a comparison on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import show_facts, show_table
+from lm_trials.trials.differences import Variable, verdict
+from lm_trials.trials.results import OVER_SEEDS, DatasetResult
+from lm_trials.trials.runs import Arm, Run
+
+LONGEST_VALUE = 20
+COVERS = (
+    "Below 0 the arm's loss is lower than the reference's.  Over stories: these very models, on stories like these."
+)
+COVERS_SEEDS = "Over seeds: the recipe, whatever its seed."
+ONE_SEED = "Of the recipe, whatever its seed, this says nothing: that takes two seeds or more in both arms."
+
+
+def show_arms(
+    arms: Sequence[Arm], variables: Sequence[Variable], names: Sequence[str], logistics: Sequence[str]
+) -> None:
+    """Print who is compared, whether that is fair, and each field that differs."""
+    facts = {f"arm {arm.label}": ", ".join(f"{run.name} (seed {seed_text(run)})" for run in arm.runs) for arm in arms}
+    facts["verdict"] = verdict(variables)
+    facts["updates"] = per_arm(arms, lambda run: run.outcome.get("max_steps"))
+    facts["tokens"] = per_arm(arms, lambda run: run.outcome.get("num_tokens"))
+    facts["parameters"] = per_arm(arms, lambda run: run.parameters)
+    facts["finished"] = unfinished_text([run for arm in arms for run in arm.runs])
+    if names:
+        facts["names"] = f"the same thing under another name: {', '.join(names)}"
+    facts["logistics"] = f"differ and change no result: {', '.join(logistics)}" if logistics else "no difference"
+    show_facts("comparison", facts)
+    rows = list(_difference_rows(variables))
+    if rows:
+        show_table("differences", ["variable, what follows", *(arm.label for arm in arms)], rows)
+
+
+def seed_text(run: Run) -> str:
+    """Return a run's seed, that of its data order where it is another, and that of the run it started from.
+
+    >>> seed_text(Run("", "", {}, {"seed": 1, "data_seed": 7}, {}, None, None))
+    '1, data seed 7'
+    """
+    seed, data_seed, initial = run.seeds
+    text = str(seed) if data_seed in (None, seed) else f"{seed}, data seed {data_seed}"
+    return text if initial is None else f"{text}, from seed {initial[0]}"
+
+
+def per_arm(arms: Sequence[Arm], value: Callable[[Run], int | None]) -> str:
+    """Say a number that all runs share, or that of each arm.
+
+    >>> arms = [Arm(label, (Run("", "", {}, {}, {}, steps, None),)) for label, steps in (("A", 1500), ("B", 200))]
+    >>> per_arm(arms, lambda run: run.steps), per_arm(arms[:1], lambda run: run.steps)
+    ('not the same: A 1,500; B 200', 'the same in all: 1,500')
+    """
+    found = {arm.label: sorted({_number(value(run)) for run in arm.runs}) for arm in arms}
+    distinct = {number for numbers in found.values() for number in numbers}
+    if len(distinct) == 1:
+        (number,) = distinct
+        return number if number == _number(None) else f"the same in all: {number}"
+    return "not the same: " + "; ".join(f"{label} {', '.join(numbers)}" for label, numbers in found.items())
+
+
+def _number(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+def unfinished_text(runs: Iterable[Run]) -> str:
+    """Name the runs that did not make all their updates, with how far they got."""
+    left = [run for run in runs if not run.finished]
+    if not left:
+        return "all runs"
+    shown = (f"{run.name} (update {_number(run.steps)} of {_number(run.outcome.get('max_steps'))})" for run in left)
+    return f"NOT {', '.join(shown)}"
+
+
+def _difference_rows(variables: Sequence[Variable]) -> Iterable[list[str]]:
+    for variable in variables:
+        for place, (field, values) in enumerate(variable.fields.items()):
+            yield [f"· {field}" if place else field, *map(short, values)]
+
+
+def short(value: Any) -> str:
+    """Return a value as a cell of a table has room for it.
+
+    >>> short(None), short(["features=Twist:1.0"]), short(0.004)
+    ('not set', 'features=Twist:1.0', '0.004')
+    """
+    if isinstance(value, list):
+        value = ", ".join(map(str, value)) or "[]"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    text = "not set" if value is None else text
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 4]} ..."
+
+
+def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
+    """Print one data set's table of arms and its table of differences."""
+    names = {arm.label: arm.name for arm in arms}
+    rows = [[names[row["arm"]], *_interval(row), f"{row['n']:,}", _over(row)] for row in result.of("arm")]
+    columns = ["arm", result.unit, "lower", "upper", "stories", "95 % interval over"]
+    show_table(f"loss on {result.dataset}", columns, rows, caption="; ".join(result.notes) or None)
+    differences = result.of("difference")
+    corrected = len({row["arm"] for row in differences}) > 1
+    rows = [
+        [
+            f"{row['arm']} less {row['reference']}, over {row['interval']}",
+            *_interval(row, sign="+"),
+            p_text(row["p"]),
+            *([p_text(row["p_holm"])] if corrected else []),
+        ]
+        for row in differences
+    ]
+    if rows:
+        columns = ["difference", result.unit, "lower", "upper", "p", *(["p (Holm)"] if corrected else [])]
+        seeds = COVERS_SEEDS if any(row["interval"] == OVER_SEEDS for row in differences) else ONE_SEED
+        methods = "; ".join(dict.fromkeys(row["method"] for row in differences))
+        show_table("", columns, rows, caption=f"{COVERS}  {seeds}  By {methods}.")
+
+
+def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
+    numbers = (row["estimate"], row["lower"], row["upper"])
+    return ["none" if math.isnan(number) else f"{number:{sign}.4f}" for number in numbers]
+
+
+def _over(row: Mapping[str, Any]) -> str:
+    if row["interval"] == OVER_SEEDS:
+        return f"{row['seeds']} seeds"
+    return "stories (1 seed: no interval over seeds)"
+
+
+def p_text(p: float) -> str:
+    """Return a p value with the digits that mean something.
+
+    >>> p_text(0.0002), p_text(0.0314), p_text(math.nan)
+    ('0.0002', '0.031', 'none')
+    """
+    return "none" if math.isnan(p) else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+
+
+def show_next(folder: Path, has_results: bool, next_command: str | None) -> None:
+    """Print where the result lies, and what to run where the runs have no evaluation in common."""
+    files = ("compare.json", "compare.csv", "compare.png") if has_results else ("compare.json",)
+    facts = {"files": ", ".join(str(folder / name) for name in files)}
+    if next_command:
+        facts["next"] = "these runs have no evaluation of single stories in common; make one, then compare again:"
+        facts["command"] = next_command
+    show_facts("results", facts)

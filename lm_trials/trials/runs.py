@@ -1,0 +1,250 @@
+"""Runs and arms, read from run folders: what determined each run, how far it got, how large its model is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lm_trials.console import UsageError
+
+RUN_FILE = "run.json"
+STATE_FILE = "trainer_state.json"
+# What identifies a thing, by dotted name, and the fields that only say what the user called it.  Where the first is
+# the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
+NAMES_OF = {
+    "data.content": ("dataset_name", "text_column", "data.corpus"),
+    "data.tokenizer_hash": ("vocab_size", "tokenizer_name"),
+    "model.model_type": ("model_type", "config_name", "config_overrides", "dropout"),
+    "initial_model.weights_sha256": (
+        "initial_model.name_or_path",
+        "initial_model.run.run_name",
+        "initial_model.run.replicate.seed",
+        "initial_model.run.replicate.data_seed",
+    ),
+    "initial_model.recipe": ("initial_model.name_or_path",),
+}
+# `versions` says the last of these already, the others follow from where the weights came from.
+BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as its folder tells it.
+
+    Attributes:
+        name: the folder, as the user named it.
+        outcome: all that decides the result, by dotted name; package versions as `versions.<package>`.
+        replicate: the seeds; `initial` are those of the run that it started from, where that is at hand.
+        logistics: what changes no result, with the device it ran on.
+        steps: updates that were made; None where no `trainer_state.json` tells.
+        parameters: numbers stored in the model's files; None where there are none.
+    """
+
+    folder: Path
+    name: str
+    outcome: Mapping[str, Any]
+    replicate: Mapping[str, Any]
+    logistics: Mapping[str, Any]
+    steps: int | None
+    parameters: int | None
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        """The seeds in a fixed order: of weights and dropout, of the data order, then those it started from."""
+        return tuple(self.replicate.get(name) for name in ("seed", "data_seed", "initial"))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The outcome without fields that only name what another field identifies."""
+        names = {name for known, names in NAMES_OF.items() if self.outcome.get(known) is not None for name in names}
+        dropped = names | BOOKKEEPING
+        return {key: value for key, value in self.outcome.items() if key not in dropped and value is not None}
+
+    @property
+    def identity_text(self) -> str:
+        """The identity as text, equal for runs of one arm."""
+        return json.dumps(self.identity, sort_keys=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it made all the updates that it was to make."""
+        return self.steps is not None and self.steps == self.outcome.get("max_steps")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs that share all but the seed; `label` is a letter."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def outcome(self) -> Mapping[str, Any]:
+        """The outcome fields, which all its runs share but for names."""
+        return self.runs[0].outcome
+
+    @property
+    def name(self) -> str:
+        """The letter, the first run and how many more.
+
+        >>> run = Run(Path("runs/a-s1"), "runs/a-s1", {}, {}, {}, None, None)
+        >>> Arm("A", (run, run)).name
+        'A  runs/a-s1 + 1'
+        """
+        return f"{self.label}  {self.runs[0].name}" + (f" + {len(self.runs) - 1}" if len(self.runs) > 1 else "")
+
+
+def read_runs(names: Sequence[str]) -> list[Run]:
+    """Read run folders.
+
+    Raises:
+        UsageError: for fewer than two, the same folder twice, or a folder that holds no run.
+    """
+    if len(names) < 2:
+        raise UsageError(f"{names[0] if names else 'no run'}: a comparison needs at least two run folders; name more")
+    folders: dict[Path, str] = {}
+    for name in names:
+        folder = Path(name).resolve()
+        if folder in folders:
+            raise UsageError(f"{name} is named twice; name each run once")
+        folders[folder] = name
+    return [read_run(name) for name in names]
+
+
+def read_run(name: str) -> Run:
+    """Read one run folder.
+
+    Raises:
+        UsageError: where it holds no `run.json` of this project, or one that cannot be read.
+    """
+    folder = Path(name)
+    if not (folder / RUN_FILE).is_file():
+        above = f"; {folder.parent} has one" if (folder.parent / RUN_FILE).is_file() else ""
+        raise UsageError(f"{name} holds no {RUN_FILE}{above}; name the folder of a run (train_gpt2.py --output_dir)")
+    described = read_object(folder / RUN_FILE)
+    if not all(isinstance(described.get(role), dict) for role in ("outcome", "replicate")):
+        raise UsageError(f"{name}/{RUN_FILE} has no outcome and replicate fields; name a run of this project")
+    outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
+    if (base := _initial_run(described["outcome"].get("initial_model"))) is not None:
+        # Replicates of a fine-tuning may start from replicates of one pretraining: then the recipe is what they share.
+        outcome = {key: value for key, value in outcome.items() if not key.startswith("initial_model.")}
+        outcome["initial_model.name_or_path"] = base.name
+        outcome["initial_model.recipe"] = hashlib.sha256(base.identity_text.encode()).hexdigest()[:16]
+        replicate["initial"] = base.seeds
+    versions = {f"versions.{package}": version for package, version in described.get("versions", {}).items()}
+    device = described.get("environment", {}).get("device")
+    state = folder / STATE_FILE
+    return Run(
+        folder,
+        name,
+        outcome | versions,
+        replicate,
+        flat(described.get("logistics", {})) | {"device": device},
+        read_object(state).get("global_step") if state.is_file() else None,
+        count_parameters(folder),
+    )
+
+
+def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
+    """Return the run whose weights a run started from, if its folder still holds them."""
+    if not initial or "run" not in initial or not (Path(initial["name_or_path"]) / RUN_FILE).is_file():
+        return None
+    digest = hashlib.sha256()  # as the manifest made it
+    for file in sorted(Path(initial["name_or_path"]).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return read_run(initial["name_or_path"]) if digest.hexdigest() == initial.get("weights_sha256") else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UsageError: for a file that is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}); restore it") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds {type(content).__name__}, not an object; restore it")
+    return content
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Count the numbers in a model's safetensors files from their headers; tied weights are stored, and counted, once.
+
+    Returns None for a folder without weights.
+
+    Raises:
+        UsageError: for a file that is no safetensors file.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(read_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    total = 0
+    for file in (folder / name for name in names):
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file} cannot be read as safetensors ({error}); restore it") from None
+    return total
+
+
+def group_arms(runs: Sequence[Run], baseline: str | None = None) -> list[Arm]:
+    """Put the runs into arms, in the order they were named; the first arm is the reference, or that of `baseline`.
+
+    Raises:
+        UsageError: for two runs that are the same, seeds and all, or a baseline that is none of them.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        group = groups.setdefault(run.identity_text, [])
+        for other in group:
+            if other.seeds == run.seeds:
+                raise UsageError(
+                    f"{run.name} is {other.name} once more (seed {run.seeds[0]}, data_seed {run.seeds[1]}, all "
+                    "else equal), which is no replicate; leave one of them away or train with another --seed"
+                )
+        group.append(run)
+    ordered = list(groups.values())
+    if baseline is not None:
+        place = Path(baseline).resolve()
+        ordered.sort(key=lambda group: all(run.folder.resolve() != place for run in group))
+        if all(run.folder.resolve() != place for run in ordered[0]):
+            raise UsageError(
+                f"--baseline {baseline} is none of the runs; name one of {', '.join(r.name for r in runs)}"
+            )
+    return [Arm(arm_label(number), tuple(group)) for number, group in enumerate(ordered)]
+
+
+def arm_label(number: int) -> str:
+    """Return the name of an arm, counted from 0.
+
+    >>> arm_label(0), arm_label(27)
+    ('A', 'B1')
+    """
+    round_, place = divmod(number, len(ascii_uppercase))
+    return ascii_uppercase[place] + (str(round_) if round_ else "")
