@@ -88,6 +88,7 @@ def ingest(args: IngestArguments) -> dict[str, Any]:
         text_separator=args.text_separator,
         dataset_config_name=args.dataset_config_name,
         dataset_split=args.dataset_split,
+        validation_split_percentage=args.validation_split_percentage,
     )
     watch = lambda records: progress(records, f"reading {args.source}", "stories")  # noqa: E731
     manifest = corpora.ingest(source, args.folder, args.split_by, watch)
@@ -243,6 +244,8 @@ def describe_texts(args: DescribeArguments) -> dict[str, float]:
 
 def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> None:
     """Say what a corpus holds, and the next command."""
+    from lm_trials.data.corpora import in_two_splits
+
     stories, total = manifest["stories"], sum(manifest["stories"].values())
     features = ", ".join(f"{name} {count / total:.0%}" for name, count in manifest["features"].items())
     facts = {
@@ -253,8 +256,8 @@ def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> N
     }
     if manifest["blank"]:
         facts["blank"] = f"{manifest['blank']:,} records without a story were left out"
-    if manifest["split_by"] == "shard":
-        facts["in two splits"] = f"{manifest['also_in_test']:,} stories of other shards are in the test shard too"
+    if manifest["split_by"] != "hash" and (shared := in_two_splits(manifest)):
+        facts["in two splits"] = shared
     facts["next"] = f"python prepare_tinystories.py {following}"
     show_facts(folder.name, facts)
 

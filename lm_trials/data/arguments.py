@@ -59,12 +59,15 @@ class IngestArguments(CorpusArguments):
         "data/TinyStories_all_data", help="A file, a folder of shards, a saved data set or a Hub name."
     )
     split_by: Literal["hash", "shard"] = option(
-        "hash", help="hash: 98/1/1 by content. shard: shard 0 is the test split."
+        "hash", help="hash: the source's own splits, else 98/1/1 by content. shard: shard 0 is the test split."
     )
     text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
     text_separator: str = option("<|endoftext|>", help="What stands between two stories of a text file.")
     dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
-    dataset_split: str | None = option(None, help="Split of a Hub or saved data set to read.")
+    dataset_split: str | None = option(None, help="Split of a Hub or saved data set to read, then split by hash.")
+    validation_split_percentage: float | None = option(
+        None, help="Validation stories, by hash, of a source without a validation split. Without any splits: 1."
+    )
 
 
 @dataclass

@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, load_from_disk
 
-from lm_trials.console import UsageError, did_you_mean
-from lm_trials.data.records import RECORD_SCHEMA, SPLITS, Record, count_duplicates, split_of
+from lm_trials.console import UsageError, did_you_mean, note
+from lm_trials.data.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
 from lm_trials.data.shards import first_line
 from lm_trials.data.sources import Source, open_source
 
 SplitBy = Literal["hash", "shard"]
+SplitRecord = tuple[Split, Record]
 MANIFEST = "manifest.json"
 WRITE_BATCH = 1000
 # A split is copied in a blink below this; a bar for each would be noise.
@@ -48,28 +49,47 @@ def write_corpus(
     Raises:
         UsageError: if `folder` already holds a corpus, or the records leave one of `splits_needed` empty.
     """
+    empty_train = "shard 0 is the test split, so give more shards" if split_by == "shard" else "give more stories"
+    placed = ((_shard_split(shard, record) if split_by == "shard" else split_of(record["record_id"]), record)
+              for shard, record in records)  # fmt: skip
+    return write_splits(placed, folder, origin, split_by, splits_needed, empty_train)
+
+
+def _shard_split(shard: int, record: Record) -> Split:
+    by_hash = split_of(record["record_id"])
+    return "test" if shard == 0 else "validation" if by_hash == "validation" else "train"
+
+
+def write_splits(
+    records: Iterable[SplitRecord],
+    folder: Path,
+    origin: dict[str, Any],
+    split_by: str,
+    splits_needed: Collection[str] = ("train",),
+    empty_train: str = "give more stories",
+) -> dict[str, Any]:
+    """Write records, each given with its split, as a `DatasetDict` of three splits; return the manifest.
+
+    Raises:
+        UsageError: as `write_corpus`; `empty_train` is what to do about a train split without a story.
+    """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
     tally = _Tally()
     with finished_folder(folder) as unfinished:
         with ExitStack() as files:
             writers = {s: files.enter_context(ArrowFile(unfinished / f"{s}.arrow", RECORD_SCHEMA)) for s in SPLITS}
-            for shard, record in records:
+            for split, record in records:
                 if not record["story"]:
                     tally.blank += 1
                     continue
-                split = split_of(record["record_id"])
-                if split_by == "shard":
-                    split = "test" if shard == 0 else "validation" if split == "validation" else "train"
                 tally.add(split, record)
                 writers[split].write(record)
         manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
         for split in splits_needed:
             if not manifest["stories"][split]:
-                advice = "give more stories"
-                if split_by == "shard" and split == "train":
-                    advice = "shard 0 is the test split, so give more shards"
                 total = sum(manifest["stories"].values())
+                advice = empty_train if split == "train" else "give more stories"
                 raise UsageError(f"{total:,} stories leave the {split} split empty; {advice}")
         save_splits(unfinished, unfinished / "records")
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -113,6 +133,7 @@ class _Tally:
             "stories": {split: len(names) for split, names in arrays.items()},
             "duplicates": count_duplicates(everything),
             "also_in_test": int(in_test.sum()),
+            "also_in_validation": int(np.isin(arrays["train"], arrays["validation"]).sum()),
             "blank": self.blank,
             "content": hashlib.sha256(b"|".join(names.tobytes() for names in arrays.values())).hexdigest()[:16],
             "features": dict(sorted(self.features.items())),
@@ -204,9 +225,40 @@ def ingest(
     split_by: SplitBy = "hash",
     watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
 ) -> dict[str, Any]:
-    """Read a whole source into the corpus `folder`; `watch` may wrap the stream with a progress bar."""
-    origin = {"reference": source.reference, "fingerprint": source.fingerprint()}
-    return write_corpus(watch(source.records_by_shard()), folder, origin, split_by)
+    """Read a whole source into the corpus `folder`; `watch` may wrap the stream with a progress bar.
+
+    A source with splits of its own keeps them, and the manifest says `split_by: source`.
+
+    Raises:
+        UsageError: as `Source.records_of`; for shards as splits of a source that has its own.
+    """
+    source.check_splits()
+    if split_by == "shard":
+        if source.has_own_splits():
+            raise UsageError(f"--split_by shard: {source.reference} has splits of its own; leave it away")
+        if source.validation_split_percentage is not None:
+            raise UsageError(
+                "--validation_split_percentage and --split_by shard: shards say what is validation; drop one"
+            )
+        return write_corpus(watch(source.records_by_shard()), folder, source.origin(), split_by)
+    manner = "source" if source.has_own_splits() else "hash"
+    return write_splits(watch(source.split_records()), folder, source.origin(), manner)
+
+
+def in_two_splits(manifest: dict[str, Any]) -> str | None:
+    """Say how many stories the train split shares with the others, or None where it shares none.
+
+    >>> print(in_two_splits({"also_in_test": 2, "also_in_validation": 0}))
+    2 stories of other splits are in the test split too, 0 of the train split in the validation split
+    >>> in_two_splits({"also_in_test": 0})
+    """
+    in_test, in_validation = manifest.get("also_in_test", 0), manifest.get("also_in_validation", 0)
+    if not in_test and not in_validation:
+        return None
+    return (
+        f"{in_test:,} stories of other splits are in the test split too, {in_validation:,} of the train split in the "
+        "validation split"
+    )
 
 
 def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDict:
@@ -267,27 +319,52 @@ def resolve_corpus(
     dataset_name: str,
     data_cache_dir: Path,
     watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    validation_split_percentage: float | None = None,
+    num_proc: int = 1,
     **source_options: Any,
 ) -> Path:
     """Return the corpus folder of `--dataset_name`: a prepared name first, then a path, then the Hub.
 
     A path or Hub data set is read into `data_cache_dir` under a name of its own, once; where the source has changed
-    since, or is read with other options, it gets a new name, because the name holds its fingerprint.
+    since, or is read with other options, it gets a new name, because the name holds its fingerprint.  Without a
+    network a Hub data set is the newest one prepared from that name with the same options.
+
+    Args:
+        validation_split_percentage: see `Source.records_of`; a prepared corpus has its splits.
+        num_proc: processes that read.
 
     Raises:
         UsageError: if it is none of them; the message lists what is prepared.
     """
-    folder = data_cache_dir / dataset_name
-    if is_corpus(folder):
-        return folder
-    if is_corpus(Path(dataset_name)):
-        return Path(dataset_name)
+    prepared = next((f for f in (data_cache_dir / dataset_name, Path(dataset_name)) if is_corpus(f)), None)
+    if prepared is not None:
+        if validation_split_percentage is not None:
+            raise UsageError(
+                f"--validation_split_percentage {validation_split_percentage:g}: {dataset_name} is prepared and has "
+                "its splits; leave it away"
+            )
+        return prepared
     known = [p.name for p in data_cache_dir.iterdir() if is_corpus(p)] if data_cache_dir.is_dir() else []
     try:
-        source = open_source(dataset_name, **source_options)
-        folder = data_cache_dir / f"{Path(dataset_name).name.split('.')[0]}-{source.fingerprint()[:8]}"
+        source = open_source(dataset_name, validation_split_percentage=validation_split_percentage, **source_options)
+        folder = corpus_folder(source, dataset_name, data_cache_dir)
         if not is_corpus(folder):
-            ingest(source, folder, watch=watch)
+            manifest = ingest(source, folder, watch=watch)
+            if shared := in_two_splits(manifest):
+                note(f"note: {folder.name}: {shared}")
     except UsageError as error:
         raise UsageError(f"{error}; prepared in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}") from None
     return folder
+
+
+def corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> Path:
+    """Return where the corpus of a source lies, or will lie, under `data_cache_dir`."""
+    if source.kind == "hub" and source.revision is None and data_cache_dir.is_dir():
+        read_as, found = source.fingerprint(with_revision=False), []
+        for folder in filter(is_corpus, data_cache_dir.iterdir()):
+            if read_manifest(folder, "origin")["origin"].get("read_as") == read_as:
+                found.append((folder.joinpath(MANIFEST).stat().st_mtime_ns, folder))
+        if found:
+            return max(found)[1]
+    stem = Path(dataset_name).name.split(".")[0]
+    return data_cache_dir / f"{stem}-{source.fingerprint()[:8]}"

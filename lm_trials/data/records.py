@@ -30,8 +30,8 @@ RECORD_SCHEMA = Features(
     }
 )
 
-# 98, 1 and 1 per cent of the range of a 32-bit hash.
-VALIDATION_FROM, TEST_FROM = int(0.98 * 2**32), int(0.99 * 2**32)
+# The last per cent of the range of a 32-bit hash, whatever part before it is the validation split.
+TEST_FROM = int(0.99 * 2**32)
 
 
 class Record(TypedDict):
@@ -180,14 +180,37 @@ def _listed(row: Mapping[str, Any], name: str) -> list[str]:
     raise UsageError(f"{name!r} holds {type(value).__name__} {value!r:.40}; it must hold a list of words")
 
 
-def split_of(identifier: str) -> Split:
+def split_of(identifier: str, validation_percent: float = 1.0) -> Split:
     """Return the split of a record: 98, 1 and 1 per cent by its name alone, whatever the order of the source.
+
+    Another `validation_percent` moves the border of train and validation; the test split stays what it is.
+
+    Raises:
+        UsageError: for a share that is not above 0 and at most 50 per cent.
 
     >>> [split_of(f"{n:08x}") for n in (0, int(0.985 * 2**32), 2**32 - 1)]
     ['train', 'validation', 'test']
+    >>> [split_of(f"{n:08x}", validation_percent=50) for n in (0, int(0.5 * 2**32), 2**32 - 1)]
+    ['train', 'validation', 'test']
     """
     place = int(identifier[:8], 16)
-    return "train" if place < VALIDATION_FROM else "validation" if place < TEST_FROM else "test"
+    if place >= TEST_FROM:
+        return "test"
+    return "validation" if place >= validation_from(validation_percent) else "train"
+
+
+def validation_from(percent: float) -> int:
+    """Return the first 32-bit hash of a validation split of that many per cent.
+
+    Raises:
+        UsageError: for a share that is not above 0 and at most 50 per cent.
+
+    >>> validation_from(1) == int(0.98 * 2**32)
+    True
+    """
+    if not 0 < percent <= 50:
+        raise UsageError(f"--validation_split_percentage {percent:g} is no share; give more than 0 and at most 50")
+    return int((99 - percent) / 100 * 2**32)
 
 
 def count_duplicates(identifiers_64: np.ndarray) -> int:

@@ -15,7 +15,7 @@ import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -97,13 +97,16 @@ def shard_names(path: Path) -> list[str]:
 
 
 def _guarded(name: str, rows: Iterator[Row]) -> Iterator[Row]:
-    with reading(name):
-        yield from rows
+    place = ""
+    with reading(name, lambda: place):
+        for row in rows:
+            place = row[0]
+            yield row
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn what a broken file raises while it is read into one line that names it.
+def reading(name: str, after: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what a broken file raises while it is read into one line that names it, and the last whole record.
 
     >>> with reading("stories.csv"):  # doctest: +ELLIPSIS
     ...     raise EOFError("Compressed file ended early")
@@ -123,7 +126,8 @@ def reading(name: str) -> Iterator[None]:
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"{name} cannot be read ({error.strerror}); check the path and its rights") from None
     except (EOFError, OSError, zlib.error, tarfile.TarError, pyarrow.ArrowException, csv.Error) as error:
-        raise UsageError(f"{name} is cut off or broken ({first_line(error)}); fetch or write it again") from None
+        place = f" after {after()}" if after() else ""
+        raise UsageError(f"{name} is cut off or broken{place} ({first_line(error)}); fetch or write it again") from None
     except RecursionError:
         raise UsageError(f"{name} nests lists or objects too deeply to be a file of records; check it") from None
 

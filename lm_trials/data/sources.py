@@ -8,18 +8,19 @@ file and the record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, did_you_mean
-from lm_trials.data.records import SPLITS, Record, record_from_row, split_of
+from lm_trials.console import UsageError
+from lm_trials.data.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
+from lm_trials.data.records import SPLITS, Record, Split, record_from_row, split_of
 from lm_trials.data.shards import (
     KINDS,
     Row,
     file_shards,
-    first_line,
     kind_of,
     natural_key,
     numbered,
@@ -27,6 +28,30 @@ from lm_trials.data.shards import (
     shard_names,
     suffix_of,
 )
+from lm_trials.data.splits import (
+    check_hash_split,
+    check_own_splits,
+    check_percentage,
+    file_split,
+    named_splits,
+    own_names,
+    split_for,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a source that can be read without the others.
+
+    Attributes:
+        split: the source's own split that it belongs to; None where the source has none.
+        name: of that split in a saved or Hub data set; None for a file, or a data set saved without splits.
+        path: the file.
+    """
+
+    split: Split | None = None
+    name: str | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,9 +65,11 @@ class Source:
         text_column: the column that holds the story; None means `story`, else `text`.
         text_separator: what stands between two stories of a text file.
         dataset_config_name: as in `datasets.load_dataset`, or a part of a folder.
-        dataset_split: a split of a Hub or saved data set; of files, which have none, the split by hash of the record.
+        dataset_split: a split of a source that has splits of its own, else the split by hash of the record.
             None means the whole source (of the Hub, `train`).
         streaming: whether a Hub data set is streamed or downloaded first.
+        validation_split_percentage: how much of the train split, or of all, is validation by hash; see `records_of`.
+        revision: the commit of a Hub data set that is read; None without a network.
     """
 
     reference: str
@@ -53,6 +80,8 @@ class Source:
     dataset_config_name: str | None = None
     dataset_split: str | None = None
     streaming: bool = True
+    validation_split_percentage: float | None = None
+    revision: str | None = None
 
     def records(self) -> Iterator[Record]:
         """Yield every record that has a story, in the order of the source.
@@ -60,7 +89,7 @@ class Source:
         Raises:
             UsageError: for a broken file or record (named), or a source without any story.
         """
-        return (record for _, record in self._named_records() if record["story"])
+        return (record for _, _, record in self._read(self._parts_to_read()) if record["story"])
 
     def records_by_shard(self) -> Iterator[tuple[int, Record]]:
         """Yield every record, blank ones too, with the number of its shard, which the seeds' shard split goes by.
@@ -73,51 +102,192 @@ class Source:
         paths = self.shards or (None,)
         names = [name for path in paths for name in (shard_names(path) if path else [self.reference])]
         numbers = {name: number for number, name in enumerate(names)}
-        return ((numbers[name], record) for name, record in self._named_records())
+        return ((numbers.get(name, 0), record) for _, name, record in self._read(self._parts_to_read()))
 
-    def _named_records(self) -> Iterator[tuple[str, Record]]:
+    def records_of(self, split: Split, validation_split_percentage: float | None = None) -> Iterator[Record]:
+        """Yield the records of one split that have a story, in the order of the source; nothing is written.
+
+        They are the records that ingesting the source puts into that split of the corpus, in the same order.  A
+        source with splits of its own keeps them.  One without a validation split takes that percentage of its train
+        split, by hash of the story, so that a story and its repetitions are in one split.  A source without any
+        splits is split 98, 1 and 1 by hash, or 99 - N, N and 1 for a percentage N.
+
+        Args:
+            validation_split_percentage: default: the source's own.
+
+        Raises:
+            UsageError: as `records`; if the train split has no story; without a validation split; for a percentage
+                where there is one already.
+        """
+        source = self
+        if validation_split_percentage is not None:
+            source = replace(self, validation_split_percentage=validation_split_percentage)
+        return (record for found, record in source.split_records(split) if found == split and record["story"])
+
+    def split_records(self, only: Split | None = None) -> Iterator[tuple[Split, Record]]:
+        """Yield every record, blank ones too, with its split; parts that hold nothing of the split `only` are not read.
+
+        Raises:
+            UsageError: as `records_of`.
+        """
+        self.check_splits()
+        percent, own = self.validation_split_percentage, self.has_own_splits()
+        parts = self._parts_to_read()
+        if own:
+            wanted = set(SPLITS) if only is None else {only}
+            if percent is not None and only == "validation":
+                wanted = {"train"}
+            parts = [part for part in self.parts() if part.split in wanted]
+        empty = True
+        for part, _, record in self._read(parts, needed=only is None):
+            split = split_for(part.split if own else None, record["record_id"], percent)
+            empty = empty and not (split == only and record["story"])
+            yield split, record
+        if only == "train" and empty:
+            raise UsageError(f"{self.reference} leaves the train split empty; give more stories")
+
+    def check_splits(self) -> None:
+        """Check that the source can be split as asked, before anything is read.
+
+        Raises:
+            UsageError: as `records_of`.
+        """
+        check_percentage(self.validation_split_percentage)
+        if self.has_own_splits():
+            check_own_splits(self.reference, self.own_splits, self.validation_split_percentage)
+
+    def has_own_splits(self) -> bool:
+        """Whether the records of this source, as it is read, come in splits of its own.
+
+        One of them that is named by `dataset_split` has no further splits.
+        """
+        return self.dataset_split is None and bool(self.own_splits)
+
+    @cached_property
+    def own_splits(self) -> dict[str, Split | None]:
+        """The source's own splits by name, and which of train, validation and test each is; None is left out.
+
+        Raises:
+            UsageError: for a folder in which only some files are named after a split, or a Hub that cannot be reached.
+        """
+        if self.kind == "files":
+            return {split: split for split in SPLITS if split in self._file_splits}
+        names = saved_split_names(Path(self.reference)) if self.kind == "saved" else list(self._loaded)
+        found = named_splits(names)
+        return {name: found.get(name) for name in names}
+
+    @cached_property
+    def _file_splits(self) -> list[Split | None]:
+        """The split that each shard is named after; all of them are, or none."""
+        splits = [file_split(path.name) for path in self.shards]
+        if self.shards == (Path(self.reference),) or not any(splits):
+            return [None] * len(splits)
+        if None in splits:
+            named = next(path.name for path, split in zip(self.shards, splits, strict=True) if split)
+            unnamed = next(path.name for path, split in zip(self.shards, splits, strict=True) if not split)
+            raise UsageError(
+                f"{self.reference} has files of a split ({named}) and files of none ({unnamed}); rename them, or put "
+                "them into folders of their own"
+            )
+        return splits
+
+    @cached_property
+    def _loaded(self) -> Any:
+        """What `datasets` loads of a saved or Hub data set: all its splits, or one."""
+        if self.kind == "saved":
+            return load_saved(Path(self.reference))
+        return load_hub(self.reference, self.dataset_config_name, self.dataset_split, self.streaming, self.revision)
+
+    def parts(self) -> list[Part]:
+        """Return the parts of the source in its order, all splits of it."""
+        if self.kind == "files":
+            pairs = zip(self.shards, self._file_splits, strict=True)
+            return [Part(split, path=path) for path, split in pairs]
+        if self.kind == "hub" and self.dataset_split is not None:
+            return [Part()]
+        named = [Part(split, name=name) for name, split in self.own_splits.items()]
+        return named if self.kind == "hub" else named or [Part()]
+
+    def _parts_to_read(self) -> list[Part]:
+        """The parts that `dataset_split` means, or all; of the Hub, the train split."""
+        parts, wanted = self.parts(), self.dataset_split
+        if self.kind == "hub":
+            if wanted is not None:
+                return parts
+            wanted = "train"
+        if wanted is None or not self.own_splits:
+            return parts
+        names = own_names(wanted, self.own_splits, self.reference)
+        return [part for part in parts if (part.name or part.split) in names]
+
+    def _read(self, parts: Iterable[Part], needed: bool = True) -> Iterator[tuple[Part, str, Record]]:
+        """Yield the records of some parts, each with its part and the name of its shard."""
         found = False
-        wanted = self.dataset_split if self._has_no_splits() else None
-        for name, column, rows in self._rows_by_shard():
-            for place, row in rows:
-                try:
-                    record = record_from_row(row, column)
-                except UsageError as error:
-                    raise UsageError(f"{name}: {place}: {error}") from None
-                if wanted is None or split_of(record["record_id"]) == wanted:
-                    found = found or bool(record["story"])
-                    yield name, record
-        if not found:
+        wanted = self.dataset_split if self.kind != "hub" and not self.own_splits else None
+        for part in parts:
+            for name, column, rows in self._rows(part):
+                for place, row in rows:
+                    try:
+                        record = record_from_row(row, column)
+                    except UsageError as error:
+                        raise UsageError(f"{name}: {place}: {error}") from None
+                    if wanted is None or split_of(record["record_id"]) == wanted:
+                        found = found or bool(record["story"])
+                        yield part, name, record
+        if needed and not found:
             of_split = f" in its {wanted} split" if wanted else ""
             raise UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
 
-    def _has_no_splits(self) -> bool:
-        """Whether a split of this source can only be one by hash."""
-        saved_alone = self.kind == "saved" and not (Path(self.reference) / "dataset_dict.json").exists()
-        return self.kind == "files" or saved_alone
-
-    def _rows_by_shard(self) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
-        if self.kind != "files":
-            rows = saved_rows(self) if self.kind == "saved" else hub_rows(self)
-            yield self.reference, self.text_column, numbered(rows)
-        for path in self.shards:
-            column = None if kind_of(path) == "text" else self.text_column
-            for name, rows in file_shards(path, self.text_separator):
+    def _rows(self, part: Part) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
+        """Yield the shards of a part: name, column of the story, rows."""
+        if part.path is not None:
+            column = None if kind_of(part.path) == "text" else self.text_column
+            for name, rows in file_shards(part.path, self.text_separator):
                 yield name, column, rows
+            return
+        loaded = self._loaded if part.name is None else self._loaded[part.name]
+        name = self.reference if part.name is None else f"{self.reference}: {part.name}"
+        yield name, self.text_column, numbered(self._guarded(loaded))
 
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that change with the content of the source and with how it is read."""
+    def _guarded(self, rows: Iterable[Any]) -> Iterator[Any]:
+        with reading_hub(self.reference) if self.kind == "hub" else reading(self.reference):
+            yield from rows
+
+    def fingerprint(self, with_revision: bool = True) -> str:
+        """Return 16 hexadecimal digits that change with the content of the source and with how it is read.
+
+        The content of a Hub data set is its name and revision; without the latter only how it is read is left.
+        """
         digest = hashlib.sha256()
         options = (self.text_column, self.text_separator, self.dataset_config_name, self.dataset_split)
         digest.update(repr(options).encode())
+        if self.validation_split_percentage is not None:
+            digest.update(f"validation {self.validation_split_percentage:g}".encode())
         if self.kind == "hub":
             digest.update(self.reference.encode())
+            digest.update((self.revision or "").encode() if with_revision else b"")
             return digest.hexdigest()[:16]
+        if self.has_own_splits():
+            digest.update(repr([(part.split, part.name) for part in self.parts()]).encode())
         folder = Path(self.reference)
         for file in self.shards or sorted(path for path in folder.rglob("*") if path.is_file()):
             with reading(str(file)), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()[:16]
+
+    def origin(self) -> dict[str, Any]:
+        """Return what a corpus made of this source says of where it came from."""
+        said: dict[str, Any] = {"reference": self.reference, "fingerprint": self.fingerprint()}
+        if self.kind == "hub":
+            said |= {"revision": self.revision, "read_as": self.fingerprint(with_revision=False)}
+        options = {
+            "dataset_config_name": self.dataset_config_name,
+            "dataset_split": self.dataset_split,
+            "validation_split_percentage": self.validation_split_percentage,
+        }
+        left_out = [name for name, split in self.own_splits.items() if split is None] if self.has_own_splits() else []
+        said |= {name: value for name, value in options.items() if value is not None}
+        return said | ({"left_out": left_out} if left_out else {})
 
 
 def open_source(reference: str, **options: Any) -> Source:
@@ -142,9 +312,14 @@ def open_source(reference: str, **options: Any) -> Source:
         looks_like_path = reference.startswith((".", "/", "~")) or reference.count("/") > 1 or suffix_of(path) in KINDS
         if looks_like_path:
             raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")
-        source = Source(reference, kind="hub", **options)
-    if source._has_no_splits() and source.dataset_split not in (None, *SPLITS):
-        raise UsageError(f"--dataset_split {source.dataset_split}: {did_you_mean(source.dataset_split, SPLITS)}")
+        check_percentage(options.get("validation_split_percentage"))
+        source = Source(reference, kind="hub", **{"revision": hub_revision(reference), **options})
+    check_percentage(source.validation_split_percentage)
+    if source.kind != "hub" and source.dataset_split is not None:
+        if source.own_splits:
+            own_names(source.dataset_split, source.own_splits, source.reference)
+        else:
+            check_hash_split(source.dataset_split)
     return source
 
 
@@ -170,48 +345,3 @@ def _open_folder(path: Path, options: dict[str, Any]) -> Source:
         raise UsageError(f"{path} holds files of several kinds ({examples}); name one file or one kind's folder")
     (shards,) = by_kind.values()
     return Source(str(path), shards=tuple(shards), **options)
-
-
-def saved_rows(source: Source) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a data set saved with `save_to_disk`, of one split or of all."""
-    import pyarrow
-    from datasets import Dataset, load_from_disk
-
-    with reading(source.reference):
-        try:
-            loaded = load_from_disk(source.reference)
-        except (pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{source.reference} is no whole saved data set ({first_line(error)}); write it again"
-            ) from None
-        if isinstance(loaded, Dataset):
-            yield from loaded
-            return
-        split = source.dataset_split
-        if split is not None and split not in loaded:
-            valid = ", ".join(loaded)
-            raise UsageError(f"{source.reference} has no split {split!r}; --dataset_split can be: {valid}")
-        for name in [split] if split else list(loaded):
-            yield from loaded[name]
-
-
-def hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Hub data set; one line says so where it cannot be had."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield from load_dataset(
-            source.reference,
-            source.dataset_config_name,
-            split=source.dataset_split or "train",
-            streaming=source.streaming,
-        )
-    # What is raised for a wrong name, split, or network has no common base; the bases of HfHubHTTPError are the HTTP
-    # client's own error and OSError.
-    except (ValueError, RuntimeError, DatasetsError, *HfHubHTTPError.__bases__) as error:
-        raise UsageError(
-            f"{source.reference} is no path here and cannot be had from the Hub ({first_line(error)}); "
-            "check the name, the split and the network, or give a path"
-        ) from None
