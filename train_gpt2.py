@@ -34,7 +34,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="train_gpt2.py"
     )
     check_numbers(data_args, model_args)
-    from lm_trials.data.blocks import TrainingBlocks
     from lm_trials.models.reference import positions_of
     from lm_trials.reporting.figures import loss_figure
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan, dense_steps
@@ -52,17 +51,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     initial = choose_initial(model_args, data_args)
     name_run(args, model_args.config_name or initial.name, data_args.dataset_name)
     with args.main_process_first(desc="the data"):
-        stores = open_stores(data_args, initial.tokenizer)
+        stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 
     model = initial.load(args.seed) if args.do_train else finished_model(args.output_dir)
-    plan = plan_run(args, stores.train, data_args.block_size)
+    plan = plan_run(args, data_args, stores)
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
     start = Start()
     if args.do_train:
         start = claim_output_dir(args, described, model_args.overwrite_output_dir, model_args.accept_other_code)
         if start.finished:
             return say_finished(Path(args.output_dir))
-        announce(args, model, plan, stores.train, stores.validation, initial.reference and initial.reference.name)
+        announce(args, data_args, model, plan, stores, initial.reference and initial.reference.name)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
         prepare_output_dir(args, start)
@@ -70,14 +69,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = StoryTrainer(
         model=model,
         args=args,
-        train_dataset=TrainingBlocks(
-            stores.train,
-            plan.block_size,
-            plan.num_blocks,
-            args.data_seed,
-            data_args.shuffle_buffer_size,
-            data_args.attention_across_documents,
-        ),
+        train_dataset=stores.blocks(data_args, plan.num_blocks, args.data_seed),
         eval_dataset=stores.validation,
         processing_class=initial.tokenizer,
         eval_block_size=plan.block_size,
@@ -85,6 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         num_sampled_stories=model_args.num_sampled_stories,
         sample_tokens=model_args.sample_tokens,
         named_eval_datasets=stores.named,
+        part_names=[part.name for part in stores.parts] if stores.mix else (),
+        separator=data_args.document_separator,
         generations=GenerationPlan(
             sets_to_write_for(stores, data_args, positions_of(model)),
             Path(data_args.data_cache_dir),

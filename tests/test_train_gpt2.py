@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_one_line(run, train_flags, capsys):
     weights = run("run", *saved) / "checkpoint-3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     argv = train_flags("run", *saved, "--resume_from_checkpoint", str(weights.parent))
-    assert "checkpoint-3: its weights are damaged" in refusal(argv, capsys)
+    assert "checkpoint-3 is damaged: model.safetensors has 1,000 bytes instead of the" in refusal(argv, capsys)
 
 
 def test_the_metrics_of_the_best_model_are_those_of_the_model_that_is_saved(run):

@@ -17,19 +17,23 @@ Item = TypeVar("Item")
 DRAWS = 4096
 
 
-def random_bits(data_seed: int, pass_index: int) -> np.random.Philox:
-    """Return the random bits of one pass, of which only `random_raw` is used.
+def random_bits(data_seed: int, pass_index: int, part: int = 0, restart: int = 0) -> np.random.Philox:
+    """Return the random bits of one pass, of which only `random_raw` is used; each part of a mixture has its own.
 
     NumPy promises that `SeedSequence` and the raw bits of a bit generator stay the same in every version and on every
     machine; `Generator.integers` and `permutation` carry no such promise, and an order must not change with a NumPy.
     """
-    return np.random.Philox(np.random.SeedSequence([data_seed, pass_index]))
+    words = [data_seed, pass_index, part, restart] if part or restart else [data_seed, pass_index]
+    return np.random.Philox(np.random.SeedSequence(words))
 
 
-def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size: int) -> Iterator[Item]:
+def shuffled(
+    items: Iterable[Item], data_seed: int, pass_index: int, buffer_size: int, part: int = 0, restart: int = 0
+) -> Iterator[Item]:
     """Yield each item once, in the order of (data_seed, pass_index) through a buffer of `buffer_size` items.
 
-    A buffer of 1 keeps the order of the source.
+    A buffer of 1 keeps the order of the source.  `part` and `restart` are of a mixture: which of its parts, and how
+    often that has begun anew within the pass.
 
     >>> list(shuffled("abcdef", data_seed=0, pass_index=0, buffer_size=1))
     ['a', 'b', 'c', 'd', 'e', 'f']
@@ -38,7 +42,7 @@ def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size
     """
     if buffer_size < 1:
         raise ValueError(f"a buffer of {buffer_size} documents holds nothing; give at least 1")
-    bits = random_bits(data_seed, pass_index)
+    bits = random_bits(data_seed, pass_index, part, restart)
     buffer: list[Item] = []
     places: list[int] = []
     for item in items:
@@ -55,7 +59,14 @@ def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size
         yield buffer[place]
 
 
-def document_order(num_documents: int, data_seed: int, pass_index: int, buffer_size: int | None = None) -> np.ndarray:
+def document_order(
+    num_documents: int,
+    data_seed: int,
+    pass_index: int,
+    buffer_size: int | None = None,
+    part: int = 0,
+    restart: int = 0,
+) -> np.ndarray:
     """Return the (num_documents,) order of one pass; no buffer size means a full shuffle.
 
     >>> document_order(5, data_seed=1, pass_index=0, buffer_size=1)
@@ -64,5 +75,5 @@ def document_order(num_documents: int, data_seed: int, pass_index: int, buffer_s
     [0, 1, 2, 3, 4]
     """
     size = max(num_documents, 1) if buffer_size is None else buffer_size
-    stream = shuffled(range(num_documents), data_seed, pass_index, size)
+    stream = shuffled(range(num_documents), data_seed, pass_index, size, part, restart)
     return np.fromiter(stream, dtype=np.int64, count=num_documents)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
 ENCODE_BATCH = 1000
+Separator = Literal["bos", "eos", "none"]
 
 
 def store_schema(vocab_size: int) -> Features:
@@ -43,9 +44,14 @@ def store_schema(vocab_size: int) -> Features:
     )
 
 
-def store_folder(corpus: Path, tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> Path:
-    """Return where the token store of a corpus lies for this tokenizer."""
-    return corpus / f"tokens-{tokenizer_hash(tokenizer)}{'-eos' if append_eos else ''}"
+def store_folder(
+    corpus: Path, tokenizer: PreTrainedTokenizerBase, append_eos: bool, separator: Separator = "bos"
+) -> Path:
+    """Return where the token store of a corpus lies for this tokenizer and these marks."""
+    usual, _ = document_marks(tokenizer, append_eos)
+    opening, _ = document_marks(tokenizer, append_eos, separator)
+    other = "" if opening == usual else f"-separator_{separator}"
+    return corpus / f"tokens-{tokenizer_hash(tokenizer)}{other}{'-eos' if append_eos else ''}"
 
 
 def make_store(
@@ -53,8 +59,9 @@ def make_store(
     tokenizer: PreTrainedTokenizerBase,
     append_eos: bool = False,
     watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda batches, total, name: batches,
+    separator: Separator = "bos",
 ) -> Path:
-    """Tokenise a corpus, BOS before each story and EOS after it if asked, and return the store's folder.
+    """Tokenise a corpus, `separator` before each story and EOS after it if asked, and return the store's folder.
 
     A store that is there already is returned as it is.  `watch(batches, number_of_stories, split)` may wrap the
     stream of batches with a progress bar.
@@ -62,10 +69,10 @@ def make_store(
     Raises:
         UsageError: for a tokenizer without BOS (or EOS, if asked), or a corpus without records.
     """
-    folder = store_folder(corpus, tokenizer, append_eos)
+    folder = store_folder(corpus, tokenizer, append_eos, separator)
     if (folder / MANIFEST).is_file():
         return folder
-    bos, eos = document_marks(tokenizer, append_eos)
+    bos, eos = document_marks(tokenizer, append_eos, separator)
     records = open_records(corpus)
     # The highest id, not the count, says what an id needs: some vocabularies have gaps.
     schema = store_schema(max(tokenizer.get_vocab().values()) + 1)
@@ -79,6 +86,7 @@ def make_store(
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "vocab_size": len(tokenizer),
             "append_eos": append_eos,
+            "document_separator": separator,
             "documents": {split: count["documents"] for split, count in counts.items()},
             "tokens": {split: count["tokens"] for split, count in counts.items()},
         }
@@ -91,15 +99,27 @@ def token_progress(batches: Iterable[pa.RecordBatch], total: int, split: str) ->
     return progress(batches, f"tokenising {split}", "stories", total, size=lambda batch: batch.num_rows)
 
 
-def document_marks(tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> tuple[list[int], list[int]]:
-    """Return the ids before and after each document; a tokenizer without BOS opens a document with its EOS."""
-    opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if opening is None or (append_eos and tokenizer.eos_token_id is None):
+def document_marks(
+    tokenizer: PreTrainedTokenizerBase, append_eos: bool, separator: Separator = "bos"
+) -> tuple[list[int], list[int]]:
+    """Return the ids before and after each document.
+
+    The separator stands before each document, the first too, so that a document's first token is predicted from
+    something.  `bos` of a tokenizer without BOS (GPT-2's) is its EOS; `none` is how the fifth seed joins documents.
+
+    Raises:
+        UsageError: for a tokenizer without the token.
+    """
+    eos = tokenizer.eos_token_id
+    opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None and separator == "bos" else eos
+    if separator == "none" and (eos is not None or not append_eos):
+        return [], [eos] if append_eos else []
+    if opening is None or (append_eos and eos is None):
         raise UsageError(
             f"{tokenizer.name_or_path or 'this tokenizer'} has no BOS or EOS token to put between stories; "
             "use one made by prepare_tinystories.py train_vocab, or GPT-2's or Llama's"
         )
-    return [opening], [tokenizer.eos_token_id] if append_eos else []
+    return [opening], [eos] if append_eos else []
 
 
 def _encoded(

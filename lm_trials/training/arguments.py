@@ -14,6 +14,22 @@ class DataArguments:
     dataset_name: str = option(
         "generated", help="A prepared corpus in --data_cache_dir, else a file or folder, else a Hub data set."
     )
+    dataset_config_name: str | None = option(
+        None, help="Configuration of a Hub data set or part of a folder; a+b+c is a mixture, as is --dataset_name a+b."
+    )
+    data_mix: str | None = option(None, help="Share of each part of a mixture, as .3,.7. Default: equal shares.")
+    data_mix_unit: Literal["tokens", "documents"] = option("tokens", help="What those are shares of.")
+    stop_when: Literal["first_exhausted", "all_exhausted"] = option(
+        "first_exhausted", help="When a pass over a mixture ends; all_exhausted: parts that end early begin anew."
+    )
+    streaming: Literal["True", "CacheStream", "False"] = option(
+        "False",
+        help="True: read as a stream, from the Hub or here; CacheStream: cache all first, then stream; False: tokenise "
+        "all first. The blocks and their order are the same.",
+    )
+    validation_split_percentage: float | None = option(
+        None, help="Share of a train split without a validation split that becomes one, by hash of the document."
+    )
     eval_datasets: str | None = option(
         None, help="Sets or corpora, as a,b, whose validation splits are evaluated too, with the train and test splits."
     )
@@ -29,11 +45,16 @@ class DataArguments:
         None, help="Tokens of a training block. Default: the shape's positions, at most 1024."
     )
     append_eos: bool = option(False, help="Close each story with EOS, beside the BOS before it.")
+    document_separator: Literal["bos", "eos", "none"] = option("bos", help="Token before each story.")
     attention_across_documents: bool = option(
         True, help="Whether a token may attend to the story before its own in the block, as in the published runs."
     )
     shuffle_buffer_size: int | None = option(
-        None, help="Documents of the shuffle buffer. Default: all, a full shuffle; 1 keeps the stored order."
+        None,
+        help="Documents of the shuffle buffer. Default: all, a full shuffle, or of a stream 10000; 1 keeps the order.",
+    )
+    max_train_tokens: int | None = option(
+        None, help="Train on so many tokens, met within one update; instead of --max_steps."
     )
     max_eval_samples: int | None = option(500, help="Stories of each split that are evaluated during training.")
     dense_eval_steps: int = option(0, help="Updates at the start with ten times as many evaluations.")
@@ -83,7 +104,9 @@ def check_numbers(data_args: DataArguments, model_args: ModelArguments) -> None:
     lm_trials.console.UsageError: --max_eval_samples 0 is too few; give at least 1
     """
     least = {
-        **dict.fromkeys(("max_eval_samples", "shuffle_buffer_size", "num_generations", "generation_tokens"), 1),
+        **dict.fromkeys(
+            ("max_eval_samples", "shuffle_buffer_size", "num_generations", "generation_tokens", "max_train_tokens"), 1
+        ),
         **dict.fromkeys(("dense_eval_steps", "generate_every"), 0),
     }
     given = {name: (getattr(data_args, name), minimum) for name, minimum in least.items()}

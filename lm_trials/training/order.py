@@ -34,15 +34,20 @@ class Part:
     Attributes:
         pass_index: pass over the data, from 0.
         block: place of the block in the update, from 0.
+        corpus: name of the corpus, of a mixture the part, that the document is of.
+        document: its place there, as stored.
         first, last: its tokens within the document, from 0, both included; BOS is token 0.
+        ids: these tokens.
     """
 
     pass_index: int
     block: int
+    corpus: str
     document: int
     record_id: str
     first: int
     last: int
+    ids: tuple[int, ...]
 
 
 class RunOrder:
@@ -53,7 +58,6 @@ class RunOrder:
     """
 
     def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
-        from lm_trials.data.blocks import TrainingBlocks
         from lm_trials.data.tokenizers import load_tokenizer
         from lm_trials.models.reference import read_run
         from lm_trials.training.arguments import DataArguments
@@ -67,20 +71,16 @@ class RunOrder:
         given = {field.name: known[field.name] for field in fields(DataArguments) if field.name in known}
         given |= {"eval_datasets": None} | ({"data_cache_dir": data_cache_dir} if data_cache_dir else {})
         self.tokenizer = load_tokenizer(folder)
-        stores = open_stores(DataArguments(**given), self.tokenizer)
+        data_args = DataArguments(**given)
+        stores = open_stores(data_args, self.tokenizer)
         if stores.described != self.outcome["data"]:
             names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
             raise UsageError(f"the data of {folder} has changed since ({', '.join(names)}); the order cannot be told")
-        self.store = stores.train
+        self.names = [part.name for part in stores.parts]
         self.blocks_per_step = self.outcome["total_train_batch_size"]
         self.num_steps = self.outcome["max_steps"]
-        self.blocks = TrainingBlocks(
-            self.store,
-            self.outcome["block_size"],
-            self.num_steps * self.blocks_per_step,
-            self.replicate["data_seed"],
-            self.outcome["shuffle_buffer_size"],
-        )
+        num_blocks = self.num_steps * self.blocks_per_step
+        self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"])
 
     def parts_of(self, step: int) -> list[Part]:
         """Return the documents of an update, block by block, in the order that the model read them.
@@ -93,16 +93,25 @@ class RunOrder:
         parts = []
         for number in range(self.blocks_per_step):
             index = (step - 1) * self.blocks_per_step + number
-            pass_index, place = divmod(index, self.blocks.blocks_per_pass)
-            at = place * self.blocks.block_size
-            for document, skipped, length in self.blocks.pass_blocks(pass_index).spans(at, at + self.blocks.block_size):
-                name = self.store.record_id(document)
-                parts.append(Part(pass_index, number, document, name, skipped, skipped + length - 1))
+            pass_index, pieces = self.blocks.pieces(index)
+            parts += [
+                Part(
+                    pass_index,
+                    number,
+                    self.names[piece.part],
+                    piece.document,
+                    piece.record_id,
+                    piece.skipped,
+                    piece.skipped + len(piece.ids_T) - 1,
+                    tuple(piece.ids_T.tolist()),
+                )
+                for piece in pieces
+            ]
         return parts
 
     def text_of(self, part: Part) -> str:
         """Return the text of a part, as far as whole tokens spell it."""
-        return self.tokenizer.decode(self.store.tokens(part.document)[part.first : part.last + 1])
+        return self.tokenizer.decode(part.ids)
 
 
 def order_arguments(argv: list[str]) -> OrderArguments:
@@ -128,16 +137,19 @@ def main(argv: list[str] | None = None) -> list[Part]:
             "documents": f"{len(parts):,}, whole or in part",
         },
     )
+    several = len(order.names) > 1
     rows = [
         [
             f"{p.block}  {p.record_id}",
+            *([p.corpus] if several else []),
             f"{p.document:,}",
             f"{p.first:,} to {p.last:,}",
             *([order.text_of(p)] if args.text else []),
         ]
         for p in parts
     ]
-    show_table("", ["block, record", "row", "tokens", *(["text"] if args.text else [])], rows)
+    columns = ["block, record", *(["part"] if several else []), "row", "tokens", *(["text"] if args.text else [])]
+    show_table("", columns, rows)
     return parts
 
 

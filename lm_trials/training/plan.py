@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainingArguments
 
 from lm_trials.console import UsageError
-from lm_trials.data.blocks import blocks_per_pass
-from lm_trials.data.tokens import TokenStore
+from lm_trials.training.arguments import DataArguments
+from lm_trials.training.stores import RunStores
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,16 @@ class Plan:
         num_steps: updates of the weights.
         blocks_per_step: blocks of one update, over all processes and accumulation.
         block_size: tokens of a block.
-        blocks_per_pass: whole blocks of one pass over the training split.
-        remainder: tokens at the end of each pass that fill no block.
+        blocks_per_pass: whole blocks of the first pass over the training split; None of a stream, whose end is not
+            known.
+        remainder: tokens at its end that fill no block.
     """
 
     num_steps: int
     blocks_per_step: int
     block_size: int
-    blocks_per_pass: int
-    remainder: int
+    blocks_per_pass: int | None
+    remainder: int | None
 
     @property
     def tokens_per_step(self) -> int:
@@ -46,42 +48,63 @@ class Plan:
         return self.num_blocks * self.block_size
 
     @property
-    def passes(self) -> float:
-        """Passes over the training split."""
-        return self.num_blocks / self.blocks_per_pass
+    def passes(self) -> float | None:
+        """Passes over the training split, as long as the first; None of a stream."""
+        return self.num_blocks / self.blocks_per_pass if self.blocks_per_pass else None
 
 
-def plan_run(arguments: TrainingArguments, store: TokenStore, block_size: int) -> Plan:
+def plan_run(arguments: TrainingArguments, data_args: DataArguments, stores: RunStores) -> Plan:
     """Work out the plan and put it into `arguments` as `max_steps`, in place.
 
     `--num_train_epochs` becomes whole updates, so that no update is smaller than the others; an `epoch` strategy
     becomes the number of updates of one pass, because the Trainer sees all passes as one long data set.
+    `--max_train_tokens` becomes the fewest updates that reach it.
 
     Raises:
-        UsageError: if the epochs asked for do not make one update.
+        UsageError: if the epochs asked for do not make one update, for two lengths at once, for a stream without one.
     """
-    per_pass = blocks_per_pass(store, block_size)
+    per_pass = remainder = None
+    if not stores.streamed:
+        first = stores.blocks(data_args, 1, arguments.data_seed)
+        per_pass, remainder = first.blocks_per_pass, first.remainder
     per_step = (
         arguments.per_device_train_batch_size
         * max(arguments.n_gpu, 1)
         * arguments.gradient_accumulation_steps
         * arguments.world_size
     )
-    steps = arguments.max_steps
-    if steps <= 0:
-        steps = int(arguments.num_train_epochs * per_pass / per_step)
-        if not steps:
-            raise UsageError(
-                f"--num_train_epochs {arguments.num_train_epochs:g} over {per_pass} blocks makes no update of "
-                f"{per_step} blocks; lower --per_device_train_batch_size or give --max_steps"
-            )
-        arguments.max_steps = steps
+    steps = _num_steps(arguments, data_args, per_pass, per_step)
+    arguments.max_steps = steps
     arguments.num_train_epochs = 1.0
     for name in ("eval", "save", "logging"):
         if getattr(arguments, f"{name}_strategy") == "epoch":
+            if per_pass is None:
+                raise UsageError(f"--{name}_strategy epoch: a stream's end is not known; give steps and --{name}_steps")
             setattr(arguments, f"{name}_strategy", type(arguments.eval_strategy)("steps"))
             setattr(arguments, f"{name}_steps", max(per_pass // per_step, 1))
-    return Plan(steps, per_step, block_size, per_pass, store.num_tokens % block_size)
+    return Plan(steps, per_step, data_args.block_size, per_pass, remainder)
+
+
+def _num_steps(arguments: TrainingArguments, data_args: DataArguments, per_pass: int | None, per_step: int) -> int:
+    steps, tokens = arguments.max_steps, data_args.max_train_tokens
+    if tokens is not None:
+        if steps > 0:
+            raise UsageError(f"--max_train_tokens {tokens} and --max_steps {steps} say two lengths; give one")
+        return math.ceil(tokens / (per_step * data_args.block_size))
+    if steps > 0:
+        return steps
+    if per_pass is None:
+        raise UsageError(
+            f"--streaming {data_args.streaming}: how long a stream is, is not known; give --max_steps or "
+            "--max_train_tokens"
+        )
+    steps = int(arguments.num_train_epochs * per_pass / per_step)
+    if not steps:
+        raise UsageError(
+            f"--num_train_epochs {arguments.num_train_epochs:g} over {per_pass} blocks makes no update of "
+            f"{per_step} blocks; lower --per_device_train_batch_size or give --max_steps"
+        )
+    return steps
 
 
 def name_run(arguments: TrainingArguments, model_name: str, dataset_name: str) -> None:

@@ -11,11 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from lm_trials.console import note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters
+from lm_trials.training.arguments import DataArguments
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
-from lm_trials.training.stores import Store
+from lm_trials.training.stores import RunStores
 
 LOSS_PICTURE = "loss.png"
 
@@ -26,24 +27,28 @@ def finished_model(output_dir: str) -> PreTrainedModel:
 
 
 def announce(
-    args: TrainingArguments, model: PreTrainedModel, plan: Plan, train: Store, validation: Store, initial: str | None
+    args: TrainingArguments,
+    data_args: DataArguments,
+    model: PreTrainedModel,
+    plan: Plan,
+    stores: RunStores,
+    initial: str | None,
 ) -> None:
     """Say before training what will run, how long it is, where its results will lie, and what is unusual about it."""
     count = count_parameters(model)
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
     device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
+    passes = "" if plan.passes is None else f" in {plan.passes:.2f} passes"
     show_facts(
         f"{args.run_name}: {model.config.model_type}",
         {
             "starts from": initial or f"random weights of seed {args.seed}",
             "parameters": f"{count.total:,}, {count.without_embeddings:,} without embeddings",
             "dropout": _dropout(model.config),
-            "training data": f"{len(train):,} stories, {train.num_tokens:,} tokens; "
-            f"{plan.remainder:,} tokens at the end of a pass fill no block",
-            "validation data": f"{len(validation):,} stories, {validation.num_tokens:,} tokens",
+            **_data_facts(data_args, plan, stores),
             "tokens per step": f"{plan.tokens_per_step:,} = {plan.blocks_per_step} blocks of {plan.block_size}",
             "steps": f"{plan.num_steps:,}",
-            "total tokens": f"{plan.num_tokens:,} in {plan.passes:.2f} passes",
+            "total tokens": f"{plan.num_tokens:,}{passes}",
             "device": f"{device}, {processes}, {'float32' if args.mixed_precision == 'no' else args.mixed_precision}",
             "results": args.output_dir,
         },
@@ -55,12 +60,33 @@ def announce(
         tokens_per_update=plan.tokens_per_step,
         learning_rate=args.learning_rate,
         total_tokens=plan.num_tokens,
-        dataset_tokens=train.num_tokens,
+        dataset_tokens=stores.num_tokens or plan.num_tokens,
         warmup_updates=args.get_warmup_steps(plan.num_steps),
         device_type=args.device.type,
         mixed_precision=args.mixed_precision,
     ):
         note(f"note: {warning}")
+
+
+def _data_facts(data_args: DataArguments, plan: Plan, stores: RunStores) -> dict[str, str]:
+    facts = {}
+    if stores.mix is not None:
+        shares = zip(stores.parts, stores.mix.weights, strict=True)
+        shown = " + ".join(f"{weight:.1%} {part.name}" for part, weight in shares)
+        facts["mixture"] = f"{shown}, by {stores.mix.unit}, until {stores.mix.stop_when.replace('_', ' ')}"
+    if stores.streamed:
+        facts["training data"] = f"a stream, --streaming {data_args.streaming}"
+    else:
+        facts["training data"] = (
+            f"{stores.num_documents:,} stories, {stores.num_tokens:,} tokens; "
+            f"{plan.remainder:,} tokens at the end of a pass fill no block"
+        )
+    buffer = data_args.shuffle_buffer_size
+    facts["order"] = (
+        "shuffled" if buffer is None else f"through a buffer of {buffer:,} stories" if buffer > 1 else "as stored"
+    )
+    facts["validation data"] = f"{len(stores.validation):,} stories, {stores.validation.num_tokens:,} tokens"
+    return facts
 
 
 def _dropout(config: PretrainedConfig) -> str:
@@ -116,6 +142,8 @@ def finish(trainer: ExactResume, metrics: dict[str, float]) -> None:
         "model": str(folder),
         "loss curve": str(folder / LOSS_PICTURE),
     }
+    if shares := trainer.part_shares():
+        facts["mixture"] = ", ".join(f"{share:.2%} {name}" for name, share in shares.items()) + " of the tokens"
     if "tensorboard" in trainer.args.report_to:
         facts["TensorBoard"] = f"tensorboard --logdir {folder}"
     facts["next"] = f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>"

@@ -1,21 +1,27 @@
-"""Stores of a run: what it trains on and what it is evaluated on, a corpus's tokens or a protocol's set."""
+"""Stores of a run: what it trains on and what it is evaluated on; a corpus's tokens, a protocol's set, or a stream."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, note, progress
-from lm_trials.data.corpora import is_corpus, read_manifest, resolve_corpus
-from lm_trials.data.set_store import SetStore, open_set
-from lm_trials.data.sets import is_set, set_folder
-from lm_trials.data.tokens import TokenStore, make_store, token_progress
+from lm_trials.console import UsageError, note
+from lm_trials.data.blocks import JoinedStores, RunBlocks, TrainingBlocks
+from lm_trials.data.corpora import is_corpus
+from lm_trials.data.mixtures import Mix, mixed, parse_weights
+from lm_trials.data.set_store import SetStore
+from lm_trials.data.sets import is_set
+from lm_trials.data.streams import STREAM_BUFFER, RecordStream, StreamBlocks
+from lm_trials.data.tokens import TokenStore
 from lm_trials.training.arguments import DataArguments
+from lm_trials.training.parts import TrainPart, open_part, open_validation
 
-Store = TokenStore | SetStore
+Store = TokenStore | SetStore | JoinedStores
 
 
 @dataclass(frozen=True)
@@ -23,56 +29,149 @@ class RunStores:
     """The stores of a run.
 
     Attributes:
-        train, validation: the splits of `--dataset_name`.
-        named: further stores evaluated beside the validation split: of fine-tuning on sets, the training and test
-            splits and the validation split of each of `--eval_datasets`.
+        parts: what it trains on: one part, or those of a mixture.
+        mix: how the parts are put together; None for one.
+        validation: documents of the validation splits, of a mixture in its proportions.
+        named: further stores evaluated beside it: each part of a mixture; of fine-tuning on sets, the training and
+            test splits and the validation split of each of `--eval_datasets`.
         described: what identifies the training data in `run.json`.
         sets: names of the sets among them, whose validation records give prompts.
     """
 
-    train: Store
+    parts: tuple[TrainPart, ...]
+    mix: Mix | None
     validation: Store
     named: dict[str, Store] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
     sets: tuple[str, ...] = ()
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the documents come as a stream, of unknown length."""
+        return any(isinstance(part.train, RecordStream) for part in self.parts)
 
-def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> RunStores:
+    @property
+    def num_documents(self) -> int | None:
+        """Documents of the training splits; None of a stream."""
+        return None if self.streamed else sum(len(part.train) for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens of the training splits; None of a stream."""
+        return None if self.streamed else sum(part.train.num_tokens for part in self.parts)
+
+    def blocks(self, data_args: DataArguments, num_blocks: int, data_seed: int) -> RunBlocks:
+        """Return the blocks of a whole run, in its order.
+
+        Raises:
+            UsageError: if a pass does not fill one block.
+        """
+        kind = StreamBlocks if self.streamed else TrainingBlocks
+        return kind(
+            [part.train for part in self.parts],
+            data_args.block_size,
+            num_blocks,
+            data_seed,
+            data_args.shuffle_buffer_size,
+            data_args.attention_across_documents,
+            self.mix,
+        )
+
+
+def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, num_workers: int = 0) -> RunStores:
     """Open, and where needed make, the tokens of `--dataset_name` and `--eval_datasets`.
+
+    Of a stream the shuffle buffer is settled in `data_args`, in place: it has no length that it could default to.
 
     Raises:
         UsageError: for a name that is neither a set, a corpus nor a source; for a set of another tokenizer or an
-            older corpus; for a split without stories.
+            older corpus; for a split without stories; for weights that do not match the parts.
     """
+    place = Path(data_args.data_cache_dir)
+    sources = part_sources(data_args)
+    if len(sources) == 1 and data_args.data_mix is not None:
+        raise UsageError(f"--data_mix {data_args.data_mix}: there is one part, {sources[0][0]}; leave it away")
+    weights = tuple(parse_weights(data_args.data_mix, len(sources)))
+    named_sets = _named_sets(data_args)
+    if data_args.streaming != "False":
+        data_args.shuffle_buffer_size = data_args.shuffle_buffer_size or STREAM_BUFFER
+        if num_workers:  # they are forked, and tokenizers warns of threads that were used before
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parts = tuple(open_part(name, config, data_args, tokenizer) for name, config in sources)
+    mix = Mix(weights, data_args.data_mix_unit, data_args.stop_when) if len(parts) > 1 else None
+    named: dict[str, Store] = {}
+    if mix:
+        named = {part.name: part.validation for part in parts}
+    if named_sets:
+        named |= {"train": parts[0].train, "test": parts[0].test()}
+        named |= {name: open_validation(name, data_args, tokenizer) for name in named_sets}
+    described = dict(parts[0].described)
+    if mix:
+        described = {part.name: part.described for part in parts}
+    return RunStores(
+        parts,
+        mix,
+        _in_proportion([part.validation for part in parts], mix) if mix else parts[0].validation,
+        named,
+        described,
+        tuple(name for name in (data_args.dataset_name, *named_sets) if is_set(place / name)),
+    )
+
+
+def part_sources(data_args: DataArguments) -> list[tuple[str, str | None]]:
+    """Return (data set, configuration) of each part: of `--dataset_config_name a+b`, or of `--dataset_name a+b`.
+
+    Raises:
+        UsageError: for a part given twice.
+
+    >>> part_sources(DataArguments(dataset_name="pile", dataset_config_name="pubmed+uspto"))
+    [('pile', 'pubmed'), ('pile', 'uspto')]
+    >>> part_sources(DataArguments(dataset_name="generated+mine"))
+    [('generated', None), ('mine', None)]
+    """
+    name, place = data_args.dataset_name, Path(data_args.data_cache_dir)
+    parts = [(name, None)]
+    if data_args.dataset_config_name:
+        parts = [(name, config) for config in data_args.dataset_config_name.split("+")]
+    elif "+" in name and not (is_set(place / name) or is_corpus(place / name) or Path(name).exists()):
+        parts = [(part, None) for part in name.split("+")]
+    for part in parts:
+        if not all(word is None or word for word in part):
+            raise UsageError(
+                f"{'+'.join(word for part in parts for word in part if word is not None)} has an empty part"
+            )
+        if parts.count(part) > 1:
+            raise UsageError(f"the part {part[1] or part[0]} is given twice; give each once, its share with --data_mix")
+    return parts
+
+
+def _named_sets(data_args: DataArguments) -> list[str]:
+    """Return the names of `--eval_datasets`, checked."""
     place = Path(data_args.data_cache_dir)
     names = [name.strip() for name in (data_args.eval_datasets or "").split(",") if name.strip()]
     for name in names:
         if Path(name).name != name or name in ("train", "test"):
             raise UsageError(f"--eval_datasets {name}: give names of sets or corpora in {place}, not paths or splits")
-    is_named_set = {name: is_set(place / name) for name in (data_args.dataset_name, *names)}
-    for name in names:
-        if not is_named_set[name] and not is_corpus(place / name):
+        if not is_set(place / name) and not is_corpus(place / name):
             known = [path.name for path in place.iterdir() if is_set(path) or is_corpus(path)] if place.is_dir() else []
             raise UsageError(
                 f"--eval_datasets {name} is not prepared in {place}; there are {', '.join(known) or 'none'}"
             )
+    if names and (data_args.streaming != "False" or len(part_sources(data_args)) > 1):
+        raise UsageError(
+            f"--eval_datasets {data_args.eval_datasets} goes with one prepared data set and --streaming False; a "
+            "mixture's parts are evaluated each as they are"
+        )
+    return names
 
-    def opened(name: str, split: str) -> Store:
-        if is_named_set[name]:
-            return open_set(name, place, tokenizer, split, data_args.append_eos)
-        return TokenStore.open(_corpus_store(name, data_args, tokenizer)[1], split)
 
-    named: dict[str, Store] = {}
-    if names:
-        named = {split: opened(data_args.dataset_name, split) for split in ("train", "test")}
-        named |= {name: opened(name, "validation") for name in names}
-    return RunStores(
-        opened(data_args.dataset_name, "train"),
-        opened(data_args.dataset_name, "validation"),
-        named,
-        _describe(data_args, tokenizer),
-        tuple(name for name, found in is_named_set.items() if found),
-    )
+def _in_proportion(stores: list[Store], mix: Mix) -> JoinedStores:
+    """Return the documents of several stores in the proportions of the mixture, up to the first that ends."""
+    firsts = np.cumsum([0, *map(len, stores)])
+    numbers = [range(first, first + len(store)) for first, store in zip(firsts, stores, strict=False)]
+    lengths = np.concatenate([store.lengths_N for store in stores]).tolist()
+    size = lengths.__getitem__ if mix.unit == "tokens" else None
+    return JoinedStores(stores, np.array(list(mixed(numbers, mix.weights, size=size))))
 
 
 def sets_to_write_for(stores: RunStores, data_args: DataArguments, positions: int | None) -> tuple[str, ...]:
@@ -91,43 +190,3 @@ def sets_to_write_for(stores: RunStores, data_args: DataArguments, positions: in
                 "positions"
             )
     return tuple(chosen)
-
-
-def _corpus_store(name: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Path, Path]:
-    corpus = resolve_corpus(
-        name,
-        Path(data_args.data_cache_dir),
-        watch=lambda records: progress(records, "reading stories", "stories"),
-        text_column=data_args.text_column,
-    )
-    stories = read_manifest(corpus, "content", "stories")["stories"]
-    if not stories["validation"]:
-        total = sum(stories.values())
-        raise UsageError(
-            f"{name}: of {total:,} stories none falls into the validation split, which takes 1 per cent by hash; give "
-            "some hundred stories or more"
-        )
-    return corpus, make_store(corpus, tokenizer, data_args.append_eos, watch=token_progress)
-
-
-def _describe(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what identifies the training data in `run.json`: content, protocol, tokenizer, counts."""
-    place = Path(data_args.data_cache_dir)
-    if is_set(place / data_args.dataset_name):
-        manifest = read_manifest(set_folder(data_args.dataset_name, place, tokenizer, data_args.append_eos))
-        return {
-            "corpus": manifest["corpus"]["name"],
-            "content": manifest["corpus"]["content"],
-            "protocol": manifest["protocol"],
-            "stories": manifest["documents"],
-            **{key: manifest[key] for key in ("tokenizer_hash", "append_eos", "tokens")},
-        }
-    corpus, store = _corpus_store(data_args.dataset_name, data_args, tokenizer)
-    manifest, tokens = read_manifest(corpus), read_manifest(store)
-    return {
-        "corpus": corpus.name,
-        "content": manifest["content"],
-        "split_by": manifest["split_by"],
-        "stories": manifest["stories"],
-        **{key: tokens[key] for key in ("tokenizer_hash", "append_eos", "tokens")},
-    }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, default_data_collator
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
-from lm_trials.data.blocks import TrainingBlocks
-from lm_trials.data.tokens import document_marks
+from lm_trials.data.blocks import RunBlocks
+from lm_trials.data.tokens import Separator, document_marks
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.losses import Processes, story_losses
 from lm_trials.evaluation.summary import LossSummary, store_documents
@@ -44,6 +47,8 @@ class StoryTrainer(ExactResume):
         sample_tokens: most tokens of such a story.
         named_eval_datasets: further stores, evaluated after `eval_dataset`, as `eval_<name>_loss` and so on.
         generations: what the model writes for prompts of sets, and how often; see `callbacks.GenerationPlan`.
+        part_names: of a mixture, the names of its parts, whose shares of the tokens are logged.
+        separator: what stands before each story, and so before one that the model writes.
         kwargs: `Trainer`'s own; `eval_dataset` is a `TokenStore` or `SetStore`.
     """
 
@@ -56,6 +61,8 @@ class StoryTrainer(ExactResume):
         sample_tokens: int = 200,
         named_eval_datasets: dict[str, Store] | None = None,
         generations: GenerationPlan | None = None,
+        part_names: Sequence[str] = (),
+        separator: Separator = "bos",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, data_collator=default_data_collator, **kwargs)
@@ -65,6 +72,9 @@ class StoryTrainer(ExactResume):
         self.sample_tokens = min(sample_tokens, eval_block_size - 1)
         self.named_eval_datasets = named_eval_datasets or {}
         self.generations = generations
+        self.part_names = tuple(part_names)
+        self.separator = separator
+        self.part_tokens_P = np.zeros(len(part_names), dtype=np.int64)  # of this process
         self._mark = (time.perf_counter(), 0)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.add_callback(SpeedMark(self))
@@ -159,7 +169,9 @@ class StoryTrainer(ExactResume):
         """Log stories that the model writes, the same draws at every step, so that they can be compared."""
         if not self.num_sampled_stories or not self.may_write():
             return
-        bos, _ = document_marks(self.processing_class, append_eos=False)
+        # A model of documents that nothing opens gets what its tokenizer opens with all the same: something to go on.
+        separator = "bos" if self.separator == "none" else self.separator
+        bos, _ = document_marks(self.processing_class, append_eos=False, separator=separator)
         stories = write_stories(
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
@@ -172,7 +184,7 @@ class StoryTrainer(ExactResume):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen and tokens per second to each training log, and MFU where the device's peak is known."""
-        if isinstance(self.train_dataset, TrainingBlocks) and "loss" in logs:
+        if isinstance(self.train_dataset, RunBlocks) and "loss" in logs:
             block_size = self.train_dataset.block_size
             tokens_per_step = self.get_total_train_batch_size(self.args) * block_size
             then, step_then = self._mark
@@ -180,11 +192,38 @@ class StoryTrainer(ExactResume):
             per_second = (step - step_then) * tokens_per_step / max(now - then, 1e-9)
             logs["tokens_seen"] = step * tokens_per_step
             logs["tokens_per_second"] = per_second
+            logs |= {f"share_{name}": share for name, share in self.part_shares().items()}
             peak = peak_flops(self.args.device) * self.args.world_size
             if peak:
                 logs["mfu"] = per_second * flops_per_token(self.model, block_size) / peak
             self._mark = (now, step)
         super().log(logs, start_time)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Take the batches of one update, and from each the count of its parts' tokens, which no model knows."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            if "part_tokens" in batch:
+                self.part_tokens_P += batch.pop("part_tokens").sum(dim=0).cpu().numpy()
+        return batches, num_items
+
+    def part_shares(self) -> dict[str, float]:
+        """Return the share of the tokens so far that each part of a mixture has had, over all processes."""
+        if not self.part_names:
+            return {}
+        tokens_P = self.accelerator.reduce(torch.from_numpy(self.part_tokens_P).to(self.args.device)).cpu().numpy()
+        return dict(zip(self.part_names, (tokens_P / max(tokens_P.sum(), 1)).tolist(), strict=True))
+
+    def progress(self) -> dict[str, Any]:
+        """Return what this process has summed up, the tokens of each part with it."""
+        return {**super().progress(), "part_tokens": self.part_tokens_P.tolist()}
+
+    def restore_progress(self, parts: list[dict[str, Any]]) -> None:
+        """Take up what `progress` returned."""
+        super().restore_progress(parts)
+        self.part_tokens_P = np.zeros_like(self.part_tokens_P)
+        if len(parts) == 1 or self.args.process_index == 0:  # a sum over all processes, kept by the first
+            self.part_tokens_P += np.sum([part["part_tokens"] for part in parts], axis=0, dtype=np.int64)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; an evaluation of the last step says nothing about the best model, if that is loaded at the end."""

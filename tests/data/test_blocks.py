@@ -19,16 +19,24 @@ def test_every_token_is_in_one_block_or_in_the_counted_remainder(documents, bloc
     order = document_order(len(documents), data_seed=seed, pass_index=0)
     stream = [token for document in order for token in documents[document]]
     blocks = Blocks(tiny_store(documents), block_size, order)
-    packed = [token for n in range(len(blocks)) for token in blocks[n].input_ids_T.tolist()]
+    packed = [token for n in range(len(blocks)) for token in tokens_of(blocks, n)]
     assert packed == stream[: len(packed)]
     assert len(packed) + blocks.remainder == len(stream)
     assert blocks.remainder < block_size
 
 
+def tokens_of(blocks, index):
+    return [token for piece in blocks[index] for token in piece.ids_T.tolist()]
+
+
 def test_positions_begin_anew_with_each_document():
-    block = Blocks(tiny_store([[5, 6, 7], [8, 9]]), block_size=5)[0]
-    assert block.position_ids_T.tolist() == [0, 1, 2, 0, 1]
-    assert block.documents_T.tolist() == [0, 0, 0, 1, 1]
+    store = tiny_store([[5, 6, 7], [8, 9]])
+    block = TrainingBlocks(store, 5, 1, data_seed=0, buffer_size=1, attention_across_documents=False)[0]
+    assert block["position_ids"].tolist() == [0, 1, 2, 0, 1]
+    assert [(piece.document, piece.skipped, len(piece.ids_T)) for piece in Blocks(store, 4)[0]] == [
+        (0, 0, 3),
+        (1, 0, 1),
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -79,7 +87,7 @@ def test_packing_inside_batches_would_change_the_training_set():
     assert by_batch[5] != by_batch[7]
     assert len(by_batch[5]) < len(by_batch[60])  # remainders dropped batch by batch
     blocks = Blocks(tiny_store(documents), 8)
-    assert [blocks[n].input_ids_T.tolist() for n in range(len(blocks))] == by_batch[60]
+    assert [tokens_of(blocks, n) for n in range(len(blocks))] == by_batch[60]
 
 
 @settings(max_examples=50, deadline=None)

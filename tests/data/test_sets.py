@@ -56,7 +56,8 @@ def assert_same_as_from_scratch(place, corpus, tokenizer, protocols, splits=SPLI
             stream = np.concatenate(expected)
             blocks = Blocks(store, 128)
             for block in range(0, len(blocks), 7):
-                assert blocks[block].input_ids_T.tolist() == stream[128 * block : 128 * (block + 1)].tolist()
+                ids = np.concatenate([piece.ids_T for piece in blocks[block]])
+                assert ids.tolist() == stream[128 * block : 128 * (block + 1)].tolist()
             compared += len(expected)
     return compared
 

@@ -1,0 +1,191 @@
+"""Parts: one data set of a run, or of its mixture: its training documents, its validation documents, what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError, progress
+from lm_trials.data.corpora import is_corpus, open_records, read_manifest, resolve_corpus
+from lm_trials.data.set_store import SetStore, open_set
+from lm_trials.data.sets import is_set, set_folder
+from lm_trials.data.sources import Source, open_source
+from lm_trials.data.streams import RecordStream, stored
+from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
+from lm_trials.data.tokens import TokenStore, document_marks, make_store, token_progress
+from lm_trials.training.arguments import DataArguments
+
+READ_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class TrainPart:
+    """One data set of a run.
+
+    Attributes:
+        name: for logs and tables.
+        train: its training documents.
+        validation: its validation documents.
+        test: opens its test documents.
+        described: what identifies it in `run.json`.
+    """
+
+    name: str
+    train: TokenStore | SetStore | RecordStream
+    validation: TokenStore | SetStore
+    test: Callable[[], TokenStore | SetStore]
+    described: dict[str, Any]
+
+
+def open_part(name: str, config: str | None, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> TrainPart:
+    """Open one data set as `--streaming` says: `False` by its token store, `CacheStream` and `True` as a stream.
+
+    Raises:
+        UsageError: for a name that is nothing, a set that would be streamed, a split without stories.
+    """
+    place = Path(data_args.data_cache_dir)
+    if is_set(place / name):
+        return _set_part(name, config, data_args, tokenizer)
+    if data_args.streaming == "True" and not any(map(is_corpus, (place / name, Path(name)))):
+        return _streamed_part(name, config, data_args, tokenizer)
+    corpus = _corpus(name, config, data_args)
+    label = config or corpus.name
+    manifest = read_manifest(corpus)
+    described = {
+        "corpus": corpus.name,
+        "content": manifest["content"],
+        "split_by": manifest["split_by"],
+        "stories": manifest["stories"],
+        **_described_tokens(data_args, tokenizer),
+    }
+    if data_args.streaming != "False":
+        stream = _stream(f"{label}, train", lambda: corpus_pairs(corpus, "train"), data_args, tokenizer)
+        held_out = [
+            _stream(f"{label}, {s}", lambda s=s: corpus_pairs(corpus, s), data_args, tokenizer) for s in HELD_OUT
+        ]
+        count = data_args.max_eval_samples
+        return TrainPart(label, stream, stored(held_out[0], count), lambda: stored(held_out[1], count), described)
+    folder = _tokens(corpus, data_args, tokenizer)
+    described["tokens"] = read_manifest(folder)["tokens"]
+    return TrainPart(
+        label,
+        TokenStore.open(folder, "train"),
+        TokenStore.open(folder, "validation"),
+        lambda: TokenStore.open(folder, "test"),
+        described,
+    )
+
+
+HELD_OUT = ("validation", "test")
+
+
+def open_validation(name: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> TokenStore | SetStore:
+    """Open the validation split of a prepared set or corpus, for `--eval_datasets`."""
+    place = Path(data_args.data_cache_dir)
+    if is_set(place / name):
+        return open_set(name, place, tokenizer, "validation", data_args.append_eos)
+    return TokenStore.open(_tokens(_corpus(name, None, data_args), data_args, tokenizer), "validation")
+
+
+def _set_part(name: str, config: str | None, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> TrainPart:
+    place = Path(data_args.data_cache_dir)
+    for flag, usual in (("streaming", "False"), ("document_separator", "bos"), ("dataset_config_name", None)):
+        if getattr(data_args, flag) != usual:
+            raise UsageError(
+                f"--{flag} {getattr(data_args, flag)}: {name} is a protocol's set, put together from its corpus's "
+                f"tokens; leave --{flag} away"
+            )
+
+    def opened(split: str) -> SetStore:
+        return open_set(name, place, tokenizer, split, data_args.append_eos)
+
+    train, validation = opened("train"), opened("validation")
+    manifest = read_manifest(set_folder(name, place, tokenizer, data_args.append_eos))
+    described = {
+        "corpus": manifest["corpus"]["name"],
+        "content": manifest["corpus"]["content"],
+        "protocol": manifest["protocol"],
+        "stories": manifest["documents"],
+        **{key: manifest[key] for key in ("tokenizer_hash", "append_eos", "tokens")},
+    }
+    return TrainPart(name, train, validation, lambda: opened("test"), described)
+
+
+def _streamed_part(
+    name: str, config: str | None, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+) -> TrainPart:
+    """Open a source that is read as it lies, on the Hub or here, and never written."""
+    source = open_source(
+        name,
+        text_column=data_args.text_column,
+        dataset_config_name=config,
+        streaming=True,
+        validation_split_percentage=data_args.validation_split_percentage,
+    )
+    source.check_splits()
+    label = config or Path(name).name
+    described = {"source": source.origin(), **_described_tokens(data_args, tokenizer)}
+    train, validation, test = (
+        _stream(f"{label}, {s}", lambda s=s: source_pairs(source, s), data_args, tokenizer)
+        for s in ("train", *HELD_OUT)
+    )
+    count = data_args.max_eval_samples
+    return TrainPart(label, train, stored(validation, count), lambda: stored(test, count), described)
+
+
+def _stream(
+    name: str,
+    pairs: Callable[[], Iterator[tuple[str, str]]],
+    data_args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> RecordStream:
+    marks = document_marks(tokenizer, data_args.append_eos, data_args.document_separator)
+    return RecordStream(name, pairs, batch_encoder(tokenizer), marks)
+
+
+def source_pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
+    """Yield (record id, story) of one split of a source."""
+    return ((record["record_id"], record["story"]) for record in source.records_of(split))
+
+
+def corpus_pairs(corpus: Path, split: str) -> Iterator[tuple[str, str]]:
+    """Yield (record id, story) of one split of a corpus, in its order."""
+    columns = open_records(corpus, split).with_format("arrow").select_columns(["record_id", "story"])
+    for batch in columns.iter(READ_BATCH):
+        yield from zip(batch["record_id"].to_pylist(), batch["story"].to_pylist(), strict=True)
+
+
+def _described_tokens(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "append_eos": data_args.append_eos,
+        "document_separator": data_args.document_separator,
+    }
+
+
+def _corpus(name: str, config: str | None, data_args: DataArguments) -> Path:
+    corpus = resolve_corpus(
+        name,
+        Path(data_args.data_cache_dir),
+        watch=lambda records: progress(records, "reading stories", "stories"),
+        validation_split_percentage=data_args.validation_split_percentage,
+        text_column=data_args.text_column,
+        dataset_config_name=config,
+    )
+    stories = read_manifest(corpus, "content", "stories")["stories"]
+    if not stories["validation"]:
+        total = sum(stories.values())
+        raise UsageError(
+            f"{name}: of {total:,} stories none falls into the validation split, which takes "
+            f"{data_args.validation_split_percentage or 1:g} per cent by hash; give some hundred stories or more, or "
+            "a larger --validation_split_percentage"
+        )
+    return corpus
+
+
+def _tokens(corpus: Path, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Path:
+    return make_store(corpus, tokenizer, data_args.append_eos, token_progress, data_args.document_separator)
