@@ -5,7 +5,8 @@ A prepared corpus, by its validation split; any file, whole:
     python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --by features
     python eval_checkpoint.py --model_dir runs/demo --dataset_name stories.jsonl --max_eval_samples 1000
 
-Every checkpoint of a run; the form of pretraining; several models on several data sets:
+Every checkpoint of a run; the form of pretraining; several models on several data sets, which make a matrix with means
+in and out of each model's domain (tables and a heat map under --matrix_dir):
 
     python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --all_checkpoints
     python eval_checkpoint.py --model_dir runs/demo --dataset_name generated --layout packed --block_size 256
@@ -31,6 +32,7 @@ Stories continued by the model, compared with how the records go on; two process
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lm_trials.arguments import parse_arguments
@@ -56,8 +58,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.evaluation.continuations import score_continuations
     from lm_trials.evaluation.datasets import open_evaluation_set
     from lm_trials.evaluation.feature_tables import check_sets, score_set
+    from lm_trials.evaluation.matrix import evaluation_matrix, show_matrix, write_matrix
     from lm_trials.evaluation.results import write_results
     from lm_trials.models.reference import load_model
+    from lm_trials.reporting.figures import matrix_figure
     from lm_trials.training.launch import check_processes
 
     # Said aloud: a launched process that is not told to use the CPU looks for a GPU and believes to be alone.
@@ -83,6 +87,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 if args.generate:
                     continuations += score_continuations(model, candidate, dataset, args)
     show_results(results)
+    if len(results) > 1 and is_main_process():
+        matrix = evaluation_matrix(results, candidates, datasets, args)
+        picture = matrix_figure(matrix.cells, "each model on each data set [95 % over stories]")
+        write_matrix(matrix, Path(args.matrix_dir), picture)
+        show_matrix(matrix, Path(args.matrix_dir))
     return [row for result in results for row in result.rows] + continuations
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -130,10 +131,19 @@ def show_table(title: str, columns: list[str], rows: Iterable[Iterable[str]], ca
     for first, *numbers in cells:
         block = Table.grid(padding=(0, 2))
         for column, number in zip(columns[1:], numbers, strict=True):
-            block.add_row(Text(f"  {column}".replace("\n", ", "), style="dim"), Text(number.replace("\n", "  ")))
-        console.print(Text(first.strip().replace("/\n", "/").replace("\n", ", ")), block)
+            block.add_row(Text(f"  {_unfolded(column)}", style="dim"), Text(number.replace("\n", "  ")))
+        console.print(Text(_unfolded(first.strip())), block)
     if caption:
         console.print(Text(caption))
+
+
+def _unfolded(text: str) -> str:
+    """Return a cell's lines as one: a name cut after a slash or hyphen whole again, other lines with commas.
+
+    >>> _unfolded("runs/\\nbase\\nfilter-adv-\\nTwist")
+    'runs/base, filter-adv-Twist'
+    """
+    return re.sub(r"(?<=[/-])\n", "", text).replace("\n", ", ")
 
 
 def show_pairs(title: str, columns: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> None:

@@ -55,6 +55,9 @@ class EvaluationArguments:
     seed: int = option(0, help="Seed of the intervals and of the sampling.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <model>/eval/<data set>.")
     tables_dir: str = option("out/tables", help="Folder of the tables of --generate.")
+    matrix_dir: str = option(
+        "out/tables/matrix", help="Folder of matrix.csv, .json and .png, written when several pairs are evaluated."
+    )
     use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
 
 

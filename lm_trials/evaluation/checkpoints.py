@@ -45,6 +45,7 @@ class Candidate:
         block_size: longest window, in tokens.
         append_eos: whether EOS after each story is scored.
         seed: of its training, where a `run.json` tells.
+        run: what that `run.json` holds.
     """
 
     reference: ModelReference
@@ -52,6 +53,7 @@ class Candidate:
     block_size: int
     append_eos: bool
     seed: int | None = None
+    run: dict[str, Any] | None = None
 
 
 def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
@@ -98,7 +100,7 @@ def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
             "give the tokenizer it was trained with by --tokenizer_name"
         )
     seed = run["replicate"].get("seed") if run else None
-    return Candidate(reference, tokenizer, evaluation_window(config, args.block_size), append_eos, seed)
+    return Candidate(reference, tokenizer, evaluation_window(config, args.block_size), append_eos, seed, run)
 
 
 def _only_padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> bool:
@@ -141,11 +143,12 @@ def plan_results(
                     "name each model and each data set once, and give files different names"
                 )
             folders[key] = folder
-    places = [*folders.values(), *([Path(args.tables_dir)] if args.generate else [])]
-    for place in places:
+    places = [("--output_dir", folder) for folder in folders.values()]
+    places += [("--tables_dir", Path(args.tables_dir))] if args.generate else []
+    places += [("--matrix_dir", Path(args.matrix_dir))] if len(folders) > 1 else []
+    for flag, place in places:
         there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            flag = "--tables_dir" if place == Path(args.tables_dir) else "--output_dir"
             raise UsageError(f"{place} cannot be written to; give another folder by {flag}")
     return folders
 
@@ -269,16 +272,19 @@ def slice_label(name: str) -> str:
     return name.removeprefix("features=") if "features=" in name else name.replace("features!=", "no ")
 
 
-def folded(path: str, width: int = 26) -> str:
-    """Return a model's name in lines that a table has room for, cut after a slash.
+def folded(name: str, width: int = 26, after: str = "/") -> str:
+    """Return a name in lines that a table has room for, cut after a slash or what else `after` names.
 
     >>> print(folded("runs/llama-generated-seed42/checkpoint-100"))
     runs/
     llama-generated-seed42/
     checkpoint-100
+    >>> print(folded("filter-adv-Twist-validation", width=17, after="/-"))
+    filter-adv-Twist-
+    validation
     """
     lines = [""]
-    for part in re.findall("[^/]*/?", path):
+    for part in re.findall(f"[^{after}]*[{after}]?", name):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lm_trials.console import UsageError, note
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest
 from lm_trials.data.mixtures import mixed, parse_weights
-from lm_trials.data.records import Record, make_record
+from lm_trials.data.records import SPLITS, Record, make_record
 from lm_trials.data.set_texts import SetText, resolve_set, set_texts
 from lm_trials.data.sets import is_set
 from lm_trials.data.sources import Source, open_source
 from lm_trials.evaluation.arguments import EvaluationArguments
+from lm_trials.evaluation.domains import content_name, hub_name
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class EvaluationSet:
         read: starts the stream.
         fingerprint: of the content, for the manifest of the results.
         total: how many stories there are, where that is known before reading them.
+        parts: the names that its data, of a mixture each part's, is known by (`domains.content_name`).
     """
 
     name: str
     read: Callable[[], Iterator[Record]]
     fingerprint: str
     total: int | None = None
+    parts: tuple[frozenset[str], ...] = ()
 
 
 def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
@@ -50,10 +52,12 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         split = args.dataset_split or "validation"
         _, corpus, protocol = resolve_set(name, place)
         open_records(corpus, split)  # raises for a split there is not
+        content = content_name(read_manifest(corpus, "content")["content"], protocol.as_dict())
         return EvaluationSet(
             f"{name}-{split}",
             lambda: _limited(_as_records(set_texts(name, place, split)), args),
-            f"{read_manifest(corpus, 'content')['content']}+{json.dumps(protocol.as_dict(), sort_keys=True)}",
+            content,
+            parts=(frozenset({content}),),
         )
     folder = next((f for f in (place / name, Path(name)) if is_corpus(f)), None)
     if folder is not None:
@@ -61,7 +65,13 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         records = open_records(folder, split)
         fingerprint = read_manifest(folder, "content")["content"]
         total = min(len(records), args.max_eval_samples or len(records))
-        return EvaluationSet(f"{folder.name}-{split}", lambda: _limited(iter(records), args), fingerprint, total)
+        return EvaluationSet(
+            f"{folder.name}-{split}",
+            lambda: _limited(iter(records), args),
+            fingerprint,
+            total,
+            (frozenset({content_name(fingerprint)}),),
+        )
     parts = (args.dataset_config_name or "").split("+")
     sources = [_source(name, part or None, args) for part in parts]
     weights = parse_weights(args.data_mix, len(sources))
@@ -77,7 +87,16 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
         lambda: _limited(mixed([source.records() for source in sources], weights, ended), args),
         "+".join(source.fingerprint() for source in sources),
         args.max_eval_samples,
+        tuple(_names(source) for source in sources),
     )
+
+
+def _names(source: Source) -> frozenset[str]:
+    """Return what a source's data is known by: its fingerprints whichever split is read, as a corpus may hold them."""
+    hub = source.kind == "hub"
+    splits = {source.dataset_split, None, *(SPLITS if hub else ())}
+    fingerprints = frozenset(replace(source, dataset_split=split).fingerprint() for split in splits)
+    return fingerprints | {hub_name(source.reference, source.dataset_config_name)} if hub else fingerprints
 
 
 def _as_records(texts: Iterable[SetText]) -> Iterator[Record]:
