@@ -15,7 +15,7 @@ from lm_trials.data.set_texts import SetText, resolve_set, set_texts
 from lm_trials.data.sets import is_set
 from lm_trials.data.sources import Source, open_source
 from lm_trials.evaluation.arguments import EvaluationArguments
-from lm_trials.evaluation.domains import content_name, hub_name
+from lm_trials.evaluation.domains import content_name, contents_of, hub_name
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,16 @@ def open_evaluation_set(name: str, args: EvaluationArguments) -> EvaluationSet:
     if folder is not None:
         split = args.dataset_split or "validation"
         records = open_records(folder, split)
-        fingerprint = read_manifest(folder, "content")["content"]
+        manifest = read_manifest(folder, "content")
+        fingerprint = manifest["content"]
+        names = contents_of({"content": fingerprint, "source": manifest.get("origin")}, place)
         total = min(len(records), args.max_eval_samples or len(records))
         return EvaluationSet(
             f"{folder.name}-{split}",
             lambda: _limited(iter(records), args),
             fingerprint,
             total,
-            (frozenset({content_name(fingerprint)}),),
+            (frozenset(names),),
         )
     parts = (args.dataset_config_name or "").split("+")
     sources = [_source(name, part or None, args) for part in parts]

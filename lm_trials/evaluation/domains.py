@@ -69,7 +69,7 @@ def training_data(run: Mapping[str, Any] | None, data_cache_dir: Path) -> Traini
     for _ in range(MAX_STAGES):
         if run is None:
             return TrainingData(frozenset(contents), complete=False)
-        found = set(_contents(run["outcome"].get("data"), data_cache_dir))
+        found = set(contents_of(run["outcome"].get("data"), data_cache_dir))
         complete = complete and bool(found)
         contents |= found
         initial = run["outcome"].get("initial_model")
@@ -77,6 +77,26 @@ def training_data(run: Mapping[str, Any] | None, data_cache_dir: Path) -> Traini
             return TrainingData(frozenset(contents), complete)
         run = _earlier_run(initial)
     return TrainingData(frozenset(contents), complete=False)
+
+
+def contents_of(data: Any, data_cache_dir: Path) -> Iterator[str]:
+    """Yield the names of all data that `outcome.data` describes, at any depth: each part of a mixture counts.
+
+    >>> list(contents_of({"first": {"content": "a"}, "second": {"content": "b"}}, Path("data")))
+    ['a', 'b']
+    """
+    if isinstance(data, Mapping):
+        protocol = data.get("protocol")
+        for key in ("content", "fingerprint"):
+            if isinstance(data.get(key), str):
+                yield content_name(data[key], protocol)
+        if "read_as" in data:  # where a source of the Hub says what it is
+            yield hub_name(data["reference"], data.get("dataset_config_name"))
+        if protocol is None and isinstance(data.get("corpus"), str):
+            yield from contents_of(_origin(data_cache_dir / data["corpus"], data.get("content")), data_cache_dir)
+    if isinstance(data, (Mapping, list)):
+        for inner in data.values() if isinstance(data, Mapping) else data:
+            yield from contents_of(inner, data_cache_dir)
 
 
 def in_domain(trained: TrainingData, parts: tuple[frozenset[str], ...]) -> Domain:
@@ -98,22 +118,6 @@ def in_domain(trained: TrainingData, parts: tuple[frozenset[str], ...]) -> Domai
     if any(hits):
         return "partly"
     return "no" if trained.complete else "unknown"
-
-
-def _contents(data: Any, data_cache_dir: Path) -> Iterator[str]:
-    """Yield the names of all data that `outcome.data` describes, at any depth: each part of a mixture counts."""
-    if isinstance(data, Mapping):
-        protocol = data.get("protocol")
-        for key in ("content", "fingerprint"):
-            if isinstance(data.get(key), str):
-                yield content_name(data[key], protocol)
-        if "read_as" in data:  # where a source of the Hub says what it is
-            yield hub_name(data["reference"], data.get("dataset_config_name"))
-        if protocol is None and isinstance(data.get("corpus"), str):
-            yield from _contents(_origin(data_cache_dir / data["corpus"], data.get("content")), data_cache_dir)
-    if isinstance(data, (Mapping, list)):
-        for inner in data.values() if isinstance(data, Mapping) else data:
-            yield from _contents(inner, data_cache_dir)
 
 
 def _origin(corpus: Path, content: Any) -> Any:

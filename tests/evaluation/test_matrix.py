@@ -17,7 +17,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 import eval_checkpoint
 import prepare_tinystories
 from lm_trials.data.corpora import read_manifest
-from lm_trials.data.sources import Source
+from lm_trials.data.sources import Source, open_source
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.datasets import EvaluationSet, _names, open_evaluation_set
@@ -278,6 +278,8 @@ def test_the_file_that_a_corpus_was_made_of_is_its_domain(corpora, tmp_path):
     assert in_domain(trained, opened(corpora / "stories.jsonl", corpora, dataset_split="validation")) == "yes"
     write_stories(tmp_path / "stories.jsonl", 400, seed=1)
     assert in_domain(trained, opened(tmp_path / "stories.jsonl", corpora)) == "no"
+    streamed = training_data(a_run(data={"source": open_source(str(corpora / "stories.jsonl")).origin()}), corpora)
+    assert [in_domain(streamed, opened(name, corpora)) for name in ("mine", "tiny")] == ["yes", "no"]
     changed = described("mine", corpora) | {"content": "0" * 16}
     assert in_domain(training_data(a_run(data=changed), corpora), opened(corpora / "stories.jsonl", corpora)) == "no"
 
