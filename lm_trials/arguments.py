@@ -189,16 +189,43 @@ def _config_as_flags(path: Path, parser: ArgumentParser) -> list[str]:
 
     `HfArgumentParser.parse_yaml_file` and defaults set from a file skip types and choices: `lr: 3e-4` stays a string.
     """
+    config = read_yaml(path)
+    if not isinstance(config, dict):
+        raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
+    return _mapping_as_flags(config, parser)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file in which `no` and `off` are words.
+
+    Raises:
+        UsageError: if it cannot be read or is no YAML; the text does not name the file, which the caller knows.
+    """
     import yaml
 
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_config_loader())
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_config_loader())
     except OSError as error:
         raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"it is no YAML ({str(error).splitlines()[0]}); mend it") from None
-    if not isinstance(config, dict):
-        raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
+
+
+def parse_mapping(values: dict[str, Any], own: type) -> Any:
+    """Parse `flag: value` pairs, as one entry of a YAML list holds them, into a dataclass, checked like typed flags.
+
+    Raises:
+        UsageError: for a key that is no flag, naming the nearest; for a wrong value.
+    """
+    parser = _parser((own,), "", None)
+    try:
+        parsed, *_ = parser.parse_args_into_dataclasses(_mapping_as_flags(values, parser), look_for_args_file=False)
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+    return parsed
+
+
+def _mapping_as_flags(config: dict[str, Any], parser: ArgumentParser) -> list[str]:
     actions = {name: action for name, action in _flags(parser).items() if name not in ("help", "config", "help_all")}
     flags: list[str] = []
     for key, value in config.items():

@@ -41,6 +41,10 @@ def parse_script(script: str, argv: list[str]) -> None:
 
         command, *rest = argv
         prepare_tinystories.command_arguments(command, rest)
+    elif script == "cache_datasets.py":
+        import cache_datasets
+
+        cache_datasets.command_arguments(argv)
     else:
         raise AssertionError(f"no parser is known for {script}")
 
@@ -97,6 +101,7 @@ def test_readme_has_the_two_commands():
         "python train_gpt3.py",
         "python train_gpt2.py --learning_rat 1",
         "python prepare_tinystories.py bake",
+        "python cache_datasets.py --dataset_nam x",
         "python eval_checkpoint.py --model_dir a --by",
         "accelerate launch --config_file nowhere.yaml train_gpt2.py",
         "run_everything --now",

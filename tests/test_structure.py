@@ -25,7 +25,7 @@ FORBIDDEN = {
     "reporting": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
     "trials": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
 }
-SCRIPTS = ("train_gpt2", "eval_checkpoint", "prepare_tinystories")
+SCRIPTS = ("train_gpt2", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
 
 
 def imports(source: str) -> list[tuple[str, bool]]:

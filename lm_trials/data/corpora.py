@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import socket
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, load_from_disk
+from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError, did_you_mean, note
+from lm_trials.data.folders import ArrowFile, finished_folder, load_splits, save_splits
+from lm_trials.data.pieces import read_pieces, resumable_folder, split_batches
 from lm_trials.data.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
 from lm_trials.data.shards import first_line
 from lm_trials.data.sources import Source, open_source
+from lm_trials.sums import file_sums
 
 SplitBy = Literal["hash", "shard"]
-SplitRecord = tuple[Split, Record]
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
 MANIFEST = "manifest.json"
-WRITE_BATCH = 1000
-# A split is copied in a blink below this; a bar for each would be noise.
-QUIET_ROWS = 200_000
 
 
 def write_corpus(
@@ -49,10 +44,26 @@ def write_corpus(
     Raises:
         UsageError: if `folder` already holds a corpus, or the records leave one of `splits_needed` empty.
     """
-    empty_train = "shard 0 is the test split, so give more shards" if split_by == "shard" else "give more stories"
-    placed = ((_shard_split(shard, record) if split_by == "shard" else split_of(record["record_id"]), record)
-              for shard, record in records)  # fmt: skip
-    return write_splits(placed, folder, origin, split_by, splits_needed, empty_train)
+    _refuse_existing(folder)
+    advice = "shard 0 is the test split, so give more shards" if split_by == "shard" else "give more stories"
+    tally = Tally()
+    with finished_folder(folder) as unfinished:
+        with ExitStack() as files:
+            writers = {s: files.enter_context(ArrowFile(unfinished / f"{s}.arrow", RECORD_SCHEMA)) for s in SPLITS}
+            for shard, record in records:
+                if not record["story"]:
+                    tally.blank += 1
+                    continue
+                split = _shard_split(shard, record) if split_by == "shard" else split_of(record["record_id"])
+                tally.add(split, [record["record_id"]], record["features"])
+                writers[split].write(record)
+        described = {"corpus": folder.name, "split_by": split_by, "origin": origin}
+        return _finish(unfinished, described, tally, splits_needed, advice)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
 
 
 def _shard_split(shard: int, record: Record) -> Split:
@@ -60,60 +71,27 @@ def _shard_split(shard: int, record: Record) -> Split:
     return "test" if shard == 0 else "validation" if by_hash == "validation" else "train"
 
 
-def write_splits(
-    records: Iterable[SplitRecord],
-    folder: Path,
-    origin: dict[str, Any],
-    split_by: str,
+def _finish(
+    unfinished: Path,
+    described: dict[str, Any],
+    tally: Tally,
     splits_needed: Collection[str] = ("train",),
-    empty_train: str = "give more stories",
+    advice: str = "give more stories",
 ) -> dict[str, Any]:
-    """Write records, each given with its split, as a `DatasetDict` of three splits; return the manifest.
-
-    Raises:
-        UsageError: as `write_corpus`; `empty_train` is what to do about a train split without a story.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
-    tally = _Tally()
-    with finished_folder(folder) as unfinished:
-        with ExitStack() as files:
-            writers = {s: files.enter_context(ArrowFile(unfinished / f"{s}.arrow", RECORD_SCHEMA)) for s in SPLITS}
-            for split, record in records:
-                if not record["story"]:
-                    tally.blank += 1
-                    continue
-                tally.add(split, record)
-                writers[split].write(record)
-        manifest = {"corpus": folder.name, "split_by": split_by, "origin": origin, **tally.summary()}
-        for split in splits_needed:
-            if not manifest["stories"][split]:
-                total = sum(manifest["stories"].values())
-                advice = empty_train if split == "train" else "give more stories"
-                raise UsageError(f"{total:,} stories leave the {split} split empty; {advice}")
-        save_splits(unfinished, unfinished / "records")
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    """Turn the Arrow files in `unfinished` into a corpus and return its manifest."""
+    manifest = {**described, **tally.summary()}
+    for split in splits_needed:
+        if not manifest["stories"][split]:
+            total = sum(manifest["stories"].values())
+            following = advice if split == "train" else "give more stories"
+            raise UsageError(f"{total:,} stories leave the {split} split empty; {following}")
+    save_splits(unfinished, unfinished / "records")
+    manifest["files"] = file_sums(unfinished)
+    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
-def save_splits(folder: Path, destination: Path) -> None:
-    """Turn the raw Arrow file of each split into a folder that `datasets.load_from_disk` reads."""
-    files = {split: folder / f"{split}.arrow" for split in SPLITS}
-    splits = DatasetDict({split: Dataset.from_file(str(file)) for split, file in files.items()})
-    quiet = sum(map(len, splits.values())) < QUIET_ROWS and datasets.is_progress_bar_enabled()
-    if quiet:
-        datasets.disable_progress_bars()
-    try:
-        # An empty split would be saved as no file at all, and datasets 5.2 cannot load that again.
-        splits.save_to_disk(destination, num_shards={split: None if len(splits[split]) else 1 for split in SPLITS})
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()
-    for file in files.values():
-        file.unlink()
-
-
-class _Tally:
+class Tally:
     """Counts what goes into a corpus: stories, features and duplicates, at 8 bytes a story."""
 
     def __init__(self) -> None:
@@ -121,11 +99,13 @@ class _Tally:
         self.features: Counter[str] = Counter()
         self.blank = 0
 
-    def add(self, split: str, record: Record) -> None:
-        self.identifiers[split].append(int(record["record_id"][:16], 16))
-        self.features.update(record["features"])
+    def add(self, split: str, record_ids: Iterable[str], features: Iterable[str]) -> None:
+        """Count stories of a split, and the features named by them."""
+        self.identifiers[split].extend(int(name[:16], 16) for name in record_ids)
+        self.features.update(features)
 
     def summary(self) -> dict[str, Any]:
+        """Return the manifest's counts and the hash of all names, which stands for the content."""
         arrays = {split: np.frombuffer(names, dtype=np.uint64) for split, names in self.identifiers.items()}
         everything = np.concatenate(list(arrays.values()))
         in_test = np.isin(np.concatenate([arrays["train"], arrays["validation"]]), arrays["test"])
@@ -140,109 +120,46 @@ class _Tally:
         }
 
 
-class ArrowFile:
-    """An Arrow stream file written in batches of rows, so that memory does not grow with the rows."""
-
-    def __init__(self, path: Path, schema: Features) -> None:
-        self.schema = schema.arrow_schema
-        self.rows: list[Any] = []
-        self.file = pa.OSFile(str(path), "wb")
-        self.stream = pa.ipc.new_stream(self.file, self.schema)
-
-    def __enter__(self) -> ArrowFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.rows = []  # of a file that will be thrown away
-        self.close()
-
-    def write(self, row: Any) -> None:
-        """Add one row, a dict of the schema's fields."""
-        self.rows.append(row)
-        if len(self.rows) == WRITE_BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the rows gathered so far."""
-        if self.rows:
-            self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
-            self.rows = []
-
-    def close(self) -> None:
-        """Write what is left and close the file."""
-        self.flush()
-        self.stream.close()
-        self.file.close()
-
-
-@contextmanager
-def finished_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `folder` only when all went well; nothing half-written stays.
-
-    What a killed process of this machine left behind is removed; parents made for a folder that came to nothing too.
-
-    Raises:
-        UsageError: where the place cannot be written to, or another process was faster.
-    """
-    mark = f".{folder.name}.unfinished-{socket.gethostname()}-"
-    unfinished = folder.with_name(f"{mark}{os.getpid()}")
-    made = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        for left in folder.parent.glob(f"{mark}*"):
-            if left == unfinished or not _is_running(left.name.removeprefix(mark)):
-                shutil.rmtree(left)
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
-    try:
-        yield unfinished
-        try:
-            unfinished.rename(folder)  # over an empty folder, too; anything else was refused before
-        except OSError as error:
-            raise UsageError(f"{folder} appeared meanwhile ({error.strerror}); run the same command again") from None
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
-
-
-def _is_running(process_id: str) -> bool:
-    try:
-        os.kill(int(process_id), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:  # it runs, for somebody else
-        return True
-    return True
-
-
 def ingest(
-    source: Source,
-    folder: Path,
-    split_by: SplitBy = "hash",
-    watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    source: Source, folder: Path, split_by: SplitBy = "hash", watch: Watch = iter, num_proc: int = 1
 ) -> dict[str, Any]:
-    """Read a whole source into the corpus `folder`; `watch` may wrap the stream with a progress bar.
+    """Read a whole source into the corpus `folder`; `watch` may wrap the count of records with a progress bar.
 
-    A source with splits of its own keeps them, and the manifest says `split_by: source`.
+    A source with splits of its own keeps them, and the manifest says `split_by: source`.  What was read is kept,
+    part by part, in a hidden folder beside: the same call after a kill reads only what is missing.  The corpus is the
+    same, byte for byte, for any number of processes and interruptions.
 
     Raises:
         UsageError: as `Source.records_of`; for shards as splits of a source that has its own.
     """
+    _refuse_existing(folder)
     source.check_splits()
     if split_by == "shard":
         if source.has_own_splits():
             raise UsageError(f"--split_by shard: {source.reference} has splits of its own; leave it away")
         if source.validation_split_percentage is not None:
-            raise UsageError(
-                "--validation_split_percentage and --split_by shard: shards say what is validation; drop one"
-            )
+            raise UsageError("--validation_split_percentage with --split_by shard: leave one of them away")
         return write_corpus(watch(source.records_by_shard()), folder, source.origin(), split_by)
-    manner = "source" if source.has_own_splits() else "hash"
-    return write_splits(watch(source.split_records()), folder, source.origin(), manner)
+    origin = source.origin()
+    described = {
+        "corpus": folder.name,
+        "split_by": "source" if source.has_own_splits() else "hash",
+        "origin": origin,
+    }
+    with resumable_folder(folder, origin["fingerprint"]) as work:
+        _refuse_existing(folder)  # another process may have made it while this one waited
+        pieces = read_pieces(source, work, watch, num_proc)
+        with finished_folder(folder) as unfinished:
+            tally = Tally()
+            tally.blank = sum(piece.blank for piece in pieces)
+            for split in SPLITS:
+                with ArrowFile(unfinished / f"{split}.arrow", RECORD_SCHEMA) as file:
+                    for batch in split_batches(pieces, split):
+                        tally.add(split, batch["record_id"].to_pylist(), batch["features"].flatten().to_pylist())
+                        file.write_batch(batch)
+            if not any(map(len, tally.identifiers.values())):
+                raise source.no_story()
+            return _finish(unfinished, described, tally)
 
 
 def in_two_splits(manifest: dict[str, Any]) -> str | None:
@@ -278,20 +195,6 @@ def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDic
     return splits[split]
 
 
-def load_splits(folder: Path) -> DatasetDict:
-    """Load what `save_splits` wrote, memory-mapped.
-
-    Raises:
-        UsageError: if a file of it is missing, cut off or changed.
-    """
-    try:
-        return load_from_disk(str(folder))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder} is damaged ({first_line(error)}); remove {folder} and run the command that made it again"
-        ) from None
-
-
 def read_manifest(folder: Path, *needed: str) -> dict[str, Any]:
     """Read what a corpus or token store says of itself, the `needed` fields at least.
 
@@ -318,7 +221,7 @@ def is_corpus(folder: Path) -> bool:
 def resolve_corpus(
     dataset_name: str,
     data_cache_dir: Path,
-    watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    watch: Watch = iter,
     validation_split_percentage: float | None = None,
     num_proc: int = 1,
     **source_options: Any,
@@ -346,15 +249,25 @@ def resolve_corpus(
         return prepared
     known = [p.name for p in data_cache_dir.iterdir() if is_corpus(p)] if data_cache_dir.is_dir() else []
     try:
-        source = open_source(dataset_name, validation_split_percentage=validation_split_percentage, **source_options)
+        options = {"validation_split_percentage": validation_split_percentage, "num_proc": num_proc, **source_options}
+        source = open_source(dataset_name, **options)
         folder = corpus_folder(source, dataset_name, data_cache_dir)
         if not is_corpus(folder):
-            manifest = ingest(source, folder, watch=watch)
-            if shared := in_two_splits(manifest):
-                note(f"note: {folder.name}: {shared}")
+            _ingest_once(source, folder, watch, num_proc)
     except UsageError as error:
         raise UsageError(f"{error}; prepared in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}") from None
     return folder
+
+
+def _ingest_once(source: Source, folder: Path, watch: Watch, num_proc: int) -> None:
+    try:
+        manifest = ingest(source, folder, watch=watch, num_proc=num_proc)
+    except UsageError:
+        if not is_corpus(folder):  # else another process was faster
+            raise
+        return
+    if shared := in_two_splits(manifest):
+        note(f"note: {folder.name}: {shared}")
 
 
 def corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> Path:

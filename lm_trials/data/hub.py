@@ -32,16 +32,19 @@ def hub_revision(reference: str) -> str | None:
         return None
 
 
-def load_hub(reference: str, config: str | None, split: str | None, streaming: bool, revision: str | None) -> Any:
-    """Load a split of a Hub data set, or for None the dictionary of all.
+def load_hub(
+    reference: str, config: str | None, split: str | None, streaming: bool, revision: str | None, num_proc: int = 1
+) -> Any:
+    """Load a split of a Hub data set, or for None the dictionary of all; without `streaming` all of it is downloaded.
 
     Raises:
         UsageError: where it cannot be had.
     """
     from datasets import load_dataset
 
+    processes = {} if streaming or num_proc == 1 else {"num_proc": num_proc}  # a stream takes no number of them
     with reading_hub(reference):
-        return load_dataset(reference, config, split=split, streaming=streaming, revision=revision)
+        return load_dataset(reference, config, split=split, streaming=streaming, revision=revision, **processes)
 
 
 @contextmanager

@@ -236,13 +236,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         yield from numbered(rows)
 
 
-def numbered(rows: Iterator[Any]) -> Iterator[Row]:
-    """Give each row its place, counted from 1.
+def numbered(rows: Iterator[Any], first: int = 1) -> Iterator[Row]:
+    """Give each row its place, counted from 1 or from `first`.
 
     >>> list(numbered(iter("ab")))
     [('record 1', 'a'), ('record 2', 'b')]
     """
-    return ((f"record {number}", row) for number, row in enumerate(rows, start=1))
+    return ((f"record {number}", row) for number, row in enumerate(rows, start=first))
 
 
 def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -47,11 +47,13 @@ class Part:
         split: the source's own split that it belongs to; None where the source has none.
         name: of that split in a saved or Hub data set; None for a file, or a data set saved without splits.
         path: the file.
+        rows: the rows that are meant, of a saved or cached data set; None for all.
     """
 
     split: Split | None = None
     name: str | None = None
     path: Path | None = None
+    rows: range | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Source:
         streaming: whether a Hub data set is streamed or downloaded first.
         validation_split_percentage: how much of the train split, or of all, is validation by hash; see `records_of`.
         revision: the commit of a Hub data set that is read; None without a network.
+        num_proc: processes that download a Hub data set that is not streamed; they change nothing else.
     """
 
     reference: str
@@ -82,6 +85,7 @@ class Source:
     streaming: bool = True
     validation_split_percentage: float | None = None
     revision: str | None = None
+    num_proc: int = 1
 
     def records(self) -> Iterator[Record]:
         """Yield every record that has a story, in the order of the source.
@@ -89,7 +93,13 @@ class Source:
         Raises:
             UsageError: for a broken file or record (named), or a source without any story.
         """
-        return (record for _, _, record in self._read(self._parts_to_read()) if record["story"])
+        empty = True
+        for _, _, record in self._read(self._parts_to_read()):
+            if record["story"]:
+                empty = False
+                yield record
+        if empty:
+            raise self.no_story()
 
     def records_by_shard(self) -> Iterator[tuple[int, Record]]:
         """Yield every record, blank ones too, with the number of its shard, which the seeds' shard split goes by.
@@ -122,29 +132,48 @@ class Source:
         source = self
         if validation_split_percentage is not None:
             source = replace(self, validation_split_percentage=validation_split_percentage)
-        return (record for found, record in source.split_records(split) if found == split and record["story"])
+        source.check_splits()
+        return source._of_split(split)
 
-    def split_records(self, only: Split | None = None) -> Iterator[tuple[Split, Record]]:
-        """Yield every record, blank ones too, with its split; parts that hold nothing of the split `only` are not read.
+    def _of_split(self, split: Split) -> Iterator[Record]:
+        empty = True
+        for found, record in self.split_records(self.parts_of(split)):
+            if found == split and record["story"]:
+                empty = False
+                yield record
+        if empty and split == "train":
+            raise UsageError(f"{self.reference} leaves the train split empty; give more stories")
+
+    def split_records(self, parts: Iterable[Part]) -> Iterator[tuple[Split, Record]]:
+        """Yield every record of some parts, blank ones too, with its split.
 
         Raises:
-            UsageError: as `records_of`.
+            UsageError: for a broken file or record (named).
         """
-        self.check_splits()
         percent, own = self.validation_split_percentage, self.has_own_splits()
-        parts = self._parts_to_read()
-        if own:
-            wanted = set(SPLITS) if only is None else {only}
-            if percent is not None and only == "validation":
-                wanted = {"train"}
-            parts = [part for part in self.parts() if part.split in wanted]
-        empty = True
-        for part, _, record in self._read(parts, needed=only is None):
-            split = split_for(part.split if own else None, record["record_id"], percent)
-            empty = empty and not (split == only and record["story"])
-            yield split, record
-        if only == "train" and empty:
-            raise UsageError(f"{self.reference} leaves the train split empty; give more stories")
+        for part, _, record in self._read(parts):
+            yield split_for(part.split if own else None, record["record_id"], percent), record
+
+    def parts_of(self, only: Split | None = None) -> list[Part]:
+        """Return the parts that a corpus is made of, in their order, or those that hold something of one split."""
+        if not self.has_own_splits():
+            return self._parts_to_read()
+        wanted = set(SPLITS) if only is None else {only}
+        if only == "validation" and self.validation_split_percentage is not None:
+            wanted = {"train"}
+        return [part for part in self.parts() if part.split in wanted]
+
+    def pieces(self, num_rows: int) -> list[Part]:
+        """Return the parts that a corpus is made of, cut into ranges of at most `num_rows` rows where they can be."""
+        pieces = []
+        for part in self.parts_of():
+            if part.path is not None or (self.kind == "hub" and self.streaming):
+                pieces.append(part)
+                continue
+            total = len(self._rows_of(part))
+            starts = range(0, total, num_rows)
+            pieces += [replace(part, rows=range(start, min(start + num_rows, total))) for start in starts]
+        return pieces
 
     def check_splits(self) -> None:
         """Check that the source can be split as asked, before anything is read.
@@ -196,7 +225,14 @@ class Source:
         """What `datasets` loads of a saved or Hub data set: all its splits, or one."""
         if self.kind == "saved":
             return load_saved(Path(self.reference))
-        return load_hub(self.reference, self.dataset_config_name, self.dataset_split, self.streaming, self.revision)
+        return load_hub(
+            self.reference,
+            self.dataset_config_name,
+            split=self.dataset_split,
+            streaming=self.streaming,
+            revision=self.revision,
+            num_proc=self.num_proc,
+        )
 
     def parts(self) -> list[Part]:
         """Return the parts of the source in its order, all splits of it."""
@@ -220,10 +256,9 @@ class Source:
         names = own_names(wanted, self.own_splits, self.reference)
         return [part for part in parts if (part.name or part.split) in names]
 
-    def _read(self, parts: Iterable[Part], needed: bool = True) -> Iterator[tuple[Part, str, Record]]:
+    def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, str, Record]]:
         """Yield the records of some parts, each with its part and the name of its shard."""
-        found = False
-        wanted = self.dataset_split if self.kind != "hub" and not self.own_splits else None
+        wanted = self._hash_split()
         for part in parts:
             for name, column, rows in self._rows(part):
                 for place, row in rows:
@@ -232,11 +267,16 @@ class Source:
                     except UsageError as error:
                         raise UsageError(f"{name}: {place}: {error}") from None
                     if wanted is None or split_of(record["record_id"]) == wanted:
-                        found = found or bool(record["story"])
                         yield part, name, record
-        if needed and not found:
-            of_split = f" in its {wanted} split" if wanted else ""
-            raise UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
+
+    def _hash_split(self) -> str | None:
+        """The split by hash that `dataset_split` means, of a source without splits of its own."""
+        return self.dataset_split if self.kind != "hub" and not self.own_splits else None
+
+    def no_story(self) -> UsageError:
+        """Return the one line for a source in which nothing was found."""
+        of_split = f" in its {self._hash_split()} split" if self._hash_split() else ""
+        return UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
 
     def _rows(self, part: Part) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
         """Yield the shards of a part: name, column of the story, rows."""
@@ -245,9 +285,14 @@ class Source:
             for name, rows in file_shards(part.path, self.text_separator):
                 yield name, column, rows
             return
-        loaded = self._loaded if part.name is None else self._loaded[part.name]
+        rows, first = self._rows_of(part), 1
+        if part.rows is not None:
+            rows, first = rows.select(part.rows), part.rows.start + 1
         name = self.reference if part.name is None else f"{self.reference}: {part.name}"
-        yield name, self.text_column, numbered(self._guarded(loaded))
+        yield name, self.text_column, numbered(self._guarded(rows), first)
+
+    def _rows_of(self, part: Part) -> Any:
+        return self._loaded if part.name is None else self._loaded[part.name]
 
     def _guarded(self, rows: Iterable[Any]) -> Iterator[Any]:
         with reading_hub(self.reference) if self.kind == "hub" else reading(self.reference):

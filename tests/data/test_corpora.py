@@ -8,14 +8,13 @@ from datasets import load_from_disk
 
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import (
-    WRITE_BATCH,
-    finished_folder,
     is_corpus,
     open_records,
     read_manifest,
     resolve_corpus,
     write_corpus,
 )
+from lm_trials.data.folders import WRITE_BATCH, finished_folder
 from lm_trials.data.records import SPLITS, make_record, split_of
 
 
