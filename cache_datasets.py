@@ -93,7 +93,7 @@ def show_list(args: ListArguments) -> list[dict[str, Any]]:
         source += f"@{item.revision[:8]}" if item.revision else ""
         stores = ", ".join(name.removeprefix("tokens-") for name in item.stores) or "-"
         rows.append([item.name, stories, f"{item.num_bytes / 1e6:,.1f}", item.content or "-", source, stores])
-    columns = ["name", "train / validation / test", "MB", "content", "source", "token stores"]
+    columns = ["name", "train /\nvalidation / test", "MB", "content", "source", "token stores"]
     stopped = unfinished(place)
     caption = f"stopped, to be gone on with by the same command: {', '.join(stopped)}" if stopped else None
     if rows or stopped:
@@ -102,10 +102,9 @@ def show_list(args: ListArguments) -> list[dict[str, Any]]:
         note(f"{place} holds nothing prepared")
     report = [item.as_dict() for item in found]
     if args.json:
-        import json
+        from lm_trials.tables import write_json
 
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        write_json(Path(args.json), {"prepared": report, "stopped": stopped})
         note(f"written to {args.json}")
     return report
 

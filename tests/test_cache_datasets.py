@@ -199,7 +199,7 @@ def test_the_list_names_corpora_and_sets_with_what_they_hold(tmp_path, capsys):
     out = tmp_path / "out" / "list.json"
     items = {item["name"]: item for item in run(tmp_path, "list", "--json", str(out))}
     assert list(items) == ["new", "no-twist", "old"]
-    assert json.loads(out.read_text()) == list(items.values())
+    assert json.loads(out.read_text()) == {"prepared": list(items.values()), "stopped": []}
     assert items["new"]["stories"] == read_manifest(data / "new")["stories"]
     assert items["new"]["content"] == items["no-twist"]["content"] == read_manifest(data / "new")["content"]
     assert (items["no-twist"]["kind"], items["no-twist"]["source"]) == ("set", "new")
