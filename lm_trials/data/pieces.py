@@ -24,7 +24,7 @@ from lm_trials.console import UsageError, note
 from lm_trials.data.folders import WRITE_BATCH, ArrowFile
 from lm_trials.data.records import RECORD_SCHEMA, SPLITS
 from lm_trials.data.sources import Part, Source
-from lm_trials.data.workers import run_tasks
+from lm_trials.data.workers import StoppedError, run_tasks
 
 # Rows of a saved or downloaded data set that are lost, and read again, when a process is killed.
 PIECE_ROWS = 50_000
@@ -40,10 +40,6 @@ class Piece:
     files: dict[str, Path]
     num_rows: int
     blank: int
-
-
-class WriteError(UsageError):
-    """A full disk or the like: what was read before is kept."""
 
 
 class Ticks:
@@ -136,7 +132,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(
+        raise StoppedError(
             f"{folder.parent} cannot be written to ({error.strerror or error}); what was read is kept: make room, and "
             "run the same command again"
         ) from None
@@ -204,7 +200,7 @@ def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
     with lock:
         try:
             yield work
-        except WriteError:
+        except StoppedError:
             raise
         except UsageError:
             shutil.rmtree(outer, ignore_errors=True)

@@ -206,12 +206,16 @@ class Source:
         return {name: found.get(name) for name in names}
 
     @cached_property
+    def _named_after(self) -> list[Split | None]:
+        """The split that each file of a folder is named after; of a single file none."""
+        alone = self.shards == (Path(self.reference),)
+        return [None if alone else file_split(path.name) for path in self.shards]
+
+    @property
     def _file_splits(self) -> list[Split | None]:
-        """The split that each shard is named after; all of them are, or none."""
-        splits = [file_split(path.name) for path in self.shards]
-        if self.shards == (Path(self.reference),) or not any(splits):
-            return [None] * len(splits)
-        if None in splits:
+        """The split of each file: all files of the folder have one, or none."""
+        splits = self._named_after
+        if None in splits and any(splits):
             named = next(path.name for path, split in zip(self.shards, splits, strict=True) if split)
             unnamed = next(path.name for path, split in zip(self.shards, splits, strict=True) if not split)
             raise UsageError(
@@ -237,8 +241,7 @@ class Source:
     def parts(self) -> list[Part]:
         """Return the parts of the source in its order, all splits of it."""
         if self.kind == "files":
-            pairs = zip(self.shards, self._file_splits, strict=True)
-            return [Part(split, path=path) for path, split in pairs]
+            return [Part(split, path=path) for path, split in zip(self.shards, self._named_after, strict=True)]
         if self.kind == "hub" and self.dataset_split is not None:
             return [Part()]
         named = [Part(split, name=name) for name, split in self.own_splits.items()]
@@ -271,7 +274,7 @@ class Source:
 
     def _hash_split(self) -> str | None:
         """The split by hash that `dataset_split` means, of a source without splits of its own."""
-        return self.dataset_split if self.kind != "hub" and not self.own_splits else None
+        return None if self.dataset_split is None or self.kind == "hub" or self.own_splits else self.dataset_split
 
     def no_story(self) -> UsageError:
         """Return the one line for a source in which nothing was found."""
@@ -312,8 +315,8 @@ class Source:
             digest.update(self.reference.encode())
             digest.update((self.revision or "").encode() if with_revision else b"")
             return digest.hexdigest()[:16]
-        if self.has_own_splits():
-            digest.update(repr([(part.split, part.name) for part in self.parts()]).encode())
+        if any(self._named_after):
+            digest.update(repr(self._named_after).encode())
         folder = Path(self.reference)
         for file in self.shards or sorted(path for path in folder.rglob("*") if path.is_file()):
             with reading(str(file)), file.open("rb") as stream:

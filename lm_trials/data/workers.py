@@ -15,6 +15,10 @@ Task = Callable[[int], Iterable[int]]
 """Does the work of one number and yields, every now and then, how many rows it has read since."""
 
 
+class StoppedError(UsageError):
+    """Something outside has ended the work, a full disk or the system: what is done is kept for the same command."""
+
+
 def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int]:
     """Run `task` for each number, in `num_proc` processes, and yield the rows read by any of them as they go.
 
@@ -22,7 +26,8 @@ def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int
         task: for more than one process a function that can be pickled.
 
     Raises:
-        UsageError: what a task raised; or for a process that the system ended.
+        UsageError: what a task raised.
+        StoppedError: for a process that the system ended.
     """
     if num_proc == 1 or len(numbers) < 2:
         for number in numbers:
@@ -56,7 +61,7 @@ def _answer(connection: Connection, processes: dict[Connection, Any], waiting: I
         kind, value = connection.recv()
     except EOFError:
         processes[connection].join()
-        raise UsageError(
+        raise StoppedError(
             f"a reading process was ended from outside (status {processes[connection].exitcode}), perhaps for want of "
             "memory; run the same command again, with a smaller --num_proc"
         ) from None

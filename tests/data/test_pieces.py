@@ -16,7 +16,7 @@ from lm_trials.data.corpora import ingest, is_corpus, resolve_corpus
 from lm_trials.data.folders import ArrowFile
 from lm_trials.data.pieces import resumable_folder
 from lm_trials.data.sources import open_source
-from lm_trials.data.workers import run_tasks
+from lm_trials.data.workers import StoppedError, run_tasks
 
 NUM_SHARDS, PER_SHARD = 4, 250
 
@@ -171,6 +171,22 @@ def killed_by_the_system(number):
     if number == 1:
         os._exit(9)
     yield 1
+
+
+def test_what_was_read_before_the_system_ended_a_process_is_kept(tmp_path, monkeypatch, opened):
+    source = open_source(shards(tmp_path / "source"))
+
+    def ended(task, numbers, num_proc):
+        yield from run_tasks(task, numbers[:3], 1)
+        raise StoppedError("ended from outside")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pieces, "run_tasks", ended)
+        with pytest.raises(UsageError, match="ended from outside"):
+            ingest(source, tmp_path / "data" / "mine")
+    opened.clear()
+    ingest(source, tmp_path / "data" / "mine")
+    assert opened == ["data3.jsonl"]
 
 
 def broken(number):

@@ -178,6 +178,17 @@ def test_splits_that_cannot_be_made_are_one_line_and_nothing_is_written(tmp_path
     assert not (tmp_path / "data").exists()
 
 
+def test_a_folder_of_which_some_files_are_named_after_a_split_can_be_read_whole(tmp_path):
+    folder = named_files(tmp_path)["reference"]
+    write_lines(tmp_path / "named" / "tales.jsonl", ["Once."])
+    source = open_source(folder)
+    assert sum(1 for _ in source.records()) == len(TRAIN) + 1 + 2 * len(HELD_OUT) + 1
+    before = source.fingerprint()
+    (tmp_path / "named" / "test.jsonl").rename(tmp_path / "named" / "dev.jsonl")
+    (tmp_path / "named" / "validation.jsonl").rename(tmp_path / "named" / "test.jsonl")
+    assert open_source(folder).fingerprint() != before
+
+
 def test_a_prepared_corpus_has_its_splits(tmp_path):
     ingest(open_source(**one_file(tmp_path)), tmp_path / "data" / "mine")
     with pytest.raises(UsageError, match="_percentage 5: mine is prepared and has its splits; leave it away"):
