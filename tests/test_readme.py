@@ -45,6 +45,10 @@ def parse_script(script: str, argv: list[str]) -> None:
         import cache_datasets
 
         cache_datasets.command_arguments(argv)
+    elif script == "probes/diversity.py":
+        from lm_trials.probing.arguments import DiversityArguments, check_arguments
+
+        check_arguments(*parse_arguments(argv, (DiversityArguments,), ""))
     else:
         raise AssertionError(f"no parser is known for {script}")
 
@@ -76,7 +80,7 @@ def check(line: str) -> None:
     elif command in ("python", ".venv/bin/python"):
         script = rest[0]
         assert (REPOSITORY / script).is_file(), line
-        if "/" not in script:
+        if "/" not in script or script.startswith("probes/"):
             parse_script(script, rest[1:])
     else:
         assert command in PLAIN, f"{line}: nothing is known of {command}"
@@ -103,6 +107,7 @@ def test_readme_has_the_two_commands():
         "python prepare_tinystories.py bake",
         "python cache_datasets.py --dataset_nam x",
         "python eval_checkpoint.py --model_dir a --by",
+        "python probes/diversity.py --num_batches 1",
         "accelerate launch --config_file nowhere.yaml train_gpt2.py",
         "run_everything --now",
     ],

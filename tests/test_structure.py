@@ -16,6 +16,7 @@ ROOMS = {
     "models": {"data"},
     "evaluation": {"data", "models"},
     "training": {"data", "models", "evaluation"},
+    "probing": {"data", "models"},
     "reporting": set(),
     "trials": {"reporting"},
 }
@@ -103,7 +104,16 @@ def test_what_is_allowed_is_no_breach():
 def test_scripts_never_import_one_another():
     for script in SCRIPTS:
         names = {name.split(".")[0] for name, _ in imports((REPOSITORY / f"{script}.py").read_text())}
-        assert names & set(SCRIPTS) == set()
+        assert names & {*SCRIPTS, "probes"} == set()
+
+
+def test_probes_never_import_one_another_and_nothing_heavy():
+    probes = sorted((REPOSITORY / "probes").glob("*.py"))
+    assert {path.name for path in probes} >= {"__init__.py", "diversity.py"}
+    for path in probes:
+        found = imports(path.read_text())
+        assert {name.split(".")[0] for name, _ in found} & {*SCRIPTS, "probes"} == set()
+        assert {name.split(".")[0] for name, now in found if now} & {"torch", "transformers", "datasets"} == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,0 +1,1 @@
+"""Probing: measurements of what a model sees in texts."""

@@ -1,0 +1,1 @@
+"""Probes: read-only measurements of models and of what they are trained on, each with its control."""

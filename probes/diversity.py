@@ -1,0 +1,67 @@
+"""How diverse is a corpus?  The diversity coefficient of arXiv 2306.13840, with its interval and its controls.
+
+A prepared corpus, by its train split; files, and their mixture:
+
+    python probes/diversity.py --model_name_or_path runs/demo --dataset_name generated
+    python probes/diversity.py --model_name_or_path runs/demo --dataset_name pubmed.jsonl --dataset_name patents.jsonl --data_mix .5,.5
+
+Parts of a Hub data set, mixed; the paper's own sizes (hours on a GPU); random weights as a control of the probe:
+
+    python probes/diversity.py --dataset_name SudharsanSundar/PileSubsets --dataset_config_name pubmed+uspto --data_mix .3,.7
+    python probes/diversity.py --dataset_name wikitext --dataset_config_name wikitext-103-v1 --num_batches 200 --batch_size 512
+    python probes/diversity.py --model_name_or_path runs/demo --dataset_name generated --random_weights
+
+Compression and distinct n-grams alone, without any model:
+
+    python probes/diversity.py --dataset_name generated --text_only
+
+The coefficient is the expected distance (0 to 1) between two batches of texts as one probe model sees them.  It
+depends on the probe, --batch_size, --max_length, --fisher_draws and the fitting, so compare only numbers of one
+setting, and read them beside the controls.  "noise removed" is without what the drawing of tokens alone adds, and
+depends on --fisher_draws no more; "one batch again" shows how much that is, and that it is gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import script
+from lm_trials.probing.arguments import DiversityArguments, check_arguments
+
+
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Measure each data set, their mixture and the controls; returns the rows of the table."""
+    (args,) = parse_arguments(argv, (DiversityArguments,), __doc__ or "", prog="probes/diversity.py")
+    check_arguments(args)
+    from lm_trials.probing.diversity_results import show_diversity, show_text_measures, write_diversity
+    from lm_trials.probing.text_batches import open_text_sets
+    from lm_trials.probing.text_measures import common_length, text_measures, text_rows
+
+    if not args.text_only:
+        from lm_trials.probing.diversity import embed_groups, find_probe, load_probes, make_groups
+        from lm_trials.reporting.figures import distance_figure
+
+        reference, tokenizer = find_probe(args)
+    sets = open_text_sets(args)
+    num_words = common_length(sets, args.words_per_batch)
+    measures = {texts.name: text_measures(texts, num_words, args.seed) for texts in sets}
+    rows = text_rows(measures)
+
+    results, heat_maps = [], {}
+    if not args.text_only:
+        groups = make_groups(sets, tokenizer, args)
+        results = embed_groups(load_probes(reference, args), groups)
+        rows = [row for result in results for row in result.rows()] + rows
+        heat_maps = {
+            r.probe: distance_figure(r.distances_NN, r.places, f"{reference.name}, {r.probe}") for r in results
+        }
+        show_diversity(rows, reference.name)
+    show_text_measures(measures, num_words)
+    write_diversity(args, rows, results, heat_maps)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
