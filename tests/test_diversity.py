@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 
+from lm_trials.reporting.figures import distance_figure
 from probes import diversity
 
 ANIMALS = ["cat", "dog", "fox", "mat", "fun", "sun", "lazy", "brown", "quick", "jumps"]
@@ -113,6 +114,25 @@ def test_files_hold_what_was_returned(measured):
     assert sorted(path.name for path in out.iterdir()) == [
         "distances.csv", "distances.png", "diversity.csv", "diversity.json"
     ]  # fmt: skip
+
+
+def test_the_picture_shows_data_sets_without_controls(monkeypatch, folder, tmp_path):
+    shown = []
+    monkeypatch.setattr(
+        "lm_trials.reporting.figures.distance_figure", lambda *given: shown.append(given) or distance_figure(*given)
+    )
+    argv = flags(folder, tmp_path, "--num_batches", "3", "--batch_size", "2")
+    diversity.main(argv)
+    ((distances_NN, places, title),) = shown
+    assert list(places) == ["animals", "numbers"]
+    assert [(place.start, place.stop) for place in places.values()] == [(0, 3), (3, 6)]
+    assert title.endswith("llama, as given")
+    with (tmp_path / "distances.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 + 9
+    table_of = {row["batch"]: row for row in rows}
+    assert distances_NN[1, 5] == float(table_of["animals:1"]["numbers:2"])
+    assert distances_NN[1, 5] != float(table_of["animals:1"]["numbers:1"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

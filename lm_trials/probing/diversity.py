@@ -68,6 +68,16 @@ class GroupEmbeddings:
         ends = list(itertools.accumulate(len(group.batches) for group in self.groups))
         return {g.name: slice(end - len(g.batches), end) for g, end in zip(self.groups, ends, strict=True)}
 
+    def of_data(self) -> tuple[np.ndarray, dict[str, slice]]:
+        """Return the distances of the data sets and mixtures alone, and where each of them stands.
+
+        Controls are several times as far from everything as two data sets: in one picture they would hide these.
+        """
+        kept = [group for group in self.groups if group.kind != "control"]
+        rows_M = np.concatenate([np.r_[self.places[group.name]] for group in kept])
+        alone = GroupEmbeddings(self.probe, kept, [], {PAPER: self.distances_NN[np.ix_(rows_M, rows_M)]})
+        return alone.distances_NN, alone.places
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the diversity of each group and the cross-diversity of each two data sets, with intervals."""
         for (layers, noise), distances_NN in self.distances.items():

@@ -24,7 +24,7 @@ FIELDS = ("estimate", "lower", "upper", "n", "unit")
 SHOWN = {
     ("all layers", "as drawn"): "as defined",
     ("all layers", "removed"): "noise removed",
-    ("without tables", "removed"): "noise removed, no tables",
+    ("without tables", "removed"): "... and no tables",
 }
 
 
@@ -39,12 +39,12 @@ def show_diversity(rows: Sequence[Mapping[str, Any]], model: str) -> None:
         }
         show_table(
             f"diversity by {model}, {probe}; {of_probe[0]['unit']}, 95 % over batches",
-            ["", "batches", *SHOWN.values()],
+            ["", "n", *SHOWN.values()],
             [
                 [
                     f"cross: {name}" if measure == "cross-diversity" else name,
                     str(cells[measure, name, "all layers", "as drawn"].n),
-                    *(_interval(cells[measure, name, *choice]) for choice in SHOWN),
+                    *(_interval(cells[measure, name, *choice], 4) for choice in SHOWN),
                 ]
                 for measure, name in names
             ],
@@ -66,8 +66,8 @@ def show_text_measures(measures: Mapping[str, Mapping[str, Estimate]], num_words
     )
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.estimate:.3f} [{estimate.lower:.3f}, {estimate.upper:.3f}]"
+def _interval(estimate: Estimate, digits: int = 3) -> str:
+    return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"
 
 
 def write_diversity(

@@ -22,7 +22,8 @@ def cosine_distance(first_F: np.ndarray, second_F: np.ndarray) -> float:
     whose information is small beside 1e-8, and so depends on the scale of the loss.
 
     Raises:
-        ValueError: for embeddings of different shapes, without any information, negative or not finite.
+        ValueError: for embeddings of different shapes, without any information, negative, not finite, or beyond all
+            measure of one another.
 
     >>> cosine_distance(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
     0.0
@@ -43,6 +44,10 @@ def cosine_distance(first_F: np.ndarray, second_F: np.ndarray) -> float:
     other_F = b_F / (a_F + b_F)
     if np.array_equal(share_F, other_F):  # the same up to rounding, which the norms below would show
         return 0.0
+    if not share_F.any() or not other_F.any():
+        raise ValueError("one embedding is more than 1e308 times the other everywhere; they are of different losses")
+    # The length of neither matters; without this, squares of shares below 1e-154 would be 0.
+    share_F, other_F = share_F / share_F.max(), other_F / other_F.max()
     cosine = share_F @ other_F / math.sqrt((share_F @ share_F) * (other_F @ other_F))
     return float(min(max(1.0 - cosine, 0.0), 1.0))
 

@@ -49,7 +49,8 @@ def open_text_sets(args: DiversityArguments) -> list[TextSet]:
     """Draw the batches of each data set, and of their mixture where several come with `--data_mix`.
 
     A mixture's batches hold texts of every part, in the shares asked for to within one text: the paper's
-    *interleaved* union.
+    *interleaved* union.  The batches of the parts themselves hold the same texts, so distances from a mixture to its
+    parts are no cross-diversity, and none is given.
 
     Raises:
         UsageError: for a data set that is not there or has too few texts, or shares that do not fit.

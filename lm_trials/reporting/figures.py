@@ -143,7 +143,7 @@ def distance_figure(distances_NN: np.ndarray, places: Mapping[str, slice], title
     """
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(np.where(np.eye(len(distances_NN), dtype=bool), np.nan, distances_NN), cmap="viridis", vmin=0)
+    picture = axes.imshow(np.where(np.eye(len(distances_NN), dtype=bool), np.nan, distances_NN), cmap="viridis")
     centres = [(place.start + place.stop - 1) / 2 for place in places.values()]
     for place in list(places.values())[1:]:
         axes.axhline(place.start - 0.5, color="white", linewidth=1)
