@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -14,8 +14,11 @@ from lm_trials.console import UsageError
 from lm_trials.data.blocks import Piece, RunBlocks
 from lm_trials.data.mixtures import Mix, in_order
 from lm_trials.data.order import shuffled
-from lm_trials.data.tokenizers import Encoder
+from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.data.tokens import ENCODE_BATCH, TokenStore, store_schema
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 STREAM_BUFFER = 10_000
 
@@ -40,14 +43,14 @@ class RecordStream:
 
     Attributes:
         name: for messages.
-        pairs: starts the stream of (record id, story).
-        encode: turns stories into ids.
+        pairs: starts the stream of (record id, story); a data loader's workers may want to pickle it.
+        tokenizer: turns stories into ids.
         marks: ids before and after each document (`tokens.document_marks`).
     """
 
     name: str
     pairs: Callable[[], Iterator[tuple[str, str]]]
-    encode: Encoder
+    tokenizer: PreTrainedTokenizerBase
     marks: tuple[list[int], list[int]]
 
     def documents(self, part: int = 0) -> Iterator[StreamedDocument]:
@@ -57,9 +60,9 @@ class RecordStream:
             UsageError: for a source that is broken, or has no story.
         """
         opening, closing = (np.array(mark, dtype=np.int32) for mark in self.marks)
-        numbers, pairs = itertools.count(), self.pairs()
+        numbers, pairs, encode = itertools.count(), self.pairs(), batch_encoder(self.tokenizer)
         while batch := list(itertools.islice(pairs, ENCODE_BATCH)):
-            encoded = self.encode([story for _, story in batch])
+            encoded = encode([story for _, story in batch])
             for (name, story), ids in zip(batch, encoded, strict=True):
                 tokens = np.concatenate([opening, np.array(ids, dtype=np.int32), closing])
                 yield StreamedDocument(part, next(numbers), name, tokens, len(story.encode()))

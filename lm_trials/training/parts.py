@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest, resolve_corpus
+from lm_trials.data.records import SPLITS
 from lm_trials.data.set_store import SetStore, open_set
 from lm_trials.data.sets import is_set, set_folder
 from lm_trials.data.sources import Source, open_source
 from lm_trials.data.streams import RecordStream, stored
-from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
+from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.data.tokens import TokenStore, document_marks, make_store, token_progress
 from lm_trials.training.arguments import DataArguments
 
@@ -63,12 +65,7 @@ def open_part(name: str, config: str | None, data_args: DataArguments, tokenizer
         **_described_tokens(data_args, tokenizer),
     }
     if data_args.streaming != "False":
-        stream = _stream(f"{label}, train", lambda: corpus_pairs(corpus, "train"), data_args, tokenizer)
-        held_out = [
-            _stream(f"{label}, {s}", lambda s=s: corpus_pairs(corpus, s), data_args, tokenizer) for s in HELD_OUT
-        ]
-        count = data_args.max_eval_samples
-        return TrainPart(label, stream, stored(held_out[0], count), lambda: stored(held_out[1], count), described)
+        return _stream_part(label, partial(corpus_pairs, corpus), described, data_args, tokenizer)
     folder = _tokens(corpus, data_args, tokenizer)
     described["tokens"] = read_manifest(folder)["tokens"]
     return TrainPart(
@@ -78,9 +75,6 @@ def open_part(name: str, config: str | None, data_args: DataArguments, tokenizer
         lambda: TokenStore.open(folder, "test"),
         described,
     )
-
-
-HELD_OUT = ("validation", "test")
 
 
 def open_validation(name: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> TokenStore | SetStore:
@@ -127,24 +121,23 @@ def _streamed_part(
         validation_split_percentage=data_args.validation_split_percentage,
     )
     source.check_splits()
-    label = config or Path(name).name
     described = {"source": source.origin(), **_described_tokens(data_args, tokenizer)}
+    return _stream_part(config or Path(name).name, partial(source_pairs, source), described, data_args, tokenizer)
+
+
+def _stream_part(
+    label: str,
+    pairs: Callable[[str], Iterator[tuple[str, str]]],
+    described: dict[str, Any],
+    data_args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> TrainPart:
+    marks = document_marks(tokenizer, data_args.append_eos, data_args.document_separator)
     train, validation, test = (
-        _stream(f"{label}, {s}", lambda s=s: source_pairs(source, s), data_args, tokenizer)
-        for s in ("train", *HELD_OUT)
+        RecordStream(f"{label}, {split}", partial(pairs, split), tokenizer, marks) for split in SPLITS
     )
     count = data_args.max_eval_samples
     return TrainPart(label, train, stored(validation, count), lambda: stored(test, count), described)
-
-
-def _stream(
-    name: str,
-    pairs: Callable[[], Iterator[tuple[str, str]]],
-    data_args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-) -> RecordStream:
-    marks = document_marks(tokenizer, data_args.append_eos, data_args.document_separator)
-    return RecordStream(name, pairs, batch_encoder(tokenizer), marks)
 
 
 def source_pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ log line, so that the log differs after a resume within a logging interval; chec
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from lm_trials.models.reference import checkpoints
 from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, unfinished_folder
 
 PROGRESS = "progress_{}.json"
+# What torch says of a file that it cannot write, among all the things that it says by RuntimeError.
+UNWRITTEN = ("PytorchStreamWriter", "inline_container")
 
 
 class ExactResume(Trainer):
@@ -134,16 +137,22 @@ def _whole_or_not_there(place: Path, run: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise  # of torch, RuntimeError is everything; this is what it says of a file that it cannot write
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in UNWRITTEN):
+            raise  # of torch, RuntimeError is everything
         remains = [path.name for path in checkpoints(run)]
         if place.exists():
             remove(place)
         last = f"{remains[-1]} is whole and the same command goes on from it" if remains else "give the command again"
         raise UsageError(
-            f"{run / place.name.removesuffix('.unfinished')[1:]} cannot be written ({first_line(error)}); make room, "
-            f"then {last}"
+            f"{run / place.name.removesuffix('.unfinished')[1:]} cannot be written ({_reason(error, run)}); make "
+            f"room, then {last}"
         ) from None
+
+
+def _reason(error: Exception, run: Path) -> str:
+    if shutil.disk_usage(run).free < 1 << 20:
+        return "no space left on the disk"
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 class Interruption(TrainerCallback):

@@ -199,6 +199,12 @@ class StoryTrainer(ExactResume):
             self._mark = (now, step)
         super().log(logs, start_time)
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the count of the parts' tokens, which Trainer would drop from each batch as no argument of the model."""
+        super()._set_signature_columns_if_needed()
+        if "part_tokens" not in self._signature_columns:
+            self._signature_columns.append("part_tokens")
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Take the batches of one update, and from each the count of its parts' tokens, which no model knows."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
