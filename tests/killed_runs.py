@@ -33,6 +33,7 @@ RESULT = ("loss", "grad_norm", "learning_rate", "eval_loss", "train_loss", "toke
 
 def _train(argv: list[str], log: str, environment: dict[str, str]) -> None:
     assert "torch" in sys.modules, "forked from a process that has not imported it: each start would take 10 s"
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own, not as this one was started
     gc.freeze()  # Trainer collects garbage at its start, a second of a run of two: these imports are none
     os.environ.update(environment)
     with open(log, "a") as file:

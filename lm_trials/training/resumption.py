@@ -109,15 +109,20 @@ class ExactResume(Trainer):
         path = Path(output_dir) / PROGRESS.format(self.args.process_index)
         path.write_text(json.dumps(self.progress()) + "\n")
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the random numbers' state of this process, and its progress, before the first update."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        files = sorted(Path(checkpoint).glob(PROGRESS.format("*")))
-        own = Path(checkpoint) / PROGRESS.format(self.args.process_index)
+    def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; from a checkpoint with the progress that it holds too."""
+        mark = _TakeUp(self, resume_from_checkpoint)
+        self.add_callback(mark)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.remove_callback(mark)
+
+    def take_up_progress(self, checkpoint: Path) -> None:
+        """Restore the progress of this process from a checkpoint."""
+        files = sorted(checkpoint.glob(PROGRESS.format("*")))
         if len(files) == self.args.world_size:
-            files = [own]
+            files = [checkpoint / PROGRESS.format(self.args.process_index)]
         else:
             note(
                 f"note: {checkpoint} was written by {len(files)} processes and {self.args.world_size} go on: the same "
@@ -130,6 +135,21 @@ class ExactResume(Trainer):
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
+
+
+class _TakeUp(TrainerCallback):
+    """Restores a Trainer's progress where training begins, after Trainer has set it to nothing.
+
+    Not where the random numbers are restored: a run killed between its last update and its end makes no update more.
+    """
+
+    def __init__(self, trainer: ExactResume, checkpoint: str | None) -> None:
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.checkpoint:
+            self.trainer.take_up_progress(Path(self.checkpoint))
 
 
 @contextmanager

@@ -53,10 +53,23 @@ def test_a_killed_run_ends_as_one_that_was_not(command, tmp_path, arm):
     straight = outcome(folder)
     instants = random.Random(arm)
     assert kill_and_go_on(argv, folder, instants.uniform(0.3, 0.9) * seconds)
-    assert outcome(folder) == straight
+    weights, numbers = outcome(folder)
+    assert numbers == straight[1]
+    assert weights == straight[0]
     other = [*argv, "--data_seed", "5", "--output_dir", str(tmp_path / "other")]
     Training(other, tmp_path / "other").finish()
     assert outcome(tmp_path / "other") != straight
+
+
+def test_a_run_killed_after_its_last_update_ends_the_same(command, tmp_path):
+    """Nothing is trained any more then, and the mean loss of the run is its own all the same."""
+    argv, folder = command(*CACHED, "--logging_steps", "5"), tmp_path / "run"
+    Training(argv, folder).finish()
+    straight = outcome(folder)
+    for name in ("finished.json", "trainer_state.json", "model.safetensors"):
+        (folder / name).unlink()
+    Training(argv, folder).finish()
+    assert outcome(folder) == straight
 
 
 def test_two_processes_killed_end_as_two_that_were_not(command, tmp_path):
