@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     check_processes(args.distributed_state)
     initial = choose_initial(model_args, data_args)
-    name_run(args, model_args.config_name or initial.name, data_args.dataset_name)
+    name_run(args, model_args.config_name or initial.name, data_args)
     with args.main_process_first(desc="the data"):
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 

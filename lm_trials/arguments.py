@@ -46,9 +46,9 @@ def parse_arguments(
     if "--help_all" in argv:
         parser.print_help()
         raise SystemExit(0)
-    path, argv = _split_config(argv)
+    path, arm, argv = _split_config(argv)
     try:
-        from_file = _config_as_flags(path, parser) if path else []
+        from_file = _config_as_flags(path, arm, parser) if path else []
         if from_file:
             parser.parse_known_args(from_file)  # a wrong value is reported with the file it stands in
     except UsageError as error:
@@ -98,6 +98,7 @@ def _parser(types: tuple[type, ...], description: str, prog: str | None, more: b
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="Read flags from a YAML file; the command line wins.")
+    parser.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
     if more:
         parser.add_argument("--help_all", action="store_true", help="Show every flag and leave.")
     _tidy(parser)
@@ -124,23 +125,24 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         return text
 
 
-def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Take `--config FILE` out of the command line."""
-    path: Path | None = None
+def _split_config(argv: list[str]) -> tuple[Path | None, str | None, list[str]]:
+    """Take `--config FILE` and `--arm NAME` out of the command line."""
+    given: dict[str, str] = {}
     rest: list[str] = []
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if name != "--config":
+        if name not in ("--config", "--arm"):
             rest.append(word)
             continue
-        if path is not None:
-            raise UsageError(f"--config is given twice ({path} and another); give one file")
-        value = value if equals else next(words, "")
-        if not value or value.startswith("--"):
-            raise UsageError("--config needs a file; give --config FILE.yaml")
-        path = Path(value)
-    return path, rest
+        if name in given:
+            raise UsageError(f"{name} is given twice ({given[name]} and another); give one")
+        given[name] = value if equals else next(words, "")
+        if not given[name] or given[name].startswith("--"):
+            raise UsageError(f"{name} needs a value; give --config FILE.yaml, and --arm NAME where that file has arms")
+    if "--arm" in given and "--config" not in given:
+        raise UsageError(f"--arm {given['--arm']} names an arm of a config file; give --config FILE.yaml too")
+    return Path(given["--config"]) if "--config" in given else None, given.get("--arm"), rest
 
 
 def _spelled_out(argv: list[str], parser: ArgumentParser) -> list[str]:
@@ -184,15 +186,32 @@ def _merged_lists(argv: list[str], parser: ArgumentParser) -> list[str]:
     return rest + [word for dest, values in merged.items() for word in (f"--{dest}", *values)]
 
 
-def _config_as_flags(path: Path, parser: ArgumentParser) -> list[str]:
+def _config_as_flags(path: Path, arm: str | None, parser: ArgumentParser) -> list[str]:
     """Turn a YAML file into flags, so that its values are checked like typed ones.
 
+    Under `arms:` it may hold, by name, the flags in which the arms of a trial differ; one of them is then chosen.
     `HfArgumentParser.parse_yaml_file` and defaults set from a file skip types and choices: `lr: 3e-4` stays a string.
     """
     config = read_yaml(path)
     if not isinstance(config, dict):
         raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
-    return _mapping_as_flags(config, parser)
+    return _mapping_as_flags(_chosen_arm(config, arm), parser)
+
+
+def _chosen_arm(config: dict[str, Any], arm: str | None) -> dict[str, Any]:
+    """Return the flags of one arm: those of all, and its own over them."""
+    arms = config.pop("arms", None)
+    if arms is None:
+        if arm is not None:
+            raise UsageError(f"it has no arms, so there is no --arm {arm}; leave it away")
+        return config
+    if not isinstance(arms, dict) or not all(isinstance(flags, dict) for flags in arms.values()):
+        raise UsageError("its arms are no names with `flag: value` lines under each")
+    if arm is None:
+        raise UsageError(f"it holds the arms of a trial; choose one with --arm: {', '.join(map(str, arms))}")
+    if arm not in arms:
+        raise UsageError(f"--arm {arm}: {did_you_mean(arm, map(str, arms))}")
+    return {**config, **arms[arm]}
 
 
 def read_yaml(path: Path) -> Any:
@@ -226,7 +245,9 @@ def parse_mapping(values: dict[str, Any], own: type) -> Any:
 
 
 def _mapping_as_flags(config: dict[str, Any], parser: ArgumentParser) -> list[str]:
-    actions = {name: action for name, action in _flags(parser).items() if name not in ("help", "config", "help_all")}
+    actions = {
+        name: action for name, action in _flags(parser).items() if name not in ("help", "config", "arm", "help_all")
+    }
     flags: list[str] = []
     for key, value in config.items():
         name = str(key).replace("-", "_")

@@ -20,14 +20,6 @@ import train_gpt2
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["killed_runs"])
-# Python 3.11's fork server does not look where this process does for what it is to import, and says nothing.
-_BEFORE = os.environ.get("PYTHONPATH")
-os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-forkserver.ensure_running()
-if _BEFORE is None:
-    del os.environ["PYTHONPATH"]
-else:
-    os.environ["PYTHONPATH"] = _BEFORE
 RESULT = ("loss", "grad_norm", "learning_rate", "eval_loss", "train_loss", "tokens_seen", "share_a", "share_b")
 
 
@@ -44,6 +36,14 @@ def _train(argv: list[str], log: str, environment: dict[str, str]) -> None:
 
 @functools.cache
 def _wait_until_imported() -> None:
+    # Not where this module is imported: the fork server imports it too.  Python 3.11's does not look where this process
+    # does for what it is to import, and says nothing.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    forkserver.ensure_running()
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
     process = CONTEXT.Process(target=time.time)
     process.start()
     process.join()

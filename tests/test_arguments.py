@@ -229,3 +229,44 @@ def test_help_says_each_default_once_and_each_flag_in_one_spelling(capsys):
 def test_what_a_class_itself_refuses_is_one_line():
     message = refusal("--seldom", "-3", common=Common, full=lambda: Full)
     assert message == "seldom must not be negative"
+
+
+@pytest.fixture
+def arms(tmp_path):
+    path = tmp_path / "trial.yaml"
+    path.write_text("steps: 7\narms:\n  low: {learning_rate: 0.2}\n  high: {learning_rate: 0.3, steps: 8}\n")
+    return str(path)
+
+
+def test_an_arm_of_a_config_file_is_chosen_by_its_name(arms):
+    assert (parse("--config", arms, "--arm", "low").learning_rate, parse("--config", arms, "--arm=low").steps) == (
+        0.2,
+        7,
+    )
+    assert (parse("--config", arms, "--arm", "high").learning_rate, parse("--config", arms, "--arm=high").steps) == (
+        0.3,
+        8,
+    )
+    assert parse("--config", arms, "--arm", "high", "--steps", "9").steps == 9
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), "it holds the arms of a trial; choose one with --arm: low, high"),
+        (("--arm", "hihg"), "--arm hihg: did you mean high?"),
+        (("--arm",), "--arm needs a value"),
+        (("--arm", "low", "--arm", "high"), "--arm is given twice (low and another)"),
+    ],
+)
+def test_a_mistake_with_arms_is_named(arms, argv, said):
+    assert said in refusal("--config", arms, *argv)
+
+
+def test_an_arm_without_a_file_that_has_it_is_named(tmp_path):
+    path = tmp_path / "plain.yaml"
+    path.write_text("steps: 7\n")
+    assert "it has no arms, so there is no --arm low" in refusal("--config", str(path), "--arm", "low")
+    assert "--arm low names an arm of a config file" in refusal("--arm", "low")
+    path.write_text("arms: [low]\n")
+    assert "its arms are no names" in refusal("--config", str(path), "--arm", "low")

@@ -122,6 +122,12 @@ def document_marks(
     return [opening], [eos] if append_eos else []
 
 
+def opening_of(tokenizer: PreTrainedTokenizerBase, separator: Separator = "bos") -> list[int]:
+    """Return the ids that a model is given to begin a story: what stood before each, or BOS where nothing did."""
+    opening, _ = document_marks(tokenizer, False, "bos" if separator == "none" else separator)
+    return opening
+
+
 def _encoded(
     records: Dataset, tokenizer: PreTrainedTokenizerBase, bos: list[int], eos: list[int], schema: Features
 ) -> Iterator[pa.RecordBatch]:

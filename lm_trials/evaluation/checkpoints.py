@@ -32,6 +32,7 @@ from lm_trials.models.reference import (
     positions_of,
     read_run,
     resolve_model,
+    separator_of,
 )
 
 
@@ -90,7 +91,9 @@ def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
     append_eos = args.append_eos
     if append_eos is None:
         append_eos = bool(run and run["outcome"].get("append_eos"))
-    document_marks(tokenizer, append_eos)  # raises where the tokenizer lacks what stands between stories
+    document_marks(
+        tokenizer, append_eos, separator_of(run)
+    )  # raises where the tokenizer lacks what stands between stories
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     # Only ids that a text can have count: a pad token above the vocabulary is never read.
     largest = max(tokenizer.get_vocab().values())
@@ -180,13 +183,12 @@ def evaluate_checkpoint(
     """
     state = PartialState()
     reference, tokenizer = candidate.reference, candidate.tokenizer
+    marks = document_marks(tokenizer, candidate.append_eos, separator_of(candidate.run))
     started = time.perf_counter()
     check_causal(model.to(state.device), reference.name)
     losses = story_losses(
         model,
-        record_documents(
-            dataset.read(), batch_encoder(tokenizer), document_marks(tokenizer, candidate.append_eos), args.by
-        ),
+        record_documents(dataset.read(), batch_encoder(tokenizer), marks, args.by),
         candidate.block_size,
         layout=args.layout,
         batch_size=args.per_device_eval_batch_size,
@@ -232,6 +234,7 @@ def _result(
         "tokenizer_hash": tokenizer_hash(candidate.tokenizer),
         "block_size": candidate.block_size,
         "append_eos": candidate.append_eos,
+        "document_separator": separator_of(candidate.run),
         "model_seed": candidate.seed,
     }
     rows = [{**shared, **row} for row in summary.rows()]

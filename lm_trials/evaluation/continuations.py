@@ -12,14 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import note, progress, show_facts
 from lm_trials.data.tokenizers import Encoder, batch_encoder
-from lm_trials.data.tokens import document_marks
+from lm_trials.data.tokens import opening_of
 from lm_trials.estimates import bootstrap_mean
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate, slug
 from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.results import write_csv
-from lm_trials.models.reference import LONGEST_WINDOW, positions_of
+from lm_trials.models.reference import LONGEST_WINDOW, positions_of, separator_of
 
 GENERATION_BATCH = 16
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}
@@ -72,7 +72,7 @@ def score_continuations(
     """
     reference, tokenizer = candidate.reference, candidate.tokenizer
     window = positions_of(model) or LONGEST_WINDOW
-    bos, _ = document_marks(tokenizer, append_eos=False)
+    bos = opening_of(tokenizer, separator_of(candidate.run))
     chosen, too_long = _chosen(dataset, batch_encoder(tokenizer), window, args)
     if not chosen:
         note(f"note: --generate {args.generate}: no story of {dataset.name} fits the model's {window} positions")

@@ -7,6 +7,7 @@ python -m lm_trials.evaluation.generate --model_name_or_path runs/demo --prompt 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError, script
@@ -38,14 +39,21 @@ def main(argv: list[str] | None = None) -> list[str]:
     if args.num_samples < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.top_k < 0:
         raise UsageError("--num_samples from 1, --temperature from 0, --top_k from 0, --top_p above 0 and at most 1")
     from lm_trials.data.tokenizers import batch_encoder
-    from lm_trials.data.tokens import document_marks
+    from lm_trials.data.tokens import opening_of
     from lm_trials.evaluation.generation import write_stories
-    from lm_trials.models.reference import load_model, load_tokenizer_of, positions_of, resolve_model
+    from lm_trials.models.reference import (
+        load_model,
+        load_tokenizer_of,
+        positions_of,
+        read_run,
+        resolve_model,
+        separator_of,
+    )
 
     reference = resolve_model(args.model_name_or_path)
     tokenizer = load_tokenizer_of(reference, args.tokenizer_name)
     model = load_model(reference)
-    bos, _ = document_marks(tokenizer, append_eos=False)
+    bos = opening_of(tokenizer, separator_of(read_run(Path(reference.path))))
     prompt = bos + (batch_encoder(tokenizer)([args.prompt])[0] if args.prompt else [])
     room = args.max_new_tokens or max((positions_of(model) or 1024) - len(prompt), 1)
     written = write_stories(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 
 from lm_trials.console import UsageError
 from lm_trials.data.tokenizers import load_tokenizer
+from lm_trials.data.tokens import Separator
 from lm_trials.models.shapes import set_causal_loss
 
 RUN_FILE = "run.json"
@@ -203,6 +205,15 @@ def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
 def default_window(model: PreTrainedModel | PretrainedConfig) -> int:
     """Return how many tokens a block or window has where nobody says: the model's positions, at most GPT-2's 1024."""
     return min(positions_of(model) or LONGEST_WINDOW, LONGEST_WINDOW)
+
+
+def separator_of(run: Mapping[str, Any] | None) -> Separator:
+    """Return what stood before each document in a run's training; BOS where no `run.json` tells.
+
+    >>> separator_of({"outcome": {"document_separator": "none"}}), separator_of(None)
+    ('none', 'bos')
+    """
+    return run["outcome"].get("document_separator", "bos") if run else "bos"
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -107,13 +107,15 @@ def _num_steps(arguments: TrainingArguments, data_args: DataArguments, per_pass:
     return steps
 
 
-def name_run(arguments: TrainingArguments, model_name: str, dataset_name: str) -> None:
+def name_run(arguments: TrainingArguments, model_name: str, data_args: DataArguments) -> None:
     """Give the run a name, and a folder of that name where no `--output_dir` was given, in place.
 
     `arguments.has_output_dir` says which; see `RunArguments`.
     """
     if not arguments.run_name:
-        data = Path(dataset_name).name.split(".")[0]
+        data = Path(data_args.dataset_name).name.split(".")[0]
+        if data_args.dataset_config_name:
+            data += f"-{data_args.dataset_config_name}"
         arguments.run_name = f"{model_name}-{data}-s{arguments.seed}"
         if arguments.data_seed not in (None, arguments.seed):
             arguments.run_name += f"-d{arguments.data_seed}"

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
 from lm_trials.data.blocks import RunBlocks
-from lm_trials.data.tokens import Separator, document_marks
+from lm_trials.data.tokens import Separator, opening_of
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.losses import Processes, story_losses
 from lm_trials.evaluation.summary import LossSummary, store_documents
@@ -169,13 +169,11 @@ class StoryTrainer(ExactResume):
         """Log stories that the model writes, the same draws at every step, so that they can be compared."""
         if not self.num_sampled_stories or not self.may_write():
             return
-        # A model of documents that nothing opens gets what its tokenizer opens with all the same: something to go on.
-        separator = "bos" if self.separator == "none" else self.separator
-        bos, _ = document_marks(self.processing_class, append_eos=False, separator=separator)
+        opening = opening_of(self.processing_class, self.separator)
         stories = write_stories(
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
-            [bos] * self.num_sampled_stories,
+            [opening] * self.num_sampled_stories,
             max_new_tokens=self.sample_tokens,
             temperature=0.8,
         )
