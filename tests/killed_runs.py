@@ -1,83 +1,96 @@
-"""Trainings in processes of their own, to be killed: forked from one that has imported everything, so that each starts
-in a blink.  Imported by the fork server too."""
+"""Trainings in processes of their own, to be killed or to train together; `fork_server` imports this and forks them."""
 
-import functools
-import gc
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import socket
-import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
+
+from fork_server import fork_server
 
 import lm_trials.training.session
 import lm_trials.training.trainer  # noqa: F401
 import train_gpt2
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["killed_runs"])
 RESULT = ("loss", "grad_norm", "learning_rate", "eval_loss", "train_loss", "tokens_seen", "share_a", "share_b")
 
 
-def _train(argv: list[str], log: str, environment: dict[str, str]) -> None:
-    assert "torch" in sys.modules, "forked from a process that has not imported it: each start would take 10 s"
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of one's own, not as this one was started
-    gc.freeze()  # Trainer collects garbage at its start, a second of a run of two: these imports are none
-    os.environ.update(environment)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def train(argv: list[str]) -> None:
+    """Train as the command does."""
     train_gpt2.main(argv)
 
 
-@functools.cache
-def _wait_until_imported() -> None:
-    # Not where this module is imported: the fork server imports it too.  Python 3.11's does not look where this process
-    # does for what it is to import, and says nothing.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    forkserver.ensure_running()
-    os.environ.pop("PYTHONPATH")
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
-    process = CONTEXT.Process(target=time.time)
-    process.start()
-    process.join()
+def world(size: int) -> list[dict[str, str]]:
+    """Return the variables that a launcher sets for each process."""
+    if size == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
-class Training:
-    """A training in `world_size` processes, started at once."""
+def evaluate_then_train(kind: str, folder: str) -> None:
+    """Train four updates after an evaluation, by stock Trainer or by ours, and leave the weights of each process."""
+    import torch
+    from tiny_models import tiny_model
+    from transformers import Trainer
 
-    def __init__(self, argv: list[str], folder: Path, world_size: int = 1) -> None:
-        _wait_until_imported()
-        self.log = folder.with_suffix(".log")
-        environments = [{}]
-        if world_size > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-            ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
-            environments = [{**shared, **rank, "WORLD_SIZE": str(world_size)} for rank in ranks]
+    from lm_trials.data.blocks import TrainingBlocks, tiny_store
+    from lm_trials.training.run_arguments import RunArguments
+    from lm_trials.training.trainer import StoryTrainer
+
+    model = tiny_model("llama", dropout=0.0)
+    args = RunArguments(
+        output_dir=folder, max_steps=4, per_device_train_batch_size=2, learning_rate=0.1, optim="sgd", use_cpu=True,
+        save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    store = tiny_store([[1, *range(2 + n, 20 + n)] for n in range(40)])
+    blocks = TrainingBlocks(store, 16, 16, data_seed=0)
+    if kind == "stock":
+        trainer = Trainer(model=model, args=args, train_dataset=blocks, eval_dataset=blocks)
+    else:
+        trainer = StoryTrainer(model=model, args=args, train_dataset=blocks, eval_dataset=store, eval_block_size=32)
+    trainer.evaluate()
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    torch.save(weights, Path(folder) / f"weights-{kind}-{args.process_index}.pt")
+
+
+class Processes:
+    """A function of this module called in one or several processes, started at once."""
+
+    def __init__(self, function: str, arguments: list, log: Path, world_size: int = 1) -> None:
+        server = fork_server()
+        self.log = log
         self.started = time.monotonic()
-        self.processes = [CONTEXT.Process(target=_train, args=(argv, str(self.log), e)) for e in environments]
-        for process in self.processes:
-            process.start()
+        self.codes: dict[int, int | None] = {
+            server.start(function, arguments, log, environment): None for environment in world(world_size)
+        }
+
+    def _is_alive(self, number: int) -> bool:
+        if self.codes[number] is None:
+            self.codes[number] = fork_server().exit_code(number, 0)
+        return self.codes[number] is None
 
     def signal(self, number: int = signal.SIGKILL) -> None:
-        for process in self.processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
+        """Send a signal to each that still runs."""
+        for process in self.codes:
+            if self._is_alive(process):
+                os.kill(process, number)
 
     def wait(self, seconds: float = 120) -> list[int]:
         """Return the exit codes; negative for a signal."""
-        for process in self.processes:
-            process.join(seconds)
-            assert not process.is_alive(), self.log.read_text()[-2000:]
-        return [process.exitcode for process in self.processes]
+        for process, code in self.codes.items():
+            if code is None:
+                self.codes[process] = fork_server().exit_code(process, seconds)
+            if self.codes[process] is None:
+                os.kill(process, signal.SIGKILL)
+                raise AssertionError(f"it still runs: {self.log.read_text()[-2000:]}")
+        return list(self.codes.values())
 
     def finish(self) -> float:
         """Wait for the end, which must be a good one; returns the seconds since the start."""
@@ -88,9 +101,16 @@ class Training:
         """Wait until a file is there."""
         until = time.monotonic() + seconds
         while not path.exists():
-            there_is_hope = time.monotonic() < until and any(process.is_alive() for process in self.processes)
-            assert there_is_hope, self.log.read_text()[-2000:]
+            there_is_hope = time.monotonic() < until and any(map(self._is_alive, self.codes))
+            assert there_is_hope or path.exists(), self.log.read_text()[-2000:]
             time.sleep(0.002)
+
+
+class Training(Processes):
+    """A training by train_gpt2.py."""
+
+    def __init__(self, argv: list[str], folder: Path, world_size: int = 1) -> None:
+        super().__init__("train", [list(map(str, argv))], folder.with_suffix(".log"), world_size)
 
 
 def outcome(folder: Path) -> tuple[bytes, list[dict]]:
@@ -100,10 +120,15 @@ def outcome(folder: Path) -> tuple[bytes, list[dict]]:
     return (folder / "model.safetensors").read_bytes(), numbers
 
 
-def kill_and_go_on(argv: list[str], folder: Path, delay: float, world_size: int = 1) -> bool:
-    """Start, kill after `delay` seconds, and run the same command to its end; says whether the kill came in time."""
+def kill_and_go_on(argv: list[str], folder: Path, delay: float, world_size: int = 1, after: Path | None = None) -> bool:
+    """Start, kill, and run the same command to its end; says whether the kill came in time.
+
+    The kill comes `delay` seconds after the start, or after the file or folder `after` is there.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     first = Training(argv, folder, world_size)
+    if after:
+        first.wait_for(after)
     time.sleep(delay)
     first.signal()
     killed = -signal.SIGKILL in first.wait()

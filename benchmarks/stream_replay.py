@@ -1,0 +1,85 @@
+"""What resuming a stream costs: seconds for each million tokens that are skipped, held against tokenising alone.
+
+    python benchmarks/stream_replay.py
+    python benchmarks/stream_replay.py --num_stories 100000 --vocab_size 8192
+
+A resumed stream is replayed up to the block that comes next: read, tokenised, shuffled, packed and let go.  The
+baseline tokenises the same stories with the `tokenizers` library and does nothing else.  Repetitions are interleaved.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lm_trials.arguments import option, parse_arguments
+from lm_trials.console import script, show_table
+
+
+@dataclass
+class ReplayArguments:
+    """How much is replayed."""
+
+    num_stories: int = option(30_000, help="Generated stories.")
+    vocab_size: int = option(4096, help="Tokens of the vocabulary, trained on them.")
+    passes: float = option(1.5, help="Passes that are skipped: beyond 1 into the second.")
+    repetitions: int = option(5, help="Interleaved repetitions; the table has medians.")
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Run the benchmark; returns seconds for each million tokens skipped, by kind."""
+    (args,) = parse_arguments(argv, (ReplayArguments,), __doc__ or "")
+    import prepare_tinystories
+    from lm_trials.data.corpora import open_records
+    from lm_trials.data.sources import open_source
+    from lm_trials.data.streams import RecordStream, StreamBlocks
+    from lm_trials.data.tokenizers import batch_encoder, load_tokenizer
+    from lm_trials.data.tokens import document_marks
+    from lm_trials.training.parts import corpus_pairs, source_pairs
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = ["--data_cache_dir", folder]
+        prepare_tinystories.main(["generate", "--num_stories", str(args.num_stories), *data])
+        prepare_tinystories.main(["train_vocab", "--vocab_size", str(args.vocab_size), *data])
+        tokenizer = load_tokenizer(Path(folder) / f"tok{args.vocab_size}")
+        corpus, file = Path(folder) / "generated", Path(folder) / "stories.jsonl"
+        stories = open_records(corpus, "train")["story"][:]
+        file.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+        source = open_source(str(file))
+        marks = document_marks(tokenizer, append_eos=False)
+        streams = {
+            "--streaming True, a JSON lines file": partial(source_pairs, source, "train"),
+            "--streaming CacheStream": partial(corpus_pairs, corpus, "train"),
+        }
+        tokens = sum(map(len, batch_encoder(tokenizer)(stories))) + len(stories)
+        block = int(args.passes * tokens) // 256
+        seconds: dict[str, list[float]] = {name: [] for name in ("tokenising alone", *streams)}
+        for _ in range(args.repetitions):
+            started = time.perf_counter()
+            for at in range(0, len(stories), 1000):
+                tokenizer._tokenizer.encode_batch_fast(stories[at : at + 1000])
+            seconds["tokenising alone"].append((time.perf_counter() - started) / tokens * 1e6)
+            for name, pairs in streams.items():
+                blocks = StreamBlocks([RecordStream(name, pairs, tokenizer, marks)], 256, block + 1, data_seed=0)
+                started = time.perf_counter()
+                blocks[block]
+                seconds[name].append((time.perf_counter() - started) / (block * 256) * 1e6)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    alone = medians["tokenising alone"]
+    rows = [
+        [name, f"{value:.2f}", f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}", f"{value / alone:.2f}"]
+        for name, value in medians.items()
+    ]
+    columns = ["what", "s per million tokens", "from", "to tokenising alone"]
+    show_table(f"{block * 256:,} tokens skipped, {args.repetitions} repetitions", columns, rows)
+    return medians
+
+
+if __name__ == "__main__":
+    main()
