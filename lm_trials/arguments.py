@@ -139,7 +139,11 @@ def _split_config(argv: list[str]) -> tuple[Path | None, str | None, list[str]]:
             raise UsageError(f"{name} is given twice ({given[name]} and another); give one")
         given[name] = value if equals else next(words, "")
         if not given[name] or given[name].startswith("--"):
-            raise UsageError(f"{name} needs a value; give --config FILE.yaml, and --arm NAME where that file has arms")
+            needs = {
+                "--config": "a file; give --config FILE.yaml",
+                "--arm": "a name of that file's arms; give --arm NAME",
+            }
+            raise UsageError(f"{name} needs {needs[name]}")
     if "--arm" in given and "--config" not in given:
         raise UsageError(f"--arm {given['--arm']} names an arm of a config file; give --config FILE.yaml too")
     return Path(given["--config"]) if "--config" in given else None, given.get("--arm"), rest

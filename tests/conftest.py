@@ -10,6 +10,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",  # its warning after a fork is noise; ids do not depend on it (tested)
 )
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have it; what is tested is as wide as in a file
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # several people share the cores
 
 import pytest

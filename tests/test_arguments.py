@@ -255,7 +255,7 @@ def test_an_arm_of_a_config_file_is_chosen_by_its_name(arms):
     [
         ((), "it holds the arms of a trial; choose one with --arm: low, high"),
         (("--arm", "hihg"), "--arm hihg: did you mean high?"),
-        (("--arm",), "--arm needs a value"),
+        (("--arm",), "--arm needs a name"),
         (("--arm", "low", "--arm", "high"), "--arm is given twice (low and another)"),
     ],
 )
