@@ -22,6 +22,8 @@ from lm_trials.data.tokens import TokenStore, document_marks, make_store, token_
 from lm_trials.training.arguments import DataArguments
 
 READ_BATCH = 1000
+# Of what describes a data set in `run.json`: what its tokens follow from beside its texts.
+TOKENS_FROM = ("tokenizer_hash", "append_eos", "document_separator")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def _set_part(name: str, config: str | None, data_args: DataArguments, tokenizer
         "content": manifest["corpus"]["content"],
         "protocol": manifest["protocol"],
         "stories": manifest["documents"],
-        **{key: manifest[key] for key in ("tokenizer_hash", "append_eos", "tokens")},
+        "tokens": manifest["tokens"],
+        **_described_tokens(data_args, tokenizer),
     }
     return TrainPart(name, train, validation, lambda: opened("test"), described)
 

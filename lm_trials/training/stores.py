@@ -19,7 +19,7 @@ from lm_trials.data.sets import is_set
 from lm_trials.data.streams import STREAM_BUFFER, RecordStream, StreamBlocks
 from lm_trials.data.tokens import TokenStore
 from lm_trials.training.arguments import DataArguments
-from lm_trials.training.parts import TrainPart, open_part, open_validation
+from lm_trials.training.parts import TOKENS_FROM, TrainPart, open_part, open_validation
 
 Store = TokenStore | SetStore | JoinedStores
 
@@ -106,8 +106,10 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         named |= {"train": parts[0].train, "test": parts[0].test()}
         named |= {name: open_validation(name, data_args, tokenizer) for name in named_sets}
     described = dict(parts[0].described)
-    if mix:
-        described = {part.name: part.described for part in parts}
+    if mix:  # what makes tokens of texts is the same for all parts
+        shared = {key: described[key] for key in TOKENS_FROM}
+        own = {p.name: {k: v for k, v in p.described.items() if k not in TOKENS_FROM} for p in parts}
+        described = {**shared, "parts": own}
     return RunStores(
         parts,
         mix,

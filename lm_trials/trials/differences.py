@@ -16,7 +16,10 @@ from lm_trials.trials.runs import BOOKKEEPING, NAMES_OF, Arm, Run
 # Variables that more than one field makes up: the flags a user sets it by, then what shows that it is another.
 GROUPS = {
     "initial_model": (("initial_model.name_or_path",), r"initial_model\.(weights_sha256|recipe|name_or_path)"),
-    "data": (("dataset_name", "text_column"), r"data\.(content|split_by|stories\..*|protocol\..*)"),
+    "data": (
+        ("dataset_name", "dataset_config_name", "text_column"),
+        r"data\.(content|split_by|stories\..*|protocol\..*|parts\..*|source\..*)",
+    ),
     "tokenizer": (("vocab_size", "tokenizer_name"), r"data\.tokenizer_hash"),
     "model": (("model_type", "config_name", "config_overrides"), r"model\..*"),
     "dropout": (("dropout",), r"model\..*(dropout|pdrop)"),
@@ -26,10 +29,14 @@ GROUPS = {
 # that differs, or else to the last.  The first pattern that fits a field counts; a field that none fits is a variable.
 FOLLOWS_FROM = (
     (r"initial_model\..*", ("initial_model",)),
-    (r"data\.tokens\..*", ("data", "tokenizer", "append_eos", "data")),
+    (r"data\.tokens\..*", ("data", "tokenizer", "append_eos", "document_separator", "data")),
     (r"data\.append_eos", ("append_eos",)),
+    (r"data\.document_separator", ("document_separator",)),
+    # Without another part there is another share; with one the shares are of other things.
+    (r"data_mix", ("data", "data_mix")),
+    (r"validation_split_percentage", ("data", "validation_split_percentage")),
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
-    (r"data\..*|dataset_name|text_column", ("data",)),
+    (r"data\..*|dataset_name|dataset_config_name|text_column", ("data",)),
     (r"model\.(vocab_size|(bos|eos|pad)_token_id)", ("initial_model", "tokenizer", "model")),
     (r"model\.(max_position_embeddings|n_positions|n_ctx)", ("initial_model", "block_size", "model")),
     (r"model\..*(dropout|pdrop)|dropout", ("initial_model", "dropout")),

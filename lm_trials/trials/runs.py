@@ -20,7 +20,7 @@ STATE_FILE = "trainer_state.json"
 # What identifies a thing, by dotted name, and the fields that only say what the user called it.  Where the first is
 # the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
 NAMES_OF = {
-    "data.content": ("dataset_name", "text_column", "data.corpus"),
+    "data.content": ("dataset_name", "dataset_config_name", "text_column", "data.corpus"),
     "data.tokenizer_hash": ("vocab_size", "tokenizer_name"),
     "model.model_type": ("model_type", "config_name", "config_overrides", "dropout"),
     "initial_model.weights_sha256": (
