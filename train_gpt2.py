@@ -11,7 +11,6 @@ Every flag of transformers.TrainingArguments works by its own name (--help_all);
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from lm_trials.arguments import parse_arguments
@@ -35,15 +34,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     check_numbers(data_args, model_args)
     from lm_trials.models.reference import positions_of
-    from lm_trials.reporting.figures import loss_figure
-    from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan, dense_steps
+    from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.initial import choose_initial
     from lm_trials.training.launch import check_processes
-    from lm_trials.training.manifest import describe_run, write_run
+    from lm_trials.training.manifest import continued, describe_run, write_run
     from lm_trials.training.plan import name_run, plan_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
-    from lm_trials.training.session import LOSS_PICTURE, announce, finish, finished_model, say_finished, train_from
+    from lm_trials.training.session import announce, finish, finished_model, say_finished, train_from
     from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
 
@@ -64,6 +62,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         announce(args, data_args, model, plan, stores, initial.reference and initial.reference.name)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
+        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
         prepare_output_dir(args, start)
         write_run(Path(args.output_dir), described)
     trainer = StoryTrainer(
@@ -88,21 +87,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ),
     )
     trainer.run_identity = run_identity(described)
-    if data_args.dense_eval_steps:
-        every = args.eval_steps or plan.num_steps
-        if every < 1:  # as everywhere in TrainingArguments, a share of all updates
-            every = math.ceil(every * plan.num_steps)
-        steps = dense_steps(data_args.dense_eval_steps, int(every), data_args.dense_eval_spacing)
-        trainer.add_callback(DenseEvaluation(steps))
+    trainer.add_callback(
+        DenseEvaluation.of(data_args.dense_eval_steps, data_args.dense_eval_spacing, args.eval_steps, plan.num_steps)
+    )
     if args.do_train:
         train_from(trainer, start.checkpoint)
         trainer.save_model()
-    metrics = trainer.final_metrics()
-    if args.do_train and trainer.is_world_process_zero():
-        figure = loss_figure(trainer.state.log_history, title=args.run_name)
-        figure.savefig(Path(args.output_dir) / LOSS_PICTURE, dpi=150)
-    finish(trainer, metrics)
-    return metrics
+    return finish(trainer)
 
 
 if __name__ == "__main__":

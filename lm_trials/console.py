@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -30,7 +31,7 @@ def is_main_process() -> bool:
 
 
 def script(main: Callable[..., Result]) -> Callable[..., Result]:
-    """Let `main` end with one clear line and status 2 where the user made a mistake.
+    """Let `main` end with one clear line and status 2 where the user made a mistake; with 130 after Ctrl-C.
 
     >>> @script
     ... def main(argv=None):
@@ -48,6 +49,9 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
             if is_main_process():
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            note("\nstopped; nothing is half-written, and the same command goes on or begins anew")
+            raise SystemExit(128 + signal.SIGINT) from None
 
     return wrapped
 

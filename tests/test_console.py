@@ -120,6 +120,17 @@ def test_a_users_mistake_is_one_line_and_ours_keeps_its_traceback(capsys):
         main()
 
 
+def test_ctrl_c_is_one_line_and_the_shells_status(capsys):
+    @script
+    def main(argv=None):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 130
+    assert capsys.readouterr().err.strip().startswith("stopped; nothing is half-written")
+
+
 def test_progress_counts_by_size(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -15,7 +15,7 @@ ROOMS = {
     "data": set(),
     "models": {"data"},
     "evaluation": {"data", "models"},
-    "training": {"data", "models", "evaluation"},
+    "training": {"data", "models", "evaluation", "reporting"},
     "probing": {"data", "models"},
     "reporting": set(),
     "trials": {"reporting"},

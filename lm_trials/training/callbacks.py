@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,16 @@ def dense_steps(num_steps: int, eval_steps: int, spacing: Literal["linear", "geo
 
 class DenseEvaluation(TrainerCallback):
     """Asks for an evaluation after each of `steps`, beside those of `--eval_steps`."""
+
+    @classmethod
+    def of(
+        cls, num_dense: int, spacing: Literal["linear", "geometric"], eval_steps: float | None, num_steps: int
+    ) -> DenseEvaluation:
+        """Return that of a run: up to `num_dense`, ten times as often as `eval_steps`, below 1 a share of all updates."""
+        every = eval_steps or num_steps
+        if every < 1:
+            every = math.ceil(every * num_steps)
+        return cls(dense_steps(num_dense, int(every), spacing) if num_dense else [])
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = frozenset(steps)

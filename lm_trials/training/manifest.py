@@ -170,8 +170,8 @@ def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_cod
             f"{folder} cannot be resumed as another run: {shown}; give the values it was started with, another "
             "--output_dir, or --overwrite_output_dir to give the old run up"
         )
-    code = _differences({"lm_trials": before["outcome"]["code_revision"]} | before["versions"], {
-        "lm_trials": described["outcome"]["code_revision"]} | described["versions"])  # fmt: skip
+    # What it last went on with, which somebody accepted then, else what it was started with.
+    code = _differences([_code(before), *before.get("went_on", [])][-1], _code(described))
     shown = ", ".join(f"{name} was {old} and is now {new}" for name, old, new in code)
     if code and not accept_other_code:
         raise UsageError(
@@ -180,6 +180,23 @@ def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_cod
         )
     if code:
         note(f"note: {folder} was started by other code: {shown}")
+
+
+def continued(described: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the `run.json` of a run that goes on: that of its start, with each other code that it has gone on with."""
+    before = read_run(folder)
+    if before is None:
+        return described
+    went_on = list(before.get("went_on", []))
+    if [_code(before), *went_on][-1] != _code(described):
+        went_on.append(_code(described))
+    described["outcome"]["code_revision"] = before["outcome"]["code_revision"]
+    described["versions"] = before["versions"]
+    return {**described, "went_on": went_on} if went_on else described
+
+
+def _code(described: Mapping[str, Any]) -> dict[str, str]:
+    return {"lm_trials": described["outcome"]["code_revision"], **described["versions"]}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

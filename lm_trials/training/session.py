@@ -11,12 +11,14 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from lm_trials.console import note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters
+from lm_trials.reporting.figures import loss_figure
 from lm_trials.training.arguments import DataArguments
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
 from lm_trials.training.stores import RunStores
+from lm_trials.training.trainer import StoryTrainer
 
 LOSS_PICTURE = "loss.png"
 
@@ -126,13 +128,19 @@ def say_finished(folder: Path) -> dict[str, float]:
     return metrics
 
 
-def finish(trainer: ExactResume, metrics: dict[str, float]) -> None:
-    """Write metrics and state, and say where everything lies and what to do next."""
-    folder = Path(trainer.args.output_dir)
+def finish(trainer: StoryTrainer) -> dict[str, float]:
+    """Evaluate, write metrics, picture and state, and say where everything lies; returns the metrics.
+
+    What marks a run as finished is written last: one that is killed before it goes on from its last checkpoint.
+    """
+    folder, trained = Path(trainer.args.output_dir), trainer.args.do_train
+    metrics, shares = trainer.final_metrics(), trainer.part_shares()  # of all processes, so before some leave
     trainer.save_metrics("eval", metrics)
     if not trainer.is_world_process_zero():
-        return
-    if trainer.args.do_train:  # an evaluation alone leaves the run's own record as it is
+        return metrics
+    if trained:  # an evaluation alone leaves the run's own record as it is
+        figure = loss_figure(trainer.state.log_history, title=trainer.args.run_name)
+        figure.savefig(folder / LOSS_PICTURE, dpi=150)
         trainer.save_state()
         mark_finished(folder, trainer.state.global_step, trainer.run_identity)
     limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
@@ -142,9 +150,10 @@ def finish(trainer: ExactResume, metrics: dict[str, float]) -> None:
         "model": str(folder),
         "loss curve": str(folder / LOSS_PICTURE),
     }
-    if shares := trainer.part_shares():
+    if shares and trained:
         facts["mixture"] = ", ".join(f"{share:.2%} {name}" for name, share in shares.items()) + " of the tokens"
     if "tensorboard" in trainer.args.report_to:
         facts["TensorBoard"] = f"tensorboard --logdir {folder}"
     facts["next"] = f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>"
     show_facts("done", facts)
+    return metrics

@@ -134,8 +134,14 @@ def test_a_run_of_other_code_is_refused_unless_that_is_accepted(saved_run, capsy
     assert "--accept_other_code True" in line
     train_gpt2.main([*argv, "--accept_other_code", "True"])
     assert "and is now another" in capsys.readouterr().err
+    described = json.loads((folder / "run.json").read_text())
+    assert described["outcome"]["code_revision"] != "another"
+    assert [code["lm_trials"] for code in described["went_on"]] == ["another"]
+    (folder / "finished.json").unlink()
+    train_gpt2.main(argv)  # what was accepted once needs no flag again
     monkeypatch.undo()
     run = json.loads((folder / "run.json").read_text())
+    del run["went_on"]
     run["versions"]["torch"] = "1.0"
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "finished.json").unlink()
