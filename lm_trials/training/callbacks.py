@@ -43,7 +43,7 @@ class DenseEvaluation(TrainerCallback):
     def of(
         cls, num_dense: int, spacing: Literal["linear", "geometric"], eval_steps: float | None, num_steps: int
     ) -> DenseEvaluation:
-        """Return that of a run: up to `num_dense`, ten times as often as `eval_steps`, below 1 a share of all updates."""
+        """Return that of a run: up to `num_dense`, ten times as often as `eval_steps`, below 1 a share of all."""
         every = eval_steps or num_steps
         if every < 1:
             every = math.ceil(every * num_steps)

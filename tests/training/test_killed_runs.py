@@ -74,7 +74,8 @@ def test_a_run_killed_after_its_last_update_ends_the_same(command, tmp_path):
 
 
 def test_two_processes_killed_end_as_two_that_were_not(command, tmp_path):
-    argv, folder = command(*STREAMED, "--per_device_train_batch_size", "2", "--use_cpu", "True"), tmp_path / "run"
+    two = (*STREAMED, *MIXED, "--per_device_train_batch_size", "2", "--use_cpu", "True")
+    argv, folder = command(*two), tmp_path / "run"
     Training(argv, folder, world_size=2).finish()
     straight = outcome(folder)
     assert kill_and_go_on(argv, folder, 0.05, world_size=2, after=folder / "checkpoint-4")
