@@ -34,12 +34,8 @@ def test_the_papers_command_starts_a_model_of_its_size(shared_data, tmp_path, mo
 
     monkeypatch.setattr(StoryTrainer, "train", train)
     monkeypatch.chdir(tmp_path)
-    data = [
-        "--dataset_name",
-        str(shared_data / "corpus_pubmed"),
-        "--tokenizer_name",
-        str(shared_data / "gpt2_tokenizer"),
-    ]
+    corpus, tokenizer = shared_data / "corpus_pubmed" / "pubmed.jsonl", shared_data / "gpt2_tokenizer"
+    data = ["--dataset_name", str(corpus), "--tokenizer_name", str(tokenizer)]
     with pytest.raises(Started):
         train_gpt2.main([*PUBLISHED.split(), *data, "--run_name", "paper", "--per_device_train_batch_size", "16"])
     assert seen == {"parameters": 51_475_968, "block": (1024,)}
