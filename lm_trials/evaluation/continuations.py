@@ -18,8 +18,8 @@ from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate, slug
 from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.generation import write_stories
-from lm_trials.evaluation.results import write_csv
 from lm_trials.models.reference import LONGEST_WINDOW, positions_of, separator_of
+from lm_trials.tables import write_csv
 
 GENERATION_BATCH = 16
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}

@@ -18,7 +18,7 @@ from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.feature_scores import prompts_of, score_features, write_generations
-from lm_trials.evaluation.results import write_csv, write_json
+from lm_trials.tables import write_csv, write_json
 
 ENOUGH = 256
 

@@ -21,8 +21,9 @@ from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate, folded
 from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.domains import in_domain, training_data
-from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, write_csv, write_json
+from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult
 from lm_trials.evaluation.summary import STATISTICS
+from lm_trials.tables import write_csv, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_trials.evaluation.losses import StoryLoss
+from lm_trials.tables import write_csv, write_json
 
 STORY_TABLE = "per_story.parquet"
 ROWS_AT_ONCE = 4096
@@ -112,41 +109,3 @@ def write_results(result: EvaluationResult, arguments: Mapping[str, Any]) -> Non
     write_json(result.folder / "all_results.json", result.metrics)
     write_json(result.folder / "data_args.json", {**arguments, **result.settings})
     write_csv(result.folder / "eval_results.csv", result.rows)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as JSON, whole or not at all; what is not finite (an interval that does not exist) is null."""
-    _write_whole(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Return a value of JSON with null for what is not finite, at any depth.
-
-    >>> _finite({"a": [1.0, float("nan")]})
-    {'a': [1.0, None]}
-    """
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a CSV file, whole or not at all; a row without a column of another leaves it empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(_columns(rows)))
-    writer.writeheader()
-    writer.writerows(rows)
-    _write_whole(path, text.getvalue())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8", newline="")
-    unfinished.replace(path)
-
-
-def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, None]:
-    return dict.fromkeys(name for row in rows for name in row)

@@ -47,7 +47,7 @@ def unfinished_folder(run: Path, step: int) -> Path:
 
 def seal(folder: Path, final: Path, facts: Mapping[str, Any]) -> None:
     """Put every file of `folder` on the disk with its sum, and give it its name: whole from then on."""
-    write_json(folder / SUMS, {**facts, "files": file_sums(folder)})
+    write_synced(folder / SUMS, {**facts, "files": file_sums(folder)})
     for path in sorted(folder.rglob("*")):
         _to_disk(path)
     _to_disk(folder)
@@ -57,8 +57,8 @@ def seal(folder: Path, final: Path, facts: Mapping[str, Any]) -> None:
     _to_disk(final.parent)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as JSON, whole or not at all, also where the machine stops."""
+def write_synced(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON, whole or not at all, also where the machine stops (`tables.write_json` does not wait)."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     unfinished.write_text(json.dumps(values, indent=2) + "\n")
     _to_disk(unfinished)
@@ -157,7 +157,7 @@ def _step(folder: Path) -> int:
 def mark_finished(run: Path, step: int, identity: str) -> None:
     """Write that a run came to its end, with the sums of its final model."""
     weights = {name: entry for name, entry in file_sums(run, skip=_not_weights(run)).items()}
-    write_json(run / FINISHED, {"run": identity, "global_step": step, "files": weights})
+    write_synced(run / FINISHED, {"run": identity, "global_step": step, "files": weights})
 
 
 def _not_weights(run: Path) -> list[str]:
