@@ -22,6 +22,23 @@ def train(argv: list[str]) -> None:
     train_gpt2.main(argv)
 
 
+def train_and_keep(argv: list[str], kept: str) -> None:
+    """Train as the command does, and keep the ids of each batch as the model of this process got them."""
+    import numpy as np
+
+    from lm_trials.training.trainer import StoryTrainer
+
+    seen, compute = [], StoryTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        seen.append(inputs["input_ids"].cpu().numpy().copy())
+        return compute(self, model, inputs, *args, **kwargs)
+
+    StoryTrainer.compute_loss = compute_loss
+    train_gpt2.main(argv)
+    np.save(f"{kept}-{os.environ.get('RANK', '0')}.npy", np.stack(seen))
+
+
 def world(size: int) -> list[dict[str, str]]:
     """Return the variables that a launcher sets for each process."""
     if size == 1:
