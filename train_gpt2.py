@@ -39,12 +39,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.initial import choose_initial
     from lm_trials.training.launch import check_processes
     from lm_trials.training.manifest import continued, describe_run, write_run
-    from lm_trials.training.plan import name_run, plan_run
+    from lm_trials.training.plan import check_best, name_run, plan_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
     from lm_trials.training.session import announce, finish, finished_model, say_finished, train_from
     from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
 
+    check_best(args, data_args)
     check_processes(args.distributed_state)
     initial = choose_initial(model_args, data_args)
     name_run(args, model_args.config_name or initial.name, data_args)
@@ -59,12 +60,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         start = claim_output_dir(args, described, model_args.overwrite_output_dir, model_args.accept_other_code)
         if start.finished:
             return say_finished(Path(args.output_dir))
+        if start.checkpoint:
+            stores.check_unchanged()
         announce(args, data_args, model, plan, stores, initial.reference and initial.reference.name)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
         described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
         prepare_output_dir(args, start)
         write_run(Path(args.output_dir), described)
+        initial.tokenizer.save_pretrained(args.output_dir)  # so that the data order can be told from now on
     trainer = StoryTrainer(
         model=model,
         args=args,

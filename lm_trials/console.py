@@ -6,6 +6,7 @@ leaves with status 2.  Everything else that goes wrong is ours and keeps its tra
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -48,6 +49,12 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
         except UsageError as error:
             if is_main_process():
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            place = error.filename or "a file"
+            print(f"error: {place} cannot be written ({error.strerror}); make room and try again", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             note("\nstopped; nothing is half-written, and the same command goes on or begins anew")

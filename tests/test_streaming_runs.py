@@ -195,6 +195,15 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
         (("--streaming", "Yes"), "invalid choice: 'Yes'"),
         (("--streaming", "True", "--max_steps", "-1"), "give --max_steps or --max_train_tokens"),
         (("--max_train_tokens", "500"), "--max_train_tokens 500 and --max_steps 4 say two lengths"),
+        (("--ignore_data_skip", "True"), "--ignore_data_skip True would begin the data anew"),
+        (("--max_steps", "0"), "--max_steps 0 is no number of updates"),
+        (
+            (
+                *("--dense_eval_steps", "4", "--load_best_model_at_end", "True", "--eval_strategy", "steps"),
+                *("--save_strategy", "steps", "--save_steps", "4", "--eval_steps", "4"),
+            ),
+            "sought among models that are not saved",
+        ),
         (("--max_train_tokens", "0"), "--max_train_tokens 0 is too few"),
         (("--streaming", "True", "--save_strategy", "epoch"), "--save_strategy epoch: a stream's end is not known"),
         (("--validation_split_percentage", "5"), "tiny is prepared and has its splits"),
@@ -214,6 +223,31 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_files_of_one_name_are_two_parts(run, stories_file, tmp_path):
+    paths = [stories_file(f"{folder}/tales.jsonl", 900, begin) for folder, begin in (("first", 0), ("second", 900))]
+    _, rows = run("run", "--dataset_name", "+".join(map(str, paths)), "--streaming", "True")
+    described = json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]["data"]["parts"]
+    assert len(described) == 2
+    assert len({part["source_fingerprint"] for part in described.values()}) == 2
+    shares = [value for key, value in rows[0].items() if key.startswith("share_")]
+    assert len(shares) == 2
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_a_part_with_a_validation_split_and_one_without_mix(run, stories_file):
+    """The percentage is for the one that needs it; alone it would be refused for the other."""
+    without = stories_file("without/train.jsonl", 900).parent
+    own = stories_file("own/train.jsonl", 900, begin=900).parent
+    stories_file("own/validation.jsonl", 50, begin=1800)
+    more = ("--dataset_name", f"{without}+{own}+north", "--validation_split_percentage", "5")
+    _, rows = run("run", *more)
+    named = {
+        key.removeprefix("eval_").removesuffix("_samples"): row[key] for row in rows for key in row if "_samples" in key
+    }
+    assert sum("own" in name for name in named) == 1
+    assert named["north"] > 0
 
 
 def test_a_shard_that_ends_in_the_middle_of_a_record_stops_with_its_name(stories_file, run, tmp_path, capsys):

@@ -280,4 +280,7 @@ def corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> Pa
         if found:
             return max(found)[1]
     stem = Path(dataset_name).name.split(".")[0]
+    part = source.dataset_config_name if source.kind == "hub" else Path(source.reference).name.split(".")[0]
+    if part and part not in (stem, "records"):
+        stem += f"-{part}"
     return data_cache_dir / f"{stem}-{source.fingerprint()[:8]}"

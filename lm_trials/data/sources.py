@@ -317,11 +317,21 @@ class Source:
             return digest.hexdigest()[:16]
         if any(self._named_after):
             digest.update(repr(self._named_after).encode())
-        folder = Path(self.reference)
-        for file in self.shards or sorted(path for path in folder.rglob("*") if path.is_file()):
-            with reading(str(file)), file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        for sha256 in self._file_sums:
+            digest.update(sha256)
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def _file_sums(self) -> list[bytes]:
+        found = []
+        for file in self.shards or sorted(path for path in Path(self.reference).rglob("*") if path.is_file()):
+            with reading(str(file)), file.open("rb") as stream:
+                found.append(hashlib.file_digest(stream, "sha256").digest())
+        return found
+
+    def file_names(self) -> list[str]:
+        """Return what each of its files is known by, however it is read: 16 digits of its bytes' hash."""
+        return [] if self.kind == "hub" else [sha256.hex()[:16] for sha256 in self._file_sums]
 
     def origin(self) -> dict[str, Any]:
         """Return what a corpus made of this source says of where it came from."""
@@ -335,6 +345,8 @@ class Source:
         }
         left_out = [name for name, split in self.own_splits.items() if split is None] if self.has_own_splits() else []
         said |= {name: value for name, value in options.items() if value is not None}
+        if self.kind == "files":
+            said["files"] = self.file_names()
         return said | ({"left_out": left_out} if left_out else {})
 
 

@@ -19,6 +19,7 @@ from lm_trials.console import UsageError, did_you_mean, progress
 from lm_trials.data.corpora import MANIFEST, finished_folder, load_splits, open_records, read_manifest, save_splits
 from lm_trials.data.records import SPLITS
 from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
+from lm_trials.sums import file_sums
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -89,6 +90,7 @@ def make_store(
             "document_separator": separator,
             "documents": {split: count["documents"] for split, count in counts.items()},
             "tokens": {split: count["tokens"] for split, count in counts.items()},
+            "files": file_sums(unfinished),
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return folder

@@ -98,7 +98,10 @@ def _names(source: Source) -> frozenset[str]:
     hub = source.kind == "hub"
     splits = {source.dataset_split, None, *(SPLITS if hub else ())}
     fingerprints = frozenset(replace(source, dataset_split=split).fingerprint() for split in splits)
-    return fingerprints | {hub_name(source.reference, source.dataset_config_name)} if hub else fingerprints
+    # Of files, by their bytes too: a corpus may hold them read with other options, such as a split of its own.
+    return fingerprints | (
+        {hub_name(source.reference, source.dataset_config_name)} if hub else set(source.file_names())
+    )
 
 
 def _as_records(texts: Iterable[SetText]) -> Iterator[Record]:

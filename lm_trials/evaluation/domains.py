@@ -90,6 +90,8 @@ def contents_of(data: Any, data_cache_dir: Path) -> Iterator[str]:
         for key in ("content", "fingerprint"):
             if isinstance(data.get(key), str):
                 yield content_name(data[key], protocol)
+        if isinstance(data.get("files"), list):  # of a source of files: what each is known by
+            yield from data["files"]
         if "read_as" in data:  # where a source of the Hub says what it is
             yield hub_name(data["reference"], data.get("dataset_config_name"))
         if protocol is None and isinstance(data.get("corpus"), str):

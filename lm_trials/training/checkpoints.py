@@ -24,6 +24,7 @@ SUMS = "sums.json"
 FINISHED = "finished.json"
 UNFINISHED, REMOVED = ".unfinished", ".removed"
 STATE_FILE = "trainer_state.json"
+OF_THE_END = ("config", "generation_config", "tokenizer", "special_tokens", STATE_FILE)
 
 
 def run_identity(described: Mapping[str, Any]) -> str:
@@ -122,11 +123,10 @@ def check_checkpoint(folder: Path, identity: str) -> dict[str, Any]:
         UsageError: naming the first file that is missing or changed, or for a checkpoint of another run, or one that
             holds the model alone.
     """
-    try:
-        facts = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        expected = facts["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder} is no whole checkpoint: its {SUMS} cannot be read; {_instead(folder)}") from None
+    facts = sealed_facts(folder)
+    expected = facts.get("files")
+    if not isinstance(expected, dict) or STATE_FILE not in expected:
+        raise UsageError(f"{folder} is no whole checkpoint: its {SUMS} cannot be read; {_instead(folder)}")
     if found := damaged(folder, expected):
         raise UsageError(f"{folder} is damaged: {found[0]}; {_instead(folder)}")
     if facts.get("run") != identity:
@@ -142,6 +142,15 @@ def check_checkpoint(folder: Path, identity: str) -> dict[str, Any]:
     return facts
 
 
+def sealed_facts(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint's `sums.json` says; nothing where it cannot be read."""
+    try:
+        facts = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def _instead(folder: Path) -> str:
     earlier = [path for path in checkpoints(folder.parent) if _step(path) < _step(folder) and (path / SUMS).is_file()]
     if earlier:
@@ -155,13 +164,14 @@ def _step(folder: Path) -> int:
 
 
 def mark_finished(run: Path, step: int, identity: str) -> None:
-    """Write that a run came to its end, with the sums of its final model."""
-    weights = {name: entry for name, entry in file_sums(run, skip=_not_weights(run)).items()}
-    write_synced(run / FINISHED, {"run": identity, "global_step": step, "files": weights})
+    """Write that a run came to its end, with the sums of what loads as its final model and of its state."""
+    files = file_sums(run, skip=[path.name for path in run.iterdir() if not _is_of_the_end(path)])
+    write_synced(run / FINISHED, {"run": identity, "global_step": step, "files": files})
 
 
-def _not_weights(run: Path) -> list[str]:
-    return [path.name for path in run.iterdir() if path.is_dir() or path.suffix != ".safetensors"]
+def _is_of_the_end(path: Path) -> bool:
+    """Whether a file is one that an evaluation afterwards leaves as it is."""
+    return path.is_file() and (path.suffix in (".safetensors", ".bin") or path.name.startswith(OF_THE_END))
 
 
 def is_finished(run: Path, identity: str) -> bool:

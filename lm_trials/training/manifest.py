@@ -119,11 +119,13 @@ def _resolved(*dataclass_objects: Any) -> dict[str, Any]:
 
 
 def code_revision() -> str:
-    """Return 16 hexadecimal digits of a hash of this package's sources, which is there without git too."""
+    """Return 16 hexadecimal digits of a hash of this project's sources, which is there without git too."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode())
+    # The scripts compose a run; where the package is installed by itself they lie elsewhere, and the package is all.
+    scripts = [root.parent / name for name in ("train_gpt2.py", "sft_lora.py") if (root.parent / name).is_file()]
+    for file in [*sorted(root.rglob("*.py")), *scripts]:
+        digest.update(str(file.relative_to(root.parent)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -145,6 +147,7 @@ def environment(arguments: TrainingArguments) -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "working_directory": str(Path.cwd()),
         "device": torch.cuda.get_device_name() if on_gpu else arguments.device.type,
         "num_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
@@ -223,6 +226,10 @@ def write_run(folder: Path, described: dict[str, Any]) -> Path:
     """Write `run.json` whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{RUN_FILE}.unfinished"
-    unfinished.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-    unfinished.replace(folder / RUN_FILE)
+    try:
+        unfinished.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+        unfinished.replace(folder / RUN_FILE)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UsageError(f"{folder / RUN_FILE} cannot be written ({error.strerror}); make room and try again") from None
     return folder / RUN_FILE

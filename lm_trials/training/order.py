@@ -70,8 +70,13 @@ class RunOrder:
         known = {**run["logistics"], **self.outcome}
         given = {field.name: known[field.name] for field in fields(DataArguments) if field.name in known}
         given |= {"eval_datasets": None} | ({"data_cache_dir": data_cache_dir} if data_cache_dir else {})
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(_with_tokenizer(folder))
         data_args = DataArguments(**given)
+        started_in = Path(run["environment"].get("working_directory", "."))
+        for name in ("data_cache_dir", "dataset_name"):  # as they were named where the run was started
+            there = started_in / getattr(data_args, name)
+            if not Path(getattr(data_args, name)).exists() and there.exists():
+                setattr(data_args, name, str(there))
         stores = open_stores(data_args, self.tokenizer)
         if stores.described != self.outcome["data"]:
             names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
@@ -112,6 +117,14 @@ class RunOrder:
     def text_of(self, part: Part) -> str:
         """Return the text of a part, as far as whole tokens spell it."""
         return self.tokenizer.decode(part.ids)
+
+
+def _with_tokenizer(folder: Path) -> Path:
+    """Return the folder of a run that holds its tokenizer: its own, else its newest checkpoint."""
+    from lm_trials.models.reference import checkpoints
+
+    places = [folder, *reversed(checkpoints(folder))]
+    return next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
 
 
 def order_arguments(argv: list[str]) -> OrderArguments:

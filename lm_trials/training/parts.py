@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lm_trials.data.sources import Source, open_source
 from lm_trials.data.streams import RecordStream, stored
 from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.data.tokens import TokenStore, document_marks, make_store, token_progress
+from lm_trials.sums import damaged
 from lm_trials.training.arguments import DataArguments
 
 READ_BATCH = 1000
@@ -36,6 +39,7 @@ class TrainPart:
         validation: its validation documents.
         test: opens its test documents.
         described: what identifies it in `run.json`.
+        folder: where what it reads lies, with sums in its manifest; None of a source that is read as it lies.
     """
 
     name: str
@@ -43,10 +47,31 @@ class TrainPart:
     validation: TokenStore | SetStore
     test: Callable[[], TokenStore | SetStore]
     described: dict[str, Any]
+    folder: Path | None = None
+
+    def check_unchanged(self) -> None:
+        """Check that what it reads is what was written, byte for byte, before a run goes on with it.
+
+        Raises:
+            UsageError: naming the first file that is not.
+        """
+        if self.folder is not None and (found := damaged(self.folder, read_manifest(self.folder).get("files", {}))):
+            raise UsageError(
+                f"the data in {self.folder} has changed since it was prepared: {found[0]}; remove that folder and give "
+                "the same command again"
+            )
 
 
-def open_part(name: str, config: str | None, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> TrainPart:
+def open_part(
+    name: str,
+    config: str | None,
+    data_args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    of_several: bool = False,
+) -> TrainPart:
     """Open one data set as `--streaming` says: `False` by its token store, `CacheStream` and `True` as a stream.
+
+    Of several `--validation_split_percentage` is for those that need it.
 
     Raises:
         UsageError: for a name that is nothing, a set that would be streamed, a split without stories.
@@ -54,6 +79,8 @@ def open_part(name: str, config: str | None, data_args: DataArguments, tokenizer
     place = Path(data_args.data_cache_dir)
     if is_set(place / name):
         return _set_part(name, config, data_args, tokenizer)
+    if of_several and not _needs_percentage(name, config, data_args):
+        data_args = replace(data_args, validation_split_percentage=None)
     if data_args.streaming == "True" and not any(map(is_corpus, (place / name, Path(name)))):
         return _streamed_part(name, config, data_args, tokenizer)
     corpus = _corpus(name, config, data_args)
@@ -62,21 +89,31 @@ def open_part(name: str, config: str | None, data_args: DataArguments, tokenizer
     described = {
         "corpus": corpus.name,
         "content": manifest["content"],
+        "records": _digest(manifest.get("files", {})),
+        "source_fingerprint": manifest.get("origin", {}).get("fingerprint"),
         "split_by": manifest["split_by"],
         "stories": manifest["stories"],
         **_described_tokens(data_args, tokenizer),
     }
     if data_args.streaming != "False":
-        return _stream_part(label, partial(corpus_pairs, corpus), described, data_args, tokenizer)
+        return _stream_part(label, partial(corpus_pairs, corpus), described, data_args, tokenizer, corpus)
     folder = _tokens(corpus, data_args, tokenizer)
-    described["tokens"] = read_manifest(folder)["tokens"]
     return TrainPart(
         label,
         TokenStore.open(folder, "train"),
         TokenStore.open(folder, "validation"),
         lambda: TokenStore.open(folder, "test"),
-        described,
+        described | {"tokens": read_manifest(folder)["tokens"]},
+        folder,
     )
+
+
+def _needs_percentage(name: str, config: str | None, data_args: DataArguments) -> bool:
+    """Say whether a data set has no validation split of its own."""
+    if any(map(is_corpus, (Path(data_args.data_cache_dir) / name, Path(name)))):
+        return False
+    source = open_source(name, text_column=data_args.text_column, dataset_config_name=config)
+    return not source.has_own_splits() or "validation" not in source.own_splits.values()
 
 
 def open_validation(name: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> TokenStore | SetStore:
@@ -124,7 +161,12 @@ def _streamed_part(
         validation_split_percentage=data_args.validation_split_percentage,
     )
     source.check_splits()
-    described = {"source": source.origin(), **_described_tokens(data_args, tokenizer)}
+    origin = source.origin()
+    described = {
+        "source": origin,
+        "source_fingerprint": origin["fingerprint"],
+        **_described_tokens(data_args, tokenizer),
+    }
     return _stream_part(config or Path(name).name, partial(source_pairs, source), described, data_args, tokenizer)
 
 
@@ -134,13 +176,14 @@ def _stream_part(
     described: dict[str, Any],
     data_args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
+    folder: Path | None = None,
 ) -> TrainPart:
     marks = document_marks(tokenizer, data_args.append_eos, data_args.document_separator)
     train, validation, test = (
         RecordStream(f"{label}, {split}", partial(pairs, split), tokenizer, marks) for split in SPLITS
     )
     count = data_args.max_eval_samples
-    return TrainPart(label, train, stored(validation, count), lambda: stored(test, count), described)
+    return TrainPart(label, train, stored(validation, count), lambda: stored(test, count), described, folder)
 
 
 def source_pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
@@ -153,6 +196,12 @@ def corpus_pairs(corpus: Path, split: str) -> Iterator[tuple[str, str]]:
     columns = open_records(corpus, split).with_format("arrow").select_columns(["record_id", "story"])
     for batch in columns.iter(READ_BATCH):
         yield from zip(batch["record_id"].to_pylist(), batch["story"].to_pylist(), strict=True)
+
+
+def _digest(sums: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return 16 digits of all files' sums: what `content`, a hash of names, does not see (blanks, for one)."""
+    text = json.dumps({name: entry["sha256"] for name, entry in sums.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _described_tokens(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -107,6 +107,19 @@ def _num_steps(arguments: TrainingArguments, data_args: DataArguments, per_pass:
     return steps
 
 
+def check_best(arguments: TrainingArguments, data_args: DataArguments) -> None:
+    """Refuse dense evaluations where the best model is kept: most of them save none that could be kept.
+
+    Raises:
+        UsageError: for both together.
+    """
+    if arguments.load_best_model_at_end and data_args.dense_eval_steps:
+        raise UsageError(
+            f"--load_best_model_at_end True and --dense_eval_steps {data_args.dense_eval_steps}: the best would be "
+            "sought among models that are not saved; leave one away"
+        )
+
+
 def name_run(arguments: TrainingArguments, model_name: str, data_args: DataArguments) -> None:
     """Give the run a name, and a folder of that name where no `--output_dir` was given, in place.
 

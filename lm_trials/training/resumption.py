@@ -25,7 +25,7 @@ from transformers.trainer_callback import ExportableState
 from lm_trials.console import UsageError, note
 from lm_trials.data.shards import first_line
 from lm_trials.models.reference import checkpoints
-from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, unfinished_folder
+from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, sealed_facts, unfinished_folder
 
 PROGRESS = "progress_{}.json"
 # What torch says of a file that it cannot write, among all the things that it says by RuntimeError.
@@ -37,9 +37,11 @@ class ExactResume(Trainer):
 
     Attributes:
         run_identity: `checkpoints.run_identity` of the run, written into each checkpoint.
+        scheduled: whether the next checkpoint is one of the arguments', or one that a signal asked for.
     """
 
     run_identity: str = ""
+    scheduled: bool = True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, beside, and give the folder its name when it is whole.
@@ -57,7 +59,7 @@ class ExactResume(Trainer):
                 self._save_scaler(str(place))
                 self._save_rng_state(str(place))
             best = self.state.best_global_step
-            if best and (best == step or (run / f"checkpoint-{best}").is_dir()):
+            if best and (self.scheduled if best == step else _was_scheduled(run / f"checkpoint-{best}")):
                 self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
             if self.args.should_save:
                 self._save_state(place)
@@ -68,6 +70,9 @@ class ExactResume(Trainer):
                     "global_step": step,
                     "world_size": self.args.world_size,
                     "resumable": not self.args.save_only_model,
+                    # One that a signal asked for is none that the best model may be taken from.
+                    "scheduled": self.scheduled,
+                    "batches": [self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps],
                 }
                 seal(place, final, facts)
         self.accelerator.wait_for_everyone()
@@ -128,6 +133,12 @@ class ExactResume(Trainer):
                 f"note: {checkpoint} was written by {len(files)} processes and {self.args.world_size} go on: the same "
                 "examples, losses within rounding, other draws of dropout"
             )
+        batches = [self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps]
+        if len(files) == 1 and sealed_facts(checkpoint).get("batches", batches) != batches:
+            note(
+                f"note: {checkpoint} was written with other batches of the same product: the same examples, losses "
+                "within rounding, other draws of dropout"
+            )
         self.restore_progress([json.loads(file.read_text()) for file in files])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -135,6 +146,10 @@ class ExactResume(Trainer):
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
+
+
+def _was_scheduled(checkpoint: Path) -> bool:
+    return checkpoint.is_dir() and sealed_facts(checkpoint).get("scheduled", True)
 
 
 class _TakeUp(TrainerCallback):
@@ -172,6 +187,8 @@ def _whole_or_not_there(place: Path, run: Path) -> Iterator[None]:
 def _reason(error: Exception, run: Path) -> str:
     if shutil.disk_usage(run).free < 1 << 20:
         return "no space left on the disk"
+    if isinstance(error, RuntimeError):
+        return "a file was cut off"  # torch names the place in its own source
     return getattr(error, "strerror", None) or first_line(error)
 
 
@@ -184,7 +201,8 @@ class Interruption(TrainerCallback):
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: ExactResume) -> None:
+        self.trainer = trainer
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -212,5 +230,12 @@ class Interruption(TrainerCallback):
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.received = int(number) or None
         if self.received is not None:
+            self.trainer.scheduled = control.should_save
             control.should_save = control.should_training_stop = True
         return control
+
+    def save(self) -> None:
+        """Save where Trainer has not: under `--save_strategy best` an evaluation takes the request back."""
+        step = self.trainer.state.global_step
+        if not (Path(self.trainer.args.output_dir) / f"checkpoint-{step}").is_dir():
+            self.trainer._save_checkpoint(self.trainer.model, None)

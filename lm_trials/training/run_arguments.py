@@ -40,6 +40,10 @@ class RunArguments(TrainingArguments):
                 f"--train_sampling_strategy {self.train_sampling_strategy} would reorder a fixed order; "
                 "leave it away and use --data_seed and --shuffle_buffer_size"
             )
+        if self.ignore_data_skip:
+            raise UsageError("--ignore_data_skip True would begin the data anew after a resume; leave it away")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise UsageError(f"--max_steps {self.max_steps} is no number of updates; give at least 1, or -1 for epochs")
         self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         # `--output_dir` has no default until the run has a name; see `lm_trials.training.plan.name_run`.
         self.has_output_dir = self.output_dir is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
-from lm_trials.console import note, show_facts
+from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters
 from lm_trials.reporting.figures import loss_figure
@@ -102,11 +102,12 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
     Raises:
         SystemExit: after SIGTERM or Ctrl-C, with 128 and the signal's number, as shells have it; the run is saved.
     """
-    with Interruption() as interruption:
+    with Interruption(trainer) as interruption:
         trainer.add_callback(interruption)
         trainer.train(resume_from_checkpoint=checkpoint)
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if interruption.received is not None and step < steps:
+        interruption.save()
         note(
             f"stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}; the "
             "same command goes on from there"
@@ -116,11 +117,18 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
 
 def say_finished(folder: Path) -> dict[str, float]:
     """Say that the run is finished and what to do with it; returns the metrics of its end."""
-    metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+    try:
+        metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+        loss = f"{metrics['eval_loss']:.4f} nats per token"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{folder} is finished and its eval_results.json cannot be read; evaluate it again with the same command "
+            "and --do_eval True --do_train False"
+        ) from None
     show_facts(
         f"{folder} is finished; nothing is trained",
         {
-            "validation loss": f"{metrics['eval_loss']:.4f} nats per token",
+            "validation loss": loss,
             "evaluate": f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>",
             "train anew": "the same command with --overwrite_output_dir",
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class RunStores:
     named: dict[str, Store] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
     sets: tuple[str, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Check that what is read is what was prepared, byte for byte; see `TrainPart.check_unchanged`."""
+        for part in self.parts:
+            part.check_unchanged()
 
     @property
     def streamed(self) -> bool:
@@ -97,7 +102,12 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         data_args.shuffle_buffer_size = data_args.shuffle_buffer_size or STREAM_BUFFER
         if num_workers:  # they are forked, and tokenizers warns of threads that were used before
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parts = tuple(open_part(name, config, data_args, tokenizer) for name, config in sources)
+    parts = tuple(open_part(name, config, data_args, tokenizer, len(sources) > 1) for name, config in sources)
+    if len({part.name for part in parts}) < len(parts):  # files of one name in several folders
+        parts = tuple(
+            replace(part, name=(config or name).replace("/", "-"))
+            for part, (name, config) in zip(parts, sources, strict=True)
+        )
     mix = Mix(weights, data_args.data_mix_unit, data_args.stop_when) if len(parts) > 1 else None
     named: dict[str, Store] = {}
     if mix:

@@ -18,7 +18,7 @@ GROUPS = {
     "initial_model": (("initial_model.name_or_path",), r"initial_model\.(weights_sha256|recipe|name_or_path)"),
     "data": (
         ("dataset_name", "dataset_config_name", "text_column"),
-        r"data\.(content|split_by|stories\..*|protocol\..*|parts\..*|source\..*)",
+        r"data\.(content|records|source_fingerprint|split_by|stories\..*|protocol\..*|parts\..*|source\..*)",
     ),
     "tokenizer": (("vocab_size", "tokenizer_name"), r"data\.tokenizer_hash"),
     "model": (("model_type", "config_name", "config_overrides"), r"model\..*"),

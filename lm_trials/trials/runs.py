@@ -19,7 +19,16 @@ RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
 # What identifies a thing, by dotted name, and the fields that only say what the user called it.  Where the first is
 # the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
+TOKENS = ("data.tokens.train", "data.tokens.validation", "data.tokens.test")  # told of map-style data alone
 NAMES_OF = {
+    "data.records": ("data.corpus", *TOKENS),
+    "data.source_fingerprint": (
+        *("dataset_name", "dataset_config_name", "text_column", "data.corpus", "data.content", "data.records"),
+        *TOKENS,
+        *("data.split_by", "data.stories.train", "data.stories.validation", "data.stories.test"),
+        *("data.source.reference", "data.source.fingerprint", "data.source.validation_split_percentage"),
+        *("data.source.files", "data.source.revision", "data.source.read_as", "data.source.dataset_config_name"),
+    ),
     "data.content": ("dataset_name", "dataset_config_name", "text_column", "data.corpus"),
     "data.tokenizer_hash": ("vocab_size", "tokenizer_name"),
     "model.model_type": ("model_type", "config_name", "config_overrides", "dropout"),

@@ -57,6 +57,7 @@ def flip(path):
         ("progress_0.json", lambda path: path.unlink(), "progress_0.json is missing"),
         ("trainer_state.json", lambda path: path.write_bytes(path.read_bytes()[:-9]), "trainer_state.json has"),
         (SUMS, lambda path: path.write_text("{"), "its sums.json cannot be read"),
+        (SUMS, lambda path: path.write_text('{"files": {}}'), "its sums.json cannot be read"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_the_name_of_its_file(saved_run, capsys, name, harm, said):
@@ -158,6 +159,107 @@ def test_a_finished_run_is_not_trained_again_and_a_changed_model_is_said(train_f
     assert snapshot(tmp_path / "run") == before
     flip(tmp_path / "run" / "model.safetensors")
     assert "is finished and its model is damaged: model.safetensors has other content" in refusal(argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("config.json", "is finished and its model is damaged: config.json is missing"),
+        ("tokenizer.json", "tokenizer.json is missing"),
+        ("eval_results.json", "its eval_results.json cannot be read"),
+    ],
+)
+def test_a_finished_run_that_lost_a_file_says_which(train_flags, tmp_path, capsys, name, said):
+    argv = train_flags("run", "--max_steps", "2")
+    train_gpt2.main(argv)
+    (tmp_path / "run" / name).unlink()
+    assert said in refusal(argv, capsys)
+
+
+@pytest.mark.parametrize("streaming", ["False", "CacheStream"])
+def test_data_that_were_changed_on_the_disk_are_refused_by_name(train_flags, tmp_path, capsys, tiny_data, streaming):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    argv = train_flags("run", *SAVED, "--data_cache_dir", str(data), "--streaming", streaming)
+    train_gpt2.main(argv)
+    (tmp_path / "run" / "finished.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    pattern = "tokens-*/train/*.arrow" if streaming == "False" else "records/train/*.arrow"
+    files = list((data / "tiny").glob(pattern))
+    for file in files:
+        flip(file)
+    line = refusal(argv, capsys)
+    assert "has changed since it was prepared" in line
+    assert f"{files[0].name} has other content" in line
+
+
+def test_the_same_stories_with_other_blanks_are_other_data(train_flags, tmp_path, capsys, tiny_data):
+    """A story's name does not see blanks, its tokens do."""
+    import prepare_tinystories
+
+    stories, data = tmp_path / "stories.jsonl", tmp_path / "data"
+
+    def prepare(blank):
+        shutil.rmtree(data / "mine", ignore_errors=True)
+        texts = (f"One day a cat saw {n} dogs.{blank}They ran." for n in range(900))
+        stories.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        place = ["--corpus", "mine", "--data_cache_dir", str(data)]
+        prepare_tinystories.main(["ingest", "--source", str(stories), *place])
+
+    prepare("\n")
+    shutil.copytree(tiny_data / "tok400", data / "tok400")
+    more = ("--dataset_name", "mine", "--data_cache_dir", str(data), "--streaming", "CacheStream")
+    argv = train_flags("run", *SAVED, *more)
+    train_gpt2.main(argv)
+    (tmp_path / "run" / "finished.json").unlink()
+    prepare(" ")
+    assert "data.records was" in refusal(argv, capsys)
+
+
+def test_a_checkpoint_that_a_signal_asked_for_is_not_the_best_model(train_flags, tmp_path, monkeypatch, capsys):
+    """Uninterrupted, none is saved after update 3 or 5, so that the best is sought among those of 2, 4 and 6."""
+    best = (
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+        "--load_best_model_at_end",
+        "True",
+        "--learning_rate",
+        "0.1",
+    )
+    argv = train_flags("run", *SAVED, *best, "--lr_scheduler_type", "constant", "--max_eval_samples", "6")
+    train_gpt2.main(argv)
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run")
+    step_end = resumption.Interruption.on_step_end
+    for stop in (1, 3, 5):
+
+        def on_step_end(self, args, state, control, stop=stop, **kwargs):
+            if state.global_step == stop:
+                self.received = 15
+            return step_end(self, args, state, control, **kwargs)
+
+        monkeypatch.setattr(resumption.Interruption, "on_step_end", on_step_end)
+        with pytest.raises(SystemExit) as left:
+            train_gpt2.main(argv)
+        assert left.value.code == 128 + 15
+        assert (tmp_path / "run" / f"checkpoint-{stop}").is_dir()
+    monkeypatch.undo()
+    train_gpt2.main(argv)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    facts = json.loads((tmp_path / "run" / "checkpoint-3" / SUMS).read_text())
+    assert (facts["scheduled"], json.loads((tmp_path / "run" / "checkpoint-4" / SUMS).read_text())["scheduled"]) == (
+        False,
+        True,
+    )
+
+
+def test_other_batches_of_the_same_product_say_what_they_change(saved_run, capsys):
+    argv, folder = saved_run
+    shutil.rmtree(folder / "checkpoint-6")
+    train_gpt2.main([*argv, "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"])
+    assert "other batches of the same product" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_begins_anew(train_flags, tmp_path, capsys):

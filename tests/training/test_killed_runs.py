@@ -8,19 +8,21 @@ import time
 import pytest
 from killed_runs import Training, kill_and_go_on, outcome
 
+from lm_trials.training.order import RunOrder
+
 STEPS, EVERY = 12, 2
 CACHED = ("--shuffle_buffer_size", "50")
 STREAMED = ("--streaming", "True", "--shuffle_buffer_size", "50")
-MIXED = ("--dataset_name", "a+b", "--data_mix", ".3,.7", "--stop_when", "all_exhausted")
+MIXED = ("--dataset_name", "a+b", "--data_mix", ".3,.7")
 WORKERS = ("--dataloader_num_workers", "2")
 ACCUMULATED = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
-SECOND_PASS = ("--per_device_train_batch_size", "512")  # 391 stories make 4,411 blocks: the ninth update begins a pass
+SECOND_PASS = ("--per_device_train_batch_size", "600")  # a pass of some 4,500 blocks ends in update 8
 DROPOUT = ("--dropout", "0.1")
 ARMS = {
     "cached, accumulated, logs rare": (*CACHED, *ACCUMULATED, *DROPOUT, "--logging_steps", "5"),
-    "streamed, mixed, workers": (*STREAMED, *MIXED, *WORKERS),
+    "streamed, mixed, workers, second pass": (*STREAMED, *MIXED, *WORKERS, *SECOND_PASS),
     "streamed, second pass": (*STREAMED, *SECOND_PASS),
-    "cached stream, mixed": ("--streaming", "CacheStream", *MIXED, "--document_separator", "eos"),
+    "cached stream, mixed": ("--streaming", "CacheStream", *MIXED, "--stop_when", "all_exhausted"),
 }
 LONGER = [pytest.param(arm, marks=pytest.mark.slow) for arm in list(ARMS)[2:]]
 
@@ -52,8 +54,11 @@ def test_a_killed_run_ends_as_one_that_was_not(command, tmp_path, arm):
     Training(argv, folder).finish()
     straight = outcome(folder)
     instants = random.Random(arm)
-    saved = folder / f"checkpoint-{instants.randrange(EVERY, STEPS - EVERY, EVERY)}"
+    step = STEPS - EVERY if "second pass" in arm else instants.randrange(EVERY, STEPS - EVERY, EVERY)
+    saved = folder / f"checkpoint-{step}"
     assert kill_and_go_on(argv, folder, instants.uniform(0, 0.1), after=saved)
+    last = RunOrder(folder).parts_of(step)
+    assert (max(part.pass_index for part in last) > 0) == ("second pass" in arm)
     weights, numbers = outcome(folder)
     assert numbers == straight[1]
     assert weights == straight[0]
@@ -120,7 +125,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(command, tmp_path, number)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["cached, accumulated, logs rare", "streamed, mixed, workers"])
+@pytest.mark.parametrize("arm", ["cached, accumulated, logs rare", "streamed, mixed, workers, second pass"])
 def test_twenty_of_twenty_end_the_same(command, tmp_path, arm):
     """Instants spread over a whole run, checkpoints after each update: many kills fall into the writing of one."""
     argv, folder = command(*ARMS[arm], "--save_steps", "1"), tmp_path / "run"

@@ -83,6 +83,19 @@ def test_a_mistake_is_one_line(watched, capsys, argv, message):
     assert message in capsys.readouterr().err
 
 
+def test_the_order_of_a_run_that_was_killed_is_told_from_any_folder(watched, tmp_path, monkeypatch, tiny_data):
+    monkeypatch.chdir(tiny_data.parent)
+    folder, _ = watched("--data_cache_dir", tiny_data.name, "--save_strategy", "steps", "--save_steps", "2")
+    expected = RunOrder(folder).parts_of(2)
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.safetensors", "finished.json", "trainer_state.json"):
+        (folder / name).unlink()
+    assert RunOrder(folder).parts_of(2) == expected
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    assert RunOrder(folder).parts_of(2) == expected  # a checkpoint has the tokenizer too
+
+
 def test_changed_data_is_refused(watched, tmp_path, capsys):
     folder, _ = watched()
     run = json.loads((folder / "run.json").read_text())
