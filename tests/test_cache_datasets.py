@@ -231,7 +231,7 @@ DAMAGE = {
     "a cut store": (
         "new",
         lambda data: _cut(next(data.glob("new/tokens-*/train/*.arrow"))),
-        "is damaged",
+        "bytes instead of the",
     ),
     "a set of another corpus": (
         "no-twist",

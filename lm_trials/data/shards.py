@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -234,6 +235,19 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
         yield from numbered(rows)
+
+
+def file_hashes(files: Iterable[Path]) -> list[bytes]:
+    """Return the SHA-256 of each file's bytes.
+
+    Raises:
+        UsageError: for one that cannot be read.
+    """
+    found = []
+    for file in files:
+        with reading(str(file)), file.open("rb") as stream:
+            found.append(hashlib.file_digest(stream, "sha256").digest())
+    return found
 
 
 def numbered(rows: Iterator[Any], first: int = 1) -> Iterator[Row]:

@@ -20,6 +20,7 @@ from lm_trials.data.records import SPLITS, Record, Split, record_from_row, split
 from lm_trials.data.shards import (
     KINDS,
     Row,
+    file_hashes,
     file_shards,
     kind_of,
     natural_key,
@@ -67,8 +68,7 @@ class Source:
         text_column: the column that holds the story; None means `story`, else `text`.
         text_separator: what stands between two stories of a text file.
         dataset_config_name: as in `datasets.load_dataset`, or a part of a folder.
-        dataset_split: a split of a source that has splits of its own, else the split by hash of the record.
-            None means the whole source (of the Hub, `train`).
+        dataset_split: one of the source's own splits, else a split by hash; None: all (of the Hub, `train`).
         streaming: whether a Hub data set is streamed or downloaded first.
         validation_split_percentage: how much of the train split, or of all, is validation by hash; see `records_of`.
         revision: the commit of a Hub data set that is read; None without a network.
@@ -302,10 +302,7 @@ class Source:
             yield from rows
 
     def fingerprint(self, with_revision: bool = True) -> str:
-        """Return 16 hexadecimal digits that change with the content of the source and with how it is read.
-
-        The content of a Hub data set is its name and revision; without the latter only how it is read is left.
-        """
+        """Return 16 digits that change with the content (of the Hub: name and revision) and with how it is read."""
         digest = hashlib.sha256()
         options = (self.text_column, self.text_separator, self.dataset_config_name, self.dataset_split)
         digest.update(repr(options).encode())
@@ -323,14 +320,10 @@ class Source:
 
     @cached_property
     def _file_sums(self) -> list[bytes]:
-        found = []
-        for file in self.shards or sorted(path for path in Path(self.reference).rglob("*") if path.is_file()):
-            with reading(str(file)), file.open("rb") as stream:
-                found.append(hashlib.file_digest(stream, "sha256").digest())
-        return found
+        return file_hashes(self.shards or sorted(path for path in Path(self.reference).rglob("*") if path.is_file()))
 
     def file_names(self) -> list[str]:
-        """Return what each of its files is known by, however it is read: 16 digits of its bytes' hash."""
+        """Return what each of its files is known by, however it is read: 16 digits of a hash."""
         return [] if self.kind == "hub" else [sha256.hex()[:16] for sha256 in self._file_sums]
 
     def origin(self) -> dict[str, Any]:
