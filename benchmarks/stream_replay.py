@@ -35,21 +35,20 @@ class ReplayArguments:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns seconds for each million tokens skipped, by kind."""
     (args,) = parse_arguments(argv, (ReplayArguments,), __doc__ or "")
-    import prepare_tinystories
-    from lm_trials.data.corpora import open_records
+    from lm_trials.data.corpora import open_records, write_corpus
+    from lm_trials.data.generator import generate_stories
+    from lm_trials.data.records import record_from_row
     from lm_trials.data.sources import open_source
     from lm_trials.data.streams import RecordStream, StreamBlocks
-    from lm_trials.data.tokenizers import batch_encoder, load_tokenizer
+    from lm_trials.data.tokenizers import batch_encoder, train_tokenizer
     from lm_trials.data.tokens import document_marks
     from lm_trials.training.parts import corpus_pairs, source_pairs
 
     with tempfile.TemporaryDirectory() as folder:
-        data = ["--data_cache_dir", folder]
-        prepare_tinystories.main(["generate", "--num_stories", str(args.num_stories), *data])
-        prepare_tinystories.main(["train_vocab", "--vocab_size", str(args.vocab_size), *data])
-        tokenizer = load_tokenizer(Path(folder) / f"tok{args.vocab_size}")
         corpus, file = Path(folder) / "generated", Path(folder) / "stories.jsonl"
+        write_corpus(((0, record_from_row(row)) for row in generate_stories(args.num_stories, seed=0)), corpus, {})
         stories = open_records(corpus, "train")["story"][:]
+        tokenizer = train_tokenizer(stories[:10_000], args.vocab_size)
         file.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
         source = open_source(str(file))
         marks = document_marks(tokenizer, append_eos=False)
