@@ -269,3 +269,32 @@ def test_a_sets_parts_are_not_streamed(tiny_data, run, capsys):
     args = DataArguments(dataset_name="calm", data_cache_dir=str(tiny_data), streaming="True")
     with pytest.raises(UsageError, match="--streaming True: calm is a protocol's set"):
         open_part("calm", None, args, load_tokenizer(tiny_data / "tok400"))
+
+
+@pytest.mark.parametrize("streaming", ["True", "False"])
+def test_the_file_trained_on_is_in_domain_however_it_was_split(run, stories_file, tmp_path, two_parts, streaming):
+    from lm_trials.evaluation.arguments import EvaluationArguments
+    from lm_trials.evaluation.datasets import open_evaluation_set
+    from lm_trials.evaluation.domains import in_domain, training_data
+
+    trained_on, other = stories_file("tales.jsonl", 900), stories_file("others.jsonl", 900, begin=900)
+    run("run", "--dataset_name", str(trained_on), "--validation_split_percentage", "5", "--streaming", streaming)
+    known = training_data(json.loads((tmp_path / "run" / "run.json").read_text()), two_parts)
+    args = EvaluationArguments(data_cache_dir=str(two_parts))
+    found = [in_domain(known, open_evaluation_set(str(path), args).parts) for path in (trained_on, other)]
+    assert found == ["yes", "no"]
+
+
+def test_a_stream_and_a_store_of_one_file_are_one_arm_to_a_comparison(run, stories_file, tmp_path, capsys):
+    from lm_trials.trials.differences import find_variables
+    from lm_trials.trials.runs import read_runs
+
+    for number, streaming in enumerate(("True", "CacheStream", "False")):
+        more = ("--dataset_name", str(stories_file("tales.jsonl", 900)), "--shuffle_buffer_size", "50")
+        run(streaming, *more, "--streaming", streaming, "--seed", str(number))
+    runs = read_runs([str(tmp_path / name) for name in ("True", "CacheStream", "False")])
+    assert len({found.identity_text for found in runs}) == 1
+    assert find_variables([found.outcome for found in runs]) == []
+    run("other", "--dataset_name", str(stories_file("others.jsonl", 900, begin=900)), "--shuffle_buffer_size", "50")
+    pair = read_runs([str(tmp_path / name) for name in ("False", "other")])
+    assert [variable.name for variable in find_variables([found.outcome for found in pair])] == ["dataset_name"]
