@@ -31,6 +31,14 @@ def file_sums(folder: Path, skip: Collection[str] = ()) -> dict[str, dict[str, A
     return dict(sorted(found.items()))
 
 
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 over those of a model's weight files, by which a run knows what it started from."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(bytes.fromhex(_sha256(file)))
+    return digest.hexdigest()
+
+
 def damaged(folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return one text for each file that is missing, too short or too long, or changed since `file_sums`; [] is whole.
 

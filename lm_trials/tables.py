@@ -1,4 +1,4 @@
-"""Tables on disk: JSON and CSV files, each written whole or not at all."""
+"""Tables on disk: JSON and CSV files, each written whole or not at all; JSON objects read, and laid out flat."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lm_trials.console import UsageError
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -43,3 +45,30 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8", newline="")
     unfinished.replace(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UsageError: for a file that is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}); restore it") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds {type(content).__name__}, not an object; restore it")
+    return content
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

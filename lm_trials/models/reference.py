@@ -6,7 +6,6 @@ A reference is a run folder, a checkpoint, any causal LM folder, a LoRA adapter 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from lm_trials.console import UsageError
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.data.tokens import Separator
 from lm_trials.models.shapes import set_causal_loss
+from lm_trials.tables import read_object
 
 RUN_FILE = "run.json"
 LONGEST_WINDOW = 1024
@@ -89,20 +89,10 @@ def _resolve_folder(folder: Path, reference: str) -> ModelReference:
         )
     if not (folder / ADAPTER_FILE).is_file():
         return ModelReference(str(folder))
-    base = _read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
         raise UsageError(f"{reference}/{ADAPTER_FILE} names no base_model_name_or_path; write the base model into it")
     return ModelReference(str(folder), base=base)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}); restore it") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds {type(content).__name__}, not an object; restore it")
-    return content
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -220,6 +210,6 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """Read the `run.json` of a run folder or of one of its checkpoints; None where there is none of this project's."""
     for place in (folder, folder.parent):
         if (place / RUN_FILE).is_file():
-            run = _read_json(place / RUN_FILE)
+            run = read_object(place / RUN_FILE)
             return run if {"outcome", "replicate"} <= run.keys() else None
     return None

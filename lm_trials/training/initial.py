@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lm_trials.models.reference import (
     resolve_model,
 )
 from lm_trials.models.shapes import build_config, build_model
+from lm_trials.sums import weights_digest
 from lm_trials.training.arguments import DataArguments, ModelArguments
 
 
@@ -50,7 +50,7 @@ class InitialModel:
         described: dict[str, Any] = {"name_or_path": self.reference.name}
         folder = Path(self.reference.path)
         if folder.is_dir():
-            described["weights_sha256"] = _digest(folder)
+            described["weights_sha256"] = weights_digest(folder)
             run = read_run(folder)
             if run:
                 described["run"] = {"run_name": run.get("run_name"), "replicate": run["replicate"]}
@@ -113,11 +113,3 @@ def _settle_block(data_args: DataArguments, config: PretrainedConfig) -> None:
         data_args.block_size = default_window(config)
     elif positions is not None and data_args.block_size > positions:
         raise UsageError(f"--block_size {data_args.block_size} is longer than the model's {positions} positions")
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, TrainingArguments
 
 from lm_trials.console import UsageError, note
 from lm_trials.models.reference import RUN_FILE, read_run
+from lm_trials.tables import flat
 from lm_trials.training.plan import Plan
 
 REPLICATE = frozenset({"seed", "data_seed"})
@@ -203,23 +204,8 @@ def _code(described: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     return [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted names.
-
-    >>> _flat({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def write_run(folder: Path, described: dict[str, Any]) -> Path:

@@ -14,6 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError
+from lm_trials.sums import weights_digest
+from lm_trials.tables import flat, read_object
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
@@ -166,38 +168,8 @@ def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
     """Return the run whose weights a run started from, if its folder still holds them."""
     if not initial or "run" not in initial or not (Path(initial["name_or_path"]) / RUN_FILE).is_file():
         return None
-    digest = hashlib.sha256()  # as the manifest made it
-    for file in sorted(Path(initial["name_or_path"]).glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return read_run(initial["name_or_path"]) if digest.hexdigest() == initial.get("weights_sha256") else None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UsageError: for a file that is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}); restore it") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds {type(content).__name__}, not an object; restore it")
-    return content
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted names.
-
-    >>> flat({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+    same = weights_digest(Path(initial["name_or_path"])) == initial.get("weights_sha256")
+    return read_run(initial["name_or_path"]) if same else None
 
 
 def count_parameters(folder: Path) -> int | None:
