@@ -1,6 +1,8 @@
 """What a person sees."""
 
+import errno
 import io
+import os
 import sys
 
 import pytest
@@ -118,6 +120,22 @@ def test_a_users_mistake_is_one_line_and_ours_keeps_its_traceback(capsys):
     assert capsys.readouterr().err == "error: --block_size 0 is no length; give 2\n"
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_a_full_disk_is_one_line_and_another_fault_of_the_system_keeps_its_traceback(capsys):
+    @script
+    def main(number):
+        raise OSError(number, os.strerror(number), "runs/a/model")
+
+    with pytest.raises(SystemExit) as left:
+        main(errno.ENOSPC)
+    assert left.value.code == 2
+    assert (
+        capsys.readouterr().err
+        == "error: runs/a/model cannot be written (No space left on device); make room and try again\n"
+    )
+    with pytest.raises(OSError, match="Input/output error"):
+        main(errno.EIO)
 
 
 def test_ctrl_c_is_one_line_and_the_shells_status(capsys):

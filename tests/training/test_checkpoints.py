@@ -255,6 +255,32 @@ def test_a_checkpoint_that_a_signal_asked_for_is_not_the_best_model(train_flags,
     )
 
 
+def test_a_signal_is_saved_where_only_the_best_is(train_flags, tmp_path, monkeypatch):
+    """Trainer takes the request back after an evaluation that is not the best."""
+    more = (
+        "--save_strategy",
+        "best",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+        "--metric_for_best_model",
+        "loss",
+    )
+    argv = train_flags("run", "--max_steps", "6", *more, "--learning_rate", "5", "--lr_scheduler_type", "constant")
+    step_end = resumption.Interruption.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.received = 15
+        return step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(resumption.Interruption, "on_step_end", on_step_end)
+    with pytest.raises(SystemExit):
+        train_gpt2.main(argv)
+    assert (tmp_path / "run" / "checkpoint-4" / SUMS).is_file()
+
+
 def test_other_batches_of_the_same_product_say_what_they_change(saved_run, capsys):
     argv, folder = saved_run
     shutil.rmtree(folder / "checkpoint-6")

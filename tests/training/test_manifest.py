@@ -1,6 +1,10 @@
 import dataclasses
 import json
+import resource
 
+import pytest
+
+from lm_trials.console import UsageError
 from lm_trials.training import manifest
 from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.run_arguments import RunArguments
@@ -46,6 +50,17 @@ def test_the_code_revision_follows_the_sources(monkeypatch, tmp_path):
     assert manifest.code_revision() == first
     file.write_text("a = 2\n")
     assert manifest.code_revision() != first
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UsageError, match=r"run.json cannot be written \(File too large\); make room"):
+            manifest.write_run(tmp_path, {"a": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_is_written_whole_and_found_from_a_checkpoint(tmp_path):
