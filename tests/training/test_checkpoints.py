@@ -219,7 +219,7 @@ def test_the_same_stories_with_other_blanks_are_other_data(train_flags, tmp_path
 def test_a_checkpoint_that_a_signal_asked_for_is_not_the_best_model(train_flags, tmp_path, monkeypatch):
     """Uninterrupted, none is saved after updates 1, 3 and 5, so that the best is sought among those of 2, 4 and 6."""
     best = ("--eval_strategy", "steps", "--eval_steps", "1", "--load_best_model_at_end", "True")
-    argv = train_flags("run", *SAVED, *best, "--lr_scheduler_type", "constant", "--learning_rate", "1")
+    argv = train_flags("run", *SAVED, *best, "--lr_scheduler_type", "constant", "--learning_rate", "0.5")
     train_gpt2.main(argv)
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     rows = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
