@@ -263,7 +263,7 @@ class Source:
         """Yield the records of some parts, each with its part and the name of its shard."""
         wanted = self._hash_split()
         for part in parts:
-            for name, column, rows in self._rows(part):
+            for name, column, rows in self.rows(part):
                 for place, row in rows:
                     try:
                         record = record_from_row(row, column)
@@ -281,7 +281,7 @@ class Source:
         of_split = f" in its {self._hash_split()} split" if self._hash_split() else ""
         return UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
 
-    def _rows(self, part: Part) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
+    def rows(self, part: Part) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
         """Yield the shards of a part: name, column of the story, rows."""
         if part.path is not None:
             column = None if kind_of(part.path) == "text" else self.text_column

@@ -1,0 +1,223 @@
+"""Pairs: prompts with what answers them, conversations, or plain texts, made ready for fine-tuning.
+
+    data/<name>/pairs/          DatasetDict with train, validation and test
+    data/<name>/manifest.json   kind, counts, content, where they came from
+
+A data set of pairs is made here (`prepare_tinystories.py instruct`, `cache_datasets.py distances`) or read from any
+file, folder, saved data set or the Hub, whose columns say what it is: `prompt` and `completion` (texts, or lists of
+messages), `messages`, or `text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import DatasetDict, Features, List, Value
+
+from lm_trials.console import UsageError, did_you_mean
+from lm_trials.data.corpora import MANIFEST, read_manifest
+from lm_trials.data.folders import ArrowFile, finished_folder, load_splits, save_splits
+from lm_trials.data.records import SPLITS, Split, record_id
+from lm_trials.data.sources import Source, open_source
+from lm_trials.data.splits import split_for
+from lm_trials.sums import file_sums
+
+Kind = Literal["pairs", "conversations", "texts"]
+FOLDER = "pairs"
+ROLES = ("system", "user", "assistant", "tool")
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+COLUMNS: dict[Kind, Features] = {
+    "pairs": Features({"record_id": Value("string"), "prompt": Value("string"), "completion": Value("string")}),
+    # num_prompt: how many of the messages are the prompt, in whose answers nothing counts.
+    "conversations": Features({"record_id": Value("string"), "messages": MESSAGES, "num_prompt": Value("int32")}),
+    "texts": Features({"record_id": Value("string"), "text": Value("string")}),
+}
+"""What rows of each kind have; more columns may stand beside, `ended` (bool) among them: whether EOS follows."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """A data set of pairs, opened.
+
+    Attributes:
+        name: as the user called it.
+        kind: what its rows are.
+        splits: memory-mapped; the columns of `COLUMNS[kind]` at least.
+        described: what identifies it in `run.json`.
+    """
+
+    name: str
+    kind: Kind
+    splits: DatasetDict
+    described: dict[str, Any]
+
+
+def write_pairs(
+    rows: Iterable[tuple[Split, Row]], folder: Path, kind: Kind, facts: Mapping[str, Any], more: Features | None = None
+) -> dict[str, Any]:
+    """Write rows, each with its split, as a prepared data set; returns its manifest.
+
+    Args:
+        facts: what the manifest says besides, `source` for one.
+        more: further columns, beside those of the kind.
+
+    Raises:
+        UsageError: where the folder is taken, or there is no row of the train split.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is there already; remove it, or give another name")
+    schema = Features({**COLUMNS[kind], **(more or {})})
+    counts, digests = dict.fromkeys(SPLITS, 0), {split: hashlib.sha256() for split in SPLITS}
+    with finished_folder(folder) as unfinished:
+        files = {split: ArrowFile(unfinished / f"{split}.arrow", schema) for split in SPLITS}
+        try:
+            for split, row in rows:
+                files[split].write(row)
+                counts[split] += 1
+                digests[split].update(json.dumps(row, sort_keys=True).encode())
+        finally:
+            for file in files.values():
+                file.close()
+        if not counts["train"]:
+            raise UsageError(f"there is no row for the train split of {folder.name}; give more")
+        save_splits(unfinished, unfinished / FOLDER)
+        manifest = {
+            "kind": kind,
+            **facts,
+            "rows": counts,
+            "content": hashlib.sha256("".join(digests[split].hexdigest() for split in SPLITS).encode()).hexdigest()[
+                :16
+            ],
+            "files": file_sums(unfinished),
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def is_pairs(folder: Path) -> bool:
+    """Say whether a folder is a prepared data set of pairs."""
+    return (folder / MANIFEST).is_file() and (folder / FOLDER).is_dir()
+
+
+def open_pairs(
+    name: str,
+    data_cache_dir: Path,
+    dataset_config_name: str | None = None,
+    validation_split_percentage: float | None = None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> PairSet:
+    """Open a prepared data set of pairs by its name, or prepare a path or Hub data set and open that.
+
+    Raises:
+        UsageError: for a name that is neither; for rows that are not pairs, naming the columns that there are.
+    """
+    folder = data_cache_dir / name
+    if not (name and is_pairs(folder)):
+        folder = Path(name) if name and is_pairs(Path(name)) else None
+    if folder is None:
+        source = open_source(
+            name,
+            dataset_config_name=dataset_config_name,
+            validation_split_percentage=validation_split_percentage,
+            streaming=False,
+        )
+        stem = "-".join([Path(name).name.split(".")[0], *([dataset_config_name] if dataset_config_name else [])])
+        folder = data_cache_dir / f"{stem}-{FOLDER}-{source.fingerprint()[:8]}"
+        if not is_pairs(folder):
+            source.check_splits()
+            rows = _source_rows(source, watch)
+            kind = next(rows)
+            write_pairs(rows, folder, kind, {"source": source.origin()})  # type: ignore[arg-type]
+    manifest = read_manifest(folder, "kind", "rows", "content")
+    described = {
+        "name": folder.name,
+        "kind": manifest["kind"],
+        "content": manifest["content"],
+        "rows": manifest["rows"],
+    }
+    return PairSet(name, manifest["kind"], load_splits(folder / FOLDER), described)
+
+
+def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Any]:
+    """Yield first the kind of a source's rows, then each with its split."""
+    kind: Kind | None = None
+    percent, own = source.validation_split_percentage, source.has_own_splits()
+    for part in source.parts_of():
+        for name, _, rows in source.rows(part):
+            for place, row in watch(rows):
+                try:
+                    this, pair = read_row(row)
+                except UsageError as error:
+                    raise UsageError(f"{name}: {place}: {error}") from None
+                if kind is None:
+                    kind = this
+                    yield kind
+                if this != kind:
+                    raise UsageError(
+                        f"{name}: {place}: it is one of {this}, and those before are {kind}; give one kind"
+                    )
+                split = split_for(part.split if own else None, pair["record_id"], percent)
+                if split is not None:
+                    yield split, pair
+    if kind is None:
+        raise UsageError(f"{source.reference} holds no row; give a data set with at least some")
+
+
+def read_row(row: Any) -> tuple[Kind, Row]:
+    """Read a row of any data set: what it is, and its columns in one form.
+
+    Raises:
+        UsageError: for one without prompt and completion, messages or text; for one of them that holds something else.
+
+    >>> read_row({"prompt": "How far?", "completion": "12 km", "city": "Rome"})[1]["completion"]
+    '12 km'
+    >>> read_row({"question": "How far?", "answer": "12 km"})
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: it has no columns prompt and completion, nor messages or text, but question, answer; \
+rename them
+    """
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{row!r:.60} is no object; give rows with prompt and completion")
+    given = [column for column in ("prompt", "completion", "messages", "text") if row.get(column) is not None]
+    if {"prompt", "completion"} <= set(given):
+        if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+            return "pairs", _named({"prompt": row["prompt"], "completion": row["completion"]})
+        prompt, completion = _messages(row["prompt"], "prompt"), _messages(row["completion"], "completion")
+        return "conversations", _named({"messages": prompt + completion, "num_prompt": len(prompt)})
+    if "messages" in given:
+        return "conversations", _named({"messages": _messages(row["messages"], "messages"), "num_prompt": 0})
+    if "text" in given:
+        if not isinstance(row["text"], str):
+            raise UsageError(f"text holds {type(row['text']).__name__}; it must hold text")
+        return "texts", _named({"text": row["text"]})
+    columns = ", ".join(map(str, row)) or "none"
+    raise UsageError(f"it has no columns prompt and completion, nor messages or text, but {columns}; rename them")
+
+
+def _named(row: Row) -> Row:
+    """Add a row's name: of its content, as a story's."""
+    return {"record_id": record_id(json.dumps(row, sort_keys=True)), **row}
+
+
+def _messages(value: Any, column: str) -> list[dict[str, str]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise UsageError(
+            f"{column} holds {value!r:.40}; it must hold text, or a list of messages with role and content"
+        )
+    for message in value:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise UsageError(f"{column} holds {message!r:.60}; a message has role and content")
+        if message["role"] not in ROLES:
+            raise UsageError(
+                f"a message of {column} has the role {message['role']!r}; {did_you_mean(message['role'], ROLES)}"
+            )
+        if not isinstance(message["content"], str):
+            raise UsageError(f"a message of {column} holds {type(message['content']).__name__}; it must hold text")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
