@@ -1,0 +1,110 @@
+"""Losses of examples: of the completion alone (prompt-masked) and of all tokens (unmasked), in one pass over a model.
+
+Sums in float64 for each example, whatever the batch, its padding or the number of processes; intervals are over
+examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from lm_trials.data.pair_tokens import ExampleStore
+from lm_trials.estimates import Estimate, StoryBootstrap
+from lm_trials.evaluation.losses import SORTED_BATCHES, Processes, Window, quiet, token_losses
+
+KINDS = ("completion", "unmasked")
+NATS = "nats per token"
+
+
+def example_sums(
+    model: PreTrainedModel,
+    store: ExampleStore,
+    limit: int | None = None,
+    batch_size: int = 8,
+    processes: Processes | None = None,
+) -> np.ndarray:
+    """Return for the first `limit` examples, (N, 6): nats, tokens and right guesses of the completion, then of all.
+
+    The first token of an example is predicted from nothing and counts in neither.
+    """
+    processes = processes or Processes()
+    count = len(store) if limit is None else min(limit, len(store))
+    group_size = batch_size * max(SORTED_BATCHES, processes.count)
+    sums_NK = np.zeros((count, 6))
+    for start in range(0, count, group_size):
+        numbers = range(start, min(start + group_size, count))
+        for number, sums in _group(model, store, numbers, batch_size, processes):
+            sums_NK[number] = sums
+    return sums_NK
+
+
+def _group(
+    model: PreTrainedModel, store: ExampleStore, numbers: Sequence[int], batch_size: int, processes: Processes
+) -> Iterator[tuple[int, list[float]]]:
+    ids = {number: store.input_ids(number) for number in numbers}
+    by_length = sorted(numbers, key=lambda number: len(ids[number]))  # stable: every process makes the same batches
+    batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+    scored: list[tuple[int, list[float]]] = []
+    with quiet(model):
+        for batch in batches[processes.index :: processes.count]:
+            windows = [Window(ids[n][:-1], ids[n][1:], np.full(len(ids[n]) - 1, n)) for n in batch]
+            for number, (nats_T, correct_T) in zip(batch, token_losses(model, windows), strict=True):
+                counted_T = store.completion_mask(number)[1:] == 1
+                scored.append(
+                    (
+                        number,
+                        [
+                            *(float(nats_T[counted_T].sum()), int(counted_T.sum()), int(correct_T[counted_T].sum())),
+                            *(float(nats_T.sum()), len(nats_T), int(correct_T.sum())),
+                        ],
+                    )
+                )
+    yield from sorted(processes.gather(scored))
+
+
+def loss_estimates(sums_NK: np.ndarray, seed: int = 0) -> dict[str, dict[str, Estimate]]:
+    """Return loss, perplexity and accuracy of each kind, with intervals over examples.
+
+    >>> estimates = loss_estimates(np.array([[2.0, 1, 1, 6.0, 3, 1], [4.0, 1, 0, 8.0, 4, 2]]))
+    >>> estimates["completion"]["loss"].estimate, estimates["unmasked"]["loss"].estimate
+    (3.0, 2.0)
+    """
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(sums_NK)
+    found = {}
+    for place, kind in zip((0, 3), KINDS, strict=True):
+        statistics: dict[str, Any] = {
+            "loss": (lambda s, p=place: s[..., p] / s[..., p + 1], NATS),
+            "perplexity": (lambda s, p=place: np.exp(s[..., p] / s[..., p + 1]), "perplexity"),
+            "accuracy": (lambda s, p=place: s[..., p + 2] / s[..., p + 1], "share of tokens"),
+        }
+        found[kind] = {name: bootstrap.estimate(f, unit) for name, (f, unit) in statistics.items()}
+    return found
+
+
+def loss_metrics(sums_NK: np.ndarray, trained_on: str, prefix: str = "eval") -> dict[str, float]:
+    """Return the metrics under Trainer's names: `eval_completion_loss`, `eval_unmasked_loss`, their intervals, ...
+
+    `eval_loss` is the one of the two that is trained on.
+    """
+    metrics: dict[str, float] = {}
+    estimates = loss_estimates(sums_NK)
+    for name, kind in ((prefix, trained_on), *((f"{prefix}_{kind}", kind) for kind in KINDS)):
+        for metric, estimate in estimates[kind].items():
+            metrics[f"{name}_{metric}"] = estimate.estimate
+            metrics[f"{name}_{metric}_lower"] = estimate.lower
+            metrics[f"{name}_{metric}_upper"] = estimate.upper
+        metrics[f"{name}_samples"] = estimate.n
+        metrics[f"{name}_tokens"] = int(sums_NK[:, 1 if kind == "completion" else 4].sum())
+    return metrics
+
+
+def loss_difference(one_NK: np.ndarray, other_NK: np.ndarray, seed: int = 0) -> Estimate:
+    """Return by how much the completion's loss of the first is above that of the second, on the same examples."""
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(np.concatenate([one_NK[:, :2], other_NK[:, :2]], axis=1))
+    return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1] - s[..., 2] / s[..., 3], NATS)
