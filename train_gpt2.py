@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     check_numbers(data_args, model_args)
     from lm_trials.models.reference import positions_of
+    from lm_trials.training import hub
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.initial import choose_initial
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     check_best(args, data_args)
     check_processes(args.distributed_state)
+    hub.check_push(args)
     initial = choose_initial(model_args, data_args)
     name_run(args, model_args.config_name or initial.name, data_args)
     with args.main_process_first(desc="the data"):
@@ -59,10 +61,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.do_train:
         start = claim_output_dir(args, described, model_args.overwrite_output_dir, model_args.accept_other_code)
         if start.finished:
-            return say_finished(Path(args.output_dir))
+            metrics = say_finished(Path(args.output_dir))
+            hub.push_finished(args)
+            return metrics
         if start.checkpoint:
             stores.check_unchanged()
         announce(args, data_args, model, plan, stores, initial.reference and initial.reference.name)
+    hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
         described = continued(described, Path(start.checkpoint)) if start.checkpoint else described

@@ -147,13 +147,19 @@ def environment(arguments: TrainingArguments) -> dict[str, Any]:
     on_gpu = arguments.device.type == "cuda"
     return {
         "platform": platform.platform(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(arguments.hub_token),
         "working_directory": str(Path.cwd()),
         "device": torch.cuda.get_device_name() if on_gpu else arguments.device.type,
         "num_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "parallel_mode": str(arguments.parallel_mode.value),
     }
+
+
+def _command(token: str | None) -> list[str]:
+    """Return the command's words, the Hub's token in none of them."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return [word.replace(token, "<HUB_TOKEN>") for word in words] if token else words
 
 
 def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_code: bool = False) -> None:

@@ -19,21 +19,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from lm_trials.console import UsageError, note
 from lm_trials.data.shards import first_line
 from lm_trials.models.reference import checkpoints
 from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, sealed_facts, unfinished_folder
+from lm_trials.training.hub import HubPush
 
 PROGRESS = "progress_{}.json"
 # What torch says of a file that it cannot write, among all the things that it says by RuntimeError.
 UNWRITTEN = ("PytorchStreamWriter", "inline_container")
 
 
-class ExactResume(Trainer):
+class ExactResume(HubPush):
     """A Trainer whose checkpoints are whole, checked and complete; to be mixed into others.
+
+    What it pushes to a Hub, and that no file holds the token, is `hub.HubPush`.
 
     Attributes:
         run_identity: `checkpoints.run_identity` of the run, written into each checkpoint.

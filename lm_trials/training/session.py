@@ -15,6 +15,7 @@ from lm_trials.reporting.figures import loss_figure
 from lm_trials.training.arguments import DataArguments
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.guide import warnings_for_run
+from lm_trials.training.hub import push
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
 from lm_trials.training.stores import RunStores
@@ -108,6 +109,7 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if interruption.received is not None and step < steps:
         interruption.save()
+        trainer._finish_current_push()  # to the Hub, of that checkpoint
         note(
             f"stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}; the "
             "same command goes on from there"
@@ -137,7 +139,7 @@ def say_finished(folder: Path) -> dict[str, float]:
 
 
 def finish(trainer: StoryTrainer) -> dict[str, float]:
-    """Evaluate, write metrics, picture and state, and say where everything lies; returns the metrics.
+    """Evaluate, write metrics, picture and state, say where everything lies, and push; returns the metrics.
 
     What marks a run as finished is written last: one that is killed before it goes on from its last checkpoint.
     """
@@ -164,4 +166,5 @@ def finish(trainer: StoryTrainer) -> dict[str, float]:
         facts["TensorBoard"] = f"tensorboard --logdir {folder}"
     facts["next"] = f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>"
     show_facts("done", facts)
+    push(trainer)
     return metrics
