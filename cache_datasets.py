@@ -7,6 +7,8 @@
     python cache_datasets.py list
     python cache_datasets.py verify
     python cache_datasets.py recipe configs/cache_pile.yaml
+    python cache_datasets.py atlas
+    python cache_datasets.py distances --city Paris --placeholder foo
 
 Flags alone mean `fetch`; each command has its own --help.  Stopped or killed, the same command goes on where it was.
 train_gpt2.py with the same --dataset_name and flags finds what was prepared and reads nothing again.
@@ -22,7 +24,14 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts, show_table
-from lm_trials.data.cache_arguments import FetchArguments, ListArguments, RecipeArguments, VerifyArguments
+from lm_trials.data.cache_arguments import (
+    AtlasArguments,
+    DistancesArguments,
+    FetchArguments,
+    ListArguments,
+    RecipeArguments,
+    VerifyArguments,
+)
 
 STOPPED = 130  # exit status of a command that Ctrl-C ended
 
@@ -161,11 +170,63 @@ def recipe(args: RecipeArguments) -> dict[str, Any]:
     return folders
 
 
+def atlas(args: AtlasArguments) -> dict[str, Any]:
+    """Write the atlas and its questions; returns their manifests by name."""
+    from lm_trials.data.atlas_files import check_atlas, write_atlas
+
+    folder = Path(args.data_cache_dir)
+    chosen = check_atlas(args)
+    watch = lambda texts: progress(texts, "writing documents", "documents", args.num_documents)  # noqa: E731
+    manifests = write_atlas(chosen, args, folder, watch)
+    corpus, asked = manifests.values()
+    lost = corpus["origin"]["left_out"]
+    counts = ", ".join(f"{count:,} {split}" for split, count in corpus["stories"].items())
+    show_facts(
+        args.name,
+        {
+            "cities": f"{len(chosen.cities)} in {len({city.country for city in chosen.cities})} countries; left out: "
+            f"{'; '.join(lost) or 'none'}",
+            "documents": f"{sum(corpus['stories'].values()):,}: {counts}; {corpus['duplicates']:,} repeat another",
+            "questions": ", ".join(f"{count:,} {split}" for split, count in asked["rows"].items()),
+            "folders": f"{folder / args.name}, {folder / args.questions_name}",
+            "next": f"python prepare_tinystories.py train_vocab --corpus {args.name} --vocab_size 2048",
+        },
+    )
+    return manifests
+
+
+def distances(args: DistancesArguments) -> dict[str, Any]:
+    """Write a data set of distances to latent cities; returns its manifest."""
+    from lm_trials.data.distances import plan_distances, write_distances
+
+    plan, source = plan_distances(args)
+    manifest = write_distances(plan, source)
+    rows, latents = manifest["rows"], manifest["latent"]
+    facts = {
+        "latent": "; ".join(f"{one['placeholder']} is {one['name']}, {one['country']}" for one in latents),
+        "known": f"{max(one['known_cities'] for one in latents)} cities of {source['cities']}; left out: "
+        f"{'; '.join(source.get('left_out', [])) or 'none'}",
+        "rows": ", ".join(f"{count:,} {split}" for split, count in rows.items()),
+        "control": "scrambled: each known city has another's distance" if args.control == "scrambled" else "none",
+    }
+    for number, (_, row) in zip(range(3), plan.rows(), strict=False):
+        facts[f"row {number + 1}"] = f"{row['prompt']}  {row['completion']}"
+    name = args.dataset()
+    facts["folder"] = str(Path(args.data_cache_dir) / name)
+    facts["next"] = (
+        f"python sft_lora.py --model_name_or_path RUN --dataset_name {name} --config configs/latent_city.yaml"
+    )
+    show_facts(name, facts)
+    return manifest
+
+
 COMMANDS = {
     "fetch": (FetchArguments, fetch),
     "list": (ListArguments, show_list),
     "verify": (VerifyArguments, verify),
     "recipe": (RecipeArguments, recipe),
+    "distances": (DistancesArguments, distances),
+    "atlas": (AtlasArguments, atlas),
 }
 
 

