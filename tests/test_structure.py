@@ -26,7 +26,7 @@ FORBIDDEN = {
     "reporting": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
     "trials": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
 }
-SCRIPTS = ("train_gpt2", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
+SCRIPTS = ("train_gpt2", "sft_lora", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
 
 
 def imports(source: str) -> list[tuple[str, bool]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError
@@ -212,19 +213,31 @@ class ExampleStore:
         """Return its (n,) mask: 1 for tokens of the completion."""
         return np.asarray(self.rows[number]["completion_mask"], dtype=np.int64)
 
+    def lengths(self, completion_only: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (N,) tokens of each example, and (N,) how many of them count in the loss."""
+        table = self.rows.with_format("arrow")[:]
+        lengths_N = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+        if not completion_only or not len(lengths_N):
+            return lengths_N, np.maximum(lengths_N - 1, 0)
+        masks = pc.list_flatten(table["completion_mask"]).to_numpy().astype(np.int64)
+        starts_N = np.cumsum(lengths_N) - lengths_N
+        return lengths_N, np.add.reduceat(masks, starts_N) - masks[starts_N]
+
     def labelled(self, completion_only: bool) -> Dataset:
         """Return a Dataset of `input_ids` and `labels`, -100 where a token counts in no loss, made as they are read."""
-        return self.rows.with_format(None).with_transform(partial(with_labels, completion_only=completion_only))
+        # trl takes a column of this name for a mask that nobody has made labels of.
+        rows = self.rows.with_format(None).rename_column("completion_mask", "of_completion")
+        return rows.with_transform(partial(with_labels, completion_only=completion_only))
 
 
 def with_labels(batch: dict[str, list], completion_only: bool) -> dict[str, list]:
     """Return ids and labels of a batch of examples; the first token of each is predicted from nothing.
 
-    >>> with_labels({"input_ids": [[2, 5, 1, 6]], "completion_mask": [[0, 0, 1, 1]]}, completion_only=True)["labels"]
+    >>> with_labels({"input_ids": [[2, 5, 1, 6]], "of_completion": [[0, 0, 1, 1]]}, completion_only=True)["labels"]
     [[-100, -100, 1, 6]]
     """
     labels = []
-    for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True):
+    for ids, mask in zip(batch["input_ids"], batch["of_completion"], strict=True):
         counted_N = np.asarray(mask) == 1 if completion_only else np.ones(len(ids), dtype=bool)
         counted_N[:1] = False
         labels.append(np.where(counted_N, np.asarray(ids, dtype=np.int64), -100).tolist())

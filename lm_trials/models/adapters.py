@@ -6,6 +6,7 @@ The rank that is asked for is the rank that the adapter has: `lora_parameters` s
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,8 @@ def quantization(
         raise UsageError(f"{flag}: bitsandbytes cannot be loaded ({error}); reinstall it, or drop {flag}") from None
     if device_type not in bitsandbytes.supported_torch_devices - {"mps"}:
         raise UsageError(f"{flag}: bitsandbytes has no kernels for {device_type}; drop {flag}")
+    # In evaluation mode it says at each layer that its inputs become float16, hundreds of times.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,6 +28,7 @@ from lm_trials.console import UsageError
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.data.tokens import Separator
 from lm_trials.models.shapes import set_causal_loss
+from lm_trials.sums import weights_digest
 from lm_trials.tables import read_object
 
 RUN_FILE = "run.json"
@@ -117,14 +119,25 @@ def load_config(reference: ModelReference) -> PretrainedConfig:
         raise _unloadable(reference, error) from None
 
 
-def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    reference: ModelReference,
+    dtype: torch.dtype = torch.float32,
+    quantization_config: BitsAndBytesConfig | None = None,
+    **init_kwargs: Any,
+) -> PreTrainedModel:
     """Load the model in `dtype`, in evaluation mode, with the loss of a causal LM (see `set_causal_loss`).
+
+    Args:
+        quantization_config: how the base is quantized, see `adapters.quantization`; None for not at all.
+        init_kwargs: further arguments of `from_pretrained`, as `attn_implementation`.
 
     Raises:
         UsageError: where it cannot be had, or its files lack weights: transformers would fill them in at random.
     """
     if reference.base is not None:
-        return _load_adapter(reference, dtype)
+        return _load_adapter(reference, dtype, quantization_config, init_kwargs)
+    if quantization_config is not None:
+        init_kwargs["quantization_config"] = quantization_config
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             reference.path,
@@ -133,6 +146,7 @@ def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) ->
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **init_kwargs,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _unloadable(reference, error) from None
@@ -146,16 +160,43 @@ def load_model(reference: ModelReference, dtype: torch.dtype = torch.float32) ->
     return model.eval()
 
 
-def _load_adapter(reference: ModelReference, dtype: torch.dtype) -> PreTrainedModel:
+def _load_adapter(
+    reference: ModelReference,
+    dtype: torch.dtype,
+    quantization_config: BitsAndBytesConfig | None,
+    init_kwargs: Mapping[str, Any],
+) -> PreTrainedModel:
     from peft import PeftModel
 
-    base = load_model(resolve_model(reference.base or ""), dtype)
+    from lm_trials.models.adapters import check_adapter_state, without_noise
+
+    check_base(reference)
+    base = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
     try:
-        model = PeftModel.from_pretrained(base, reference.path)
+        with without_noise():
+            model = PeftModel.from_pretrained(base, reference.path, revision=reference.revision or "main")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _unloadable(reference, error) from None
+    if Path(reference.path).is_dir():
+        check_adapter_state(model, Path(reference.path))
     set_causal_loss(model)
     return model.eval()  # type: ignore[return-value]
+
+
+def check_base(reference: ModelReference) -> None:
+    """Check that the base of an adapter of ours is the model that it was trained on, by the content of its weights.
+
+    Raises:
+        UsageError: where another lies in its place.
+    """
+    run = read_run(Path(reference.path)) or {"outcome": {}}
+    trained_on = (run["outcome"].get("initial_model") or {}).get("weights_sha256")
+    base = Path(reference.base or "")
+    if trained_on and base.is_dir() and trained_on != weights_digest(base):
+        raise UsageError(
+            f"{reference.name} is an adapter for another base: {base} has other weights than the model that it was "
+            "trained on; restore that model, or train the adapter anew"
+        )
 
 
 def _unloadable(reference: ModelReference, error: Exception) -> UsageError:

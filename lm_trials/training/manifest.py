@@ -43,7 +43,8 @@ LOGISTICS = frozenset(
         *("num_train_epochs", "data_cache_dir", "num_sampled_stories", "sample_tokens", "overwrite_output_dir"),
         *("accept_other_code", "streaming", "max_train_tokens"),
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
-        *("num_generations", "generation_tokens", "model_name_or_path"),
+        *("num_generations", "generation_tokens", "model_name_or_path", "adapter_name_or_path", "merge_output"),
+        *("dataset_num_proc",),
     }
 )
 CHOICE_OF_THE_BEST = frozenset(

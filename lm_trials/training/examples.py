@@ -1,0 +1,224 @@
+"""Examples of a fine-tuning: its data set, tokenised, in the order of all passes, and how many updates that makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import pack_dataset
+
+from lm_trials.console import UsageError, progress
+from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, Layout
+from lm_trials.data.order import document_order
+from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_examples
+from lm_trials.data.pairs import PairSet, open_pairs
+from lm_trials.data.tokenizers import load_tokenizer
+from lm_trials.models.reference import default_window, positions_of
+from lm_trials.training.sft_arguments import PairArguments
+
+
+@dataclass(frozen=True)
+class FineTuningPlan:
+    """What a fine-tuning will do, fixed before it starts.
+
+    Attributes:
+        num_steps: updates of the weights.
+        blocks_per_step: examples (or packed rows) of one update, over all processes and accumulation.
+        block_size: most tokens of an example.
+        rows_per_pass: examples (or packed rows) of one pass.
+        num_tokens, num_completion_tokens: in all passes together; of the completions those that count in their loss.
+    """
+
+    num_steps: int
+    blocks_per_step: int
+    block_size: int
+    rows_per_pass: int
+    num_tokens: int
+    num_completion_tokens: int
+
+    @property
+    def passes(self) -> float:
+        """Passes over the training split."""
+        return self.num_steps * self.blocks_per_step / self.rows_per_pass
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The tokenised data set of a fine-tuning.
+
+    Attributes:
+        folder: of the examples.
+        completion_only: whether prompts count in no loss.
+    """
+
+    pairs: PairSet
+    folder: Path
+    layout: Layout
+    completion_only: bool
+    max_length: int
+
+    @cached_property
+    def train(self) -> ExampleStore:
+        """The training split."""
+        return ExampleStore(self.folder, "train")
+
+    @cached_property
+    def validation(self) -> ExampleStore:
+        """The validation split; it may be empty."""
+        return ExampleStore(self.folder, "validation")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the data in `run.json`."""
+        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts}
+
+    def rows(self, arguments: TrainingArguments) -> Rows:
+        """Return what one pass takes its batches from: examples with labels, or packed rows of them."""
+        examples = self.train.labelled(self.completion_only)
+        lengths_N, counted_N = self.train.lengths(self.completion_only)
+        if not arguments.packing:
+            return Rows(examples, lengths_N, counted_N)
+        # In bins that stay the same in every pass; pack_dataset reads Arrow columns, so the labels are made first.
+        packed = pack_dataset(Dataset.from_list(list(examples)), self.max_length, arguments.packing_strategy)
+        labels = [np.asarray(row) for row in packed["labels"]]
+        return Rows(
+            packed,
+            np.array([len(row) for row in labels]),
+            np.array([int((row != -100).sum()) for row in labels]),
+        )
+
+
+class Rows(NamedTuple):
+    """What a pass takes its batches from: N examples or packed rows, their tokens, and how many of them count."""
+
+    data: Dataset
+    lengths_N: np.ndarray
+    counted_N: np.ndarray
+
+
+def open_examples(
+    pair_args: PairArguments, arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase, config: Any
+) -> Examples:
+    """Open and tokenise the data set of a fine-tuning; a tokenizer that lacks a chat template gets one, in place.
+
+    Raises:
+        UsageError: for a data set that is none of pairs, conversations or texts; a layout that it cannot have; an
+            example length beyond the model's positions; none that fits.
+    """
+    pairs = open_pairs(
+        pair_args.dataset_name,
+        Path(pair_args.data_cache_dir),
+        pair_args.dataset_config_name,
+        pair_args.validation_split_percentage,
+        watch=lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"),
+    )
+    if arguments.chat_template_path:
+        tokenizer.chat_template = _template(arguments.chat_template_path)
+    if pairs.kind == "conversations" and not tokenizer.chat_template:
+        tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    layout = choose_layout(pairs, tokenizer, pair_args.layout)
+    max_length = _example_length(arguments.max_length, config)
+    folder = make_examples(
+        pairs,
+        Path(pair_args.data_cache_dir) / pairs.described["name"],
+        tokenizer,
+        layout,
+        max_length,
+        pair_args.overlong,
+        lambda rows, total, split: progress(rows, f"tokenising {split}", "examples", total),
+    )
+    if layout == "instruct":
+        tokenizer.chat_template = STORY_CHAT_TEMPLATE  # the same ids, so that it can be talked to
+    completion_only = arguments.completion_only_loss
+    if completion_only and layout == "text":
+        raise UsageError(
+            f"--completion_only_loss True: {pairs.name} has texts without prompts; leave it away, or give prompt and "
+            "completion"
+        )
+    return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
+
+
+def _template(path: str) -> str:
+    place = Path(path)
+    if place.suffix in (".jinja", ".j2"):
+        try:
+            return place.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--chat_template_path {path} cannot be read ({error.strerror}); give a file") from None
+    template = load_tokenizer(path).chat_template
+    if not template:
+        raise UsageError(f"--chat_template_path {path}: that tokenizer has no chat template; give one that has")
+    return template
+
+
+def _example_length(asked: int | None, config: Any) -> int:
+    positions, usual = positions_of(config), default_window(config)
+    if asked is None or (asked == 1024 and usual < asked):  # SFTConfig's default, which a small model cannot have
+        return usual
+    if positions is not None and asked > positions:
+        raise UsageError(f"--max_length {asked} is longer than the model's {positions} positions; give at most these")
+    return asked
+
+
+def choose_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give a tokenizer without a pad token one that it has to spare, in place, and tell the model's configuration.
+
+    Its own, else the unknown token, as is usual for Llama's; a tokenizer with nothing to spare (GPT-2's) pads with EOS.
+    No token is added: one more row of the embeddings would be another model, that its adapter no longer fits.  Where
+    EOS pads, it is trained all the same, since labels go by place and not by id (pitfall P12).
+    """
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        spare = tokenizer.unk_token_id not in {*ends, None}
+        tokenizer.pad_token = tokenizer.unk_token if spare else tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def plan_fine_tuning(arguments: TrainingArguments, examples: Examples, rows: Rows) -> tuple[FineTuningPlan, Dataset]:
+    """Work out the plan, put it into `arguments` as `max_steps`, in place, and return the rows of all passes in order.
+
+    Each pass is a full shuffle by (data seed, pass); the passes are one long data set, read in sequence, so that a
+    resumed run, and one of more processes, sees the same examples in each update.  `--num_train_epochs` becomes whole
+    updates.
+
+    Raises:
+        UsageError: if the epochs asked for do not make one update.
+    """
+    per_step = (
+        arguments.per_device_train_batch_size
+        * max(arguments.n_gpu, 1)
+        * arguments.gradient_accumulation_steps
+        * arguments.world_size
+    )
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = int(arguments.num_train_epochs * len(rows.data) / per_step)
+        if not steps:
+            raise UsageError(
+                f"--num_train_epochs {arguments.num_train_epochs:g} over {len(rows.data)} examples makes no update of "
+                f"{per_step}; lower --per_device_train_batch_size or give --max_steps"
+            )
+    arguments.max_steps, arguments.num_train_epochs = steps, 1.0
+    for name in ("eval", "save", "logging"):
+        if getattr(arguments, f"{name}_strategy") == "epoch":
+            setattr(arguments, f"{name}_strategy", type(arguments.eval_strategy)("steps"))
+            setattr(arguments, f"{name}_steps", max(len(rows.data) // per_step, 1))
+    order = row_order(len(rows.data), steps * per_step, arguments.data_seed)
+    tokens, counted = (int(values_N[order].sum()) for values_N in (rows.lengths_N, rows.counted_N))
+    plan = FineTuningPlan(steps, per_step, examples.max_length, len(rows.data), tokens, counted)
+    return plan, rows.data.select(order)
+
+
+def row_order(num_rows: int, count: int, data_seed: int) -> np.ndarray:
+    """Return the first `count` rows of as many passes as they take, each pass shuffled anew.
+
+    >>> order = row_order(3, 6, data_seed=0)
+    >>> sorted(order[:3].tolist()) == sorted(order[3:].tolist()) == [0, 1, 2]
+    True
+    """
+    passes = [document_order(num_rows, data_seed, number) for number in range(-(-count // num_rows))]
+    return np.concatenate(passes)[:count]

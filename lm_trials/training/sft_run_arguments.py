@@ -1,0 +1,46 @@
+"""`SftRunArguments`: trl's `SFTConfig` with this project's defaults.  Loads torch and trl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+from lm_trials.console import UsageError
+from lm_trials.training.run_arguments import RunArguments
+
+# What trl would do to the data is done before it gets them, so that it is counted; these flags would have no effect.
+WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "dataset_text_field": ("text", "name the column text, prompt and completion, or messages"),
+    "dataset_kwargs": (None, "leave it away"),
+    "shuffle_dataset": (False, "the order is made by --data_seed"),
+    "truncation_mode": ("keep_start", "--overlong says what becomes of long examples"),
+    "eval_packing": (None, "evaluation never packs"),
+    "pad_token": (None, "the tokenizer's own is used, or one that it has to spare"),
+    "assistant_only_loss": (False, "--completion_only_loss does this for conversations too"),
+    "eval_on_start": (False, "the first evaluation is that of --eval_steps"),
+    "trust_remote_code": (False, "no code of a model's is run here"),
+}
+
+
+@dataclass
+class SftRunArguments(RunArguments, SFTConfig):
+    """`trl.SFTConfig`, name by name, with `TrainingArguments`' own defaults where trl's suit GPUs alone.
+
+    `bf16` and `gradient_checkpointing` are off unless asked for: on a CPU the first is ten times slower.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+
+    def __post_init__(self) -> None:
+        for name, (value, instead) in WITHOUT_EFFECT.items():
+            if getattr(self, name) not in (value, None):
+                raise UsageError(f"--{name} {getattr(self, name)} has no effect here; {instead}")
+        if self.packing_strategy == "wrapped":
+            raise UsageError(
+                "--packing_strategy wrapped lets an example see the one before it in the row; give bfd or bfd_split"
+            )
+        if self.max_length is not None and self.max_length < 2:
+            raise UsageError(f"--max_length {self.max_length} leaves nothing to predict; give at least 2")
+        super().__post_init__()

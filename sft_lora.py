@@ -1,0 +1,99 @@
+r"""Fine-tune a causal language model on prompts and completions: LoRA, on a quantized base if asked, or all weights.
+
+    python sft_lora.py --model_name_or_path runs/demo --dataset_name generated-instruct-prompt --lora_r 8
+    python sft_lora.py --model_name_or_path runs/demo --dataset_name pairs.jsonl --load_in_8bit \
+        --merge_output runs/merged
+    python sft_lora.py --model_name_or_path runs/demo --dataset_name pairs.jsonl --full_finetune True
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml sft_lora.py --use_cpu True ...
+
+Rows have columns prompt and completion (texts or messages), messages, or text.  Every flag of trl.SFTConfig works by
+its own name (--help_all); --config FILE.yaml holds flags.  Learning from rewards is not part of this script yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import script
+from lm_trials.training.sft_arguments import AdapterArguments, CommonSftArguments, PairArguments, check_sft
+
+
+def run_arguments() -> type:
+    """Load the full class of training arguments, and torch and trl with it."""
+    from lm_trials.training.sft_run_arguments import SftRunArguments
+
+    return SftRunArguments
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Fine-tune, save, evaluate and merge; returns the metrics of the final evaluation."""
+    pair_args, adapter_args, args = parse_arguments(
+        argv, (PairArguments, AdapterArguments), __doc__ or "", CommonSftArguments, run_arguments, prog="sft_lora.py"
+    )
+    check_sft(pair_args, adapter_args)
+    from lm_trials.training.checkpoints import run_identity
+    from lm_trials.training.examples import choose_padding, open_examples, plan_fine_tuning
+    from lm_trials.training.fine_tuning import (
+        announce_tuning,
+        check_merge,
+        choose_base,
+        described_data,
+        finish_tuning,
+        is_merged,
+        lora_spec,
+    )
+    from lm_trials.training.launch import check_processes
+    from lm_trials.training.manifest import continued, describe_run, write_run
+    from lm_trials.training.plan import name_run
+    from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
+    from lm_trials.training.session import say_finished, train_from
+    from lm_trials.training.sft_trainer import FineTuner
+
+    check_processes(args.distributed_state)
+    lora_spec(adapter_args)
+    base = choose_base(adapter_args)
+    name_run(args, base.name, pair_args)
+    with args.main_process_first(desc="the data"):
+        examples = open_examples(pair_args, args, base.tokenizer, base.config)
+    plan, rows = plan_fine_tuning(args, examples, examples.rows(args))
+    check_merge(adapter_args, args.output_dir)
+    model = base.load(args, adapter_args, None if args.do_train else Path(args.output_dir))
+    choose_padding(base.tokenizer, model)
+    data = described_data(examples, base, base.tokenizer)
+    described = describe_run(args, [pair_args, adapter_args], model.config, plan, data, base.describe())
+    described["outcome"]["layout"] = examples.layout
+    start = Start()
+    if args.do_train:
+        start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
+        if start.finished and is_merged(adapter_args, args.output_dir):
+            return say_finished(Path(args.output_dir))
+        if start.finished:  # what is left is to merge it
+            args.do_train = False
+            model = base.load(args, adapter_args, Path(args.output_dir))
+        else:
+            announce_tuning(args, adapter_args, model, base, plan, examples)
+    args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
+    if args.should_save and args.do_train:
+        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
+        prepare_output_dir(args, start)
+        write_run(Path(args.output_dir), described)
+    trainer = FineTuner(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        processing_class=base.tokenizer,
+        eval_store=examples.validation,
+        completion_only=examples.completion_only,
+        max_eval_samples=pair_args.max_eval_samples,
+    )
+    trainer.run_identity = run_identity(described)
+    if args.do_train:
+        train_from(trainer, start.checkpoint)
+        trainer.save_model()
+    return finish_tuning(trainer, adapter_args)
+
+
+if __name__ == "__main__":
+    main()
