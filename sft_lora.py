@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         argv, (PairArguments, AdapterArguments), __doc__ or "", CommonSftArguments, run_arguments, prog="sft_lora.py"
     )
     check_sft(pair_args, adapter_args)
+    from lm_trials.training import hub
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.examples import choose_padding, open_examples, plan_fine_tuning
     from lm_trials.training.fine_tuning import (
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.sft_trainer import FineTuner
 
     check_processes(args.distributed_state)
+    hub.check_push(args)
     lora_spec(adapter_args)
     base = choose_base(adapter_args)
     name_run(args, base.name, pair_args)
@@ -68,12 +70,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.do_train:
         start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
         if start.finished and is_merged(adapter_args, args.output_dir):
-            return say_finished(Path(args.output_dir))
+            metrics = say_finished(Path(args.output_dir))
+            hub.push_finished(args)
+            return metrics
         if start.finished:  # what is left is to merge it
             args.do_train = False
             model = base.load(args, adapter_args, Path(args.output_dir))
         else:
             announce_tuning(args, adapter_args, model, base, plan, examples)
+    hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
         described = continued(described, Path(start.checkpoint)) if start.checkpoint else described

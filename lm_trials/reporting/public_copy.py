@@ -38,6 +38,8 @@ SUMS = "sums.json"
 PREFIX, SUFFIX = ".push-", ".unfinished"
 # From where an absolute path begins to its last slash; `https://` is none.
 PLACE = re.compile(r"""(?:^|(?<=[\s=+,:'"(\[]))(?:~\w+/|(?:file:/*|~|[A-Za-z]:)?/(?!/)[^+,'"\n]*/)""")
+# Trainer's card of a model that started from nothing, whose base is "".
+OF_NO_BASE = "is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch"
 WHERE_THE_BASE_IS = "base_model_name_or_path"
 
 
@@ -185,6 +187,7 @@ def public_card(text: str) -> str:
     On base.
     <BLANKLINE>
     """
+    text = text.replace(*OF_NO_BASE)
     card = ModelCard(text, ignore_metadata_errors=True)
     bases = card.data.get("base_model")
     local = [base for base in (bases if isinstance(bases, list) else [bases]) if is_local(base)]

@@ -42,6 +42,7 @@ from lm_trials.sums import weights_digest
 from lm_trials.tables import read_object
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.examples import Examples, FineTuningPlan
+from lm_trials.training.hub import push
 from lm_trials.training.session import LOSS_PICTURE
 from lm_trials.training.sft_arguments import AdapterArguments
 from lm_trials.training.sft_trainer import FineTuner, both_losses
@@ -219,7 +220,7 @@ def _too_long(counts: Mapping[str, int], max_length: int) -> str:
 
 
 def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str, float]:
-    """Evaluate, merge if asked, write metrics, picture and state, and say where all lies; returns the metrics."""
+    """Evaluate, merge if asked, write metrics, picture and state, say where all lies, push; returns the metrics."""
     folder, trained = Path(trainer.args.output_dir), trainer.args.do_train
     metrics = trainer.final_metrics()
     trainer.save_metrics("eval", metrics)
@@ -239,6 +240,7 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[st
         "next": f"python -m lm_trials.evaluation.generate --model {folder} --prompt '...'",
     }
     show_facts("done", facts)
+    push(trainer)
     return metrics
 
 
