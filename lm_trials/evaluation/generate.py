@@ -1,16 +1,27 @@
-"""Let a model write stories at the terminal.
+"""Let a model write stories at the terminal, or talk to it.
 
 python -m lm_trials.evaluation.generate --model_name_or_path runs/demo --num_samples 3
-python -m lm_trials.evaluation.generate --model_name_or_path runs/demo --prompt "One day, a cat" --temperature 0
+python -m lm_trials.evaluation.generate --model runs/demo --prompt "One day, a cat" --temperature 0
+python -m lm_trials.evaluation.generate --model runs/teller --mode instruct --prompt "Write a story about a robot."
+python -m lm_trials.evaluation.generate --model runs/chat --mode chat
+
+Without --mode a model is asked as it was trained: its run.json tells; others complete. One story is shown as it is
+written. --mode chat without --prompt is a conversation: an empty line or Ctrl-D ends it, /new starts anew.
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lm_trials.arguments import option, parse_arguments
-from lm_trials.console import UsageError, script
+from lm_trials.console import UsageError, note, script
+from lm_trials.evaluation.sampling import Mode, Sampling
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from lm_trials.evaluation.storytellers import Storyteller
 
 
 @dataclass
@@ -19,68 +30,111 @@ class GenerationArguments:
 
     model_name_or_path: str = option("", aliases=["--model", "--model_dir"], help="Run, checkpoint or Hub model.")
     tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
-    prompt: str = option("", help="Beginning of the story; empty: the model begins.")
+    mode: Mode | None = option(
+        None, help="How it is asked. Default: as run.json says that it was trained, else completion."
+    )
+    prompt: str = option("", help="Beginning of the story, or what is asked for; empty: the model begins, or a chat.")
     num_samples: int = option(1, help="Stories to write.")
     max_new_tokens: int | None = option(None, help="Most tokens written. Default: what the model's positions leave.")
     temperature: float = option(0.7, help="Sampling temperature; 0 takes the likeliest token each time.")
     top_k: int = option(0, help="Sample among this many tokens; 0 is all.")
     top_p: float = option(1.0, help="Sample among the likeliest tokens of this summed probability.")
     seed: int = option(0, help="Seed of the sampling.")
+    load_in_8bit: bool = option(False, help="Quantize the weights, an adapter's base, to 8 bits.")
+    load_in_4bit: bool = option(False, help="Quantize the weights, an adapter's base, to 4 bits (nf4).")
+    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
 
 
 @script
 def main(argv: list[str] | None = None) -> list[str]:
-    """Write stories and print them; returns their texts, prompt included."""
+    """Write stories and print them; returns their texts, the beginning included, of a chat the answers."""
     (args,) = parse_arguments(
         argv, (GenerationArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.generate"
     )
+    sampling = check_arguments(args)
+    from lm_trials.evaluation.storytellers import open_storyteller
+
+    teller = open_storyteller(
+        args.model_name_or_path,
+        args.mode,
+        args.tokenizer_name,
+        load_in_8bit=args.load_in_8bit,
+        load_in_4bit=args.load_in_4bit,
+        use_cpu=args.use_cpu,
+    )
+    if teller.mode == "chat" and not args.prompt:
+        return _talk(teller, sampling, args)
+    if teller.mode == "instruct" and not args.prompt:
+        raise UsageError(f"--mode instruct asks {teller.name} for something; give --prompt, or --mode completion")
+    return _write(teller, sampling, args)
+
+
+def check_arguments(args: GenerationArguments) -> Sampling:
+    """Refuse values that mean nothing, before anything is loaded; returns how tokens are chosen.
+
+    Raises:
+        UsageError: for the first of them.
+    """
     if not args.model_name_or_path:
         raise UsageError("no model is named; give --model_name_or_path RUN_OR_CHECKPOINT")
-    if args.num_samples < 1 or args.temperature < 0 or not 0 < args.top_p <= 1 or args.top_k < 0:
-        raise UsageError("--num_samples from 1, --temperature from 0, --top_k from 0, --top_p above 0 and at most 1")
-    from lm_trials.data.tokenizers import batch_encoder
-    from lm_trials.data.tokens import opening_of
-    from lm_trials.evaluation.generation import write_stories
-    from lm_trials.models.reference import (
-        load_model,
-        load_tokenizer_of,
-        positions_of,
-        read_run,
-        resolve_model,
-        separator_of,
-    )
+    if args.num_samples < 1:
+        raise UsageError(f"--num_samples {args.num_samples} leaves nothing to write; give at least 1")
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise UsageError(f"--max_new_tokens {args.max_new_tokens} leaves nothing to write; give at least 1")
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    sampling.check()
+    return sampling
 
-    reference = resolve_model(args.model_name_or_path)
-    tokenizer = load_tokenizer_of(reference, args.tokenizer_name)
-    model = load_model(reference)
-    bos = opening_of(tokenizer, separator_of(read_run(Path(reference.path))))
-    prompt = bos + (batch_encoder(tokenizer)([args.prompt])[0] if args.prompt else [])
-    room = args.max_new_tokens or max((positions_of(model) or 1024) - len(prompt), 1)
-    written = write_stories(
-        model,
-        tokenizer,
-        [prompt] * args.num_samples,
-        max_new_tokens=room,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
-    stories = [tokenizer.decode(prompt[len(bos) :] + ids) for ids in written]
-    show_stories(stories)
+
+def _write(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -> list[str]:
+    """Write the stories: one as it comes, several in a batch.  Story number n draws from the seed and n alone."""
+    from lm_trials.evaluation.streamers import FoldedText, StoryStreamer
+
+    (prompt,) = teller.prompts([args.prompt])
+    room = teller.room([prompt], args.max_new_tokens)
+    start = teller.story_start(prompt)
+    keys = [f"story {number}" for number in range(args.num_samples)]
+    streamer = None
+    if args.num_samples == 1:
+        show_number(1)
+        streamer = StoryStreamer(teller.tokenizer, start, teller.ends, FoldedText(sys.stdout, width()))
+    try:
+        written = teller.write([prompt] * args.num_samples, keys, room, sampling, streamer=streamer)
+    except KeyboardInterrupt:
+        if streamer is None:
+            raise
+        streamer.end()
+        note("(stopped)")
+        raise SystemExit(130) from None
+    stories = [teller.tokenizer.decode(start + ids) for ids in written]
+    for number, story in enumerate(stories if streamer is None else [], start=1):
+        show_number(number)
+        text = FoldedText(sys.stdout, width())
+        text.write(story)
+        text.end()
     return stories
 
 
-def show_stories(stories: list[str]) -> None:
-    """Print stories, each under its number, folded to a width that reads well."""
+def _talk(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -> list[str]:
+    from lm_trials.evaluation.conversation import Conversation, converse, typed_lines
+
+    if args.num_samples > 1:
+        raise UsageError(f"--num_samples {args.num_samples}: a conversation has one answer a turn; give --prompt too")
+    note(f"a conversation with {teller.name}; an empty line or Ctrl-D ends it, /new starts anew")
+    return converse(Conversation(teller, sampling, args.max_new_tokens, sys.stdout), typed_lines())
+
+
+def width() -> int:
+    """Return how wide stories are shown: what reads well, or the terminal where that is narrower."""
+    return min(shutil.get_terminal_size((100, 24)).columns, 100)
+
+
+def show_number(number: int) -> None:
+    """Print what stands above a story."""
     from rich.console import Console
-    from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False, width=100)
-    for number, story in enumerate(stories, start=1):
-        console.print(Text(f"\nstory {number}", style="bold"))
-        console.print(Padding(Text(story), (0, 0, 0, 2)))
+    Console(highlight=False).print(Text(f"\nstory {number}", style="bold"))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from lm_trials.console import UsageError
 from lm_trials.data.tokens import document_marks
@@ -42,6 +50,9 @@ def write_stories(
     seed: int = 0,
     batch_size: int = 16,
     ended: Callable[[str], bool] | None = None,
+    keys: Sequence[str] | None = None,
+    more_ends: Collection[int] = (),
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """Continue each prompt and return the new tokens, up to and without the end of the story.
 
@@ -52,11 +63,14 @@ def write_stories(
         prompts: token ids, each opened by the tokenizer's BOS (`tokens.document_marks`).
         temperature: 0 is greedy.
         top_k: 0 is no limit.
-        seed: of the sampling; a batch's draws depend on `batch_size` too.
+        seed: of the sampling; without `keys` a batch's draws depend on `batch_size` too.
         ended: stops a story where the text of its last `TAIL` tokens says that it has ended; they are not cut off.
+        keys: a name for each prompt; its draws then depend on the seed and its name alone, not on the others.
+        more_ends: further ids that end a story, which some chat models have.
+        streamer: gets the tokens as they are written; for one prompt.
     """
+    ends = ends_of(tokenizer, more_ends)
     bos, _ = document_marks(tokenizer, append_eos=False)
-    ends = sorted({bos[0], *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -64,7 +78,7 @@ def write_stories(
         eos_token_id=ends,
         pad_token_id=ends[0],
         use_cache=True,
-        **(sampling if temperature > 0 else {"do_sample": False}),
+        **(sampling if temperature > 0 and keys is None else {"do_sample": False}),
     )
     check_lengths(model, prompts, max_new_tokens)
     written: list[list[int]] = []
@@ -72,8 +86,40 @@ def write_stories(
         for at in range(0, len(prompts), batch_size):
             batch = prompts[at : at + batch_size]
             stop = [TextStop(tokenizer, ended, max(map(len, batch)))] if ended else []
-            written += _continue_batch(model, batch, config, ends, stop)
+            own = keys[at : at + batch_size] if keys is not None and temperature > 0 else None
+            draws = own_draws(seed, own, temperature, top_k, top_p) if own is not None else []
+            written += _continue_batch(model, batch, config, ends, stop, draws, streamer)
     return written
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase, more: Collection[int] = ()) -> list[int]:
+    """Return the ids that end a story: EOS, and the BOS that opens the next."""
+    bos, _ = document_marks(tokenizer, append_eos=False)
+    return sorted({bos[0], *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []), *more})
+
+
+def own_draws(seed: int, keys: Sequence[str], temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
+    """Return what turns `generate`'s greedy choice into sampling in which each row of a batch draws by itself."""
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return [*warpers, OwnDraws(seed, keys)]
+
+
+class OwnDraws(LogitsProcessor):
+    """Adds a Gumbel draw to each log-probability: the largest sum is a draw from the distribution (Gumbel 1954).
+
+    `torch.multinomial` draws for a whole batch at once, so that there a story would depend on those written beside it.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[str]) -> None:
+        names = [hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest() for key in keys]
+        self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(name, "big"))) for name in names]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return the (B, V) scores with each row's own draws added."""
+        noise_BV = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self.generators])
+        return scores + torch.from_numpy(noise_BV).to(scores)  # type: ignore[return-value]
 
 
 class TextStop(StoppingCriteria):
@@ -106,6 +152,8 @@ def _continue_batch(
     config: GenerationConfig,
     ends: list[int],
     stop: list[StoppingCriteria],
+    draws: list[LogitsProcessor],
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     longest = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), longest), ends[0], dtype=torch.long)
@@ -118,6 +166,8 @@ def _continue_batch(
         attention_mask=attention_mask.to(model.device),
         generation_config=config,
         stopping_criteria=StoppingCriteriaList(stop),
+        logits_processor=LogitsProcessorList(draws),
+        streamer=streamer,
     )
     return [_cut(row, ends) for row in output[:, longest:].tolist()]
 
