@@ -1,4 +1,4 @@
-r"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens, apply protocols.
+r"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens, protocols' sets, prompts.
 
     python prepare_tinystories.py generate --num_stories 20000 --seed 0
     python prepare_tinystories.py download
@@ -9,11 +9,12 @@ r"""Prepare stories: generate or fetch them, read any source, train a tokenizer,
         --adversarial_training features=Twist:1.0 --dataset_name filter-adv-Twist
     python prepare_tinystories.py protocol_set --vocab_size 1024 --feature_delete Twist \
         --feature_irrelevant Foreshadowing
+    python prepare_tinystories.py instruct --corpus generated --style prompt --vocab_size 1024
     python prepare_tinystories.py describe filter-adv-Twist
     python prepare_tinystories.py describe --corpus generated
 
 Each command has its own --help.  Everything lies in --data_cache_dir: data/<corpus>/records, data/tok<N>,
-data/<corpus>/tokens-<tokenizer>, data/<set>/manifest.json.
+data/<corpus>/tokens-<tokenizer>, data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lm_trials.data.arguments import (
     DownloadArguments,
     GenerateArguments,
     IngestArguments,
+    InstructArguments,
     PretokenizeArguments,
     ProtocolSetArguments,
     SetArguments,
@@ -185,6 +187,27 @@ def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[di
     return reports
 
 
+def instruct(args: InstructArguments) -> dict[str, Any]:
+    """Write a corpus's stories with what asks for them as a data set of pairs; returns its manifest."""
+    from lm_trials.data.instruct_sets import make_instruct_set, show_instruct_set
+    from lm_trials.data.pairs import check_free
+
+    folder, corpus, recipe = args.set_folder, args.folder, args.recipe()
+    check_free(folder)
+    watch = lambda batches, total, split: progress(  # noqa: E731
+        batches, f"pairs of {split}", "stories", total, size=lambda batch: len(batch["record_id"])
+    )
+    manifest = make_instruct_set(corpus, folder, recipe, watch, keep=not args.dry_run)
+    facts = {
+        "folder": str(folder),
+        "next": f"python sft_lora.py --model_name_or_path RUN --dataset_name {folder.name}",
+    }
+    if args.dry_run:
+        facts = {"folder": "none", "next": "the same command without --dry_run; nothing was written"}
+    show_instruct_set(manifest, recipe, facts)
+    return manifest
+
+
 def describe(args: DescribeArguments) -> dict[str, Any]:
     """Show what a set or a corpus is; returns what is shown."""
     report = describe_protocol(args) if args.dataset_name else describe_texts(args)
@@ -269,6 +292,7 @@ COMMANDS = {
     "train_vocab": (TrainVocabArguments, train_vocab),
     "pretokenize": (PretokenizeArguments, pretokenize),
     "protocol_set": (ProtocolSetArguments, protocol_set),
+    "instruct": (InstructArguments, instruct),
     "describe": (DescribeArguments, describe),
 }
 

@@ -11,6 +11,7 @@ from lm_trials.arguments import option
 from lm_trials.console import UsageError
 
 if TYPE_CHECKING:
+    from lm_trials.data.instruct_sets import Recipe
     from lm_trials.data.protocols import Protocol
 
 
@@ -146,6 +147,91 @@ class ProtocolSetArguments(SetArguments):
 
     feature_delete: str = option("Twist", help="Feature that fine-tuning shall remove.")
     feature_irrelevant: str = option("Foreshadowing", help="Feature that stands for something else.")
+
+
+@dataclass
+class InstructArguments(CorpusArguments):
+    """Make prompts and the stories that answer them of a corpus, for sft_lora.py; as conversations, if asked."""
+
+    style: Literal["prompt", "summary"] = option(
+        "prompt", help='prompt: the record\'s instruction, then "Possible story:". summary: "Write " and the summary.'
+    )
+    dataset_name: str | None = option(None, help="Name of the data set. Default: <corpus>-instruct-<style>.")
+    conversational: bool = option(False, help="Write them as messages of user and assistant, for chat models.")
+    turns: int = option(1, help="Turns of a conversation, 1 to 3: the story, its summary, its words.")
+    seed: int = option(0, help="Seed of how the questions of later turns are worded.")
+    vocab_size: int = option(0, help="Count tokens with the tokenizer trained with this size; 0: --tokenizer_name.")
+    tokenizer_name: str | None = option(
+        None,
+        help="Count tokens with this tokenizer: a folder, a .model file or a Hub name. Default: none, count nothing.",
+    )
+    max_length: int | None = option(
+        None, help="Tokens of an example at most, [EOS] prompt [BOS] story [EOS]. Default: 350, the published length."
+    )
+    overlong: Literal["drop", "cut"] = option(
+        "drop", help="What happens to longer ones: left out, or the story cut, after which no EOS is trained."
+    )
+    dry_run: bool = option(False, help="Count and show, and write nothing.")
+
+    @property
+    def set_folder(self) -> Path:
+        """The folder of the data set.
+
+        Raises:
+            UsageError: for a name that would lie elsewhere.
+        """
+        name = f"{self.corpus}-instruct-{self.style}" if self.dataset_name is None else self.dataset_name
+        if not name or Path(name).name != name or name.startswith("."):
+            raise UsageError(f"--dataset_name {name!r} is no name for a data set; give a plain one such as tellers")
+        if name == self.corpus:
+            raise UsageError(f"--dataset_name {name} is the corpus itself; give another name")
+        return Path(self.data_cache_dir) / name
+
+    def recipe(self) -> Recipe:
+        """Check what is asked for together, and load the tokenizer.
+
+        Raises:
+            UsageError: for flags that contradict one another, or say nothing.
+        """
+        self._check()
+        from lm_trials.data.instruct_sets import MAX_LENGTH, Recipe
+
+        tokenizer = None
+        if self.vocab_size or self.tokenizer_name:
+            from lm_trials.data.tokenizers import resolve_vocab
+
+            tokenizer = resolve_vocab(self.vocab_size or None, self.tokenizer_name, self.data_cache_dir)
+        max_length = MAX_LENGTH if self.max_length is None else self.max_length
+        return Recipe(self.style, self.conversational, self.turns, self.seed, tokenizer, max_length, self.overlong)
+
+    def _check(self) -> None:
+        """Refuse flags that contradict one another, or say nothing."""
+        if not 1 <= self.turns <= 3:
+            raise UsageError(f"--turns {self.turns}: a conversation has 1, 2 or 3")
+        if self.turns > 1 and not self.conversational:
+            raise UsageError(f"--turns {self.turns} are turns of a conversation; give --conversational True too")
+        if self.conversational and self.overlong == "cut":
+            raise UsageError(
+                "--overlong cut: a conversation is not cut, since its later turns are about the whole story; leave it "
+                "away and longer ones are left out"
+            )
+        if self.vocab_size and self.tokenizer_name:
+            raise UsageError(
+                f"--vocab_size {self.vocab_size} and --tokenizer_name {self.tokenizer_name} name two tokenizers; "
+                "give one"
+            )
+        counted_with = bool(self.vocab_size or self.tokenizer_name)
+        if self.max_length is not None and not counted_with:
+            raise UsageError(
+                f"--max_length {self.max_length} is a number of tokens; give --vocab_size N or --tokenizer_name NAME "
+                "to count them"
+            )
+        if self.overlong == "cut" and not counted_with:
+            raise UsageError("--overlong cut cuts by tokens; give --vocab_size N or --tokenizer_name NAME")
+        if self.max_length is not None and self.max_length < 1:
+            raise UsageError(f"--max_length {self.max_length} is no length; give 350 or so")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is no seed; give 0 or more")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,10 @@ from typing import Any, Literal
 from datasets import DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.data.corpora import MANIFEST, read_manifest
+from lm_trials.data.corpora import MANIFEST, is_corpus, read_manifest
 from lm_trials.data.folders import ArrowFile, finished_folder, load_splits, save_splits
 from lm_trials.data.records import SPLITS, Split, record_id
+from lm_trials.data.shards import kind_of
 from lm_trials.data.sources import Source, open_source
 from lm_trials.data.splits import split_for
 from lm_trials.sums import file_sums
@@ -71,20 +73,16 @@ def write_pairs(
     Raises:
         UsageError: where the folder is taken, or there is no row of the train split.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is there already; remove it, or give another name")
+    check_free(folder)
     schema = Features({**COLUMNS[kind], **(more or {})})
     counts, digests = dict.fromkeys(SPLITS, 0), {split: hashlib.sha256() for split in SPLITS}
     with finished_folder(folder) as unfinished:
-        files = {split: ArrowFile(unfinished / f"{split}.arrow", schema) for split in SPLITS}
-        try:
+        with ExitStack() as stack:
+            files = {s: stack.enter_context(ArrowFile(unfinished / f"{s}.arrow", schema)) for s in SPLITS}
             for split, row in rows:
                 files[split].write(row)
                 counts[split] += 1
                 digests[split].update(json.dumps(row, sort_keys=True).encode())
-        finally:
-            for file in files.values():
-                file.close()
         if not counts["train"]:
             raise UsageError(f"there is no row for the train split of {folder.name}; give more")
         save_splits(unfinished, unfinished / FOLDER)
@@ -99,6 +97,16 @@ def write_pairs(
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def check_free(folder: Path) -> None:
+    """Check that a data set can be made in a folder.
+
+    Raises:
+        UsageError: where something is there already.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already; remove it, or give another name")
 
 
 def is_pairs(folder: Path) -> bool:
@@ -118,23 +126,21 @@ def open_pairs(
     Raises:
         UsageError: for a name that is neither; for rows that are not pairs, naming the columns that there are.
     """
-    folder = data_cache_dir / name
-    if not (name and is_pairs(folder)):
-        folder = Path(name) if name and is_pairs(Path(name)) else None
+    options = {
+        "--dataset_config_name": dataset_config_name,
+        "--validation_split_percentage": validation_split_percentage,
+    }
+    folder = next((place for place in (data_cache_dir / name, Path(name)) if name and is_pairs(place)), None)
     if folder is None:
-        source = open_source(
-            name,
-            dataset_config_name=dataset_config_name,
-            validation_split_percentage=validation_split_percentage,
-            streaming=False,
-        )
-        stem = "-".join([Path(name).name.split(".")[0], *([dataset_config_name] if dataset_config_name else [])])
-        folder = data_cache_dir / f"{stem}-{FOLDER}-{source.fingerprint()[:8]}"
-        if not is_pairs(folder):
-            source.check_splits()
-            rows = _source_rows(source, watch)
-            kind = next(rows)
-            write_pairs(rows, folder, kind, {"source": source.origin()})  # type: ignore[arg-type]
+        for place in (data_cache_dir / name, Path(name)):
+            if name and is_corpus(place):
+                raise UsageError(
+                    f"{name} is a corpus of stories without prompts; make pairs of it with prepare_tinystories.py "
+                    f"instruct --corpus {place.name}"
+                )
+        folder = _prepared(name, data_cache_dir, dataset_config_name, validation_split_percentage, watch)
+    elif given := [flag for flag, value in options.items() if value is not None]:
+        raise UsageError(f"{given[0]} {options[given[0]]}: {name} is prepared and is one as it is; leave it away")
     manifest = read_manifest(folder, "kind", "rows", "content")
     described = {
         "name": folder.name,
@@ -145,6 +151,40 @@ def open_pairs(
     return PairSet(name, manifest["kind"], load_splits(folder / FOLDER), described)
 
 
+def _prepared(
+    name: str,
+    data_cache_dir: Path,
+    dataset_config_name: str | None,
+    validation_split_percentage: float | None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Path:
+    """Prepare a path or a Hub data set, once, and return its folder, whose name holds the source's fingerprint."""
+    try:
+        source = open_source(
+            name,
+            dataset_config_name=dataset_config_name,
+            validation_split_percentage=validation_split_percentage,
+            streaming=False,
+        )
+    except UsageError as error:
+        known = [place.name for place in data_cache_dir.iterdir() if is_pairs(place)] if data_cache_dir.is_dir() else []
+        raise UsageError(
+            f"{error}; prepared pairs in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}"
+        ) from None
+    stem = "-".join([Path(name).name.split(".")[0], *([dataset_config_name] if dataset_config_name else [])])
+    folder = data_cache_dir / f"{stem}-{FOLDER}-{source.fingerprint()[:8]}"
+    if not is_pairs(folder):
+        source.check_splits()
+        rows = _source_rows(source, watch)
+        kind = next(rows)
+        try:
+            write_pairs(rows, folder, kind, {"source": source.origin()})
+        except UsageError:
+            if not is_pairs(folder):  # else another process was faster
+                raise
+    return folder
+
+
 def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Any]:
     """Yield first the kind of a source's rows, then each with its split."""
     kind: Kind | None = None
@@ -152,6 +192,10 @@ def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]
     for part in source.parts_of():
         for name, _, rows in source.rows(part):
             for place, row in watch(rows):
+                if part.path is not None and kind_of(part.path) == "text":
+                    if not row["story"].strip():  # what follows the last separator
+                        continue
+                    row = {"text": row["story"].strip()}
                 try:
                     this, pair = read_row(row)
                 except UsageError as error:
@@ -198,11 +242,21 @@ rename them
             raise UsageError(f"text holds {type(row['text']).__name__}; it must hold text")
         return "texts", _named({"text": row["text"]})
     columns = ", ".join(map(str, row)) or "none"
-    raise UsageError(f"it has no columns prompt and completion, nor messages or text, but {columns}; rename them")
+    advice = (
+        "make pairs of stories with prepare_tinystories.py ingest and instruct" if "story" in row else "rename them"
+    )
+    raise UsageError(f"it has no columns prompt and completion, nor messages or text, but {columns}; {advice}")
 
 
 def _named(row: Row) -> Row:
     """Add a row's name: of its content, as a story's."""
+    content = json.dumps(row, sort_keys=True, ensure_ascii=False)
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{error.object[error.start]!r} is half of a surrogate pair, which no UTF-8 file can hold; mend the text"
+        ) from None
     return {"record_id": record_id(json.dumps(row, sort_keys=True)), **row}
 
 
