@@ -9,7 +9,7 @@ Shape suffixes: P = prompts, S = sampling seeds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,8 @@ def _rows(
 def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: bool = False) -> Estimate | None:
     """Estimate a mean over prompts, all stories of a prompt together; None where no prompt has a value.
 
-    Where each prompt's value is 0 or 1, resampling may find nothing to vary, and the interval is Wilson's.
+    Where each prompt's value is 0 or 1, resampling may find nothing to vary, and the interval is Wilson's; where all
+    values are equal otherwise there is none.
 
     >>> print(over_prompts(np.array([1.0, np.nan, 1.0, 1.0]), "share of words"))
     1.000 [0.439, 1.000] share of words (n=3)
@@ -183,7 +184,8 @@ def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: boo
         return None
     if unit.startswith("share") and not difference and np.isin(values_P, (0, 1)).all():
         return proportion(int(values_P.sum()), len(values_P), unit)
-    return bootstrap_mean(values_P, unit, seed)
+    estimate = bootstrap_mean(values_P, unit, seed)
+    return estimate if np.ptp(values_P) else replace(estimate, lower=NO_INTERVAL[0], upper=NO_INTERVAL[1])
 
 
 def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

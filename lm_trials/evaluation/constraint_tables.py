@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,7 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
     rare = coverage.rows[:SHOWN_WORDS]
     more = len(coverage.rows) - len(rare)
     show_table(
-        f"the prompts' words in the training stories of {coverage.name}, the rarest",
+        f"rarest words of the prompts in {coverage.name}",
         ["word", "prompts", "times", "per million words"],
         [[r["word"], str(r["prompts"]), f"{r['count']:,}", f"{r['per_million']:.1f}"] for r in rare],
         f"in any form; {more:,} more in {COVERAGE}" if more > 0 else "in any form",
@@ -200,7 +201,7 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
             ]
             for (model, group), of in cells.items()
         ],
-        f"rare: up to {coverage.median:,.0f} times in training, the median; common: more",
+        f"rare: up to {coverage.median:,.0f} times in training, the median; common: more" if coverage.median else None,
     )
 
 
@@ -208,5 +209,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     digits = 1 if row["unit"] == "words" else 3
+    if math.isnan(row["lower"]):
+        return f"{row['estimate']:.{digits}f}"
     lower, upper = (f"{row[side]:.{digits}f}" for side in ("lower", "upper"))
     return f"{row['estimate']:.{digits}f}\n[{lower}, {upper}]"

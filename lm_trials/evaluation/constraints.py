@@ -100,7 +100,7 @@ def _judge(args: ConstraintArguments) -> tuple[Judge, list[dict[str, Any]]]:
     judge: Judge = DetectorJudge()
     if args.feature_judge == "classifier":
         judge = corpus_judge(args.judge_corpus or "", place, args.seed)
-    return judge, judge_quality(judge, args.judge_corpus, place, args.seed) if args.judge_corpus else []
+    return judge, judge_quality(judge, args.judge_corpus, place) if args.judge_corpus else []
 
 
 def _coverage(args: ConstraintArguments, tasks: list[Task]) -> Coverage | None:

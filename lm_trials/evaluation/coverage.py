@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,34 @@ class WordCounts:
     >>> counts = WordCounts("tiny", Counter({"took": 3, "take": 1, "ice": 2, "cream": 1}), total=10)
     >>> counts.count("take"), counts.count("ice-cream"), counts.count("robot"), counts.per_million(4)
     (4, 1, 0, 400000.0)
+    >>> counts.count("taking"), counts.count("taking", inflected=True)
+    (0, 4)
     """
 
     name: str
     counts: Counter[str]
     total: int
 
-    def count(self, word: str) -> int:
-        """Return how often a word occurs in any form; of several parts, how often the rarest does, which is a bound."""
-        return min((sum(self.counts[form] for form in forms_of(part)) for part in words_of(word)), default=0)
+    def count(self, word: str, inflected: bool = False) -> int:
+        """Return how often a word occurs in any form; of several parts, how often the rarest does, which is a bound.
+
+        Args:
+            inflected: whether the word may be a form itself, as those of a running text are.
+        """
+        return min((self._count(part, inflected) for part in words_of(word)), default=0)
+
+    def _count(self, word: str, inflected: bool) -> int:
+        bases = self._bases.get(word, []) if inflected else []
+        return sum(self.counts[form] for form in frozenset().union(*map(forms_of, [word, *bases])))
+
+    @cached_property
+    def _bases(self) -> dict[str, list[str]]:
+        """The words that a form may be of, among those that occur."""
+        found: dict[str, list[str]] = {}
+        for word in self.counts:
+            for form in forms_of(word):
+                found.setdefault(form, []).append(word)
+        return found
 
     def per_million(self, count: int) -> float:
         """Return a count as one in a million words."""
@@ -191,7 +211,8 @@ def coverage_of(tasks: Sequence[Task], counts: WordCounts) -> Coverage:
     """
     words = {task.record_id: task_words(task) for task in tasks}
     prompts = Counter(word for of in words.values() for word in of)
-    count = {word: counts.count(word) for word in prompts}
+    required = {word for task in tasks for word in task.words}
+    count = {word: counts.count(word, inflected=word not in required) for word in prompts}
     rows = [
         {"word": word, "prompts": prompts[word], "count": count[word], "per_million": counts.per_million(count[word])}
         for word in sorted(prompts, key=lambda word: (count[word], word))
