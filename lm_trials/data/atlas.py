@@ -128,12 +128,13 @@ def written_km(distance: float) -> str:
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """Return a question with its options, to be answered by a letter.
+    """Return a question with its options, to be answered by a letter; what it begins with sets it apart.
 
     >>> with_options("Which country is Rome in?", ["Italy", "Peru"])
-    'Which country is Rome in? A) Italy B) Peru'
+    'Answer with a letter. Which country is Rome in? A) Italy B) Peru'
     """
-    return " ".join([question, *(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))])
+    listed = (f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return " ".join(["Answer with a letter.", question, *listed])
 
 
 def generator_of(seed: int, number: int) -> random.Random:
