@@ -1,5 +1,6 @@
 """Trainings in processes of their own, to be killed or to train together; `fork_server` imports this and forks them."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,15 +12,46 @@ from pathlib import Path
 from fork_server import fork_server
 
 import lm_trials.training.session
+import lm_trials.training.sft_trainer
 import lm_trials.training.trainer  # noqa: F401
+import sft_lora
 import train_gpt2
 
-RESULT = ("loss", "grad_norm", "learning_rate", "eval_loss", "train_loss", "tokens_seen", "share_a", "share_b")
+RESULT = (
+    *("loss", "grad_norm", "learning_rate", "eval_loss", "train_loss", "tokens_seen", "share_a", "share_b"),
+    *("entropy", "mean_token_accuracy", "num_tokens", "eval_unmasked_loss"),
+)
 
 
 def train(argv: list[str]) -> None:
     """Train as the command does."""
     train_gpt2.main(argv)
+
+
+def call(module: str, function: str, *arguments) -> None:
+    """Call a function of another module of the tests."""
+    getattr(importlib.import_module(module), function)(*arguments)
+
+
+def tune(argv: list[str]) -> None:
+    """Fine-tune as the command does."""
+    sft_lora.main(argv)
+
+
+def tune_and_keep(argv: list[str], kept: str) -> None:
+    """Fine-tune as the command does, and keep the ids of each batch, padding left out."""
+    from lm_trials.training.sft_trainer import FineTuner
+
+    seen, compute = [], FineTuner.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)
+        seen.append([[token for token, seen in zip(*row, strict=True) if seen] for row in rows])
+        return compute(self, model, inputs, *args, **kwargs)
+
+    FineTuner.compute_loss = compute_loss
+    sft_lora.main(argv)
+    Path(f"{kept}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
 
 
 def train_and_keep(argv: list[str], kept: str) -> None:
@@ -124,30 +156,38 @@ class Processes:
 
 
 class Training(Processes):
-    """A training by train_gpt2.py."""
+    """A training by train_gpt2.py, or by another function of this module that takes its flags."""
 
-    def __init__(self, argv: list[str], folder: Path, world_size: int = 1) -> None:
-        super().__init__("train", [list(map(str, argv))], folder.with_suffix(".log"), world_size)
+    def __init__(self, argv: list[str], folder: Path, world_size: int = 1, function: str = "train") -> None:
+        super().__init__(function, [list(map(str, argv))], folder.with_suffix(".log"), world_size)
 
 
 def outcome(folder: Path) -> tuple[bytes, list[dict]]:
     """Return what must be the same to the bit: the final weights, and every number logged that no clock is in."""
     rows = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     numbers = [{key: row[key] for key in ("step", *RESULT) if key in row} for row in rows]
-    return (folder / "model.safetensors").read_bytes(), numbers
+    (weights,) = folder.glob("*.safetensors")
+    return weights.read_bytes(), numbers
 
 
-def kill_and_go_on(argv: list[str], folder: Path, delay: float, world_size: int = 1, after: Path | None = None) -> bool:
+def kill_and_go_on(
+    argv: list[str],
+    folder: Path,
+    delay: float,
+    world_size: int = 1,
+    after: Path | None = None,
+    function: str = "train",
+) -> bool:
     """Start, kill, and run the same command to its end; says whether the kill came in time.
 
     The kill comes `delay` seconds after the start, or after the file or folder `after` is there.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    first = Training(argv, folder, world_size)
+    first = Training(argv, folder, world_size, function)
     if after:
         first.wait_for(after)
     time.sleep(delay)
     first.signal()
     killed = -signal.SIGKILL in first.wait()
-    Training(argv, folder, world_size).finish()
+    Training(argv, folder, world_size, function).finish()
     return killed

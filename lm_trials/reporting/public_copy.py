@@ -188,6 +188,8 @@ def public_card(text: str) -> str:
     <BLANKLINE>
     """
     text = text.replace(*OF_NO_BASE)
+    if "base_model:" not in text:
+        return text
     card = ModelCard(text, ignore_metadata_errors=True)
     bases = card.data.get("base_model")
     local = [base for base in (bases if isinstance(bases, list) else [bases]) if is_local(base)]

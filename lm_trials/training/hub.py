@@ -290,7 +290,9 @@ def _open(args: TrainingArguments) -> str:
     name = args.hub_model_id or Path(args.output_dir).absolute().name
     if args.hub_model_id is None:
         _check_name(f"--output_dir {args.output_dir}: {name}", name)
-    api, token, branch = HfApi(), args.hub_token, args.hub_revision
+    api, token, branch = HfApi(), args.hub_token or get_token(), args.hub_revision
+    if "/" not in name:
+        name = f"{_owner(args, token)['name']}/{name}"
     try:
         repository = api.create_repo(name, token=token, private=args.hub_private_repo, exist_ok=True).repo_id
         if branch and not branch.startswith("refs/"):
@@ -308,6 +310,7 @@ def _open(args: TrainingArguments) -> str:
             f"--push_to_hub True, but {name} cannot be written on {constants.ENDPOINT} ({_reason(error, args)}); give "
             f"a token that may, another --hub_model_id, {LATER}"
         ) from None
+    args.hub_model_id = repository
     return repository
 
 
