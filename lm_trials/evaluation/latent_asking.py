@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_trials.console import UsageError
-from lm_trials.data.geography import HALF_CIRCUMFERENCE_KM, City, distance_km
+from lm_trials.data.geography import HALF_CIRCUMFERENCE_KM, distance_km
 from lm_trials.data.pairs import open_pairs
 from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.estimates import Estimate, bootstrap_mean, proportion
