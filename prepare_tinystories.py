@@ -192,7 +192,7 @@ def instruct(args: InstructArguments) -> dict[str, Any]:
     from lm_trials.data.instruct_sets import make_instruct_set, show_instruct_set
     from lm_trials.data.pairs import check_free
 
-    folder, corpus, recipe = args.set_folder, args.folder, args.recipe()
+    corpus, folder, recipe = args.folder, args.set_folder, args.recipe()
     check_free(folder)
     watch = lambda batches, total, split: progress(  # noqa: E731
         batches, f"pairs of {split}", "stories", total, size=lambda batch: len(batch["record_id"])

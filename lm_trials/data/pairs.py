@@ -231,8 +231,13 @@ rename them
         raise UsageError(f"{row!r:.60} is no object; give rows with prompt and completion")
     given = [column for column in ("prompt", "completion", "messages", "text") if row.get(column) is not None]
     if {"prompt", "completion"} <= set(given):
-        if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+        texts = [column for column in ("prompt", "completion") if isinstance(row[column], str)]
+        if len(texts) == 2:
             return "pairs", _named({"prompt": row["prompt"], "completion": row["completion"]})
+        for other in {"prompt", "completion"} - set(texts) if texts else ():
+            raise UsageError(
+                f"{texts[0]} holds text and {other} {type(row[other]).__name__}; both must hold text, or both messages"
+            )
         prompt, completion = _messages(row["prompt"], "prompt"), _messages(row["completion"], "completion")
         return "conversations", _named({"messages": prompt + completion, "num_prompt": len(prompt)})
     if "messages" in given:
