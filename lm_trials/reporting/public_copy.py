@@ -148,9 +148,9 @@ def _public_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _public_adapter(config: dict[str, Any]) -> dict[str, Any]:
-    """A base that is a folder here is named by its last part, so that nobody takes it for a model of the Hub."""
+    """A base that is a folder here is named as one: `x` alone may be a model of somebody's on the Hub."""
     base = config.get(WHERE_THE_BASE_IS)
-    return public_value({**config, WHERE_THE_BASE_IS: Path(base).name if is_local(base) else base})
+    return public_value({**config, WHERE_THE_BASE_IS: f"./{Path(base).name}" if is_local(base) else base})
 
 
 REWRITTEN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -160,6 +160,15 @@ REWRITTEN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "config.json": public_value,
     "tokenizer_config.json": public_value,
 }
+
+
+def local_base(run: Path) -> str | None:
+    """Return the folder of this machine that an adapter's base is, which nobody else has; None for any other run."""
+    try:
+        base = json.loads((run / "adapter_config.json").read_text(encoding="utf-8")).get(WHERE_THE_BASE_IS)
+    except (OSError, ValueError):
+        return None
+    return base if is_local(base) else None
 
 
 def is_local(base: Any) -> bool:

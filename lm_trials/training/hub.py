@@ -26,7 +26,7 @@ from transformers.utils.hub import PushInProgress
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.data.shards import first_line
 from lm_trials.models.reference import checkpoints
-from lm_trials.reporting.public_copy import public_copy, remove_copies, remove_copy
+from lm_trials.reporting.public_copy import local_base, public_copy, remove_copies, remove_copy
 
 # A Hub that says nothing for so long is not there; the client itself would wait for ever.
 TIMEOUT = 10.0  # seconds
@@ -158,7 +158,10 @@ def push_run(args: TrainingArguments, repository: str, message: str = "End of tr
         _say_unpushed(args, repository, error, "error", f"{run} is whole; the same command pushes it, trains nothing")
         raise SystemExit(1) from None
     name = f"{repository}@{args.hub_revision}" if args.hub_revision else repository
-    show_facts("pushed", {"model": name, "commit": commit.oid, "page": f"{constants.ENDPOINT}/{repository}"})
+    facts = {"model": name, "commit": commit.oid, "page": f"{constants.ENDPOINT}/{repository}"}
+    if base := local_base(run):
+        facts["its base"] = f"{base} is a folder here; whoever loads the adapter needs it, so push that too"
+    show_facts("pushed", facts)
     return commit
 
 

@@ -215,6 +215,43 @@ def test_a_downloaded_run_goes_on_to_the_same_weights_and_asks_no_hub(pushed, st
     assert len(pushed.hub.requests) == before
 
 
+def test_an_adapter_arrives_and_loads_with_peft_alone(pushed, start, tmp_path):
+    rows = [{"prompt": f"Write about {number} cats.", "completion": "One day, a cat sat."} for number in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = (
+        f"--model_name_or_path {pushed.folder} --dataset_name {tmp_path}/pairs.jsonl --data_cache_dir {tmp_path}/data"
+    )
+    argv += f" --output_dir {tmp_path}/lora --lora_r 2 --max_steps 4 --save_steps 2 --per_device_train_batch_size 2"
+    argv += f" --learning_rate 1e-2 --report_to none --push_to_hub True --hub_token {TOKEN} --hub_always_push True"
+    said = start("train", "sft_lora", argv.split(), {}).succeed()
+    assert "is a folder here; whoever loads the adapter needs it" in said
+    assert "its base" not in pushed.said
+    repository = pushed.hub.repositories["tester/lora"]
+    titles = [title for _, title in repository.titles]
+    assert titles[1:] == ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
+    public = pushed.hub.files("tester/lora")
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "run.json", "README.md"} <= set(
+        public
+    )
+    assert not any(name.endswith((".pt", ".pth", ".bin")) for name in public)
+    assert json.loads(public["adapter_config.json"])["base_model_name_or_path"] == "./x"
+    assert b"base_model:" not in public["README.md"]
+    run = tmp_path / "lora"
+    assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(pushed.folder)
+    assert [path for path in files_of(run) if TOKEN.encode() in path.read_bytes()] == []
+    everything = pushed.hub.everything()
+    assert [place for place in (TOKEN, str(tmp_path), str(pushed.folder)) if place.encode() in everything] == []
+
+    start("read_adapter", str(pushed.folder), "tester/lora", str(tmp_path / "got")).succeed()
+    start("read_adapter", str(pushed.folder), str(run), str(tmp_path / "own")).succeed()
+    start("read_adapter", str(pushed.folder), str(run / "checkpoint-2"), str(tmp_path / "earlier")).succeed()
+    got, own, earlier = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("got", "own", "earlier"))
+    assert same(got, own)
+    assert not same(got, earlier)
+    answers = [(tmp_path / name / "logits.json").read_text() for name in ("got", "own", "earlier")]
+    assert answers[0] == answers[1] != answers[2]
+
+
 def test_a_slow_upload_takes_the_checkpoint_that_it_was_started_with(hub, start, flags, tmp_path):
     """Checkpoints come and go meanwhile; the end waits for it, and pushes what was left out."""
     hub.open.clear()
@@ -376,7 +413,7 @@ def test_a_public_copy_holds_what_is_listed_and_leaves_the_run_as_it_is(run_fold
           (("model", "safetensors"), ("optimizer", "pt"), ("trainer_state", "json"), ("sums", "json"))),
     }  # fmt: skip
     assert json.loads((copy / "run.json").read_text())["outcome"] == {"dataset_name": "a.jsonl"}
-    assert json.loads((copy / "adapter_config.json").read_text())["base_model_name_or_path"] == tmp_path.name
+    assert json.loads((copy / "adapter_config.json").read_text())["base_model_name_or_path"] == f"./{tmp_path.name}"
     state = json.loads((copy / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == "checkpoint-2"
     assert state["log_history"][0]["eval_story_0"] == "He went to /home/me/ and sang."
