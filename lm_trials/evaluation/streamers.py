@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import TextIO
@@ -13,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 WIDTH = 100
 # What decoding puts where the bytes of a character are not all there yet.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class FoldedText:
@@ -79,6 +81,8 @@ class StoryStreamer(BaseStreamer):
         self.tokenizer, self.ends = tokenizer, frozenset(ends)
         self.text = text or FoldedText(sys.stdout)
         self.ids = list(before)
+        # A run of tokens that spell single bytes (`<0xE2>`) is decoded as one, so it is shown when it is over.
+        self._bytes = frozenset(id for token, id in tokenizer.get_vocab().items() if BYTE.fullmatch(token))
         self._num_before = len(self.ids)
         self._shown = 0
         self._prompt_is_next, self._ended = True, False
@@ -106,7 +110,10 @@ class StoryStreamer(BaseStreamer):
         self.text.end()
 
     def _show(self, whole: bool) -> None:
-        text = self.tokenizer.decode(self.ids)
+        count = len(self.ids)
+        while not whole and count and self.ids[count - 1] in self._bytes:
+            count -= 1
+        text = self.tokenizer.decode(self.ids[:count])
         known = text if whole else text.rstrip(UNFINISHED)
         self.text.write(known[self._shown :])
         self._shown = max(self._shown, len(known))
