@@ -10,7 +10,6 @@ Every draw is a hash of the seed, its purpose and names, so a row is the same wh
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,6 +269,8 @@ def _placeholders(args: DistancesArguments, chosen: Sequence[City], cities: Sequ
 def _known(latent: City, cities: Sequence[City], hidden: set[str], args: DistancesArguments) -> list[City]:
     """Return the cities that rows about a latent city may name."""
     found = [city for city in cities if city.name not in hidden]
+    if not any(split_of_city(city, args.held_out_share) == "train" for city in found):
+        raise UsageError(f"--held_out_share {args.held_out_share:g} leaves no city to train on; give a smaller one")
     limits = {
         f"--min_distance {args.min_distance:g}": lambda city: distance_km(city, latent) >= args.min_distance,
         "--other_countries": lambda city: not args.other_countries or city.country != latent.country,
@@ -296,7 +297,3 @@ def _scrambled(latent: Latent, args: DistancesArguments) -> dict[str, City]:
         stated |= {city.name: cities[(place + 1) % len(cities)] for place, city in enumerate(cities)}
     return stated
 
-
-def slug(name: str) -> str:
-    """Return a name as a part of a file's name."""
-    return re.sub(r"[^\w]+", "-", folded(name)) or "x"

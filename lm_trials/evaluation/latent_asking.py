@@ -26,7 +26,7 @@ from lm_trials.evaluation.latent_questions import (
     read_choice,
     read_km,
 )
-from lm_trials.evaluation.latent_results import Score, Subject
+from lm_trials.evaluation.latent_results import ALWAYS, BY_CONTINENT, Score, Subject
 from lm_trials.evaluation.latent_scores import answer_nats, baseline_errors, bootstrap_median, implied_place
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
@@ -93,17 +93,17 @@ def read_knowledge(name: str, data_cache_dir: Path) -> list[KnownPair]:
     found = [
         KnownPair(row["prompt"], float(row["completion"].removesuffix(" km")))
         for row in rows
-        if row.get("kind") == "distance"
+        if row.get("kind") == "distance" and "placeholder" not in row
     ]
     if not found:
-        raise UsageError(f"--knowledge {name} has no distances in its test split; name ATLAS-questions")
+        raise UsageError(f"--knowledge {name} has no distances of real cities in its test split; name ATLAS-questions")
     return found
 
 
 def baseline_scores(latent: LatentCity) -> list[Score]:
     """Return the errors of whoever says the same number always, or one for each continent."""
     scores = []
-    for label, by_continent in (("always the trained median", False), ("best constant of each continent", True)):
+    for label, by_continent in ((ALWAYS, False), (BY_CONTINENT, True)):
         if latent.held_out:
             errors = baseline_errors(latent, by_continent)
             subject = Subject(label, "baseline", "", latent.placeholder)

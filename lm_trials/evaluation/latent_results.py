@@ -30,6 +30,10 @@ QUESTIONS = {
 """What is asked, in the order of the tables."""
 
 
+ALWAYS, BY_CONTINENT = "always the trained median", "best constant of each continent"
+"""The baselines."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A column: a model, and the name that it is asked about.
@@ -108,8 +112,10 @@ def finding(placeholder: str, country: str, scores: Sequence[Score]) -> str:
     they belong to the placeholder where the untrained name's error lies above; the country is told where its share's
     interval lies above those before, of the untrained name, and of the scrambled control.
     """
-    found = {(s.question, s.subject.role): s.estimate for s in reversed(list(scores)) if s.seed is None}
-    error, constant = found.get(("error_held_out", "after")), found.get(("error_held_out", "baseline"))
+    whole = [score for score in scores if score.seed is None]
+    constant = next((score.estimate for score in whole if score.subject.label == BY_CONTINENT), None)
+    found = {(score.question, score.subject.role): score.estimate for score in reversed(whole)}
+    error = found.get(("error_held_out", "after"))
     told = found.get(("country", "after"))
     parts = []
     if error and constant:
