@@ -40,6 +40,7 @@ PREFIX, SUFFIX = ".push-", ".unfinished"
 PLACE = re.compile(r"""(?:^|(?<=[\s=+,:'"(\[]))(?:~\w+/|(?:file:/*|~|[A-Za-z]:)?/(?!/)[^+,'"\n]*/)""")
 # Trainer's card of a model that started from nothing, whose base is "".
 OF_NO_BASE = "is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch"
+LOADED_FROM = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file")
 WHERE_THE_BASE_IS = "base_model_name_or_path"
 
 
@@ -150,15 +151,20 @@ def _public_state(state: dict[str, Any]) -> dict[str, Any]:
 def _public_adapter(config: dict[str, Any]) -> dict[str, Any]:
     """A base that is a folder here is named as one: `x` alone may be a model of somebody's on the Hub."""
     base = config.get(WHERE_THE_BASE_IS)
-    return public_value({**config, WHERE_THE_BASE_IS: f"./{Path(base).name}" if is_local(base) else base})
+    return {**config, WHERE_THE_BASE_IS: f"./{Path(base).name}"} if is_local(base) else config
+
+
+def _public_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Only where it was loaded from: a chat template or a token is no place, whatever it looks like."""
+    return {name: public_value(value) if name in LOADED_FROM else value for name, value in config.items()}
 
 
 REWRITTEN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "run.json": _public_run,
     "trainer_state.json": _public_state,
     "adapter_config.json": _public_adapter,
-    "config.json": public_value,
-    "tokenizer_config.json": public_value,
+    "config.json": _public_config,
+    "tokenizer_config.json": _public_config,
 }
 
 

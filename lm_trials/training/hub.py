@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,45 @@ LATER = "or leave --push_to_hub away: the same command with it pushes a finished
 TROUBLE = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes, and by whose leave."""
+
+    repository: str
+    revision: str | None
+    token: str | None = field(repr=False)
+
+    @classmethod
+    def of(cls, args: TrainingArguments, repository: str) -> Destination:
+        """Take the token now: while a background push is under way, a save takes it out of the arguments."""
+        return cls(repository, args.hub_revision, args.hub_token)
+
+    def upload(self, copy: Path, message: str) -> CommitInfo:
+        """Put a public copy there in one commit, and remove it."""
+        try:
+            return HfApi().upload_folder(
+                repo_id=self.repository,
+                folder_path=copy,
+                commit_message=message,
+                token=self.token,
+                revision=self.revision,
+            )
+        finally:
+            remove_copy(copy)
+
+    def try_upload(self, copy: Path, message: str) -> None:
+        """Upload and go on whatever comes: nobody looks at what a thread raises."""
+        try:
+            self.upload(copy, message)
+        except Exception as error:
+            self.say_unpushed(error)
+
+    def say_unpushed(self, error: Exception) -> None:
+        """Say that a push during training failed."""
+        reason = _reason(error, self.token)
+        note(f"warning: {self.repository} was not pushed ({reason}); the training goes on and is pushed at its end")
+
+
 class HubPush(Trainer):
     """A Trainer that pushes what is public and keeps its token to itself; to be mixed into others."""
 
@@ -55,6 +95,7 @@ class HubPush(Trainer):
         if self.is_world_process_zero():
             self.hub_model_id = _open(self.args)
             self.push_in_progress = None
+            self._uploads = HfApi()  # its background jobs run one after the other
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a whole checkpoint in the background, and all of it where `--hub_strategy` says so.
@@ -69,13 +110,14 @@ class HubPush(Trainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         run, checkpoint = Path(self.args.output_dir), Path(checkpoint_folder)
+        destination = Destination.of(self.args, self.hub_model_id)
         try:
             copy = public_copy(run, checkpoint, _to_resume(self.args, [checkpoint]))
-        except OSError as error:
-            _say_unpushed(self.args, self.hub_model_id, error)
+        except TROUBLE as error:
+            destination.say_unpushed(error)
             return
         message = f"Training in progress, step {self.state.global_step}"
-        job = HfApi().run_as_future(_push_in_background, self.args, self.hub_model_id, copy, message)
+        job = self._uploads.run_as_future(destination.try_upload, copy, message)
         self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else []), job])
 
     def push_to_hub(self, commit_message: str = "End of training", **card: Any) -> CommitInfo | None:
@@ -150,12 +192,15 @@ def push_run(args: TrainingArguments, repository: str, message: str = "End of tr
     Raises:
         SystemExit: with 1 where it fails; the run is whole here.
     """
-    run = Path(args.output_dir)
+    run, destination = Path(args.output_dir), Destination.of(args, repository)
     remove_copies(run)
     try:
-        commit = _upload(args, repository, public_copy(run, run, _to_resume(args, checkpoints(run))), message)
+        commit = destination.upload(public_copy(run, run, _to_resume(args, checkpoints(run))), message)
     except TROUBLE as error:
-        _say_unpushed(args, repository, error, "error", f"{run} is whole; the same command pushes it, trains nothing")
+        reason = _reason(error, args.hub_token)
+        note(
+            f"error: {repository} was not pushed ({reason}); {run} is whole; the same command pushes it, trains nothing"
+        )
         raise SystemExit(1) from None
     name = f"{repository}@{args.hub_revision}" if args.hub_revision else repository
     facts = {"model": name, "commit": commit.oid, "page": f"{constants.ENDPOINT}/{repository}"}
@@ -172,37 +217,6 @@ def _to_resume(args: TrainingArguments, whole: list[Path]) -> dict[str, Path]:
     if args.hub_strategy == HubStrategy.CHECKPOINT and whole:
         return {"last-checkpoint": whole[-1]}
     return {}
-
-
-def _upload(args: TrainingArguments, repository: str, copy: Path, message: str) -> CommitInfo:
-    try:
-        return HfApi().upload_folder(
-            repo_id=repository,
-            folder_path=copy,
-            commit_message=message,
-            token=args.hub_token,
-            revision=args.hub_revision,
-        )
-    finally:
-        remove_copy(copy)
-
-
-def _push_in_background(args: TrainingArguments, repository: str, copy: Path, message: str) -> None:
-    """Push and go on whatever comes: nobody looks at what this thread raises."""
-    try:
-        _upload(args, repository, copy, message)
-    except Exception as error:
-        _say_unpushed(args, repository, error)
-
-
-def _say_unpushed(
-    args: TrainingArguments,
-    repository: str,
-    error: Exception,
-    kind: str = "warning",
-    rest: str = "the training goes on and is pushed at its end",
-) -> None:
-    note(f"{kind}: {repository} was not pushed ({_reason(error, args)}); {rest}")
 
 
 def _by_main_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
@@ -264,7 +278,7 @@ def _owner(args: TrainingArguments, token: str) -> dict[str, Any]:
                 f"may write, {LATER}"
             ) from None
         raise UsageError(
-            f"--push_to_hub True, but {constants.ENDPOINT} cannot be reached ({_reason(error, args)}); look at the "
+            f"--push_to_hub True, but {constants.ENDPOINT} cannot be reached ({_reason(error, token)}); look at the "
             f"network and HF_ENDPOINT, {LATER}"
         ) from None
 
@@ -310,7 +324,7 @@ def _open(args: TrainingArguments) -> str:
         hf_raise_for_status(answer)
     except TROUBLE as error:
         raise UsageError(
-            f"--push_to_hub True, but {name} cannot be written on {constants.ENDPOINT} ({_reason(error, args)}); give "
+            f"--push_to_hub True, but {name} cannot be written on {constants.ENDPOINT} ({_reason(error, token)}); give "
             f"a token that may, another --hub_model_id, {LATER}"
         ) from None
     args.hub_model_id = repository
@@ -321,11 +335,11 @@ def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _reason(error: Exception, args: TrainingArguments) -> str:
+def _reason(error: Exception, token: str | None) -> str:
     """Return what went wrong in one line in which no token stands."""
     status = _status(error)
     said = (getattr(error, "server_message", None) or "").strip()
     text = f"status {status}{f', {said}' if said else ''}" if status else first_line(error) or type(error).__name__
-    for token in filter(None, (args.hub_token, get_token())):
-        text = text.replace(token, "<HUB_TOKEN>")
+    for secret in filter(None, (token, get_token())):
+        text = text.replace(secret, "<HUB_TOKEN>")
     return text

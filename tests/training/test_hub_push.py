@@ -25,6 +25,7 @@ from transformers import Trainer, TrainingArguments
 import train_gpt2
 from lm_trials.reporting.public_copy import public_card, public_copy, remove_copy
 from lm_trials.sums import damaged, file_sums
+from lm_trials.training import hub as hub_module
 from lm_trials.training import manifest
 from lm_trials.training.resumption import ExactResume
 
@@ -168,6 +169,15 @@ def test_stock_trainer_pickles_the_token(tmp_path):
         found = [path.name for path in files_of(arguments.output_dir) if TOKEN.encode() in path.read_bytes()]
         assert found == (["training_args.bin"] if leaks else [])
         assert arguments.hub_token == TOKEN
+
+
+def test_a_push_under_way_keeps_its_token_to_itself(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), hub_token=TOKEN, report_to="none", use_cpu=True)
+    destination = hub_module.Destination.of(arguments, "tester/x")
+    arguments.hub_token = None  # as while a checkpoint is saved
+    assert destination.token == TOKEN
+    assert TOKEN not in repr(destination)
+    assert hub_module._reason(ValueError(f"Illegal header {TOKEN}"), destination.token) == "Illegal header <HUB_TOKEN>"
 
 
 def test_nothing_of_this_machine_is_public(pushed):
@@ -389,6 +399,7 @@ def run_folder(tmp_path):
         "run.json": json.dumps({"outcome": {"dataset_name": "/home/me/a.jsonl"}, "environment": {"platform": "Linux"}}),
         "trainer_state.json": json.dumps({"best_model_checkpoint": "/home/me/run/checkpoint-2", "log_history": [
             {"eval_story_0": "He went to /home/me/ and sang."}]}),
+        "tokenizer_config.json": json.dumps({"name_or_path": "/home/me/tok", "chat_template": "{{ ' /think/ ' }}"}),
         "adapter_config.json": json.dumps({"base_model_name_or_path": str(tmp_path), "r": 8}),
         "eval/tiny/per_story.parquet": "stories", "runs/Nov_host/events.out.tfevents.1.host": "events",
         ".checkpoint-4.unfinished/model.safetensors": "half", ".run.json.unfinished": "half",
@@ -408,12 +419,14 @@ def test_a_public_copy_holds_what_is_listed_and_leaves_the_run_as_it_is(run_fold
     copy = public_copy(run_folder, run_folder, {"last-checkpoint": run_folder / "checkpoint-2"})
     found = {path.relative_to(copy).as_posix() for path in files_of(copy)}
     assert found == {
-        "model.safetensors", "run.json", "trainer_state.json", "adapter_config.json",
+        "model.safetensors", "run.json", "trainer_state.json", "adapter_config.json", "tokenizer_config.json",
         *(f"last-checkpoint/{name}.{kind}" for name, kind in
           (("model", "safetensors"), ("optimizer", "pt"), ("trainer_state", "json"), ("sums", "json"))),
     }  # fmt: skip
     assert json.loads((copy / "run.json").read_text())["outcome"] == {"dataset_name": "a.jsonl"}
     assert json.loads((copy / "adapter_config.json").read_text())["base_model_name_or_path"] == f"./{tmp_path.name}"
+    tokenizer = json.loads((copy / "tokenizer_config.json").read_text())
+    assert tokenizer == {"name_or_path": "tok", "chat_template": "{{ ' /think/ ' }}"}
     state = json.loads((copy / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == "checkpoint-2"
     assert state["log_history"][0]["eval_story_0"] == "He went to /home/me/ and sang."
