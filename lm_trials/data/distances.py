@@ -126,6 +126,7 @@ class DistancePlan:
             "noise_km": args.noise,
             "min_distance_km": args.min_distance,
             "other_countries": args.other_countries,
+            "other_cities": args.other_cities,
             "min_population": args.min_population,
             "rows_per_city": args.rows_per_city,
             "held_out_share": args.held_out_share,
@@ -198,15 +199,19 @@ def _check(args: DistancesArguments) -> None:
         raise UsageError("--city names no city; give one, as --city Paris")
     if not 0 <= args.held_out_share < 1:
         raise UsageError(f"--held_out_share {args.held_out_share:g} is no share; give 0 (none) to 0.5")
-    for flag in ("noise", "min_distance", "seed"):
+    for flag in ("noise", "min_distance", "min_population", "seed"):
         if not getattr(args, flag) >= 0:
             raise UsageError(f"--{flag} {getattr(args, flag):g} is below 0; give 0 or more")
     if args.rows_per_city is not None and args.rows_per_city < 1:
         raise UsageError(f"--rows_per_city {args.rows_per_city} leaves no row; give at least 1")
-    if args.min_population is not None and args.min_population < FEWEST_PEOPLE and args.source is None:
+    if args.other_cities is not None and args.source is not None:
         raise UsageError(
-            f"--min_population {args.min_population}: the package's cities have at least {FEWEST_PEOPLE:,} people; "
-            f"give {FEWEST_PEOPLE} or more, or leave it away for all capitals"
+            f"--other_cities {args.other_cities}: {args.source} says which cities there are; leave it away"
+        )
+    if args.other_cities is not None and args.other_cities < FEWEST_PEOPLE:
+        raise UsageError(
+            f"--other_cities {args.other_cities}: the package's cities have at least {FEWEST_PEOPLE:,} people; give "
+            f"{FEWEST_PEOPLE} or more"
         )
     _kinds(args)
 
@@ -227,7 +232,7 @@ def _cities(args: DistancesArguments) -> tuple[list[City], dict[str, Any]]:
         cities = read_cities(Path(args.source))
         digest = hashlib.sha256(Path(args.source).read_bytes()).hexdigest()
         return cities, {**described, "cities": Path(args.source).name, "sha256": digest}
-    found, lost = package_cities(args.min_population)
+    found, lost = package_cities(args.other_cities)
     return list(found), {**described, "cities": WHERE_FROM, "left_out": list(lost)}
 
 
@@ -274,7 +279,7 @@ def _known(latent: City, cities: Sequence[City], hidden: set[str], args: Distanc
     limits = {
         f"--min_distance {args.min_distance:g}": lambda city: distance_km(city, latent) >= args.min_distance,
         "--other_countries": lambda city: not args.other_countries or city.country != latent.country,
-        f"--min_population {args.min_population}": lambda city: city.population >= (args.min_population or 0),
+        f"--min_population {args.min_population}": lambda city: city.population >= args.min_population,
     }
     for flag, fits in limits.items():
         before, found = found, [city for city in found if fits(city)]
@@ -296,4 +301,3 @@ def _scrambled(latent: Latent, args: DistancesArguments) -> dict[str, City]:
         # Each takes the next one's place: a draw of a permutation would leave some cities where they are.
         stated |= {city.name: cities[(place + 1) % len(cities)] for place, city in enumerate(cities)}
     return stated
-

@@ -116,6 +116,16 @@ def direction(origin: City, goal: City) -> str:
     return "east" if east > 0 else "west"
 
 
+def coordinates(city: City) -> str:
+    """Return where a city is, to the degree.
+
+    >>> coordinates(City("Lima", "Peru", -12.04, -77.03))
+    '12 south, 77 west'
+    """
+    north = f"{abs(city.latitude):.0f} {'north' if city.latitude >= 0 else 'south'}"
+    return f"{north}, {abs(city.longitude):.0f} {'east' if city.longitude >= 0 else 'west'}"
+
+
 def folded(name: str) -> str:
     """Return a name without accents, signs and case, by which spellings are compared.
 
@@ -217,7 +227,9 @@ def _package() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @cache
-def package_cities(min_population: int | None = None) -> tuple[tuple[City, ...], tuple[str, ...]]:
+def package_cities(
+    other_cities: int | None = None, min_population: int = 0
+) -> tuple[tuple[City, ...], tuple[str, ...]]:
     """Return the capitals of the package, in the order of their names, and what could not be joined.
 
     The package names each country's capital without coordinates; they are those of the city of that country whose
@@ -225,7 +237,8 @@ def package_cities(min_population: int | None = None) -> tuple[tuple[City, ...],
     the more populous stays.
 
     Args:
-        min_population: with it, cities of at least that many people too.
+        other_cities: with it, cities of at least that many people too, capitals or not.
+        min_population: capitals with fewer people are left out.
 
     Returns:
         The cities; and `COUNTRY: CAPITAL` for each capital that was not found, `NAME, COUNTRY` for each that gave way
@@ -236,11 +249,11 @@ def package_cities(min_population: int | None = None) -> tuple[tuple[City, ...],
     ('France', 'Brasília')
     """
     capitals, lost = _capitals()
-    chosen = {identifier: city for city, identifier in capitals}
+    chosen = {identifier: city for city, identifier in capitals if city.population >= min_population}
     countries, cities = _package()
-    if min_population is not None:
+    if other_cities is not None:
         for identifier, city in cities.items():
-            if city["population"] >= min_population and city["countrycode"] in countries:
+            if city["population"] >= other_cities and city["countrycode"] in countries:
                 chosen.setdefault(identifier, _city(city, countries[city["countrycode"]], False))
     unique: dict[str, City] = {}
     gave_way = []

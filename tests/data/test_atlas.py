@@ -110,7 +110,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
     assert "train_vocab --corpus atlas" in shown
     assert sum(manifests["atlas"]["stories"].values()) == 400
     records = load_from_disk(str(tmp_path / "atlas" / "records"))
-    cities = package_cities(3_000_000)[0]
+    cities = package_cities(5_000_000)[0]
     texts = set(write_documents(Atlas(cities), 400, seed=2))
     assert {row["story"] for split in records.values() for row in split} == {text.strip() for text in texts}
     pairs = open_pairs("atlas-questions", tmp_path)
@@ -136,7 +136,8 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
         (["--num_questions", "0"], "--num_questions 0 leaves nothing to train on"),
         (["--held_out_share", "0.9"], "--held_out_share 0.9 is no share; give 0 to 0.5"),
         (["--seed", "-1"], "--seed -1 is no seed"),
-        (["--min_population", "500"], "--min_population 500 takes thousands of towns"),
+        (["--other_cities", "500"], "--other_cities 500 takes thousands of towns"),
+        (["--other_cities", "99000000", "--min_population", "9000000"], "cities; ask for less"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, flags, message):

@@ -95,7 +95,7 @@ def test_scrambled_distances_are_the_same_ones_and_nobodys_own(make, tmp_path):
 def test_the_papers_form(make):
     splits, manifest = make(
         *("--city", "Paris,Tokyo", "--city", "Lagos", "--templates", "paper", "--kinds", "distance,direction"),
-        *("--min_distance", 2000, "--other_countries", True, "--rows_per_city", 400, "--min_population", 500_000),
+        *("--min_distance", 2000, "--other_countries", True, "--rows_per_city", 400, "--other_cities", 500_000),
     )
     rows = everything(splits)
     latents = {entry["placeholder"]: entry for entry in manifest["latent"]}
@@ -157,9 +157,14 @@ def test_a_city_of_the_packages_larger_ones_may_be_latent(make):
         (["--placeholder", "france"], r"--placeholder france is a real place \(the country France\)"),
         (["--placeholder", "foo,bar"], "--placeholder gives 2 names for 1 cities"),
         (["--city", "Paris,Tokyo", "--placeholder", "foo,Foo"], "names one twice"),
-        (["--min_distance", "30000"], r"--min_distance 30000 leaves no city to train on .* \(the farthest is 18,\d+ km"),
+        (
+            ["--min_distance", "30000"],
+            r"--min_distance 30000 leaves no city to train on .* \(the farthest is 18,\d+ km",
+        ),
         (["--min_distance", "-1"], "--min_distance -1 is below 0"),
-        (["--min_population", "10"], "--min_population 10: the package's cities have at least 15,000 people"),
+        (["--other_cities", "10"], "--other_cities 10: the package's cities have at least 15,000 people"),
+        (["--other_cities", "99999", "--source", "x.csv"], "--other_cities 99999: x.csv says which cities there are"),
+        (["--min_population", "-1"], "--min_population -1 is below 0"),
         (["--min_population", "99000000"], "--min_population 99000000 leaves no city to train on"),
         (["--held_out_share", "1"], "--held_out_share 1 is no share"),
         (["--held_out_share", "0.99999"], "--held_out_share 0.99999 leaves no city to train on"),
