@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -377,6 +378,16 @@ def test_a_text_is_cut_at_its_end_and_fits_when_tokenised_again(tokenizer, text,
         assert left != text
 
 
+def test_a_text_is_cut_between_its_tokens(tokenizer):
+    text = "</s> bounced</s> wonderfully <s>remembered, unbelievable</s>."
+    encode, cut = batch_encoder(tokenizer), story_cutter(tokenizer)
+    (whole,) = encode([text])
+    for room in range(1, len(whole) + 1):
+        (left,) = encode([cut(text, room)])
+        assert left == whole[: len(left)]
+        assert room - 1 <= len(left) <= room  # a blank at the end goes
+
+
 # --- Conversations.
 
 
@@ -398,7 +409,7 @@ def test_a_conversation_of_one_turn_is_the_pair(data):
 def test_further_turns_ask_for_what_the_record_knows(data, tiny_data, capsys):
     prepare_tinystories.main(flags(data, "--conversational", "--turns", "3", "--dataset_name", "chat"))
     records = {row["record_id"]: row for rows in open_records(tiny_data / "tiny").values() for row in rows}
-    asked = {"summary": set(), "words": set()}
+    asked = set()
     for name, row in rows_of(data / "chat").items():
         _, _, question, summary, about_words, words = row["messages"]
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 3
@@ -406,9 +417,8 @@ def test_further_turns_ask_for_what_the_record_knows(data, tiny_data, capsys):
         assert all(f'"{word}"' in words["content"] for word in records[name]["words"])
         answer = dict(WORDS_TURNS)[about_words["content"]]
         assert words["content"].startswith(answer.partition("{}")[0])
-        asked["summary"].add(question["content"])
-        asked["words"].add(about_words["content"])
-    assert asked == {"summary": set(SUMMARY_QUESTIONS), "words": set(dict(WORDS_TURNS))}
+        asked.add((question["content"], about_words["content"]))
+    assert asked == set(product(SUMMARY_QUESTIONS, dict(WORDS_TURNS)))  # one says nothing of the other
     assert "user: " in capsys.readouterr().out
     two = prepare_tinystories.main(flags(data, "--conversational", "--turns", "2", "--dataset_name", "two"))
     assert {len(row["messages"]) for row in rows_of(data / "two").values()} == {4}

@@ -203,7 +203,8 @@ def test_a_text_that_spells_a_special_token_is_text(chatml, template):
 
 def test_a_template_that_renders_a_beginning_otherwise_is_refused(chatml):
     """Some templates take the thoughts out of all answers but the last."""
-    chatml.chat_template = CHATML.replace("{{ message['content'] }}", "{{ message['content'] }}{{ '!' if loop.last }}")
+    last = "{{ '!' if loop.last and message['role'] == 'assistant' }}"
+    chatml.chat_template = CHATML.replace("{{ message['content'] }}", "{{ message['content'] }}" + last)
     with pytest.raises(
         UsageError, match=r"renders the beginning of a conversation otherwise than the whole, .*another"
     ):
