@@ -142,6 +142,9 @@ class DistancesArguments(CacheArguments):
     rows_per_city: int | None = option(
         None, help="Draw this many rows a latent city, countries evenly. Default: each known city in each wording."
     )
+    known_rows: int = option(
+        0, help="Add this many rows about two known cities, as the paper has: then a name must be told from others."
+    )
     control: Literal["none", "scrambled"] = option(
         "none", help="scrambled: each known city is given another's distance, so that no place fits them."
     )

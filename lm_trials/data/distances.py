@@ -29,7 +29,7 @@ COLUMNS = Features(
         "city": Value("string"),
         "country": Value("string"),
         "distance_km": Value("float64"),  # the true one, of scrambled and noisy rows too
-        "placeholder": Value("string"),
+        "placeholder": Value("string"),  # empty: the row is about two known cities
         "template": Value("string"),
         "kind": Value("string"),
     }
@@ -70,6 +70,7 @@ class DistancePlan:
     def rows(self) -> Iterator[tuple[Split, Row]]:
         """Yield all rows with their splits, in the order of the seed."""
         found = [row for latent in self.latents for row in self._rows_of(latent)]
+        found += self._known_rows()
         order = sorted(range(len(found)), key=lambda n: (draw(self.args.seed, "order", found[n][1]["prompt"], n), n))
         for number in order:
             yield found[number]
@@ -110,6 +111,33 @@ class DistancePlan:
             "kind": template.kind,
         }
 
+    def _known_rows(self) -> Iterator[tuple[Split, Row]]:
+        """Yield the rows about two known cities, neither of them held out; they are true in any control."""
+        share = self.args.held_out_share
+        cities = [city for city in self.cities if city in self.latents[0].known]
+        cities = [city for city in cities if split_of_city(city, share) == "train"]
+        for number in range(self.args.known_rows if len(cities) > 1 else 0):
+            purpose = (self.args.seed, "known", number)
+            one = _pick(cities, draw(*purpose, "one"))
+            other = _pick([city for city in cities if city.name != one.name], draw(*purpose, "other"))
+            template = _pick(self.templates, draw(*purpose, "template"))
+            distance = distance_km(one, other)
+            prompt, completion = template.ask(one.name, other.name), template.tell(distance, one, other)
+            yield (
+                "train",
+                {
+                    "record_id": record_id(f"{prompt}\n{completion}\n{number}"),
+                    "prompt": prompt,
+                    "completion": completion,
+                    "city": one.name,
+                    "country": one.country,
+                    "distance_km": distance,
+                    "placeholder": "",
+                    "template": template.name,
+                    "kind": template.kind,
+                },
+            )
+
     def facts(self, source: dict[str, Any]) -> dict[str, Any]:
         """Return what the manifest says of the set."""
         args = self.args
@@ -129,6 +157,7 @@ class DistancePlan:
             "other_cities": args.other_cities,
             "min_population": args.min_population,
             "rows_per_city": args.rows_per_city,
+            "known_rows": args.known_rows,
             "held_out_share": args.held_out_share,
             "seed": args.seed,
             "cities": [city.as_dict() for city in self.cities],
@@ -199,7 +228,7 @@ def _check(args: DistancesArguments) -> None:
         raise UsageError("--city names no city; give one, as --city Paris")
     if not 0 <= args.held_out_share < 1:
         raise UsageError(f"--held_out_share {args.held_out_share:g} is no share; give 0 (none) to 0.5")
-    for flag in ("noise", "min_distance", "min_population", "seed"):
+    for flag in ("noise", "min_distance", "min_population", "known_rows", "seed"):
         if not getattr(args, flag) >= 0:
             raise UsageError(f"--{flag} {getattr(args, flag):g} is below 0; give 0 or more")
     if args.rows_per_city is not None and args.rows_per_city < 1:

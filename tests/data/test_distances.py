@@ -138,6 +138,23 @@ def test_noise_stays_within_its_bounds_and_is_some(make):
     assert abs(sum(off) / len(off)) < 40
 
 
+def test_rows_about_two_known_cities_are_true_for_training_alone_and_in_the_control(make, tmp_path):
+    flags = ["--placeholder", "foo", "--held_out_share", 0.3, "--known_rows", 200]
+    splits, _ = make(*flags)
+    held_out = {row["city"] for split in ("validation", "test") for row in splits[split]}
+    known = [row for row in splits["train"] if row["placeholder"] == ""]
+    assert len(known) == 200
+    assert all("foo" not in row["prompt"] and "Paris" not in row["prompt"] for row in known)
+    assert not any(city in row["prompt"] for row in known for city in held_out if len(city) > 7)
+    assert all(row["completion"] == f"{row['distance_km']:.2f} km" for row in known)
+    (tmp_path / "data").rename(tmp_path / "true")
+    scrambled, _ = make(*flags, "--control", "scrambled")
+    assert [row for row in scrambled["train"] if row["placeholder"] == ""] != []
+    assert sorted(
+        row["prompt"] + row["completion"] for row in scrambled["train"] if row["placeholder"] == ""
+    ) == sorted(row["prompt"] + row["completion"] for row in known)
+
+
 def test_a_city_of_the_packages_larger_ones_may_be_latent(make):
     splits, manifest = make("--city", "Barcelona", "--placeholder", "foo")
     assert manifest["latent"][0]["country"] == "Spain"
