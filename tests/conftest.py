@@ -1,5 +1,6 @@
 """What every test needs before any library is imported, and where real data may lie."""
 
+import json
 import os
 from pathlib import Path
 
@@ -67,6 +68,59 @@ def train_flags(tiny_data, tmp_path):
             "logging_steps": 1,
             "save_strategy": "no",
             "num_sampled_stories": 0,
+            "report_to": "none",
+            "output_dir": tmp_path / name,
+        }
+        return [word for key, value in given.items() for word in (f"--{key}", str(value))] + list(more)
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_data) -> Path:
+    """A run folder with a Llama of 33,440 parameters and 64 positions, trained for some updates."""
+    import train_gpt2
+
+    folder = tiny_data / "base"
+    flags = {
+        "dataset_name": "tiny", "data_cache_dir": tiny_data, "vocab_size": 400, "model_type": "llama",
+        "config_overrides": TINY_SHAPE, "block_size": 64, "max_steps": 30, "learning_rate": 5e-3, "save_strategy": "no",
+        "num_sampled_stories": 0, "report_to": "none", "output_dir": folder,
+    }  # fmt: skip
+    train_gpt2.main([word for key, value in flags.items() for word in (f"--{key}", str(value))])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tiny_data) -> Path:
+    """A file of 120 pairs of different lengths, all of which fit 64 tokens."""
+    rows = [
+        {"prompt": f"Write about {number % 7} cats.", "completion": " ".join(["The cat sat."] * (1 + number % 3))}
+        for number in range(120)
+    ]
+    rows = [{**row, "prompt": f"{row['prompt']} {number}"} for number, row in enumerate(rows)]
+    path = tiny_data / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tune_flags(tiny_base, tiny_pairs, tiny_data, tmp_path):
+    """Return the flags of a fine-tuning of some seconds into `tmp_path / name`, with more flags after them."""
+
+    def flags(name: str, *more: str) -> list[str]:
+        given = {
+            "model_name_or_path": tiny_base,
+            "dataset_name": tiny_pairs,
+            "validation_split_percentage": 10,
+            "data_cache_dir": tiny_data,
+            "max_length": 64,
+            "lora_r": 2,
+            "per_device_train_batch_size": 4,
+            "max_steps": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
             "report_to": "none",
             "output_dir": tmp_path / name,
         }

@@ -203,6 +203,11 @@ def plan_fine_tuning(arguments: TrainingArguments, examples: Examples, rows: Row
                 f"{per_step}; lower --per_device_train_batch_size or give --max_steps"
             )
     arguments.max_steps, arguments.num_train_epochs = steps, 1.0
+    if not len(examples.validation) and (arguments.eval_strategy != "no" or arguments.load_best_model_at_end):
+        raise UsageError(
+            f"--eval_strategy {arguments.eval_strategy.value}: {examples.pairs.name} has no validation examples; give "
+            "--validation_split_percentage 5, or leave it away"
+        )
     for name in ("eval", "save", "logging"):
         if getattr(arguments, f"{name}_strategy") == "epoch":
             setattr(arguments, f"{name}_strategy", type(arguments.eval_strategy)("steps"))

@@ -49,7 +49,9 @@ class FineTuner(ExactResume, SFTTrainer):
         arguments.remove_unused_columns = False  # rows are made as they are read; Trainer would take their sources away
         arguments.chat_template_path = None  # settled, see `examples.open_examples`
         arguments.max_length = None if arguments.padding_free and not arguments.packing else arguments.max_length
-        adapter = as_trained(kwargs["model"])
+        adapter = as_trained(kwargs["model"]) if isinstance(kwargs["model"], PeftModel) else {}
+        if eval_store:
+            kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer asks that there be one
         with without_noise():
             super().__init__(*args, **kwargs)
         restore_trained(self.model, adapter)

@@ -1,0 +1,315 @@
+"""sft_lora.py as a user runs it: ranks, quantized bases, both losses, merging, and the mistakes that it names."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import sft_lora
+from lm_trials.data.pair_tokens import ExampleStore
+from lm_trials.models import adapters
+from lm_trials.models.reference import load_model, resolve_model
+
+# Inputs and outputs of the tiny Llama's linear layers: attention 4 x (32, 32), gate and up (32, 64), down (64, 32).
+LINEAR_SIZES = 2 * (4 * (32 + 32) + 3 * (32 + 64))
+
+
+@pytest.fixture
+def stores(tiny_data):
+    """Return the examples of a split of a run."""
+
+    def store(run, split):
+        described = json.loads((run / "run.json").read_text())["outcome"]["data"]
+        return ExampleStore(tiny_data / described["name"] / described["examples"], split)
+
+    return store
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_rank_that_was_asked_for_is_the_adapters(tune_flags, tmp_path, capsys, rank):
+    """The published code ignored it: 55,296 parameters stand in its own output where rank 2 makes 27,648."""
+    sft_lora.main(tune_flags("run", "--max_steps", "1", "--lora_r", str(rank), "--lora_alpha", "5"))
+    tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == rank * LINEAR_SIZES
+    assert {min(tensor.shape) for tensor in tensors.values()} == {rank}
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{rank * LINEAR_SIZES:,} trained of {33_440 + rank * LINEAR_SIZES:,}" in shown
+    assert f"r = {rank}, alpha = 5, dropout = 0, on 14 modules: q_proj (2)" in shown
+    model = load_model(resolve_model(str(tmp_path / "run")))
+    assert {layer.scaling["default"] for layer in adapters.adapted_layers(model).values()} == {5 / rank}
+
+
+def test_named_modules_alone_carry_adapters(tune_flags, tmp_path):
+    flags = tune_flags("run", "--max_steps", "1", "--lora_dropout", "0.25")
+    sft_lora.main([*flags, "--lora_target_modules", "q_proj", "v_proj"])
+    tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in tensors} == {"q_proj", "v_proj"}
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["lora_dropout"] == 0.25
+
+
+def test_what_counts_in_the_loss_is_told(tune_flags, stores, tmp_path, capsys):
+    sft_lora.main(tune_flags("run"))
+    shown = " ".join(capsys.readouterr().out.split())
+    store = stores(tmp_path / "run", "train")
+    lengths_N, counted_N = store.lengths(completion_only=True)
+    assert [len(store.input_ids(n)) for n in range(len(store))] == lengths_N.tolist()
+    assert [int(store.completion_mask(n)[1:].sum()) for n in range(len(store))] == counted_N.tolist()
+    assert f"{len(store):,} examples, {lengths_N.sum():,} tokens, layout instruct" in shown
+    run = json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]
+    assert f"of {run['num_tokens']:,} (" in shown
+    assert 0 < run["num_tokens"] < lengths_N.sum()  # 16 examples of some hundred
+
+
+def test_both_losses_are_those_of_an_independent_sum(tune_flags, stores, tmp_path):
+    """Each example by itself, in double precision; the batch size changes nothing."""
+    metrics = sft_lora.main(tune_flags("run", "--per_device_eval_batch_size", "3"))
+    store, model = (
+        stores(tmp_path / "run", "validation"),
+        load_model(resolve_model(str(tmp_path / "run")), torch.float64),
+    )
+    completion, everything = [], []
+    for number in range(len(store)):
+        ids = torch.from_numpy(store.input_ids(number))
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+        nats = nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
+        everything.append(nats)
+        completion.append(nats[store.completion_mask(number)[1:] == 1])
+    completion, everything = np.concatenate(completion), np.concatenate(everything)
+    assert metrics["eval_completion_loss"] == pytest.approx(completion.mean(), abs=1e-5)
+    assert metrics["eval_unmasked_loss"] == pytest.approx(everything.mean(), abs=1e-5)
+    assert (metrics["eval_completion_tokens"], metrics["eval_unmasked_tokens"]) == (len(completion), len(everything))
+    assert (
+        metrics["eval_loss"]
+        == metrics["eval_completion_loss"]
+        != pytest.approx(metrics["eval_unmasked_loss"], abs=0.05)
+    )
+    assert (
+        metrics["eval_completion_loss_lower"] < metrics["eval_completion_loss"] < metrics["eval_completion_loss_upper"]
+    )
+    again = sft_lora.main(tune_flags("run", "--do_eval", "True", "--per_device_eval_batch_size", "8"))
+    assert again["eval_completion_loss"] == pytest.approx(metrics["eval_completion_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("completion_only", ["True", "False"])
+def test_the_training_loss_is_that_of_the_tokens_that_count(tune_flags, stores, tmp_path, completion_only):
+    """Of the first update, before anything is learned; also that a prompt counts or does not."""
+    more = ("--max_steps", "1", "--learning_rate", "0", "--completion_only_loss", completion_only)
+    sft_lora.main(tune_flags("run", *more, "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3"))
+    run = tmp_path / "run"
+    from lm_trials.training.examples import row_order
+
+    store, model = stores(run, "train"), load_model(resolve_model(str(run)), torch.float64)
+    nats, counted = 0.0, 0
+    for number in row_order(len(store), 6, data_seed=42):
+        ids, mask = torch.from_numpy(store.input_ids(int(number))), store.completion_mask(int(number))[1:] == 1
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+        losses = nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
+        scored = losses[mask] if completion_only == "True" else losses
+        nats, counted = nats + scored.sum(), counted + len(scored)
+    (row,) = [row for row in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss" in row]
+    assert row["loss"] == pytest.approx(nats / counted, abs=1e-5)
+
+
+def test_a_quantized_base_begins_where_the_other_does(tune_flags, tmp_path):
+    """Nothing but the base differs: the same adapter, in float32 (trl makes it bfloat16), and nearly the same loss."""
+    found = {}
+    for name, more in {"32": (), "8": ("--load_in_8bit", "True"), "4": ("--load_in_4bit", "True")}.items():
+        metrics = sft_lora.main(tune_flags(name, "--max_steps", "1", "--learning_rate", "0", *more))
+        found[name] = (metrics, load_file(tmp_path / name / "adapter_model.safetensors"))
+    for name in ("8", "4"):
+        assert all(torch.equal(found["32"][1][key], tensor) for key, tensor in found[name][1].items())
+        difference = abs(found["32"][0]["eval_loss"] - found[name][0]["eval_loss"])
+        assert 0 < difference < {"8": 0.05, "4": 0.5}[name]  # it is quantized
+    assert {tensor.dtype for tensor in found["8"][1].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("bits", [(), ("--load_in_8bit", "True")])
+def test_merged_into_the_unquantized_weights(tune_flags, tiny_base, tmp_path, capsys, bits):
+    sft_lora.main(tune_flags("run", *bits, "--merge_output", str(tmp_path / "merged")))
+    shown = " ".join(capsys.readouterr().out.split())
+    difference = float(shown.split("merged less unmerged ")[1].split()[0])
+    assert abs(difference) < (0.05 if bits else 1e-5)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ids = torch.arange(3, 40)[None]
+    plain = base(ids).logits.detach()
+    with adapters.without_noise():
+        adapted = PeftModel.from_pretrained(base, tmp_path / "run")
+    assert torch.allclose(adapted(ids).logits, merged(ids).logits, atol=1e-5)
+    assert (plain - merged(ids).logits).abs().max() > 1e-3
+    again = sft_lora.main(tune_flags("run", *bits, "--merge_output", str(tmp_path / "merged")))  # nothing is left to do
+    assert "nothing is trained" in capsys.readouterr().out
+    assert again["eval_loss"] > 0
+
+
+def test_a_finished_run_is_merged_afterwards(tune_flags, tmp_path, capsys):
+    sft_lora.main(tune_flags("run"))
+    weights = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    sft_lora.main(tune_flags("run", "--merge_output", str(tmp_path / "merged")))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_it_is_plain_peft(tune_flags, tmp_path):
+    sft_lora.main(tune_flags("run"))
+    ours = load_model(resolve_model(str(tmp_path / "run")))
+    with adapters.without_noise():
+        plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run")
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(ours(ids).logits, plain(ids).logits)
+
+
+def test_all_weights_for_the_comparison(tune_flags, tiny_base, tmp_path, capsys):
+    sft_lora.main(tune_flags("run", "--full_finetune", "True"))
+    assert "33,440 trained of 33,440" in " ".join(capsys.readouterr().out.split())
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_base, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["use_cache"] is True
+
+
+def test_a_gpt2_too(tune_flags, train_flags, tmp_path):
+    import train_gpt2
+
+    shape = "n_embd=32,n_layer=2,n_head=2"
+    train_gpt2.main(train_flags("base", "--model_type", "gpt2", "--config_overrides", shape, "--block_size", "64"))
+    for name, more in {"plain": (), "8bit": ("--load_in_8bit", "True")}.items():
+        flags = tune_flags(
+            name, "--model_name_or_path", str(tmp_path / "base"), "--lora_target_modules", "c_attn", *more
+        )
+        sft_lora.main(flags)
+        tensors = load_file(tmp_path / name / "adapter_model.safetensors")
+        assert sum(tensor.numel() for tensor in tensors.values()) == 2 * 2 * (32 + 96)
+        metrics = sft_lora.main([*flags, "--merge_output", str(tmp_path / f"{name}-merged")])
+        merged, adapted = (load_model(resolve_model(str(tmp_path / f"{name}{end}"))) for end in ("-merged", ""))
+        ids = torch.arange(3, 40)[None]
+        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5)
+        assert metrics["eval_loss"] > 0
+
+
+def test_going_on_with_an_adapter(tune_flags, tmp_path):
+    sft_lora.main(tune_flags("first"))
+    sft_lora.main(tune_flags("second", "--adapter_name_or_path", str(tmp_path / "first"), "--learning_rate", "0"))
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_runs_give_the_same_bits_and_another_seed_does_not(tune_flags, tmp_path):
+    bits = {}
+    for name, more in {"a": (), "b": (), "seed": ("--seed", "7"), "order": ("--data_seed", "7")}.items():
+        sft_lora.main(tune_flags(name, *more))
+        bits[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+    assert bits["a"] == bits["b"]
+    assert len({bits["a"], bits["seed"], bits["order"]}) == 3
+
+
+def test_conversations_give_a_model_without_a_template_one(tune_flags, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "The cat sat."}] * 2}
+        for n in range(60)
+    ]
+    file = tmp_path / "talk.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft_lora.main(tune_flags("run", "--dataset_name", str(file)))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    ids = tokenizer.apply_chat_template(rows[0]["messages"], return_dict=True)["input_ids"]
+    assert ids.count(tokenizer.eos_token_id) == 3  # before the first turn and after each answer
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]["layout"] == "chat"
+
+
+def refused(argv, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        sft_lora.main(argv)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+BAD = {
+    "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is no folder"),
+    "both": (("--load_in_8bit", "True", "--load_in_4bit", "True"), "drop one"),
+    "full and quantized": (
+        ("--full_finetune", "True", "--load_in_8bit", "True"),
+        "quantized weights cannot be trained",
+    ),
+    "rank": (("--lora_r", "0"), "--lora_r 0 is no rank; give at least 1"),
+    "alpha": (("--lora_alpha", "0"), "--lora_alpha 0"),
+    "dropout": (("--lora_dropout", "1"), "--lora_dropout 1 is no share"),
+    "module": (("--lora_target_modules", "q_prj"), "did you mean q_proj"),
+    "one of two modules": (("--lora_target_modules", "q_proj", "c_attn"), "--lora_target_modules c_attn"),
+    "head": (("--lora_target_modules", "lm_head"), "lm_head is the output head"),
+    "dora": (("--use_dora", "True", "--load_in_8bit", "True"), "--use_dora fails on an 8-bit base"),
+    "positions": (("--max_length", "100000"), "--max_length 100000 is longer than the model's"),
+    "all too long": (("--max_length", "5"), "the shortest has"),
+    "wrapped": (("--packing", "True", "--packing_strategy", "wrapped"), "lets an example see the one before it"),
+    "code": (("--trust_remote_code", "True"), "no code of a model's is run here"),
+    "layout": (("--layout", "text"), "has prompts; give instruct or chat"),
+    "template": (("--layout", "chat"), "has no chat template"),
+    "no updates": (("--max_steps", "-1", "--num_train_epochs", "0.001"), "makes no update of 4"),
+    "nothing held out": (
+        ("--validation_split_percentage", "0.01", "--eval_strategy", "steps"),
+        "has no validation examples",
+    ),
+    "taken": (("--merge_output", "."), "--merge_output . is not empty"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_a_mistake_is_one_line(tune_flags, tmp_path, capsys, case):
+    flags, told = BAD[case]
+    line = refused(tune_flags("run", *flags), capsys)
+    assert line.startswith("error: ")
+    assert told in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_without_prompts_are_named(tune_flags, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text('{"question": "How far?", "answer": "12 km"}\n')
+    line = refused(tune_flags("run", "--dataset_name", str(tmp_path / "bad.jsonl")), capsys)
+    assert "line 1: it has no columns prompt and completion, nor messages or text, but question, answer" in line
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_a_machine_without_the_back_end_is_told_what_to_drop(tune_flags, capsys, monkeypatch):
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    assert "pip install bitsandbytes, or drop --load_in_8bit" in refused(
+        tune_flags("a", "--load_in_8bit", "True"), capsys
+    )
+    monkeypatch.undo()
+    import bitsandbytes
+
+    monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"cuda"})
+    line = refused(tune_flags("a", "--load_in_4bit", "True"), capsys)
+    assert "bitsandbytes has no kernels for cpu; drop --load_in_4bit" in line
+
+
+def test_an_adapter_for_another_base_is_refused(tune_flags, tiny_base, tmp_path, capsys):
+    base, other = tmp_path / "base", tmp_path / "other"
+    shutil.copytree(tiny_base, base)
+    sft_lora.main(tune_flags("lora", "--model_name_or_path", str(base)))
+    shutil.copytree(base, other)
+    weights = load_file(other / "model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    given = ("--model_name_or_path", str(other), "--adapter_name_or_path", str(tmp_path / "lora"))
+    assert "was made on another base" in refused(tune_flags("run", *given), capsys)
+    assert "is an adapter; to go on" in refused(
+        tune_flags("run", "--model_name_or_path", str(tmp_path / "lora")), capsys
+    )
+    load_model(resolve_model(str(tmp_path / "lora")))
+    shutil.copy(other / "model.safetensors", base / "model.safetensors")
+    from lm_trials.console import UsageError
+
+    with pytest.raises(UsageError, match="is an adapter for another base"):
+        load_model(resolve_model(str(tmp_path / "lora")))
