@@ -198,9 +198,7 @@ def push_run(args: TrainingArguments, repository: str, message: str = "End of tr
         commit = destination.upload(public_copy(run, run, _to_resume(args, checkpoints(run))), message)
     except TROUBLE as error:
         reason = _reason(error, args.hub_token)
-        note(
-            f"error: {repository} was not pushed ({reason}); {run} is whole; the same command pushes it, trains nothing"
-        )
+        note(f"error: {repository} was not pushed ({reason}); {run} is whole, and the same command pushes it")
         raise SystemExit(1) from None
     name = f"{repository}@{args.hub_revision}" if args.hub_revision else repository
     facts = {"model": name, "commit": commit.oid, "page": f"{constants.ENDPOINT}/{repository}"}

@@ -305,7 +305,7 @@ def test_a_failing_hub_costs_no_run_and_the_same_command_makes_up_for_it(hub, re
     assert all("refused by the test" in line and "the training goes on" in line for line in warnings)
     (error,) = re.findall("^error: (.*)$", said, re.MULTILINE)
     assert str(tmp_path / "w") in error
-    assert "is whole; the same command pushes it" in error
+    assert "is whole, and the same command pushes it" in error
     assert "Traceback" not in said
     assert (tmp_path / "w" / "finished.json").exists()
     assert hub.files("tester/w").keys() == {".gitattributes"}
