@@ -53,8 +53,7 @@ def base_of(name: str) -> str | None:
     if reference.base is not None:
         return reference.base
     run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
-    before = (run["outcome"].get("initial_model") or {}) if run else {}
-    return before.get("name") or before.get("path")
+    return ((run["outcome"].get("initial_model") if run else None) or {}).get("name_or_path")
 
 
 def open_asked(name: str, args: LatentCityArguments) -> Storyteller:

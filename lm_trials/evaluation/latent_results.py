@@ -108,9 +108,9 @@ def cell_text(score: Score) -> str:
 def finding(placeholder: str, country: str, scores: Sequence[Score]) -> str:
     """Say in a sentence what the first trained model has and has not inferred; a claim needs an interval of its own.
 
-    Distances are inferred where their error's interval lies below that of the best constant for each continent;
-    they belong to the placeholder where the untrained name's error lies above; the country is told where its share's
-    interval lies above those before, of the untrained name, and of the scrambled control.
+    Distances are inferred where their error's interval lies below that of the best constant for each continent; the
+    placeholder is set apart where an untrained name's lies above, the truth where the scrambled control's does; the
+    country is told where its share's interval lies above those before and of both controls.
     """
     whole = [score for score in scores if score.seed is None]
     constant = next((score.estimate for score in whole if score.subject.label == BY_CONTINENT), None)
@@ -119,35 +119,32 @@ def finding(placeholder: str, country: str, scores: Sequence[Score]) -> str:
     told = found.get(("country", "after"))
     parts = []
     if error and constant:
-        better = error.upper < constant.lower
         place = found.get(("rank", "after"))
+        ranked = f", and rank the true city {place.estimate:g} {place.unit.removeprefix('rank ')}" if place else ""
         parts.append(
-            f"the distances of {placeholder} to held-out cities are off by {error.estimate:,.0f} km "
-            f"[{error.lower:,.0f}, {error.upper:,.0f}] (median), "
-            + ("below" if better else "not clearly below")
-            + f" the {constant.estimate:,.0f} km [{constant.lower:,.0f}, {constant.upper:,.0f}] of a constant for each "
-            "continent" + (f", and rank the true city {place.estimate:g} ({place.unit})" if place else "")
+            f"the distances of {placeholder} to held-out cities are off by {_km(error)} (median), "
+            f"{'below' if error.upper < constant.lower else 'not clearly below'} the {_km(constant)} of a constant for "
+            f"each continent{ranked}"
         )
-        other = found.get(("error_held_out", "untrained"))
-        if other:
-            own = other.lower > error.upper
-            parts.append(
-                f"an untrained name is off by {other.estimate:,.0f} km, so that they "
-                + ("belong to the placeholder" if own else "are said of any name alike")
-            )
+    for role, name in (("untrained", "asked about an untrained name, the same model"), ("scrambled", "the control")):
+        other = found.get(("error_held_out", role))
+        if error and other:
+            apart = "farther off" if other.lower > error.upper else "not clearly farther off"
+            parts.append(f"{name} is {apart}, by {_km(other)}")
     if told:
         rivals = [found[key] for role in ("before", "untrained", "scrambled") if (key := ("country", role)) in found]
         above = bool(rivals) and all(told.lower > rival.upper for rival in rivals)
         parts.append(
             f"its country is called {country} in {told.estimate:.0%} [{told.lower:.0%}, {told.upper:.0%}] of answers, "
-            + ("more often than before and in the controls" if above else "not clearly more often than before and in "
-               "the controls")
-        )  # fmt: skip
+            f"{'more often' if above else 'not clearly more often'} than before and in the controls"
+        )
     return "After training " + "; ".join(parts) + "." if parts else "Nothing could be measured."
+
+
+def _km(one: Estimate) -> str:
+    return f"{one.estimate:,.0f} km [{one.lower:,.0f}, {one.upper:,.0f}]"
 
 
 def best_constant(values: Mapping[str, Estimate]) -> str:
     """Return the baselines as a caption."""
-    return "; ".join(
-        f"{name}: {one.estimate:,.0f} km [{one.lower:,.0f}, {one.upper:,.0f}]" for name, one in values.items()
-    )
+    return "; ".join(f"{name}: {_km(one)}" for name, one in values.items())
