@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         announce_tuning,
         check_merge,
         choose_base,
-        described_data,
+        describe_tuning,
         finish_tuning,
         is_merged,
         lora_spec,
@@ -63,9 +63,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_merge(adapter_args, args.output_dir)
     model = base.load(args, adapter_args, None if args.do_train else Path(args.output_dir))
     choose_padding(base.tokenizer, model)
-    data = described_data(examples, base, base.tokenizer)
-    described = describe_run(args, [pair_args, adapter_args], model.config, plan, data, base.describe())
-    described["outcome"]["layout"] = examples.layout
+    described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
+    describe_tuning(described, examples, base, plan)
     start = Start()
     if args.do_train:
         start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
@@ -97,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.do_train:
         train_from(trainer, start.checkpoint)
         trainer.save_model()
-    return finish_tuning(trainer, adapter_args)
+    return finish_tuning(trainer, adapter_args, examples)
 
 
 if __name__ == "__main__":

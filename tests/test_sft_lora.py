@@ -211,6 +211,30 @@ def test_two_runs_give_the_same_bits_and_another_seed_does_not(tune_flags, tmp_p
     assert len({bits["a"], bits["seed"], bits["order"]}) == 3
 
 
+def test_runs_are_compared_on_their_own_examples(tune_flags, tmp_path, capsys, monkeypatch):
+    """A trial of one variable: the number of tokens goes with the seed and is none, and no more is how a base is kept."""
+    from lm_trials.trials import compare
+
+    monkeypatch.chdir(tmp_path)
+    arms = {
+        "a0": (),
+        "a1": ("--seed", "1"),
+        "b0": ("--load_in_8bit", "True"),
+        "b1": ("--load_in_8bit", "True", "--seed", "1"),
+    }
+    for name, more in arms.items():
+        sft_lora.main(tune_flags(name, *more))
+    capsys.readouterr()
+    compare.main([str(tmp_path / name) for name in arms])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "exactly one variable differs: load_in_8bit" in shown
+    assert "completions" in shown
+    assert "B less A, over seeds" in shown
+    sft_lora.main(tune_flags("c0", "--load_in_8bit", "True", "--lora_r", "3"))
+    compare.main([str(tmp_path / name) for name in ("a0", "c0")])
+    assert "2 variables differ" in " ".join(capsys.readouterr().out.split())
+
+
 def test_conversations_give_a_model_without_a_template_one(tune_flags, tmp_path):
     rows = [
         {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "The cat sat."}] * 2}

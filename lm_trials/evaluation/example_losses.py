@@ -7,14 +7,24 @@ examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.data.pair_tokens import ExampleStore
 from lm_trials.estimates import Estimate, StoryBootstrap
-from lm_trials.evaluation.losses import SORTED_BATCHES, Processes, Window, quiet, token_losses
+from lm_trials.evaluation.losses import (
+    SORTED_BATCHES,
+    Document,
+    Processes,
+    StoryLoss,
+    Window,
+    quiet,
+    token_losses,
+)
+from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable, write_results
 
 KINDS = ("completion", "unmasked")
 NATS = "nats per token"
@@ -101,6 +111,25 @@ def loss_metrics(sums_NK: np.ndarray, trained_on: str, prefix: str = "eval") -> 
         metrics[f"{name}_samples"] = estimate.n
         metrics[f"{name}_tokens"] = int(sums_NK[:, 1 if kind == "completion" else 4].sum())
     return metrics
+
+
+def write_examples(
+    folder: Path, store: ExampleStore, sums_NK: np.ndarray, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+) -> None:
+    """Write each example's loss of its completion in the form of an evaluation, by which runs can be compared."""
+    with StoryTable(folder / STORY_TABLE) as table:
+        for number, (nats, tokens, correct) in enumerate(sums_NK[:, :3]):
+            ids = store.input_ids(number)[store.completion_mask(number) == 1]
+            num_bytes = len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+            document = Document(store.record_id(number), ids, num_bytes)
+            table.add(StoryLoss(document, float(nats), int(tokens), int(correct)))
+    rows = [
+        {"slice": kind, "metric": metric, **estimate.row()}
+        for kind, estimates in loss_estimates(sums_NK).items()
+        for metric, estimate in estimates.items()
+    ]
+    result = EvaluationResult("", folder.name, folder, loss_metrics(sums_NK, "completion"), rows)
+    write_results(result, settings)
 
 
 def loss_difference(one_NK: np.ndarray, other_NK: np.ndarray, seed: int = 0) -> Estimate:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.data.folders import finished_folder
 from lm_trials.data.tokenizers import tokenizer_hash
-from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
+from lm_trials.evaluation.example_losses import loss_difference, loss_estimates, write_examples
 from lm_trials.models.adapters import (
     LoraSpec,
     add_lora,
@@ -219,7 +219,7 @@ def _too_long(counts: Mapping[str, int], max_length: int) -> str:
     return f"{counts['overlong']:,} with more than {max_length:,} tokens: {became}"
 
 
-def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str, float]:
+def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: Examples) -> dict[str, float]:
     """Evaluate, merge if asked, write metrics, picture and state, say where all lies, push; returns the metrics."""
     folder, trained = Path(trainer.args.output_dir), trainer.args.do_train
     metrics = trainer.final_metrics()
@@ -227,6 +227,10 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[st
     merged = merge_output(trainer, adapter_args)  # before it is finished: a killed merge is made up for
     if not trainer.is_world_process_zero():
         return metrics
+    if metrics:
+        name = f"{examples.pairs.described['name']}-completions"
+        settings = {"layout": examples.layout, "dataset_name": [examples.pairs.name], "scored": "completions"}
+        write_examples(folder / "eval" / name, examples.validation, trainer.sums_NK, trainer.processing_class, settings)
     if trained:
         loss_figure(trainer.state.log_history, title=trainer.args.run_name).savefig(folder / LOSS_PICTURE, dpi=150)
         trainer.save_state()
@@ -318,6 +322,16 @@ def merge_adapter(adapter: Path, destination: Path) -> None:
     note(f"note: merged into the unquantized weights of {reference.base}")
 
 
-def described_data(examples: Examples, base: Base, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what `run.json` says of the data."""
-    return {**examples.describe(), "tokenizer_hash": tokenizer_hash(tokenizer)}
+def describe_tuning(described: dict[str, Any], examples: Examples, base: Base, plan: FineTuningPlan) -> dict[str, Any]:
+    """Complete what `describe_run` says of a fine-tuning, in place, and return it.
+
+    How the base is quantized, its flags say.  The number of tokens goes with the order of the examples, and so with the
+    seed: it is no outcome; the number of examples is.
+    """
+    outcome, tokens = described["outcome"], described["outcome"].pop("num_tokens")
+    outcome["model"].pop("quantization_config", None)
+    outcome["data"] = {**examples.describe(), "tokenizer_hash": tokenizer_hash(base.tokenizer)}
+    outcome["layout"] = examples.layout
+    outcome["num_examples"] = plan.num_steps * plan.blocks_per_step
+    described["logistics"] |= {"num_tokens": tokens, "num_completion_tokens": plan.num_completion_tokens}
+    return described

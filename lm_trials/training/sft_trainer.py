@@ -59,6 +59,7 @@ class FineTuner(ExactResume, SFTTrainer):
         self.completion_only = completion_only
         self.max_eval_samples = max_eval_samples
         self._mark = (time.perf_counter(), 0)
+        self.sums_NK: Any = None  # of the last evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.add_callback(Clock(self))
         if self.pop_callback(ProgressCallback) is not None:
@@ -85,7 +86,7 @@ class FineTuner(ExactResume, SFTTrainer):
         if eval_dataset is not None:
             raise ValueError("a fine-tuning evaluates its own validation examples; use eval_checkpoint.py for others")
         started = time.perf_counter()
-        sums_NK = self.evaluation_sums()
+        self.sums_NK = sums_NK = self.evaluation_sums()
         metrics = loss_metrics(sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
         was_training = self.model.training

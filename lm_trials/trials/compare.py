@@ -84,7 +84,7 @@ class Comparison:
                         **run.replicate,
                         "steps": run.steps,
                         "finished": run.finished,
-                        "num_tokens": run.outcome.get("num_tokens"),
+                        "num_tokens": run.num_tokens,
                         "parameters": run.parameters,
                     }
                     for run in arm.runs

@@ -36,6 +36,8 @@ FOLLOWS_FROM = (
     (r"data_mix", ("data", "data_mix")),
     (r"validation_split_percentage", ("data", "validation_split_percentage")),
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
+    # Of a fine-tuning: how its examples came out.
+    (r"data\.(examples|counts\..*)", ("data", "tokenizer", "max_length", "overlong", "layout", "data")),
     (r"data\..*|dataset_name|dataset_config_name|text_column", ("data",)),
     (r"model\.(vocab_size|(bos|eos|pad)_token_id)", ("initial_model", "tokenizer", "model")),
     (r"model\.(max_position_embeddings|n_positions|n_ctx)", ("initial_model", "block_size", "model")),

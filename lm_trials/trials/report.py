@@ -27,7 +27,7 @@ def show_arms(
     facts = {f"arm {arm.label}": ", ".join(f"{run.name} (seed {seed_text(run)})" for run in arm.runs) for arm in arms}
     facts["verdict"] = verdict(variables)
     facts["updates"] = per_arm(arms, lambda run: run.outcome.get("max_steps"))
-    facts["tokens"] = per_arm(arms, lambda run: run.outcome.get("num_tokens"))
+    facts["tokens"] = per_arm(arms, lambda run: run.num_tokens)
     facts["parameters"] = per_arm(arms, lambda run: run.parameters)
     facts["finished"] = unfinished_text([run for arm in arms for run in arm.runs])
     if names:

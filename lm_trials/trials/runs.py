@@ -73,6 +73,11 @@ class Run:
         return tuple(self.replicate.get(name) for name in ("seed", "data_seed", "initial"))
 
     @property
+    def num_tokens(self) -> Any:
+        """Tokens it was trained on: decided beforehand, or, of whole examples, by which of them came in its order."""
+        return self.outcome.get("num_tokens", self.logistics.get("num_tokens"))
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The outcome without fields that only name what another field identifies."""
         names = {name for known, names in NAMES_OF.items() if self.outcome.get(known) is not None for name in names}
@@ -175,13 +180,16 @@ def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
 def count_parameters(folder: Path) -> int | None:
     """Count the numbers in a model's safetensors files from their headers; tied weights are stored, and counted, once.
 
+    Of an adapter, whose folder holds no base, those of the adapter.
+
     Returns None for a folder without weights.
 
     Raises:
         UsageError: for a file that is no safetensors file.
     """
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    alone = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
+    names = sorted(set(read_object(index)["weight_map"].values())) if index.is_file() else [alone]
     total = 0
     for file in (folder / name for name in names):
         if not file.is_file():
