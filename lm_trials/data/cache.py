@@ -10,6 +10,8 @@ from typing import Any
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.data.corpora import MANIFEST, Tally, open_records, read_manifest
 from lm_trials.data.folders import load_splits
+from lm_trials.data.pairs import FOLDER as PAIRS
+from lm_trials.data.pairs import is_pairs
 from lm_trials.data.records import record_id
 from lm_trials.sums import damaged
 
@@ -22,8 +24,8 @@ class Cached:
 
     Attributes:
         name: its folder's.
-        kind: `corpus`, `set` (of a protocol), or `damaged`, if its manifest cannot be read.
-        stories: by split; of a set, those that its protocol keeps.
+        kind: `corpus`, `set` (of a protocol), `pairs`, or `damaged`, if its manifest cannot be read.
+        stories: by split; of a set, those that its protocol keeps; of pairs, the rows.
         num_bytes: on disk, token stores included.
         content: hash of the stories of a corpus, or of the corpus that a set was made of.
         source: where a corpus came from; the corpus of a set.
@@ -79,6 +81,10 @@ def _described(folder: Path) -> Cached:
             counts = [read_manifest(folder / store, "documents")["documents"] for store in stores[:1]]
             kept = counts[0] if counts else {}
             return Cached(folder.name, "set", kept, num_bytes, corpus["content"], corpus["name"], None, stores)
+        if is_pairs(folder):
+            source = manifest.get("source") or {}
+            place = str(source.get("reference", source.get("corpus", ""))) if isinstance(source, dict) else str(source)
+            return Cached(folder.name, "pairs", manifest["rows"], num_bytes, manifest["content"], place, None, stores)
         origin = manifest["origin"]
         stories, content = manifest["stories"], manifest["content"]
         source, revision = str(origin.get("reference", "")), origin.get("revision")
@@ -116,6 +122,9 @@ def faults_of(folder: Path, watch: Callable[[Iterator[Any]], Iterable[Any]] = it
     """
     try:
         manifest = read_manifest(folder)
+        if is_pairs(folder):
+            yield from _pairs_faults(folder, manifest)
+            return
         faults = _set_faults(folder, manifest) if "protocol" in manifest else _corpus_faults(folder, manifest, watch)
         yield from faults
         for store in sorted(folder.glob("tokens-*")):
@@ -146,6 +155,15 @@ def _corpus_faults(
     for key in ("stories", "content"):
         if found[key] != manifest[key]:
             yield f"{MANIFEST} says {key} {manifest[key]}, and the records have {found[key]}"
+
+
+def _pairs_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    faults = damaged(folder, manifest["files"])
+    yield from faults
+    if not faults:
+        found = {split: len(rows) for split, rows in load_splits(folder / PAIRS).items()}
+        if found != manifest["rows"]:
+            yield f"{MANIFEST} says rows {manifest['rows']}, and there are {found}"
 
 
 def _batches(folder: Path) -> Iterator[tuple[str, dict[str, list[Any]]]]:

@@ -208,3 +208,18 @@ def test_a_name_that_is_taken_is_kept(make, tmp_path, capsys):
         make("--placeholder", "foo", "--seed", 1)
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "data" / "d" / "manifest.json").read_text() == before
+
+
+def test_the_cache_lists_pairs_and_sees_a_changed_byte(make, tmp_path, capsys):
+    make("--placeholder", "foo")
+    place = ["--data_cache_dir", str(tmp_path / "data")]
+    (listed,) = cache_datasets.main(["list", *place])
+    assert (listed["kind"], listed["source"]) == ("pairs", "cache_datasets.py distances")
+    assert sum(listed["stories"].values()) == len(package_cities()[0]) - 1
+    assert cache_datasets.main(["verify", "d", *place]) == ["d"]
+    assert "whole" in capsys.readouterr().out
+    file = next((tmp_path / "data" / "d" / "pairs" / "train").glob("*.arrow"))
+    file.write_bytes(file.read_bytes().replace(b"Oslo", b"Olso"))
+    with pytest.raises(SystemExit):
+        cache_datasets.main(["verify", "d", *place])
+    assert "1 of 1 are damaged" in capsys.readouterr().err
