@@ -61,9 +61,10 @@ def test_what_counts_in_the_loss_is_told(tune_flags, stores, tmp_path, capsys):
     assert [len(store.input_ids(n)) for n in range(len(store))] == lengths_N.tolist()
     assert [int(store.completion_mask(n)[1:].sum()) for n in range(len(store))] == counted_N.tolist()
     assert f"{len(store):,} examples, {lengths_N.sum():,} tokens, layout instruct" in shown
-    run = json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]
-    assert f"of {run['num_tokens']:,} (" in shown
-    assert 0 < run["num_tokens"] < lengths_N.sum()  # 16 examples of some hundred
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert f"of {run['logistics']['num_tokens']:,} (" in shown
+    assert run["outcome"]["num_examples"] == 16
+    assert 0 < run["logistics"]["num_tokens"] < lengths_N.sum()  # 16 examples of some hundred
 
 
 def test_both_losses_are_those_of_an_independent_sum(tune_flags, stores, tmp_path):
