@@ -213,7 +213,7 @@ def test_two_runs_give_the_same_bits_and_another_seed_does_not(tune_flags, tmp_p
 
 
 def test_runs_are_compared_on_their_own_examples(tune_flags, tmp_path, capsys, monkeypatch):
-    """A trial of one variable: the number of tokens goes with the seed and is none, and no more is how a base is kept."""
+    """A trial of one variable: the number of tokens goes with the seed and is none, nor is how a base is kept."""
     from lm_trials.trials import compare
 
     monkeypatch.chdir(tmp_path)

@@ -8,8 +8,11 @@ from lm_trials.console import UsageError
 from lm_trials.training import manifest
 from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.sft_arguments import AdapterArguments, CommonSftArguments, PairArguments
+from lm_trials.training.sft_run_arguments import SftRunArguments
 
-FIELDS = {field.name for flags in (RunArguments, DataArguments, ModelArguments) for field in dataclasses.fields(flags)}
+FLAGS = (RunArguments, DataArguments, ModelArguments, SftRunArguments, PairArguments, AdapterArguments)
+FIELDS = {field.name for flags in FLAGS for field in dataclasses.fields(flags)}
 
 
 def test_every_role_names_a_flag_that_exists():
@@ -26,9 +29,12 @@ def test_what_moves_the_weights_is_an_outcome():
     assert manifest.role_of("per_device_train_batch_size") == "logistics"
 
 
-def test_help_shows_flags_that_exist_with_their_real_defaults(tmp_path):
-    real = {field.name: field for field in dataclasses.fields(RunArguments)}
-    for field in dataclasses.fields(CommonTrainingArguments):
+@pytest.mark.parametrize(
+    ("shown", "parsed"), [(CommonTrainingArguments, RunArguments), (CommonSftArguments, SftRunArguments)]
+)
+def test_help_shows_flags_that_exist_with_their_real_defaults(shown, parsed):
+    real = {field.name: field for field in dataclasses.fields(parsed)}
+    for field in dataclasses.fields(shown):
         assert field.name in real, field.name
         if field.name not in ("output_dir", "run_name"):  # those are filled in from the model and data
             assert field.default == real[field.name].default, field.name
