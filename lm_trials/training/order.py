@@ -12,9 +12,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError, script, show_facts, show_table
+
+if TYPE_CHECKING:
+    from lm_trials.training.tuning_order import TuningOrder
 
 
 @dataclass
@@ -70,7 +74,7 @@ class RunOrder:
         known = {**run["logistics"], **self.outcome}
         given = {field.name: known[field.name] for field in fields(DataArguments) if field.name in known}
         given |= {"eval_datasets": None} | ({"data_cache_dir": data_cache_dir} if data_cache_dir else {})
-        self.tokenizer = load_tokenizer(_with_tokenizer(folder))
+        self.tokenizer = load_tokenizer(with_tokenizer(folder))
         data_args = DataArguments(**given)
         started_in = Path(run["environment"].get("working_directory", "."))
         for name in ("data_cache_dir", "dataset_name"):  # as they were named where the run was started
@@ -86,6 +90,7 @@ class RunOrder:
         self.num_steps = self.outcome["max_steps"]
         num_blocks = self.num_steps * self.blocks_per_step
         self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"])
+        self.block_size = self.blocks.block_size
 
     def parts_of(self, step: int) -> list[Part]:
         """Return the documents of an update, block by block, in the order that the model read them.
@@ -119,12 +124,27 @@ class RunOrder:
         return self.tokenizer.decode(part.ids)
 
 
-def _with_tokenizer(folder: Path) -> Path:
+def with_tokenizer(folder: Path) -> Path:
     """Return the folder of a run that holds its tokenizer: its own, else its newest checkpoint."""
     from lm_trials.models.reference import checkpoints
 
     places = [folder, *reversed(checkpoints(folder))]
     return next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
+
+
+def open_order(folder: Path, data_cache_dir: str | None = None) -> RunOrder | TuningOrder:
+    """Return the data order of a run of train_gpt2.py or of sft_lora.py.
+
+    Raises:
+        UsageError: as `RunOrder`.
+    """
+    from lm_trials.models.reference import read_run
+    from lm_trials.training.tuning_order import TuningOrder
+
+    run = read_run(folder) if folder.is_dir() else None
+    if run is not None and "num_examples" in run["outcome"]:
+        return TuningOrder(folder, run, data_cache_dir)
+    return RunOrder(folder, data_cache_dir)
 
 
 def order_arguments(argv: list[str]) -> OrderArguments:
@@ -139,13 +159,14 @@ def order_arguments(argv: list[str]) -> OrderArguments:
 def main(argv: list[str] | None = None) -> list[Part]:
     """Say which records an update read; returns their parts."""
     args = order_arguments(list(sys.argv[1:] if argv is None else argv))
-    order = RunOrder(Path(args.run), args.data_cache_dir)
+    order = open_order(Path(args.run), args.data_cache_dir)
     parts = order.parts_of(args.step)
     passes = sorted({part.pass_index + 1 for part in parts})
+    at_most = "" if isinstance(order, RunOrder) else " at most"
     show_facts(
         f"update {args.step:,} of {order.num_steps:,} of {args.run}",
         {
-            "blocks": f"{order.blocks_per_step} of {order.blocks.block_size} tokens, from pass "
+            "blocks": f"{order.blocks_per_step} of {order.block_size} tokens{at_most}, from pass "
             + " and ".join(map(str, passes)),
             "documents": f"{len(parts):,}, whole or in part",
         },

@@ -17,6 +17,8 @@ import sft_lora
 from lm_trials.models.adapters import LoraSpec, add_lora, check_adapter_state, load_adapter_weights, without_noise
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.training.checkpoints import SUMS, seal
+from lm_trials.training.order import main as tell_order
+from lm_trials.training.order import open_order
 from lm_trials.training.sft_trainer import FineTuner
 
 SAVED = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "3")
@@ -179,9 +181,26 @@ def test_processes_and_accumulation_see_the_same_examples(tune_flags, tmp_path):
         found, seen, _ = run(name, *halves, *more, world_size=world)
         assert seen == updates
         assert found == pytest.approx(losses, abs=1e-5)
+    order = open_order(tmp_path / "one")  # which examples were in which update can be told afterwards
+    assert [sorted(part.ids for part in order.parts_of(step)) for step in (1, 2, 3)] == updates
     other, seen, _ = run("other", "--per_device_train_batch_size", "8", "--data_seed", "5")
     assert seen != updates
     assert other != pytest.approx(losses, abs=1e-5)
+
+
+def test_the_order_of_packed_examples_is_told(tune_flags, tmp_path, capsys):
+    """Of one pass each example is in one row; an update that there is not is named."""
+    sft_lora.main(tune_flags("run", "--packing", "True", "--max_steps", "-1", "--num_train_epochs", "1"))
+    order = open_order(tmp_path / "run")
+    numbers = [part.document for step in range(1, order.num_steps + 1) for part in order.parts_of(step)]
+    assert len(set(numbers)) == len(numbers) > 90
+    assert {part.pass_index for part in order.parts_of(order.num_steps)} == {0}
+    capsys.readouterr()
+    parts = tell_order([str(tmp_path / "run"), "--step", "1", "--text"])
+    assert "Write about" in capsys.readouterr().out
+    assert sum(len(part.ids) for part in parts if part.block == 0) <= 64
+    with pytest.raises(SystemExit):
+        tell_order([str(tmp_path / "run"), "--step", str(order.num_steps + 1)])
 
 
 def test_nothing_is_reported_to_anybody(tune_flags, tmp_path, monkeypatch):
