@@ -10,7 +10,12 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-PLAIN = {"git", "cd", "tensorboard", "export", "pip"}
+MODULE_FLAGS = {
+    "lm_trials.evaluation.generate": ("lm_trials.evaluation.generate", "GenerationArguments"),
+    "lm_trials.evaluation.constraints": ("lm_trials.evaluation.constraint_arguments", "ConstraintArguments"),
+    "lm_trials.evaluation.latent_city": ("lm_trials.evaluation.latent_city", "LatentCityArguments"),
+}
+PLAIN = {"hf", "git", "cd", "tensorboard", "export", "pip"}
 
 
 def command_lines(page: Path) -> list[str]:
@@ -32,6 +37,11 @@ def parse_script(script: str, argv: list[str]) -> None:
         from lm_trials.training.run_arguments import RunArguments
 
         parse_arguments(argv, (DataArguments, ModelArguments), "", CommonTrainingArguments, lambda: RunArguments)
+    elif script == "sft_lora.py":
+        from lm_trials.training.sft_arguments import AdapterArguments, CommonSftArguments, PairArguments
+        from lm_trials.training.sft_run_arguments import SftRunArguments
+
+        parse_arguments(argv, (PairArguments, AdapterArguments), "", CommonSftArguments, lambda: SftRunArguments)
     elif script == "eval_checkpoint.py":
         from lm_trials.evaluation.arguments import EvaluationArguments
 
@@ -71,10 +81,11 @@ def check(line: str) -> None:
         module = importlib.import_module(rest[1])
         parse = getattr(module, "main", None)
         assert parse is not None, line
-        if rest[1] == "lm_trials.evaluation.generate":
+        if rest[1] in MODULE_FLAGS:
             from lm_trials.arguments import parse_arguments
 
-            parse_arguments(rest[2:], (module.GenerationArguments,), "")
+            place, name = MODULE_FLAGS[rest[1]]
+            parse_arguments(rest[2:], (getattr(importlib.import_module(place), name),), "")
         if rest[1] == "lm_trials.training.order":
             module.order_arguments(rest[2:])
     elif command in ("python", ".venv/bin/python"):
@@ -107,6 +118,8 @@ def test_readme_has_the_two_commands():
         "python prepare_tinystories.py bake",
         "python cache_datasets.py --dataset_nam x",
         "python eval_checkpoint.py --model_dir a --by",
+        "python sft_lora.py --lora_rank 4",
+        "python -m lm_trials.evaluation.latent_city --modle a",
         "python probes/diversity.py --num_batches 1",
         "accelerate launch --config_file nowhere.yaml train_gpt2.py",
         "run_everything --now",
