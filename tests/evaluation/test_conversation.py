@@ -27,6 +27,7 @@ class Listening(Storyteller):
 
 
 given = []
+LINE = "the quick brown fox jumps over the lazy dog!"
 
 
 @pytest.fixture
@@ -71,10 +72,11 @@ def test_an_empty_line_ends_it_and_new_begins_anew(conversation, capsys):
 def test_the_oldest_turns_are_forgotten_where_it_no_longer_fits_and_that_is_said_once(capsys):
     given.clear()
     short = talk(positions=64, max_new_tokens=6)
-    converse(short, ["a quick cat", *["the lazy dog"] * 7])
+    converse(short, ["a quick cat", *[LINE] * 7])
     assert max(map(len, given)) + 6 <= 64
     assert len(short.messages) < 16
-    assert short.messages[0]["role"] == "user"
+    said = ("a quick cat", LINE)  # a turn is forgotten with its answer: none begins with an answer
+    assert all(TOKENIZER.decode(prompt[1:]).strip().startswith(said) for prompt in given)
     assert "a quick cat" not in [message["content"] for message in short.messages]
     assert capsys.readouterr().err.count("the oldest turns are forgotten") == 1
     given.clear()
@@ -84,10 +86,17 @@ def test_the_oldest_turns_are_forgotten_where_it_no_longer_fits_and_that_is_said
     assert capsys.readouterr().err == ""
 
 
-def test_room_is_kept_for_an_answer_of_any_length():
+@pytest.mark.parametrize(("max_new_tokens", "kept"), [(None, False), (1, True), (30, False)])
+def test_room_is_kept_for_an_answer(max_new_tokens, kept):
+    """Of a turn that would fit with some tokens to spare: a quarter of the positions, or what is asked for."""
     given.clear()
-    converse(talk(positions=64, max_new_tokens=None), ["a cat", "the dog", "a fox", "a mat"])
-    assert max(map(len, given)) <= 48
+    short = talk(positions=64, max_new_tokens=max_new_tokens)
+    said, now = {"role": "user", "content": LINE}, {"role": "user", "content": LINE}
+    short.messages = [said, {"role": "assistant", "content": "a quick brown cat sat on"}]
+    whole, alone = (short.teller.conversation([*before, now]) for before in (short.messages, []))
+    assert 48 < len(whole) < 60
+    short.answer(LINE)
+    assert given == [whole if kept else alone]
 
 
 def test_what_is_too_long_to_say_is_not_said_and_the_conversation_goes_on(capsys):
