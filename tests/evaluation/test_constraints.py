@@ -11,6 +11,7 @@ from datasets import Features, List, Value
 from tiny_models import tiny_model
 
 from lm_trials.console import UsageError
+from lm_trials.data.corpora import open_records
 from lm_trials.data.generator import generate_stories
 from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, instruct_prompts
 from lm_trials.data.pairs import open_pairs, write_pairs
@@ -134,6 +135,8 @@ def test_a_corpus_without_labels_trains_no_judge():
 def test_the_detectors_are_measured_on_held_out_records(tiny_data):
     rows = judge_quality(JUDGE, "tiny", tiny_data)
     assert {row["estimate"] for row in rows} == {1.0}
+    held_out = sum(len(open_records(tiny_data / "tiny", split)) for split in ("validation", "test"))
+    assert {row["n"] for row in rows} == {held_out}
     assert all(row["n"] == row["with"] + row["without"] and row["lower"] < 1 for row in rows)
 
 
@@ -268,6 +271,16 @@ def test_replicates_have_a_row_each_and_one_for_their_arm(data):
     assert arm["models"] == 2
     assert arm["estimate"] == pytest.approx((first["estimate"] + second["estimate"]) / 2)
     assert arm["lower"] < min(first["estimate"], second["estimate"])
+
+
+def test_classifiers_judge_where_they_are_asked_to(data):
+    """The table names what they are worth; the corpus is too small for them to be worth much."""
+    run(data, "--dataset_name", "made", "--num_prompts", 4, "--feature_judge", "classifier", "--judge_corpus", "tiny")
+    records = pd.read_csv(data / "out/constraint_scores.csv").query("judged == @RECORDS and metric == 'has_Twist'")
+    assert len(records)
+    assert 0.5 < pd.read_csv(data / "out/judge.csv")["estimate"].mean() <= 1
+    run(data, "--dataset_name", "made", "--num_prompts", 4)
+    assert not (data / "out/judge.csv").exists()  # of an earlier run with other flags
 
 
 def test_pairs_and_conversations_are_asked_in_their_layouts(data):
