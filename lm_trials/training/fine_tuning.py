@@ -232,7 +232,12 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: 
         settings = {"layout": examples.layout, "dataset_name": [examples.pairs.name], "scored": "completions"}
         write_examples(folder / "eval" / name, examples.validation, trainer.sums_NK, trainer.processing_class, settings)
     if trained:
-        loss_figure(trainer.state.log_history, title=trainer.args.run_name).savefig(folder / LOSS_PICTURE, dpi=150)
+        # The loss that is trained on; that of the prompts, which nobody learns, would flatten it.
+        drawn = [
+            {key: value for key, value in row.items() if not key.startswith(("eval_completion", "eval_unmasked"))}
+            for row in trainer.state.log_history
+        ]
+        loss_figure(drawn, title=trainer.args.run_name).savefig(folder / LOSS_PICTURE, dpi=150)
         trainer.save_state()
         mark_finished(folder, trainer.state.global_step, trainer.run_identity)
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -266,8 +271,8 @@ def merge_output(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str
 
 
 def _signed(difference: Any) -> str:
-    limits = "" if math.isnan(difference.lower) else f" [{difference.lower:+.5f}, {difference.upper:+.5f}]"
-    return f"{difference.estimate:+.5f}{limits}"
+    limits = "" if math.isnan(difference.lower) else f" [{difference.lower:+.1e}, {difference.upper:+.1e}]"
+    return f"{difference.estimate:+.1e}{limits}"
 
 
 def check_merge(adapter_args: AdapterArguments, output_dir: str) -> None:
