@@ -210,6 +210,18 @@ def announce_tuning(
             "results": args.output_dir,
         },
     )
+    note_untrained_end(base, adapter_args)
+
+
+def note_untrained_end(base: Base, adapter_args: AdapterArguments) -> None:
+    """Say so where a base has never seen the EOS that it is to write: LoRA leaves its tokens' rows as they are."""
+    run = read_run(Path(base.reference.path)) or {"outcome": {}}
+    if run["outcome"].get("append_eos") is False and not adapter_args.full_finetune:
+        note(
+            f"note: {base.reference.name} was trained without EOS, and LoRA leaves embeddings and output head as they "
+            "are: it will hardly learn where to end; train the base with --append_eos True, or all of it with "
+            "--full_finetune True"
+        )
 
 
 def _too_long(counts: Mapping[str, int], max_length: int) -> str:
