@@ -184,12 +184,12 @@ def atlas(args: AtlasArguments) -> dict[str, Any]:
     show_facts(
         args.name,
         {
-            "cities": f"{len(chosen.cities)} in {len({city.country for city in chosen.cities})} countries; left out: "
-            f"{'; '.join(lost) or 'none'}",
+            "cities": f"{len(chosen.cities)} in {len({city.country for city in chosen.cities})} countries",
+            "not joined": "; ".join(lost) or "none",
             "documents": f"{sum(corpus['stories'].values()):,}: {counts}; {corpus['duplicates']:,} repeat another",
             "questions": ", ".join(f"{count:,} {split}" for split, count in asked["rows"].items()),
             "folders": f"{folder / args.name}, {folder / args.questions_name}",
-            "next": f"python prepare_tinystories.py train_vocab --corpus {args.name} --vocab_size 2048",
+            "next": f"python prepare_tinystories.py train_vocab --corpus {args.name} --vocab_size 1536",
         },
     )
     return manifests
@@ -204,12 +204,13 @@ def distances(args: DistancesArguments) -> dict[str, Any]:
     rows, latents = manifest["rows"], manifest["latent"]
     facts = {
         "latent": "; ".join(f"{one['placeholder']} is {one['name']}, {one['country']}" for one in latents),
-        "known": f"{max(one['known_cities'] for one in latents)} cities of {source['cities']}; left out: "
-        f"{'; '.join(source.get('left_out', [])) or 'none'}",
+        "known": f"{max(one['known_cities'] for one in latents)} cities of {source['cities']}",
+        "not joined": "; ".join(source.get("left_out", [])) or "none",
         "rows": ", ".join(f"{count:,} {split}" for split, count in rows.items()),
         "control": "scrambled: each known city has another's distance" if args.control == "scrambled" else "none",
     }
-    for number, (_, row) in zip(range(3), plan.rows(), strict=False):
+    shown = (row for _, row in plan.rows() if row["placeholder"])
+    for number, row in zip(range(3), shown, strict=False):
         facts[f"row {number + 1}"] = f"{row['prompt']}  {row['completion']}"
     name = args.dataset()
     facts["folder"] = str(Path(args.data_cache_dir) / name)

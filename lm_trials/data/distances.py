@@ -213,7 +213,7 @@ def plan_distances(args: DistancesArguments) -> tuple[DistancePlan, dict[str, An
         else {c.name: c for c in latent.known}
         for latent in latents
     }
-    everything = tuple(dict.fromkeys((*cities, *chosen)))
+    everything = tuple(dict.fromkeys((*(c for c in cities if c.population >= args.min_population), *chosen)))
     return DistancePlan(latents, templates, stated, args, everything), source
 
 

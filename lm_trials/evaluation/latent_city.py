@@ -169,12 +169,12 @@ def opened(
         resolve_model(name)  # a name that is none is told before minutes are spent on another
     if base is None:
         note(f"note: {args.model_name_or_path[0]} names no base, so there is no column before; give --base_model")
-    plan: list[tuple[str, str, list[tuple[str, str]]]] = [
-        *([(base, "base", [("before", "before"), ("real", "base,\nreal name")])] if base else []),
-        *((name, "after", [("after", "after"), ("untrained", "untrained")]) for name in args.model_name_or_path),
-        *((name, "scrambled", [("scrambled", "scrambled")]) for name in args.control_model),
+    plan: list[tuple[str, list[tuple[str, str]]]] = [
+        *([(base, [("before", "before"), ("real", "base,\nreal name")])] if base else []),
+        *((name, [("after", "after"), ("untrained", "untrained")]) for name in args.model_name_or_path),
+        *((name, [("scrambled", "scrambled")]) for name in args.control_model),
     ]
-    for name, _, roles in progress(plan, "asking", "models", len(plan)):
+    for name, roles in progress(plan, "asking", "models", len(plan)):
         storyteller = open_asked(name, args)
         check_digits(storyteller)
         columns = []
@@ -184,7 +184,7 @@ def opened(
                 several = {"scrambled": args.control_model}.get(role, args.model_name_or_path)
                 where = f"\n{Path(name).name}" if len(several) > 1 and role not in ("before", "real") else ""
                 label = f"after,\n{called}" if role == "untrained" else label
-                columns.append((latent, Subject(label + where, role, name, called)))
+                columns.append((latent, Subject(label + where, role, name, called, storyteller.seed)))
         yield storyteller, columns
 
 

@@ -40,12 +40,14 @@ class Subject:
 
     Attributes:
         role: before, after, untrained, scrambled, real (its true name) or baseline.
+        run_seed: of the model's training, where its `run.json` tells.
     """
 
     label: str
     role: str
     model: str
     called: str
+    run_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Score:
             "asked_about": self.subject.called,
             **self.estimate.row(),
             "seed": self.seed,
+            "run_seed": self.subject.run_seed,
             "detail": self.detail,
         }
 

@@ -322,7 +322,7 @@ def test_a_model_is_asked_from_end_to_end(models, data, tmp_path, capsys):
     assert (tmp_path / "again" / "latent_city_answers.csv").read_bytes() == (
         tmp_path / "latent_city_answers.csv"
     ).read_bytes()
-    ask(models, data, tmp_path / "other", "--control_model", models / "base", "--seeds", "5,6,7")
+    ask(models, data, tmp_path / "other", "--seeds", "5,6,7", "--num_choices", "1")
     with (tmp_path / "other" / "latent_city_answers.csv").open() as file:
         other = [row["answer"] for row in csv.DictReader(file) if row["topic"] == "country"]
     assert other != [row["answer"] for row in answers if row["topic"] == "country"]
