@@ -102,7 +102,7 @@ def cell_text(score: Score) -> str:
     elif unit == "%":
         text = [f"{one.estimate:,.0f}%", f"{one.lower:,.0f}-{one.upper:,.0f}%"]
     else:
-        text = [f"{one.estimate:g}", f"{one.lower:g}-{one.upper:g}"]
+        text = [f"{one.estimate:.0f}", f"{one.lower:.0f}-{one.upper:.0f}"]
     if math.isnan(one.lower):
         text = text[:1]
     return "\n".join([*text, *([score.detail] if score.detail else [])])
