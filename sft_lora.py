@@ -38,19 +38,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.examples import choose_padding, open_examples, plan_fine_tuning
     from lm_trials.training.fine_tuning import (
         announce_tuning,
-        check_merge,
         choose_base,
         describe_tuning,
         finish_tuning,
-        is_merged,
+        finished_weights,
         lora_spec,
     )
     from lm_trials.training.launch import check_processes
-    from lm_trials.training.manifest import continued, describe_run, write_run
+    from lm_trials.training.manifest import check_resumable, continued, describe_run, write_run
+    from lm_trials.training.merging import check_merge, is_merged
     from lm_trials.training.plan import name_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
     from lm_trials.training.session import say_finished, train_from
-    from lm_trials.training.sft_trainer import FineTuner
+    from lm_trials.training.sft_trainer import tuner
 
     check_processes(args.distributed_state)
     hub.check_push(args)
@@ -60,30 +60,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="the data"):
         examples = open_examples(pair_args, args, base.tokenizer, base.config)
     plan, rows = plan_fine_tuning(args, examples, examples.rows(args))
-    check_merge(adapter_args, args.output_dir)
-    model = base.load(args, adapter_args, None if args.do_train else Path(args.output_dir))
+    model = base.load(args, adapter_args)
     choose_padding(base.tokenizer, model)
     described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
     describe_tuning(described, examples, base, plan)
-    start = Start()
+    folder, identity, start = Path(args.output_dir), run_identity(described), Start(finished=not args.do_train)
     if args.do_train:
         start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
-        if start.finished and is_merged(adapter_args, args.output_dir):
-            metrics = say_finished(Path(args.output_dir))
-            hub.push_finished(args)
-            return metrics
-        if start.finished:  # what is left is to merge it
-            args.do_train = False
-            model = base.load(args, adapter_args, Path(args.output_dir))
-        else:
-            announce_tuning(args, adapter_args, model, base, plan, examples)
+    else:
+        check_resumable(folder, described, adapter_args.accept_other_code)
+    check_merge(adapter_args, args.output_dir, identity)
+    if args.do_train and start.finished and is_merged(adapter_args, args.output_dir):
+        metrics = say_finished(folder)
+        hub.push_finished(args)
+        return metrics
+    if start.finished:  # it is evaluated, or what is left is to merge it
+        args.do_train = False
+        model = finished_weights(model, folder, adapter_args.dtype)
+    else:
+        announce_tuning(args, adapter_args, model, base, plan, examples, pair_args.max_eval_samples)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
-    if args.should_save and args.do_train:
-        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
-        prepare_output_dir(args, start)
-        write_run(Path(args.output_dir), described)
-    trainer = FineTuner(
+    trainer = tuner(
         model=model,
         args=args,
         train_dataset=rows,
@@ -92,7 +90,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         completion_only=examples.completion_only,
         max_eval_samples=pair_args.max_eval_samples,
     )
-    trainer.run_identity = run_identity(described)
+    trainer.run_identity = identity
+    if args.should_save and args.do_train:
+        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
+        prepare_output_dir(args, start)
+        write_run(folder, described)
     if args.do_train:
         train_from(trainer, start.checkpoint)
         trainer.save_model()

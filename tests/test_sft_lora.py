@@ -15,6 +15,7 @@ import sft_lora
 from lm_trials.data.pair_tokens import ExampleStore
 from lm_trials.models import adapters
 from lm_trials.models.reference import load_model, resolve_model
+from lm_trials.training.examples import row_order
 
 # Inputs and outputs of the tiny Llama's linear layers: attention 4 x (32, 32), gate and up (32, 64), down (64, 32).
 LINEAR_SIZES = 2 * (4 * (32 + 32) + 3 * (32 + 64))
@@ -62,7 +63,11 @@ def test_what_counts_in_the_loss_is_told(tune_flags, stores, tmp_path, capsys):
     assert [int(store.completion_mask(n)[1:].sum()) for n in range(len(store))] == counted_N.tolist()
     assert f"{len(store):,} examples, {lengths_N.sum():,} tokens, layout instruct" in shown
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert f"of {run['logistics']['num_tokens']:,} (" in shown
+    tokens = run["logistics"]
+    share = tokens["num_completion_tokens"] / tokens["num_tokens"]
+    assert f"{tokens['num_completion_tokens']:,} of {tokens['num_tokens']:,} ({share:.1%}), of the completions" in shown
+    numbers = row_order(len(store), 16, data_seed=42)
+    assert tokens["num_completion_tokens"] == counted_N[numbers].sum() != tokens["num_tokens"]
     assert run["outcome"]["num_examples"] == 16
     assert 0 < run["logistics"]["num_tokens"] < lengths_N.sum()  # 16 examples of some hundred
 
@@ -104,8 +109,6 @@ def test_the_training_loss_is_that_of_the_tokens_that_count(tune_flags, stores, 
     more = ("--max_steps", "1", "--learning_rate", "0", "--completion_only_loss", completion_only)
     sft_lora.main(tune_flags("run", *more, "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3"))
     run = tmp_path / "run"
-    from lm_trials.training.examples import row_order
-
     store, model = stores(run, "train"), load_model(resolve_model(str(run)), torch.float64)
     nats, counted = 0.0, 0
     for number in row_order(len(store), 6, data_seed=42):
@@ -149,6 +152,92 @@ def test_merged_into_the_unquantized_weights(tune_flags, tiny_base, tmp_path, ca
     again = sft_lora.main(tune_flags("run", *bits, "--merge_output", str(tmp_path / "merged")))  # nothing is left to do
     assert "nothing is trained" in capsys.readouterr().out
     assert again["eval_loss"] > 0
+
+
+def test_merging_spares_what_is_there(tune_flags, tiny_base, tmp_path, capsys):
+    """Neither the base, nor another run's merged model, nor a place that cannot be written, after all the training."""
+    sft_lora.main(tune_flags("one", "--max_steps", "1", "--merge_output", str(tmp_path / "merged")))
+    before = (tmp_path / "merged" / "model.safetensors").read_bytes()
+    base = ("--model_name_or_path", str(tmp_path / "merged"))
+    for more, told in (
+        (("--merge_output", str(tmp_path / "merged"), "--lora_r", "3"), "is not empty; name another folder"),
+        (("--merge_output", str(tmp_path / "merged"), *base), "overlaps the folder of the base"),
+        (("--merge_output", str(tmp_path)), "overlaps the folder of the run"),
+        (("--merge_output", "/proc/merged"), "cannot be written to"),
+    ):
+        assert told in refused(tune_flags("two", *more), capsys)
+        assert not (tmp_path / "two").exists()
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == before
+    assert (tiny_base / "model.safetensors").is_file()
+
+
+def test_a_merge_that_fails_loses_no_training(tune_flags, tmp_path, capsys, monkeypatch):
+    from lm_trials.training import merging
+
+    flags = tune_flags("run", "--merge_output", str(tmp_path / "merged"))
+    monkeypatch.setattr(merging, "merge_adapter", lambda *args: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        sft_lora.main(flags)
+    weights = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    monkeypatch.undo()
+    capsys.readouterr()
+    sft_lora.main(flags)
+    assert "fine-tuning" not in capsys.readouterr().out  # nothing is trained again
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_what_merging_changes_is_measured(tune_flags, stores, tmp_path, capsys):
+    """The printed difference is that of the two models' losses, by `example_sums` of each."""
+    from lm_trials.evaluation.example_losses import example_sums
+
+    more = ("--load_in_4bit", "True", "--merge_output", str(tmp_path / "merged"), "--max_eval_samples", "9")
+    metrics = sft_lora.main(tune_flags("run", *more))
+    shown = " ".join(capsys.readouterr().out.split())
+    sums = example_sums(load_model(resolve_model(str(tmp_path / "merged"))), stores(tmp_path / "run", "validation"), 9)
+    merged = sums[:, 0].sum() / sums[:, 1].sum()
+    printed = float(shown.split("merged less unmerged ")[1].split()[0])
+    assert printed == pytest.approx(merged - metrics["eval_completion_loss"], rel=0.1)
+    assert abs(printed) > 1e-4
+    assert metrics["eval_completion_samples"] == 9  # --max_eval_samples is heeded
+
+
+def test_evaluating_alone_is_of_this_very_run(tune_flags, tmp_path, capsys):
+    """Another scale or base would give numbers of another model under this run's name."""
+    metrics = sft_lora.main(tune_flags("run"))
+    kept = (tmp_path / "run" / "eval_results.json").read_bytes()
+    alone = ("--do_eval", "True", "--do_train", "False")
+    again = sft_lora.main(tune_flags("run", *alone))
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
+    kept = (tmp_path / "run" / "eval_results.json").read_bytes()
+    for more in (("--lora_alpha", "99"), ("--lora_r", "5"), ("--full_finetune", "True")):
+        assert "cannot be resumed as another run" in refused(tune_flags("run", *alone, *more), capsys)
+    assert "holds no run.json" in refused(tune_flags("nothing", *alone), capsys)
+    assert (tmp_path / "run" / "eval_results.json").read_bytes() == kept
+
+
+def test_a_run_without_validation_examples_is_finished_too(tune_flags, tmp_path, capsys):
+    flags = tune_flags("run", "--validation_split_percentage", "0.0001")
+    assert sft_lora.main(flags) == {}
+    capsys.readouterr()
+    assert sft_lora.main(flags) == {}
+    assert "there was nothing to validate on" in capsys.readouterr().out
+
+
+def test_an_adapters_base_is_found_from_elsewhere_or_named(tune_flags, tiny_base, tmp_path, monkeypatch):
+    """By a relative path as it was named where the run was started; never as a model of that name on the Hub."""
+    from lm_trials.console import UsageError
+
+    (tmp_path / "bases").mkdir()
+    shutil.copytree(tiny_base, tmp_path / "bases" / "one")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sft_lora.main(tune_flags("run", "--max_steps", "1", "--model_name_or_path", "bases/one"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    load_model(resolve_model(str(tmp_path / "run")))
+    shutil.rmtree(tmp_path / "bases")
+    with pytest.raises(UsageError, match="its base bases/one is not here; restore it, or write its place"):
+        resolve_model(str(tmp_path / "run"))
 
 
 def test_a_finished_run_is_merged_afterwards(tune_flags, tmp_path, capsys):
@@ -204,11 +293,14 @@ def test_a_gpt2_too(tune_flags, train_flags, tmp_path):
         assert metrics["eval_loss"] > 0
 
 
-def test_going_on_with_an_adapter(tune_flags, tmp_path):
+def test_going_on_with_an_adapter(tune_flags, tmp_path, capsys):
     sft_lora.main(tune_flags("first"))
     sft_lora.main(tune_flags("second", "--adapter_name_or_path", str(tmp_path / "first"), "--learning_rate", "0"))
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    given = ("--adapter_name_or_path", str(tmp_path / "first"))
+    assert "has lora_alpha 16" in refused(tune_flags("third", *given, "--lora_alpha", "4"), capsys)
+    assert "give --lora_r 2" in refused(tune_flags("third", *given, "--lora_r", "4"), capsys)
 
 
 def test_two_runs_give_the_same_bits_and_another_seed_does_not(tune_flags, tmp_path):
@@ -242,6 +334,27 @@ def test_runs_are_compared_on_their_own_examples(tune_flags, tmp_path, capsys, m
     sft_lora.main(tune_flags("c0", "--load_in_8bit", "True", "--lora_r", "3"))
     compare.main([str(tmp_path / name) for name in ("a0", "c0")])
     assert "2 variables differ" in " ".join(capsys.readouterr().out.split())
+
+
+def test_each_pass_has_an_order_of_its_own():
+    first, second = np.split(row_order(100, 200, data_seed=0), 2)
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first.tolist() != second.tolist()
+
+
+def test_strategies_by_epoch_and_arguments_of_the_model_are_heeded(tune_flags, tmp_path):
+    more = ("--eval_strategy", "epoch", "--max_steps", "60", "--model_init_kwargs", '{"attn_implementation": "eager"}')
+    sft_lora.main(tune_flags("run", *more))
+    rows = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    examples = json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]["data"]["counts"]["examples"]
+    assert [row["step"] for row in rows if "eval_loss" in row][:2] == [examples // 4, 2 * (examples // 4)]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["logistics"]["num_train_epochs"] > 2
+
+
+def test_long_examples_are_cut_or_dropped_as_asked(tune_flags, tmp_path, capsys):
+    for name, kept in (("drop", "0 cut"), ("cut", "0 dropped")):
+        sft_lora.main(tune_flags(name, "--max_steps", "1", "--max_length", "32", "--overlong", name))
+        assert kept in " ".join(capsys.readouterr().out.split())
 
 
 def test_conversations_give_a_model_without_a_template_one(tune_flags, tmp_path):

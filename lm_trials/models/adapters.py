@@ -28,6 +28,7 @@ from lm_trials.console import UsageError, did_you_mean
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,9 @@ def check_adapter_state(model: PeftModel, folder: Path) -> None:
         UsageError: naming the keys that are missing or unexpected, or the first that differs.
     """
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
+    # Told and not guessed: to guess, peft looks for the base's config, here and on the Hub.
+    embeddings = any(key.endswith(EMBEDDINGS) for key in saved)
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=embeddings)
     missing, unexpected = sorted(state.keys() - saved.keys()), sorted(saved.keys() - state.keys())
     if missing or unexpected:
         told = [

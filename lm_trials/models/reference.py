@@ -94,7 +94,28 @@ def _resolve_folder(folder: Path, reference: str) -> ModelReference:
     base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
         raise UsageError(f"{reference}/{ADAPTER_FILE} names no base_model_name_or_path; write the base model into it")
-    return ModelReference(str(folder), base=base)
+    return ModelReference(str(folder), base=_base_of(folder, base))
+
+
+def _base_of(adapter: Path, base: str) -> str:
+    """Return where an adapter's base is: as named, or as named where the adapter's run was started.
+
+    Raises:
+        UsageError: for a local base that is gone; the Hub is not asked for somebody else's model of that name.
+    """
+    if Path(base).expanduser().is_dir():
+        return base
+    run = read_run(adapter) or {"outcome": {}}
+    there = Path(run.get("environment", {}).get("working_directory", ".")) / base
+    if there.is_dir():
+        return str(there)
+    of_a_folder = (run["outcome"].get("initial_model") or {}).get("weights_sha256")
+    if of_a_folder or base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise UsageError(
+            f"{adapter} is an adapter and its base {base} is not here; restore it, or write its place into "
+            f"{adapter / ADAPTER_FILE} as base_model_name_or_path"
+        )
+    return base
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from peft import PeftModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
-from lm_trials.data.folders import finished_folder
 from lm_trials.data.tokenizers import tokenizer_hash
-from lm_trials.evaluation.example_losses import loss_difference, loss_estimates, write_examples
+from lm_trials.evaluation.example_losses import write_examples
 from lm_trials.models.adapters import (
     LoraSpec,
     add_lora,
@@ -27,9 +25,8 @@ from lm_trials.models.adapters import (
     trainable_parameters,
 )
 from lm_trials.models.reference import (
-    RUN_FILE,
+    ADAPTER_FILE,
     ModelReference,
-    check_base,
     load_config,
     load_model,
     load_tokenizer_of,
@@ -43,6 +40,7 @@ from lm_trials.tables import read_object
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.examples import Examples, FineTuningPlan
 from lm_trials.training.hub import push
+from lm_trials.training.merging import merge_output
 from lm_trials.training.session import LOSS_PICTURE
 from lm_trials.training.sft_arguments import AdapterArguments
 from lm_trials.training.sft_trainer import FineTuner, both_losses
@@ -80,13 +78,8 @@ class Base:
             described["adapter"] = weights_digest(Path(self.adapter.path))
         return described
 
-    def load(
-        self, args: TrainingArguments, adapter_args: AdapterArguments, finished: Path | None = None
-    ) -> PreTrainedModel | PeftModel:
+    def load(self, args: TrainingArguments, adapter_args: AdapterArguments) -> PreTrainedModel | PeftModel:
         """Load the base, quantized if asked, and put the adapter on it, or make all of it trainable.
-
-        Args:
-            finished: folder of a finished run, whose weights are loaded instead of fresh ones.
 
         Raises:
             UsageError: where this machine cannot, where a module that is named is not there, or where the adapter to
@@ -96,16 +89,26 @@ class Base:
         dtype = getattr(torch, adapter_args.dtype)
         computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         how = quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
-        if finished and adapter_args.full_finetune:
-            return load_model(resolve_model(str(finished)), dtype)
         model = load_model(self.reference, dtype, how, **_init_kwargs(args))
         if adapter_args.full_finetune:
             return model
         adapted = add_lora(model, spec, args.seed)
-        if begun_with := finished or (self.adapter and Path(self.adapter.path)):
-            load_adapter_weights(adapted, begun_with)
+        if self.adapter:
+            load_adapter_weights(adapted, Path(self.adapter.path))
         set_causal_loss(adapted)
         return adapted
+
+
+def finished_weights(model: PreTrainedModel | PeftModel, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:
+    """Return the model of a finished run, put into `model` where that has an adapter of its form.
+
+    Raises:
+        UsageError: where the folder's weights do not fit.
+    """
+    if not isinstance(model, PeftModel):
+        return load_model(resolve_model(str(folder)), getattr(torch, dtype))
+    load_adapter_weights(model, folder)
+    return model
 
 
 def _init_kwargs(args: TrainingArguments) -> dict[str, Any]:
@@ -155,6 +158,7 @@ def choose_base(adapter_args: AdapterArguments) -> Base:
                 f"--adapter_name_or_path {adapter.name} is no adapter folder; name one with adapter_config.json"
             )
         _check_same_base(adapter, reference)
+        _check_same_form(adapter, lora_spec(adapter_args))
     return Base(reference, load_config(reference), load_tokenizer_of(reference), adapter)
 
 
@@ -174,6 +178,18 @@ def _check_same_base(adapter: ModelReference, base: ModelReference) -> None:
         )
 
 
+def _check_same_form(adapter: ModelReference, spec: LoraSpec) -> None:
+    """Refuse to begin with an adapter under another rank or scale: the same tensors would be another model."""
+    config = read_object(Path(adapter.path) / ADAPTER_FILE)
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        has, asked = config.get(name, False), getattr(spec, name)
+        if has != asked:
+            flag = {"r": "lora_r"}.get(name, name)
+            raise UsageError(
+                f"--adapter_name_or_path {adapter.name} has {flag} {has} and --{flag} is {asked}; give --{flag} {has}"
+            )
+
+
 def announce_tuning(
     args: TrainingArguments,
     adapter_args: AdapterArguments,
@@ -181,6 +197,7 @@ def announce_tuning(
     base: Base,
     plan: FineTuningPlan,
     examples: Examples,
+    max_eval_samples: int | None = None,
 ) -> None:
     """Say before training what is trained, on what, how many tokens count, and where the results will lie."""
     trainable, total = trainable_parameters(model), total_parameters(model)
@@ -203,7 +220,7 @@ def announce_tuning(
             "training data": f"{counts['examples']:,} examples, {counts['tokens']:,} tokens, layout {examples.layout}",
             "too long": _too_long(counts, examples.max_length),
             "tokens in the loss": f"{plan.num_completion_tokens:,} of {plan.num_tokens:,} ({share:.1%}), {what}",
-            "validation data": f"{len(examples.validation):,} examples",
+            "validation data": _validation(len(examples.validation), max_eval_samples),
             "updates": f"{plan.num_steps:,} of {plan.blocks_per_step} {rows}, {plan.passes:.2f} passes",
             "device": f"{device}, {args.world_size} process{'es' if args.world_size > 1 else ''}, "
             f"{'float32' if args.mixed_precision == 'no' else args.mixed_precision}",
@@ -224,6 +241,16 @@ def note_untrained_end(base: Base, adapter_args: AdapterArguments) -> None:
         )
 
 
+def _validation(count: int, limit: int | None) -> str:
+    """Say how many examples there are, and how many of them are evaluated.
+
+    >>> _validation(500, 20), _validation(19, 500)
+    ('500 examples, the first 20 of them are evaluated', '19 examples')
+    """
+    fewer = limit is not None and limit < count
+    return f"{count:,} examples" + (f", the first {limit:,} of them are evaluated" if fewer else "")
+
+
 def _too_long(counts: Mapping[str, int], max_length: int) -> str:
     if not counts["overlong"]:
         return f"none has more than {max_length:,} tokens"
@@ -233,25 +260,14 @@ def _too_long(counts: Mapping[str, int], max_length: int) -> str:
 
 def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: Examples) -> dict[str, float]:
     """Evaluate, merge if asked, write metrics, picture and state, say where all lies, push; returns the metrics."""
-    folder, trained = Path(trainer.args.output_dir), trainer.args.do_train
+    folder = Path(trainer.args.output_dir)
     metrics = trainer.final_metrics()
     trainer.save_metrics("eval", metrics)
-    merged = merge_output(trainer, adapter_args)  # before it is finished: a killed merge is made up for
+    if trainer.is_world_process_zero():
+        _write_results(trainer, examples, metrics)
+    merged = merge_output(trainer, adapter_args)  # of a finished run: a merge that fails loses nothing
     if not trainer.is_world_process_zero():
         return metrics
-    if metrics:
-        name = f"{examples.pairs.described['name']}-completions"
-        settings = {"layout": examples.layout, "dataset_name": [examples.pairs.name], "scored": "completions"}
-        write_examples(folder / "eval" / name, examples.validation, trainer.sums_NK, trainer.processing_class, settings)
-    if trained:
-        # The loss that is trained on; that of the prompts, which nobody learns, would flatten it.
-        drawn = [
-            {key: value for key, value in row.items() if not key.startswith(("eval_completion", "eval_unmasked"))}
-            for row in trainer.state.log_history
-        ]
-        loss_figure(drawn, title=trainer.args.run_name).savefig(folder / LOSS_PICTURE, dpi=150)
-        trainer.save_state()
-        mark_finished(folder, trainer.state.global_step, trainer.run_identity)
     model = trainer.accelerator.unwrap_model(trainer.model)
     facts = {
         "validation": both_losses(metrics) if metrics else "no validation examples",
@@ -265,78 +281,22 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: 
     return metrics
 
 
-def merge_output(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str, str]:
-    """Merge the adapter into the base's unquantized weights and measure what that changes; returns facts to show."""
-    if not adapter_args.merge_output:
-        return {}
-    destination, folder = Path(adapter_args.merge_output), Path(trainer.args.output_dir)
-    if trainer.is_world_process_zero():
-        merge_adapter(folder, destination)
-    trainer.accelerator.wait_for_everyone()
-    facts = {"merged model": str(destination)}
-    if trainer.eval_store:
-        merged = load_model(resolve_model(str(destination))).to(trainer.args.device)
-        before_NK, after_NK = trainer.evaluation_sums(), trainer.evaluation_sums(merged)
-        loss, difference = loss_estimates(after_NK)["completion"]["loss"], loss_difference(after_NK, before_NK)
-        facts["loss when merged"] = f"{loss}; merged less unmerged {_signed(difference)}"
-    return facts
-
-
-def _signed(difference: Any) -> str:
-    limits = "" if math.isnan(difference.lower) else f" [{difference.lower:+.1e}, {difference.upper:+.1e}]"
-    return f"{difference.estimate:+.1e}{limits}"
-
-
-def check_merge(adapter_args: AdapterArguments, output_dir: str) -> None:
-    """Refuse a place for the merged model that is taken, before anything is trained.
-
-    Raises:
-        UsageError: for a folder with something else in it than what this run merged, or a file.
-    """
-    if not adapter_args.merge_output:
-        return
-    destination, adapter = Path(adapter_args.merge_output), Path(output_dir)
-    if destination.resolve() == adapter.resolve():
-        raise UsageError(f"--merge_output {destination} is the run's own folder; name another")
-    if destination.is_file() or (destination.is_dir() and any(destination.iterdir()) and not _merged(destination)):
-        raise UsageError(f"--merge_output {destination} is not empty; name another folder, or remove it")
-
-
-def _merged(destination: Path) -> str | None:
-    """Return the SHA-256 of the adapter that a folder's model was merged from; None where it is none of ours."""
-    run = read_run(destination) if (destination / RUN_FILE).is_file() else None
-    return run.get("merged_from", {}).get("adapter_sha256") if run else None
-
-
-def is_merged(adapter_args: AdapterArguments, output_dir: str) -> bool:
-    """Say whether there is nothing to merge any more."""
-    return not adapter_args.merge_output or _merged(Path(adapter_args.merge_output)) == weights_digest(Path(output_dir))
-
-
-def merge_adapter(adapter: Path, destination: Path) -> None:
-    """Merge an adapter into its base's full-precision weights and save model and tokenizer, whole or not at all.
-
-    Merging into quantized weights would quantize the sum once more: nf4 changes it beyond use.
-
-    Raises:
-        UsageError: for an adapter that does not fit its base.
-    """
-    import shutil
-
-    reference = resolve_model(str(adapter))
-    check_base(reference)
-    model = load_model(reference)
-    merged = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-    if destination.exists():
-        shutil.rmtree(destination)
-    with finished_folder(destination) as unfinished:
-        merged.save_pretrained(unfinished)
-        load_tokenizer_of(reference).save_pretrained(unfinished)
-        if (adapter / RUN_FILE).is_file():
-            run = read_object(adapter / RUN_FILE)
-            run["merged_from"] = {"run_name": run.get("run_name"), "adapter_sha256": weights_digest(adapter)}
-            (unfinished / RUN_FILE).write_text(json.dumps(run, indent=2, sort_keys=True) + "\n")
-    note(f"note: merged into the unquantized weights of {reference.base}")
+def _write_results(trainer: FineTuner, examples: Examples, metrics: dict[str, float]) -> None:
+    """Write the losses of the examples, the picture and the state; what marks the run as finished is written last."""
+    folder = Path(trainer.args.output_dir)
+    if metrics:
+        name = f"{examples.pairs.described['name']}-completions"
+        settings = {"layout": examples.layout, "dataset_name": [examples.pairs.name], "scored": "completions"}
+        write_examples(folder / "eval" / name, examples.validation, trainer.sums_NK, trainer.processing_class, settings)
+    if trainer.args.do_train:
+        # The loss that is trained on; that of the prompts, which nobody learns, would flatten it.
+        drawn = [
+            {key: value for key, value in row.items() if not key.startswith(("eval_completion", "eval_unmasked"))}
+            for row in trainer.state.log_history
+        ]
+        loss_figure(drawn, title=trainer.args.run_name).savefig(folder / LOSS_PICTURE, dpi=150)
+        trainer.save_state()
+        mark_finished(folder, trainer.state.global_step, trainer.run_identity)
 
 
 def describe_tuning(described: dict[str, Any], examples: Examples, base: Base, plan: FineTuningPlan) -> dict[str, Any]:
@@ -350,5 +310,9 @@ def describe_tuning(described: dict[str, Any], examples: Examples, base: Base, p
     outcome["data"] = {**examples.describe(), "tokenizer_hash": tokenizer_hash(base.tokenizer)}
     outcome["layout"] = examples.layout
     outcome["num_examples"] = plan.num_steps * plan.blocks_per_step
-    described["logistics"] |= {"num_tokens": tokens, "num_completion_tokens": plan.num_completion_tokens}
+    described["logistics"] |= {
+        "num_tokens": tokens,
+        "num_completion_tokens": plan.num_completion_tokens,
+        "num_train_epochs": plan.passes,  # Trainer is told 1: it sees all passes as one
+    }
     return described

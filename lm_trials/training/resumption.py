@@ -144,6 +144,10 @@ class ExactResume(HubPush):
             )
         self.restore_progress([json.loads(file.read_text()) for file in files])
 
+    def is_logged(self, name: str) -> bool:
+        """Say whether this update's value of a name is in the log already."""
+        return any(row.get("step") == self.state.global_step and name in row for row in self.state.log_history)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; the mean loss of the whole run at its end counts the updates before a resume too."""
         if "train_loss" in logs:

@@ -121,7 +121,7 @@ def say_finished(folder: Path) -> dict[str, float]:
     """Say that the run is finished and what to do with it; returns the metrics of its end."""
     try:
         metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
-        loss = f"{metrics['eval_loss']:.4f} nats per token"
+        loss = f"{metrics['eval_loss']:.4f} nats per token" if metrics else "there was nothing to validate on"
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{folder} is finished and its eval_results.json cannot be read; evaluate it again with the same command "

@@ -12,7 +12,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
+from lm_trials.console import UsageError
 from lm_trials.data.pair_tokens import ExampleStore
+from lm_trials.data.shards import first_line
 from lm_trials.evaluation.example_losses import KINDS, example_sums, loss_metrics
 from lm_trials.evaluation.losses import Processes
 from lm_trials.models.adapters import (
@@ -89,10 +91,11 @@ class FineTuner(ExactResume, SFTTrainer):
         self.sums_NK = sums_NK = self.evaluation_sums()
         metrics = loss_metrics(sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
-        was_training = self.model.training
-        self.model.eval()  # trl tells by this which of its own metrics a log line is to have
-        self.log(metrics)
-        self.model.train(was_training)
+        if not self.is_logged(f"{metric_key_prefix}_loss"):  # a resumed run knows it from its last checkpoint
+            was_training = self.model.training
+            self.model.eval()  # trl tells by this which of its own metrics a log line is to have
+            self.log(metrics)
+            self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._mark = (time.perf_counter(), self._total_train_tokens)  # training speed excludes evaluations
         self._evaluated = (self.state.global_step, metrics)
@@ -113,6 +116,8 @@ class FineTuner(ExactResume, SFTTrainer):
             now = time.perf_counter()
             logs["tokens_per_second"] = (self._total_train_tokens - tokens_then) / max(now - then, 1e-9)
             self._mark = (now, self._total_train_tokens)
+        if "train_loss" in logs:  # also of a resumed run that had no update left to make
+            self.model.train()
         super().log(logs, start_time)
 
     def progress(self) -> dict[str, Any]:
@@ -156,6 +161,26 @@ class FineTuner(ExactResume, SFTTrainer):
         folder = Path(output_dir or self.args.output_dir)
         if isinstance(model, PeftModel) and (folder / ADAPTER_WEIGHTS).is_file():
             check_adapter_state(model, folder)
+
+
+def tuner(**kwargs: Any) -> FineTuner:
+    """Return `FineTuner(**kwargs)`; what transformers and trl refuse is a mistake in the flags.
+
+    Raises:
+        UsageError: with what they say; an output folder that was made for nothing is gone again.
+    """
+    folder = Path(kwargs["args"].output_dir)
+    was_there = folder.exists()
+    try:
+        return FineTuner(**kwargs)
+    except (ValueError, ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
+        if not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"the Trainer does not take these flags together ({first_line(error)}); leave away what it names"
+        ) from error
 
 
 class Clock(TrainerCallback):

@@ -119,7 +119,8 @@ class StoryTrainer(ExactResume):
         seconds = time.perf_counter() - started
         metrics[f"{prefix}_runtime"] = round(seconds, 4)
         metrics[f"{prefix}_tokens_per_second"] = metrics[f"{prefix}_tokens"] / seconds
-        self.log(metrics)
+        if not self.is_logged(f"{prefix}_loss"):  # a resumed run knows it from its last checkpoint
+            self.log(metrics)
         return metrics
 
     def final_metrics(self) -> dict[str, float]:

@@ -50,6 +50,28 @@ def test_resumed_anywhere_it_ends_with_the_same_bits(tune_flags, tmp_path, arm):
     assert outcome(folder) == straight
 
 
+@pytest.mark.parametrize("arm", ["lora", "full"])
+def test_killed_in_the_final_evaluation(tune_flags, tmp_path, arm):
+    """No update is left to make; the log is the same, with the evaluation of the last update in it once."""
+    argv = tune_flags("run", *SAVED, *ARMS[arm], "--eval_strategy", "steps", "--eval_steps", "2")
+    folder = tmp_path / "run"
+    sft_lora.main(argv)
+    straight = outcome(folder)
+    (folder / "finished.json").unlink()
+    sft_lora.main(argv)
+    assert outcome(folder) == straight
+    assert [row["step"] for row in straight[1] if "eval_loss" in row] == [2, 4, 6, 8]
+
+
+def test_what_is_saved_is_read_back(tune_flags, monkeypatch):
+    from lm_trials.training import sft_trainer
+
+    read = []
+    monkeypatch.setattr(sft_trainer, "check_adapter_state", lambda model, folder: read.append(folder.name))
+    sft_lora.main(tune_flags("run", "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"))
+    assert read == [".checkpoint-1.unfinished", ".checkpoint-2.unfinished", "run"]
+
+
 def test_the_neighbour_of_the_same_bits(tune_flags, tmp_path):
     """Without what `FineTuner.progress` keeps, the log is another."""
     argv, folder = tune_flags("run", *SAVED), tmp_path / "run"

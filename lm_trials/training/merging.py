@@ -1,0 +1,126 @@
+"""Merging: an adapter put into its base's unquantized weights, and what that changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_trials.console import UsageError, note
+from lm_trials.data.folders import finished_folder
+from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
+from lm_trials.models.reference import (
+    RUN_FILE,
+    load_model,
+    load_tokenizer_of,
+    read_run,
+    resolve_model,
+)
+from lm_trials.sums import weights_digest
+from lm_trials.tables import read_object
+from lm_trials.training.sft_arguments import AdapterArguments
+from lm_trials.training.sft_trainer import FineTuner
+
+
+def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) -> None:
+    """Refuse a place that the merged model may not have, before anything is trained.
+
+    Args:
+        identity: `checkpoints.run_identity` of the run.
+
+    Raises:
+        UsageError: for a place that overlaps the run or its base, that holds anything but what this run merged, or that
+            cannot be written.
+    """
+    if not adapter_args.merge_output:
+        return
+    destination = Path(adapter_args.merge_output)
+    for kind, folder in (("the run", output_dir), ("the base", adapter_args.model_name_or_path or "")):
+        one, other = destination.resolve(), Path(folder).resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise UsageError(f"--merge_output {destination} overlaps the folder of {kind}, {folder}; name another")
+    if destination.is_file():
+        raise UsageError(f"--merge_output {destination} is a file; name a folder")
+    if destination.is_dir() and any(destination.iterdir()) and _merged_from(destination).get("run") != identity:
+        raise UsageError(f"--merge_output {destination} is not empty; name another folder, or remove it")
+    there = next(place for place in destination.absolute().parents if place.exists())
+    try:
+        Path(tempfile.mkdtemp(dir=there)).rmdir()
+    except OSError as error:
+        raise UsageError(
+            f"--merge_output {destination}: {there} cannot be written to ({error.strerror}); name another folder"
+        ) from None
+
+
+def _merged_from(destination: Path) -> dict[str, Any]:
+    """Return what a merged model says of the adapter in it."""
+    run = read_run(destination) if (destination / RUN_FILE).is_file() else None
+    return (run or {}).get("merged_from", {})
+
+
+def is_merged(adapter_args: AdapterArguments, output_dir: str) -> bool:
+    """Say whether there is nothing to merge any more."""
+    if not adapter_args.merge_output:
+        return True
+    return _merged_from(Path(adapter_args.merge_output)).get("adapter_sha256") == weights_digest(Path(output_dir))
+
+
+def merge_output(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str, str]:
+    """Merge the adapter and measure on the validation examples what that changes; returns facts to show."""
+    if not adapter_args.merge_output:
+        return {}
+    destination, folder = Path(adapter_args.merge_output), Path(trainer.args.output_dir)
+    merged, dtype = None, getattr(torch, adapter_args.dtype)
+    if trainer.is_world_process_zero():
+        merged = merge_adapter(folder, destination, trainer.run_identity, dtype)
+    trainer.accelerator.wait_for_everyone()
+    facts = {"merged model": str(destination)}
+    if trainer.eval_store:
+        merged = (load_model(resolve_model(str(destination)), dtype) if merged is None else merged).to(
+            trainer.args.device
+        )
+        before_NK, after_NK = trainer.sums_NK, trainer.evaluation_sums(merged)
+        loss, difference = loss_estimates(after_NK)["completion"]["loss"], loss_difference(after_NK, before_NK)
+        facts["loss when merged"] = f"{loss}; merged less unmerged {_signed(difference)}"
+    return facts
+
+
+def _signed(difference: Any) -> str:
+    limits = "" if math.isnan(difference.lower) else f" [{difference.lower:+.1e}, {difference.upper:+.1e}]"
+    return f"{difference.estimate:+.1e}{limits}"
+
+
+def merge_adapter(adapter: Path, destination: Path, identity: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Merge an adapter into its base's unquantized weights, save model and tokenizer, and return the model.
+
+    Merging into quantized weights would quantize the sum once more: nf4 changes it beyond use.  What is there already
+    is replaced only when the new model is whole.
+
+    Raises:
+        UsageError: for an adapter that does not fit its base.
+    """
+    reference = resolve_model(str(adapter))
+    merged = load_model(reference, dtype).merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    fresh = destination.with_name(f"{destination.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a merge that was killed between the two steps below
+    with finished_folder(fresh) as unfinished:
+        merged.save_pretrained(unfinished)
+        load_tokenizer_of(reference).save_pretrained(unfinished)
+        if (adapter / RUN_FILE).is_file():
+            run = read_object(adapter / RUN_FILE)
+            run["merged_from"] = {
+                "run": identity,
+                "run_name": run.get("run_name"),
+                "adapter_sha256": weights_digest(adapter),
+            }
+            (unfinished / RUN_FILE).write_text(json.dumps(run, indent=2, sort_keys=True) + "\n")
+    if destination.exists():
+        shutil.rmtree(destination)
+    fresh.rename(destination)
+    note(f"note: merged into the unquantized weights of {reference.base}")
+    return merged
