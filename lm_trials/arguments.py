@@ -106,11 +106,24 @@ def _parser(types: tuple[type, ...], description: str, prog: str | None, more: b
 
 
 def _tidy(parser: ArgumentParser) -> None:
-    """Leave only the underscore spelling of each flag in the help; both are accepted."""
+    """Leave only the underscore spelling of each flag in the help; both are accepted.
+
+    A number whose default is None may be given as None, so that a command line can take back what a file says.
+    """
     for action in parser._actions:
+        if action.default is None and action.nargs is None and action.type in (int, float):
+            action.type = _number_or_none(action.type)
         dashed = [option for option in action.option_strings if "-" in option[2:]]
         if dashed and len(action.option_strings) > len(dashed):
             action.option_strings = [o for o in action.option_strings if o not in dashed]
+
+
+def _number_or_none(kind: Callable[[str], float]) -> Callable[[str], float | None]:
+    def read(word: str) -> float | None:
+        return None if word == "None" else kind(word)
+
+    read.__name__ = kind.__name__  # argparse names it where the word is none
+    return read
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):

@@ -126,6 +126,27 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"{name} has no chat template, so it knows no conversations; use --mode instruct or completion, or "
             "fine-tune it with sft_lora.py, which gives it one"
         )
+    check_template(tokenizer, None, f"the chat template of {name}")
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, name: str) -> None:
+    """Check that a chat template, by default the tokenizer's own, is one; which roles it takes, the rows will show.
+
+    Raises:
+        UsageError: for one with an error in its syntax, naming it and the line.
+    """
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        template = template or tokenizer.get_chat_template()
+        render_jinja_template([[]], chat_template=template)
+    except TemplateSyntaxError as error:
+        raise UsageError(
+            f"{name} is none ({error.message}, line {error.lineno}); mend it, or give another with --chat_template_path"
+        ) from None
+    except Exception:  # it was read; that it does not take a conversation of no message is no mistake
+        return
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

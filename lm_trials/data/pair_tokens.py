@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 
@@ -219,15 +220,20 @@ class ExampleStore:
         lengths_N = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
         if not completion_only or not len(lengths_N):
             return lengths_N, np.maximum(lengths_N - 1, 0)
-        masks = pc.list_flatten(table["completion_mask"]).to_numpy().astype(np.int64)
-        starts_N = np.cumsum(lengths_N) - lengths_N
-        return lengths_N, np.add.reduceat(masks, starts_N) - masks[starts_N]
+        return lengths_N, np.concatenate([_counted(chunk) for chunk in table["completion_mask"].chunks if len(chunk)])
 
     def labelled(self, completion_only: bool) -> Dataset:
         """Return a Dataset of `input_ids` and `labels`, -100 where a token counts in no loss, made as they are read."""
         # trl takes a column of this name for a mask that nobody has made labels of.
         rows = self.rows.with_format(None).rename_column("completion_mask", "of_completion")
         return rows.with_transform(partial(with_labels, completion_only=completion_only))
+
+
+def _counted(masks: pa.ListArray) -> np.ndarray:
+    """Return how many tokens of each mask are 1, the first left out; no example is empty.  The masks are not copied."""
+    flat_T = masks.flatten().to_numpy()
+    starts_N = np.concatenate([[0], np.cumsum(pc.list_value_length(masks).to_numpy())[:-1]])
+    return np.add.reduceat(flat_T, starts_N, dtype=np.int64) - flat_T[starts_N]
 
 
 def with_labels(batch: dict[str, list], completion_only: bool) -> dict[str, list]:

@@ -246,6 +246,10 @@ rename them
         if not isinstance(row["text"], str):
             raise UsageError(f"text holds {type(row['text']).__name__}; it must hold text")
         return "texts", _named({"text": row["text"]})
+    if missing := [column for column in ("prompt", "completion", "messages", "text") if column in row]:
+        missing = [column for column in missing if row[column] is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} is missing a value; give one, or leave the row away")
     columns = ", ".join(map(str, row)) or "none"
     advice = (
         "make pairs of stories with prepare_tinystories.py ingest and instruct" if "story" in row else "rename them"

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import pack_dataset
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, Layout
+from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
 from lm_trials.data.order import document_order
 from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_examples
 from lm_trials.data.pairs import PairSet, open_pairs
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.models.reference import default_window, positions_of
 from lm_trials.training.sft_arguments import PairArguments
+
+PACKED_TOGETHER = 1000  # examples of which trl makes rows at a time; another number makes other rows
+PACKED_AT_ONCE = 16 * PACKED_TOGETHER
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,10 @@ class Examples:
         lengths_N, counted_N = self.train.lengths(self.completion_only)
         if not arguments.packing:
             return Rows(examples, lengths_N, counted_N)
-        # In bins that stay the same in every pass; pack_dataset reads Arrow columns, so the labels are made first.
-        packed = pack_dataset(Dataset.from_list(list(examples)), self.max_length, arguments.packing_strategy)
-        labels = [np.asarray(row) for row in packed["labels"]]
-        return Rows(
-            packed,
-            np.array([len(row) for row in labels]),
-            np.array([int((row != -100).sum()) for row in labels]),
-        )
+        bins = pack_examples(lengths_N, self.max_length, arguments.packing_strategy)  # the same in every pass
+        numbers_N, starts_R = bins.values.to_numpy(), bins.offsets.to_numpy()[:-1]
+        packed = Dataset(pa.table({"examples": bins})).with_transform(partial(packed_rows, examples=examples))
+        return Rows(packed, *(np.add.reduceat(each_N[numbers_N], starts_R) for each_N in (lengths_N, counted_N)))
 
 
 class Rows(NamedTuple):
@@ -100,15 +102,66 @@ class Rows(NamedTuple):
     counted_N: np.ndarray
 
 
+def pack_examples(lengths_N: np.ndarray, max_length: int, strategy: str) -> pa.ListArray:
+    """Return the numbers of the examples of each packed row, by best fit; none is longer than `max_length`.
+
+    What trl packs are rows that hold an example's number as often as it has tokens, some thousand at a time: the bins
+    are told by them, and the tokens themselves stay on disk until their row is read.
+
+    >>> pack_examples(np.array([2, 3, 4, 2]), 5, "bfd").to_pylist()
+    [[2], [1, 0], [3]]
+    """
+    numbers, sizes = [], []
+    for first in range(0, len(lengths_N), PACKED_AT_ONCE):
+        some_N = lengths_N[first : first + PACKED_AT_ONCE]
+        tokens = np.repeat(np.arange(first, first + len(some_N), dtype=np.int32), some_N)
+        ends = np.concatenate([[0], np.cumsum(some_N)]).astype(np.int32)
+        rows = Dataset(pa.table({"input_ids": pa.ListArray.from_arrays(ends, tokens)}), fingerprint=f"numbers{first}")
+        how = {"batch_size": PACKED_TOGETHER, "desc": "packing"}
+        packed = pack_dataset(rows, max_length, strategy, how).with_format("arrow")[:]
+        lengths = packed["seq_lengths"].combine_chunks()
+        lengths_E = lengths.flatten().to_numpy()
+        tokens = packed["input_ids"].combine_chunks().flatten().to_numpy()
+        numbers.append(tokens[np.cumsum(lengths_E) - lengths_E])
+        sizes.append(pc.list_value_length(lengths).to_numpy())
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int32)
+    return pa.ListArray.from_arrays(ends, np.concatenate(numbers))
+
+
+def packed_rows(batch: dict[str, list], examples: Dataset) -> dict[str, list]:
+    """Return ids and labels of packed rows, one example after the other, and the lengths by which they are told apart.
+
+    >>> examples = Dataset.from_dict({"input_ids": [[2, 5], [2, 6, 7]], "labels": [[-100, 5], [-100, 6, 7]]})
+    >>> packed_rows({"examples": [[1, 0]]}, examples)
+    {'input_ids': [[2, 6, 7, 2, 5]], 'labels': [[-100, 6, 7, -100, 5]], 'seq_lengths': [[3, 2]]}
+    """
+    found = examples[list(chain.from_iterable(batch["examples"]))]
+    rows: dict[str, list] = {"input_ids": [], "labels": [], "seq_lengths": []}
+    parts = zip(found["input_ids"], found["labels"], strict=True)
+    for numbers in batch["examples"]:
+        ids, labels = zip(*islice(parts, len(numbers)), strict=True)
+        rows["input_ids"].append(list(chain.from_iterable(ids)))
+        rows["labels"].append(list(chain.from_iterable(labels)))
+        rows["seq_lengths"].append([len(each) for each in ids])
+    return rows
+
+
 def open_examples(
     pair_args: PairArguments, arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase, config: Any
 ) -> Examples:
     """Open and tokenise the data set of a fine-tuning; a tokenizer that lacks a chat template gets one, in place.
 
+    The length of an example is settled in `arguments`, so that a length and its default are one arm where they are one.
+
     Raises:
         UsageError: for a data set that is none of pairs, conversations or texts; a layout that it cannot have; an
             example length beyond the model's positions; none that fits.
     """
+    arguments.max_length = max_length = _example_length(arguments.max_length, config)
+    if arguments.chat_template_path:
+        _check_layout_of_template(arguments.chat_template_path, pair_args.layout)
+        template = _template(arguments.chat_template_path)
+        check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
     pairs = open_pairs(
         pair_args.dataset_name,
         Path(pair_args.data_cache_dir),
@@ -117,11 +170,12 @@ def open_examples(
         watch=lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"),
     )
     if arguments.chat_template_path:
-        tokenizer.chat_template = _template(arguments.chat_template_path)
+        tokenizer.chat_template = template
     if pairs.kind == "conversations" and not tokenizer.chat_template:
         tokenizer.chat_template = STORY_CHAT_TEMPLATE
     layout = choose_layout(pairs, tokenizer, pair_args.layout)
-    max_length = _example_length(arguments.max_length, config)
+    if arguments.chat_template_path:
+        _check_layout_of_template(arguments.chat_template_path, layout)
     folder = make_examples(
         pairs,
         Path(pair_args.data_cache_dir) / pairs.described["name"],
@@ -142,6 +196,14 @@ def open_examples(
     return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
 
 
+def _check_layout_of_template(path: str, layout: Layout | None) -> None:
+    if layout not in (None, "chat"):
+        raise UsageError(
+            f"--chat_template_path {path} has no effect on the layout {layout}; leave it away, or give --layout chat "
+            "and prompts or messages"
+        )
+
+
 def _template(path: str) -> str:
     place = Path(path)
     if place.suffix in (".jinja", ".j2"):
@@ -157,7 +219,7 @@ def _template(path: str) -> str:
 
 def _example_length(asked: int | None, config: Any) -> int:
     positions, usual = positions_of(config), default_window(config)
-    if asked is None or (asked == 1024 and usual < asked):  # SFTConfig's default, which a small model cannot have
+    if asked is None:
         return usual
     if positions is not None and asked > positions:
         raise UsageError(f"--max_length {asked} is longer than the model's {positions} positions; give at most these")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lm_trials.arguments import option
 from lm_trials.console import UsageError
+from lm_trials.data.records import validation_from
 
 
 @dataclass
@@ -69,7 +70,9 @@ class CommonSftArguments:
 
     output_dir: str = option("runs/<run_name>", help="Folder of the run.")
     run_name: str = option("<model>-<data>-s<seed>", help="Name of the run.")
-    max_length: int = option(1024, help="Most tokens of an example, or of a packed row; at most the model's positions.")
+    max_length: int = option(
+        None, help="Most tokens of an example, or of a packed row. Default: the model's positions, at most 1024."
+    )
     completion_only_loss: bool = option(
         None, help="Whether prompts count in no loss. Default: True where there are prompts; both losses are evaluated."
     )
@@ -113,8 +116,12 @@ def check_sft(pair_args: PairArguments, adapter_args: AdapterArguments) -> None:
         )
     if not pair_args.dataset_name:
         raise UsageError("no data set is named; give --dataset_name NAME_OR_PATH")
+    if pair_args.validation_split_percentage is not None:
+        validation_from(pair_args.validation_split_percentage)
     if pair_args.max_eval_samples is not None and pair_args.max_eval_samples < 1:
         raise UsageError(f"--max_eval_samples {pair_args.max_eval_samples} is too few; give at least 1")
+    if not any(name.strip() for given in adapter_args.lora_target_modules for name in given.split(",")):
+        raise UsageError("--lora_target_modules names no layer; give names as q_proj v_proj, or all-linear")
     if not adapter_args.full_finetune:
         return
     for flag in ("load_in_8bit", "load_in_4bit"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from trl import SFTConfig
 
 from lm_trials.console import UsageError
+from lm_trials.evaluation.example_losses import KINDS, loss_estimates
 from lm_trials.training.run_arguments import RunArguments
 
 # What trl would do to the data is done before it gets them, so that it is counted; these flags would have no effect.
@@ -19,6 +22,13 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "eval_packing": (None, "evaluation never packs"),
     "pad_token": (None, "the tokenizer's own is used, or one that it has to spare"),
     "assistant_only_loss": (False, "--completion_only_loss does this for conversations too"),
+    # Where it is in a chat template, no flag changes it; and the adapter would not learn its row of the embeddings.
+    "eos_token": (None, "the base's own is used; give a base whose tokenizer has it"),
+    "dataset_num_proc": (None, "texts are tokenised by threads, as many as RAYON_NUM_THREADS says"),
+    "remove_unused_columns": (False, "the rows have the columns that are used"),
+    "label_names": (None, "labels are made of the completions"),
+    "length_column_name": ("length", "rows are not grouped by length"),
+    "do_predict": (False, "eval_checkpoint.py evaluates on other data"),
     "eval_on_start": (False, "the first evaluation is that of --eval_steps"),
     "trust_remote_code": (False, "no code of a model's is run here"),
 }
@@ -32,6 +42,13 @@ class SftRunArguments(RunArguments, SFTConfig):
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of an example, or of a packed row. Default: the model's positions, at most 1024."
+        },
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect: no column is unused."})
 
     def __post_init__(self) -> None:
         for name, (value, instead) in WITHOUT_EFFECT.items():
@@ -44,3 +61,13 @@ class SftRunArguments(RunArguments, SFTConfig):
         if self.max_length is not None and self.max_length < 2:
             raise UsageError(f"--max_length {self.max_length} leaves nothing to predict; give at least 2")
         super().__post_init__()
+        if self.activation_offloading and self.device.type == "cpu":
+            raise UsageError(
+                "--activation_offloading True moves activations from a GPU to the CPU, and this run has none; leave it "
+                "away"
+            )
+
+    def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
+        """Return what `--metric_for_best_model` may name: what an evaluation gives, of both losses."""
+        metrics = loss_estimates(np.ones((1, 6)))[KINDS[0]]
+        return [*metrics, *(f"{kind}_{metric}" for kind in KINDS for metric in metrics)], False

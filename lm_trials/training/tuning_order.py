@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from lm_trials.console import UsageError
 from lm_trials.data.order import document_order
@@ -43,12 +42,10 @@ class TuningOrder:
         """Return the examples of each row that a batch is made of: itself, or those that were packed into it."""
         if not outcome["packing"]:
             return [[number] for number in range(len(self.store))]
-        from trl import pack_dataset
+        from lm_trials.training.examples import pack_examples
 
         lengths_N, _ = self.store.lengths(completion_only=False)
-        numbered = Dataset.from_dict({"input_ids": [[n] * length for n, length in enumerate(lengths_N.tolist())]})
-        packed = pack_dataset(numbered, self.block_size, outcome["packing_strategy"])
-        return [list(dict.fromkeys(row)) for row in packed["input_ids"]]
+        return pack_examples(lengths_N, self.block_size, outcome["packing_strategy"]).to_pylist()
 
     def parts_of(self, step: int) -> list[Part]:
         """Return the examples of an update, in the order that the model read them.

@@ -1,0 +1,348 @@
+"""Flags of a fine-tuning that would do nothing, or something else than they say: each is refused in one line."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import PretrainedConfig
+from trl import pack_dataset
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import UsageError
+from lm_trials.data.layouts import STORY_CHAT_TEMPLATE
+from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_examples
+from lm_trials.data.pairs import PairSet, open_pairs, read_row, write_pairs
+from lm_trials.data.tokenizers import train_tokenizer
+from lm_trials.training import examples as examples_module
+from lm_trials.training import run_arguments
+from lm_trials.training.examples import Examples, open_examples, pack_examples
+from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.sft_arguments import AdapterArguments, PairArguments, check_sft
+from lm_trials.training.sft_run_arguments import SftRunArguments
+
+# Flags of transformers.TrainingArguments, which both scripts refuse.
+BOTH = {
+    "batch": (("--auto_find_batch_size", "True"), "raise --gradient_accumulation_steps, which sees the same examples"),
+    "split": (("--accelerator_config", '{"split_batches": true}'), "--accelerator_config: split_batches True would"),
+    "dispatch": (("--accelerator_config", '{"dispatch_batches": true}'), "dispatch_batches True would change"),
+    "uneven": (("--accelerator_config", '{"even_batches": false}'), "even_batches False would change"),
+    "accumulated": (
+        ("--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 2}}'),
+        "gradient_accumulation_kwargs",
+    ),
+    "accelerate's file": (("--accelerator_config", "nowhere.json"), "--accelerator_config nowhere.json cannot be read"),
+    "fp16": (("--fp16", "True", "--use_cpu", "True"), "--fp16 True (or accelerate's mixed_precision fp16)"),
+    "passes": (("--num_train_epochs", "-2"), "--num_train_epochs -2 is no number of passes"),
+    "no pass": (("--num_train_epochs", "0"), "--num_train_epochs 0 is no number of passes"),
+    "endless": (("--num_train_epochs", "inf"), "--num_train_epochs inf is no number of passes"),
+    "galore": (("--optim", "galore_adamw"), "--optim galore_adamw: You need to install `galore_torch`"),
+    "lomo": (("--optim", "lomo"), "--optim lomo: You need to install `lomo_optim`"),
+    "grokadamw": (("--optim", "grokadamw"), "--optim grokadamw: Please install grokadamw"),
+    "optimizer": (("--optim", "adamw_trch"), "argument --optim: invalid choice: 'adamw_trch'"),
+    "its key": (
+        ("--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycle": 1}'),
+        "--lr_scheduler_kwargs num_cycle of --lr_scheduler_type cosine: did you mean num_cycles",
+    ),
+    "no keys": (
+        ("--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", '{"last_epoch": 1}'),
+        "--lr_scheduler_kwargs last_epoch of --lr_scheduler_type constant: it takes none",
+    ),
+    "key missing": (("--lr_scheduler_type", "cosine_with_min_lr"), "One of min_lr or min_lr_rate should be set"),
+    "no JSON": (("--lr_scheduler_kwargs", "{nope"), "--lr_scheduler_kwargs {nope is no JSON"),
+    "workers": (("--dataloader_persistent_workers", "True"), "there are no workers; give --dataloader_num_workers"),
+    "deepspeed": (("--deepspeed", "zero.json"), "--deepspeed: it is not installed"),
+    "fsdp": (("--fsdp", "full_shard", "--use_cpu", "True"), "--fsdp shards a model over GPUs"),
+    "best": (("--metric_for_best_model", "bleu"), "--metric_for_best_model bleu: valid: accuracy"),
+    "sampling": (
+        ("--train_sampling_strategy", "random"),
+        "use --data_seed (in train_gpt2.py --shuffle_buffer_size too)",
+    ),
+}
+TUNING = {
+    "kernels": (("--use_liger_kernel", "True"), "pip install liger-kernel"),
+    "offloading": (("--activation_offloading", "True", "--use_cpu", "True"), "--activation_offloading True moves"),
+    "best of others": (("--metric_for_best_model", "eval_rome_loss"), "--metric_for_best_model eval_rome_loss"),
+    "model": (("--model_init_kwargs", "{nope"), "--model_init_kwargs {nope is no JSON"),
+    "model, no object": (("--model_init_kwargs", "nope"), "--model_init_kwargs nope is no JSON"),
+    "eos": (("--eos_token", "</s>"), "--eos_token </s> has no effect here; the base's own is used"),
+    "processes": (("--dataset_num_proc", "2"), "--dataset_num_proc 2 has no effect here"),
+    "columns": (("--remove_unused_columns", "True"), "--remove_unused_columns True has no effect"),
+    "labels": (("--label_names", "labels"), "--label_names ['labels'] has no effect"),
+    "lengths": (("--length_column_name", "size"), "--length_column_name size has no effect"),
+    "predict": (("--do_predict", "True"), "--do_predict True has no effect"),
+    "length": (("--max_length", "1"), "--max_length 1 leaves nothing to predict"),
+}
+RIGHT = (
+    (),
+    ("--accelerator_config", '{"non_blocking": true, "even_batches": true}'),
+    ("--num_train_epochs", "0.5"),
+    ("--optim", "adafactor"),
+    ("--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": 1}'),
+    ("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}'),
+    ("--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 4}'),
+    (
+        "--lr_scheduler_type",
+        "reduce_lr_on_plateau",
+        "--lr_scheduler_kwargs",
+        '{"factor": 0.5}',
+        "--eval_strategy",
+        "epoch",
+    ),
+    ("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "2"),
+    ("--dataloader_persistent_workers", "True", "--dataloader_num_workers", "1"),
+    ("--use_cpu", "True", "--bf16", "True"),
+)
+
+
+@pytest.fixture
+def parsed(tmp_path):
+    """Return the arguments that flags become, of the class of one of the scripts."""
+
+    def parse(kind, *flags):
+        argv = ["--output_dir", str(tmp_path / "run"), "--report_to", "none", *flags]
+        return parse_arguments(argv, (), "", full=lambda: kind)[0]
+
+    return parse
+
+
+def refused(function, *args):
+    with pytest.raises(UsageError) as error:
+        function(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", [RunArguments, SftRunArguments])
+@pytest.mark.parametrize("case", list(BOTH))
+def test_a_flag_of_both_scripts_is_refused(parsed, tmp_path, kind, case):
+    flags, told = BOTH[case]
+    assert told in refused(parsed, kind, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", list(TUNING))
+def test_a_flag_of_a_fine_tuning_is_refused(parsed, case):
+    flags, told = TUNING[case]
+    assert told in refused(parsed, SftRunArguments, *flags)
+
+
+@pytest.mark.parametrize("kind", [RunArguments, SftRunArguments])
+@pytest.mark.parametrize("flags", RIGHT, ids=lambda flags: " ".join(flags) or "none")
+def test_what_is_right_is_not_refused(parsed, kind, flags):
+    assert parsed(kind, *flags).do_train
+
+
+def test_half_precision_that_accelerate_was_told_of_is_refused_too(parsed, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert "accelerate's mixed_precision fp16" in refused(parsed, RunArguments, "--use_cpu", "True")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parsed(RunArguments, "--use_cpu", "True").mixed_precision == "bf16"
+
+
+def test_half_precision_passes_on_a_machine_that_has_it(monkeypatch):
+    """Without the machine: what is refused goes by `use_cpu`."""
+    given = SimpleNamespace(use_liger_kernel=False, deepspeed=None, fsdp="full_shard", fp16=True, use_cpu=False)
+    run_arguments.check_machine(given)
+    given.use_cpu = True
+    assert "--fsdp" in refused(run_arguments.check_machine, given)
+
+
+def test_an_optimizer_that_asks_for_the_model_is_checked_as_far_as_can_be(parsed, monkeypatch):
+    def asks(arguments):
+        raise ValueError("You need to pass a `model` in order to correctly initialize a LOMO optimizer.")
+
+    monkeypatch.setattr(run_arguments.Trainer, "get_optimizer_cls_and_kwargs", asks)
+    assert parsed(RunArguments, "--optim", "lomo").optim.value == "lomo"
+
+
+@pytest.mark.parametrize("metric", ["loss", "eval_completion_loss", "unmasked_perplexity", "accuracy"])
+def test_the_best_is_sought_by_any_metric_of_an_evaluation(parsed, metric):
+    args = parsed(SftRunArguments, "--metric_for_best_model", metric)
+    assert args.greater_is_better is metric.endswith("accuracy")  # Trainer would keep the greatest perplexity
+
+
+def test_named_data_sets_may_choose_the_best_of_a_pretraining(parsed):
+    assert parsed(RunArguments, "--metric_for_best_model", "eval_filter-Twist_loss").greater_is_better is False
+
+
+def test_no_layer_and_no_share_are_refused_first():
+    base = {"model_name_or_path": "runs/demo"}
+    pairs = PairArguments(dataset_name="far")
+    assert "names no layer" in refused(check_sft, pairs, AdapterArguments(**base, lora_target_modules=["", ","]))
+    share = PairArguments(dataset_name="far", validation_split_percentage=150)
+    assert refused(check_sft, share, AdapterArguments(**base)).startswith(
+        "--validation_split_percentage 150 is no share"
+    )
+    check_sft(PairArguments(dataset_name="far", validation_split_percentage=50), AdapterArguments(**base))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["How far is Rome? 12 km from Ostia, 34 km from Tivoli."] * 9, vocab_size=340)
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory):
+    """Return the folder of a prepared data set of 2,300 pairs of many lengths: trl packs 1,000 of them at a time."""
+    data = tmp_path_factory.mktemp("data")
+    draws = np.random.default_rng(0)
+    rows = (
+        (
+            "train" if n < 2300 else "validation",
+            {"record_id": str(n), "prompt": "Far?", "completion": f"{n} km " * size},
+        )
+        for n, size in enumerate(draws.integers(1, 9, 2320).tolist())
+    )
+    write_pairs(rows, data / "far", "pairs", {})
+    return data
+
+
+@pytest.fixture(scope="module")
+def examples(far, tokenizer):
+    pairs = open_pairs("far", far)
+    return Examples(pairs, make_examples(pairs, far / "far", tokenizer, "instruct", 64, "drop"), "instruct", True, 64)
+
+
+def opened(far, tokenizer, arguments, positions=64, **more):
+    pair_args = PairArguments(dataset_name="far", data_cache_dir=str(far), **more)
+    config = PretrainedConfig(max_position_embeddings=positions)
+    return open_examples(pair_args, arguments, tokenizer, config)
+
+
+@pytest.mark.parametrize("flags", [(), ("--max_length", "None"), ("--max_length", "64")])
+def test_two_spellings_of_a_length_are_one_arm(parsed, far, tokenizer, flags):
+    arguments = parsed(SftRunArguments, *flags)
+    assert arguments.max_length == (64 if "64" in flags else None)
+    found = opened(far, tokenizer, arguments)
+    assert (arguments.max_length, found.max_length) == (64, 64)
+
+
+@pytest.mark.parametrize("asked", [65, 1024, 100000])
+def test_a_length_that_was_asked_for_is_not_lowered(parsed, far, tokenizer, asked):
+    arguments = parsed(SftRunArguments, "--max_length", str(asked))
+    line = refused(opened, far, tokenizer, arguments)
+    assert line.startswith(f"--max_length {asked} is longer than the model's 64 positions")
+    assert opened(far, tokenizer, parsed(SftRunArguments), positions=4096).max_length == 1024
+
+
+def test_none_on_the_command_line_takes_back_what_a_file_says(parsed, tmp_path):
+    (tmp_path / "flags.yaml").write_text("max_length: 32\n")
+    given = ("--config", str(tmp_path / "flags.yaml"))
+    assert parsed(SftRunArguments, *given).max_length == 32
+    assert parsed(SftRunArguments, *given, "--max_length", "None").max_length is None
+    assert "invalid int value: 'many'" in refused(parsed, SftRunArguments, "--max_length", "many")
+    assert "invalid int value: 'None'" in refused(parsed, SftRunArguments, "--seed", "None")
+
+
+@pytest.mark.parametrize("layout", ["instruct", "text"])
+def test_a_template_without_effect_is_refused(parsed, far, tokenizer, tmp_path, layout, monkeypatch):
+    (tmp_path / "mine.jinja").write_text(STORY_CHAT_TEMPLATE)
+    arguments = parsed(SftRunArguments, "--chat_template_path", str(tmp_path / "mine.jinja"))
+    monkeypatch.setattr(examples_module, "open_pairs", lambda *args, **kwargs: pytest.fail("it was opened first"))
+    assert f"has no effect on the layout {layout}" in refused(lambda: opened(far, tokenizer, arguments, layout=layout))
+
+
+def test_a_template_has_no_effect_on_texts(parsed, tokenizer, tmp_path):
+    write_pairs([("train", {"record_id": "a", "text": "12 km"})], tmp_path / "far", "texts", {})
+    (tmp_path / "mine.jinja").write_text(STORY_CHAT_TEMPLATE)
+    arguments = parsed(SftRunArguments, "--chat_template_path", str(tmp_path / "mine.jinja"))
+    assert "has no effect on the layout text" in refused(lambda: opened(tmp_path, tokenizer, arguments))
+
+
+BROKEN = "{% for message in messages %}\n{{ message['content' }}{% endfor %}"
+
+
+def test_an_error_in_a_template_is_told_as_one(parsed, far, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "mine.jinja").write_text(BROKEN)
+    arguments = parsed(SftRunArguments, "--chat_template_path", str(tmp_path / "mine.jinja"))
+    line = refused(lambda: opened(far, tokenizer, arguments))
+    assert line.startswith(f"--chat_template_path {tmp_path / 'mine.jinja'} is none (")
+    assert ", line 2); mend it" in line
+    monkeypatch.setattr(tokenizer, "chat_template", BROKEN)
+    monkeypatch.setattr(tokenizer, "name_or_path", "ours")
+    line = refused(choose_layout, PairSet("far", "pairs", {}, {}), tokenizer, None)
+    assert line.startswith("the chat template of ours is none (")
+    assert "roles" not in line
+    refusing = "{{ raise_exception('it begins with a user') }}"  # of a conversation, and this is none
+    monkeypatch.setattr(tokenizer, "chat_template", refusing)
+    assert choose_layout(PairSet("far", "pairs", {}, {}), tokenizer, None) == "chat"
+
+
+@pytest.mark.parametrize("column", ["prompt", "completion", "text", "messages"])
+def test_a_missing_value_is_named(column):
+    row = {"prompt": "Far?", "completion": "12 km"} if column in ("prompt", "completion") else {}
+    assert refused(read_row, {**row, column: None}).startswith(f"{column} is missing a value")
+    assert read_row({"prompt": "Far?", "completion": "12 km", "text": None})[0] == "pairs"
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
+def test_packed_rows_are_those_that_trl_makes_of_the_tokens(examples, monkeypatch, strategy):
+    """Of the tokens all at once, which need 170 bytes each in lists; here some thousand examples at a time."""
+    monkeypatch.setattr(examples_module, "PACKED_AT_ONCE", 1000)
+    rows = examples.rows(SimpleNamespace(packing=True, packing_strategy=strategy))
+    at_once = pack_dataset(Dataset.from_list(list(examples.train.labelled(True))), 64, strategy)
+    assert len(rows.data) == len(at_once) < 2300
+    columns = ("input_ids", "labels", "seq_lengths")
+    assert [[row[name] for name in columns] for row in rows.data] == [
+        [row[name] for name in columns] for row in at_once
+    ]
+    assert rows.lengths_N.tolist() == [len(row) for row in at_once["labels"]]
+    assert rows.counted_N.tolist() == [sum(label != -100 for label in row) for row in at_once["labels"]]
+    monkeypatch.setattr(examples_module, "PACKED_TOGETHER", 500)
+    others = examples.rows(SimpleNamespace(packing=True, packing_strategy=strategy))
+    assert [row["seq_lengths"] for row in others.data] != [row["seq_lengths"] for row in rows.data]
+
+
+def test_packed_rows_are_read_when_they_are_asked_for(examples, monkeypatch):
+    """Neither packing nor choosing the order of the passes reads a token."""
+    read = []
+    labelled = ExampleStore.labelled
+
+    def watched(self, completion_only):
+        def note(batch):
+            read.append(len(batch["input_ids"]))
+            return {"input_ids": batch["input_ids"], "labels": batch["input_ids"]}
+
+        return labelled(self, completion_only).with_transform(note)
+
+    monkeypatch.setattr(ExampleStore, "labelled", watched)
+    rows = examples.rows(SimpleNamespace(packing=True, packing_strategy="bfd"))
+    chosen = rows.data.select([3, 1, 3])
+    assert read == []
+    assert chosen[0] == chosen[2] != chosen[1]
+    assert sum(read) < 30
+
+
+def test_every_example_is_packed_once():
+    lengths_N = np.random.default_rng(1).integers(2, 65, 2500)
+    bins = pack_examples(lengths_N, 64, "bfd").to_pylist()
+    assert sorted(number for numbers in bins for number in numbers) == list(range(2500))
+    assert max(lengths_N[numbers].sum() for numbers in bins) == 64
+
+
+@pytest.mark.parametrize("completion_only", [True, False])
+def test_lengths_are_counted_without_a_copy_of_the_masks(examples, monkeypatch, completion_only):
+    store = examples.train
+    lengths_N, counted_N = store.lengths(completion_only)
+    assert lengths_N.dtype == counted_N.dtype == np.int64
+    masks = [store.completion_mask(n) if completion_only else np.ones(int(lengths_N[n])) for n in range(300)]
+    assert counted_N[:300].tolist() == [int(mask[1:].sum()) for mask in masks]
+    assert (counted_N < lengths_N - 1).any() is np.bool_(completion_only)
+    import tracemalloc
+
+    store.lengths(completion_only)
+    tracemalloc.start()
+    store.lengths(completion_only)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * lengths_N.sum()  # as int64 the masks alone are 8 bytes a token
+
+
+def test_a_run_says_its_settled_length(parsed, far, tokenizer):
+    from dataclasses import asdict
+
+    arguments = parsed(SftRunArguments)
+    opened(far, tokenizer, arguments, positions=48)
+    assert json.loads(json.dumps(asdict(arguments), default=str))["max_length"] == 48
