@@ -21,6 +21,7 @@ import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from lm_trials.console import UsageError, note
+from lm_trials.identity import RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_to_go_on
 from lm_trials.models.reference import RUN_FILE, read_run
 from lm_trials.tables import flat
 from lm_trials.training.plan import Plan
@@ -44,7 +45,7 @@ LOGISTICS = frozenset(
         *("accept_other_code", "streaming", "max_train_tokens"),
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
         *("num_generations", "generation_tokens", "model_name_or_path", "adapter_name_or_path", "merge_output"),
-        *("dataset_num_proc",),
+        *("dataset_num_proc", *RECOMPUTATION),
     }
 )
 CHOICE_OF_THE_BEST = frozenset(
@@ -85,6 +86,7 @@ def describe_run(
     for field, value in _resolved(arguments, *others).items():
         # Where the best of several evaluations is kept, when and on what they take place decides which.
         decides = arguments.load_best_model_at_end and field in CHOICE_OF_THE_BEST
+        decides = decides or (field in RECOMPUTATION and bool(getattr(arguments, RECOMPUTATION_ARGUMENTS)))
         described["outcome" if decides else role_of(field)][field] = value
     described["outcome"].update(
         total_train_batch_size=plan.blocks_per_step,
@@ -166,15 +168,17 @@ def _command(token: str | None) -> list[str]:
 def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_code: bool = False) -> None:
     """Check that a run to be resumed is this one: every outcome and replicate field as it was, and the code too.
 
+    Where the content is known and the same, another path or name of it is no difference.
+
     Raises:
         UsageError: naming each difference, or the code or library that is another than at the start.
     """
     before = read_run(folder)
     if before is None:
         raise UsageError(f"{folder} holds no {RUN_FILE}, so it cannot be resumed; start it anew in another folder")
-    differences = []
-    for role in ("outcome", "replicate"):
-        differences += [row for row in _differences(before[role], described[role]) if row[0] != "code_revision"]
+    names = names_to_go_on(flat(before["outcome"]), flat(described["outcome"])) | {"code_revision"}
+    differences = [row for row in _differences(before["outcome"], described["outcome"]) if row[0] not in names]
+    differences += _differences(before["replicate"], described["replicate"])
     if differences:
         shown = ", ".join(f"{key} was {old} and is now {new}" for key, old, new in differences)
         raise UsageError(
@@ -194,15 +198,17 @@ def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_cod
 
 
 def continued(described: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the `run.json` of a run that goes on: that of its start, with each other code that it has gone on with."""
+    """Return the `run.json` of a run that goes on: that of its start, with each other code that it has gone on with.
+
+    So it keeps the names of its start, and all of its checkpoints one identity.
+    """
     before = read_run(folder)
     if before is None:
         return described
     went_on = list(before.get("went_on", []))
     if [_code(before), *went_on][-1] != _code(described):
         went_on.append(_code(described))
-    described["outcome"]["code_revision"] = before["outcome"]["code_revision"]
-    described["versions"] = before["versions"]
+    described = {**described, **{part: before[part] for part in ("outcome", "versions")}}
     return {**described, "went_on": went_on} if went_on else described
 
 

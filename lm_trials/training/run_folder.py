@@ -53,7 +53,6 @@ def claim_output_dir(
         kind = "is a file" if there.is_file() else "cannot be written to"
         raise UsageError(f"--output_dir {folder}: {there} {kind}; name another folder")
     asked = str(arguments.resume_from_checkpoint or "").lower()
-    identity = run_identity(described)
     if asked not in ("", "true", "false"):
         checkpoint = Path(arguments.resume_from_checkpoint)
         if folder.is_dir() and any(folder.iterdir()) and not _same(checkpoint.parent, folder):
@@ -76,7 +75,7 @@ def claim_output_dir(
             f"--output_dir {folder} is not empty{' and holds a run' if (folder / RUN_FILE).exists() else ''}; name "
             "another, or remove it with --overwrite_output_dir"
         )
-    check_resumable(folder, described, accept_other_code)
+    identity = _checked_identity(folder, described, accept_other_code)
     if is_finished(folder, identity):
         return Start(finished=True)
     checkpoint = newest_checkpoint(folder)
@@ -97,9 +96,14 @@ def _same(one: Path, other: Path) -> bool:
 def _named_checkpoint(checkpoint: Path, described: Mapping[str, Any], accept_other_code: bool) -> Start:
     if not checkpoint.is_dir():
         raise UsageError(f"--resume_from_checkpoint {checkpoint} is no checkpoint folder; name a checkpoint-N folder")
-    check_resumable(checkpoint, described, accept_other_code)
-    check_checkpoint(checkpoint, run_identity(described))
+    check_checkpoint(checkpoint, _checked_identity(checkpoint, described, accept_other_code))
     return Start(str(checkpoint))
+
+
+def _checked_identity(folder: Path, described: Mapping[str, Any], accept_other_code: bool) -> str:
+    """Check that a folder holds this run and return the identity it was started with, which its checkpoints have."""
+    check_resumable(folder, described, accept_other_code)
+    return run_identity(read_run(folder) or described)
 
 
 def prepare_output_dir(arguments: TrainingArguments, start: Start) -> None:

@@ -7,11 +7,12 @@ One change of a user's moves many fields: another `--dataset_name` has another c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_trials.trials.runs import BOOKKEEPING, NAMES_OF, Arm, Run
+from lm_trials.identity import BOOKKEEPING, names_in
+from lm_trials.trials.runs import ADAPTER, Arm, Run
 
 # Variables that more than one field makes up: the flags a user sets it by, then what shows that it is another.
 GROUPS = {
@@ -23,11 +24,14 @@ GROUPS = {
     "tokenizer": (("vocab_size", "tokenizer_name"), r"data\.tokenizer_hash"),
     "model": (("model_type", "config_name", "config_overrides"), r"model\..*"),
     "dropout": (("dropout",), r"model\..*(dropout|pdrop)"),
+    "block_size": (("max_length",), r"block_size"),
+    "model_init_kwargs": ((), r"model_init_kwargs(\..*)?"),
     "versions": ((), r"versions\..*"),
 }
 # Fields that follow from others: the variables that each may belong to, the likeliest first.  It belongs to the first
 # that differs, or else to the last.  The first pattern that fits a field counts; a field that none fits is a variable.
 FOLLOWS_FROM = (
+    (re.escape(ADAPTER), (ADAPTER,)),
     (r"initial_model\..*", ("initial_model",)),
     (r"data\.tokens\..*", ("data", "tokenizer", "append_eos", "document_separator", "data")),
     (r"data\.append_eos", ("append_eos",)),
@@ -36,20 +40,30 @@ FOLLOWS_FROM = (
     (r"data_mix", ("data", "data_mix")),
     (r"validation_split_percentage", ("data", "validation_split_percentage")),
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
-    # Of a fine-tuning: how its examples came out.
-    (r"data\.(examples|counts\..*)", ("data", "tokenizer", "max_length", "overlong", "layout", "data")),
+    # Of a fine-tuning: how its examples came out, and how many it saw.
+    (
+        r"data\.(examples|counts\..*)",
+        ("data", "tokenizer", "block_size", "overlong", "chat_template_path", "layout", "initial_model", "data"),
+    ),
+    (r"num_examples", ("max_steps", "total_train_batch_size", "num_examples")),
+    (r"max_length", ("block_size",)),
+    (r"(activation|gradient)_checkpointing(_kwargs(\..*)?)?", ("activation_checkpointing",)),
+    (r"model_init_kwargs\..*", ("model_init_kwargs",)),
+    (r"model\.dtype", ("dtype", "initial_model", "model_init_kwargs", "model")),
     (r"data\..*|dataset_name|dataset_config_name|text_column", ("data",)),
     (r"model\.(vocab_size|(bos|eos|pad)_token_id)", ("initial_model", "tokenizer", "model")),
     (r"model\.(max_position_embeddings|n_positions|n_ctx)", ("initial_model", "block_size", "model")),
-    (r"model\..*(dropout|pdrop)|dropout", ("initial_model", "dropout")),
-    (r"model\..*|model_type|config_name|config_overrides", ("initial_model", "model")),
+    (r"model\..*(dropout|pdrop)|dropout", ("initial_model", "model_init_kwargs", "dropout")),
+    (r"model\..*|model_type|config_name|config_overrides", ("initial_model", "model_init_kwargs", "model")),
     (r"num_tokens", ("max_steps", "total_train_batch_size", "block_size", "num_tokens")),
     (r"mixed_precision", ("bf16", "fp16", "mixed_precision")),
     (r"versions\..*", ("versions",)),
 )
 # Logistics that always differ, or that the initial model says.
-SAID_ELSEWHERE = frozenset({"output_dir", "run_name", "model_name_or_path"})
-FLAG_NAMES = {"initial_model.name_or_path": "model_name_or_path"}
+SAID_ELSEWHERE = frozenset({"output_dir", "run_name", "model_name_or_path", "adapter_name_or_path"})
+FLAG_NAMES = {"initial_model.name_or_path": "model_name_or_path", ADAPTER: "adapter_name_or_path"}
+# What says how many updates the passes over a fine-tuning's data are.
+OF_A_PASS = ("packing", "packing_strategy", "data", "block_size", "overlong", "total_train_batch_size")
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,12 @@ def differing(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
     return found
 
 
-def find_variables(outcomes: Sequence[Mapping[str, Any]]) -> list[Variable]:
+def find_variables(outcomes: Sequence[Mapping[str, Any]], same_passes: bool = True) -> list[Variable]:
     """Name each variable that differs, with all fields that follow from it.
+
+    Args:
+        same_passes: whether fine-tunings went over their data equally often, so that with packing, say, the number of
+            updates is another by itself.
 
     >>> found = find_variables([{"max_steps": 10, "num_tokens": 640}, {"max_steps": 20, "num_tokens": 1280}])
     >>> [(variable.name, list(variable.fields)) for variable in found]
@@ -88,38 +106,65 @@ def find_variables(outcomes: Sequence[Mapping[str, Any]]) -> list[Variable]:
     """
     different = {name: values for name, values in differing(outcomes).items() if name not in BOOKKEEPING}
     decisive = set(different) - set(names_only(outcomes))
+    tuned = same_passes and all("num_examples" in outcome for outcome in outcomes)
     fields: dict[str, dict[str, tuple[Any, ...]]] = {}
     for name, values in different.items():
-        fields.setdefault(owner_of(name, different, decisive), {})[name] = values
+        fields.setdefault(owner_of(name, different, decisive, tuned), {})[name] = values
     found = [_variable(owner, inner) for owner, inner in fields.items() if decisive & set(inner)]
     return sorted(found, key=lambda variable: variable.name)
 
 
 def names_only(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the fields that differ and only name what other fields identify, in every arm."""
-    known = {
-        name
-        for identity, names in NAMES_OF.items()
-        if all(outcome.get(identity) is not None for outcome in outcomes)
-        for name in names
-    }
+    known = names_in(*outcomes)
     return [name for name in differing(outcomes) if name in known]
 
 
-def owner_of(name: str, different: Mapping[str, tuple[Any, ...]], decisive: set[str]) -> str:
+def owner_of(
+    name: str, different: Mapping[str, tuple[Any, ...]], decisive: set[str], steps_follow: bool = False
+) -> str:
     """Return the variable that a differing field belongs to.
 
     Args:
         different: all fields that differ, with their values.
         decisive: those of them that are more than a name.
+        steps_follow: whether the number of updates follows from what a pass is made of.
     """
+    owner = next(_owners(name, different, decisive, steps_follow), name)
+    if owner == "tokenizer" and _differs("initial_model", decisive):
+        return "initial_model"
+    # What it belongs to may itself follow from something: examples seen from updates, and these from packing.
+    return owner_of(owner, different, decisive, steps_follow) if owner != name and owner in different else owner
+
+
+def _owners(
+    name: str, different: Mapping[str, tuple[Any, ...]], decisive: set[str], steps_follow: bool
+) -> Iterator[str]:
+    if name == "layout":
+        yield from _owners_of_layout(different, decisive)
+    if name == "max_steps" and steps_follow:
+        yield from (owner for owner in OF_A_PASS if _differs(owner, decisive))
     for pattern, owners in FOLLOWS_FROM:
         if re.fullmatch(pattern, name):
             # Another architecture has dropout under other names; that is the architecture, unless --dropout differs.
             if owners[-1] == "dropout" and None in different[name] and "dropout" not in different:
-                owners = ("initial_model", "model")
-            return next((owner for owner in owners if _differs(owner, decisive)), owners[-1])
-    return name
+                owners = ("initial_model", "model_init_kwargs", "model")
+            yield from (owner for owner in owners if _differs(owner, decisive))
+            yield owners[-1]
+
+
+def _owners_of_layout(different: Mapping[str, tuple[Any, ...]], decisive: set[str]) -> Iterator[str]:
+    """Yield what a layout follows from where it was not asked for: a template, texts without prompts, the base.
+
+    A base that was tuned in the instruct layout has that as its chat template: then the same tokens are called chat.
+    """
+    if "chat_template_path" in different:
+        yield "chat_template_path"
+    if "data.kind" in different:
+        yield "data"
+    same_tokens = not any(field.startswith("data.counts.") for field in different)
+    if same_tokens and _differs("initial_model", decisive):
+        yield "initial_model"
 
 
 def _differs(owner: str, decisive: set[str]) -> bool:
@@ -129,7 +174,7 @@ def _differs(owner: str, decisive: set[str]) -> bool:
 
 def _variable(owner: str, fields: Mapping[str, tuple[Any, ...]]) -> Variable:
     flags = [name for name in GROUPS.get(owner, ((), ""))[0] if name in fields]
-    name = ", ".join(FLAG_NAMES.get(flag, flag) for flag in flags) or owner
+    name = ", ".join(FLAG_NAMES.get(flag, flag) for flag in flags or [owner])
     return Variable(name, dict(sorted(fields.items(), key=lambda item: (item[0] not in (*flags, owner), item[0]))))
 
 
@@ -154,4 +199,17 @@ def differing_logistics(runs: Sequence[Run]) -> list[str]:
 
 def arm_variables(arms: Sequence[Arm]) -> list[Variable]:
     """Name each variable that differs between arms."""
-    return find_variables([arm.outcome for arm in arms])
+    return find_variables([arm.outcome for arm in arms], same_passes([arm.runs[0] for arm in arms]))
+
+
+def same_passes(runs: Sequence[Run]) -> bool:
+    """Say whether fine-tunings went over their data equally often, in whole updates; True where that is not told."""
+    limits = []
+    for run in runs:
+        tokens, steps = run.logistics.get("num_tokens"), run.outcome.get("max_steps")
+        of_a_pass = run.outcome.get("data.counts.tokens")
+        if not tokens or not steps or not of_a_pass:
+            return True
+        # Passes end with a whole update, the next of which would be too many; some updates are longer than others.
+        limits.append((tokens / of_a_pass, tokens * (1 + 2 / steps) / of_a_pass))
+    return max(low for low, _ in limits) <= min(high for _, high in limits)

@@ -23,6 +23,7 @@ METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_arg
 COLUMNS = ("record_id", "nats", "tokens", "num_bytes")
 # What may differ between evaluations of the same stories and moves the losses a little; another layout is refused.
 NOTED = ("block_size", "append_eos", "attention_across_documents")
+COMPLETIONS = "completions"  # what a fine-tuning's own evaluation scores
 NATS, BITS = "nats per token", "bits per byte"
 
 
@@ -76,7 +77,8 @@ def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
     Raises:
         UsageError: where the runs were evaluated on different stories or in different forms, or a loss is not finite.
     """
-    notes = _check_settings(runs, dataset)
+    _check_layouts(runs, dataset)
+    notes = _noted_settings(runs, dataset)
     tables = [_read_stories(run, dataset) for run in runs]
     first = tables[0]
     for run, table in zip(runs[1:], tables[1:], strict=True):
@@ -96,7 +98,9 @@ def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
     for run, nats_N in zip(runs, nats_RN, strict=True):
         if not np.isfinite(nats_N).all():
             raise UsageError(f"{run.name} has losses on {dataset} that are not finite (it diverged); leave it away")
-    if (tokens_RN == tokens_RN[0]).all():
+    same_tokens = bool((tokens_RN == tokens_RN[0]).all())
+    notes += _check_layouts(runs, dataset, same_tokens)
+    if same_tokens:
         return SharedEvaluation(dataset, nats_RN, tokens_RN[0], NATS, tuple(notes))
     if (bytes_RN != bytes_RN[0]).any():
         raise UsageError(f"{dataset}: equal records have different texts in the runs; {evaluation_advice(runs)}")
@@ -120,19 +124,34 @@ def _read_stories(run: Run, dataset: str) -> dict[tuple[str, int], tuple[float, 
     return stories
 
 
-def _check_settings(runs: Sequence[Run], dataset: str) -> list[str]:
-    """Refuse evaluations in different forms, and note what else differs in how the runs were evaluated."""
-    settings = {run.name: found for run in runs if (found := _settings(run, dataset))}
-    layouts = {name: found.get("layout") for name, found in settings.items()}
-    if len(set(layouts.values())) > 1:
-        shown = ", ".join(f"{name} {layout}" for name, layout in layouts.items())
-        raise UsageError(f"{dataset} was evaluated in different layouts: {shown}; {evaluation_advice(runs)}")
+def _noted_settings(runs: Sequence[Run], dataset: str) -> list[str]:
+    """Note what differs in how the runs were evaluated and moves the losses a little."""
+    settings = [found for run in runs if (found := _settings(run, dataset))]
     notes = []
     for name in NOTED:
-        values = sorted({str(found.get(name)) for found in settings.values()})
+        values = sorted({str(found.get(name)) for found in settings})
         if len(values) > 1:
             notes.append(f"evaluated with different {name}: {', '.join(values)}")
     return notes
+
+
+def _check_layouts(runs: Sequence[Run], dataset: str, same_tokens: bool | None = None) -> list[str]:
+    """Refuse evaluations in different layouts; return a note where they only have other names.
+
+    A base that was tuned in the instruct layout has it as its chat template, and what is tuned on it says chat.
+
+    Args:
+        same_tokens: whether each story has as many tokens in every run; None where that is not known yet.
+    """
+    settings = {run.name: found for run in runs if (found := _settings(run, dataset))}
+    layouts = {name: str(found.get("layout")) for name, found in settings.items()}
+    if len(set(layouts.values())) < 2:
+        return []
+    if same_tokens is not False and all(found.get("scored") == COMPLETIONS for found in settings.values()):
+        shown = ", ".join(sorted(set(layouts.values())))
+        return [f"evaluated in layouts of different names ({shown}) and of equally many tokens in every completion"]
+    shown = ", ".join(f"{name} {layout}" for name, layout in layouts.items())
+    raise UsageError(f"{dataset} was evaluated in different layouts: {shown}; {evaluation_advice(runs)}")
 
 
 def _settings(run: Run, dataset: str) -> dict[str, Any]:

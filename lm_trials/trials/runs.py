@@ -14,36 +14,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError
+from lm_trials.identity import BOOKKEEPING, RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_in
 from lm_trials.sums import weights_digest
 from lm_trials.tables import flat, read_object
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
-# What identifies a thing, by dotted name, and the fields that only say what the user called it.  Where the first is
-# the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
-TOKENS = ("data.tokens.train", "data.tokens.validation", "data.tokens.test")  # told of map-style data alone
-NAMES_OF = {
-    "data.records": ("data.corpus", *TOKENS),
-    "data.source_fingerprint": (
-        *("dataset_name", "dataset_config_name", "text_column", "data.corpus", "data.content", "data.records"),
-        *TOKENS,
-        *("data.split_by", "data.stories.train", "data.stories.validation", "data.stories.test"),
-        *("data.source.reference", "data.source.fingerprint", "data.source.validation_split_percentage"),
-        *("data.source.files", "data.source.revision", "data.source.read_as", "data.source.dataset_config_name"),
-    ),
-    "data.content": ("dataset_name", "dataset_config_name", "text_column", "data.corpus"),
-    "data.tokenizer_hash": ("vocab_size", "tokenizer_name"),
-    "model.model_type": ("model_type", "config_name", "config_overrides", "dropout"),
-    "initial_model.weights_sha256": (
-        "initial_model.name_or_path",
-        "initial_model.run.run_name",
-        "initial_model.run.replicate.seed",
-        "initial_model.run.replicate.data_seed",
-    ),
-    "initial_model.recipe": ("initial_model.name_or_path",),
-}
-# `versions` says the last of these already, the others follow from where the weights came from.
-BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
+ADAPTER = "initial_model.adapter"
 
 
 @dataclass(frozen=True)
@@ -80,8 +57,7 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """The outcome without fields that only name what another field identifies."""
-        names = {name for known, names in NAMES_OF.items() if self.outcome.get(known) is not None for name in names}
-        dropped = names | BOOKKEEPING
+        dropped = names_in(self.outcome) | BOOKKEEPING
         return {key: value for key, value in self.outcome.items() if key not in dropped and value is not None}
 
     @property
@@ -149,9 +125,14 @@ def read_run(name: str) -> Run:
     if not all(isinstance(described.get(role), dict) for role in ("outcome", "replicate")):
         raise UsageError(f"{name}/{RUN_FILE} has no outcome and replicate fields; name a run of this project")
     outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
+    logistics = flat(described.get("logistics", {}))
+    if not described["outcome"].get(RECOMPUTATION_ARGUMENTS):  # the outcome of older runs has these
+        logistics |= {name: outcome.pop(name) for name in RECOMPUTATION if name in outcome}
     if (base := _initial_run(described["outcome"].get("initial_model"))) is not None:
         # Replicates of a fine-tuning may start from replicates of one pretraining: then the recipe is what they share.
-        outcome = {key: value for key, value in outcome.items() if not key.startswith("initial_model.")}
+        # An adapter that it began with is no part of that recipe, and stays.
+        of_base = {key for key in outcome if key.startswith("initial_model.") and key != ADAPTER}
+        outcome = {key: value for key, value in outcome.items() if key not in of_base}
         outcome["initial_model.name_or_path"] = base.name
         outcome["initial_model.recipe"] = hashlib.sha256(base.identity_text.encode()).hexdigest()[:16]
         replicate["initial"] = base.seeds
@@ -163,7 +144,7 @@ def read_run(name: str) -> Run:
         name,
         outcome | versions,
         replicate,
-        flat(described.get("logistics", {})) | {"device": device},
+        logistics | {"device": device},
         read_object(state).get("global_step") if state.is_file() else None,
         count_parameters(folder),
     )

@@ -1,0 +1,74 @@
+"""Identity: which fields of `run.json` identify a thing, and which only say what it was called or how it was reached.
+
+A comparison of runs and a resumption ask the same: is this another run, or the same under another name?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What identifies a thing, by dotted name, and the fields that only say what the user called it.  Where the first is
+# the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
+TOKENS = ("data.tokens.train", "data.tokens.validation", "data.tokens.test")  # told of map-style data alone
+NAMES_OF = {
+    "data.records": ("data.corpus", *TOKENS),
+    "data.source_fingerprint": (
+        *("dataset_name", "dataset_config_name", "text_column", "data.corpus", "data.content", "data.records"),
+        *TOKENS,
+        *("data.split_by", "data.stories.train", "data.stories.validation", "data.stories.test"),
+        *("data.source.reference", "data.source.fingerprint", "data.source.validation_split_percentage"),
+        *("data.source.files", "data.source.revision", "data.source.read_as", "data.source.dataset_config_name"),
+    ),
+    "data.content": ("dataset_name", "dataset_config_name", "text_column", "data.corpus", "data.name"),
+    "data.tokenizer_hash": ("vocab_size", "tokenizer_name"),
+    "model.model_type": ("model_type", "config_name", "config_overrides", "dropout"),
+    "initial_model.weights_sha256": (
+        "initial_model.name_or_path",
+        "initial_model.run.run_name",
+        "initial_model.run.replicate.seed",
+        "initial_model.run.replicate.data_seed",
+    ),
+    "initial_model.recipe": ("initial_model.name_or_path",),
+    # The length that examples came to have; a --max_length beyond the model's positions is these.
+    "block_size": ("max_length",),
+}
+# `versions` says the last of these already, the others follow from where the weights came from.
+BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
+# Computing activations twice changes no bit, since dropout is drawn again from the same state.  With arguments of its
+# own (preserve_rng_state) it may.
+RECOMPUTATION = frozenset({"activation_checkpointing", "gradient_checkpointing"})
+RECOMPUTATION_ARGUMENTS = "activation_checkpointing_kwargs"
+# What a run that goes on may be called otherwise.  A stream and a prepared corpus of one source are one arm, and yet
+# neither goes on from the other's checkpoint, so that `data.source_fingerprint` is none of them.
+_TO_GO_ON = {
+    "data.content": NAMES_OF["data.content"],
+    "data.tokenizer_hash": NAMES_OF["data.tokenizer_hash"],
+    "model.model_type": NAMES_OF["model.model_type"],
+    "initial_model.weights_sha256": (*NAMES_OF["initial_model.weights_sha256"], "model._name_or_path"),
+    "block_size": NAMES_OF["block_size"],
+}
+
+
+def names_in(*outcomes: Mapping[str, Any]) -> set[str]:
+    """Return the fields that only name what another field identifies, in every outcome.
+
+    >>> sorted(names_in({"data.tokenizer_hash": "a"}, {"data.tokenizer_hash": "b"}))
+    ['tokenizer_name', 'vocab_size']
+    """
+    known = (key for key in NAMES_OF if all(outcome.get(key) is not None for outcome in outcomes))
+    return {name for key in known for name in NAMES_OF[key]}
+
+
+def names_to_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    """Return the fields in which a run that goes on may differ: names of the same content, what no result depends on.
+
+    >>> known = {"data.tokenizer_hash": "a"}
+    >>> "vocab_size" in names_to_go_on(known, known), "vocab_size" in names_to_go_on(known, {"vocab_size": 8})
+    (True, False)
+    """
+    same = (key for key in _TO_GO_ON if before.get(key) is not None and before[key] == now.get(key))
+    names = {name for key in same for name in _TO_GO_ON[key]}
+    # The outcome of older runs has these; `versions` has the last.
+    no_outcome = {name for name in RECOMPUTATION if name not in before or name not in now}
+    return names | no_outcome | {"model.transformers_version"}
