@@ -220,7 +220,7 @@ class ExampleStore:
         lengths_N = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
         if not completion_only or not len(lengths_N):
             return lengths_N, np.maximum(lengths_N - 1, 0)
-        return lengths_N, np.concatenate([_counted(chunk) for chunk in table["completion_mask"].chunks if len(chunk)])
+        return lengths_N, np.concatenate([_counted(chunk) for chunk in table["completion_mask"].chunks])
 
     def labelled(self, completion_only: bool) -> Dataset:
         """Return a Dataset of `input_ids` and `labels`, -100 where a token counts in no loss, made as they are read."""
@@ -230,10 +230,17 @@ class ExampleStore:
 
 
 def _counted(masks: pa.ListArray) -> np.ndarray:
-    """Return how many tokens of each mask are 1, the first left out; no example is empty.  The masks are not copied."""
-    flat_T = masks.flatten().to_numpy()
-    starts_N = np.concatenate([[0], np.cumsum(pc.list_value_length(masks).to_numpy())[:-1]])
-    return np.add.reduceat(flat_T, starts_N, dtype=np.int64) - flat_T[starts_N]
+    """Return how many tokens of each mask are 1, the first left out; no example is empty.
+
+    A thousand at a time: numpy sums bytes by first making each an int64.
+    """
+    counted = [np.zeros(0, dtype=np.int64)]
+    for first in range(0, len(masks), BATCH):
+        some = masks.slice(first, BATCH)
+        flat_T = some.flatten().to_numpy()
+        starts_N = np.concatenate([[0], np.cumsum(pc.list_value_length(some).to_numpy())[:-1]])
+        counted.append(np.add.reduceat(flat_T, starts_N, dtype=np.int64) - flat_T[starts_N])
+    return np.concatenate(counted)
 
 
 def with_labels(batch: dict[str, list], completion_only: bool) -> dict[str, list]:

@@ -1,9 +1,12 @@
 """Flags of a fine-tuning that would do nothing, or something else than they say: each is refused in one line."""
 
 import json
+import tracemalloc
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from transformers import PretrainedConfig
@@ -11,6 +14,7 @@ from trl import pack_dataset
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError
+from lm_trials.data import pair_tokens
 from lm_trials.data.layouts import STORY_CHAT_TEMPLATE
 from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_examples
 from lm_trials.data.pairs import PairSet, open_pairs, read_row, write_pairs
@@ -323,26 +327,27 @@ def test_every_example_is_packed_once():
 
 
 @pytest.mark.parametrize("completion_only", [True, False])
-def test_lengths_are_counted_without_a_copy_of_the_masks(examples, monkeypatch, completion_only):
+def test_lengths_are_those_of_the_examples(examples, completion_only):
     store = examples.train
     lengths_N, counted_N = store.lengths(completion_only)
     assert lengths_N.dtype == counted_N.dtype == np.int64
     masks = [store.completion_mask(n) if completion_only else np.ones(int(lengths_N[n])) for n in range(300)]
     assert counted_N[:300].tolist() == [int(mask[1:].sum()) for mask in masks]
     assert (counted_N < lengths_N - 1).any() is np.bool_(completion_only)
-    import tracemalloc
 
-    store.lengths(completion_only)
+
+def test_masks_are_counted_without_a_copy_of_all():
+    size = 10**7
+    masks = pa.ListArray.from_arrays(np.arange(0, size + 1, 500, dtype=np.int32), np.ones(size, dtype=np.uint8))
     tracemalloc.start()
-    store.lengths(completion_only)
+    counted_N = pair_tokens._counted(masks)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * lengths_N.sum()  # as int64 the masks alone are 8 bytes a token
+    assert counted_N.tolist() == [499] * 20000
+    assert peak < size / 2  # as int64 they are 8 bytes a token
 
 
 def test_a_run_says_its_settled_length(parsed, far, tokenizer):
-    from dataclasses import asdict
-
     arguments = parsed(SftRunArguments)
     opened(far, tokenizer, arguments, positions=48)
     assert json.loads(json.dumps(asdict(arguments), default=str))["max_length"] == 48
