@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         argv, (PairArguments, AdapterArguments), __doc__ or "", CommonSftArguments, run_arguments, prog="sft_lora.py"
     )
     check_sft(pair_args, adapter_args)
+    from lm_trials.models.reference import read_run
     from lm_trials.training import hub
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.examples import choose_padding, open_examples, plan_fine_tuning
@@ -64,11 +65,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     choose_padding(base.tokenizer, model)
     described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
     describe_tuning(described, examples, base, plan)
-    folder, identity, start = Path(args.output_dir), run_identity(described), Start(finished=not args.do_train)
+    folder, start = Path(args.output_dir), Start(finished=not args.do_train)
     if args.do_train:
         start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
     else:
         check_resumable(folder, described, adapter_args.accept_other_code)
+    goes_on = start.finished or start.checkpoint  # perhaps under other names of the same content
+    identity = run_identity((read_run(folder) if goes_on else None) or described)
     check_merge(adapter_args, args.output_dir, identity)
     if args.do_train and start.finished and is_merged(adapter_args, args.output_dir):
         metrics = say_finished(folder)

@@ -63,6 +63,20 @@ def test_killed_in_the_final_evaluation(tune_flags, tmp_path, arm):
     assert [row["step"] for row in straight[1] if "eval_loss" in row] == [2, 4, 6, 8]
 
 
+def test_under_other_names_it_is_the_same_run(tune_flags, tiny_base, tiny_pairs, tmp_path):
+    """Gone on with twice, under a link to the base and a copy of the data; each checkpoint is one of this run."""
+    argv, folder = tune_flags("run", *SAVED), tmp_path / "run"
+    sft_lora.main(argv)
+    straight = outcome(folder)
+    (tmp_path / "link").symlink_to(tiny_base)
+    shutil.copy(tiny_pairs, tmp_path / "rows.jsonl")
+    other = [*argv, "--model_name_or_path", str(tmp_path / "link"), "--dataset_name", str(tmp_path / "rows.jsonl")]
+    for step, again in ((2, other), (6, argv)):
+        stopped_after(folder, step)
+        sft_lora.main(again)
+        assert outcome(folder) == straight
+
+
 def test_what_is_saved_is_read_back(tune_flags, monkeypatch):
     from lm_trials.training import sft_trainer
 
