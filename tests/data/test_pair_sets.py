@@ -135,7 +135,7 @@ DAMAGED = [
     ({"question": "a", "answer": "b"}, "but question, answer; rename them"),
     ({"story": "One day."}, "but story; make pairs of stories with prepare_tinystories.py ingest and instruct"),
     ({"prompt": "a", "completion": 3}, "prompt holds text and completion int; both must hold text, or both messages"),
-    ({"prompt": "a", "completion": None}, "it has no columns prompt and completion"),
+    ({"prompt": "a", "completion": None}, "completion is missing a value; give one, or leave the row away"),
     ({"prompt": [], "completion": []}, r"prompt holds \[\]; it must hold text, or a list of messages"),
     ({"messages": [{"role": "user"}]}, "a message has role and content"),
     ({"messages": ["Hello"]}, "a message has role and content"),

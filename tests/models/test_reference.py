@@ -118,9 +118,11 @@ def test_an_adapter_is_its_base_and_more(adapter, saved):
 
 @peft_warns
 def test_an_adapter_whose_base_is_gone_is_one_line(adapter, saved):
+    known = resolve_model(str(adapter))
     shutil.rmtree(saved)
-    for function in (load_model, load_config, load_tokenizer_of):
-        assert f"{saved} is no folder" in refusal(function, resolve_model(str(adapter)))
+    assert f"its base {saved} is not here; restore it" in refusal(resolve_model, str(adapter))
+    for function in (load_model, load_config, load_tokenizer_of):  # gone since it was resolved
+        assert f"{saved} is no folder" in refusal(function, known)
     (adapter / "adapter_config.json").write_text("{}")
     assert "names no base_model_name_or_path" in refusal(resolve_model, str(adapter))
     (adapter / "adapter_config.json").write_text("{")
