@@ -21,7 +21,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "truncation_mode": ("keep_start", "--overlong says what becomes of long examples"),
     "eval_packing": (None, "evaluation never packs"),
     "pad_token": (None, "the tokenizer's own is used, or one that it has to spare"),
-    "assistant_only_loss": (False, "--completion_only_loss does this for conversations too"),
     # Where it is in a chat template, no flag changes it; and the adapter would not learn its row of the embeddings.
     "eos_token": (None, "the base's own is used; give a base whose tokenizer has it"),
     "dataset_num_proc": (None, "texts are tokenised by threads, as many as RAYON_NUM_THREADS says"),
@@ -54,6 +53,10 @@ class SftRunArguments(RunArguments, SFTConfig):
         for name, (value, instead) in WITHOUT_EFFECT.items():
             if getattr(self, name) not in (value, None):
                 raise UsageError(f"--{name} {getattr(self, name)} has no effect here; {instead}")
+        if self.assistant_only_loss:  # of a conversation the completions are what the assistant says: one flag for both
+            if self.completion_only_loss is False:
+                raise UsageError("--assistant_only_loss True and --completion_only_loss False: give one of them")
+            self.assistant_only_loss, self.completion_only_loss = False, True
         if self.packing_strategy == "wrapped":
             raise UsageError(
                 "--packing_strategy wrapped lets an example see the one before it in the row; give bfd or bfd_split"

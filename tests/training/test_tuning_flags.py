@@ -351,3 +351,12 @@ def test_a_run_says_its_settled_length(parsed, far, tokenizer):
     arguments = parsed(SftRunArguments)
     opened(far, tokenizer, arguments, positions=48)
     assert json.loads(json.dumps(asdict(arguments), default=str))["max_length"] == 48
+
+
+def test_the_assistants_loss_is_that_of_the_completions(tmp_path):
+    """trl has two flags for it; in `run.json` they are one, so that two spellings are one arm."""
+    args = SftRunArguments(output_dir=str(tmp_path), assistant_only_loss=True)
+    assert (args.completion_only_loss, args.assistant_only_loss) == (True, False)
+    assert SftRunArguments(output_dir=str(tmp_path)).completion_only_loss is None
+    with pytest.raises(UsageError, match="give one of them"):
+        SftRunArguments(output_dir=str(tmp_path), assistant_only_loss=True, completion_only_loss=False)
