@@ -20,7 +20,7 @@ from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_example
 from lm_trials.data.pairs import PairSet, open_pairs, read_row, write_pairs
 from lm_trials.data.tokenizers import train_tokenizer
 from lm_trials.training import examples as examples_module
-from lm_trials.training import run_arguments
+from lm_trials.training import run_arguments, sft_trainer
 from lm_trials.training.examples import Examples, open_examples, pack_examples
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.sft_arguments import AdapterArguments, PairArguments, check_sft
@@ -360,3 +360,22 @@ def test_the_assistants_loss_is_that_of_the_completions(tmp_path):
     assert SftRunArguments(output_dir=str(tmp_path)).completion_only_loss is None
     with pytest.raises(UsageError, match="give one of them"):
         SftRunArguments(output_dir=str(tmp_path), assistant_only_loss=True, completion_only_loss=False)
+
+
+def test_what_trl_refuses_is_one_line_and_faults_of_ours_keep_their_traceback(tmp_path, monkeypatch):
+    def refuse(error):
+        def made(**kwargs):
+            (tmp_path / "run").mkdir()  # as Trainer does
+            raise error
+
+        monkeypatch.setattr(sft_trainer, "FineTuner", made)
+
+    arguments = SimpleNamespace(output_dir=str(tmp_path / "run"))
+    for error in (ValueError("packing and loss do not go together"), ImportError("liger is missing")):
+        refuse(error)
+        with pytest.raises(UsageError, match=str(error)):
+            sft_trainer.tuner(args=arguments)
+        assert not (tmp_path / "run").exists()
+    refuse(AttributeError("no such thing"))
+    with pytest.raises(AttributeError, match="no such thing"):
+        sft_trainer.tuner(args=arguments)
