@@ -16,7 +16,7 @@ ROOMS = {
     "models": {"data"},
     "evaluation": {"data", "models"},
     "training": {"data", "models", "evaluation", "reporting"},
-    "probing": {"data", "models"},
+    "probing": {"data", "models", "evaluation", "reporting"},
     "reporting": set(),
     "trials": {"reporting"},
 }

@@ -1,0 +1,77 @@
+"""Findings: what a probe writes, alike for all: a table, a figure, one sentence with its interval, and its control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lm_trials.console import UsageError, show_facts
+from lm_trials.estimates import Estimate
+from lm_trials.probing.capture import CaptureCheck
+from lm_trials.reporting.pictures import save_pictures
+from lm_trials.tables import write_csv, write_json
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out, in one sentence with its interval, and what the control says of it, in another."""
+
+    sentence: str
+    control: str
+
+
+def write_findings(
+    folder: Path,
+    probe: str,
+    rows: Sequence[Mapping[str, Any]],
+    finding: Finding,
+    about: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+    checks: Mapping[str, CaptureCheck] | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> Path:
+    """Write `<probe>.csv`, `<probe>.json`, more tables and each figure as PNG and SVG, and tell the finding.
+
+    Args:
+        rows: of the table; each with estimate, lower, upper, n, unit.
+        about: the flags and models, for the JSON file.
+        figures: by file name without ending.
+        checks: by model, that reading it left its logits as they are; they are told.
+        tables: more CSV files, by name without ending.
+
+    Raises:
+        UsageError: where the folder cannot be written to.
+    """
+    facts = {"finding": finding.sentence, "control": finding.control}
+    told = {label: str(check) for label, check in (checks or {}).items()}
+    try:
+        for name, lines in {probe: rows, **(tables or {})}.items():
+            write_csv(folder / f"{name}.csv", lines)
+        for name, figure in figures.items():
+            save_pictures(figure, folder / name)
+        numbers = {label: asdict(check) for label, check in (checks or {}).items()}
+        write_json(folder / f"{probe}.json", {"probe": probe, **facts, "capture": numbers, **about, "rows": list(rows)})
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
+    show_facts(
+        probe,
+        {
+            **facts,
+            **({"reading" if len(told) == 1 else f"reading {k}": v for k, v in told.items()}),
+            "results": str(folder),
+        },
+    )
+    return folder
+
+
+def interval(estimate: Estimate, digits: int = 3) -> str:
+    """Return an estimate for a sentence or a cell.
+
+    >>> interval(Estimate(0.5, 0.4, 0.6, n=9, unit="accuracy"))
+    '0.500 [0.400, 0.600]'
+    """
+    return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"

@@ -1,0 +1,164 @@
+"""Subjects: the models that probes read, with their tokenizers and the stories in their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+
+from lm_trials.console import UsageError
+from lm_trials.data.records import Record
+from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
+from lm_trials.data.tokens import opening_of
+from lm_trials.evaluation.arguments import EvaluationArguments
+from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
+from lm_trials.evaluation.datasets import open_evaluation_set
+from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
+from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments, short_names
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be read, checked but not loaded.
+
+    Attributes:
+        candidate: what it is: reference, tokenizer, longest window, its `run.json`.
+        label: what tables and figures call it.
+    """
+
+    candidate: Candidate
+    label: str
+
+    @property
+    def reference(self) -> ModelReference:
+        """Which model."""
+        return self.candidate.reference
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What it reads with."""
+        return self.candidate.tokenizer
+
+    @property
+    def window(self) -> int:
+        """Most tokens that it is given."""
+        return self.candidate.block_size
+
+    @property
+    def step(self) -> int | None:
+        """Update at which a checkpoint was saved; of a finished run the last."""
+        if self.reference.step is not None or self.candidate.run is None:
+            return self.reference.step
+        return self.candidate.run["outcome"].get("max_steps")
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return int(load_config(self.reference).get_text_config().num_hidden_layers)
+
+    def opening(self) -> list[int]:
+        """Return the ids that a story begins with, as in its training."""
+        return opening_of(self.tokenizer, separator_of(self.candidate.run))
+
+    def story_ids(self, stories: Sequence[str]) -> list[np.ndarray]:
+        """Return the (T,) ids of each story: its opening mark and its text, cut to the window."""
+        encode, opening = batch_encoder(self.tokenizer), self.opening()
+        return [np.array((opening + ids)[: self.window], dtype=np.int64) for ids in encode(list(stories))]
+
+
+def find_subjects(
+    args: SubjectArguments, all_checkpoints: bool = False, block_size: int | None = None
+) -> list[Subject]:
+    """Find the models and their tokenizers, without loading weights; the checkpoints of each run, if asked.
+
+    Raises:
+        UsageError: for a model that is not there, no causal language model, or one whose tokenizer is another's.
+    """
+    how = EvaluationArguments(tokenizer_name=args.tokenizer_name, block_size=block_size)
+    names = expand_models(args.model_name_or_path, all_checkpoints)
+    return [Subject(check_candidate(name, how), label) for name, label in zip(names, short_names(names), strict=True)]
+
+
+def load_subject(subject: Subject, args: SubjectArguments) -> torch.nn.Module:
+    """Load a model as it is to be read: an adapter unmerged on its base, quantized if asked, in evaluation mode.
+
+    Raises:
+        UsageError: where it cannot be had, or not so on this machine.
+    """
+    device, dtype = device_of(args), getattr(torch, args.dtype)
+    if not args.load_in_8bit and not args.load_in_4bit:
+        return load_model(subject.reference, dtype).to(device)
+    from lm_trials.models.adapters import quantization  # peft takes two seconds to import
+
+    how = quantization(args.load_in_8bit, args.load_in_4bit, device.type, dtype)
+    return load_model(subject.reference, dtype, how, device_map={"": device})
+
+
+def device_of(args: SubjectArguments) -> torch.device:
+    """Return where models run."""
+    if args.use_cpu or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator()  # type: ignore[return-value]
+
+
+def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None) -> torch.nn.Module:
+    """Return a model of a subject's shape with random weights, the control that shows what the shape alone does.
+
+    An adapter's has the base's shape and no adapter.
+    """
+    config = load_config(subject.reference)
+    verbosity = transformers_logging.get_verbosity()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed if seed is None else seed)
+        transformers_logging.set_verbosity_error()
+        try:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+    return model.to(device_of(args), getattr(torch, args.dtype)).eval()
+
+
+def check_alike(subjects: Sequence[Subject], depth: bool = True) -> None:
+    """Check that models can be set side by side, token by token and, if asked, layer by layer.
+
+    Raises:
+        UsageError: naming two of them that cannot.
+    """
+    first = subjects[0]
+    for other in subjects[1:]:
+        if tokenizer_hash(first.tokenizer) != tokenizer_hash(other.tokenizer):
+            raise UsageError(
+                f"{first.reference.name} and {other.reference.name} have different tokenizers, so their tokens are not "
+                "the same; name models of one tokenizer"
+            )
+        if depth and first.depth != other.depth:
+            raise UsageError(
+                f"{first.reference.name} has {first.depth} layers and {other.reference.name} {other.depth}, so none "
+                "stands beside another; name models of one depth"
+            )
+
+
+def read_stories(args: TextArguments) -> list[Record]:
+    """Read the texts, as records with their features.
+
+    Raises:
+        UsageError: for a data set that is not there, or has no text.
+    """
+    found = open_evaluation_set(
+        args.dataset_name,
+        EvaluationArguments(
+            dataset_config_name=args.dataset_config_name,
+            dataset_split=args.dataset_split,
+            text_column=args.text_column,
+            data_cache_dir=args.data_cache_dir,
+            max_eval_samples=args.max_eval_samples,
+        ),
+    )
+    records = [record for record in found.read() if record["story"].strip()]
+    if not records:
+        raise UsageError(f"--dataset_name {args.dataset_name} has no text; give a data set with at least one")
+    return records
