@@ -27,7 +27,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.arguments import DiversityArguments, check_arguments
+from lm_trials.probing.diversity_arguments import DiversityArguments, check_arguments
 
 
 @script

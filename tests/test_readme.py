@@ -55,10 +55,9 @@ def parse_script(script: str, argv: list[str]) -> None:
         import cache_datasets
 
         cache_datasets.command_arguments(argv)
-    elif script == "probes/diversity.py":
-        from lm_trials.probing.arguments import DiversityArguments, check_arguments
-
-        check_arguments(*parse_arguments(argv, (DiversityArguments,), ""))
+    elif script.startswith("probes/"):
+        flags = importlib.import_module(f"lm_trials.probing.{Path(script).stem}_arguments")
+        flags.check_arguments(*parse_arguments(argv, flags.ARGUMENTS, ""))
     else:
         raise AssertionError(f"no parser is known for {script}")
 

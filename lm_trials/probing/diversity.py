@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from lm_trials.console import UsageError, progress
 from lm_trials.models.reference import ModelReference, load_config, load_model, load_tokenizer_of, positions_of
 from lm_trials.models.reference import resolve_model as resolve
-from lm_trials.probing.arguments import DiversityArguments
+from lm_trials.probing.diversity_arguments import DiversityArguments
 from lm_trials.probing.fisher import ProbeNetwork, ProbeSettings, TaskEmbedding
 from lm_trials.probing.pairs import mean_between, mean_within, task_distances, without_noise
 from lm_trials.probing.text_batches import CONTROLS, TextSet, control_batches, token_batches

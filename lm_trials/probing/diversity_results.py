@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_trials.console import UsageError, note, show_table
 from lm_trials.estimates import Estimate
-from lm_trials.probing.arguments import DiversityArguments
+from lm_trials.probing.diversity_arguments import DiversityArguments
 from lm_trials.probing.text_batches import CONTROLS
 from lm_trials.tables import write_csv, write_json
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Literal
 
 from lm_trials.arguments import option
 from lm_trials.console import UsageError
-from lm_trials.probing.arguments import check_place
 
 
 @dataclass
@@ -98,6 +98,17 @@ def probe_folder(args: SubjectArguments, probe: str) -> Path:
         return Path(args.output_dir)
     local = next((path for name in args.model_name_or_path if (path := Path(name).expanduser()).is_dir()), None)
     return (local or Path("out")) / "probes" / probe
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place that results cannot be written to, before hours are spent on them.
+
+    Raises:
+        UsageError: naming it.
+    """
+    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise UsageError(f"{folder} cannot be written to ({standing} is in the way); give another --output_dir")
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from lm_trials.data.order import random_bits, shuffled
 from lm_trials.data.set_texts import set_texts
 from lm_trials.data.sets import is_set
 from lm_trials.data.sources import open_source
-from lm_trials.probing.arguments import DiversityArguments
+from lm_trials.probing.diversity_arguments import DiversityArguments
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase

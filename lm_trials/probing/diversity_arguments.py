@@ -1,15 +1,15 @@
-"""The flags of the probes; no torch."""
+"""The flags of `probes/diversity.py`; no torch."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lm_trials.arguments import option
 from lm_trials.console import UsageError
+from lm_trials.probing.probe_arguments import check_place
 
 SMALLEST_NUMBERS = {
     "num_batches": (3, "an interval over batches needs 3"),
@@ -87,6 +87,9 @@ class DiversityArguments:
         return place / "diversity" / names
 
 
+ARGUMENTS = (DiversityArguments,)
+
+
 def check_arguments(args: DiversityArguments) -> None:
     """Refuse values that mean nothing, before anything is loaded.
 
@@ -123,14 +126,3 @@ def check_arguments(args: DiversityArguments) -> None:
             "Name one data set, or paths of the parts as several --dataset_name"
         )
     check_place(args.folder())
-
-
-def check_place(folder: Path) -> None:
-    """Refuse a place that results cannot be written to, before hours are spent on them.
-
-    Raises:
-        UsageError: naming it.
-    """
-    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise UsageError(f"{folder} cannot be written to ({standing} is in the way); give another --output_dir")
