@@ -77,6 +77,35 @@ def bootstrap_mean(
     return bootstrap.estimate(lambda sums: sums[..., 0] / sums[..., 1], unit)
 
 
+def bootstrap_means(
+    values_NK: np.ndarray, unit: str, seed: int = 0, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> list[Estimate]:
+    """Estimate the mean of each of K columns, as `bootstrap_mean` does for one, all from the same resamples.
+
+    Raises:
+        ValueError: for no values.
+
+    >>> [str(mean) for mean in bootstrap_means(np.array([[0.0, 5.0], [1.0, 5.0]] * 50), unit="accuracy")]
+    ['0.500 [0.405, 0.596] accuracy (n=100)', '5.000 [5.000, 5.000] accuracy (n=100)']
+    """
+    values_NK = np.asarray(values_NK, dtype=np.float64)
+    if values_NK.ndim != 2 or not len(values_NK):
+        raise ValueError(f"values of shape {values_NK.shape} are no stories; give one row per story")
+    bootstrap = StoryBootstrap(seed, confidence, resamples)
+    bootstrap.update(np.concatenate([values_NK, np.ones((len(values_NK), 1))], axis=1))
+    sums = bootstrap._with_waiting()["all"]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        means_K, means_RK = (
+            values[..., :-1] / values[..., -1:] for values in map(np.asarray, (sums.totals_K, sums.sums_RK))
+        )
+    estimates = []
+    for mean, means_R in zip(means_K.tolist(), means_RK.T, strict=True):
+        known = sums.count > 1 and math.isfinite(mean)
+        interval = percentile_interval(means_R, confidence) if known else NO_INTERVAL
+        estimates.append(Estimate(mean, *interval, sums.count, unit))
+    return estimates
+
+
 def proportion(successes: int, n: int, unit: str) -> Estimate:
     """Estimate a share of stories, with Wilson's score interval (1927), 95 %.
 

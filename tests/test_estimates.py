@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lm_trials.estimates import PIECE, StoryBootstrap, bootstrap_mean, percentile_interval, proportion
+from lm_trials.estimates import (
+    PIECE,
+    StoryBootstrap,
+    bootstrap_mean,
+    bootstrap_means,
+    percentile_interval,
+    proportion,
+)
 
 
 def ratio(sums):
@@ -198,3 +205,19 @@ def test_a_share_has_wilsons_interval(successes, n):
 def test_what_is_no_share_is_refused(successes, n):
     with pytest.raises(ValueError, match="is no share"):
         proportion(successes, n, "share")
+
+
+@pytest.mark.parametrize("count", [1, 2, 700])
+def test_means_of_columns_are_the_mean_of_each(count):
+    values = np.random.default_rng(5).gamma(2.0, size=(count, 3))
+    values[0, 1] = np.nan  # a column that is not defined leaves the others as they are
+    together = bootstrap_means(values, "nats", seed=3)
+    for column, estimate in zip(values.T, together, strict=True):
+        alone = bootstrap_mean(column, "nats", seed=3)
+        numbers = (estimate.estimate, estimate.lower, estimate.upper)
+        assert numbers == pytest.approx((alone.estimate, alone.lower, alone.upper), rel=1e-12, nan_ok=True)
+        assert (estimate.n, estimate.unit) == (alone.n, alone.unit)
+    if count == 700:
+        assert bootstrap_means(values, "nats", seed=4)[0].lower != together[0].lower
+    with pytest.raises(ValueError, match=r"shape \(0, 3\) are no stories"):
+        bootstrap_means(values[:0], "nats")
