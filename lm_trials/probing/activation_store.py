@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import shutil
+import math
 import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from lm_trials.console import UsageError, progress
 from lm_trials.data.folders import finished_folder
+from lm_trials.models.reference import positions_of
 from lm_trials.probing.capture import Activations, Capture, Positions, Site, Sites
 from lm_trials.tables import read_object, write_json
 
@@ -36,7 +37,7 @@ def captured(
     batch_size: int = 16,
     description: str | None = "capturing",
     name: str = "",
-) -> Iterator[Activations]:
+) -> Generator[Activations, None, None]:
     """Yield what a model computes on texts, batch by batch; `document_B` says which texts a batch holds.
 
     Texts of like length go together, padded on the right; each text is in exactly one batch.  The output head is left
@@ -48,25 +49,39 @@ def captured(
         description: what the progress bar is called; None for no bar.
 
     Raises:
-        UsageError: for no texts, or an empty one.
+        UsageError: for no texts, an empty one, or one that is longer than the model's positions.
     """
-    if not len(documents):
-        raise UsageError("no text is left to be read; give a data set with texts, or more --max_eval_samples")
+    _check_documents(documents, positions)
     order = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     shown = progress(batches, description, "texts", len(order), len) if description else batches
-    with Capture(model, sites, name=name) as capture:
-        whole = capture.anatomy.model
-        fewer = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(whole.forward).parameters else {}
-        for numbers in shown:
-            capture.positions = (
-                positions if positions is None or isinstance(positions, int) else [positions[n] for n in numbers]
-            )
-            ids_BT, mask_BT = padded([documents[number] for number in numbers])
-            with torch.inference_mode():
-                model(input_ids=ids_BT.to(whole.device), attention_mask=mask_BT.to(whole.device), **fewer)
-            found = capture.activations
-            yield replace(found, document_B=torch.tensor(numbers))
+    capture = Capture(model, sites, name=name)
+    whole = capture.anatomy.model
+    limit, longest = positions_of(whole), len(documents[order[0]])
+    if limit is not None and longest > limit:
+        raise UsageError(f"a text has {longest} tokens and {capture.anatomy.name} {limit} positions; give shorter ones")
+    fewer = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(whole.forward).parameters else {}
+    for numbers in shown:
+        capture.positions = _positions_of(positions, numbers)
+        ids_BT, mask_BT = padded([documents[number] for number in numbers])
+        # Not inference mode, whose tensors a lens or a probe could not be trained on.
+        with torch.no_grad(), capture:
+            model(input_ids=ids_BT.to(whole.device), attention_mask=mask_BT.to(whole.device), **fewer)
+        yield replace(capture.activations, document_B=torch.tensor(numbers))
+
+
+def _check_documents(documents: Sequence[np.ndarray], positions: Positions) -> None:
+    if not len(documents):
+        raise UsageError("no text is left to be read; give a data set with texts, or more --max_eval_samples")
+    if isinstance(positions, int):
+        if positions < 1:
+            raise UsageError(f"the last {positions} tokens are none; give at least 1")
+    elif positions is not None and len(positions) != len(documents):
+        raise UsageError(f"positions for {len(positions)} texts and {len(documents)} of them; give them for each")
+
+
+def _positions_of(positions: Positions, numbers: Sequence[int]) -> Positions:
+    return positions if positions is None or isinstance(positions, int) else [positions[number] for number in numbers]
 
 
 def padded(documents: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +107,7 @@ class ActivationStore:
         arrays: by (site, layer), (N, ...) float32; memory-mapped where they lie in files.
         text_N: which text each row is of.
         position_N: its position in it.
-        folder: where the files lie; None in memory.
+        folder: where the files lie; None in memory or in files without a name.
 
     >>> from lm_trials.models.shapes import build_config, build_model
     >>> config = build_config("llama", None, "hidden_size=8,num_hidden_layers=2,num_attention_heads=1,"
@@ -125,58 +140,65 @@ class ActivationStore:
     ) -> ActivationStore:
         """Run a model over texts and keep what it computes.
 
-        Without `folder`, more than `in_memory` bytes go to a temporary folder that lives as long as the store.  Rows
-        are written as they come, so the memory that this takes does not grow with the number of texts.
+        Without `folder`, more than `in_memory` bytes go to temporary files that have no name and are gone with the
+        store, or with the process, however it ends.  Rows are written as they come, so the memory that this takes
+        does not grow with the number of texts.
 
         Raises:
-            UsageError: for no texts; for attention weights, which have no common shape; for a folder that is in the
-                way.
+            UsageError: for no texts, or no position in any; for attention weights, which have no common shape; for a
+                folder that is in the way.
         """
         if "attention" in sites:
             raise UsageError("attention weights of texts have no common shape; read them batch by batch (`captured`)")
-        if folder is not None and folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty; name another folder")
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} is not an empty folder; name another")
+        _check_documents(documents, positions)
         rows = _Rows.of(documents, positions)
-        batches = captured(model, documents, sites, positions, batch_size, description)
-        if folder is None:
+        if not rows.total:
+            raise UsageError("no position is asked for in any text; give at least one")
+        with closing(captured(model, documents, sites, positions, batch_size, description)) as batches:
+            if folder is not None:
+                with finished_folder(folder) as unfinished:
+                    with _Files(rows.total, unfinished) as files:
+                        rows.write(batches, files.write)
+                    np.save(unfinished / "text.npy", rows.text_N)
+                    np.save(unfinished / "position.npy", rows.position_N)
+                    write_json(unfinished / META, {"sites": [list(site) for site in files.files], "rows": rows.total})
+                return cls.open(folder)
             first = next(batches)
             size = 4 * rows.total * sum(values[0].numel() for values in first.values.values())
-            batches = itertools.chain([first], batches)
+            everything = itertools.chain([first], batches)
             if size <= in_memory:
                 memory = _Memory(rows.total)
-                rows.write(batches, memory.write)
+                rows.write(everything, memory.write)
                 return cls(memory.arrays, rows.text_N, rows.position_N)
-        temporary = None if folder is not None else Path(tempfile.mkdtemp(prefix="activations-"))
-        place = folder or temporary / "store"  # type: ignore[operator]
-        try:
-            with finished_folder(place) as unfinished:
-                with _Files(unfinished, rows.total) as files:
-                    rows.write(batches, files.write)
-                np.save(unfinished / "text.npy", rows.text_N)
-                np.save(unfinished / "position.npy", rows.position_N)
-                write_json(unfinished / META, {"sites": [list(site) for site in files.files], "rows": rows.total})
-            store = cls.open(place)
-        except BaseException:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if temporary is not None:
-            weakref.finalize(store, shutil.rmtree, temporary, ignore_errors=True)
-        return store
+            with _Files(rows.total) as files:
+                rows.write(everything, files.write)
+                return cls(files.arrays(), rows.text_N, rows.position_N)
 
     @classmethod
     def open(cls, folder: Path) -> ActivationStore:
         """Open a store that lies in files, memory-mapped.
 
         Raises:
-            UsageError: for a folder that holds none.
+            UsageError: for a folder that holds none, or whose files are not as they were written.
         """
-        sites = [(name, layer) for name, layer in read_object(folder / META)["sites"]]
+        about = read_object(folder / META)
+        arrays: dict[Any, np.ndarray] = {}
         try:
-            arrays = {site: np.load(folder / _file(site), mmap_mode="r") for site in sites}
-            return cls(arrays, np.load(folder / "text.npy"), np.load(folder / "position.npy"), folder)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{folder} is damaged ({error}); remove it and capture anew") from None
+            names = {(site, layer): _file((site, layer)) for site, layer in about["sites"]}
+            names |= {"text": "text.npy", "position": "position.npy"}
+            rows = about["rows"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{folder / META} is damaged ({error}); remove {folder} and capture anew") from None
+        for key, name in names.items():
+            try:
+                arrays[key] = np.load(folder / name, mmap_mode="r")
+                if len(arrays[key]) != rows:
+                    raise ValueError(f"{len(arrays[key])} rows for {rows}")
+            except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
+                raise UsageError(f"{folder / name} is damaged ({error}); remove {folder} and capture anew") from None
+        return cls(arrays, np.array(arrays.pop("text")), np.array(arrays.pop("position")), folder)
 
 
 @dataclass(frozen=True)
@@ -226,35 +248,50 @@ class _Memory:
 
     def write(self, site: Site, start: int, rows: np.ndarray) -> None:
         if site not in self.arrays:
-            self.arrays[site] = np.empty((self.total, *rows.shape[1:]), dtype=np.float32)
+            self.arrays[site] = np.empty((self.total, *rows.shape[1:]), dtype="<f4")
         self.arrays[site][start : start + len(rows)] = rows
 
 
 class _Files:
-    """Arrays in `.npy` files, written row by row: a memory map's pages would count as this process's memory."""
+    """Arrays in `.npy` files, written row by row: a memory map's pages would count as this process's memory.
 
-    def __init__(self, folder: Path, total: int) -> None:
+    Without a folder the files have no name, so that even a killed process leaves none behind.
+    """
+
+    def __init__(self, total: int, folder: Path | None = None) -> None:
         self.folder, self.total = folder, total
-        self.files: dict[Site, tuple[BinaryIO, int]] = {}
+        self.files: dict[Site, _OpenFile] = {}
 
     def __enter__(self) -> _Files:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file, _begin in self.files.values():
-            file.close()
+        for found in self.files.values():
+            found.file.close()
 
     def write(self, site: Site, start: int, rows: np.ndarray) -> None:
-        if not len(rows):
-            return
         if site not in self.files:
-            file = (self.folder / _file(site)).open("wb")
-            about = {"descr": "<f4", "fortran_order": False, "shape": (self.total, *rows.shape[1:])}
-            np.lib.format.write_array_header_1_0(file, about)
-            self.files[site] = file, file.tell()
-        file, begin = self.files[site]
-        file.seek(begin + start * rows[0].size * 4)
-        file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+            place = self.folder / _file(site) if self.folder else None
+            file = place.open("w+b") if place else tempfile.TemporaryFile()  # noqa: SIM115 (closed on leaving)
+            shape = (self.total, *rows.shape[1:])
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            self.files[site] = _OpenFile(file, file.tell(), shape)
+        found = self.files[site]
+        found.file.seek(found.begin + start * math.prod(found.shape[1:]) * 4)
+        found.file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+
+    def arrays(self) -> dict[Site, np.ndarray]:
+        """Return what was written, memory-mapped; the maps outlive the open files."""
+        for found in self.files.values():
+            found.file.flush()
+        return {site: np.memmap(found.file, "<f4", "r", found.begin, found.shape) for site, found in self.files.items()}
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    file: Any
+    begin: int
+    shape: tuple[int, ...]
 
 
 def reduced(

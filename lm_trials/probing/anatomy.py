@@ -18,6 +18,7 @@ from lm_trials.console import UsageError, did_you_mean
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 ATTENTIONS = ("self_attn", "attn", "attention")
+MLPS = ("mlp", "fc2")
 PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 
 
@@ -62,8 +63,8 @@ class Anatomy:
         return self._part(self.blocks[block], ATTENTIONS, "attention")
 
     def mlp(self, block: int) -> nn.Module:
-        """Return a block's MLP."""
-        return self._part(self.blocks[block], ("mlp",), "MLP")
+        """Return a block's MLP; of OPT, which has none by itself, its second layer."""
+        return self._part(self.blocks[block], MLPS, "MLP")
 
     def projection(self, block: int) -> nn.Module:
         """Return what maps a block's heads, side by side, back to the model's width."""

@@ -14,6 +14,7 @@ heads, E = width of a head.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -98,11 +99,13 @@ class Capture(AbstractContextManager):
         name: what errors call the model.
 
     Only whole texts are captured: a forward pass that goes on from `past_key_values` is refused.  With `attention`
-    the model runs with eager attention inside the `with`, which may change the last bits of its logits.
+    the model runs with eager attention inside the `with`, which may change the last bits of its logits.  It may be
+    entered again after it was left; models with learned positions read a text that is padded on the left as another
+    one unless they are given `position_ids`, read or not.
 
     Raises:
         UsageError: for a site, layer or position that there is not.
-        RuntimeError: on leaving, if the model did not run inside the `with`.
+        RuntimeError: on leaving, if the model did not run inside the `with`; on entering twice.
     """
 
     def __init__(self, model: Any, sites: Sites = ("hidden",), positions: Positions = None, name: str = "") -> None:
@@ -129,28 +132,37 @@ class Capture(AbstractContextManager):
         return self._activations
 
     def __enter__(self) -> Capture:
-        model = self.anatomy.model
-        if "attention" in self.layers:
-            self._implementation = model.config._attn_implementation
-            model.set_attn_implementation("eager")
-        self._handles = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, with_kwargs=True),
-        ]
-        for site, layers in self.layers.items():
-            for layer in layers:
-                self._listen(site, layer)
+        if self._handles:
+            raise RuntimeError("this capture is running already; leave its `with` first, or make another")
+        model, self._activations = self.anatomy.model, None
+        try:
+            self._handles = [
+                model.register_forward_pre_hook(self._begin, with_kwargs=True),
+                model.register_forward_hook(self._end),
+            ]
+            for site, layers in self.layers.items():
+                for layer in layers:
+                    self._listen(site, layer)
+            if "attention" in self.layers:
+                self._implementation = model.config._attn_implementation
+                model.set_attn_implementation("eager")
+        except BaseException:  # a part that this architecture lacks: then nobody leaves the `with`
+            self._leave()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._leave()
+        if kind is None and self._activations is None:
+            raise RuntimeError(f"captured 0 of {len(self.layers)} sites; did the model run inside the `with`?")
+
+    def _leave(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._found = [], {}
         if self._implementation:
             self.anatomy.model.set_attn_implementation(self._implementation)
             self._implementation = ""
-        if kind is None and self._activations is None:
-            raise RuntimeError(f"captured 0 of {len(self.layers)} sites; did the model run inside the `with`?")
 
     def _listen(self, site: str, layer: int) -> None:
         """Hang a hook where a site is; keys and values are read from the cache at the end."""
@@ -171,10 +183,10 @@ class Capture(AbstractContextManager):
             self._handles.append(parts.attention(layer).register_forward_hook(self._keep_weights(layer)))
 
     def _before(self, module: nn.Module, site: str, layer: int) -> None:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._keep(site, layer, inputs[0])
+        def hook(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(site, layer, inputs[0] if inputs else kwargs["hidden_states"])
 
-        self._handles.append(module.register_forward_pre_hook(hook))
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _after(self, module: nn.Module, site: str, layer: int) -> None:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -183,8 +195,10 @@ class Capture(AbstractContextManager):
         self._handles.append(module.register_forward_hook(hook))
 
     def _keep(self, site: str, layer: int, values_BTD: torch.Tensor) -> None:
-        rows = values_BTD.detach().flatten(0, 1).index_select(0, self._kept_N.to(values_BTD.device))
-        self._found[site, layer] = rows.to("cpu", torch.float32)
+        # OPT's MLP sees the tokens of all texts in one row.
+        rows = values_BTD if values_BTD.dim() == 2 else values_BTD.flatten(0, 1)
+        kept = rows.detach().index_select(0, self._kept_N.to(rows.device))
+        self._found[site, layer] = kept.to("cpu", torch.float32)
 
     def _keep_weights(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -203,22 +217,26 @@ class Capture(AbstractContextManager):
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Before a forward pass: find which tokens are kept, and have a cache made only where it is read."""
-        if kwargs.get("past_key_values") is not None:
+        self._activations, self._found = None, {}
+        # By name, however they were given: the attention mask is GPT-2's third argument and Llama's second.
+        names = list(inspect.signature(module.forward).parameters)
+        given = dict(zip(names, inputs, strict=False)) | kwargs
+        if given.get("past_key_values") is not None:
             raise UsageError("a capture reads whole texts; run the model without past_key_values inside the `with`")
-        ids_BT = kwargs.get("input_ids", inputs[0] if inputs else None)
+        ids_BT, mask_BT = given.get("input_ids"), given.get("attention_mask")
         if ids_BT is None:
             raise UsageError("a capture reads texts; give the model input_ids inside the `with`")
-        mask_BT = kwargs.get("attention_mask")
+        if mask_BT is not None and (not isinstance(mask_BT, torch.Tensor) or mask_BT.shape != ids_BT.shape):
+            raise UsageError("a capture needs to see the padding; give an attention_mask of the shape of input_ids")
         self._mask_BT = (torch.ones_like(ids_BT) if mask_BT is None else mask_BT).bool().cpu()
         self._kept_N = kept_tokens(self._mask_BT, self.positions)
-        self._found = {}
-        kwargs["use_cache"] = bool({"keys", "values"} & self.layers.keys())
-        return inputs, kwargs
+        given["use_cache"] = bool({"keys", "values"} & self.layers.keys())
+        return (), given
 
-    def _end(self, module: nn.Module, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         for site in ("keys", "values"):
             for layer in self.layers.get(site, ()):
-                cached_BKTE = getattr(output.past_key_values.layers[layer], site)
+                cached_BKTE = getattr(_cache_of(output, self.anatomy.name).layers[layer], site)
                 if cached_BKTE.shape[2] != self._mask_BT.shape[1]:
                     raise UsageError(f"{self.anatomy.name} keeps a window of its {site} only; give shorter texts")
                 self._keep(site, layer, cached_BKTE.transpose(1, 2))
@@ -230,6 +248,14 @@ class Capture(AbstractContextManager):
             lengths_B=self._mask_BT.sum(dim=1),
             document_B=torch.arange(len(self._mask_BT)),
         )
+
+
+def _cache_of(output: Any, name: str) -> Any:
+    """Return the cache that a forward pass made."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise UsageError(f"{name} made no cache of keys and values; turn gradient checkpointing off and return_dict on")
+    return cache
 
 
 def _layers_of(anatomy: Anatomy, sites: Sites) -> dict[str, list[int]]:
@@ -302,6 +328,8 @@ def check_capture(model: Any, ids_T: Sequence[int], sites: Sites, name: str = ""
 
     Raises:
         RuntimeError: where log-probabilities differ by more than rounding explains.
+        UsageError: for `mlp` or `attention_output` of an architecture that adds something else, as one with a norm
+            behind each part does.
     """
     anatomy = anatomy_of(model, name)
     ids_BT = torch.as_tensor([list(map(int, ids_T))], device=anatomy.model.device)
@@ -317,4 +345,24 @@ def check_capture(model: Any, ids_T: Sequence[int], sites: Sites, name: str = ""
         raise RuntimeError(
             f"{anatomy.name}: {check}, more than rounding explains ({allowed:g}); what would be read is not this model"
         )
+    if {"mlp", "attention_output"} & set(sites):
+        _check_added(model, inputs, anatomy)
     return check
+
+
+def _check_added(model: Any, inputs: Mapping[str, torch.Tensor], anatomy: Anatomy) -> None:
+    """Check that what attention and MLP give is what a block adds to the hidden states."""
+    with Capture(model, ["hidden", "attention_output", "mlp"], name=anatomy.name) as capture:
+        model(**inputs)
+    found = capture.activations
+    rounding = 4 * torch.finfo(anatomy.model.dtype).eps
+    for block in range(anatomy.num_blocks):
+        before_ND, after_ND = found.of("hidden", block), found.of("hidden", block + 1)
+        added_ND = found.of("attention_output", block) + found.of("mlp", block)
+        allowed = 0.05 * added_ND.abs().max() + rounding * after_ND.abs().max()
+        if not (after_ND - before_ND - added_ND).abs().max() <= allowed:
+            kind = type(anatomy.model).__name__
+            raise UsageError(
+                f"{anatomy.name}: what the attention and MLP of a {kind} give is not what block {block} adds to the "
+                "hidden states; drop the sites mlp and attention_output"
+            )
