@@ -67,8 +67,9 @@ def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int
         raise UsageError(
             f"--model_name_or_path names {len(names)} models ({' '.join(names)}); this probe takes {wanted}"
         )
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--model_name_or_path {twice[0]} is given twice; name each model once")
+    places = [str(path.resolve()) if (path := Path(name).expanduser()).is_dir() else name for name in names]
+    if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
+        raise UsageError(f"--model_name_or_path {' '.join(twice[:2])}: one model twice; name each once")
     if args.load_in_8bit and args.load_in_4bit:
         raise UsageError("--load_in_8bit and --load_in_4bit: a model has one of them; drop one")
     if args.seed < 0:

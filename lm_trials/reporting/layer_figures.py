@@ -48,7 +48,7 @@ def curves_figure(
     if not rows:
         raise ValueError("no rows, no curves; give at least one")
     panels = list(dict.fromkeys(str(row[panel]) for row in rows)) if panel else [""]
-    names = list(dict.fromkeys((str(row[series]), str(row.get("role", "finding"))) for row in rows))
+    names = list(dict.fromkeys(_name(row, series) for row in rows))
     styles = _styles(names)
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
@@ -58,9 +58,11 @@ def curves_figure(
         if place >= len(panels):
             axes.set_visible(False)
             continue
+        # Where nothing stands below, the numbers of the shared axis would be hidden with the empty panel.
+        axes.tick_params(labelbottom=place + columns >= len(panels))
         inside = [row for row in rows if not panel or str(row[panel]) == panels[place]]
         _draw_panel(axes, inside, x, series, styles, chance)
-        axes.set(xlabel=xlabel or x)
+        axes.set_xlabel((xlabel or x) if place + columns >= len(panels) else "")
         if panel:
             axes.set_title(panels[place], fontsize=10)
     figure.suptitle(title, fontsize=11)
@@ -75,15 +77,19 @@ def curves_figure(
     return figure
 
 
-def _styles(names: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    styles: dict[str, dict[str, Any]] = {}
+def _styles(names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return how the line of each series and role is drawn; a control that has a finding's name says so."""
     findings = [name for name, role in names if role != "control"]
+    controls = [name for name, role in names if role == "control"]
+    styles: dict[tuple[str, str], dict[str, Any]] = {}
     for name, role in names:
         if role == "control":
-            place = len([n for n in styles if n not in findings])
-            styles[name] = {"color": CONTROL_COLORS[place % len(CONTROL_COLORS)], "linestyle": "--", "linewidth": 1.1}
+            color = CONTROL_COLORS[controls.index(name) % len(CONTROL_COLORS)]
+            label = f"{name} (control)" if name in findings else name
+            styles[name, role] = {"color": color, "linestyle": "--", "linewidth": 1.1, "label": label}
         else:
-            styles[name] = {"color": COLORS[findings.index(name) % len(COLORS)], "linestyle": "-", "linewidth": 1.6}
+            color = COLORS[findings.index(name) % len(COLORS)]
+            styles[name, role] = {"color": color, "linestyle": "-", "linewidth": 1.6, "label": name}
     return styles
 
 
@@ -92,18 +98,18 @@ def _draw_panel(
     rows: Sequence[Mapping[str, Any]],
     x: str,
     series: str,
-    styles: Mapping[str, Mapping[str, Any]],
+    styles: Mapping[tuple[str, str], Mapping[str, Any]],
     chance: float | None,
 ) -> None:
     units = {str(row["unit"]) for row in rows}
     if len(units) != 1:
         raise ValueError(f"{len(units)} units ({', '.join(sorted(units))}) in one panel; give each its own")
-    for name in dict.fromkeys(str(row[series]) for row in rows):
-        line = sorted((row for row in rows if str(row[series]) == name), key=lambda row: float(row[x]))
-        xs, ys = ([float(row[key]) for row in line] for key in (x, "estimate"))
+    for named in dict.fromkeys(_name(row, series) for row in rows):
+        line = sorted((row for row in rows if _name(row, series) == named), key=lambda row: float(row[x]))
+        xs, ys = ([_number(row[key]) for row in line] for key in (x, "estimate"))
         bounds = [[_number(row[key]) for row in line] for key in ("lower", "upper")]
-        style = styles[name]
-        axes.plot(xs, ys, marker="o" if len(line) < 30 else "", markersize=3.5, label=name, **style)
+        style = styles[named]
+        axes.plot(xs, ys, marker="o" if len(line) < 30 else "", markersize=3.5, **style)
         if np.isfinite(bounds).any():
             axes.fill_between(xs, *bounds, color=style["color"], alpha=0.18, linewidth=0)
     if chance is not None:
@@ -112,6 +118,10 @@ def _draw_panel(
     axes.set_ylabel(units.pop())
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name(row: Mapping[str, Any], series: str) -> tuple[str, str]:
+    return str(row[series]), str(row.get("role", "finding"))
 
 
 def _number(value: Any) -> float:
