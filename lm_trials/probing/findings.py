@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,5 +74,9 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
 
     >>> interval(Estimate(0.5, 0.4, 0.6, n=9, unit="accuracy"))
     '0.500 [0.400, 0.600]'
+    >>> interval(Estimate(0.5, float("nan"), float("nan"), n=1, unit="accuracy"))
+    '0.500 [no interval]'
     """
+    if not math.isfinite(estimate.lower + estimate.upper):
+        return f"{estimate.estimate:.{digits}f} [no interval]"
     return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"
