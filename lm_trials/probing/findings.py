@@ -77,6 +77,6 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
     >>> interval(Estimate(0.5, float("nan"), float("nan"), n=1, unit="accuracy"))
     '0.500 [no interval]'
     """
-    if not math.isfinite(estimate.lower + estimate.upper):
+    if math.isnan(estimate.lower) or math.isnan(estimate.upper):
         return f"{estimate.estimate:.{digits}f} [no interval]"
     return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"
