@@ -1,0 +1,62 @@
+"""Where do the heads of a model look?  Attention maps of a text, and statistics of every head over a data set.
+
+A run on its validation stories; another text, one head large; models side by side; a run while it was trained:
+
+    python probes/attention.py --model_name_or_path runs/demo
+    python probes/attention.py --model_name_or_path runs/demo --text "One day, a cat sat on a mat." --layer 1 --head 2
+    python probes/attention.py --model_name_or_path runs/base runs/deleted --dataset_name recovery-Twist
+    python probes/attention.py --model_name_or_path runs/demo --all_checkpoints --statistic induction
+
+It writes the maps as a figure and as a page (attention.html, one file, to be opened in a browser), and in tables, of
+each head with an interval over stories: the share of attention that goes to the token before, the first token and the
+token itself; the mean distance in tokens; the entropy, in nats and over that of even attention; and the induction
+score, the share that goes to what followed a token the first time, in sequences of random tokens that are repeated.
+The first token sees itself alone and is left out as a reader.
+
+Among many heads one is always the largest.  So the head is chosen on one half of the stories and reported on the
+other, and must lie beyond its controls: the leading head of models of the same shape with random weights, chosen
+likewise; a head that looks evenly at all it sees; and for induction its own score where nothing is repeated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import script
+from lm_trials.probing.attention_arguments import ARGUMENTS, check_arguments
+
+
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read every head of every model, on a text and on the stories; returns the rows of the table."""
+    which, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/attention.py")
+    check_arguments(which, texts, args)
+    from lm_trials.probing.attention import head_to_draw, measure, plan_reading, run_of
+    from lm_trials.probing.attention_output import write_results
+    from lm_trials.probing.attention_results import Results
+    from lm_trials.probing.capture import check_capture
+    from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
+
+    subjects = find_subjects(which, args.all_checkpoints, texts.block_size)
+    check_alike(subjects)
+    large = head_to_draw(subjects, args)
+    stories = [record["story"] for record in read_stories(texts)]
+    reading = plan_reading(subjects, stories, args, which.seed)
+
+    models, checks = [], {}
+    for subject in subjects:
+        model = load_subject(subject, which)
+        checks[subject.label] = check_capture(model, reading.map_ids_T, ["attention"], subject.reference.name)
+        run = run_of(subject, which.model_name_or_path)
+        models.append(measure(model, reading, texts.per_device_eval_batch_size, subject, run))
+        del model
+    random = [
+        measure(untrained(subjects[0], which, which.seed + draw), reading, texts.per_device_eval_batch_size)
+        for draw in range(args.num_untrained)
+    ]
+    return write_results(Results(models, random, reading, which.seed), which, texts, args, checks, large)
+
+
+if __name__ == "__main__":
+    main()
