@@ -30,8 +30,11 @@ def save_pictures(figure: Figure, stem: Path) -> list[Path]:
             for kind, about in (("png", None), ("svg", {"Date": None})):
                 path = stem.with_name(f"{stem.name}.{kind}")
                 unfinished = path.with_name(f".{path.name}.unfinished")
-                figure.savefig(unfinished, format=kind, dpi=DPI, metadata=about)
-                unfinished.replace(path)
+                try:
+                    figure.savefig(unfinished, format=kind, dpi=DPI, metadata=about)
+                    unfinished.replace(path)
+                finally:
+                    unfinished.unlink(missing_ok=True)
                 paths.append(path)
     except OSError as error:
         raise UsageError(f"{stem.parent} cannot be written to ({error.strerror}); give another --output_dir") from None

@@ -1,0 +1,80 @@
+"""What every probe writes and tells: tables, figures, the sentence with its interval, the control, and the reading."""
+
+import csv
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from lm_trials.console import UsageError
+from lm_trials.estimates import Estimate
+from lm_trials.probing.capture import CaptureCheck
+from lm_trials.probing.findings import Finding, interval, write_findings
+
+ROWS = [
+    {"model": "a", "role": "finding", "estimate": 0.5, "lower": 0.25, "upper": 0.75, "n": 9, "unit": "accuracy"},
+    {
+        "model": "b",
+        "role": "control",
+        "estimate": 0.1,
+        "lower": float("nan"),
+        "upper": None,
+        "n": 1,
+        "unit": "accuracy",
+    },
+]
+FINDING = Finding("It is there: 0.5 [0.25, 0.75].", "Shuffled labels give 0.1.")
+
+
+def written(folder, **more):
+    given = {"about": {"flags": {"seed": 3}}, "figures": {"curves": Figure(), "maps": Figure()}} | more
+    return write_findings(folder, "lens", ROWS, FINDING, **given)
+
+
+def test_tables_figures_and_sentences_are_written_and_told(tmp_path, capsys):
+    checks = {"a": CaptureCheck(0.0, 7, ("hidden",), 1e-4), "b": CaptureCheck(2e-5, 7, ("attention",), 1e-3)}
+    folder = written(tmp_path / "new" / "lens", checks=checks, tables={"pairs": [{"pair": 1}]})
+    names = {"lens.csv", "lens.json", "pairs.csv", "curves.png", "curves.svg", "maps.png", "maps.svg"}
+    assert {path.name for path in folder.iterdir()} == names
+    with (folder / "lens.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["model"] for line in lines] == ["a", "b"]
+    assert (float(lines[0]["lower"]), lines[1]["lower"], lines[1]["upper"]) == (0.25, "", "")
+    about = json.loads((folder / "lens.json").read_text())
+    assert (about["probe"], about["finding"], about["control"]) == ("lens", FINDING.sentence, FINDING.control)
+    assert about["flags"] == {"seed": 3}
+    assert about["capture"]["b"] == {"largest": 2e-5, "tokens": 7, "sites": ["attention"], "allowed": 1e-3}
+    assert [row["lower"] for row in about["rows"]] == [0.25, None]
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"finding {FINDING.sentence} control {FINDING.control}" in told
+    assert "reading a capturing hidden moves log-probabilities not at all (7 tokens)" in told
+    assert "reading b capturing attention moves log-probabilities by at most 2.0e-05 nats (7 tokens)" in told
+    assert told.endswith(f"results {folder}")
+
+
+def test_one_model_needs_no_name_and_no_check_is_told_as_none(tmp_path, capsys):
+    written(tmp_path, checks={"a": CaptureCheck(0.0, 7, ("hidden",), 1e-4)})
+    assert "reading capturing hidden" in " ".join(capsys.readouterr().out.split())
+    written(tmp_path)
+    assert "reading" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "lens.json").read_text())["capture"] == {}
+
+
+def test_the_same_findings_are_the_same_bytes(tmp_path):
+    first, again = ({path.name: path.read_bytes() for path in written(tmp_path / name).iterdir()} for name in "ab")
+    assert first == again
+    other = written(tmp_path / "c", about={"flags": {"seed": 4}})
+    assert (other / "lens.json").read_bytes() != first["lens.json"]
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError) as raised:
+        written(tmp_path / "file" / "lens")
+    said = str(raised.value)
+    assert said.startswith(str(tmp_path / "file"))
+    assert said.endswith("cannot be written to (Not a directory); give another --output_dir")
+
+
+def test_an_interval_is_told_in_as_many_digits_as_asked():
+    assert interval(Estimate(0.12345, -0.1, 0.3, n=4, unit="u"), 2) == "0.12 [-0.10, 0.30]"
