@@ -1,0 +1,356 @@
+"""Lenses: what a model would say if it stopped at a layer.
+
+The *logit lens* (nostalgebraist 2020) puts a layer's hidden states through the model's own final norm and output head.
+The *tuned lens* (Belrose et al. 2023, arXiv 2303.08112) first moves them by an affine map, learnt for each layer, to
+where the last layer would have them: h + A h + b.
+
+Every place of a story but its last is read, and scored against the token after it, as `evaluation.losses` does, so
+that the last layer's loss is the model's.  Sums are kept by story.
+
+Shape suffixes: S = stories, N = places of a batch, D = width, V = vocabulary, L = blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm_trials.console import UsageError, progress
+from lm_trials.evaluation.losses import Document, quiet, story_losses
+from lm_trials.probing.activation_store import captured
+from lm_trials.probing.anatomy import Anatomy, anatomy_of
+from lm_trials.probing.capture import Activations, Capture
+
+SITES = ("hidden", "normed")
+# What is summed for each story.
+SUMS = ("loss", "kl", "agreement", "accuracy")
+# Logits that are held at once: 128 MB of float32, some of them at a time.
+LOGITS = 1 << 25
+SMALLEST = float(torch.finfo(torch.float32).tiny)
+Layers = Mapping[int, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Translators:
+    """The affine maps of a tuned lens: for each layer A (D, D) and b (D,), in float32; the last layer has none."""
+
+    weights: Mapping[int, torch.Tensor]
+    biases: Mapping[int, torch.Tensor]
+
+    @classmethod
+    def identity(cls, layers: Sequence[int], width: int, device: Any = None) -> Translators:
+        """Return maps that change nothing, with which training begins: a tuned lens that is the logit lens."""
+        return cls(
+            {layer: torch.zeros(width, width, device=device) for layer in layers},
+            {layer: torch.zeros(width, device=device) for layer in layers},
+        )
+
+    def of(self, layer: int) -> list[torch.Tensor]:
+        """Return the two parameters of a layer."""
+        return [self.weights[layer], self.biases[layer]]
+
+    def __call__(self, layer: int, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Move hidden states of a layer to where the last layer would have them.
+
+        >>> maps = Translators({0: torch.eye(2)}, {0: torch.tensor([0.0, 1.0])})
+        >>> maps(0, torch.tensor([[1.0, 2.0]])).tolist(), maps(1, torch.tensor([[1.0, 2.0]])).tolist()
+        ([[2.0, 5.0]], [[1.0, 2.0]])
+        """
+        if layer not in self.weights:
+            return hidden_ND
+        return hidden_ND + hidden_ND @ self.weights[layer].T + self.biases[layer]
+
+    def to(self, device: Any) -> Translators:
+        """Return the same maps on another device."""
+        return Translators(
+            {layer: values.to(device) for layer, values in self.weights.items()},
+            {layer: values.to(device) for layer, values in self.biases.items()},
+        )
+
+
+class Decoder:
+    """What a model makes of its last hidden states: its final norm and its output head, in its own type of number."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.norm, self.head = anatomy.final_norm, anatomy.head
+        self.model = anatomy.model
+        self.vocab_size = int(anatomy.model.config.get_text_config().vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def places(self) -> int:
+        """How many places are decoded at once."""
+        return max(LOGITS // self.vocab_size, 1)
+
+    def __call__(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of the next token, (N, V), of hidden states before the final norm."""
+        return self.logits(hidden_ND).log_softmax(-1)
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, V) in float32 at least, of hidden states before the final norm."""
+        return self._headed(self.norm(hidden_ND.to(self.model.dtype)))
+
+    def of_normed(self, normed_ND: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities, (N, V), of hidden states after the final norm."""
+        return self._headed(normed_ND).log_softmax(-1)
+
+    def _headed(self, normed_ND: torch.Tensor) -> torch.Tensor:
+        logits_NV = self.head(normed_ND.to(self.model.dtype))
+        return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+
+def kl_divergence(final_NV: torch.Tensor, lens_NV: torch.Tensor) -> torch.Tensor:
+    """Return KL(final || lens) of log-probabilities in nats, -> (N,).
+
+    >>> round(float(kl_divergence(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())), 4)
+    0.1438
+    """
+    return (final_NV.exp() * (final_NV - lens_NV)).sum(-1)
+
+
+def scores(final_NV: torch.Tensor, lens_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Return what `SUMS` names for each place, -> (N, 4) in float64; log-probabilities in.
+
+    >>> final, lens = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()
+    >>> [round(value, 3) for value in scores(final, lens, torch.tensor([1]))[0].tolist()]
+    [0.223, 1.146, 0.0, 1.0]
+    """
+    likeliest_N = lens_NV.argmax(-1)
+    columns = (
+        -lens_NV.gather(-1, targets_N[:, None])[:, 0],
+        kl_divergence(final_NV, lens_NV),
+        likeliest_N == final_NV.argmax(-1),
+        likeliest_N == targets_N,
+    )
+    return torch.stack([column.double() for column in columns], dim=1)
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places of a batch of stories that are scored: all but the last of each.
+
+    Attributes:
+        hidden: by layer, (N, D).
+        normed_ND: the last layer's, after the final norm, as the model had it.
+        targets_N: the token after each.
+        story_N: which story of the whole data set each is of.
+    """
+
+    hidden: Layers
+    normed_ND: torch.Tensor
+    targets_N: torch.Tensor
+    story_N: torch.Tensor
+
+    @classmethod
+    def of(cls, found: Activations, documents: Sequence[np.ndarray], layers: Sequence[int]) -> Places:
+        """Take them from what was captured of some of the documents."""
+        scored_N = found.position_N < found.lengths_B[found.text_N] - 1
+        story_N = found.document_B[found.text_N[scored_N]]
+        targets = [documents[number][1:] for number in found.document_B.tolist()]
+        [last] = found.layers("normed")
+        return cls(
+            {layer: found.of("hidden", layer)[scored_N] for layer in layers},
+            found.of("normed", last)[scored_N],
+            torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            story_N,
+        )
+
+    def chunks(self, size: int, device: torch.device) -> Iterator[Places]:
+        """Yield them in pieces of at most `size`, on a device: logits of all at once would not fit."""
+        for start in range(0, len(self.targets_N), size):
+            part = slice(start, start + size)
+            yield Places(
+                {layer: values_ND[part].to(device) for layer, values_ND in self.hidden.items()},
+                self.normed_ND[part].to(device),
+                self.targets_N[part].to(device),
+                self.story_N[part],
+            )
+
+
+@dataclass(frozen=True)
+class LensSums:
+    """What came out for each story: by (lens, layer) the (S, 4) sums of `SUMS`, and how many places were scored."""
+
+    sums: dict[tuple[str, int | None], np.ndarray]
+    tokens_S: np.ndarray
+
+
+@torch.no_grad()
+def lens_sums(
+    model: Any,
+    documents: Sequence[np.ndarray],
+    layers: Sequence[int],
+    tuned: Translators | None = None,
+    log_frequencies_V: torch.Tensor | None = None,
+    batch_size: int = 16,
+    description: str | None = "reading",
+) -> LensSums:
+    """Read stories at each layer with the logit lens and, if given, with a tuned one and the token frequencies.
+
+    Args:
+        documents: the (T,) ids of each story, at least two.
+        layers: hidden-state layers, 0 to L.
+        log_frequencies_V: log-probabilities of a prediction that is the same everywhere, summed under
+            ("frequencies", None).
+        description: what the progress bar is called; None for no bar.
+    """
+    decode = Decoder(anatomy_of(model))
+    tuned = tuned.to(decode.device) if tuned is not None else None
+    everywhere_V = log_frequencies_V.to(decode.device) if log_frequencies_V is not None else None
+    sums: dict[tuple[str, int | None], np.ndarray] = {}
+
+    def add(lens: str, layer: int | None, part: Places, final_NV: torch.Tensor, lens_NV: torch.Tensor) -> None:
+        values_N4 = scores(final_NV, lens_NV, part.targets_N).cpu().numpy()
+        table_S4 = sums.setdefault((lens, layer), np.zeros((len(documents), len(SUMS))))
+        np.add.at(table_S4, part.story_N.numpy(), values_N4)
+
+    for found in captured(model, documents, _sites(layers), None, batch_size, description):
+        for part in Places.of(found, documents, layers).chunks(decode.places, decode.device):
+            final_NV = decode.of_normed(part.normed_ND)
+            if everywhere_V is not None:
+                add("frequencies", None, part, final_NV, everywhere_V.to(final_NV.dtype).expand_as(final_NV))
+            for layer, hidden_ND in part.hidden.items():
+                add("logit", layer, part, final_NV, decode(hidden_ND))
+                if tuned is not None and layer in tuned.weights:
+                    add("tuned", layer, part, final_NV, decode(tuned(layer, hidden_ND)))
+    if tuned is not None:  # without a map, as the last layer is, both lenses are one
+        sums |= {("tuned", layer): sums["logit", layer] for layer in layers if layer not in tuned.weights}
+    ordered = sorted(sums, key=lambda key: (key[0], key[1] or 0))
+    return LensSums({key: sums[key] for key in ordered}, np.array([len(ids_T) - 1 for ids_T in documents]))
+
+
+def _sites(layers: Sequence[int]) -> dict[str, Sequence[int] | None]:
+    return {"hidden": list(layers), "normed": None}
+
+
+@torch.no_grad()
+def mean_prediction(
+    model: Any, documents: Sequence[np.ndarray], batch_size: int = 16, description: str | None = "token frequencies"
+) -> torch.Tensor:
+    """Return the log of a model's mean prediction over all scored places, (V,) in float64.
+
+    Of all predictions that look at nothing it is the nearest to the model's in KL: what a lens gains beyond it, it has
+    read from the hidden states.
+    """
+    anatomy = anatomy_of(model)
+    decode = Decoder(anatomy)
+    total_V, places = torch.zeros(decode.vocab_size, dtype=torch.float64), 0
+    for found in captured(model, documents, ("normed",), None, batch_size, description):
+        for part in Places.of(found, documents, ()).chunks(decode.places, decode.device):
+            total_V += decode.of_normed(part.normed_ND).exp().sum(0, dtype=torch.float64).cpu()
+            places += len(part.targets_N)
+    # Where no prediction had anything in float32, the least that it has: 0 times infinity would be no number.
+    return (total_V / places).clamp_min(SMALLEST).log()
+
+
+@dataclass(frozen=True)
+class LastLayerCheck:
+    """How far the lens at the last layer is from the model: the control that each reading carries.
+
+    Attributes:
+        kl: largest KL of one place of a story, in nats.
+        loss: what `story_losses` says of all stories, and how far the lens is from it, in nats per token.
+    """
+
+    kl: float
+    loss: float
+    apart: float
+
+    def __str__(self) -> str:
+        return (
+            f"the lens at the last layer is the model (KL at most {max(self.kl, 0):.1e} nats; its loss of "
+            f"{self.loss:.4f} nats per token is eval_checkpoint's within {self.apart:.1e})"
+        )
+
+
+def rounding(model: Any) -> float:
+    """Return what rounding explains between two ways to one number, in nats."""
+    whole = anatomy_of(model).model
+    exact = whole.dtype in (torch.float32, torch.float64) and not getattr(whole, "is_quantized", False)
+    return 1e-3 if exact else 0.1
+
+
+@torch.no_grad()
+def check_last_layer(
+    model: Any, documents: Sequence[np.ndarray], sums: LensSums, window: int, batch_size: int = 16, name: str = ""
+) -> LastLayerCheck:
+    """Check that the lens at the last layer is the model: its own logits on a story, and its own loss on all.
+
+    Raises:
+        UsageError: for a model that does more to its logits than its output head, which no lens here knows of.
+        RuntimeError: where the losses are not those of `story_losses`.
+    """
+    anatomy, allowed = anatomy_of(model, name), rounding(model)
+    last = anatomy.num_blocks
+    ids_BT = torch.from_numpy(np.asarray(documents[0], dtype=np.int64))[None].to(anatomy.model.device)
+    with quiet(anatomy.model), Capture(model, {"hidden": [last]}) as capture:
+        logits_TV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0]
+        lens_TV = Decoder(anatomy)(capture.activations.of("hidden", last).to(anatomy.model.device))
+    kl = float(kl_divergence(logits_TV.to(lens_TV.dtype).log_softmax(-1), lens_TV).max())
+    if not kl <= allowed:
+        raise UsageError(
+            f"{anatomy.name}: its logits are not those of its final norm and output head (KL {kl:.2g} nats), as of a "
+            "model that caps or scales them; name another"
+        )
+    stories = (Document(str(number), ids_T, 0) for number, ids_T in enumerate(documents))
+    losses = story_losses(model, stories, window, batch_size=batch_size)
+    nats_S, tokens_S = zip(
+        *((story.nats, story.tokens) for story in progress(losses, "checking the loss", "stories", len(documents))),
+        strict=True,
+    )
+    loss, tokens = sum(nats_S) / sum(tokens_S), int(sums.tokens_S.sum())
+    apart = abs(float(sums.sums["logit", last][:, 0].sum()) / tokens - loss)
+    if sum(tokens_S) != tokens or not apart <= allowed:
+        raise RuntimeError(
+            f"{anatomy.name}: the lens' loss at the last layer is {apart:.2g} nats per token from the model's over "
+            f"{tokens} and {sum(tokens_S)} tokens; more than rounding explains ({allowed:g})"
+        )
+    return LastLayerCheck(kl, loss, apart)
+
+
+@torch.no_grad()
+def read_text(
+    model: Any, ids_T: np.ndarray, layers: Sequence[int], tuned: Translators | None = None
+) -> list[dict[str, Any]]:
+    """Return what each lens finds likeliest after each token of a text.
+
+    Returns:
+        Rows with lens, layer, position, after (the token there), prediction (the one after it) and its probability.
+    """
+    decode = Decoder(anatomy_of(model))
+    [found] = captured(model, [ids_T], _sites(layers), description=None)
+    lenses = {"logit": None} if tuned is None else {"logit": None, "tuned": tuned.to(decode.device)}
+    rows = []
+    for lens, maps in lenses.items():
+        for layer in layers:
+            hidden_TD = found.of("hidden", layer).to(decode.device)
+            best = decode(hidden_TD if maps is None else maps(layer, hidden_TD)).max(-1)
+            said = zip(ids_T.tolist(), best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            rows += [
+                {"lens": lens, "layer": layer, "position": place, "after": after, "prediction": token, "probability": p}
+                for place, (after, token, p) in enumerate(said)
+            ]
+    return rows
+
+
+def weights_sha256(model: Any) -> str:
+    """Return the SHA-256 over a loaded model's numbers, by which a lens knows the model it was trained for.
+
+    >>> first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    >>> weights_sha256(first) == weights_sha256(first), weights_sha256(first) == weights_sha256(second)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for name, values in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
