@@ -90,6 +90,10 @@ term goes
             raise UsageError(f"--control_model {name or 'without a name'} is named before; name each model once")
     if args.of_layers:
         check_texts(text_args)
+    elif text_args.dataset_name != TextArguments().dataset_name:
+        raise UsageError(
+            f"--dataset_name {text_args.dataset_name} is read for CKA alone; add --measure cka, or --measure both"
+        )
     if not args.of_terms:
         return
     for flag in ("term_a", "term_b"):

@@ -219,7 +219,7 @@ def show_plan(plan: TermPlan, tokens: Sequence[Mapping[str, Any]], readings: Seq
     facts = {
         "prompt": f"{plan.mode}: {tokens[1]['prompt']}",
         **{row["term"]: _tokens_told(row, align) for row in tokens[:2]},
-        "pairs": f"{len(plan.pairs)} ({len(plan.queries)} queries): {plan.pairs[0][1]}",
+        "pairs": f"{len(plan.pairs)} of {plan.sampled}: {plan.pairs[0][1]}",
         "candidates": ", ".join(f"{len(places)} {family}" for family, places in plan.families.items())
         + (f" ({plan.left_out} more have another number of tokens than {plan.true})" if plan.left_out else ""),
     }
@@ -294,10 +294,16 @@ def term_finding(
         found = curves[control.label, base]["hidden", family]
         verdict = "it is shown of the control too" if found.shown else "nothing shown, as it must be"
         controls.append(f"{control.label}: {_at_peak(found)}, {verdict}")
+    controls += [
+        f"{trained.label}, among {len(places)} {further}: {_at_peak(found)}{'' if found.shown else ', nothing shown'}"
+        for trained in by_role["trained"]
+        for further, places in plan.families.items()
+        if further != family and (found := curves[trained.label, base]["hidden", further])
+    ]
     count = len(plan.families[family]) + 1
     chance = (
-        f"p is how often a candidate taken at random is as far ahead in any layer, at least {1 / count:.3f}; chance is "
-        f"rank {(count + 1) / 2:g} of {count}"
+        f"n counts {plan.sampled.split()[1]}; p is how often one of them taken at random is as far ahead in any layer, "
+        f"at least {1 / count:.3f}; chance is rank {(count + 1) / 2:g} of {count}"
     )
     return Finding("; ".join(told), "; ".join([*controls, chance]))
 
@@ -326,9 +332,7 @@ def _told(
     else:
         verdict = f"{trained.label}: {term} {came} {true} more than to {others}"
     by_model = [(r.label, curve(r.similar, "hidden", places, seed)) for r in (*bases, trained)]
-    ranked = [
-        f"{interval(found.ranks[hidden.peak], 1)} in {label} (p = {found.test.p:.3f})" for label, found in by_model
-    ]
+    ranked = [f"{interval(found.ranks[hidden.peak], 1)} in {label}" for label, found in by_model]
     rank = f"rank of {true} among {len(places) + 1} there: {' and '.join(ranked)}"
     also = f"values: {_at_peak(values)}{'' if values.shown else ', nothing shown'}"
     return f"{verdict}; hidden states: {_at_peak(hidden)}; {rank}; {also}"
@@ -337,7 +341,7 @@ def _told(
 def _at_peak(found: Curve) -> str:
     """Return how far the true term is ahead of the others where it stands out most, with its p over all layers."""
     ahead = found.ahead[found.peak]
-    where = f"layer {found.layers[found.peak]}, n={ahead.n} queries, p = {found.test.p:.3f}"
+    where = f"layer {found.layers[found.peak]}, n={ahead.n}, p = {found.test.p:.3f}"
     return f"cosine {interval(ahead)} ahead of them ({where})"
 
 

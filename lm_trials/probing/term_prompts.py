@@ -147,6 +147,12 @@ class TermPlan:
     left_out: int
 
     @property
+    def sampled(self) -> str:
+        """What intervals are over, with its number."""
+        kind = "queries" if self.queries[0] not in (text for _, text in self.pairs) else "prompts"
+        return f"{len(self.queries)} {kind}"
+
+    @property
     def true(self) -> str:
         """What the term truly is."""
         return self.candidates[0]

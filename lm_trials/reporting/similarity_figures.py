@@ -56,7 +56,10 @@ def rank_figure(rows: Iterable[Mapping[str, Any]], title: str, chance: float) ->
     figure = _by_layer(rows, title)
     for axes in figure.axes:
         axes.axhline(chance, color="black", linewidth=0.9, linestyle=":")
-        axes.invert_yaxis()
+        worst = max(chance, *(float(row["estimate"]) for row in rows))
+        axes.set_ylim(1.05 * worst + 1, 0)
+        ticks = [tick for tick in axes.get_yticks() if 1 < tick < 1.05 * worst + 1]
+        axes.set_yticks([1, *ticks])
     handles = [Line2D([], [], color=color, label=model) for model, color in _colors(rows).items()]
     handles.append(Line2D([], [], color="black", linestyle=":", linewidth=0.9, label=f"chance, {chance:g}"))
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=3, fontsize=9)
@@ -166,7 +169,7 @@ def cka_figure(rows: Iterable[Mapping[str, Any]], title: str) -> Figure:
         axes.set(xlabel=f"layer of {model}", ylabel=f"layer of {inside[0]['minus']}")
         for (i, j), value in np.ndenumerate(values):
             if size <= WRITTEN and np.isfinite(value):
-                color = "black" if value > 0.55 else "white"
+                color = "black" if value > 0.45 else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(picture, ax=grid.ravel().tolist(), label=str(rows[0]["unit"]), shrink=0.8)
     figure.suptitle(title, fontsize=11)
