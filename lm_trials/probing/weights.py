@@ -1,0 +1,262 @@
+"""Weights: what one model's have that another's have not, matrix by matrix, in float64.
+
+Shape suffixes: O = outputs, I = inputs of a matrix, R = the smaller of both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lm_trials.console import UsageError
+from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.subjects import Subject, load_subject
+
+Weights = dict[str, torch.Tensor]
+BLOCK = re.compile(r"\.(\d+)\.")
+QKV = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of a model, as outputs by inputs, whatever way round and beside whatever others it is kept.
+
+    Attributes:
+        name: the parameter's own, without `.weight`; the parts of GPT-2's c_attn end with .q, .k, .v.
+        parameter: which it is, or is part of.
+        transposed: kept as inputs by outputs, as GPT-2's Conv1D does.
+        first, last: rows of the parameter (outputs) that it has; None for all.
+    """
+
+    name: str
+    parameter: str
+    transposed: bool = False
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def block(self) -> int | None:
+        """Which decoder block it is of; None for embeddings and the output head."""
+        found = BLOCK.search(self.name)
+        return int(found[1]) if found else None
+
+    @property
+    def kind(self) -> str:
+        """What it is called within its block.
+
+        >>> Matrix("model.layers.3.self_attn.q_proj", "").kind, Matrix("model.embed_tokens", "").kind
+        ('self_attn.q_proj', 'embed_tokens')
+        """
+        found = BLOCK.search(self.name)
+        return self.name[found.end() :] if found else self.name.rpartition(".")[2]
+
+    def of(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return a view of it, (O, I)."""
+        values = weights[self.parameter]
+        return (values.T if self.transposed else values)[self.first : self.last]
+
+
+def matrices_of(model: PreTrainedModel) -> list[Matrix]:
+    """Return every two-dimensional parameter as matrices; tied ones once.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> [m.kind for m in matrices_of(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)))]
+    ['wte', 'wpe', 'attn.c_attn.q', 'attn.c_attn.k', 'attn.c_attn.v', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj']
+    """
+    found = []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() != 2:
+            continue
+        path = name.removesuffix(".weight")
+        conv = isinstance(model.get_submodule(path) if path != name else None, Conv1D)
+        if conv and path.endswith(".c_attn") and parameter.shape[1] == 3 * parameter.shape[0]:
+            width = parameter.shape[0]
+            found += [
+                Matrix(f"{path}.{part}", name, True, place * width, (place + 1) * width)
+                for place, part in enumerate(QKV)
+            ]
+        else:
+            found.append(Matrix(path, name, conv))
+    return found
+
+
+def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedModel, Weights]:
+    """Load a model, an adapter merged into its base in float64, and return it with float64 copies of its parameters.
+
+    Float64, because in float32 a merged adapter's change is rounded where its base's weights are large, and a change
+    of rank 8 has every rank.
+
+    Raises:
+        UsageError: for a model whose weights are kept quantized.
+    """
+    model: Any = load_subject(subject, args)
+    if getattr(model, "is_quantized", False):
+        raise UsageError(
+            f"{subject.reference.name} is kept quantized, and codes have no differences to speak of; "
+            "name the model that it was made from"
+        )
+    if subject.reference.base is not None:
+        model = model.double().merge_and_unload(safe_merge=True)
+    weights = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in model.named_parameters()}
+    return model.to(getattr(torch, args.dtype)).eval(), weights
+
+
+def check_same_shape(first: tuple[str, Weights], others: Iterable[tuple[str, Weights]]) -> None:
+    """Check that models have the same parameters.
+
+    Raises:
+        UsageError: naming two that have not, and the first parameter in which they differ.
+    """
+    name, weights = first
+    for other, theirs in others:
+        alone = [key for key in [*weights, *theirs] if (key in weights) != (key in theirs)]
+        shaped = [key for key in weights if key in theirs and weights[key].shape != theirs[key].shape]
+        if shaped or alone:
+            key = (shaped or alone)[0]
+            ours, its = (str(tuple(w[key].shape)) if key in w else "none" for w in (weights, theirs))
+            raise UsageError(
+                f"{name} and {other} are no models of one shape ({key}: {ours} and {its}), so there is no change from "
+                "one to the other; name a model and what was fine-tuned from it"
+            )
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of a matrix, largest first, and what follows from them.
+
+    >>> spectrum = Spectrum(np.array([3.0, 4.0, 0.0]))
+    >>> spectrum.share(1), round(spectrum.effective_rank, 3), spectrum.stable_rank
+    (0.64, 1.98, 1.5625)
+    """
+
+    values_R: np.ndarray
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values_R", np.sort(np.asarray(self.values_R, dtype=np.float64))[::-1])
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(np.sqrt((self.values_R**2).sum()))
+
+    @property
+    def rank(self) -> int:
+        """How many singular values are more than float64's rounding of the two matrices that were subtracted."""
+        return int((self.values_R > self.rounding).sum())
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of the singular values' shares (Roy and Vetterli 2007); NaN of a zero matrix."""
+        total = self.values_R.sum()
+        if not total:
+            return float("nan")
+        shares = self.values_R[self.values_R > 0] / total
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    @property
+    def stable_rank(self) -> float:
+        """Squared Frobenius norm over the squared largest singular value; NaN of a zero matrix."""
+        return float((self.values_R**2).sum() / self.values_R[0] ** 2) if self.values_R[0] else float("nan")
+
+    def share(self, top: int) -> float:
+        """Return the share of the squared norm in the largest singular directions; NaN of a zero matrix."""
+        return float((self.values_R[:top] ** 2).sum() / self.norm**2) if self.norm else float("nan")
+
+
+@dataclass(frozen=True)
+class MatrixChange:
+    """What one matrix has changed by: U (O, R), S (R), V (R, I), and the norm that it had before."""
+
+    matrix: Matrix
+    u_OR: torch.Tensor
+    s_R: torch.Tensor
+    v_RI: torch.Tensor
+    norm_before: float
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Its singular values."""
+        size = self.norm_before + float(self.s_R.norm())
+        return Spectrum(self.s_R.numpy(), rounding=max(self.shape) * np.finfo(np.float64).eps * size)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        return self.u_OR.shape[0], self.v_RI.shape[1]
+
+    @property
+    def relative(self) -> float:
+        """Its Frobenius norm over that of the matrix before."""
+        return self.spectrum.norm / self.norm_before if self.norm_before else float("nan")
+
+
+def change_of(matrix: Matrix, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> MatrixChange:
+    """Take the singular value decomposition of what a matrix has changed by.
+
+    >>> before = {"w": torch.eye(3, dtype=torch.float64)}
+    >>> change = change_of(Matrix("w", "w"), before, {"w": before["w"] * 3})
+    >>> change.spectrum.values_R.tolist(), change.relative
+    ([2.0, 2.0, 2.0], 2.0)
+    """
+    old, new = matrix.of(before), matrix.of(after)
+    u, s, v = torch.linalg.svd(new - old, full_matrices=False)
+    return MatrixChange(matrix, u, s, v, float(old.norm()))
+
+
+def overlap(first: MatrixChange, second: MatrixChange, top: int) -> tuple[float, float]:
+    """Return how much of one change's largest directions lies in the other's: of outputs, and of inputs.
+
+    It is the mean squared cosine of the principal angles: 1 for the same span, top / O and top / I for random ones;
+    NaN where a change has fewer directions.
+    """
+    if min(first.spectrum.rank, second.spectrum.rank) < top:
+        return float("nan"), float("nan")
+    outputs = first.u_OR[:, :top].T @ second.u_OR[:, :top]
+    inputs = first.v_RI[:top] @ second.v_RI[:top].T
+    return float((outputs**2).sum() / top), float((inputs**2).sum() / top)
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How two changes of n weights stand to one another.
+
+    Attributes:
+        cosine: -1 where the second undoes the first, 1 where it goes on; random ones lie within 1.96 / sqrt(n) of 0.
+        taken_back: how far the second goes back along the first: 1 is all the way.
+    """
+
+    cosine: float
+    taken_back: float
+    n: int
+
+    @property
+    def by_chance(self) -> float:
+        """Half the width of the 95 % interval of random changes' cosines."""
+        return 1.96 / self.n**0.5
+
+
+def turning(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Turning:
+    """Compare two changes, each given as its tensors.
+
+    >>> turning([torch.tensor([2.0, 0.0])], [torch.tensor([-1.0, 0.0])])
+    Turning(cosine=-1.0, taken_back=0.5, n=2)
+    """
+    dot = sum(float((a * b).sum()) for a, b in zip(first, second, strict=True))
+    one, other = (sum(float((tensor**2).sum()) for tensor in side) for side in (first, second))
+    cosine = dot / (one * other) ** 0.5 if one and other else float("nan")
+    return Turning(cosine, -dot / one if one else float("nan"), sum(tensor.numel() for tensor in first))
+
+
+def random_spectra(shape: tuple[int, int], draws: int, seed: int) -> list[Spectrum]:
+    """Return the spectra of random matrices of a shape; their norm changes neither effective rank nor shares."""
+    generator = np.random.default_rng([seed, *shape])
+    return [Spectrum(np.linalg.svd(generator.standard_normal(shape), compute_uv=False)) for _ in range(draws)]
