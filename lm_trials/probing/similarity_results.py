@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from lm_trials.console import UsageError, note, show_facts, show_table
@@ -38,6 +39,8 @@ from lm_trials.reporting.similarity_figures import cka_figure, rank_figure, simi
 Curves = Mapping[tuple[str, str], Curve]
 Checks = dict[str, CaptureCheck]
 UNTRAINED, MIXED = "untrained", "stories mixed up"
+FAR_FROM_ANY_RUNS_SEED = 1 << 20
+"""With a run's own seed, the untrained control would be what that run began from, and like it."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,17 @@ def read_layers(
     layers, checks = {}, {}
     for each in (*compared, None):
         label = each.label if each else UNTRAINED
-        model = load_subject(each.subject, subject_args) if each else untrained(compared[0].subject, subject_args)
+        model = load_subject(each.subject, subject_args) if each else _random(compared[0].subject, subject_args)
         checks[label] = check_capture(model, documents[0], ["hidden"], label)
         rows = pooled_stories(model, documents, pooling, text_args.per_device_eval_batch_size, label)
         layers[label] = [Features.of(rows_ND) for rows_ND in rows]
         del model, rows
     return layers, checks
+
+
+def _random(subject: Subject, subject_args: SubjectArguments) -> torch.nn.Module:
+    """Return a model of random weights that no run began from: its seed is none that a person gives."""
+    return untrained(subject, subject_args, seed=FAR_FROM_ANY_RUNS_SEED + subject_args.seed)
 
 
 def terms_part(

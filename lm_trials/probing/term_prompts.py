@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, progress
 from lm_trials.data.distances import draw
 from lm_trials.data.geography import folded, known_places, package_cities
 from lm_trials.data.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
@@ -80,7 +80,9 @@ class PromptLayout:
         texts = [before + term + after for (before, after), term in zip(parts, terms, strict=True)]
         starts = [len(before) for before, _ in parts]
         if self.mode == "chat":
-            ids = [chat_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in texts]
+            # Some thousand take a second or more; the other layouts are done at once.
+            shown = progress(texts, "laying out", "prompts", len(texts)) if len(texts) > 1000 else texts
+            ids = [chat_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in shown]
             rendered = [self._rendered(text) for text in texts]
             starts = [start + at for start, (_, at) in zip(starts, rendered, strict=True)]
             texts, lead = [text for text, _ in rendered], 0
