@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.lens_results import (
         by_run,
         finding_of,
+        first_of_each_shape,
         measure_subject,
         show_lens,
         show_text,
@@ -57,12 +58,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     files = args.lens or [None] * len(subjects)
     results = [
-        measure_subject(subject, stories, models, texts, args, folder, file, control=not args.all_checkpoints or last)
-        for subject, file, last in zip(subjects, files, [*[False] * (len(subjects) - 1), True], strict=True)
+        measure_subject(subject, stories, models, texts, args, folder, file, control)
+        for subject, file, control in zip(subjects, files, first_of_each_shape(subjects), strict=True)
     ]
     rows = [row for result in results for row in result.rows]
     finding = finding_of(results, args.all_checkpoints)
-    shown = results[-1:] if args.all_checkpoints else results
+    shown = results[:: len(results) - 1] if args.all_checkpoints and len(results) > 2 else results
     said = [row for result in shown for row in text_rows(result)]
 
     figures = {

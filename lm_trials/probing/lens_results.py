@@ -13,6 +13,7 @@ import numpy as np
 from lm_trials.console import UsageError, note, show_table
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.evaluation.losses import check_causal
+from lm_trials.models.reference import load_config
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
 from lm_trials.probing.findings import Finding, interval
@@ -205,11 +206,20 @@ def lens_name(label: str, models: SubjectArguments, args: LensArguments) -> str:
     return "lens.safetensors" if alone else f"lens-{label.replace('/', '-')}.safetensors"
 
 
+def first_of_each_shape(subjects: Sequence[Subject]) -> list[bool]:
+    """Return which models are the first of their shape: random weights are read once for each."""
+    names = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    configs = [load_config(subject.reference).get_text_config() for subject in subjects]
+    shapes = [tuple(str(getattr(config, name, None)) for name in names) for config in configs]
+    return [shape not in shapes[:place] for place, shape in enumerate(shapes)]
+
+
 def finding_of(results: Sequence[LensResult], checkpoints: bool) -> Finding:
     """Say from which layer on each model's prediction is nearer to its last than what looks at less, and what not."""
     if checkpoints:
         return Finding(" ".join(_over_training(results)), _control_sentence(results))
-    return Finding(" ".join(_from_layer_on(result) for result in results), _control_sentence(results))
+    sentences = [_from_layer_on(results[0]), *(_beside(result, results[0]) for result in results[1:])]
+    return Finding(" ".join(sentences), _control_sentence(results))
 
 
 def first_layer(result: LensResult, metric: str) -> int | None:
@@ -248,6 +258,21 @@ def _from_layer_on(result: LensResult) -> str:
     )
 
 
+def _beside(result: LensResult, first: LensResult) -> str:
+    """Say of a further model what is said of the first, and how far its middle layer differs from the first's."""
+    label, lens, middle = result.subject.label, result.best, result.middle
+    onset = first_layer(result, "kl_below_frequencies")
+    nearer = f"nearer than the token frequencies from layer {onset} on" if onset is not None else "nothing is shown"
+    change = _change(first, result, middle, lens)
+    if change is None:
+        return f"{label}: {nearer}; {interval(result.table[lens, middle, 'kl'])} nats per token at layer {middle}."
+    shown = "" if change.lower > 0 or change.upper < 0 else ", so that no difference is shown"
+    return (
+        f"{label}: {nearer}; {interval(result.table[lens, middle, 'kl'])} nats per token at layer {middle}, which is "
+        f"{first.subject.label}'s and {interval(change)}{shown}."
+    )
+
+
 def _over_training(results: Sequence[LensResult]) -> list[str]:
     """Say how the middle layer's distance changed from the first to the last checkpoint of each run."""
     sentences = []
@@ -255,17 +280,23 @@ def _over_training(results: Sequence[LensResult]) -> list[str]:
         first, last = group[0], group[-1]
         middle, change = first.middle, _change(first, last, first.middle)
         before, after = (interval(result.table["logit", middle, "kl"]) for result in (first, last))
+        if change is None:
+            continue
         shown = "has changed" if change.lower > 0 or change.upper < 0 else "has not been shown to change"
         sentences.append(
-            f"{run}: the logit lens' distance of layer {middle} from the model's own last layer {shown} by "
-            f"{interval(change)} nats per token, from {before} at step {first.subject.step} to {after} at step "
+            f"{run}: the logit lens' distance of layer {middle} from the model's own last layer {shown} "
+            f"({interval(change)} nats per token), from {before} at step {first.subject.step} to {after} at step "
             f"{last.subject.step} (n={change.n:,} stories)."
         )
     return sentences
 
 
-def _change(first: LensResult, last: LensResult, layer: int) -> Estimate:
-    pairs = [result.sums.sums["logit", layer][:, SUMS.index("kl")] for result in (first, last)]
+def _change(first: LensResult, last: LensResult, layer: int, lens: str = "logit") -> Estimate | None:
+    """Return by how much a layer's KL is larger in the second of two models, story by story; None without both."""
+    tables = [result.sums.sums.get((lens, layer)) for result in (first, last)]
+    if any(table is None for table in tables) or not np.array_equal(first.sums.tokens_S, last.sums.tokens_S):
+        return None
+    pairs = [table[:, SUMS.index("kl")] for table in tables if table is not None]
     bootstrap = StoryBootstrap(first.seed)
     bootstrap.update(np.stack([first.sums.tokens_S, *pairs], axis=1))
     return bootstrap.estimate(_mean(2, 1), NATS)
@@ -283,7 +314,7 @@ def by_run(results: Sequence[LensResult]) -> dict[str, list[LensResult]]:
 
 def _control_sentence(results: Sequence[LensResult]) -> str:
     worst = max(results, key=lambda result: result.last_layer.apart)
-    parts = [f"{worst.last_layer}" + (f", at most, of {len(results)} models" if len(results) > 1 else "")]
+    parts = [f"{worst.last_layer}" + (f", in the farthest of {len(results)} models" if len(results) > 1 else "")]
     for result in results:
         table = result.table
         read = {

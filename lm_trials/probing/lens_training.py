@@ -45,7 +45,7 @@ class LensStories:
 
 
 def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
-    """Read both sets of stories; what is in both is left out of the training.
+    """Read both sets of stories; what is in both is left out of the training.  With `--lens` nothing is trained.
 
     Raises:
         UsageError: for a data set that is not there, or where nothing is left to learn from.
@@ -62,6 +62,8 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
                 "out; give more, or other ones to learn from by --lens_dataset_name"
             )
         training = records
+    elif args.lens:
+        evaluation, training = read_stories(texts), []
     else:
         evaluation = read_stories(texts)
         name = args.lens_dataset_name or texts.dataset_name
@@ -77,7 +79,7 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
         )
     held_out = {record["record_id"] for record in evaluation}
     kept = [record for record in training if record["record_id"] not in held_out][: args.max_train_samples]
-    if not kept:
+    if not kept and not args.lens:
         raise UsageError(
             f"each of the {len(training)} stories to learn from is evaluated on too; give other ones by "
             "--lens_dataset_name or --lens_dataset_split"
