@@ -478,7 +478,7 @@ def test_a_second_model_is_set_beside_the_first_with_the_difference():
     sentence = finding_of([first, same_, other], checkpoints=False).sentence
     assert "b: nearer than the token frequencies from layer 1 on; " in sentence
     assert "which is m's and 0.000 [0.000, 0.000], so that no difference is shown." in sentence
-    assert "which is m's and -0.4" in sentence
+    assert "which is m's and -0.500 [" in sentence
     assert "shown" not in sentence.partition("c: ")[2]
 
 
