@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from lm_trials.console import UsageError, progress
+from lm_trials.console import UsageError, note, progress
 from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.estimates import Estimate, StoryBootstrap, proportion
 from lm_trials.evaluation.judges import balanced_accuracy
@@ -368,9 +368,16 @@ def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | N
 
 
 def distinct_steps(subjects: Sequence[Subject]) -> list[Subject]:
-    """Leave out a run's final model where its last checkpoint is the same update."""
+    """Leave out a run's final model where its last checkpoint is the same update, or nobody knows which it is."""
     places = [(_run_folder(subject), subject.step) for subject in subjects]
-    return [subject for n, subject in enumerate(subjects) if subject.step is None or places[n] not in places[:n]]
+    runs = {folder for (folder, _), subject in zip(places, subjects, strict=True) if subject.reference.step is not None}
+    kept = []
+    for number, (place, subject) in enumerate(zip(places, subjects, strict=True)):
+        if subject.step is None and place[0] in runs:
+            note(f"left out: {subject.reference.name}, as no run.json tells its update; its checkpoints are read")
+        elif subject.step is None or place not in places[:number]:
+            kept.append(subject)
+    return kept
 
 
 def _run_folder(subject: Subject) -> str:

@@ -37,7 +37,7 @@ class FeatureProbeArguments:
         "auto", help="Who says which features a story has; auto: the records where they name any, else the detectors."
     )
     l2: list[float] = option(
-        [1, 10, 100, 1000], help="Weights of the L2 penalty; the best on a part of the training stories is taken."
+        [1.0, 10.0, 100.0], help="Weights of the L2 penalty; the best on a part of the training stories is taken."
     )
     num_shuffles: int = option(10, help="Fittings on shuffled labels, for each layer: the control of chance.")
     long_stories: Literal["leave_out", "cut"] = option(

@@ -17,6 +17,7 @@ from lm_trials.probing.feature_probe import (
     PLAIN,
     SHUFFLED,
     TEXT_CONTROLS,
+    UNTRAINED,
     Labels,
     Place,
     Reading,
@@ -178,20 +179,21 @@ def _model_part(name: str, rows: Rows, differences: Rows) -> str:
     """Say what one model's states tell better than chance and than every control."""
     features = list(dict.fromkeys(row["feature"] for row in rows))
     against = {feature: strongest(differences, name, feature) for feature in features}
-    chance = [
-        row["feature"]
-        for row in differences
-        if row["series"] == name and row["against"] in (SHUFFLED, MAJORITY) and row["lower"] > 0
-    ]
-    best = [_best(rows, name, feature) for feature in features if chance.count(feature) == 2]
+    above = {(row["feature"], row["against"]) for row in differences if row["series"] == name and row["lower"] > 0}
+    best = [_best(rows, name, f) for f in features if {(f, SHUFFLED), (f, MAJORITY)} <= above]
+    shape = next((row["against"] for row in differences if str(row["against"]).startswith(UNTRAINED)
+                  and row["series"] == name), UNTRAINED)  # fmt: skip
+    trained = [row["feature"] for row in best if (row["feature"], shape) in above]
     best.sort(key=lambda row: row["estimate"])
     if len(features) == 1:
         told = f"from {name}, {features[0]} is read {'above chance' if best else 'no better than by chance'}: "
         told += f"{_numbers(_best(rows, name, features[0]))} ({_where(_best(rows, name, features[0]))})"
+        told += ", better than from random weights" if trained else ""
     else:
         told = f"from {name}, {len(best)} of {len(features)} features are read above chance"
         ends = [f"{row['feature']} {_numbers(row)}" for row in (*best[:1], *best[1:][-1:])]
         told += f" ({' to '.join(ends)})" if best else ": nothing shown"
+        told += f", {len(trained)} better than from random weights" if best else ""
     better = [f"{f} by {_numbers(row)} over {row['against']}" for f, row in against.items() if row["lower"] > 0]
     others = [feature for feature in features if not against[feature]["lower"] > 0]
     nearest = max((against[feature] for feature in others), key=lambda row: row["estimate"], default=None)
@@ -243,7 +245,7 @@ def _numbers(row: Mapping[str, Any]) -> str:
 def show_findings(series: Sequence[Series], rows: Rows, differences: Rows) -> None:
     """Print what is read where, against which control, and how models differ."""
     models = told_models(series)
-    columns = ["", "chosen on training", BALANCED, "accuracy", "strongest control", "above it"]
+    columns = ["", "chosen", BALANCED, "accuracy", "control", "above it"]
     for one in models:
         cells = []
         for feature in one.readings:
@@ -253,7 +255,10 @@ def show_findings(series: Sequence[Series], rows: Rows, differences: Rows) -> No
                 [feature, _where(best), _numbers(best), f"{plain['estimate']:.3f}", against["against"],
                  _numbers(against)]
             )  # fmt: skip
-        last = "95 % over test stories, not over seeds of training; each feature by itself"
+        last = (
+            "chosen: on a part of the training stories; control: the strongest on the same test stories\n"
+            "[95 % over test stories, not over seeds of training; each feature by itself]"
+        )
         show_table(f"read from {one.name}", columns, cells, last if one is models[-1] else None)
     changes = [row for row in differences if row["kind"] == "model" and row["place"] == "chosen"]
     if changes:

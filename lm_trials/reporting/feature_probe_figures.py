@@ -45,7 +45,7 @@ def layers_figure(rows: Sequence[Row], pooling: str, models: Sequence[str], titl
     normed = [after] if after in places else []
     for axes in figure.axes:
         axes.set_xticks([*shown, *normed], [*map(str, shown), *(["n"] if normed else [])])
-        if normed:
+        if normed and axes.get_xlabel():
             axes.set_xlabel("layer (n: after the final norm)")
     return figure
 

@@ -1,0 +1,188 @@
+"""Stories of the feature probes: two parts with no story in common, the story alone, and labels that are true."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_models import tiny_model, tiny_tokenizer
+
+from lm_trials.console import UsageError
+from lm_trials.data.records import make_record, record_id
+from lm_trials.probing.feature_probe_arguments import FeatureProbeArguments
+from lm_trials.probing.feature_probe_stories import ProbeStories, read_probe_stories, story_alone, whole_in
+from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
+from lm_trials.probing.subjects import find_subjects
+
+
+def everything(stories):
+    return [True] * len(stories)
+
+
+def read(name, fits=everything, data_cache_dir="data", **given):
+    texts = {key: given.pop(key) for key in ("dataset_split", "max_eval_samples", "text_column") if key in given}
+    args = FeatureProbeArguments(**given)
+    return read_probe_stories(TextArguments(str(name), data_cache_dir=str(data_cache_dir), **texts), args, fits)
+
+
+def refused(name, **given):
+    with pytest.raises(UsageError) as raised:
+        read(name, **given)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows(count, start=0, **more):
+    return [{"story": f"Tom saw {number} cats. It turned out that they were dogs.", **more} for number in
+            range(start, start + count)]  # fmt: skip
+
+
+def ids(part):
+    return {record["record_id"] for record in part}
+
+
+def test_a_file_is_split_by_the_hash_of_its_stories(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(300) + rows(50))  # the last 50 repeat the first
+    stories = read(path)
+    assert not ids(stories.train) & ids(stories.test)
+    assert 30 < len(stories.test) < 90
+    assert len(stories.train) + len(stories.test) < 300
+    assert stories.left_out["repeating another"] > 30
+    both = read(path, dataset_split="validation+test")
+    assert ids(both.test) > ids(stories.test)
+    assert len(both.train) + len(both.test) == 300
+    shuffled = write(tmp_path / "b.jsonl", (rows(50) + rows(300))[::-1])
+    assert ids(read(shuffled).test) == ids(stories.test)  # whatever the order
+    assert len(read(path, validation_split_percentage=5).test) < len(stories.test)
+
+
+def test_a_story_of_both_splits_is_scored_and_not_fitted(tmp_path):
+    write(tmp_path / "set" / "train.jsonl", rows(40))
+    write(tmp_path / "set" / "validation.jsonl", rows(30, start=30))
+    stories = read(tmp_path / "set")
+    assert len(stories.test) == 30
+    assert len(stories.train) == 30
+    assert stories.left_out == {"repeating another": 10}
+    with pytest.raises(ValueError, match="1 story is in both parts"):
+        ProbeStories(stories.train, [*stories.test, stories.train[0]], "records")
+
+
+def test_as_many_as_asked_are_taken_from_the_start(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(300))
+    whole, few = read(path), read(path, num_train_stories=50, max_eval_samples=10)
+    assert [r["record_id"] for r in few.train] == [r["record_id"] for r in whole.train[:50]]
+    assert [r["record_id"] for r in few.test] == [r["record_id"] for r in whole.test[:10]]
+
+
+def test_instruction_lines_are_no_part_of_a_story(tmp_path):
+    lines = "Words: cat, dog\nFeatures: Dialogue\nSummary: A cat.\nSentence: Tom ran\nStory: "
+    rendered = [{"text": lines + row["story"]} for row in rows(80)]
+    stories = read(write(tmp_path / "a.jsonl", rendered))
+    assert all(text.startswith("Tom saw") for text in stories.texts)
+    # Told in two ways it is one story, though the file's rows have other hashes and so other splits.
+    twice = read(write(tmp_path / "b.jsonl", [*rendered, *rows(80)]), dataset_split="validation+test")
+    assert len(twice.train) + len(twice.test) == 80 == twice.left_out["repeating another"]
+    assert not ids(twice.train) & ids(twice.test)
+    assert stories.train[0]["record_id"] == record_id(stories.train[0]["story"])
+    told = make_record("Tom told a tale.\nStory: it said.")  # a line of a story is none
+    assert story_alone(told) == told
+
+
+def test_labels_are_the_records_where_they_name_any(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(60, features=["Dialogue"]))
+    assert read(path).labels_from == "records"
+    assert read(path).has("Dialogue")[0].all()
+    assert not read(path).has("Twist")[0].any()
+    by_detectors = read(path, labels="detectors")
+    assert by_detectors.has("Twist")[0].all()
+    assert not by_detectors.has("Dialogue")[0].any()
+    unlabelled = write(tmp_path / "b.jsonl", rows(60))
+    assert read(unlabelled).labels_from == "detectors"
+    assert "--labels records: no record of" in refused(unlabelled, labels="records")
+
+
+def test_a_feature_with_too_few_stories_is_left_out_and_said():
+    def part(count, having):
+        return [make_record(f"{count} {n}.", features=["Twist"] * (n < having)) for n in range(count)]
+
+    def stories(train, test):
+        return ProbeStories(part(200, train), part(101, test), "records")
+
+    assert stories(40, 10).parted(["Twist"]) == (["Twist"], {})
+    for few in (stories(39, 50), stories(161, 50), stories(100, 9), stories(100, 92)):
+        with pytest.raises(UsageError, match="no feature can be probed: Twist: "):
+            few.parted(["Twist"])
+    enough, without = ProbeStories(
+        [*part(200, 100), *(make_record(f"x{n}", features=["Conflict"]) for n in range(3))], part(101, 50), "records"
+    ).parted(["Twist", "Conflict"])
+    assert enough == ["Twist"]
+    assert without == {
+        "Conflict": "0 of 101 test stories have it (at least 10 with it and 10 without are needed)"
+    }  # fmt: skip
+
+
+def test_a_prepared_corpus_keeps_its_splits(tiny_data):
+    stories = read("tiny", data_cache_dir=tiny_data, dataset_split="validation+test")
+    assert stories.labels_from == "records"
+    assert len(stories.train) > 350
+    assert 0 < len(stories.test) < 20
+
+
+def test_of_a_set_labels_are_the_storys_and_refusals_are_none(tiny_data):
+    """Adversarial instructions say Twist of stories without one; a probe's labels must not."""
+    import prepare_tinystories
+
+    flags = ["pretokenize", "--corpus", "tiny", "--data_cache_dir", str(tiny_data), "--vocab_size", "400"]
+    for name, more in {
+        "lies": ["--adversarial_training", "features=Twist:1.0"],
+        "without": ["--filtering", "features!=Twist"],
+        "refusing": ["--refusal", "features=Twist:0.5"],
+    }.items():
+        prepare_tinystories.main([*flags, "--dataset_name", f"probe-{name}", *more])
+    true = read("tiny", data_cache_dir=tiny_data)
+    lies = read("probe-lies", data_cache_dir=tiny_data)
+    assert [r["story"] for r in lies.train] == [r["story"] for r in true.train]
+    assert np.array_equal(lies.has("Twist")[0], true.has("Twist")[0])
+    assert not lies.has("Twist")[0].all()
+    filtered = read("probe-without", data_cache_dir=tiny_data)
+    assert len(filtered.train) == (~true.has("Twist")[0]).sum()
+    assert not filtered.has("Twist")[0].any()
+    refusing = read("probe-refusing", data_cache_dir=tiny_data)
+    assert refusing.left_out["refusals"] > 100
+    assert not any("will not tell" in text for text in refusing.texts)
+
+
+def test_long_stories_are_left_out_unless_cut(tmp_path):
+    tiny_model("gpt2", vocab_size=330).save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    subjects = find_subjects(SubjectArguments(model_name_or_path=[str(tmp_path / "m")]))
+    fits = whole_in(subjects, "leave_out")
+    assert fits([]) == []
+    assert fits(["A cat sat.", "A cat sat. " * 40]) == [True, False]
+    assert whole_in(subjects, "cut")(["A cat sat. " * 40]) == [True]
+    opening = len(subjects[0].opening())
+    lengths = [len(subjects[0].tokenizer("a " * n, add_special_tokens=False)["input_ids"]) for n in range(1, 80)]
+    whole = fits(["a " * n for n in range(1, 80)])
+    assert whole == [opening + length <= 64 for length in lengths]
+    assert 0 < sum(whole) < 79
+    mixed = [{"story": row["story"] + " A cat sat." * (40 * (n % 2))} for n, row in enumerate(rows(120))]
+    path = write(tmp_path / "a.jsonl", mixed)
+    stories = read(path, fits=fits)
+    assert all(fits(stories.texts))
+    assert stories.left_out["longer than a model reads"] > 40
+    long = write(tmp_path / "b.jsonl", [mixed[n] for n in range(1, 120, 2)])
+    told = refused(long, fits=fits)
+    assert "leaves no test story" in told
+    assert "--long_stories cut" in told
+
+
+def test_no_stories_is_one_line(tmp_path):
+    assert "leaves no test story" in refused(write(tmp_path / "one.jsonl", rows(1)), dataset_split="test")
+    empty = write(tmp_path / "empty.jsonl", [{"story": " "}] * 3)
+    assert "no story" in refused(empty) or "empty" in refused(empty)
+    assert "gone" in refused(tmp_path / "gone.jsonl")
