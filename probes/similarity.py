@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.subjects import read_stories
     from lm_trials.probing.term_prompts import find_layout, plan_terms
 
-    compared, parts = find_compared(subject_args, args), []
+    compared, parts = find_compared(subject_args, args, text_args.block_size), []
     asked = asked_of(compared)  # the first trained model, whose layout and tokenizer are those of all
     stories = [record["story"] for record in read_stories(text_args)] if args.of_layers else []
     if args.of_terms:

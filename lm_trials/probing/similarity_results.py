@@ -72,7 +72,9 @@ class Compared:
         return self.subject.candidate.seed
 
 
-def find_compared(subject_args: SubjectArguments, args: SimilarityArguments) -> list[Compared]:
+def find_compared(
+    subject_args: SubjectArguments, args: SimilarityArguments, block_size: int | None = None
+) -> list[Compared]:
     """Find the models: of several the first is the base; a single one is held against what it was trained from.
 
     Raises:
@@ -88,7 +90,7 @@ def find_compared(subject_args: SubjectArguments, args: SimilarityArguments) -> 
         )
     roles = ["base", *["trained"] * (len(names) - 1)] if len(names) > 1 else ["trained"]
     everything = replace(subject_args, model_name_or_path=[*names, *args.control_model])
-    subjects = find_subjects(everything)
+    subjects = find_subjects(everything, block_size=block_size)
     check_alike(subjects)
     roles += ["control"] * len(args.control_model)
     return [Compared(subject, role) for subject, role in zip(subjects, roles, strict=True)]

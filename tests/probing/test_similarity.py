@@ -156,6 +156,14 @@ def test_a_peak_in_one_layer_is_found():
     assert test.corrected_L[3] == 1 / 40
 
 
+def test_a_quiet_layer_counts_as_much_as_a_loud_one():
+    values_LC = np.random.default_rng(1).normal(size=(3, 40))
+    values_LC[1, 0] = 6.0
+    as_it_is, louder = permutation_test(values_LC), permutation_test(values_LC * [[1.0], [1.0], [100.0]])
+    assert (louder.p, louder.peak) == (as_it_is.p, as_it_is.peak) == (1 / 40, 1)
+    np.testing.assert_array_equal(louder.corrected_L, as_it_is.corrected_L)
+
+
 def test_where_nothing_differs_nothing_is_tested():
     flat = np.full((2, 30), 0.3) + np.random.default_rng(0).normal(size=(2, 30)) * 1e-9
     assert permutation_test(flat).p == 1.0

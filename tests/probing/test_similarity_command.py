@@ -212,6 +212,9 @@ def test_cka_of_base_and_trained_beside_its_controls(tmp_path, base, towards_the
         tmp_path / "last", "--model_name_or_path", base, towards_the_true_one, *asked, "--cka_pooling", "last"
     )
     assert last[4]["estimate"] != rows[4]["estimate"]
+    short, told = run(tmp_path / "short", *asked, "--block_size", "4")
+    assert short[4]["estimate"] != last[4]["estimate"]
+    assert told["capture"]["base"]["tokens"] == 4
 
 
 def test_both_measures_go_into_one_table(tmp_path, base, towards_the_true_one, stories, flags):
