@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata
 from small_models import neox
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
@@ -272,11 +271,14 @@ def test_an_untrained_model_is_no_finding_though_it_lies_beyond_even_attention()
 def test_untrained_models_have_the_choice_that_the_model_has():
     """The control is the largest of all heads too: a usual head of an untrained model would be beaten by chance."""
     found = results(noisy("a", 1))
-    usual = np.mean([model.values("previous").mean() for model in RANDOM])
-    assert found.untrained_leader("previous").estimate > usual + 0.001
-    assert found.untrained_leader("entropy").estimate < np.mean([m.values("entropy").mean() for m in RANDOM]) - 0.001
-    ranks = rankdata([model.values("previous")[0].ravel() for model in RANDOM], axis=1)
-    assert ranks.max() == 12
+    _, report = halves(COUNT, 0)
+    for statistic, most in (("previous", np.max), ("entropy", np.min)):
+        # Heads of these models differ so much more than stories that both halves have the same order.
+        largest = [most(model.values(statistic)[report].mean(axis=0)) for model in RANDOM]
+        usual = np.mean([model.values(statistic)[report].mean() for model in RANDOM])
+        reported = found.untrained_leader(statistic).estimate
+        assert reported == pytest.approx(np.mean(largest), abs=1e-9)
+        assert abs(reported - usual) > 0.001
 
 
 def test_choosing_and_reporting_on_the_same_stories_would_overstate():

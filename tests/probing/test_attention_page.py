@@ -16,7 +16,8 @@ from lm_trials.reporting.attention_page import attention_page, packed, page_mode
 VOID = {"meta", "link", "input", "br", "img"}
 EVIL = [
     "</script><img src=x onerror=alert(1)>",
-    "<!--<script>",
+    "</script x",
+    "<!--<script ",
     "{{data}}",
     "&lt;",
     "\u2028",
