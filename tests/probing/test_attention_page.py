@@ -126,6 +126,8 @@ def test_no_text_can_end_the_script_or_become_markup():
     assert data_of(html)["tokens"] == EVIL
     assert [tag for tag, _ in parsed.elements] == [tag for tag, _ in Checked(plain).elements]
     assert parsed.texts["title"] == "</title><script>alert(1)</script>{{data}}"
+    # A browser ends a script at `</script x` too, which this parser does not.
+    assert not set("<>&") & set(parsed.scripts[0])
     html.encode("utf-8")  # half of a pair of UTF-16 is no text that could be written
     # The parser above is able to see it: the same data as plain JSON breaks out.
     raw = json.dumps(EVIL)
