@@ -19,6 +19,7 @@ Memory is that of processes of their own, one for each way, each with the same m
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -246,7 +247,7 @@ def time_all(
     processor: dict[str, list[float]] = {name: [] for name in names}
     turns = [name for _ in range(args.repetitions) for name in names]
     few = Setting(setting.model, documents[:32], setting.batches[-1:], args.batch_size, setting.bridge)
-    for turn, name in enumerate([*names, *progress(turns, "time", "passes", len(turns))]):
+    for turn, name in enumerate(itertools.chain(names, progress(turns, "time", "passes", len(turns)))):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             started, busy = time.perf_counter(), time.process_time()
             run(name, few if turn < len(names) else setting, Path(place))  # the first of each is to warm up
