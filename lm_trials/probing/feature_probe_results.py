@@ -163,10 +163,10 @@ def finding_of(series: Sequence[Series], rows: Rows, differences: Rows) -> Findi
     levels = [row["estimate"] for row in rows if row["series"] == SHUFFLED and row["chosen"] == "all"]
     names = dict.fromkeys(row["against"] for row in differences if row["kind"] == "control")
     controls = ", ".join(f"{name} {_mean_of(rows, name):.3f}" for name in names if name not in (MAJORITY, SHUFFLED))
+    shuffled = f"{min(levels):.3f}" + (f" to {max(levels):.3f}" if len(levels) > 1 else "")
     return Finding(
         "; ".join(parts),
-        f"shuffled labels give {min(levels):.3f} to {max(levels):.3f} where chance is 0.5; mean balanced accuracy "
-        f"elsewhere: {controls}",
+        f"shuffled labels give {shuffled} where chance is 0.5; mean balanced accuracy elsewhere: {controls}",
     )
 
 
@@ -186,7 +186,10 @@ def _model_part(name: str, rows: Rows, differences: Rows) -> str:
     trained = [row["feature"] for row in best if (row["feature"], shape) in above]
     best.sort(key=lambda row: row["estimate"])
     if len(features) == 1:
-        told = f"from {name}, {features[0]} is read {'above chance' if best else 'no better than by chance'}: "
+        above_or_not = (
+            f"{features[0]} is read above chance" if best else f"nothing shown above chance for {features[0]}"
+        )
+        told = f"from {name}, {above_or_not}: "
         told += f"{_numbers(_best(rows, name, features[0]))} ({_where(_best(rows, name, features[0]))})"
         told += ", better than from random weights" if trained else ""
     else:

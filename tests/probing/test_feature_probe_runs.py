@@ -138,9 +138,12 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
 def test_the_same_command_gives_the_same_bytes_and_another_seed_others(stories, models, tmp_path):
     flags = ["--features", "Twist", "--layers", "1", "--pooling", "mean"]
     for name, more in (("a", []), ("b", ["--per_device_eval_batch_size", "3"]), ("c", ["--seed", "1"])):
-        run(stories, tmp_path / name, models / "llama", flags=[*flags, *more])
+        run(stories, tmp_path / name, models / "other", flags=[*flags, *more])
     first, same, other = (table(tmp_path / name / "feature_probe.csv") for name in "abc")
     said = [[row["estimate"] for row in rows] for rows in (first, same, other)]
+    own, control = ([r["estimate"] for r in first if r["series"] == name] for name in ("other", "untrained"))
+    assert len(own) == len(control) == 2
+    assert own != control  # random weights are not the model's
     assert said[0] == said[1] != said[2]
     for path in sorted((tmp_path / "a").iterdir()):
         if path.suffix != ".json":  # it names its folder
@@ -245,7 +248,7 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
     assert "read above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
     assert told(0.02).endswith("better than by every control Twist by 0.100 [0.020, 0.200] over bag of words")
     assert told(-0.02).endswith("beyond the strongest control nothing shown (0.100 [-0.020, 0.200] to bag of words)")
-    assert "no better than by chance" in told(-0.02, chance=-0.01)
+    assert "nothing shown above chance for Twist: 0.900" in told(-0.02, chance=-0.01)
 
 
 def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
@@ -312,7 +315,8 @@ def test_real_stories_with_a_real_model(shared_data, tmp_path, capsys):
     rows = feature_probe.main([
         "--model_name_or_path", str(shared_data / "stories260K" / "hf"), "--output_dir", str(tmp_path / "a"),
         "--dataset_name", str(shared_data / "tinystories" / "val.jsonl"), "--features", "Dialogue",
-        "--num_train_stories", "120", "--max_eval_samples", "60", "--layers", "3", "--pooling", "last_10", *FAST,
+        "--num_train_stories", "120", "--max_eval_samples", "60", "--block_size", "300",
+        "--layers", "3", "--pooling", "last_10", *FAST,
     ])  # fmt: skip
     assert {row["n"] for row in rows if row["role"] == "finding"} == {60}
     assert "labels: detectors" in capsys.readouterr().err
