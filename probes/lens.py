@@ -66,14 +66,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     shown = results[:: len(results) - 1] if args.all_checkpoints and len(results) > 2 else results
     said = [row for result in shown for row in text_rows(result)]
 
-    figures = {
-        "lens": lens_figure(
-            [row for result in shown for row in result.rows], f"what layers say of {texts.dataset_name}"
-        )
-    }
+    data = texts.dataset_name.rstrip("/").rpartition("/")[2]
+    figures = {"lens": lens_figure([row for result in shown for row in result.rows], f"what layers say of {data}")}
     if args.all_checkpoints:
         steps = [{**row, "run": run} for run, group in by_run(results).items() for r in group for row in r.rows]
-        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {texts.dataset_name}")
+        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {data}")
     for label in dict.fromkeys(row["model"] for row in said):
         name = "lens_text" if len(shown) == 1 else f"lens_text-{label.replace('/', '-')}"
         figures[name] = text_figure([row for row in said if row["model"] == label], label)
