@@ -9,7 +9,7 @@ into the second and back, on stories that ask for the feature; with the feature 
 
 Two prompts of one model, each position by itself (causal tracing); many pairs from a file; one prompt of two models:
 
-    python probes/patching.py --model_name_or_path runs/base --prompt "Tom had a red" --other_prompt "Sue had a big" --answer " ball" --other_answer " dog" --positions each
+    python probes/patching.py --model_name_or_path runs/base --prompt "Tom had a boat. Tom liked the" --other_prompt "Tom had a truck. Tom liked the" --answer " boat" --other_answer " truck" --positions each
     python probes/patching.py --model_name_or_path runs/base --pairs pairs.csv
     python probes/patching.py --model_name_or_path runs/base runs/deleted --prompt "It turned out" --answer " that"
 

@@ -219,7 +219,7 @@ def tell(direction: Direction, seed: int) -> tuple[str, str]:
         controls.append(control)
     told += _tell_residual(measured, direction.depth)
     if not told:
-        told = [f"{_named(run)} closes {_cell(measured.share(run))} of it" for run in measured.swaps(ALL)]
+        told = [f"swapping {_named(run)} closes {_cell(measured.share(run))} of it" for run in measured.swaps(ALL)]
     opening = f"{what}: the gap is {_cell(gap)} {measured.unit} (n={gap.n}); "
     return opening + "; ".join(told), f"{what}: " + ("; ".join(controls) or "no part was chosen among others")
 
@@ -237,12 +237,14 @@ def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
     controls = {kind: run for kind in CONTROLS if (run := (chosen[0], chosen[1], kind)) in measured.runs}
     disturbed = measured.beyond(chosen, controls[RANDOM], group)
     if np.isnan(share.lower):
-        sentence = f"{name} closes {share.estimate:.3f} of it, the most of {1 + len(others)} (one text, no interval)"
+        sentence = (
+            f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)} (one text, no interval)"
+        )
     elif share.lower > 0 and disturbed.lower > 0:
-        sentence = f"{name} closes {interval(share)} of it, the most of {1 + len(others)} ({where})"
+        sentence = f"swapping {name} closes {interval(share)} of it, the most of {1 + len(others)} ({where})"
     else:
         sentence = (
-            f"nothing is shown of {1 + len(others)} parts: the best, {name}, closes {interval(share)} of it ({where}), "
+            f"nothing is shown of {1 + len(others)} parts: the best, swapping {name}, closes {interval(share)} of it ({where}), "
             "which is not more than 0 or than a disturbance of its size"
         )
     said = [f"{CONTROLS[kind]} {_cell(measured.share(run, group))}" for kind, run in controls.items()]
@@ -267,7 +269,8 @@ def _tell_residual(measured: Measured, depth: int) -> list[str]:
         told = f"the residual stream first closes half {_after(half)} ({_cell(measured.share(half))})"
     last = measured.share(runs[-1])
     if runs[-1][1].block == depth - 1 and abs(1 - last.estimate) > 1e-3:
-        told += f", and after the last {_cell(last)}: the rest is in the final norm and the output head"
+        told += f"; after the last block {_cell(last)}" if half not in (None, runs[-1]) else ", which is the last"
+        told += ": the rest is in the final norm and the output head"
     return [told]
 
 

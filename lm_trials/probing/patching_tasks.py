@@ -184,23 +184,25 @@ def story_task(subject: Subject, records: Sequence[Record], args: PatchingArgume
         ids,
         {measure: weights[measure] for measure in order},
         dict.fromkeys(order, "nats per token"),
-        [_story_spot(ids, regions[STORY], args)],
+        [_story_spot(ids, regions[STORY], opening, args)],
         {measure: regions[measure] for measure in order},
     )
 
 
-def _story_spot(ids: Sequence[np.ndarray], story: Sequence[np.ndarray], args: PatchingArguments) -> Spot:
+def _story_spot(ids: Sequence[np.ndarray], story: Sequence[np.ndarray], opening: int, args: PatchingArguments) -> Spot:
     """Return which tokens of each story are swapped; of `prompt` those before the story, of `story` from its start."""
     if args.numbers is not None:
         places = [args.numbers for _ in ids]
     else:
         starts = [int(counts_T.argmax()) for counts_T in story]
+        if args.where == "prompt" and min(starts) <= opening:
+            raise UsageError(
+                "--positions prompt: a text has nothing before its story; give a set with instruction lines"
+            )
         places = [
             list(range(start if args.where == "story" else 0, start if args.where == "prompt" else len(ids_T)))
             for ids_T, start in zip(ids, starts, strict=True)
         ]
-    if not all(places):
-        raise UsageError("--positions prompt: a text has nothing before its story; give a set with instruction lines")
     return Spot(args.where, places, places)
 
 
