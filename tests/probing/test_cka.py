@@ -94,8 +94,11 @@ def test_unrelated_layers_have_none_and_the_plain_estimate_says_they_have():
 
 def test_shuffled_stories_are_unrelated_and_paired_ones_are_not():
     x, y = related(4, n=200, shared=3)
-    paired, mixed = both(x, y).estimate(), None
+    paired = both(x, y).estimate()
     (layer,) = shuffled([Features.of(y)], seed=0)
+    anew = Features.of(layer.rows_ND)
+    assert layer.squares_N == pytest.approx(anew.squares_N)
+    assert not np.array_equal(layer.rows_ND, y)
     first = Features.of(x)
     mixed = Cka.of(hsic(first, layer), hsic(first, first), hsic(layer, layer)).estimate()
     assert paired.lower > 0.1
