@@ -241,9 +241,12 @@ def weights_sentence(step: Step, concentration: Estimate | None) -> str:
     if concentration is None:
         return f"{step.origin} and {step.model} have the same matrices: nothing has changed"
     spread = "as spread as one" if concentration.upper >= 1 else "less spread than one"
+    most = max(change.spectrum.rank for change in step.changes)
+    if all(change.spectrum.rank < min(change.shape) for change in step.changes):  # as an adapter's
+        spread += f", of rank {most} at most"
     return (
-        f"the matrices change by {step.relative:.3f} of their norm, with an effective rank {interval(concentration)} "
-        f"times that of a random matrix ({concentration.n} matrices): {spread}"
+        f"{concentration.n} of {len(step.changes)} matrices change, by {step.relative:.3f} of the norm of all, with an "
+        f"effective rank {interval(concentration)} times that of a random matrix: {spread}"
     )
 
 

@@ -1,0 +1,97 @@
+"""Where are a model's tokens, do they lie by kind, and how far did training move them?
+
+Every checkpoint of a run on common axes; which tokens moved, those of the training data or all:
+
+    python probes/embeddings.py --model_name_or_path runs/demo --all_checkpoints --categories words --words cat dog --dataset_name generated
+
+The cities of a latent-city run by continent; a base beside what was fine-tuned from it, by your own categories:
+
+    python probes/embeddings.py --model_name_or_path runs/atlas --all_checkpoints --categories continents
+    python probes/embeddings.py --model_name_or_path runs/base runs/deleted --categories kinds.csv --basis last
+
+One basis serves all models: fitted one by one, axes turn and flip, and points move that did not.  Whether tokens lie
+by kind is asked of the whole space (nearest tokens, silhouette by cosine), never of the picture.  Tokens are the
+sample here, not stories.  Words of several tokens have no embedding of their own and are left out, counted.
+
+Controls.  The categories shuffled; a model of the same shape with random weights; tokens that never occur in the
+training data, which show what training does to any token: weight decay, and, where input and output embeddings are
+one, the push away from what is never the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_trials.arguments import parse_arguments
+from lm_trials.console import note, script
+from lm_trials.probing.embeddings_arguments import ARGUMENTS, PROBE, check_arguments
+
+
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the embeddings, tell categories apart, measure movement and draw; returns the rows of the table."""
+    subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/embeddings.py")
+    check_arguments(subject_args, args)
+    from lm_trials.probing import embedding_findings as findings
+    from lm_trials.probing.embedding_categories import categories_of, separation
+    from lm_trials.probing.embeddings import (
+        Embeddings,
+        Words,
+        embeddings_of,
+        project,
+        read_embeddings,
+        tokens_seen,
+        vocab_of,
+    )
+    from lm_trials.probing.findings import write_findings
+    from lm_trials.probing.probe_arguments import probe_folder
+    from lm_trials.probing.subjects import check_alike, find_subjects, untrained
+    from lm_trials.reporting.embeddings_figures import points_figure
+
+    subjects = find_subjects(subject_args, args.all_checkpoints)
+    check_alike(subjects, depth=False)
+    tokenizer, seed = subjects[0].tokenizer, subject_args.seed
+    words = Words(tokenizer).check(args.words)
+    categories = categories_of(args.categories, tokenizer).drawn(args.max_tokens, seed)
+    models, checks = read_embeddings(subjects, subject_args, args.which)
+    for told in [*(model.note for model in models), categories.left_out]:
+        if told:
+            note(f"note: {told}")
+
+    counts_V = tokens_seen(subjects[0], args) if args.dataset_name else None
+    movement = findings.movement_rows(models, counts_V, seed)
+    fresh = embeddings_of(untrained(subjects[0], subject_args), args.which, vocab_of(tokenizer), "random weights")
+    apart = {}
+    for model in [*models, Embeddings("random weights", fresh)]:
+        table_ND = model.table_VD[categories.tokens_N]
+        apart[model.label] = separation(table_ND, categories.names_N, args.nearest, args.permutations, seed)
+    rows = [row for model in models for row in findings.separation_rows(model, apart[model.label])]
+    rows += findings.separation_rows(Embeddings("random weights", fresh), apart["random weights"], "control")
+    findings.show_separation(rows, list(apart[models[-1].label]))
+    if movement:
+        findings.show_movement(movement)
+    neighbours = findings.neighbour_rows(models, words, args.neighbours, tokenizer)
+    findings.show_neighbours(neighbours, models)
+
+    picture = project(models, categories.tokens_N, args.basis, args.projection, seed)
+    points = findings.point_rows(models, picture, categories, tokenizer)
+    shares = [f" ({share:.1%} of the variance)" for share in picture.explained] or ["", ""]
+    names = ("first axis" + shares[0], "second axis" + shares[-1])
+    shown = [model.label for model in findings.chosen(models, 6)]
+    kind = "PCA" if args.projection == "pca" else "UMAP"
+    fitted = "all models together" if args.basis == "joint" else models[-1].label
+    figure = points_figure(points, shown, f"{args.which} embeddings, one {kind} for all, fitted on {fitted}", names)
+    rows += movement + findings.picture_rows(picture)
+    last, random = apart[models[-1].label], apart["random weights"]
+    finding = findings.finding_of(models, last, random, movement, picture, categories)
+    about = {"models": [subject.reference.name for subject in subjects], "flags": vars(args) | {"seed": seed},
+             "categories": categories.counts, "left_out": categories.left_out}  # fmt: skip
+    tables = {"points": points, **({"neighbours": neighbours} if neighbours else {})}
+    write_findings(
+        probe_folder(subject_args, PROBE), PROBE, rows, finding, about, {"embeddings": figure}, checks, tables
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
