@@ -123,7 +123,8 @@ def build_page(results: Results, texts: TextArguments, args: AttentionArguments,
         lede=f"Maps of {whose}, {len(results.reading.tokens)} tokens; numbers over {over}{sequences}.",
         footer="Each number is the mean over stories of a story's mean over its tokens but the first, which sees "
         "itself alone. Even is a head that looks evenly at all it sees. Untrained is the leading head of "
-        f"models with random weights, and where that of one more would lie ({len(results.untrained)} drawn, 95 %). "
+        f"models with random weights, and where that of one more would lie ({len(results.untrained)} drawn, 95 %), "
+        "on the half of the stories that it was not chosen on. "
         "Weights in the maps are rounded: none is off by more than 0.4 %.",
     )
 
