@@ -208,9 +208,8 @@ def test_cka_of_base_and_trained_beside_its_controls(tmp_path, base, towards_the
     assert sorted(told["capture"]) == ["base", "true", "untrained"]
     assert (tmp_path / "similarity_cka.svg").is_file()
     # The same again, from the last tokens: another number, the same stories.
-    last, _ = run(
-        tmp_path / "last", "--model_name_or_path", base, towards_the_true_one, *asked, "--cka_pooling", "last"
-    )
+    asked += ["--model_name_or_path", base, towards_the_true_one, "--cka_pooling", "last"]
+    last, _ = run(tmp_path / "last", *asked)
     assert last[4]["estimate"] != rows[4]["estimate"]
     short, told = run(tmp_path / "short", *asked, "--block_size", "4")
     assert short[4]["estimate"] != last[4]["estimate"]
