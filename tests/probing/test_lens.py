@@ -300,6 +300,11 @@ def test_each_pass_sees_every_story_once(count, batch_size, steps):
         assert sorted(seen[start : start + count]) == list(range(count))
 
 
+def test_the_order_of_the_stories_is_the_seeds():
+    first, again, other = (list(drawn_batches(20, LensSettings(9, 4, seed=seed))) for seed in (0, 0, 1))
+    assert first == again != other
+
+
 DOCUMENTS = {f"{number:032x}": ids for number, ids in enumerate(TEXTS)}
 
 
