@@ -156,6 +156,7 @@ class ActivationStore:
         rows = _Rows.of(documents, positions)
         if not rows.total:
             raise UsageError("no position is asked for in any text; give at least one")
+        # Closed at once where something fails: else the bar would end only after the error was told.
         with closing(captured(model, documents, sites, positions, batch_size, description)) as batches:
             if folder is not None:
                 with finished_folder(folder) as unfinished:

@@ -209,6 +209,25 @@ def test_a_collection_that_fails_leaves_nothing_behind(fault, place, tmp_path, m
     assert len(collect(texts(20), batch_size=2)["hidden", 1]) == sum(map(len, texts(20)))
 
 
+def test_the_bar_ends_before_an_error_is_told(monkeypatch):
+    def bar(items, *_):
+        try:
+            yield from items
+        finally:
+            ended.append(True)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    ended = []
+    monkeypatch.setattr(activation_store, "progress", bar)
+    monkeypatch.setattr(activation_store._Files, "write", fail)
+    with pytest.raises(OSError, match="No space left") as raised:
+        ActivationStore.collect(LLAMA, texts(5), in_memory=0)
+    assert ended  # while the error is held
+    assert raised.value.errno == 28
+
+
 def test_a_killed_collection_leaves_nothing_that_stays(tmp_path, monkeypatch):
     """Files without a name go with the process, however it ends; what is left of a named one, with the next."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
