@@ -430,15 +430,15 @@ def test_a_text_is_read_at_each_place_and_layer():
         assert [row["after"] for row in here] == ids.tolist()
 
 
-def result_of(kl, label="m", step=None, tuned=True, untrained_loss=7.0, stories=40, frequencies=2.0):
+def result_of(kl, label="m", step=None, tuned=True, untrained_loss=7.0, stories=40, frequencies=2.0, noise=0.01):
     """A result whose stories of 10 places have these KLs by layer, each story a little other; the last layer's is 0."""
     draws, tokens = np.random.default_rng(1), np.full(stories, 10)
     lens = "tuned" if tuned else "logit"
     sums = {}
 
     def put(key, loss, distance):
-        noise = 1 + 0.01 * draws.standard_normal(stories)
-        sums[key] = np.stack([10 * loss * noise, 10 * distance * noise, 5 + 0 * noise, 4 + 0 * noise], axis=1)
+        each = 1 + noise * draws.standard_normal(stories)
+        sums[key] = np.stack([10 * loss * each, 10 * distance * each, 5 + 0 * each, 4 + 0 * each], axis=1)
 
     put(("frequencies", None), 6.0, frequencies)
     for layer, distance in enumerate([*kl, 0]):
@@ -472,6 +472,10 @@ def test_the_sentence_says_from_which_layer_on_and_with_what_interval():
 def test_the_sentence_says_nothing_is_shown_where_nothing_is():
     sentence = finding_of([result_of([2.1, 2.0, 2.05])], checkpoints=False).sentence
     assert "nothing is shown before the last layer: the tuned lens is not nearer" in sentence
+    unsure = result_of([1.8, 1.8], noise=0.6)
+    below = unsure.table["tuned", 1, "kl_below_frequencies"]
+    assert below.lower < 0 < below.estimate  # nearer by the estimate, but not beyond doubt
+    assert "nothing is shown before the last layer" in finding_of([unsure], checkpoints=False).sentence
     dip = result_of([1.0, 2.5, 1.0])  # what is lost on the way is not "from layer 0 on"
     assert first_layer(dip, "kl_below_frequencies") == 2
     assert first_layer(dip, "kl_below_layer_0") is None
