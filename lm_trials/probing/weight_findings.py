@@ -326,6 +326,11 @@ def finding_of(
     sentences += [weights_sentence(steps[0], concentration)]
     sentences += [turned_sentence(label, turn) for label, turn in turned.items()]
     controls.append("effective ranks stand against random matrices of each shape, cosines against random changes")
+    if len(turned) == 1:  # weight decay and the last updates' noise are taken back by whatever is trained next
+        controls.append(
+            "any further training goes back a little, beyond random changes: name an unrelated fine-tuning of "
+            f"{steps[0].model} as one more model to see how much"
+        )
     return Finding(f"{between} " + "; ".join(sentences), "; ".join(controls))
 
 

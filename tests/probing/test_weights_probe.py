@@ -144,6 +144,7 @@ def test_files_and_sentence(measured):
     assert "removing the 1 largest directions of each matrix's change undoes 1.000" in told["finding"]
     assert "no more than straight back" in told["finding"]  # of rank one: the directions are no finding
     assert "noise of the same size" in told["control"]
+    assert "name an unrelated fine-tuning of changed as one more model" in told["control"]
     assert told["without_the_whole_change_nats_from_base"] < 1e-3
     assert told["capture"]["changed"]["largest"] == 0
 
