@@ -221,6 +221,8 @@ def tell(direction: Direction, seed: int) -> tuple[str, str]:
     if not told:
         told = [f"swapping {_named(run)} closes {_cell(measured.share(run))} of it" for run in measured.swaps(ALL)]
     opening = f"{what}: the gap is {_cell(gap)} {measured.unit} (n={gap.n}); "
+    if measured.n == 1:
+        told.append("one text has no interval, so nothing is shown of others")
     return opening + "; ".join(told), f"{what}: " + ("; ".join(controls) or "no part was chosen among others")
 
 
@@ -237,15 +239,13 @@ def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
     controls = {kind: run for kind in CONTROLS if (run := (chosen[0], chosen[1], kind)) in measured.runs}
     disturbed = measured.beyond(chosen, controls[RANDOM], group)
     if np.isnan(share.lower):
-        sentence = (
-            f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)} (one text, no interval)"
-        )
+        sentence = f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)}, in one text"
     elif share.lower > 0 and disturbed.lower > 0:
         sentence = f"swapping {name} closes {interval(share)} of it, the most of {1 + len(others)} ({where})"
     else:
         sentence = (
-            f"nothing is shown of {1 + len(others)} parts: the best, swapping {name}, closes {interval(share)} of it ({where}), "
-            "which is not more than 0 or than a disturbance of its size"
+            f"nothing is shown of {1 + len(others)} parts: the best, swapping {name}, closes {interval(share)} of it "
+            f"({where}), which is not more than 0 or than a disturbance of its size"
         )
     said = [f"{CONTROLS[kind]} {_cell(measured.share(run, group))}" for kind, run in controls.items()]
     said.append(f"one of the {len(others)} others at random {_cell(measured.mean_share(others, group))}")
@@ -282,7 +282,7 @@ def _cell(estimate: Estimate) -> str:
     return f"{estimate.estimate:.3f}" if np.isnan(estimate.lower) else interval(estimate)
 
 
-def show_direction(direction: Direction, seed: int, most: int = 40, most_heads: int = 5) -> None:
+def show_direction(direction: Direction, seed: int, most_heads: int = 5) -> None:
     """Print what each swap closes, beside a disturbance of its size; of many those that close most."""
     measured = direction.measured(seed)
     estimate: Callable[..., Estimate] = measured.share if measured.there_is_a_gap else measured.change
@@ -290,6 +290,7 @@ def show_direction(direction: Direction, seed: int, most: int = 40, most_heads: 
     def largest(runs: list[Run], count: int) -> list[Run]:
         return runs if len(runs) <= count else sorted(runs, key=lambda run: -estimate(run).estimate)[:count]
 
+    most = 40 if len(direction.task.spots) == 1 else 12
     heads = measured.swaps(["heads"])
     runs = largest([run for run in measured.swaps(ALL) if run not in heads], most) + largest(heads, most_heads)
     rows = []
@@ -298,9 +299,9 @@ def show_direction(direction: Direction, seed: int, most: int = 40, most_heads: 
         disturbed = _cell(estimate(control)) if control in measured.runs else ""
         rows.append([_named(run).removeprefix("the "), _cell(estimate(run)), disturbed])
     quantity = SHARE if measured.there_is_a_gap else f"change, {measured.unit}"
-    caption = f"[95 % bootstrap interval over {measured.n}]"
-    if len(heads) > most_heads:
-        caption += f"; of {len(heads)} heads the {most_heads} that close most"
+    caption = f"[95 % bootstrap interval over {measured.n}]" if measured.n > 1 else "one text has no interval"
+    if len(runs) < len(measured.swaps(ALL)):
+        caption += f"; of {len(measured.swaps(ALL))} swaps those that close most"
     show_table(f"{direction}: {direction.measure}, {quantity}", ["swapped", "the donor's", RANDOM], rows, caption)
 
 
@@ -322,6 +323,8 @@ def write_patching(
         quantity = SHARE if any(row["quantity"] == SHARE for row in of_measure) else CHANGE
         name = "patching" if number == 0 else f"patching-{measure.replace(' ', '-')}"
         figures[name] = patching_figure(of_measure, f"{measure}: {quantity}", quantity)
+    if scored := [row for row in rows if str(row["measure"]).endswith(" score") and row["component"] != "heads"]:
+        figures["patching-score"] = patching_figure(scored, str(scored[0]["measure"]), VALUE)
     about = {
         "models": subjects.model_name_or_path,
         "arguments": {**asdict(subjects), **asdict(texts), **asdict(args)},

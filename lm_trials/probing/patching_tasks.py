@@ -273,6 +273,9 @@ def _answer_id(subject: Subject, prompt: str, answer: str) -> int:
     encode = batch_encoder(subject.tokenizer)
     before, whole = encode([prompt, prompt + answer])
     if len(whole) == len(before) + 1 and whole[:-1] == before:
+        if prompt[-1].isalnum() and answer[0].isalnum():
+            word = prompt.split()[-1]
+            note(f"note: {answer!r} goes on with the word {word!r}; for the next word give {' ' + answer!r}")
         return whole[-1]
     shared = next((n for n, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
     tokens = ", ".join(repr(subject.tokenizer.decode([token])) for token in whole[shared:])

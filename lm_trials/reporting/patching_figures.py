@@ -11,7 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 COLORS = {"embeddings": "#b07aa1", "attention": "#4c78a8", "mlp": "#e45756", "residual": "#59a14f"}
-CONTROLS = {"random direction": ("#7f7f7f", "s"), "another text": ("#b0a08a", "D"), "another token": ("#9aa7b5", "o")}
+CONTROLS = {
+    "random direction": ("#7f7f7f", "s"),
+    "another text": ("#b0a08a", "D"),
+    "another token": ("#9aa7b5", "o"),
+    "untrained donor": ("#c4a3a3", "P"),
+}
 MAP = "RdBu_r"
 Rows = Sequence[Mapping[str, Any]]
 
@@ -23,12 +28,14 @@ def patching_figure(rows: Rows, title: str, quantity: str) -> Figure:
         rows: of one measure, all texts, with direction, component, block, head, position, run, role, estimate, lower,
             upper, unit.
         title: of the figure.
-        quantity: which rows are drawn.
+        quantity: which rows are drawn; of a "value", what both models have as they are is drawn as two lines.
 
     Raises:
         ValueError: for no rows of that quantity.
     """
-    rows = [row for row in rows if row["quantity"] == quantity and row["texts"] == "all" and row["component"]]
+    rows = [row for row in rows if row["quantity"] == quantity and row["texts"] == "all"]
+    plain = [row for row in rows if not row["component"]]
+    rows = [row for row in rows if row["component"]]
     if not rows:
         raise ValueError(f"no rows of {quantity!r}, no figure; give some")
     directions = list(dict.fromkeys(str(row["direction"]) for row in rows))
@@ -53,6 +60,9 @@ def patching_figure(rows: Rows, title: str, quantity: str) -> Figure:
                 axes.set_title(f"{direction}: {kind}", fontsize=10)
             elif kind == "parts":
                 _draw_bars(axes, [row for row in inside if row["component"] != "heads"], quantity)
+                for row in (row for row in plain if row["direction"] == direction):
+                    style = "--" if row["run"] == "donor" else ":"
+                    axes.axhline(row["estimate"], color="black", linewidth=1, linestyle=style, label=row["run"])
                 axes.set_title(direction, fontsize=10)
             else:
                 chosen = [row for row in inside if row["component"] == "heads" and row["role"] == "finding"]

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import prepare_tinystories
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError
+from lm_trials.probing import findings
 from lm_trials.probing.patching_arguments import ARGUMENTS, PatchingArguments, check_arguments
 from lm_trials.probing.patching_tasks import story_task
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
@@ -28,6 +29,21 @@ pytestmark = [
 ANIMALS = ["cat", "dog", "fox", "mat", "fun", "sun", "lazy", "brown"]
 TWIST = "It turned out that the cat sat."
 FAST = ["--components", "mlp", "--layers", "1", "--use_cpu", "True"]
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """The names of the pictures: drawing them takes most of a run's time, so that one test alone has them drawn."""
+    names = []
+
+    def save(figure, stem):
+        names.append(stem.name)
+        assert figure.axes
+        return right(figure, stem) if "two_models_on_stories[llama]" in request.node.name else []
+
+    right = findings.save_pictures
+    monkeypatch.setattr(findings, "save_pictures", save)
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +82,7 @@ def line_of(capsys, *argv):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_models_on_stories(folder, tmp_path, kind, capsys):
+def test_two_models_on_stories(folder, tmp_path, kind, capsys, pictures):
     more = ["--feature", "Twist", "--layers", "-1", "--heads", "0", "1"]
     rows, told = run(folder, tmp_path, *more, kind=kind)
     assert {row["measure"] for row in rows} == {"Twist sentence", "story"}
@@ -79,7 +95,8 @@ def test_two_models_on_stories(folder, tmp_path, kind, capsys):
     assert len(written) == len(rows)
     assert {"model", "role", "seed", "estimate", "lower", "upper", "n", "unit"} <= written[0].keys()
     assert {row["role"] for row in written} == {"finding", "control"}
-    for name in ("patching", "patching-story"):
+    assert pictures == ["patching", "patching-story"]
+    for name in pictures if kind == "llama" else ():
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert "block" in (tmp_path / f"{name}.svg").read_text()
     assert told["control"].startswith("a model swapped with itself, part by part (6), changes nothing, and one that")
@@ -139,7 +156,7 @@ def test_two_prompts_of_one_model(folder, tmp_path, kind):
         assert share["prompt into other prompt", "residual", block, "swap"] == pytest.approx(1, abs=1e-3)
     assert share["prompt into other prompt", "mlp", 0, "swap"] != pytest.approx(1, abs=1e-2)
     assert {(row["n"], row["lower"] == row["lower"]) for row in rows if row["quantity"] == "value"} == {(1, False)}
-    assert "one text, no interval" in told["finding"]
+    assert "one text has no interval, so nothing is shown" in told["finding"]
     values = {row["run"]: row["estimate"] for row in rows if row["quantity"] == "value"
               and row["direction"] == "prompt into other prompt" and row["measure"] == "answer difference"}  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder / f"{kind}-a")
@@ -157,7 +174,7 @@ def test_two_prompts_of_one_model(folder, tmp_path, kind):
     assert "at position" in told["finding"]
 
 
-def test_many_pairs_have_an_interval_and_two_models_one_prompt(folder, tmp_path):
+def test_many_pairs_have_an_interval_and_two_models_one_prompt(folder, tmp_path, capsys):
     pairs = [
         {"prompt": f"The {a} cat", "other_prompt": f"The {b} dog is", "answer": " sat", "other_answer": " dog"}
         for a, b in (("quick", "lazy"), ("brown", "quick"), ("lazy", "brown"), ("quick", "brown")) * 3
@@ -167,11 +184,13 @@ def test_many_pairs_have_an_interval_and_two_models_one_prompt(folder, tmp_path)
         writer.writeheader()
         writer.writerows(pairs)
     rows, _ = run(folder, tmp_path / "out", "--pairs", tmp_path / "pairs.csv", *FAST, models=("a",))
+    assert "goes on with the word" not in capsys.readouterr().err
     shares = [row for row in rows if row["quantity"] == "share of the gap" and row["run"] == "swap"]
     assert {row["position"] for row in shares} == {"last"}
     assert all(row["lower"] <= row["estimate"] <= row["upper"] and row["n"] == 12 for row in shares)
-    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "The quick cat", "answer": " sat"}) + "\n")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "The quick cat", "answer": "sat"}) + "\n")
     rows, told = run(folder, tmp_path / "two", "--pairs", tmp_path / "one.jsonl", *FAST)
+    assert "note: 'sat' goes on with the word 'cat'; for the next word give ' sat'" in capsys.readouterr().err
     assert {row["measure"] for row in rows} == {"answer", "answer probability"}
     assert told["swaps"]["llama-a into llama-b"]["whole"] == 0
 
@@ -232,7 +251,9 @@ def writers(tiny_data, tmp_path_factory):
     return place
 
 
-def test_the_feature_score_of_what_is_written_follows_the_part_that_is_swapped(writers, tiny_data, tmp_path, capsys):
+def test_the_feature_score_of_what_is_written_follows_the_part_that_is_swapped(
+    writers, tiny_data, tmp_path, capsys, pictures
+):
     argv = ["--model_name_or_path", writers / "donor", writers / "recipient", "--data_cache_dir", tiny_data]
     argv += ["--dataset_name", "recovery-Twist", "--dataset_split", "train", "--max_eval_samples", 3]
     argv += ["--feature", "Conflict", "--num_generations", 3, "--max_new_tokens", 8, "--temperature", 0]
@@ -251,6 +272,7 @@ def test_the_feature_score_of_what_is_written_follows_the_part_that_is_swapped(w
     assert (wilson["n"], wilson["estimate"]) == (3, 0)
     assert wilson["upper"] > 0.4
     assert "untrained donor" in capsys.readouterr().out
+    assert "patching-score" in pictures
 
 
 def test_models_alike_have_no_gap(folder, tmp_path):
@@ -316,15 +338,15 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys):
     several = line_of(capsys, *one, *ONE[:4], "--answer", " zoo")
     assert "answer ' zoo' is not one token after 'The quick cat' but " in several
     assert "('" in several
-    assert "perhaps with the space before it (' sat')" in line_of(capsys, *one, *ONE[:4], "--answer", "sat")
+    assert "perhaps with the space before it (' zoo')" in line_of(capsys, *one, *ONE[:4], "--answer", "zoo")
     longer = ["--prompt", "The quick cat", "--other_prompt", "The cat", "--answer", " sat"]
-    assert "have 4 and 3 tokens" in line_of(capsys, *one, *longer, "--positions", "all")
+    assert "have 5 and 3 tokens" in line_of(capsys, *one, *longer, "--positions", "all")
     assert "--pairs" in line_of(capsys, *one, "--pairs", tmp_path / "gone.csv")
     (tmp_path / "bad.jsonl").write_text("[]\n")
     assert "has no pairs" in line_of(capsys, *one, "--pairs", tmp_path / "bad.jsonl")
     rows = [{"prompt": p, "other_prompt": f"{p} is", "answer": " sat"} for p in ("The cat", "The quick cat")]
     (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "the prompts of pair 1 have 3 and 4" in line_of(
+    assert "the prompts of pair 1 have 3 and " in line_of(
         capsys, *one, "--pairs", tmp_path / "uneven.jsonl", "--positions", "each"
     )
     assert not (tmp_path / "out").exists()
