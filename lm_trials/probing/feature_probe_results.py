@@ -268,7 +268,7 @@ def show_findings(series: Sequence[Series], rows: Rows, differences: Rows) -> No
         features = list(dict.fromkeys(row["feature"] for row in changes))
         by_cell = {(row["series"], row["feature"]): row for row in changes}
         show_table(
-            f"balanced accuracy less {models[0].name}'s, on the same stories",
+            f"less {models[0].name}, paired",
             ["", *(one.name for one in models[1:])],
             [[feature, *(_numbers(by_cell[one.name, feature]) for one in models[1:])] for feature in features],
         )

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
     pytest.mark.filterwarnings("ignore:MatMul8bitLt"),
 ]
-FAST = ["--use_cpu", "--num_shuffles", "2", "--l2", "10"]
+FAST = ["--use_cpu", "--num_shuffles", "2", "--l2", "10", "--num_train_stories", "150", "--max_eval_samples", "40"]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ def table(path):
 
 def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     flags = ["--features", "twist", "Dialogue", "--layers", "0", "-1", "normed"]
+    flags += ["--num_train_stories", "250", "--max_eval_samples", "60"]
     rows = run(stories, tmp_path / "a", models / "gpt2", models / "llama", flags=flags)
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         "feature_probe.csv", "feature_probe.json", "feature_probe-differences.csv",
@@ -315,8 +316,8 @@ def test_real_stories_with_a_real_model(shared_data, tmp_path, capsys):
     rows = feature_probe.main([
         "--model_name_or_path", str(shared_data / "stories260K" / "hf"), "--output_dir", str(tmp_path / "a"),
         "--dataset_name", str(shared_data / "tinystories" / "val.jsonl"), "--features", "Dialogue",
-        "--num_train_stories", "120", "--max_eval_samples", "60", "--block_size", "300",
+        "--block_size", "300",
         "--layers", "3", "--pooling", "last_10", *FAST,
     ])  # fmt: skip
-    assert {row["n"] for row in rows if row["role"] == "finding"} == {60}
+    assert {row["n"] for row in rows if row["role"] == "finding"} == {40}
     assert "labels: detectors" in capsys.readouterr().err
