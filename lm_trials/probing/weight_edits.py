@@ -296,7 +296,7 @@ def removal_trials(bench: Workbench, removal: Removal, directions: Sequence[int]
     planned = [(method, count) for count in levels for method in REMOVALS] + [(LARGEST, removal.most)]
     for method, count in progress(planned, "taking directions back", "models", len(planned)):
         bench.put(removal.weights(method, count))
-        told = write(bench.model) if method in (LARGEST, OWN) else None
+        told = write(bench.model) if method != NOISE else None
         yield Trial(method, "finding" if method == LARGEST else "control", count, bench.sums(), told)
 
 

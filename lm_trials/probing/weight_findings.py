@@ -12,7 +12,7 @@ import numpy as np
 from lm_trials.console import show_table
 from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, proportion
 from lm_trials.probing.findings import Finding, interval
-from lm_trials.probing.weight_edits import BACK, LARGEST, NOISE, OWN, SECOND, Trial
+from lm_trials.probing.weight_edits import BACK, FIRST, LARGEST, NOISE, OWN, SECOND, Trial
 from lm_trials.probing.weights import (
     Matrix,
     MatrixChange,
@@ -290,6 +290,19 @@ def undoing(
     return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control
 
 
+def written_sentence(trials: Sequence[Trial], wholly: Trial, step: Step) -> list[str]:
+    """Say in how many of the stories that a model wrote the feature is: a loss may be undone long before it is."""
+    last = max((t.level for t in trials if t.method == LARGEST and t is not wholly), default=0)
+    names = {(FIRST, 0): step.origin, (SECOND, 0): step.model}
+    names |= {(method, last): f"{last} {method}" if method != BACK else method for method in (LARGEST, BACK, OWN)}
+    counts = {names[t.method, t.level]: t.written for t in trials if t.written and (t.method, t.level) in names}
+    if not counts:
+        return []
+    shares = {name: interval(proportion(*count, "share of stories")) for name, count in counts.items()}
+    told = ", ".join(f"{name} {share}" for name, share in shares.items())
+    return [f"of the stories written the feature is in: {told}"]
+
+
 def finding_of(
     steps: Sequence[Step],
     concentration: Estimate | None,
@@ -322,6 +335,7 @@ def finding_of(
         for trial in trials:
             if trial.method in turned:
                 sentences.append(f"{trial.method} undoes {interval(deletion.undone(trial.sums[sets[0]]))} of it")
+        sentences += written_sentence(trials, wholly, steps[0])
         controls.append(f"all directions of all matrices {interval(deletion.undone(wholly.sums[sets[0]]))}")
     sentences += [weights_sentence(steps[0], concentration)]
     sentences += [turned_sentence(label, turn) for label, turn in turned.items()]
