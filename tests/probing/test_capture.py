@@ -446,6 +446,25 @@ def test_capturing_changes_no_logits_and_a_hook_that_does_is_seen(model, monkeyp
         check_capture(model, TEXTS[0], ["hidden"])
 
 
+def test_eager_attention_in_half_precision_may_round_as_it_does_but_hooks_may_change_nothing(monkeypatch):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)  # as sharp as trained models are: improbable tokens round by more than a nat
+    check = check_capture(model, TEXTS[0], ["attention", "values"])
+    assert 0.3 < check.largest < check.allowed
+    assert model.config._attn_implementation == "sdpa"
+    keep = Capture._keep
+
+    def careless(self, name, layer, values_BTD):
+        keep(self, name, layer, values_BTD)
+        values_BTD.mul_(1.02)
+
+    monkeypatch.setattr(Capture, "_keep", careless)
+    with pytest.raises(RuntimeError, match=r"capturing attention, hidden .* more than rounding explains \(0.0001\)"):
+        check_capture(model, TEXTS[0], ["attention", "hidden"])
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_model_in_training_is_not_read_as_the_same_model():
     model = tiny_model("gpt2").train()  # dropout: no two passes say the same
     with pytest.raises(RuntimeError, match="more than rounding explains"):
