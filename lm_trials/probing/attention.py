@@ -22,7 +22,7 @@ from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.anatomy import anatomy_of
-from lm_trials.probing.attention_arguments import OF_STORIES, AttentionArguments
+from lm_trials.probing.attention_arguments import LEAST_STORIES, OF_STORIES, AttentionArguments
 from lm_trials.probing.capture import Activations
 from lm_trials.probing.probe_arguments import short_names
 from lm_trials.probing.subjects import Subject
@@ -170,10 +170,10 @@ def plan_reading(subjects: Sequence[Subject], stories: Sequence[str], args: Atte
     documents = [ids_T for ids_T in whole if len(ids_T) > 1]
     if len(documents) < len(whole):
         note(f"{len(whole) - len(documents)} of {len(whole)} stories have one token, nothing to read from; left out")
-    if len(documents) < 4:
+    if len(documents) < LEAST_STORIES:
         raise UsageError(
             f"{len(documents)} stories of at least two tokens: a head is chosen on one half of them and reported on "
-            "the other; give at least 4"
+            f"the other; give at least {LEAST_STORIES}"
         )
     map_ids_T = documents[0][: args.map_tokens]
     if args.text is not None:

@@ -52,6 +52,8 @@ class AttentionArguments:
     induction_tokens: int = option(25, help="Tokens of such a sequence, at most what half the window holds.")
 
 
+LEAST_STORIES = 8
+"""Halves of fewer would show a difference of nothing in 12 % of data sets (3) or 24 % (2) by their intervals."""
 ARGUMENTS = (SubjectArguments, TextArguments, AttentionArguments)
 
 
@@ -76,17 +78,19 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Atte
         raise UsageError(f"--{given} {getattr(args, given)} names no one head; give --{lacking} too")
     if args.num_untrained < 2:
         raise UsageError(f"--num_untrained {args.num_untrained} tells no spread of the control; give at least 2")
-    if args.induction_sequences != 0 and args.induction_sequences < 4:
+    if args.induction_sequences != 0 and args.induction_sequences < LEAST_STORIES:
         raise UsageError(
             f"--induction_sequences {args.induction_sequences} have no two halves with an interval; "
-            "give at least 4, or 0 for no induction score"
+            f"give at least {LEAST_STORIES}, or 0 for no induction score"
         )
     if args.induction_tokens < 2:
         raise UsageError(f"--induction_tokens {args.induction_tokens} repeat nothing to be continued; give at least 2")
     if args.statistic == "induction" and not args.induction_sequences:
-        raise UsageError("--statistic induction needs sequences; give --induction_sequences of at least 4")
-    if texts.max_eval_samples is not None and texts.max_eval_samples < 4:
+        raise UsageError(
+            f"--statistic induction needs sequences; give --induction_sequences of at least {LEAST_STORIES}"
+        )
+    if texts.max_eval_samples is not None and texts.max_eval_samples < LEAST_STORIES:
         raise UsageError(
             f"--max_eval_samples {texts.max_eval_samples}: a head is chosen on one half of the stories and reported "
-            "on the other; give at least 4"
+            f"on the other; give at least {LEAST_STORIES}"
         )

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
 from lm_trials.data.records import Record
 from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
 from lm_trials.data.tokens import opening_of
@@ -45,8 +45,12 @@ class Subject:
 
     @property
     def window(self) -> int:
-        """Most tokens that it is given."""
-        return self.candidate.block_size
+        """Most tokens that it is given; of a model whose layers slide a window over the text, no more than that holds.
+
+        Beyond it a cache forgets, and an even look is another than at all tokens before.
+        """
+        sliding = getattr(load_config(self.reference).get_text_config(), "sliding_window", None)
+        return min(self.candidate.block_size, sliding or self.candidate.block_size)
 
     @property
     def step(self) -> int | None:
@@ -119,7 +123,17 @@ def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         finally:
             transformers_logging.set_verbosity(verbosity)
-    return model.to(device_of(args), getattr(torch, args.dtype)).eval()
+    return with_weights_in(model.to(device_of(args)), getattr(torch, args.dtype)).eval()
+
+
+def with_weights_in(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Give a model's weights another type, in place, as `from_pretrained` does.
+
+    `model.to(dtype)` rounds its buffers too: rotary frequencies in bfloat16 are another model.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def check_alike(subjects: Sequence[Subject], depth: bool = True) -> None:
@@ -143,7 +157,8 @@ def check_alike(subjects: Sequence[Subject], depth: bool = True) -> None:
 
 
 def read_stories(args: TextArguments) -> list[Record]:
-    """Read the texts, as records with their features.
+    """Read the texts, as records with their features, each once: a copy is no second sample, and would stand in both
+    halves of a data set that is split.
 
     Raises:
         UsageError: for a data set that is not there, or has no text.
@@ -158,7 +173,14 @@ def read_stories(args: TextArguments) -> list[Record]:
             max_eval_samples=args.max_eval_samples,
         ),
     )
-    records = [record for record in found.read() if record["story"].strip()]
+    there = [record for record in found.read() if record["story"].strip()]
+    first: dict[str, Record] = {}
+    for record in there:
+        first.setdefault(record["story"].strip(), record)
+    records = list(first.values())
+    if len(records) < len(there):
+        copies = f"{len(there) - len(records):,} of {len(there):,} texts of {args.dataset_name}"
+        note(f"{copies} are copies; each is read once")
     if not records:
         raise UsageError(f"--dataset_name {args.dataset_name} has no text; give a data set with at least one")
     return records

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError
 from lm_trials.probing.probe_arguments import SubjectArguments
-from lm_trials.probing.subjects import Subject, load_subject
+from lm_trials.probing.subjects import Subject, load_subject, with_weights_in
 
 Weights = dict[str, torch.Tensor]
 BLOCK = re.compile(r"\.(\d+)\.")
@@ -106,7 +106,7 @@ def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedMo
     if subject.reference.base is not None:
         model = model.double().merge_and_unload(safe_merge=True)
     weights = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in model.named_parameters()}
-    return model.to(getattr(torch, args.dtype)).eval(), weights
+    return with_weights_in(model, getattr(torch, args.dtype)).eval(), weights
 
 
 def check_same_shape(first: tuple[str, Weights], others: Iterable[tuple[str, Weights]]) -> None:

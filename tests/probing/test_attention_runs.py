@@ -27,7 +27,7 @@ FAST = [
     "--num_untrained",
     "2",
     "--induction_sequences",
-    "4",
+    "8",
     "--induction_tokens",
     "5",
     "--map_tokens",
@@ -258,7 +258,7 @@ REFUSED = [
     (["--head", "1"], "--head 1 names no one head; give --layer too"),
     (["--map_tokens", "1"], "--map_tokens 1 shows nothing to read from; give at least 2"),
     (["--num_untrained", "1"], "--num_untrained 1 tells no spread of the control; give at least 2"),
-    (["--induction_sequences", "3"], "--induction_sequences 3 have no two halves with an interval; give at least 4"),
+    (["--induction_sequences", "3"], "--induction_sequences 3 have no two halves with an interval; give at least 8"),
     (["--induction_tokens", "1"], "--induction_tokens 1 repeat nothing to be continued; give at least 2"),
     (["--statistic", "induction", "--induction_sequences", "0"], "--statistic induction needs sequences"),
     (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* hold no repetition; ask for another"),
@@ -266,14 +266,14 @@ REFUSED = [
     (["--max_eval_samples", "3"], "--max_eval_samples 3: a head is chosen on one half of the stories"),
     (["--block_size", "65"], "--block_size 65: the model sees 2 to 64 tokens"),
     (["--dataset_name", "EMPTY"], "has no text; give a data set with at least one|EMPTY"),
-    (["--dataset_name", "FEW"], "3 stories of at least two tokens: .*; give at least 4"),
+    (["--dataset_name", "FEW"], "3 stories of at least two tokens: .*; give at least 8"),
     (["--all_checkpoints"], "holds no checkpoint-N folder"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("flags", "error"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])
 def test_what_cannot_be_done_is_refused_in_one_line(flags, error, models, stories, tmp_path, capsys):
-    few = {"EMPTY": '{"story": " "}\n', "FEW": '{"story": "a cat"}\n' * 3}
+    few = {"EMPTY": '{"story": " "}\n', "FEW": "".join(f'{{"story": "a cat {number}"}}\n' for number in range(3))}
     for name, text in few.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     flags = [str(tmp_path / f"{word}.jsonl") if word in few else word for word in flags]
