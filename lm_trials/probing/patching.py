@@ -130,7 +130,8 @@ def first_kinds(target: Target) -> list[str]:
 def control_kinds(target: Target, task: Task) -> list[str]:
     """Return the further controls of a target that was chosen, as far as the texts and positions give them."""
     several = all(min(map(len, spot.recipient_N)) > 1 for spot in task.spots)
-    kinds = [RANDOM, *([OTHER] if len(task) > 1 else []), *([MOVED] if several else [])]
+    others = len({ids_T.tobytes() for ids_T in task.donor_ids}) > 1
+    kinds = [RANDOM, *([OTHER] if others else []), *([MOVED] if several else [])]
     return [kind for kind in kinds if kind not in first_kinds(target)]
 
 
@@ -153,7 +154,7 @@ def sweep(
         scores: of an earlier sweep, which are added to; the models as they are, are in them.
     """
     order = sorted(range(len(task)), key=lambda number: -len(task.recipient_ids[number]))
-    partner = dict(zip(order, [*order[1:], order[0]], strict=True))  # of like length
+    partner = _partners(task.donor_ids, order)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     plain = scores is None
     scores, count = scores or Scores(), len(task)
@@ -172,6 +173,16 @@ def sweep(
                 scores.add((spot.name, target, kind), numbers, count, found)
     next(steps, None)
     return scores
+
+
+def _partners(donor_ids: Sequence[np.ndarray], order: Sequence[int]) -> dict[int, int]:
+    """Return for each text the next in order, of like length, that is another: a copy would disturb nothing."""
+    found = {}
+    for place, number in enumerate(order):
+        others = (order[(place + step) % len(order)] for step in range(1, len(order)))
+        own = donor_ids[number]
+        found[number] = next((other for other in others if not np.array_equal(donor_ids[other], own)), number)
+    return found
 
 
 def _steps(batches: Sequence[Sequence[int]], runs: int) -> Iterator[Sequence[int]]:

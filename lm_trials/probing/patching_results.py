@@ -78,12 +78,16 @@ class Measured:
     @property
     def there_is_a_gap(self) -> bool:
         """Whether the gap's interval is without 0; of one text, which has none, whether it is not 0."""
-        gap = self.gap()
-        return gap.estimate != 0 if np.isnan(gap.lower) else gap.lower > 0 or gap.upper < 0
+        return _without_zero(self.gap())
 
-    def change(self, run: Run) -> Estimate:
+    @property
+    def told_gap(self) -> Estimate:
+        """The gap of the texts that a chosen part is told on, whose shares of it need it not to be 0."""
+        return self.gap(self.told_on)
+
+    def change(self, run: Run, group: str = "all") -> Estimate:
         """Return how much better the recipient scores with a swap."""
-        return self._bootstrap.estimate(lambda sums: self._change(sums, run) / sums[..., 0], self.unit)
+        return self._bootstrap.estimate(lambda sums: self._change(sums, run) / sums[..., 0], self.unit, group)
 
     def share(self, run: Run, group: str = "all") -> Estimate:
         """Return what share of the gap a swap closes: 0 as the recipient, 1 as the donor."""
@@ -116,9 +120,17 @@ class Measured:
         return [run for run in self.runs if run[1] is not None and run[1].component in components and run[2] == kind]
 
     def best(self, runs: Sequence[Run]) -> Run:
-        """Return the swap that closes most of the gap, on the half that is there for it."""
+        """Return the swap that closes most of the gap, on the half that is there for it.
+
+        By its change towards the donor: a share of that half's own gap turns round where that happens to be below 0.
+        """
         group = "choosing half" if self.halved else "all"
-        return max(runs, key=lambda run: self.share(run, group).estimate)
+        towards = np.sign(self.gap().estimate)
+        return max(runs, key=lambda run: towards * self.change(run, group).estimate)
+
+
+def _without_zero(gap: Estimate) -> bool:
+    return gap.estimate != 0 if np.isnan(gap.lower) else gap.lower > 0 or gap.upper < 0
 
 
 @dataclass(frozen=True)
@@ -214,6 +226,10 @@ def tell(direction: Direction, seed: int) -> tuple[str, str]:
         return f"{what}: {nothing}", f"{what}: without a gap a control says nothing"
     told, controls = [], []
     for chosen in chosen_runs(measured):
+        if not _without_zero(measured.told_gap):
+            few = f"the {measured.told_gap.n} texts that would tell of a chosen part have no gap by themselves"
+            told.append(f"nothing is shown of single parts: {few} ({interval(measured.told_gap, 4)})")
+            break
         sentence, control = _tell_chosen(measured, chosen)
         told.append(sentence)
         controls.append(control)

@@ -175,7 +175,7 @@ def test_the_best_of_many_that_do_nothing_is_told_on_texts_it_was_not_chosen_on(
     rng = np.random.default_rng(0)
     on_chosen, told_on, shown = [], [], 0
     task = story_task(20)
-    for _ in range(30):
+    for _ in range(15):
         scores = Scores()
         scores.add(("", None, RECIPIENT), range(20), 20, {"story": np.zeros(20)})
         scores.add(("", None, DONOR), range(20), 20, {"story": task.weights["story"]})
@@ -191,7 +191,7 @@ def test_the_best_of_many_that_do_nothing_is_told_on_texts_it_was_not_chosen_on(
         shown += "nothing is shown" not in tell(direction, 0)[0]
     assert np.mean(on_chosen) > 0.4
     assert abs(np.mean(told_on)) < 0.2
-    assert shown <= 4
+    assert shown <= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

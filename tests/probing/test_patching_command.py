@@ -257,7 +257,7 @@ def test_the_feature_score_of_what_is_written_follows_the_part_that_is_swapped(
     argv = ["--model_name_or_path", writers / "donor", writers / "recipient", "--data_cache_dir", tiny_data]
     argv += ["--dataset_name", "recovery-Twist", "--dataset_split", "train", "--max_eval_samples", 3]
     argv += ["--feature", "Conflict", "--num_generations", 3, "--max_new_tokens", 8, "--temperature", 0]
-    argv += ["--components", "embeddings", "mlp", "residual", "--layers", 1, "--use_cpu", "True"]
+    argv += ["--components", "embeddings", "mlp", "--layers", 1, "--use_cpu", "True"]
     rows = patching.main([str(word) for word in [*argv, "--output_dir", tmp_path]])
     scores = {(row["direction"], row["component"], row["block"], row["run"]): row["estimate"] for row in rows
               if row["measure"] == "Conflict score"}  # fmt: skip
@@ -265,7 +265,6 @@ def test_the_feature_score_of_what_is_written_follows_the_part_that_is_swapped(
     for direction, plain, swapped in ((forward, 0, 1), (backward, 1, 0)):
         assert scores[direction, None, None, "recipient"] == plain
         assert scores[direction, "embeddings", None, "swap"] == swapped
-        assert scores[direction, "residual", 1, "swap"] == swapped
         assert scores[direction, "mlp", 1, "swap"] == plain
         assert scores[direction, "embeddings", None, "untrained donor"] == 0
     wilson = next(row for row in rows if row["unit"] == "share of stories with Conflict")
