@@ -14,13 +14,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lm_trials.console import show_table
 from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means
 from lm_trials.probing.attention import Measured, Reading, even_statistics
 from lm_trials.probing.attention_arguments import OF_STORIES, STATISTICS
-from lm_trials.probing.findings import Finding, interval
+from lm_trials.probing.findings import Finding, interval, one_more
 
 UNTRAINED, EVEN, UNREPEATED = "untrained", "even attention", "not repeated"
 
@@ -44,17 +43,6 @@ def chosen_head(values_NLH: np.ndarray, most: bool) -> tuple[int, int]:
     means_LH = values_NLH.mean(axis=0)
     layer, head = np.unravel_index((means_LH if most else -means_LH).argmax(), means_LH.shape)
     return int(layer), int(head)
-
-
-def one_more(values_D: np.ndarray, unit: str) -> Estimate:
-    """Return the mean of some draws and the 95 % interval in which one more lies (Student's prediction interval).
-
-    >>> print(one_more(np.array([0.1, 0.2, 0.3]), "share"))
-    0.200 [-0.297, 0.697] share (n=3)
-    """
-    mean, count = float(np.mean(values_D)), len(values_D)
-    reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
-    return Estimate(mean, mean - reach, mean + reach, count, unit)
 
 
 @dataclass(frozen=True)

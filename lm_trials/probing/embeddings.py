@@ -23,9 +23,11 @@ from lm_trials.console import UsageError, progress
 from lm_trials.data.corpora import is_corpus
 from lm_trials.data.sets import is_set
 from lm_trials.data.tokenizers import batch_encoder
-from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean
+from lm_trials.data.tokens import document_marks
+from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, bootstrap_mean
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.datasets import open_evaluation_set
+from lm_trials.models.reference import separator_of
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
 from lm_trials.probing.embeddings_arguments import EmbeddingsArguments
@@ -33,6 +35,8 @@ from lm_trials.probing.probe_arguments import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject
 
 BATCH = 512
+LEAST_TOKENS = 8
+"""Tokens of a group, from which on a difference to another group has an interval: the spread of one is not 0."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,10 @@ class Movement:
         norms_V = np.linalg.norm(before_VD, axis=1)
         moved_V = np.linalg.norm(after_VD - before_VD, axis=1)
         relative_V = np.divide(moved_V, norms_V, out=np.full(len(norms_V), np.nan), where=norms_V > 0)
-        return cls(np.maximum(1 - (unit(before_VD) * unit(after_VD)).sum(axis=1), 0.0), relative_V)
+        distance_V = np.maximum(1 - (unit(before_VD) * unit(after_VD)).sum(axis=1), 0.0)
+        # A row of zeros, as of a pad token, has no direction.
+        known_V = (norms_V > 0) & (np.linalg.norm(after_VD, axis=1) > 0)
+        return cls(np.where(known_V, distance_V, np.nan), relative_V)
 
 
 def mean_of(values_V: np.ndarray, tokens_V: np.ndarray, unit_name: str, seed: int) -> Estimate | None:
@@ -256,12 +263,18 @@ def mean_of(values_V: np.ndarray, tokens_V: np.ndarray, unit_name: str, seed: in
 
 
 def difference_of(values_V: np.ndarray, seen_V: np.ndarray, unit_name: str, seed: int) -> Estimate:
-    """Return how much farther the tokens seen have moved than the others, with an interval over the tokens of both."""
+    """Return how much farther the tokens seen have moved than the others, with an interval over the tokens of both.
+
+    Without one where either are fewer than `LEAST_TOKENS`; `n` counts the fewer of the two.
+    """
     finite_V = np.isfinite(values_V)
     values_V, seen_V = values_V[finite_V], seen_V[finite_V].astype(np.float64)
     bootstrap = StoryBootstrap(seed)
     bootstrap.update(np.stack([values_V * seen_V, seen_V, values_V * (1 - seen_V), 1 - seen_V], axis=1))
-    return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1] - s[..., 2] / s[..., 3], unit_name)
+    apart = bootstrap.estimate(lambda s: s[..., 0] / s[..., 1] - s[..., 2] / s[..., 3], unit_name)
+    fewer = int(min(seen_V.sum(), len(seen_V) - seen_V.sum()))
+    bounds = (apart.lower, apart.upper) if fewer >= LEAST_TOKENS else NO_INTERVAL
+    return Estimate(apart.estimate, *bounds, fewer, apart.unit)
 
 
 def tokens_seen(subject: Subject, args: EmbeddingsArguments) -> np.ndarray:
@@ -292,7 +305,9 @@ def tokens_seen(subject: Subject, args: EmbeddingsArguments) -> np.ndarray:
     counts.update(_flat(encode(batch)))
     if not counts:
         raise UsageError(f"--dataset_name {args.dataset_name} has no text ({texts} read); give what was trained on")
-    counts.update(subject.opening())
+    # What stood before and after each text in training, which its text does not show.
+    marks = document_marks(subject.tokenizer, subject.candidate.append_eos, separator_of(subject.candidate.run))
+    counts.update(token for part in marks for token in part)
     return np.array([counts[token] for token in range(vocab_of(subject.tokenizer))])
 
 

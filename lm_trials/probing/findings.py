@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from lm_trials.console import UsageError, show_facts
 from lm_trials.estimates import Estimate
@@ -80,3 +82,14 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
     if math.isnan(estimate.lower) or math.isnan(estimate.upper):
         return f"{estimate.estimate:.{digits}f} [no interval]"
     return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"
+
+
+def one_more(values_D: np.ndarray, unit: str) -> Estimate:
+    """Return the mean of some draws and the 95 % interval in which one more lies (Student's prediction interval).
+
+    >>> print(one_more(np.array([0.1, 0.2, 0.3]), "share"))
+    0.200 [-0.297, 0.697] share (n=3)
+    """
+    mean, count = float(np.mean(values_D)), len(values_D)
+    reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
+    return Estimate(mean, mean - reach, mean + reach, count, unit)

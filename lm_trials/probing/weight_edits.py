@@ -278,6 +278,7 @@ class Trial:
         level: directions or units that are gone.
         sums: by set, nats and tokens of each story.
         written: how many of the stories that it wrote have the feature, and how many it wrote; None for no stories.
+        draws: of a control that is drawn several times, the sums of each draw; `sums` is then their mean.
     """
 
     method: str
@@ -285,6 +286,7 @@ class Trial:
     level: int
     sums: dict[str, np.ndarray]
     written: tuple[int, int] | None = None
+    draws: tuple[dict[str, np.ndarray], ...] = ()
 
 
 Write = Callable[[PreTrainedModel], tuple[int, int] | None]
@@ -301,13 +303,27 @@ def removal_trials(bench: Workbench, removal: Removal, directions: Sequence[int]
 
 
 def pruning_trials(
-    bench: Workbench, anatomy: Anatomy, kind: str, pruning: Pruning, shares: Sequence[float], seed: int, write: Write
+    bench: Workbench,
+    anatomy: Anatomy,
+    kind: str,
+    pruning: Pruning,
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    write: Write,
 ) -> Iterator[Trial]:
-    """Score the model that is in the workbench with more and more units pruned, ranked and at random."""
+    """Score the model that is in the workbench with more and more units pruned: ranked, and at random by each seed."""
     levels = sorted({pruning.count(share) for share in shares})
-    orders = {"ranked": pruning, "at random": pruning.at_random(seed)}
-    planned = [(name, count) for count in levels for name in orders]
-    for name, count in progress(planned, f"pruning {kind}", "models", len(planned)):
-        with Gates(anatomy, kind, orders[name].gates(count, next(anatomy.model.parameters()))):
-            role = "finding" if name == "ranked" else "control"
-            yield Trial(f"{kind} {name}", role, count, bench.sums(), write(anatomy.model))
+    orders = [pruning, *(pruning.at_random(seed) for seed in seeds)]
+    like = next(anatomy.model.parameters())
+    runs = iter(progress(range(len(levels) * len(orders)), f"pruning {kind}", "models", len(levels) * len(orders)))
+    for count in levels:
+        found, written = [], []
+        for place, order in enumerate(orders):
+            next(runs)
+            with Gates(anatomy, kind, order.gates(count, like)):
+                found.append(bench.sums())
+                written += [write(anatomy.model)] if place < 2 else []  # stories of the first draw alone: they are slow
+        yield Trial(f"{kind} ranked", "finding", count, found[0], written[0])
+        mean = {name: np.mean([sums[name] for sums in found[1:]], axis=0) for name in found[0]}
+        yield Trial(f"{kind} at random", "control", count, mean, written[1], tuple(found[1:]))
+    next(runs, None)

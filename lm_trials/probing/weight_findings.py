@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import show_table
-from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, proportion
+from lm_trials.estimates import Estimate, bootstrap_mean, proportion
 from lm_trials.probing.findings import Finding, interval
 from lm_trials.probing.weight_edits import BACK, FIRST, LARGEST, NOISE, OWN, SECOND, Trial
+from lm_trials.probing.weight_undoing import NATS, Deletion, loss_of, rise_of, undoing
 from lm_trials.probing.weights import (
     Matrix,
     MatrixChange,
@@ -25,7 +26,6 @@ from lm_trials.probing.weights import (
     turning,
 )
 
-NATS = "nats per token"
 Row = dict[str, Any]
 
 
@@ -163,57 +163,6 @@ def _exact(about: Row, metric: str, value: float, n: int, unit: str) -> Row:
     return {**about, "metric": metric, "method": "", **numbers}
 
 
-class Deletion:
-    """What the second model's loss on the deleted feature's stories has risen by, and what undoes it.
-
-    Args:
-        base, changed: nats and tokens of each story, (N, 2).
-    """
-
-    def __init__(self, base: np.ndarray, changed: np.ndarray, seed: int) -> None:
-        self.base, self.changed, self.seed = base, changed, seed
-
-    def _estimate(self, statistic: Any, unit: str, *sums: np.ndarray) -> Estimate:
-        bootstrap = StoryBootstrap(self.seed)  # the same stories are drawn for every variant, so they are paired
-        nats = [values[:, 0] for values in (self.changed, self.base, *sums)]
-        bootstrap.update(np.stack([*nats, self.changed[:, 1]], axis=1))
-        return bootstrap.estimate(statistic, unit)
-
-    @property
-    def size(self) -> Estimate:
-        """How far the loss rose."""
-        return self._estimate(lambda s: (s[..., 0] - s[..., 1]) / s[..., -1], NATS)
-
-    @property
-    def shown(self) -> bool:
-        """Whether it rose at all."""
-        return self.size.lower > 0
-
-    def undone(self, trial: np.ndarray) -> Estimate:
-        """Return the share of the rise that a variant takes back: 0 none of it, 1 all, below 0 it adds to it."""
-        unit = "share of the deletion undone"
-        return self._estimate(lambda s: (s[..., 0] - s[..., 2]) / (s[..., 0] - s[..., 1]), unit, trial)
-
-    def beyond(self, trial: np.ndarray, control: np.ndarray) -> Estimate:
-        """Return how much more of it one variant takes back than another, on the same stories."""
-        unit = "share of the deletion undone, more than the control"
-        return self._estimate(lambda s: (s[..., 3] - s[..., 2]) / (s[..., 0] - s[..., 1]), unit, trial, control)
-
-
-def loss_of(sums: np.ndarray, seed: int) -> Estimate:
-    """Return a mean loss with its interval over stories."""
-    bootstrap = StoryBootstrap(seed)
-    bootstrap.update(sums)
-    return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1], NATS)
-
-
-def rise_of(sums: np.ndarray, before: np.ndarray, seed: int) -> Estimate:
-    """Return by how much a loss is above another on the same stories."""
-    bootstrap = StoryBootstrap(seed)
-    bootstrap.update(np.stack([sums[:, 0] - before[:, 0], sums[:, 1]], axis=1))
-    return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1], NATS)
-
-
 def trial_rows(trials: Sequence[Trial], deletion: Deletion, sets: Sequence[str], about: Row, written: str) -> list[Row]:
     """Return the rows of variants: share undone, losses, what the control set pays, stories that have the feature.
 
@@ -258,36 +207,6 @@ def turned_sentence(label: str, turn: Turning) -> str:
         f"{label} goes {side} along that change by {abs(turn.taken_back):.3f} of the way, cosine {turn.cosine:+.3f}, "
         f"{beyond} the {turn.by_chance:.4f} of random changes"
     )
-
-
-def undoing(
-    deletion: Deletion, trials: Sequence[Trial], name: str, methods: Sequence[str], what: str
-) -> tuple[str, str]:
-    """Say at which level half of the deletion is undone by the first of `methods`, and what the others do there.
-
-    Args:
-        name: of the deleted feature's set.
-        what: a template of what the level counts, as "removing the {} largest directions".
-    """
-    first = sorted((trial for trial in trials if trial.method == methods[0]), key=lambda trial: trial.level)
-    shares = {trial.level: deletion.undone(trial.sums[name]) for trial in first}
-    half = next((level for level, share in shares.items() if share.lower > 0.5), None)
-    told = half if half is not None else max(shares, key=lambda level: shares[level].estimate)
-    words = what.format(f"{told:,}")
-    sentence = f"{words} undoes {interval(shares[told])} of it"
-    if half is None:
-        nothing = "nothing of it is shown to be undone" if shares[told].lower <= 0 else "half of it is not undone"
-        sentence = f"{nothing}: at best, {sentence}"
-    chosen = next(trial for trial in first if trial.level == told)
-    controls = {trial.method: trial for trial in trials if trial.level == told and trial.method in methods[1:]}
-    found = {method: deletion.undone(trial.sums[name]) for method, trial in controls.items()}
-    if not found:
-        return sentence, f"{words}: no control"
-    strongest = max(found, key=lambda method: found[method].estimate)
-    beyond = deletion.beyond(chosen.sums[name], controls[strongest].sums[name])
-    verdict = "more than" if beyond.lower > 0 else "less than" if beyond.upper < 0 else "no more than"
-    control = f"in place of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
-    return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control
 
 
 def written_sentence(trials: Sequence[Trial], wholly: Trial, step: Step) -> list[str]:

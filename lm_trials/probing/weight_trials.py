@@ -189,5 +189,6 @@ def run_trials(
         for documents in texts.ranking.values()
     ]
     pruning = Pruning.by_effect(*effects)
-    trials += pruning_trials(bench, anatomy, args.prune, pruning, args.prune_shares, seed, write)
+    seeds = range(seed, seed + args.random_draws)
+    trials += pruning_trials(bench, anatomy, args.prune, pruning, args.prune_shares, seeds, write)
     return trials, apart, check

@@ -230,30 +230,45 @@ class Turning:
     """How two changes of n weights stand to one another.
 
     Attributes:
-        cosine: -1 where the second undoes the first, 1 where it goes on; random ones lie within 1.96 / sqrt(n) of 0.
+        cosine: -1 where the second undoes the first, 1 where it goes on.
         taken_back: how far the second goes back along the first: 1 is all the way.
+        n: how many weights there are.
+        spread: standard deviation of the cosine where each tensor's second change points anywhere.
     """
 
     cosine: float
     taken_back: float
     n: int
+    spread: float
 
     @property
     def by_chance(self) -> float:
         """Half the width of the 95 % interval of random changes' cosines."""
-        return 1.96 / self.n**0.5
+        return 1.96 * self.spread
 
 
 def turning(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Turning:
     """Compare two changes, each given as its tensors.
 
-    >>> turning([torch.tensor([2.0, 0.0])], [torch.tensor([-1.0, 0.0])])
-    Turning(cosine=-1.0, taken_back=0.5, n=2)
+    Random ones are as large in each tensor as these: a tensor of n weights gives a variance of (|a| |b|) ** 2 / n to
+    the product.  Were all weights counted alike, what changes a few matrices alone, as an adapter does, would seem to
+    turn far more than chance.
+
+    >>> turning([torch.tensor([2.0, 0.0])], [torch.tensor([-1.0, 0.0])]).cosine
+    -1.0
+    >>> four = torch.ones(4)
+    >>> [turning([four, unchanged], [four, unchanged]).spread for unchanged in (torch.zeros(0), torch.zeros(96))]
+    [0.5, 0.5]
     """
     dot = sum(float((a * b).sum()) for a, b in zip(first, second, strict=True))
-    one, other = (sum(float((tensor**2).sum()) for tensor in side) for side in (first, second))
-    cosine = dot / (one * other) ** 0.5 if one and other else float("nan")
-    return Turning(cosine, -dot / one if one else float("nan"), sum(tensor.numel() for tensor in first))
+    squares = [[float((tensor**2).sum()) for tensor in side] for side in (first, second)]
+    one, other = map(sum, squares)
+    nan, scale = float("nan"), (one * other) ** 0.5
+    variance = sum(a * b / t.numel() for a, b, t in zip(*squares, first, strict=True) if t.numel())
+    n = sum(tensor.numel() for tensor in first)
+    return Turning(
+        dot / scale if scale else nan, -dot / one if one else nan, n, variance**0.5 / scale if scale else nan
+    )
 
 
 def random_spectra(shape: tuple[int, int], draws: int, seed: int) -> list[Spectrum]:

@@ -25,6 +25,7 @@ class WeightsArguments:
     prune_shares: list[float] = option(
         [0.0025, 0.005, 0.01, 0.02, 0.05, 0.1], help="Shares of all MLP neurons, or of all heads, that are pruned."
     )
+    random_draws: int = option(5, help="How often as many units are pruned at random: the spread of that control.")
     ranking_samples: int = option(
         128, help="Stories that rank what is pruned: of the train split of a prepared set, else every other story."
     )
@@ -67,6 +68,7 @@ def check_arguments(subject: SubjectArguments, text: TextArguments, args: Weight
         ("top", 1),
         ("ranking_samples", 1),
         ("draws", 2),
+        ("random_draws", 2),
         ("num_generations", 0),
         ("max_new_tokens", 1),
     ):

@@ -158,7 +158,7 @@ def test_tokens_seen_are_told_from_the_others():
     nothing = difference_of(values, draws.permutation(seen), "cosine distance", seed=0)
     assert nothing.lower < 0 < nothing.upper
     holes = np.where(np.arange(200) % 7 == 0, np.nan, values)  # a row of zeros has no relative move
-    assert difference_of(holes, seen, "u", 0).n == np.isfinite(holes).sum() < 200
+    assert difference_of(holes, seen, "u", 0).n == np.isfinite(holes[~seen]).sum() < 80  # the fewer of the two
 
 
 def test_neighbours_are_the_largest_cosines():

@@ -112,7 +112,7 @@ def test_half_way_back_is_cosine_minus_one_half_taken_back(measured):
     cosine = row(rows, metric="cosine_with_the_change_before", role="finding")
     chance = row(rows, metric="cosine_with_the_change_before", role="control")
     assert cosine["estimate"] == pytest.approx(-1, abs=1e-5)
-    assert cosine["estimate"] < chance["lower"] < 0 < chance["upper"] < 0.05
+    assert cosine["estimate"] < chance["lower"] < 0 < chance["upper"] < 0.2
     text = json.loads((out / "weights.json").read_text())
     assert "back goes back along that change by 0.500 of the way, cosine -1.000, beyond" in text["finding"]
 
