@@ -63,6 +63,8 @@ def patching_figure(rows: Rows, title: str, quantity: str) -> Figure:
                 for row in (row for row in plain if row["direction"] == direction):
                     style = "--" if row["run"] == "donor" else ":"
                     axes.axhline(row["estimate"], color="black", linewidth=1, linestyle=style, label=row["run"])
+                    low, high = axes.get_ylim()
+                    axes.set_ylim(min(low, float(row["estimate"])), max(high, 1.05 * float(row["estimate"])))
                 axes.set_title(direction, fontsize=10)
             else:
                 chosen = [row for row in inside if row["component"] == "heads" and row["role"] == "finding"]
@@ -93,7 +95,7 @@ def _draw_bars(axes: Axes, rows: Rows, quantity: str) -> None:
         for name, (color, marker) in CONTROLS.items():
             marks = [row for row in of_component if row["role"] == "control" and row["run"] == name]
             at = [_place(row, blocks) + place + 0.15 * width for row in marks]
-            label = f"control: {name}" if component == components[0] else None
+            label = f"control: {name}" if marks else None
             axes.plot(at, [row["estimate"] for row in marks], marker, color=color, markersize=3.5, label=label,
                       markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
             _whiskers(axes, at, marks, color)

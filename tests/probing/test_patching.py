@@ -296,3 +296,30 @@ def test_a_figure_draws_what_the_rows_say():
     assert heads.images[0].get_array().shape == (2, 4)
     with pytest.raises(ValueError, match="no rows of 'nothing'"):
         patching_figure(rows, "a title", "nothing")
+
+
+def test_a_figure_of_scores_shows_both_models_as_they_are_and_only_controls_that_there_are():
+    shared = {"direction": "a into b", "position": "all", "head": None, "quantity": "value", "texts": "all",
+              "unit": "share of stories"}  # fmt: skip
+    rows = [
+        {
+            **shared,
+            "component": part,
+            "block": block,
+            "role": role,
+            "run": run,
+            "estimate": value,
+            "lower": 0.0,
+            "upper": 0.1,
+        }
+        for part, block, role, run, value in (
+            (None, None, "finding", "recipient", 0.0),
+            (None, None, "finding", "donor", 0.4),
+            ("mlp", 0, "finding", SWAP, 0.05),
+            ("mlp", 0, "control", "untrained donor", 0.0),
+        )
+    ]
+    figure = patching_figure(rows, "a title", "value")
+    assert figure.axes[0].get_ylim()[1] > 0.4
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"mlp", "recipient", "donor", "control: untrained donor"}
