@@ -28,8 +28,8 @@ from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.capture import Activations, CaptureCheck, check_capture
 from lm_trials.probing.feature_probe_arguments import NORMED, FeatureProbeArguments
 from lm_trials.probing.feature_probe_stories import CHOICE_SHARE, ProbeStories, bag_of_words, text_statistics
-from lm_trials.probing.probe_arguments import SubjectArguments, short_names
-from lm_trials.probing.subjects import Subject, load_subject, untrained
+from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.subjects import Subject, load_subject, run_names, untrained
 
 BALANCED, PLAIN = "balanced accuracy", "accuracy"
 DIFFERENCE = "difference in balanced accuracy"
@@ -326,7 +326,7 @@ def read_models(
         What was read, the controls last, and for each model that reading it left its logits as they are.
     """
     found, controls, checks = [], {}, {}
-    runs = _runs_of(subjects)
+    runs = run_names(subjects)
     texts, num_train = stories.texts, len(stories.train)
     for subject, run in zip(subjects, runs, strict=True):
         sites, documents, opening = sites_of(subject, args.layers), subject.story_ids(texts), len(subject.opening())
@@ -383,10 +383,3 @@ def distinct_steps(subjects: Sequence[Subject]) -> list[Subject]:
 def _run_folder(subject: Subject) -> str:
     path = Path(subject.reference.path)
     return str(path.parent if subject.reference.step is not None else path)
-
-
-def _runs_of(subjects: Sequence[Subject]) -> list[str]:
-    folders = [_run_folder(subject) for subject in subjects]
-    different = list(dict.fromkeys(folders))
-    names = dict(zip(different, short_names(different), strict=True))
-    return [names[folder] for folder in folders]

@@ -31,7 +31,7 @@ from lm_trials.probing.lens import (
 from lm_trials.probing.lens_arguments import LensArguments
 from lm_trials.probing.lens_training import LensSettings, LensStories, TunedLens, story_documents, train_lens
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
-from lm_trials.probing.subjects import Subject, load_subject, untrained
+from lm_trials.probing.subjects import Subject, load_subject, run_names, untrained
 
 NATS = "nats per token"
 UNITS = {"loss": NATS, "kl": NATS, "agreement": "share of the final top-1", "accuracy": "next-token accuracy"}
@@ -305,10 +305,8 @@ def _change(first: LensResult, last: LensResult, layer: int, lens: str = "logit"
 def by_run(results: Sequence[LensResult]) -> dict[str, list[LensResult]]:
     """Return the results of each run, its checkpoints in order and the final model after them."""
     runs: dict[str, list[LensResult]] = {}
-    for result in results:
-        reference = result.subject.reference
-        place = Path(reference.path).parent if reference.step is not None else Path(reference.path)
-        runs.setdefault(place.name, []).append(result)
+    for run, result in zip(run_names([result.subject for result in results]), results, strict=True):
+        runs.setdefault(run, []).append(result)
     return runs
 
 

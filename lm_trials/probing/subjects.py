@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -85,6 +86,18 @@ def find_subjects(
     how = EvaluationArguments(tokenizer_name=args.tokenizer_name, block_size=block_size)
     names = expand_models(args.model_name_or_path, all_checkpoints)
     return [Subject(check_candidate(name, how), label) for name, label in zip(names, short_names(names), strict=True)]
+
+
+def run_names(subjects: Sequence[Subject]) -> list[str]:
+    """Return the run that each model or checkpoint is of: its folder, by a name that tells it from the others."""
+    paths = [Path(subject.reference.path).resolve() for subject in subjects]
+    folders = [
+        str(path.parent if subject.reference.step is not None else path)
+        for path, subject in zip(paths, subjects, strict=True)
+    ]
+    different = list(dict.fromkeys(folders))
+    names = dict(zip(different, short_names(different), strict=True))
+    return [names[folder] for folder in folders]
 
 
 def load_subject(subject: Subject, args: SubjectArguments) -> torch.nn.Module:

@@ -32,7 +32,7 @@ from lm_trials.probing.lens import (
     scores,
     weights_sha256,
 )
-from lm_trials.probing.lens_results import LensResult, _control_sentence, finding_of, first_layer, readable
+from lm_trials.probing.lens_results import LensResult, _control_sentence, by_run, finding_of, first_layer, readable
 from lm_trials.probing.lens_training import LensSettings, TunedLens, drawn_batches, train_lens, train_translators
 from lm_trials.reporting.lens_figures import checkpoints_figure, lens_figure, text_figure
 
@@ -507,6 +507,14 @@ def test_over_training_the_change_is_told_with_its_interval_and_no_change_too():
     sentence = finding_of(results, checkpoints=True).sentence
     assert "m: the logit lens' distance of layer 1 from the model's own last layer has changed (-0.99" in sentence
     assert "at step 10 to 0.99" in sentence
+
+
+def test_runs_with_folders_of_one_name_are_two_series():
+    results = [result_of([kl, kl], f"{x}/run", step, tuned=False) for x, step, kl in (("a", 10, 3.0), ("a", None, 3.0),
+               ("b", 10, 1.0), ("b", 20, 1.0))]  # fmt: skip
+    assert {run: len(group) for run, group in by_run(results).items()} == {"a/run": 2, "b/run": 2}
+    assert finding_of(results, checkpoints=True).sentence.count("has not been shown to change (0.000") == 2
+    assert list(by_run(results[:2])) == ["run"]
 
 
 def test_rows_are_the_token_weighted_means_of_the_stories():
