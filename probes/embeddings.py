@@ -2,7 +2,7 @@
 
 Every checkpoint of a run on common axes; which tokens moved, those of the training data or all:
 
-    python probes/embeddings.py --model_name_or_path runs/demo --all_checkpoints --categories words --words cat dog --dataset_name generated
+    python probes/embeddings.py --model_name_or_path runs/demo --all_checkpoints --categories words --words mom happy --dataset_name generated
 
 The cities of a latent-city run by continent; a base beside what was fine-tuned from it, by your own categories:
 
@@ -12,6 +12,9 @@ The cities of a latent-city run by continent; a base beside what was fine-tuned 
 One basis serves all models: fitted one by one, axes turn and flip, and points move that did not.  Whether tokens lie
 by kind is asked of the whole space (nearest tokens, silhouette by cosine), never of the picture.  Tokens are the
 sample here, not stories.  Words of several tokens have no embedding of their own and are left out, counted.
+
+With --dataset_name, categories are among tokens that occur in it: those never seen lie together whatever they are.
+Without, bytes and special tokens are left out.
 
 Controls.  The categories shuffled; a model of the same shape with random weights; tokens that never occur in the
 training data, which show what training does to any token: weight decay, and, where input and output embeddings are
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/embeddings.py")
     check_arguments(subject_args, args)
     from lm_trials.probing import embedding_findings as findings
-    from lm_trials.probing.embedding_categories import categories_of, separation
+    from lm_trials.probing.embedding_categories import categories_of, check_nearest, separation
     from lm_trials.probing.embeddings import (
         Embeddings,
         Words,
@@ -52,13 +55,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_alike(subjects, depth=False)
     tokenizer, seed = subjects[0].tokenizer, subject_args.seed
     words = Words(tokenizer).check(args.words)
-    categories = categories_of(args.categories, tokenizer).drawn(args.max_tokens, seed)
+    counts_V = tokens_seen(subjects[0], args) if args.dataset_name else None
+    categories = categories_of(args.categories, tokenizer, counts_V).drawn(args.max_tokens, seed)
+    check_nearest(args.nearest, categories)
     models, checks = read_embeddings(subjects, subject_args, args.which)
     for told in [*(model.note for model in models), categories.left_out]:
         if told:
             note(f"note: {told}")
 
-    counts_V = tokens_seen(subjects[0], args) if args.dataset_name else None
     movement = findings.movement_rows(models, counts_V, seed)
     fresh = embeddings_of(untrained(subjects[0], subject_args), args.which, vocab_of(tokenizer), "random weights")
     apart = {}
@@ -83,7 +87,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     figure = points_figure(points, shown, f"{args.which} embeddings, one {kind} for all, fitted on {fitted}", names)
     rows += movement + findings.picture_rows(picture)
     last, random = apart[models[-1].label], apart["random weights"]
-    finding = findings.finding_of(models, last, random, movement, picture, categories)
+    finding = findings.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
     about = {"models": [subject.reference.name for subject in subjects], "flags": vars(args) | {"seed": seed},
              "categories": categories.counts, "left_out": categories.left_out}  # fmt: skip
     tables = {"points": points, **({"neighbours": neighbours} if neighbours else {})}

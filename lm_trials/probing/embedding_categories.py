@@ -23,6 +23,7 @@ from lm_trials.data import vocabulary
 from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.probing.embeddings import Words, unit, vocab_of
 
+MOSTLY_UNSEEN = ("byte", "special")  # of `surface_categories`
 LEAST = 3
 """A category of fewer tokens is left out: hardly any nearest token can be of it."""
 WORD_STARTS = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write the blank before a word
@@ -47,41 +48,77 @@ class Categories:
         return dict(Counter(self.names_N.tolist()).most_common())
 
     def drawn(self, most: int, seed: int) -> Categories:
-        """Return at most so many of them, drawn at random: what follows takes memory by their square."""
+        """Return at most so many of them, drawn at random: what follows takes memory by their square.
+
+        Raises:
+            UsageError: where fewer than two categories are left.
+        """
         if len(self.tokens_N) <= most:
             return self
         places = np.sort(np.random.default_rng(seed).choice(len(self.tokens_N), most, replace=False))
         told = f"{most:,} of {len(self.tokens_N):,} tokens with a category are drawn"
-        return Categories(self.tokens_N[places], self.names_N[places], "; ".join(filter(None, [self.left_out, told])))
+        left_out = "; ".join(filter(None, [self.left_out, told]))
+        pairs = dict(zip(self.tokens_N[places].tolist(), self.names_N[places].tolist(), strict=True))
+        return _enough(pairs, "", left_out, f"--max_tokens {most}")
 
 
-def categories_of(how: str, tokenizer: PreTrainedTokenizerBase) -> Categories:
-    """Return the categories that `--categories` names.
+def categories_of(how: str, tokenizer: PreTrainedTokenizerBase, counts_V: np.ndarray | None = None) -> Categories:
+    """Return the categories that `--categories` names, among tokens that training saw.
+
+    Tokens that it never saw stay together whatever they are, and most bytes are such: as a category of their own they
+    would be told apart for being new.
+
+    Args:
+        counts_V: how often each token occurs in the training data; without it, bytes and special tokens are left out
+            of "surface".
 
     Raises:
         UsageError: for a file that cannot be read, or fewer than two categories with tokens.
     """
     if how == "surface":
         pairs = surface_categories(tokenizer)
-        return _enough(pairs, how, "")
+        if counts_V is not None:
+            return _seen(pairs, counts_V, how, "")
+        kept = {token: name for token, name in pairs.items() if name not in MOSTLY_UNSEEN}
+        return _enough(kept, how, f"{len(pairs) - len(kept):,} byte and special tokens are left out")
     words = {"words": story_words, "continents": city_continents}.get(how, lambda: read_categories(Path(how)))()
     tokens = Words(tokenizer)
     found = {word: tokens.token(word) for word in words}
     pairs = {token: words[word] for word, token in found.items() if token is not None}
     several = sum(token is None for token in found.values())
-    return _enough(pairs, how, f"{several:,} of {len(words):,} words are of several tokens" if several else "")
+    left_out = f"{several:,} of {len(words):,} words are of several tokens" if several else ""
+    return _enough(pairs, how, left_out) if counts_V is None else _seen(pairs, counts_V, how, left_out)
 
 
-def _enough(pairs: Mapping[int, str], how: str, left_out: str) -> Categories:
+def _seen(pairs: Mapping[int, str], counts_V: np.ndarray, how: str, left_out: str) -> Categories:
+    kept = {token: name for token, name in pairs.items() if counts_V[token] > 0}
+    told = f"{len(pairs) - len(kept):,} of {len(pairs):,} tokens with a category never occur in the training data"
+    return _enough(kept, how, "; ".join(filter(None, [left_out, told if len(kept) < len(pairs) else ""])))
+
+
+def check_nearest(nearest: int, categories: Categories) -> None:
+    """Refuse more nearest tokens than there are others.
+
+    Raises:
+        UsageError: for them.
+    """
+    tokens = len(categories.tokens_N)
+    if nearest >= tokens:
+        raise UsageError(
+            f"--nearest {nearest} is not below the {tokens:,} tokens that are compared; give at most {tokens - 1}"
+        )
+
+
+def _enough(pairs: Mapping[int, str], how: str, left_out: str, flag: str = "") -> Categories:
     counts = Counter(pairs.values())
     small = sorted(name for name, count in counts.items() if count < LEAST)
     kept = {token: name for token, name in sorted(pairs.items()) if name not in small}
     if len(set(kept.values())) < 2:
         there = ", ".join(f"{name} {count}" for name, count in counts.most_common(9)) or "none"
         raise UsageError(
-            f"--categories {how}: fewer than two categories have {LEAST} tokens or more ({there}"
+            f"{flag or f'--categories {how}'}: fewer than two categories have {LEAST} tokens or more ({there}"
             + (f"; {left_out}" if left_out else "")
-            + "); give other categories"
+            + (f"); give more than {flag.split()[-1]}" if flag else "); give other categories")
         )
     if small:
         left_out = "; ".join(filter(None, [left_out, f"fewer than {LEAST} tokens have {', '.join(small)}"]))
@@ -110,6 +147,8 @@ def _surface(piece: str, text: str, special: bool) -> str:
         return "special"
     if (piece.startswith("<0x") and piece.endswith(">")) or "\ufffd" in text:
         return "byte"
+    if len(text) == 1 and unicodedata.category(text) == "Cc" and not text.isspace():
+        return "byte"  # as of byte-level tokenizers, which have all 256
     if body and all(unicodedata.category(letter)[0] == "N" for letter in body):
         return "digit"
     if all(not letter.isalnum() for letter in body):
@@ -201,7 +240,7 @@ def separation(
     unit_ND = unit(table_ND)
     cosines_NN = unit_ND @ unit_ND.T
     np.fill_diagonal(cosines_NN, -np.inf)
-    neighbours_NK = np.argsort(-cosines_NN, axis=1, kind="stable")[:, : min(nearest, len(names_N) - 1)]
+    neighbours_NK = np.argsort(-cosines_NN, axis=1, kind="stable")[:, :nearest]
     distances_NN = np.clip(1 - cosines_NN, 0.0, 2.0)
     np.fill_diagonal(distances_NN, 0.0)
     codes_N = np.unique(names_N, return_inverse=True)[1]

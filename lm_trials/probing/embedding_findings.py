@@ -171,19 +171,27 @@ def finding_of(
     movement: Sequence[Row],
     picture: Picture,
     categories: Categories,
+    counted: bool,
 ) -> Finding:
-    """Put the sentence and that of the controls together from the numbers."""
+    """Put the sentence and that of the controls together from the numbers.
+
+    Args:
+        counted: whether the categories are among tokens that occur in the training data.
+    """
     last, metric = models[-1].label, next(iter(apart))
     found, shuffled, without = apart[metric].found, apart[metric].shuffled, random[metric].found
     known = found.lower > max(shuffled.upper, without.upper)
     sentences = [
         f"in {last}, {interval(found)} of a token's {metric.split('_')[0]} nearest are of its category "
         f"({found.n} tokens, {len(categories.counts)} categories): "
-        + ("more than the controls give" if known else "nothing shown, the controls give as much")
+        + ("more than the controls give" if known else "not shown to be more than the controls give")
     ]
     controls = [
         f"with the categories shuffled {interval(shuffled)} (p = {apart[metric].p:.3f}), in a model of random weights "
-        f"{interval(without)}"
+        f"{interval(without)}",
+        "categories are among tokens that occur in the training data"
+        if counted
+        else "without --dataset_name, tokens that training never saw may make a category of their own",
     ]
     moved = {
         row["group"]: row

@@ -36,7 +36,9 @@ class EmbeddingsArguments:
     nearest: int = option(10, help="Nearest tokens that are asked whether they are of a token's category.")
     permutations: int = option(200, help="Shuffles of the categories, the control of how far they are apart.")
     dataset_name: str | None = option(
-        None, help="What the models were trained on: tokens that occur in it beside those that never do."
+        None,
+        help="What the models were trained on: categories are among tokens that occur in it, and these have moved "
+        "beside those that never do.",
     )
     dataset_split: str | None = option(None, help="Its split. Default: train of a prepared one.")
     data_cache_dir: str = option("data", help="Folder of prepared corpora.")
@@ -74,10 +76,5 @@ def check_arguments(subject: SubjectArguments, args: EmbeddingsArguments) -> Non
             raise UsageError(f"--{flag} {getattr(args, flag)} is too few; give at least {least}")
     if args.max_train_samples is not None and args.max_train_samples < 1:
         raise UsageError(f"--max_train_samples {args.max_train_samples} leaves nothing to read; give at least 1")
-    if args.dataset_name and not args.all_checkpoints and len(subject.model_name_or_path) < 2:
-        raise UsageError(
-            f"--dataset_name {args.dataset_name} tells how far the tokens in it have moved, and one model has moved "
-            "nowhere; name 2 models, or --all_checkpoints"
-        )
     if args.projection == "umap" and find_spec("umap") is None:
         raise UsageError("--projection umap needs umap-learn, which is not installed; pip install 'lm_trials[umap]'")

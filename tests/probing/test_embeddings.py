@@ -241,6 +241,36 @@ def test_categories_of_a_file_count_what_they_leave_out(tokenizer, tmp_path):
         categories_of(str(path), tokenizer)
 
 
+def test_tokens_never_seen_make_no_category(tokenizer):
+    """The lump of what training never saw: told apart as "bytes" where it is let in, and by the mend not."""
+    surface = surface_categories(tokenizer)
+    draws = np.random.default_rng(0)
+    counts = np.array([surface[token] not in ("byte", "special") and draws.random() < 0.6 for token in sorted(surface)])
+    table = draws.standard_normal((len(counts), 16))
+    table[counts == 0] += 3
+    of = categories_of("surface", tokenizer, counts.astype(int))
+    assert set(of.tokens_N.tolist()) <= set(np.flatnonzero(counts).tolist())
+    assert len(of.counts) >= 2
+    unseen = (counts == 0).sum()
+    assert f"{unseen} of {len(counts)} tokens with a category never occur in the training data" in of.left_out
+    shown = {}
+    for name, tokens, kinds in (
+        ("mended", of.tokens_N, of.names_N),
+        ("without", np.arange(len(counts)), np.array([surface[token] for token in range(len(counts))])),
+    ):
+        found = separation(table[tokens], kinds, 5, 60, 0)["5_nearest"]
+        shown[name] = found.found.lower > found.shuffled.upper
+    assert shown == {"mended": False, "without": True}
+
+
+def test_without_a_data_set_bytes_and_special_tokens_have_no_category(tokenizer):
+    found = categories_of("surface", tokenizer)
+    left = [token for token, name in surface_categories(tokenizer).items() if name in ("byte", "special")]
+    assert len(left) > 100
+    assert not set(left) & set(found.tokens_N.tolist())
+    assert f"{len(left)} byte and special tokens are left out" in found.left_out
+
+
 def test_no_word_of_the_stories_is_of_two_groups():
     words = story_words()
     assert len(words) > 150
@@ -260,6 +290,16 @@ def test_more_tokens_than_asked_for_are_drawn():
     assert drawn.left_out == "30 of 100 tokens with a category are drawn"
     assert (many.drawn(30, seed=1).tokens_N != drawn.tokens_N).any()
     assert many.drawn(100, seed=0) is many
+
+
+def test_a_category_of_which_hardly_any_are_drawn_is_left_out():
+    many = Categories(np.arange(103), np.array(["a", "b"] * 50 + ["few"] * 3), "")
+    drawn = many.drawn(20, seed=0)
+    assert set(drawn.counts) == {"a", "b"}
+    assert drawn.left_out.endswith("20 of 103 tokens with a category are drawn; fewer than 3 tokens have few")
+    lone = Categories(np.arange(103), np.array(["a"] * 100 + ["few"] * 3), "")
+    with pytest.raises(UsageError, match=r"--max_tokens 20: fewer than two categories .*; give more than 20"):
+        lone.drawn(20, seed=0)
 
 
 def test_panels_share_their_limits():

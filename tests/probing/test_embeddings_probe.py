@@ -112,9 +112,11 @@ def test_files_neighbours_and_sentences(measured):
 def test_nothing_is_shown_where_nothing_is(folder, tmp_path):
     rows = embeddings.main(flags(folder, tmp_path, models=("start",)))
     told = json.loads((tmp_path / "embeddings.json").read_text())["finding"]
-    assert "nothing shown, the controls give as much" in told
+    assert "not shown to be more than the controls give" in told
     assert "moved" not in told
     assert not [r for r in rows if r["metric"] == "cosine_distance"]
+    control = json.loads((tmp_path / "embeddings.json").read_text())["control"]
+    assert "without --dataset_name, tokens that training never saw may make a category of their own" in control
 
 
 def test_an_adapter_has_its_bases_embeddings_in_8_bits_too(folder, tmp_path, capsys):
@@ -147,6 +149,7 @@ MISTAKES = {
     "categories": (["--categories", "word"], "--categories word: no file of that name; give surface, words"),
     "a file": (["--categories", __file__], "give a .json of {word: category} or a .csv of both"),
     "few words": (["--categories", "words"], "fewer than two categories have 3 tokens"),
+    "nearest": (["--nearest", "9"], "--nearest 9 is not below the 9 tokens that are compared; give at most 8"),
     "neighbours": (["--neighbours", "0"], "--neighbours 0 is too few; give at least 1"),
     "umap": (["--projection", "umap"], "umap-learn, which is not installed; pip install 'lm_trials[umap]'"),
     "no run": (["--all_checkpoints"], "--all_checkpoints with 2 models"),
@@ -167,10 +170,15 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys, monkeypatch, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_model_has_not_moved(folder, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        embeddings.main(flags(folder, tmp_path, "--dataset_name", str(folder / "text.jsonl"), models=("start",)))
-    assert "one model has moved nowhere; name 2 models, or --all_checkpoints" in capsys.readouterr().err
+def test_one_model_has_not_moved_and_its_categories_are_of_tokens_seen(folder, tmp_path):
+    (tmp_path / "text.jsonl").write_text(json.dumps({"story": "cat dog fox quick brown jumps"}) + "\n")
+    more = ("--dataset_name", str(tmp_path / "text.jsonl"))
+    rows = embeddings.main(flags(folder, tmp_path / "out", *more, models=("start",)))
+    assert row(rows, model="start", metric="3_nearest", group="categories")["n"] == 6  # of 9
+    assert not [r for r in rows if r["metric"] == "cosine_distance"]
+    told = json.loads((tmp_path / "out" / "embeddings.json").read_text())
+    assert "3 of 9 tokens with a category never occur in the training data" in json.dumps(told)
+    assert "categories are among tokens that occur in the training data" in told["control"]
 
 
 def test_models_of_two_tokenizers_or_widths_are_refused(folder, tmp_path, capsys):
