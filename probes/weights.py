@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
     check_alike(subjects)
+    lineage = weight_trials.tell_lineage(subjects)
     if not args.weights_only:
         texts = weight_trials.read_texts(subjects[0], text_args, args)
         write = weight_trials.writer(subjects[0], text_args, args, subject_args.seed)
@@ -82,10 +83,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         if args.prune != "no":
             findings.show_trials(more, "share of the deletion undone, by what is pruned", args.prune, ways)
         figures["weights"] = weights_figures.trials_figure(more, {"directions": list(REMOVALS), args.prune: ways})
-    finding = findings.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune)
+    finding = findings.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune, lineage)
     about = {
         "models": [subject.reference.name for subject in subjects],
         "flags": {**vars(text_args), **vars(args), "seed": subject_args.seed, "dtype": subject_args.dtype},
+        "lineage": lineage,
         "without_the_whole_change_nats_from_base": apart if trials else None,
     }
     folder = probe_folder(subject_args, PROBE)

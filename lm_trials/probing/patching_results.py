@@ -278,14 +278,22 @@ def _tell_residual(measured: Measured, depth: int) -> list[str]:
     runs = [run for run in measured.swaps(["residual"]) if run[0] in NAMED_SPOTS]
     if len(runs) < 2:
         return []
-    half = next((run for run in runs if measured.share(run).estimate >= 0.5), None)
-    if half is None:
-        told = f"the residual stream closes less than half, {_cell(measured.share(runs[-1]))} {_after(runs[-1])}"
+    choosing, group = ("choosing half" if measured.halved else "all"), measured.told_on
+    half = next((run for run in runs if measured.share(run, choosing).estimate >= 0.5), None)
+    at = half or runs[-1]
+    share = measured.share(at, group)
+    beside = (at[0], at[1], RANDOM)
+    control = f"; {CONTROLS[RANDOM]} {_cell(measured.share(beside, group))}" if beside in measured.runs else ""
+    where = f"({_cell(share)}, n={share.n}{control})"
+    if half is not None and (np.isnan(share.lower) or share.lower > 0.5):
+        told = f"the residual stream first closes half {_after(half)} {where}"
+    elif share.upper < 0.5:
+        told = f"the residual stream closes less than half, {_after(at)} {where}"
     else:
-        told = f"the residual stream first closes half {_after(half)} ({_cell(measured.share(half))})"
+        told = f"the residual stream is not shown to close half, {_after(at)} {where}"
     last = measured.share(runs[-1])
     if runs[-1][1].block == depth - 1 and abs(1 - last.estimate) > 1e-3:
-        told += f"; after the last block {_cell(last)}" if half not in (None, runs[-1]) else ", which is the last"
+        told += f"; after the last block {_cell(last)}" if at != runs[-1] else ", which is the last"
         told += ": the rest is in the final norm and the output head"
     return [told]
 

@@ -230,10 +230,11 @@ def finding_of(
     trials: Sequence[Trial],
     sets: Sequence[str],
     kind: str,
+    lineage: Sequence[str] = (),
 ) -> Finding:
     """Put the sentence and that of the controls together from the numbers."""
     between = f"from {steps[0].origin} to {steps[0].model}"
-    sentences, controls = [], []
+    sentences, controls = [], list(lineage)
     if deletion is not None and not deletion.shown:
         sentences.append(
             f"the loss on {sets[0]} does not rise ({interval(deletion.size)} {NATS}, {deletion.size.n} stories), so "

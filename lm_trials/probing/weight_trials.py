@@ -40,6 +40,7 @@ from lm_trials.probing.weight_edits import (
 )
 from lm_trials.probing.weights import Matrix, MatrixChange, Weights, check_same_shape, matrices_of, read_weights
 from lm_trials.probing.weights_arguments import WeightsArguments
+from lm_trials.sums import weights_digest
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,27 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
             note(f"note: every other story of {name} ranks what is pruned, {len(stories):,} are scored")
         scored[name] = documents(stories)
     return Texts(scored, ranking)
+
+
+def tell_lineage(subjects: Sequence[Subject]) -> list[str]:
+    """Say of each model whose `run.json` tells, if it was trained from other weights than it is compared with.
+
+    The second is compared with the first, the others with the second.  What is then told is the difference of two
+    models, and not what a training did.
+    """
+    told = []
+    for place, subject in enumerate(subjects[1:]):
+        before = subjects[min(place, 1)]
+        begun = ((subject.candidate.run or {"outcome": {}})["outcome"].get("initial_model") or {}).get("weights_sha256")
+        folder = Path(before.reference.path)
+        if begun and folder.is_dir() and not before.reference.base and begun != weights_digest(folder):
+            told.append(
+                f"{subject.label} was not trained from {before.label}, but from other weights: what is told of them is "
+                "the difference of two models and not what a training changed"
+            )
+    for line in told:
+        note(f"note: {line}")
+    return told
 
 
 def read_models(

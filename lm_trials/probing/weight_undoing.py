@@ -103,7 +103,8 @@ def undoing(
     where = f"{share.n} stories that {'did not choose' if halved else 'chose, too few to halve,'} the number"
     sentence = f"{words} undoes {interval(share)} of it ({where})"
     if not share.lower > 0.5:
-        nothing = "half of it is not undone" if share.lower > 0 else "nothing of it is shown to be undone"
+        half = "half of it is not undone" if share.upper < 0.5 else "half of it is not shown to be undone"
+        nothing = half if share.lower > 0 else "nothing of it is shown to be undone"
         sentence = f"{nothing}: at best, {sentence}"
     chosen = next(trial for trial in first if trial.level == level).sums[name][telling]
     controls = {trial.method: trial for trial in trials if trial.level == level and trial.method in methods[1:]}

@@ -1,14 +1,22 @@
 """What probes say where there is nothing: each found by a reviewer to be told as something before it was mended."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.probing.embeddings import LEAST_TOKENS, Movement, difference_of
 from lm_trials.probing.patching import _partners
+from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.subjects import find_subjects
 from lm_trials.probing.weight_edits import Trial
+from lm_trials.probing.weight_trials import tell_lineage
 from lm_trials.probing.weight_undoing import Deletion, undoing
 from lm_trials.probing.weights import turning
+from lm_trials.sums import weights_digest
 
 DRAWS = np.random.default_rng(0)
 
@@ -99,3 +107,23 @@ def test_another_text_is_never_a_copy():
     texts = [np.array(ids) for ids in ([1, 2], [1, 2], [3, 4], [1, 2])]
     assert _partners(texts, [0, 1, 2, 3]) == {0: 2, 1: 2, 2: 3, 3: 2}
     assert _partners(texts[:2], [0, 1]) == {0: 0, 1: 1}  # nothing else is there; the control is then left out
+
+
+def test_models_that_are_no_training_of_one_another_are_told(tmp_path, capsys):
+    """A base that the second model was not trained from makes of two strangers a fine-tuning."""
+    folders = {}
+    for seed, name in enumerate(("base", "stranger")):
+        folders[name] = tmp_path / name
+        tiny_model("llama", vocab_size=330, seed=seed).save_pretrained(folders[name])
+        tiny_tokenizer().save_pretrained(folders[name])
+    begun = {"name_or_path": "base", "weights_sha256": weights_digest(folders["base"])}
+    shutil.copytree(folders["stranger"], tmp_path / "tuned")
+    (tmp_path / "tuned" / "run.json").write_text(json.dumps({"outcome": {"initial_model": begun}, "replicate": {}}))
+    pairs = {
+        name: find_subjects(SubjectArguments([str(folder), str(tmp_path / "tuned")]))
+        for name, folder in folders.items()
+    }
+    assert tell_lineage(pairs["base"]) == []
+    assert capsys.readouterr().err == ""
+    assert "tuned was not trained from stranger, but from other weights" in tell_lineage(pairs["stranger"])[0]
+    assert "note: tuned was not trained" in capsys.readouterr().err
