@@ -9,8 +9,7 @@ on scrambled distances.  The first model named is the base; a single one is held
 
 Any two terms in prompts of one's own, ranked among words of one's own or of the vocabulary:
 
-    python probes/similarity.py --model_name_or_path runs/base runs/tuned --term_a wug --term_b dog --vocabulary_sample 200 \
-        --template "The {term} ran to the park." "She saw a {term} and smiled." --candidates animals.txt
+    python probes/similarity.py --model_name_or_path runs/base runs/tuned --term_a wug --term_b dog --candidates animals.txt --template "The {term} ran."
 
 CKA of two models' layers over the stories of a data set:
 
@@ -25,6 +24,7 @@ The last layer is told before and after the final norm, which are on different s
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from lm_trials.arguments import parse_arguments
@@ -70,7 +70,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         "similarity",
         rows,
         joined([part.finding for part in parts]),
-        {"models": {each.label: each.subject.reference.name for each in compared}, "flags": vars(args)},
+        {
+            "models": {each.label: each.subject.reference.name for each in compared},
+            "arguments": {**asdict(subject_args), **asdict(text_args), **asdict(args)},
+        },
         {name: figure for part in parts for name, figure in part.figures.items()},
         {label: check for part in parts for label, check in part.checks.items()},
         {name: table for part in parts for name, table in part.tables.items()},
