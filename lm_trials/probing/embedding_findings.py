@@ -89,13 +89,15 @@ def point_rows(
 def neighbour_rows(
     models: Sequence[Embeddings], words: Mapping[str, int], count: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
-    """Return the nearest neighbours of words in each model."""
+    """Return the nearest neighbours of words in each model; a cosine of two tokens has no interval."""
+    measured = {"lower": None, "upper": None, "n": 1, "unit": "cosine similarity"}
     rows = []
     for model in models:
         for word, token in words.items():
             for rank, (other, cosine) in enumerate(nearest_tokens(model.table_VD, token, count), start=1):
                 piece = tokenizer.convert_ids_to_tokens([other])[0]
-                rows.append({**_about(model), "word": word, "rank": rank, "neighbour": piece, "cosine": cosine})
+                about = {**_about(model), "word": word, "rank": rank, "neighbour": piece}
+                rows.append({**about, "estimate": cosine, **measured})
     return rows
 
 
@@ -155,7 +157,7 @@ def show_neighbours(rows: Sequence[Row], models: Sequence[Embeddings]) -> None:
     for word in dict.fromkeys(row["word"] for row in rows):
         for model in chosen(models, 2):
             near = [row for row in rows if (row["word"], row["model"]) == (word, model.label)]
-            lines.append([f"{word}, {model.label}", " ".join(f"{r['neighbour']} {r['cosine']:.2f}" for r in near)])
+            lines.append([f"{word}, {model.label}", " ".join(f"{r['neighbour']} {r['estimate']:.2f}" for r in near)])
     if lines:
         show_table("nearest neighbours, by cosine", ["word, model", "neighbours"], lines)
 

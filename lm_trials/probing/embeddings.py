@@ -128,6 +128,7 @@ class Words:
     """Which token a word is, in this tokenizer; words of several tokens are none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
         self.encode = batch_encoder(tokenizer)
 
     def token(self, word: str) -> int | None:
@@ -143,6 +144,17 @@ class Words:
                 return ids[0]
         return None
 
+    def examples(self, count: int = 3) -> list[str]:
+        """Return the first words of the vocabulary that are one token each, of four letters or more."""
+        found: list[str] = []
+        for token in range(vocab_of(self.tokenizer)):
+            word = self.tokenizer.decode([token]).strip()
+            if len(word) > 3 and word.isalpha() and self.token(word) == token:
+                found.append(word)
+                if len(found) == count:
+                    break
+        return found
+
     def check(self, words: Sequence[str]) -> dict[str, int]:
         """Return the tokens of words.
 
@@ -156,6 +168,7 @@ class Words:
                 pieces = min(map(len, self.encode([f" {word}", word])))
                 raise UsageError(
                     f"--words {word} is not in the vocabulary (it is written with {pieces} tokens); give a word of one"
+                    + (f", as {', '.join(others)}" if (others := self.examples()) else "")
                 )
             found[word] = token
         return found

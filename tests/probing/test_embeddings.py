@@ -271,6 +271,15 @@ def test_without_a_data_set_bytes_and_special_tokens_have_no_category(tokenizer)
     assert f"{len(left)} byte and special tokens are left out" in found.left_out
 
 
+def test_a_word_of_several_tokens_is_refused_with_three_that_are_one(tokenizer):
+    words = Words(tokenizer)
+    line = r"written with \d+ tokens\); give a word of one, as \w+, \w+, \w+$"
+    with pytest.raises(UsageError, match=line) as refused:
+        words.check(["zebra"])
+    suggested = str(refused.value).rpartition(" as ")[2].split(", ")
+    assert len(words.check(suggested)) == 3
+
+
 def test_no_word_of_the_stories_is_of_two_groups():
     words = story_words()
     assert len(words) > 150

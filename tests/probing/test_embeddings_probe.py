@@ -99,7 +99,10 @@ def test_files_neighbours_and_sentences(measured):
         "embeddings.csv", "embeddings.json", "embeddings.png", "embeddings.svg", "points.csv", "neighbours.csv",
     }  # fmt: skip
     with (out / "neighbours.csv").open(newline="") as file:
-        near = {r["neighbour"].strip("▁") for r in csv.DictReader(file) if r["model"] == "end"}
+        rows = list(csv.DictReader(file))
+    near = {r["neighbour"].strip("▁") for r in rows if r["model"] == "end"}
+    assert {(r["lower"], r["upper"], r["n"], r["unit"]) for r in rows} == {("", "", "1", "cosine similarity")}
+    assert all(0 < float(r["estimate"]) <= 1 for r in rows if r["model"] == "end")
     assert near == {"dog", "fox", "mat"}
     told = json.loads((out / "embeddings.json").read_text())
     assert "more than the controls give" in told["finding"]
