@@ -30,9 +30,11 @@ from lm_trials.console import UsageError, progress
 from lm_trials.estimates import NO_INTERVAL, Estimate
 from lm_trials.probing.activation_store import IN_MEMORY, captured
 from lm_trials.probing.anatomy import anatomy_of
+from lm_trials.probing.findings import Finding, interval
 
 UNIT = "CKA, debiased"
 FEWEST_STORIES = 8
+UNTRAINED = "untrained"
 """Without one of them the estimate needs 4; with fewer than 8 an interval means nothing."""
 PIECE = 1024
 LARGEST = 1 - 1e-12
@@ -184,19 +186,19 @@ class Cka:
         # `min` and `max`: of two equal layers it is 1, which Fisher's scale has no place for.
         return Estimate(self.value, min(lower, self.value), max(upper, self.value), len(z_N), UNIT)
 
-    def minus(self, other: Cka) -> Estimate:
+    def minus(self, other: Cka, confidence: float = 0.95) -> Estimate:
         """Return the difference to another CKA over the same stories, with its interval."""
         difference = self.value - other.value
-        lower, upper = _jackknife(difference, self.without_N - other.without_N)
+        lower, upper = _jackknife(difference, self.without_N - other.without_N, confidence)
         return Estimate(difference, lower, upper, len(self.without_N), f"difference of {UNIT}")
 
 
-def _jackknife(centre: float, without_N: np.ndarray) -> tuple[float, float]:
+def _jackknife(centre: float, without_N: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     n = len(without_N)
     if not (math.isfinite(centre) and np.isfinite(without_N).all()):
         return NO_INTERVAL
     error = math.sqrt((n - 1) / n * ((without_N - without_N.mean()) ** 2).sum())
-    half = float(student.ppf(0.975, n - 1)) * error
+    half = float(student.ppf(0.5 + confidence / 2, n - 1)) * error
     return centre - half, centre + half
 
 
@@ -233,3 +235,59 @@ def cka_rows(found: Mapping[tuple[int, int], Cka], told: Mapping[str, Any], role
         | cka.estimate().row()
         for (i, j), cka in found.items()
     ]
+
+
+def cka_finding(base: str, found: Mapping[str, Mapping[tuple[int, int], Cka]], shuffled: Mapping[int, Cka]) -> Finding:
+    """Say where two models are least alike, if one layer is, beside a model never trained and stories mixed up.
+
+    Args:
+        found: by model, untrained among them, the CKA of pairs of layers with the base.
+        shuffled: by layer, of the first trained model with its stories in another order.
+    """
+    told, controls = [], []
+    untrained = found[UNTRAINED]
+    depth = 1 + max(layer for layer, _ in untrained)
+    for label, pairs in found.items():
+        if label == UNTRAINED:
+            continue
+        diagonal = [pairs[layer, layer] for layer in range(depth)]
+        # A layer that says the same of all stories has no CKA.
+        there = [n for n in range(depth) if math.isfinite(diagonal[n].value)] or [0]
+        layer, most = (choose(there, key=lambda n: diagonal[n].value) for choose in (min, max))
+        least, ahead = diagonal[layer].estimate(), diagonal[layer].minus(untrained[layer, layer])
+        nearer = sum(diagonal[n].minus(untrained[n, n]).lower > 0 for n in range(depth))
+        verdict = (
+            f"nearer to it than an untrained model in {nearer} of {depth} layers"
+            if nearer
+            else "nothing is shown: in no layer nearer to it than an untrained model"
+        )
+        told.append(
+            f"{label} and {base}: the lowest CKA is in layer {layer}, {interval(least)} (n={least.n} stories), "
+            f"{interval(ahead)} above an untrained model's there; "
+            f"{_least_alike(diagonal, there, layer, most)}; {verdict}"
+        )
+        controls.append(f"untrained, layer {layer}: {interval(untrained[layer, layer].estimate())}")
+    mixed = [cka.estimate() for cka in shuffled.values()]
+    off = sum(not estimate.lower <= 0 <= estimate.upper for estimate in mixed)
+    largest = max(mixed, key=lambda estimate: abs(estimate.estimate))
+    controls.append(
+        f"stories mixed up: at most {interval(largest)} in any layer, the interval without 0 in {off} of {len(mixed)}"
+    )
+    return Finding("; ".join(told), "; ".join(dict.fromkeys(controls)))
+
+
+def _least_alike(diagonal: Sequence[Cka], there: Sequence[int], least: int, most: int) -> str:
+    """Say whether the layer of the lowest CKA is below all others: the intervals of all differences are to be.
+
+    The layer was chosen for being lowest, so the intervals are those of all pairs of layers (Bonferroni).
+    """
+    pairs = max(1, len(there) * (len(there) - 1) // 2)
+    below = [n for n in there if n != least and diagonal[least].minus(diagonal[n], 1 - 0.05 / pairs).upper < 0]
+    if len(there) > 1 and len(below) == len(there) - 1:
+        apart = interval(diagonal[most].minus(diagonal[least]))
+        return f"they are less alike there than in each other layer (than in layer {most} by {apart})"
+    if below:
+        return (
+            f"less alike there than in layer{'s' * (len(below) > 1)} {', '.join(map(str, below))}, not shown of others"
+        )
+    return "no layer is shown to be less alike than another"

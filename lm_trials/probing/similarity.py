@@ -10,7 +10,7 @@ Shape suffixes: Q = queries, C = candidates (the true one first), L = layers, K 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,7 @@ class Curve:
     Attributes:
         ahead: true term minus the mean of the others, at each layer, over the queries.
         ranks: of the true term.
+        p_both: how often the highest peak of a candidate in hidden states or values is as high as the true one's here.
     """
 
     site: str
@@ -155,6 +156,7 @@ class Curve:
     ahead: tuple[Estimate, ...]
     ranks: tuple[Estimate, ...]
     test: Permutation
+    p_both: float | None = None
 
     @property
     def peak(self) -> int:
@@ -162,9 +164,14 @@ class Curve:
         return self.test.peak if self.test.peak is not None else len(self.layers) - 1
 
     @property
+    def p(self) -> float:
+        """That of the permutation test, over the layers of both curves where both are told of."""
+        return self.test.p if self.p_both is None else self.p_both
+
+    @property
     def shown(self) -> bool:
         """Whether the true term stands out, by the permutation test and by the interval where it does most."""
-        return self.test.peak is not None and self.test.p <= SHOWN and self.ahead[self.peak].lower > 0
+        return self.test.peak is not None and self.p <= SHOWN and self.ahead[self.peak].lower > 0
 
 
 def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], seed: int) -> Curve:
@@ -178,23 +185,30 @@ def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], s
 
 
 def ahead_curves(values: Mapping[Site, np.ndarray], plan: TermPlan, seed: int) -> dict[tuple[str, str], Curve]:
-    """Return the curve of each site and family of candidates."""
-    return {
-        (site, family): curve(values, site, places, seed) for site in SITES for family, places in plan.families.items()
-    }
+    """Return the curve of each site and family of candidates; hidden states and values are tested as one curve."""
+    curves = {}
+    for family, places in plan.families.items():
+        keys = [(site, layer) for site, layer in values if site in CURVES]
+        both = permutation_test(np.stack([values[key][:, [0, *places]].mean(axis=0) for key in keys]))
+        for site in SITES:
+            found = curve(values, site, places, seed)
+            own = [p for (name, _), p in zip(keys, both.corrected_L, strict=True) if name == site]
+            curves[site, family] = replace(found, p_both=float(min(own))) if own else found
+    return curves
 
 
 def similarity_rows(reading: Reading, plan: TermPlan, seed: int) -> list[dict[str, Any]]:
     """Return a model's rows: similarity to the true term; to the others, with their spread; the true term's rank."""
     told = {"model": reading.label, "model_role": reading.role, "seed": reading.seed}
     role, rows = "control" if reading.role == "control" else "finding", []
+    curves = ahead_curves(reading.similar, plan, seed)
     for site in SITES:
         layers = reading.layers(site)
         true = bootstrap_means(np.stack([reading.similar[site, n][:, 0] for n in layers], axis=1), COSINE, seed)
         for layer, estimate in zip(layers, true, strict=True):
             rows.append(_row(told, "similarity", role, site, layer, plan.true, estimate))
         for family, places in plan.families.items():
-            found = curve(reading.similar, site, places, seed)
+            found = curves[site, family]
             means_QLC = np.stack([reading.similar[site, n][:, list(places)] for n in layers], axis=1)
             others = bootstrap_means(means_QLC.mean(axis=2), COSINE, seed)
             low_L, high_L = np.quantile(means_QLC.mean(axis=0), [0.05, 0.95], axis=1)
@@ -247,27 +261,34 @@ def _tested(found: Curve, place: int, places: Sequence[int]) -> dict[str, Any]:
         "p": float(found.test.p_L[place]),
         "p_corrected": float(found.test.corrected_L[place]),
         "p_curve": found.test.p,
+        "p_both": found.p,
         "candidates": len(places) + 1,
     }
 
 
-def candidate_rows(reading: Reading, plan: TermPlan) -> list[dict[str, Any]]:
+def candidate_rows(reading: Reading, plan: TermPlan, seed: int) -> list[dict[str, Any]]:
     """Return how similar each candidate is, by layer, averaged over the queries, with its rank in its family."""
     kinds = {place: family for family, places in plan.families.items() for place in places}
     rows = []
     for (site, layer), similar_QC in reading.similar.items():
-        mean_C = similar_QC.mean(axis=0)
+        means, mean_C = bootstrap_means(similar_QC, COSINE, seed), similar_QC.mean(axis=0)
         for place, name in enumerate(plan.candidates):
             kind = kinds.get(place, "true term")
             rivals = [0, *plan.families.get(kind, next(iter(plan.families.values())))]
             rows.append(
                 {
                     "model": reading.label,
+                    "role": "control" if reading.role == "control" or place else "finding",
+                    "seed": reading.seed,
                     "site": site,
                     "layer": layer,
                     "candidate": name,
                     "kind": kind,
-                    "similarity": float(mean_C[place]),
+                    "estimate": means[place].estimate,
+                    "lower": means[place].lower,
+                    "upper": means[place].upper,
+                    "n": means[place].n,
+                    "unit": COSINE,
                     "rank": 1 + int((mean_C[rivals] > mean_C[place]).sum()),
                     "of": len(rivals),
                 }

@@ -15,7 +15,7 @@ from lm_trials.console import UsageError, note, show_facts, show_table
 from lm_trials.evaluation.latent_asking import base_of
 from lm_trials.models.reference import read_run
 from lm_trials.probing.capture import CaptureCheck, check_capture
-from lm_trials.probing.cka import Cka, Features, cka_matrix, cka_rows, pooled_stories, shuffled
+from lm_trials.probing.cka import UNTRAINED, Cka, Features, cka_finding, cka_matrix, cka_rows, pooled_stories, shuffled
 from lm_trials.probing.findings import Finding, interval
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
 from lm_trials.probing.similarity import (
@@ -38,7 +38,7 @@ from lm_trials.reporting.similarity_figures import cka_figure, rank_figure, simi
 
 Curves = Mapping[tuple[str, str], Curve]
 Checks = dict[str, CaptureCheck]
-UNTRAINED, MIXED = "untrained", "stories mixed up"
+MIXED = "stories mixed up"
 FAR_FROM_ANY_RUNS_SEED = 1 << 20
 """With a run's own seed, the untrained control would be what that run began from, and like it."""
 
@@ -173,7 +173,7 @@ def terms_part(
         "similarity": similarity_figure(drawn, f"Similarity of {plan.term} to {plan.true}, and to {family}"),
         "similarity_rank": rank_figure(ranked, f"Rank of {plan.true} in similarity to {plan.term}", chance),
     }
-    candidates = [row for reading in readings for row in candidate_rows(reading, plan)]
+    candidates = [row for reading in readings for row in candidate_rows(reading, plan, seed)]
     tables = {"similarity_candidates": candidates, "similarity_tokens": tokens}
     return Part(rows, term_finding(plan, readings, curves, seed), figures, checks, tables)
 
@@ -294,26 +294,30 @@ def term_finding(
     told, controls = [], []
     for trained in by_role["trained"]:
         own = curves[trained.label, base]
-        against = {c.label: curves[trained.label, c.label]["hidden", family] for c in by_role["control"]}
+        against = {c.label: curves[trained.label, c.label] for c in by_role["control"]}
         told.append(_told(plan, family, trained, by_role["base"], own, against, seed))
         controls += [
-            f"{trained.label} beyond {label}: {_at_peak(found)}" + ("" if found.shown else ", nothing shown")
+            f"{trained.label} beyond {label}, {name}: {_at_peak(found[site, family])}"
             for label, found in against.items()
+            for site, name in CURVES.items()
         ]
     for control in by_role["control"]:
-        found = curves[control.label, base]["hidden", family]
-        verdict = "it is shown of the control too" if found.shown else "nothing shown, as it must be"
-        controls.append(f"{control.label}: {_at_peak(found)}, {verdict}")
+        found = curves[control.label, base]
+        shown = [name for site, name in CURVES.items() if found[site, family].shown]
+        verdict = f"it is shown of the control too, in its {' and '.join(shown)}" if shown else ""
+        numbers = "; ".join(f"{name}: {_at_peak(found[site, family])}" for site, name in CURVES.items())
+        controls.append(f"{control.label}, {numbers}, {verdict or 'nothing shown, as it must be'}")
     controls += [
-        f"{trained.label}, among {len(places)} {further}: {_at_peak(found)}{'' if found.shown else ', nothing shown'}"
+        f"{trained.label}, among {len(places)} {further}: {_at_peak(found)}"
         for trained in by_role["trained"]
         for further, places in plan.families.items()
         if further != family and (found := curves[trained.label, base]["hidden", further])
     ]
     count = len(plan.families[family]) + 1
     chance = (
-        f"n counts {plan.sampled.split()[1]}; p is how often one of them taken at random is as far ahead in any layer, "
-        f"at least {1 / count:.3f}; chance is rank {(count + 1) / 2:g} of {count}"
+        f"n counts {plan.sampled.split()[1]}; p is the share of the {count} candidates, the true term among them, that "
+        f"are as far ahead in any layer of hidden states or values, at least {1 / count:.3f}; "
+        f"chance is rank {(count + 1) / 2:g} of {count}"
     )
     return Finding("; ".join(told), "; ".join([*controls, chance]))
 
@@ -324,72 +328,44 @@ def _told(
     trained: Reading,
     bases: Sequence[Reading],
     own: Curves,
-    against: Mapping[str, Curve],
+    against: Mapping[str, Curves],
     seed: int,
 ) -> str:
-    """Return what is told of one trained model."""
-    hidden, values = own["hidden", family], own["values", family]
-    places = plan.families[family]
+    """Return what is told of one trained model, in hidden states and in values; p is over the layers of both."""
+    hidden, places = own["hidden", family], plan.families[family]
     term, true, others = f'"{plan.term}"', f'"{plan.true}"', f"{len(places)} {family}"
-    came = "came nearer to" if bases else "is nearer to"
-    if not hidden.shown:
-        verdict = f"nothing is shown of {trained.label}: {term} {came} {true} no more than to {others}"
-    elif failed := [label for label, found in against.items() if not found.shown]:
+    nearer = f"{term} {'came' if bases else 'is'} nearer to {true}"
+    ahead = [name for site, name in CURVES.items() if own[site, family].shown]
+    beyond = [
+        name
+        for site, name in CURVES.items()
+        if name in ahead and all(found[site, family].shown for found in against.values())
+    ]
+    failed = [
+        c for c, found in against.items() if not all(found[s, family].shown for s in CURVES if CURVES[s] in ahead)
+    ]
+    if not ahead:
+        verdict = f"nothing is shown of {trained.label}: {nearer} than to the average of {others}, by"
+    elif not beyond:
         verdict = (
-            f"nothing is shown of {trained.label} beyond the control: {term} {came} {true} more than to {others}, but "
-            f"not more than in {', '.join(failed)}"
+            f"nothing is shown of {trained.label} beyond the control: {nearer} more than to {others} in its "
+            f"{' and '.join(ahead)}, but not more than in {', '.join(failed)}; by"
         )
     else:
-        verdict = f"{trained.label}: {term} {came} {true} more than to {others}"
+        verdict = f"{trained.label}: {nearer} more than to {others} in its {' and '.join(beyond)}"
+        lacking = [name for name in CURVES.values() if name not in beyond]
+        verdict += f", and nothing is shown of its {lacking[0]}; by" if lacking else "; by"
     by_model = [(r.label, curve(r.similar, "hidden", places, seed)) for r in (*bases, trained)]
     ranked = [f"{interval(found.ranks[hidden.peak], 1)} in {label}" for label, found in by_model]
     rank = f"rank of {true} among {len(places) + 1} there: {' and '.join(ranked)}"
-    also = f"values: {_at_peak(values)}{'' if values.shown else ', nothing shown'}"
-    return f"{verdict}; hidden states: {_at_peak(hidden)}; {rank}; {also}"
+    return f"{verdict} {_at_peak(hidden)} in hidden states; {rank}; by {_at_peak(own['values', family])} in values"
 
 
 def _at_peak(found: Curve) -> str:
-    """Return how far the true term is ahead of the others where it stands out most, with its p over all layers."""
+    """Return how far the true term is ahead of the others' average where it stands out most, with its p."""
     ahead = found.ahead[found.peak]
-    where = f"layer {found.layers[found.peak]}, n={ahead.n}, p = {found.test.p:.3f}"
-    return f"cosine {interval(ahead)} ahead of them ({where})"
-
-
-def cka_finding(base: str, found: Mapping[str, Mapping[tuple[int, int], Cka]], shuffled: Mapping[int, Cka]) -> Finding:
-    """Say in which layer a training changed most, beside a model that was never trained and stories mixed up.
-
-    Args:
-        found: by model, untrained among them, the CKA of pairs of layers with the base.
-        shuffled: by layer, of the first trained model with its stories in another order.
-    """
-    told, controls = [], []
-    untrained = found[UNTRAINED]
-    depth = 1 + max(layer for layer, _ in untrained)
-    for label, pairs in found.items():
-        if label == UNTRAINED:
-            continue
-        diagonal = [pairs[layer, layer] for layer in range(depth)]
-        # A layer that says the same of all stories has no CKA.
-        layer = min(range(depth), key=lambda n: diagonal[n].value if diagonal[n].value == diagonal[n].value else 2.0)
-        least, ahead = diagonal[layer].estimate(), diagonal[layer].minus(untrained[layer, layer])
-        nearer = sum(diagonal[n].minus(untrained[n, n]).lower > 0 for n in range(depth))
-        verdict = (
-            f"nearer to it than an untrained model in {nearer} of {depth} layers"
-            if nearer
-            else "nothing is shown: in no layer nearer to it than an untrained model"
-        )
-        told.append(
-            f"{label} and {base} are least alike in layer {layer}, CKA {interval(least)} (n={least.n} stories), "
-            f"{interval(ahead)} above an untrained model's there; {verdict}"
-        )
-        controls.append(f"untrained, layer {layer}: {interval(untrained[layer, layer].estimate())}")
-    mixed = [cka.estimate() for cka in shuffled.values()]
-    off = sum(not estimate.lower <= 0 <= estimate.upper for estimate in mixed)
-    largest = max(mixed, key=lambda estimate: abs(estimate.estimate))
-    controls.append(
-        f"stories mixed up: at most {interval(largest)} in any layer, the interval without 0 in {off} of {len(mixed)}"
-    )
-    return Finding("; ".join(told), "; ".join(dict.fromkeys(controls)))
+    where = f"layer {found.layers[found.peak]}, n={ahead.n}, p = {found.p:.3f}"
+    return f"{interval(ahead)}{'' if found.shown else ', nothing shown'} ({where})"
 
 
 def joined(findings: Sequence[Finding]) -> Finding:

@@ -1,5 +1,7 @@
 """Similarities held against transformers' own outputs; ranks and the permutation test against planted truths."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import rankdata
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
+from lm_trials.probing.cka import Cka, cka_finding
 from lm_trials.probing.similarity import (
     SITES,
     Reading,
@@ -20,6 +23,7 @@ from lm_trials.probing.similarity import (
     similarity_rows,
 )
 from lm_trials.probing.similarity_arguments import SimilarityArguments
+from lm_trials.probing.similarity_results import term_finding
 from lm_trials.probing.term_prompts import PromptLayout, plan_terms
 
 LETTERS = list("abcdefghijklmnopqrst")
@@ -210,6 +214,48 @@ def test_a_gain_of_the_true_term_alone_is_shown_and_one_of_all_is_not():
     assert min(gains) > 0.2
     assert not curves["hidden", "other cities"].shown
     assert {row["role"] for row in rows} == {"control"}
+
+
+def test_what_one_of_both_tests_shows_is_said_of_it_alone():
+    """Planted in the hidden states alone, then in none: the opening says so, and p is that of both together."""
+    rng = np.random.default_rng(3)
+    before = similar(rng) | {("values", 0): similar(rng)["hidden", 0]}
+    noise = {key: values + rng.normal(0, 0.02, size=values.shape[1]) for key, values in before.items()}
+    planted = noise | {("hidden", n): noise["hidden", n] + 0.3 * (np.arange(40) == 0) for n in (0, 1)}
+    base, said = Reading("base", "base", 1, before), {}
+    plan = SimpleNamespace(true="Paris", term="foo", families=Plan.families, sampled="24 queries")
+    for label, values in (("planted", planted), ("noise", noise)):
+        trained = Reading(label, "trained", 2, values)
+        curves = {(label, "base"): gain_rows(trained, base, plan, 0)[1]}
+        said[label] = term_finding(plan, [base, trained], curves, 0)
+    assert said["planted"].sentence.startswith(
+        'planted: "foo" came nearer to "Paris" more than to 39 other cities in its hidden states, and nothing is shown '
+        "of its values; by 0."
+    )
+    assert "in values" in said["planted"].sentence
+    assert "p = 0.025)" in said["planted"].sentence
+    assert said["noise"].sentence.startswith(
+        'nothing is shown of noise: "foo" came nearer to "Paris" than to the average of 39 other cities, by'
+    )
+    assert "the share of the 40 candidates" in said["noise"].control
+
+
+def test_a_layer_is_said_to_be_least_alike_only_where_it_is_below_the_others():
+    rng = np.random.default_rng(0)
+
+    def cka(value, spread=1e-4):
+        return Cka(value, value + rng.normal(0, spread, 30))
+
+    def said(*diagonal):
+        pairs = {(n, n): one for n, one in enumerate(diagonal)}
+        random = {(n, n): cka(0.1) for n in range(len(diagonal))}
+        return cka_finding("base", {"m": pairs, "untrained": random}, {0: cka(0.0)}).sentence
+
+    far = said(cka(0.99), cka(0.98), cka(0.6))
+    assert "the lowest CKA is in layer 2" in far
+    assert "less alike there than in each other layer (than in layer 0 by 0.390" in far
+    assert "no layer is shown to be less alike than another" in said(cka(0.95, 0.01), cka(0.94, 0.01), cka(0.95, 0.01))
+    assert "less alike there than in layer 0, not shown of others" in said(cka(0.99), cka(0.6, 0.01), cka(0.601, 0.01))
 
 
 def test_rows_of_one_model():

@@ -141,6 +141,11 @@ def test_a_planted_finding_is_told_with_its_tables_and_figures(
     with (tmp_path / "similarity_candidates.csv").open() as file:
         first = next(row for row in csv.DictReader(file) if row["model"] == "true")
     assert (first["candidate"], first["rank"], first["of"]) == (true, "1", "25")
+    assert (first["estimate"], first["unit"], first["n"]) == (
+        str(at_0["true", "similarity", "finding"]),
+        "cosine similarity",
+        "4",
+    )
     with (tmp_path / "similarity_tokens.csv").open() as file:
         assert [row["tokens"] for row in csv.DictReader(file)][:2] == [f"▁{term}", f"▁{true}"]
 
@@ -150,6 +155,8 @@ def test_a_term_that_came_nearer_to_all_words_is_no_finding(tmp_path, base, towa
     gains = [row["estimate"] for row in rows if row["measure"] == "gain" and row["site"] == "hidden"]
     assert max(gains) > 0.1  # what the published notebook would have shown
     assert told["finding"].startswith("nothing is shown of all")
+    assert "no more than" not in told["finding"]
+    assert "than to the average of 24 other candidates, by" in told["finding"]
 
 
 def test_what_the_control_shows_too_is_no_finding(tmp_path, base, planted, towards_the_true_one, flags, vocabulary):
@@ -157,7 +164,7 @@ def test_what_the_control_shows_too_is_no_finding(tmp_path, base, planted, towar
     models = ["--model_name_or_path", base, towards_the_true_one, "--control_model", again]
     _, told = run(tmp_path, *models, *flags)
     assert told["finding"].startswith("nothing is shown of true beyond the control")
-    assert "it is shown of the control too" in told["control"]
+    assert "it is shown of the control too, in its hidden states" in told["control"]
 
 
 @pytest.mark.parametrize("bits", [(), ("--load_in_8bit", "True")])
@@ -222,7 +229,9 @@ def test_both_measures_go_into_one_table(tmp_path, base, towards_the_true_one, s
     rows, told = run(tmp_path, *models, *flags, *more, "--max_eval_samples", "10")
     assert {row["measure"] for row in rows} == {"similarity", "rank", "gain", "gain over others", "CKA"}
     assert "came nearer to" in told["finding"]
-    assert "least alike in layer" in told["finding"]
+    assert "the lowest CKA is in layer" in told["finding"]
+    assert told["arguments"]["max_eval_samples"] == 10
+    assert told["arguments"]["model_name_or_path"] == list(map(str, models[1:]))
 
 
 def test_models_that_cannot_be_set_side_by_side_are_refused(tmp_path, base, flags, capsys):
@@ -259,7 +268,7 @@ def test_an_empty_data_set_is_refused(tmp_path, base, towards_the_true_one, caps
     models = ["--model_name_or_path", base, towards_the_true_one, "--measure", "cka"]
     argv = [*models, "--dataset_name", tmp_path / "empty.jsonl", "--output_dir", tmp_path / "out"]
     assert "holds no story; give a source with at least one" in refused(capsys, *argv)
-    (tmp_path / "few.jsonl").write_text('{"text": "A cat."}\n' * 3)
+    (tmp_path / "few.jsonl").write_text("".join(f'{{"text": "Cat {n}."}}\n' for n in range(3)))
     argv[argv.index("--dataset_name") + 1] = tmp_path / "few.jsonl"
     assert "3 stories are too few for CKA; give at least 8" in refused(capsys, *argv)
 
