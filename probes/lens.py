@@ -25,7 +25,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.lens_arguments import ARGUMENTS, check_arguments
+from lm_trials.probing.lens_arguments import ARGUMENTS, check_arguments, check_layers
 from lm_trials.probing.probe_arguments import probe_folder
 
 
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     subjects = find_subjects(models, args.all_checkpoints, texts.block_size)
     check_alike(subjects)
+    check_layers(subjects, args.layers)
     for subject in subjects if args.text else ():
         text_ids(subject, args.text)  # raises for one that cannot be shown
     stories = read_lens_stories(texts, args)
@@ -67,7 +68,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     said = [row for result in shown for row in text_rows(result)]
 
     data = texts.dataset_name.rstrip("/").rpartition("/")[2]
-    figures = {"lens": lens_figure([row for result in shown for row in result.rows], f"what layers say of {data}")}
+    figures = {
+        "lens": lens_figure(
+            [row for result in shown for row in result.rows], f"what layers say of {data}, n={rows[0]['n']:,}"
+        )
+    }
     if args.all_checkpoints:
         steps = [{**row, "run": run} for run, group in by_run(results).items() for r in group for row in r.rows]
         figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {data}")

@@ -255,7 +255,7 @@ BAD = [
     ({"text": " "}, [], "--text is empty"),
     ({"text": "a"}, [], "--text 'a' is 1 token"),
     ({"text": "cat " * 60}, [], "and llama sees 48"),
-    ({}, ["--layers", "3"], "layer 3: llama has hidden states 0 to 2"),
+    ({}, ["--layers", "3"], "--layers 3: llama has hidden states 0 to 2"),
     ({}, ["--layers", "1", "1"], "--layers names 1 twice"),
     ({"lens": "nothing.safetensors"}, [], "--lens nothing.safetensors is no file"),
     ({"lens": __file__}, [], "holds no tuned lens"),
