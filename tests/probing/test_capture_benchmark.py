@@ -22,6 +22,7 @@ def benchmark(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_and_told(benchmark, capsys, tiny_data):
     seconds = benchmark.main(FEW)
     assert list(seconds) == [benchmark.PLAIN, benchmark.BARE, *benchmark.OURS]

@@ -128,6 +128,7 @@ def test_an_adapter_has_its_bases_embeddings_in_8_bits_too(folder, tmp_path, cap
     assert "the input embeddings of adapter are its base's" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_final_model_that_is_the_last_checkpoint_is_read_once(folder, tmp_path):
     shutil.copytree(folder / "run", tmp_path / "run")
     for name, models in (("end", {"checkpoint-1", "checkpoint-2"}), ("start", {"checkpoint-1", "checkpoint-2", "run"})):

@@ -84,6 +84,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     flags = ["--features", "twist", "Dialogue", "--layers", "0", "-1", "normed"]
     flags += ["--num_train_stories", "250", "--max_eval_samples", "60"]
@@ -299,6 +300,7 @@ def test_data_that_tells_nothing_is_one_line(models, tmp_path, capsys):
     assert "empty.jsonl" in empty
 
 
+@pytest.mark.slow
 def test_models_of_another_depth_and_tokenizer_are_compared_where_they_do_best(stories, models, tiny_data, tmp_path):
     """Stories are pooled over a model's own tokens; only layers side by side need one depth."""
     deeper = tmp_path / "deeper"
