@@ -137,6 +137,7 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     assert "labels: the records' own" in told.err
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes_and_another_seed_others(stories, models, tmp_path):
     flags = ["--features", "Twist", "--layers", "1", "--pooling", "mean"]
     for name, more in (("a", []), ("b", ["--per_device_eval_batch_size", "3"]), ("c", ["--seed", "1"])):
@@ -314,6 +315,7 @@ def test_models_of_another_depth_and_tokenizer_are_compared_where_they_do_best(s
     assert [row["place"] for row in models_apart] == ["chosen"]
 
 
+@pytest.mark.slow
 def test_real_stories_with_a_real_model(shared_data, tmp_path, capsys):
     rows = feature_probe.main([
         "--model_name_or_path", str(shared_data / "stories260K" / "hf"), "--output_dir", str(tmp_path / "a"),

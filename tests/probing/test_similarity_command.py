@@ -182,6 +182,7 @@ def test_an_adapter_is_held_against_its_base_as_it_is(tmp_path, base, flags, bit
         assert {row["estimate"] for row in rows if row["measure"] == "gain" and row["site"] == "hidden"} > {0.0}
 
 
+@pytest.mark.slow
 def test_a_gpt2_alone_and_words_of_its_vocabulary(tmp_path, base, vocabulary):
     tokenizer = AutoTokenizer.from_pretrained(base)
     folder = tmp_path / "gpt2"
@@ -223,6 +224,7 @@ def test_cka_of_base_and_trained_beside_its_controls(tmp_path, base, towards_the
     assert told["capture"]["base"]["tokens"] == 4
 
 
+@pytest.mark.slow
 def test_both_measures_go_into_one_table(tmp_path, base, towards_the_true_one, stories, flags):
     more = ["--measure", "both", "--dataset_name", stories]
     models = ["--model_name_or_path", base, towards_the_true_one]
