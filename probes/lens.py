@@ -25,7 +25,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.lens_arguments import ARGUMENTS, check_arguments, check_layers
+from lm_trials.probing.lens_arguments import ARGUMENTS, check_arguments
 from lm_trials.probing.probe_arguments import probe_folder
 
 
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Read each model's layers with each lens; returns the rows of the table."""
     models, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/lens.py")
     check_arguments(models, texts, args)
+    from lm_trials.probing.anatomy import check_hidden
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.lens_results import (
         by_run,
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     subjects = find_subjects(models, args.all_checkpoints, texts.block_size)
     check_alike(subjects)
-    check_layers(subjects, args.layers)
+    check_hidden(args.layers, subjects[0].depth, subjects[0].label, "--layers")
     for subject in subjects if args.text else ():
         text_ids(subject, args.text)  # raises for one that cannot be shown
     stories = read_lens_stories(texts, args)

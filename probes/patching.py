@@ -56,13 +56,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_alike(subjects)
     if len(subjects) > 1:
         check_shapes(*subjects)
+    targets = targets_of(subjects[0], args.components, args.layers, args.heads)
     if args.by_prompts:
         task = prompt_task(subjects[0], args, several=len(subjects) > 1)
     else:
         task = story_task(subjects[0], read_stories(text_args), args)
     prompts = asked_prompts(text_args, args) if args.num_generations else []
     sides = load_sides(subjects, subject_args)
-    targets = targets_of(sides.first.model, args.components, args.layers, args.heads, subjects[0].reference.name)
     checks = {
         subject.label: check_capture(model, task.donor_ids[0], sites_of(targets), subject.reference.name)
         for subject, model in zip(subjects, sides.models, strict=True)

@@ -83,7 +83,7 @@ class Anatomy:
         Raises:
             UsageError: for one that the model does not have.
         """
-        return _checked(layers, self.num_blocks + 1, "layer", f"{self.name} has hidden states", "the embeddings are 0")
+        return check_hidden(layers, self.num_blocks, self.name)
 
     def check_blocks(self, blocks: Sequence[int]) -> list[int]:
         """Return blocks, negative ones counted from the end, each from 0 to L-1.
@@ -91,7 +91,7 @@ class Anatomy:
         Raises:
             UsageError: for one that the model does not have.
         """
-        return _checked(blocks, self.num_blocks, "layer", f"{self.name} has blocks", "the first is 0")
+        return check_blocks(blocks, self.num_blocks, self.name)
 
     def check_heads(self, heads: Sequence[int]) -> list[int]:
         """Return heads, negative ones counted from the end.
@@ -99,13 +99,39 @@ class Anatomy:
         Raises:
             UsageError: for one that the model does not have.
         """
-        return _checked(heads, self.num_heads, "head", f"{self.name} has heads", "the first is 0")
+        return check_heads(heads, self.num_heads, self.name)
 
 
-def _checked(numbers: Sequence[int], count: int, kind: str, whose: str, first: str) -> list[int]:
+def check_hidden(layers: Sequence[int], depth: int, name: str, called: str = "layer") -> list[int]:
+    """Return hidden-state layers of a model of L blocks, negative ones counted from the end, each from 0 to L.
+
+    Args:
+        called: what an error calls them: a flag, where one named them.
+
+    Raises:
+        UsageError: for one that the model does not have.
+
+    >>> check_hidden([9], 3, "a model", "--layers")
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --layers 9: a model has hidden states 0 to 3 (the embeddings are 0); give one of them
+    """
+    return _checked(layers, depth + 1, called, f"{name} has hidden states", "the embeddings are 0")
+
+
+def check_blocks(blocks: Sequence[int], depth: int, name: str, called: str = "layer") -> list[int]:
+    """Return blocks, as `check_hidden`, each from 0 to L-1."""
+    return _checked(blocks, depth, called, f"{name} has blocks", "the first is 0")
+
+
+def check_heads(heads: Sequence[int], count: int, name: str, called: str = "head") -> list[int]:
+    """Return heads, as `check_hidden`, each from 0 to H-1."""
+    return _checked(heads, count, called, f"{name} has heads", "the first is 0")
+
+
+def _checked(numbers: Sequence[int], count: int, called: str, whose: str, first: str) -> list[int]:
     for number in numbers:
         if not -count <= number < count:
-            raise UsageError(f"{kind} {number}: {whose} 0 to {count - 1} ({first}); give one of them")
+            raise UsageError(f"{called} {number}: {whose} 0 to {count - 1} ({first}); give one of them")
     return [number % count for number in numbers]
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from scipy import stats
 
-from lm_trials.console import UsageError, note, progress
+from lm_trials.console import note, progress
 from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.estimates import Estimate, StoryBootstrap, proportion
 from lm_trials.evaluation.judges import balanced_accuracy
 from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
+from lm_trials.probing.anatomy import check_hidden
 from lm_trials.probing.capture import Activations, CaptureCheck, check_capture
 from lm_trials.probing.feature_probe_arguments import NORMED, FeatureProbeArguments
 from lm_trials.probing.feature_probe_stories import CHOICE_SHARE, ProbeStories, bag_of_words, text_statistics
@@ -357,13 +358,7 @@ def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | N
     if not layers:
         return {"hidden": None, NORMED: None}
     numbers = [int(layer) for layer in layers if layer != NORMED]
-    for number in numbers:
-        if not -subject.depth - 1 <= number <= subject.depth:
-            raise UsageError(
-                f"--layers {number}: {subject.reference.name} has hidden states 0 to {subject.depth} (the embeddings "
-                f"are 0) and {NORMED}; give some of them"
-            )
-    hidden = sorted({number % (subject.depth + 1) for number in numbers})
+    hidden = sorted(set(check_hidden(numbers, subject.depth, subject.reference.name, "--layers")))
     return ({"hidden": hidden} if hidden else {}) | ({NORMED: None} if NORMED in layers else {})
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lm_trials.arguments import option
 from lm_trials.console import UsageError
@@ -70,21 +68,6 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Lens
     if args.tune_checkpoints and not args.all_checkpoints:
         raise UsageError("--tune_checkpoints: no checkpoints are read; give --all_checkpoints too, or leave it away")
     _check_files(subjects, args)
-
-
-def check_layers(subjects: Sequence[Any], layers: Sequence[int]) -> None:
-    """Check, by the models' configurations, that each has the layers, before weights are loaded.
-
-    Raises:
-        UsageError: for the first that one does not have.
-    """
-    for subject in subjects:
-        for layer in layers:
-            if not -subject.depth - 1 <= layer <= subject.depth:
-                raise UsageError(
-                    f"--layers {layer}: {subject.label} has hidden states 0 to {subject.depth} (the embeddings are 0); "
-                    "give some of them"
-                )
 
 
 def _check_files(subjects: SubjectArguments, args: LensArguments) -> None:

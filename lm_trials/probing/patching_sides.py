@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_trials.console import UsageError
 from lm_trials.models.reference import load_config
-from lm_trials.probing.anatomy import anatomy_of
+from lm_trials.probing.anatomy import check_blocks, check_heads
 from lm_trials.probing.interventions import Part
 from lm_trials.probing.patching_tasks import Task
 from lm_trials.probing.probe_arguments import SubjectArguments
@@ -49,16 +49,18 @@ class Target:
 
 
 def targets_of(
-    model: Any, components: Sequence[str], layers: Sequence[int] = (), heads: Sequence[int] = (), name: str = ""
+    subject: Subject, components: Sequence[str], layers: Sequence[int] = (), heads: Sequence[int] = ()
 ) -> list[Target]:
-    """Return what is swapped, from the bottom to the top of a model.
+    """Return what is swapped, from the bottom to the top of a model, by its configuration.
 
     Raises:
         UsageError: for a block or head that the model does not have.
     """
-    anatomy = anatomy_of(model, name)
-    blocks = list(dict.fromkeys(anatomy.check_blocks(layers))) or list(range(anatomy.num_blocks))
-    chosen = list(dict.fromkeys(anatomy.check_heads(heads))) or list(range(anatomy.num_heads))
+    blocks, chosen = list(range(subject.depth)), list(range(subject.num_heads))
+    if layers:
+        blocks = list(dict.fromkeys(check_blocks(layers, subject.depth, subject.reference.name, "--layers")))
+    if heads:
+        chosen = list(dict.fromkeys(check_heads(heads, subject.num_heads, subject.reference.name, "--heads")))
     found = [Target("embeddings")] if "embeddings" in components else []
     for block in blocks:
         found += [Target("heads", block, head) for head in chosen if "heads" in components]

@@ -65,6 +65,11 @@ class Subject:
         """How many blocks it has."""
         return int(load_config(self.reference).get_text_config().num_hidden_layers)
 
+    @property
+    def num_heads(self) -> int:
+        """Query heads of a block."""
+        return int(load_config(self.reference).get_text_config().num_attention_heads)
+
     def opening(self) -> list[int]:
         """Return the ids that a story begins with, as in its training."""
         return opening_of(self.tokenizer, separator_of(self.candidate.run))

@@ -1,6 +1,7 @@
 """What patching measures: planted differences are found where they are, disturbances are told as such, n is honest."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,8 +67,14 @@ def planted(kind, part="mlp"):
     return donor, recipient
 
 
+def parts_of(model, components):
+    config = model.config
+    shape = SimpleNamespace(depth=config.num_hidden_layers, num_heads=config.num_attention_heads)
+    return targets_of(shape, components)
+
+
 def measured_direction(donor, recipient, task, targets=None, kinds=KINDS_OF_SWAPS, batch_size=16, seed=0):
-    targets = targets or targets_of(recipient, COMPONENTS)
+    targets = targets or parts_of(recipient, COMPONENTS)
     scores = sweep(donor, recipient, task, dict.fromkeys(targets, kinds), batch_size, seed, "a test")
     return Direction("donor", "recipient", scores, task, check_swaps(donor, recipient, task, targets), 2)
 
@@ -84,7 +91,7 @@ def test_a_difference_in_one_part_is_found_there_and_nowhere_else(kind, attribut
     assert share[Target(component, 1), SWAP] == pytest.approx(1, abs=1e-4)
     assert share[Target("residual", 1), SWAP] == pytest.approx(1, abs=1e-4)
     below = [Target("embeddings"), Target("residual", 0), Target("attention", 0), Target("mlp", 0)]
-    below += [target for target in targets_of(recipient, ["heads"]) if target.block == 0]
+    below += [target for target in parts_of(recipient, ["heads"]) if target.block == 0]
     assert {share[target, SWAP] for target in below} == {0.0}  # what is alike is swapped for the same, to the bit
     assert share[Target(component, 1), RANDOM] < 0.9
     told, controls = tell(direction, 0)
@@ -247,7 +254,7 @@ def test_controls_are_those_that_there_can_be():
 
 def test_both_ends_are_checked_and_the_check_can_fail(monkeypatch):
     donor, recipient = planted("llama")
-    task, targets = story_task(), targets_of(recipient, COMPONENTS)
+    task, targets = story_task(), parts_of(recipient, COMPONENTS)
     check = check_swaps(donor, recipient, task, targets)
     assert (check.itself, check.whole, check.texts) == (0.0, 0.0, 4)
     assert "changes nothing" in str(check)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import prepare_tinystories
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError
-from lm_trials.probing import findings
+from lm_trials.probing import findings, patching_sides
 from lm_trials.probing.patching_arguments import ARGUMENTS, PatchingArguments, check_arguments
 from lm_trials.probing.patching_tasks import story_task
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
@@ -317,13 +317,15 @@ def test_what_means_nothing_is_refused_before_anything_is_loaded(tmp_path, model
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys):
+def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monkeypatch):
     out = ["--output_dir", tmp_path / "out", "--use_cpu", "True"]
     both = ["--model_name_or_path", folder / "llama-a", folder / "llama-b", *out]
     stories = ["--dataset_name", folder / "stories.jsonl"]
-    assert "layer 2: " in line_of(capsys, *both, *stories, "--layers", 2)
-    assert "has blocks 0 to 1" in line_of(capsys, *both, *stories, "--layers", 5)
-    assert "head 4: " in line_of(capsys, *both, *stories, "--heads", 4)
+    with monkeypatch.context() as patched:  # told by the configurations alone
+        patched.delattr(patching_sides, "load_subject")
+        assert "--layers 2: " in line_of(capsys, *both, *stories, "--layers", 2)
+        assert "has blocks 0 to 1" in line_of(capsys, *both, *stories, "--layers", 5)
+        assert "--heads 4: " in line_of(capsys, *both, *stories, "--heads", 4)
     assert "position 90 of a text of" in line_of(capsys, *both, *stories, "--positions", 90)
     assert "no text shows it" in line_of(capsys, *both, *stories, "--feature", "BadEnding")
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
