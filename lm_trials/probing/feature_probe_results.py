@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lm_trials.console import note, show_table
@@ -160,19 +159,29 @@ def finding_of(series: Sequence[Series], rows: Rows, differences: Rows) -> Findi
     models = told_models(series)
     parts = [_model_part(one.name, rows, differences) for one in models]
     parts += [_change_part(one.name, models[0].name, differences) for one in models[1:]]
-    levels = [row["estimate"] for row in rows if row["series"] == SHUFFLED and row["chosen"] == "all"]
     names = dict.fromkeys(row["against"] for row in differences if row["kind"] == "control")
-    controls = ", ".join(f"{name} {_mean_of(rows, name):.3f}" for name in names if name not in (MAJORITY, SHUFFLED))
-    shuffled = f"{min(levels):.3f}" + (f" to {max(levels):.3f}" if len(levels) > 1 else "")
+    controls = "; ".join(_control_part(name, rows) for name in names if name not in (MAJORITY, SHUFFLED))
     return Finding(
-        "; ".join(parts),
-        f"shuffled labels give {shuffled} where chance is 0.5; mean balanced accuracy elsewhere: {controls}",
+        f"of {rows[0]['n']:,} held-out stories, {'; '.join(parts)}",
+        f"of the same stories, where chance is 0.5: {_control_part(SHUFFLED, rows)} (each the mean of "
+        f"{_shuffled(rows)[0]['n']} shuffles and where one more lies); {controls}",
     )
 
 
-def _mean_of(rows: Rows, name: str) -> float:
-    best = [r["estimate"] for r in rows if r["series"] == name and r["metric"] == BALANCED and r["chosen"] == "all"]
-    return float(np.mean(best))
+def _shuffled(rows: Rows) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["series"] == SHUFFLED and row["chosen"] == "all"]
+
+
+def _control_part(name: str, rows: Rows) -> str:
+    """Say how well a control tells the feature that it tells worst, and that it tells best."""
+    best = _shuffled(rows)
+    if name != SHUFFLED:
+        best = [r for r in rows if r["series"] == name and r["metric"] == BALANCED and r["chosen"] == "all"]
+    ends = sorted(best, key=lambda row: row["estimate"])
+    ends = [ends[0], *ends[1:][-1:]]
+    several = len({row["feature"] for row in best}) > 1
+    told = " to ".join(_numbers(row) + (f" ({row['feature']})" if several else "") for row in ends)
+    return f"{name}{', one draw of its weights,' if name.startswith(UNTRAINED) else ''} {told}"
 
 
 def _model_part(name: str, rows: Rows, differences: Rows) -> str:
@@ -255,12 +264,11 @@ def show_findings(series: Sequence[Series], rows: Rows, differences: Rows) -> No
             best, plain = (_best(rows, one.name, feature, metric) for metric in (BALANCED, PLAIN))
             against = strongest(differences, one.name, feature)
             cells.append(
-                [feature, _where(best), _numbers(best), f"{plain['estimate']:.3f}", against["against"],
-                 _numbers(against)]
-            )  # fmt: skip
+                [feature, _where(best), _numbers(best), _numbers(plain), against["against"], _numbers(against)]
+            )
         last = (
             "chosen: on a part of the training stories; control: the strongest on the same test stories\n"
-            "[95 % over test stories, not over seeds of training; each feature by itself]"
+            f"[95 % over {rows[0]['n']:,} test stories, not over seeds of training; each feature by itself]"
         )
         show_table(f"read from {one.name}", columns, cells, last if one is models[-1] else None)
     changes = [row for row in differences if row["kind"] == "model" and row["place"] == "chosen"]

@@ -43,7 +43,8 @@ def matrices_figure(rows: Iterable[Mapping[str, Any]], top: int) -> Figure:
             if not np.isfinite(values).any():
                 axes.set_visible(False)
                 continue
-            low, high = limits or (0, np.nanmax(values))
+            # One scale for all steps, so that equal colours are equal numbers.
+            low, high = limits or (0, max(row["estimate"] for row in rows if row["metric"] == metric))
             image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
             axes.set_xticks(range(len(blocks)), ["none" if block is None else str(block) for block in blocks])
             axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
@@ -110,6 +111,8 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], levels: Sequence[int],
         linestyle="-" if place == 0 else "--", linewidth=1.6 if place == 0 else 1.1,
     )  # fmt: skip
     bounds = [[np.nan if row[key] is None else row[key] for row in line] for key in ("lower", "upper")]
+    if len(line) == 1:  # a band of one place cannot be seen
+        axes.vlines(xs, *bounds, color=color, linewidth=1.2)
     axes.fill_between(xs, *bounds, color=color, alpha=0.18, linewidth=0)
 
 

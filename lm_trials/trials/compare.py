@@ -3,6 +3,10 @@
     python -m lm_trials.trials.compare runs/a-s1 runs/a-s2 runs/b-s1 runs/b-s2
     python -m lm_trials.trials.compare runs/a runs/b runs/c --baseline runs/b --output out/compare
 
+What a probe or the feature scores say, over seeds; `--where` says which row of the table is meant:
+
+    python -m lm_trials.trials.compare runs/[ab]-s* --table probes/lens/lens.csv --where lens=tuned layer=2 metric=loss
+
 Runs that share all but the seed are one arm.  Each arm is compared with the first on every data set that all runs
 have been evaluated on (`eval_checkpoint.py --model_dir runs/a --model_dir runs/b --dataset_name ...`).  The test over
 stories is about these very models; the interval over seeds is about the recipe that made them.
@@ -27,8 +31,9 @@ from lm_trials.trials.evaluations import (
     own_validation,
     shared_sets,
 )
+from lm_trials.trials.measurements import read_measurement
 from lm_trials.trials.report import show_arms, show_next, show_result
-from lm_trials.trials.results import DatasetResult, own_result, paired_result
+from lm_trials.trials.results import DatasetResult, measured_result, own_result, paired_result
 from lm_trials.trials.runs import Arm, group_arms, read_runs
 
 
@@ -41,6 +46,10 @@ class CompareArguments:
     dataset_name: list[str] = option(
         [], help="Folders under <run>/eval to compare on. Default: all that every run has."
     )
+    table: str | None = option(
+        None, help="Compare a number of this table, under each run (probes/lens/lens.csv) or of all runs, not losses."
+    )
+    where: list[str] = option([], help="Which row of --table: COLUMN=VALUE, as many as leave one row of each run.")
     output: str = option("out/compare", help="Folder of compare.json, compare.csv and compare.png.")
 
 
@@ -113,19 +122,36 @@ def compare_arguments(argv: list[str]) -> CompareArguments:
     if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
     (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="python -m lm_trials.trials.compare")
+    if args.where and not args.table:
+        raise UsageError(f"--where {args.where[0]} is of a table; give --table too, such as probes/lens/lens.csv")
+    if args.table and args.dataset_name:
+        raise UsageError("--table and --dataset_name: losses or a table's number; leave one of them away")
     return args
 
 
-def compare_runs(names: Sequence[str], baseline: str | None = None, datasets: Sequence[str] = ()) -> Comparison:
+def compare_runs(
+    names: Sequence[str],
+    baseline: str | None = None,
+    datasets: Sequence[str] = (),
+    table: str | None = None,
+    where: Sequence[str] = (),
+) -> Comparison:
     """Compare run folders: differences, then each shared data set, or each run's own validation where none is shared.
 
+    With `table` one number of each run instead, from the row of that table that `where` says.
+
     Raises:
-        UsageError: for what is no comparison; see `read_runs`, `group_arms`, `shared_sets` and `join_stories`.
+        UsageError: for what is no comparison; see `read_runs`, `group_arms`, `shared_sets`, `join_stories` and
+            `read_measurement`.
     """
     arms = group_arms(read_runs(names), baseline)
     runs = [run for arm in arms for run in arm.runs]
-    shared = shared_sets(runs, datasets)
-    results = [paired_result(arms, join_stories(runs, dataset)) for dataset in shared]
+    if table is not None:
+        shared: Sequence[str] = [table]
+        results = [measured_result(arms, read_measurement(runs, table, where))]
+    else:
+        shared = shared_sets(runs, datasets)
+        results = [paired_result(arms, join_stories(runs, dataset)) for dataset in shared]
     if not results and (metrics := own_validation(runs)):
         results = [own_result(arms, metrics)]
     variables = arm_variables(arms)
@@ -176,7 +202,7 @@ def main(argv: list[str] | None = None) -> Comparison:
     """Compare runs, show what came out and write it down; returns the comparison."""
     args = compare_arguments(list(sys.argv[1:] if argv is None else argv))
     folder = check_output(args.output)
-    comparison = compare_runs(args.runs, args.baseline, args.dataset_name)
+    comparison = compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where)
     show_arms(comparison.arms, comparison.variables, comparison.names, comparison.logistics)
     for result in comparison.results:
         show_result(comparison.arms, result)

@@ -16,6 +16,7 @@ LONGEST_VALUE = 20
 COVERS = (
     "Below 0 the arm's loss is lower than the reference's.  Over stories: these very models, on stories like these."
 )
+COVERS_TABLE = "Above 0 the arm's number is higher than the reference's."
 COVERS_SEEDS = "Over seeds: the recipe, whatever its seed."
 ONE_SEED = "Of the recipe, whatever its seed, this says nothing: that takes two seeds or more in both arms."
 
@@ -101,8 +102,11 @@ def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
     """Print one data set's table of arms and its table of differences."""
     names = {arm.label: arm.name for arm in arms}
     rows = [[names[row["arm"]], *_interval(row), f"{row['n']:,}", _over(row)] for row in result.of("arm")]
-    columns = ["arm", result.unit, "lower", "upper", "stories", "95 % interval over"]
-    show_table(f"loss on {result.dataset}", columns, rows, caption="; ".join(result.notes) or None)
+    counted = "stories" if result.of_losses else "n"
+    columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval over"]
+    title = f"loss on {result.dataset}" if result.of_losses else result.dataset
+    alone = [] if result.of_losses or result.of("difference") else [f"No test: {ONE_SEED[0].lower()}{ONE_SEED[1:]}"]
+    show_table(title, columns, rows, caption="; ".join([*result.notes, *alone]) or None)
     differences = result.of("difference")
     corrected = len({row["arm"] for row in differences}) > 1
     rows = [
@@ -118,7 +122,7 @@ def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
         columns = ["difference", result.unit, "lower", "upper", "p", *(["p (Holm)"] if corrected else [])]
         seeds = COVERS_SEEDS if any(row["interval"] == OVER_SEEDS for row in differences) else ONE_SEED
         methods = "; ".join(dict.fromkeys(row["method"] for row in differences))
-        show_table("", columns, rows, caption=f"{COVERS}  {seeds}  By {methods}.")
+        show_table("", columns, rows, caption=f"{COVERS if result.of_losses else COVERS_TABLE}  {seeds}  By {methods}.")
 
 
 def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
@@ -129,7 +133,7 @@ def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
 def _over(row: Mapping[str, Any]) -> str:
     if row["interval"] == OVER_SEEDS:
         return f"{row['seeds']} seeds"
-    return "stories (1 seed: no interval over seeds)"
+    return f"{row['interval']} (1 seed: no interval over seeds)"
 
 
 def p_text(p: float) -> str:

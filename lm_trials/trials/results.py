@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.trials.evaluations import BITS, NATS, SharedEvaluation
+from lm_trials.trials.measurements import Measurement
 from lm_trials.trials.paired import TestedDifference, holm, mean_over_seeds, seed_test, story_test
 from lm_trials.trials.runs import Arm
 
 OVER_STORIES, OVER_SEEDS = "stories", "seeds"
+OF_ONE = "one model"
+"""What the interval of a table's number is about, whatever was resampled for it."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class DatasetResult:
         rows: the table; `row` says of each whether it is a run, an arm or a difference of an arm from the reference,
             `interval` what its interval is over, and `n` counts the stories.
         notes: what a reader has to know beside the numbers.
+        of_losses: whether the numbers are losses, of which less is better.
     """
 
     dataset: str
     unit: str
     rows: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = ()
+    of_losses: bool = True
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
         """Return the rows of one kind: run, arm or difference."""
@@ -64,6 +69,13 @@ def own_result(arms: Sequence[Arm], metrics: Sequence[Mapping[str, float]]) -> D
     ]
     notes = ("each run's own last evaluation on its validation split: without the losses of single stories no test",)
     return _result(arms, "own validation split", estimates, notes, None)
+
+
+def measured_result(arms: Sequence[Arm], found: Measurement) -> DatasetResult:
+    """Compare arms by one number of each run; only over seeds, as single stories are not known."""
+    result = _result(arms, found.name, found.estimates, (), None)
+    rows = [{**row, "interval": OF_ONE} if row["interval"] == OVER_STORIES else row for row in result.rows]
+    return replace(result, rows=tuple(rows), of_losses=False)
 
 
 def _over_stories(losses_N: np.ndarray, sizes_N: np.ndarray, unit: str) -> Estimate:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -130,6 +131,11 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     about = json.loads((tmp_path / "a" / "feature_probe.json").read_text())
     assert "beyond the strongest control nothing shown" in about["finding"]
     assert "better than by every control" not in about["finding"]
+    test_stories = about["stories"]["test"]
+    assert about["finding"].startswith(f"of {test_stories} held-out stories, from llama, ")
+    # Each number of the control's sentence stands with its interval.
+    for name in ("shuffled labels", "untrained, one draw of its weights,", "text statistics", "bag of words"):
+        assert re.search(rf"{name} \d\.\d+ \[[^]]+\] \(\w+\) to \d\.\d+ \[[^]]+\] \(\w+\)", about["control"]), name
     assert about["stories"]["labels_from"] == "records"
     assert about["capture"]["llama"]["largest"] == 0
     told = capsys.readouterr()
@@ -176,7 +182,7 @@ def test_a_word_that_is_the_feature_is_found_in_the_embeddings_and_noise_is_not(
     assert best["Twist"]["estimate"] > 0.95
     assert best["Conflict"]["lower"] < 0.5 < best["Conflict"]["upper"]
     finding = json.loads((tmp_path / "a" / "feature_probe.json").read_text())["finding"]
-    assert finding.startswith("from gpt2, 1 of 2 features are read above chance (Twist 1.000")
+    assert " held-out stories, from gpt2, 1 of 2 features are read above chance (Twist 1.000" in finding
     assert "beyond the strongest control nothing shown" in finding
 
 

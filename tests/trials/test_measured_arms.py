@@ -1,0 +1,141 @@
+"""Arms compared by a number of a probe's table: the row that is meant, of each run, and nothing else."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lm_trials.console import UsageError
+from lm_trials.trials.compare import compare_arguments, compare_runs, main
+
+LOW = {"learning_rate": 0.001}
+TABLE = "probes/lens/lens.csv"
+WHERE = ["metric=loss", "layer=1"]
+COLUMNS = ["model", "metric", "layer", "estimate", "lower", "upper", "n", "unit"]
+
+
+def write_table(path, rows, arguments=None, columns=COLUMNS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+    if arguments is not None:
+        path.with_suffix(".json").write_text(json.dumps({"probe": "lens", "arguments": arguments}))
+
+
+def rows_of(model, value):
+    return [
+        [model, metric, layer, value + shift, value + shift - 0.1, "" if layer else value + shift + 0.1, 40, unit]
+        for metric, unit, shift in (("loss", "nats per token", 0.0), ("kl", "nats", 5.0))
+        for layer, shift in ((0, shift + 1), (1, shift))
+    ]
+
+
+VALUES = {"a": (1.0, 1.2, 1.1), "b": (1.5, 1.9, 1.4)}
+
+
+@pytest.fixture
+def measured(make_run):
+    runs = []
+    for arm, change in (("a", {}), ("b", LOW)):
+        for seed, value in enumerate(VALUES[arm], 1):
+            runs.append(make_run(f"{arm}-s{seed}", seed, change))
+            others = rows_of("elsewhere/other", 7.0)  # a model that was read beside the run
+            flags = {"dataset_name": "tiny", "model_name_or_path": [runs[-1]], "use_cpu": seed == 1}
+            name = Path(runs[-1]).name if seed == 1 else runs[-1]
+            write_table(Path(runs[-1]) / TABLE, [*rows_of(name, value), *others], flags)
+    return runs
+
+
+def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
+    comparison = main([*measured, "--table", TABLE, "--where", *WHERE, "--output", "out"])
+    (result,) = comparison.results
+    first, second = (np.array(VALUES[arm]) for arm in "ab")
+    assert [row["estimate"] for row in result.of("run")] == [*first, *second]
+    assert [row["estimate"] for row in result.of("arm")] == pytest.approx([first.mean(), second.mean()])
+    (difference,) = result.of("difference")  # none over stories, of which nothing is known
+    expected = stats.ttest_rel(second, first)
+    assert difference["interval"] == "seeds"
+    assert difference["p"] == pytest.approx(expected.pvalue)
+    assert difference["estimate"] == pytest.approx((second - first).mean())
+    assert (difference["lower"], difference["upper"]) == pytest.approx(tuple(expected.confidence_interval()))
+    assert {row["n"] for row in result.rows} == {40}
+    assert {row["interval"] for row in result.of("run")} == {"one model"}
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "lens: metric loss, layer 1" in shown
+    assert "Above 0 the arm's number is higher" in shown
+    assert "the arm's loss is lower" not in shown
+    written = json.loads(Path("out/compare.json").read_text())
+    assert written["verdict"] == "exactly one variable differs: learning_rate"
+    assert written["next_command"] is None
+    # Another row, another result.
+    (other,) = compare_runs(measured, table=TABLE, where=["metric=kl", "layer=0"]).results
+    assert other.of("run")[0]["estimate"] == VALUES["a"][0] + 6
+    assert other.unit == "nats"
+
+
+def test_one_table_may_hold_the_rows_of_all_runs(measured):
+    rows = [row for place, run in enumerate(measured) for row in rows_of(Path(run).name, float(place))]
+    write_table(Path("all.csv"), rows)
+    (result,) = compare_runs(measured, table="all.csv", where=WHERE).results
+    assert [row["estimate"] for row in result.of("run")] == [0, 1, 2, 3, 4, 5]
+
+
+def test_one_seed_has_no_test(measured, capsys):
+    comparison = main([measured[0], measured[3], "--table", TABLE, "--where", *WHERE])
+    (result,) = comparison.results
+    assert result.of("difference") == []
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "No test: of the recipe, whatever its seed, this says nothing" in shown
+    assert "one model (1 seed: no interval over seeds)" in shown
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "message"),
+    [
+        ("probes/lens/lenses.csv", WHERE, "has none of that name; did you mean probes/lens/lens.csv"),
+        (TABLE, ["metric=loss"], "2 rows of runs/a-s1 are left in .* differ in layer \\(0, 1\\); choose one"),
+        (TABLE, [], "4 rows .* differ in metric \\(loss, kl\\); layer \\(0, 1\\)"),
+        (TABLE, ["metric=losses", "layer=1"], "--where metric=losses: runs/a-s1 has no such row .* there are loss, kl"),
+        (TABLE, ["metrics=loss"], "has no such column; did you mean metric"),
+        (TABLE, ["metric"], "--where metric: give COLUMN=VALUE, such as metric=accuracy"),
+    ],
+)
+def test_a_choice_that_leaves_not_one_row_is_refused(measured, table, where, message):
+    with pytest.raises(UsageError, match=message):
+        compare_runs(measured, table=table, where=where)
+
+
+def test_what_was_measured_otherwise_is_refused(measured):
+    def write(value, rows=None, columns=COLUMNS, **flags):
+        write_table(Path(measured[-1]) / TABLE, rows or rows_of(measured[-1], value), flags, columns)
+
+    write(1.4, dataset_name="other")
+    with pytest.raises(UsageError, match="measured otherwise: dataset_name other and tiny; measure all runs with"):
+        compare_runs(measured, table=TABLE, where=WHERE)
+    write(1.4, dataset_name="tiny", per_device_eval_batch_size=3)  # which changes no number
+    assert compare_runs(measured, table=TABLE, where=WHERE).results
+    write(0, [[*row[:-1], "bits"] for row in rows_of(measured[-1], 1.4)], dataset_name="tiny")
+    with pytest.raises(UsageError, match=r"units differ \(nats per token, bits\)"):
+        compare_runs(measured, table=TABLE, where=WHERE)
+    write(0, [[*row[:3], "much", *row[4:]] for row in rows_of(measured[-1], 1.4)], dataset_name="tiny")
+    with pytest.raises(UsageError, match=r"is no number .*'much'"):
+        compare_runs(measured, table=TABLE, where=WHERE)
+    write(0, [[*row[:3], "", *row[4:]] for row in rows_of(measured[-1], 1.4)], dataset_name="tiny")
+    with pytest.raises(UsageError, match="has no estimate; choose another"):
+        compare_runs(measured, table=TABLE, where=WHERE)
+    write(0, [row[:-1] for row in rows_of(measured[-1], 1.4)], COLUMNS[:-1], dataset_name="tiny")
+    with pytest.raises(UsageError, match="has no column unit; name a table with estimate, lower"):
+        compare_runs(measured, table=TABLE, where=WHERE)
+    write(0, rows_of("elsewhere/other", 1.4), dataset_name="tiny")
+    with pytest.raises(UsageError, match="has no row of runs/b-s3; run the probe"):
+        compare_runs(measured, table=TABLE, where=WHERE)
+
+
+def test_flags_that_mean_nothing_together():
+    with pytest.raises(UsageError, match="--where metric=loss is of a table; give --table too"):
+        compare_arguments(["runs/a", "--where", "metric=loss"])
+    with pytest.raises(UsageError, match="--table and --dataset_name"):
+        compare_arguments(["runs/a", "--table", TABLE, "--dataset_name", "d"])
