@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     }
     if args.all_checkpoints:
         steps = [{**row, "run": run} for run, group in by_run(results).items() for r in group for row in r.rows]
-        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {data}")
+        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {data}, n={rows[0]['n']:,}")
     for label in dict.fromkeys(row["model"] for row in said):
         name = "lens_text" if len(shown) == 1 else f"lens_text-{label.replace('/', '-')}"
         figures[name] = text_figure([row for row in said if row["model"] == label], label)

@@ -276,8 +276,13 @@ def show_curves(plan: TermPlan, base: Reading | None, reading: Reading, curves: 
             # After the norm is another scale, and a test of its own: one layer, no curve.
             name = f"{layer}, normed" if site == "normed" else str(layer)
             rows["hidden" if site == "normed" else site].append([name, *cells])
+    last = (
+        f"[95 % over {reading.similar['hidden', 0].shape[0]} queries; those of the cosines are in the table's file]\n"
+        "p: corrected for the layers of one curve; the sentence corrects for both curves"
+    )
     for site, name in CURVES.items():
-        show_table(f"{plan.term} and {plan.true}, {name}: {held}", columns, rows[site])
+        title = f"{plan.term} and {plan.true}, {name}: {held}"
+        show_table(title, columns, rows[site], last if site == list(CURVES)[-1] else None)
 
 
 def term_finding(
