@@ -24,7 +24,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.attention_arguments import ARGUMENTS, check_arguments
+from lm_trials.probing.attention.arguments import ARGUMENTS, check_arguments
 
 
 @script
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Read every head of every model, on a text and on the stories; returns the rows of the table."""
     which, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/attention.py")
     check_arguments(which, texts, args)
-    from lm_trials.probing.attention import head_to_draw, measure, plan_reading, run_of
-    from lm_trials.probing.attention_output import write_results
-    from lm_trials.probing.attention_results import Results
+    from lm_trials.probing.attention.output import write_results
+    from lm_trials.probing.attention.results import Results
+    from lm_trials.probing.attention.statistics import head_to_draw, measure, plan_reading, run_of
     from lm_trials.probing.capture import check_capture
     from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.diversity_arguments import DiversityArguments, check_arguments
+from lm_trials.probing.diversity.arguments import DiversityArguments, check_arguments
 
 
 @script
@@ -35,12 +35,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure each data set, their mixture and the controls; returns the rows of the table."""
     (args,) = parse_arguments(argv, (DiversityArguments,), __doc__ or "", prog="probes/diversity.py")
     check_arguments(args)
-    from lm_trials.probing.diversity_results import show_diversity, show_text_measures, write_diversity
-    from lm_trials.probing.text_batches import open_text_sets
-    from lm_trials.probing.text_measures import common_length, text_measures, text_rows
+    from lm_trials.probing.diversity.batches import open_text_sets
+    from lm_trials.probing.diversity.measures import common_length, text_measures, text_rows
+    from lm_trials.probing.diversity.results import show_diversity, show_text_measures, write_diversity
 
     if not args.text_only:
-        from lm_trials.probing.diversity import embed_groups, find_probe, load_probes, make_groups
+        from lm_trials.probing.diversity.coefficient import embed_groups, find_probe, load_probes, make_groups
         from lm_trials.reporting.figures import distance_figure
 
         reference, tokenizer = find_probe(args)

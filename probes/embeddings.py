@@ -27,7 +27,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import note, script
-from lm_trials.probing.embeddings_arguments import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.embeddings.arguments import ARGUMENTS, PROBE, check_arguments
 
 
 @script
@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Read the embeddings, tell categories apart, measure movement and draw; returns the rows of the table."""
     subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/embeddings.py")
     check_arguments(subject_args, args)
-    from lm_trials.probing import embedding_findings as findings
-    from lm_trials.probing.embedding_categories import categories_of, check_nearest, separation
-    from lm_trials.probing.embeddings import (
+    from lm_trials.probing.embeddings import findings
+    from lm_trials.probing.embeddings.categories import categories_of, check_nearest, separation
+    from lm_trials.probing.embeddings.geometry import (
         Embeddings,
         Words,
         embeddings_of,

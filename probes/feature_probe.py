@@ -28,7 +28,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.feature_probe_arguments import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.feature_probe.arguments import ARGUMENTS, PROBE, check_arguments
 from lm_trials.probing.probe_arguments import probe_folder
 
 
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Fit the probes of each model and control, score and compare them; returns the rows of the table."""
     how, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/feature_probe.py")
     check_arguments(how, texts, args)
-    from lm_trials.probing.feature_probe import Labels, distinct_steps, read_models, read_texts, sites_of
-    from lm_trials.probing.feature_probe_results import (
+    from lm_trials.probing.feature_probe.readings import Labels, distinct_steps, read_models, read_texts, sites_of
+    from lm_trials.probing.feature_probe.results import (
         about_of,
         difference_rows,
         figures_of,
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         score_rows,
         show_findings,
     )
-    from lm_trials.probing.feature_probe_stories import read_probe_stories, whole_in
+    from lm_trials.probing.feature_probe.stories import read_probe_stories, whole_in
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.subjects import find_subjects
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.lens_arguments import ARGUMENTS, check_arguments
+from lm_trials.probing.lens.arguments import ARGUMENTS, check_arguments
 from lm_trials.probing.probe_arguments import probe_folder
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(models, texts, args)
     from lm_trials.probing.anatomy import check_hidden
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.lens_results import (
+    from lm_trials.probing.lens.results import (
         by_run,
         finding_of,
         first_of_each_shape,
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         text_ids,
         text_rows,
     )
-    from lm_trials.probing.lens_training import read_lens_stories
+    from lm_trials.probing.lens.training import read_lens_stories
     from lm_trials.probing.subjects import check_alike, find_subjects
     from lm_trials.reporting.lens_figures import checkpoints_figure, lens_figure, text_figure
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.patching_arguments import ARGUMENTS, check_arguments
+from lm_trials.probing.patching.arguments import ARGUMENTS, check_arguments
 
 
 @script
@@ -39,17 +39,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(*parsed)
     subject_args, text_args, args = parsed
     from lm_trials.probing.capture import check_capture
-    from lm_trials.probing.patching import check_swaps, control_kinds, first_kinds, sweep
-    from lm_trials.probing.patching_results import (
+    from lm_trials.probing.patching.results import (
         Direction,
         chosen_targets,
         direction_rows,
         show_direction,
         write_patching,
     )  # fmt: skip
-    from lm_trials.probing.patching_scores import asked_prompts, feature_scores, show_scores
-    from lm_trials.probing.patching_sides import check_shapes, load_sides, sites_of, targets_of
-    from lm_trials.probing.patching_tasks import prompt_task, story_task
+    from lm_trials.probing.patching.scores import asked_prompts, feature_scores, show_scores
+    from lm_trials.probing.patching.sides import check_shapes, load_sides, sites_of, targets_of
+    from lm_trials.probing.patching.swaps import check_swaps, control_kinds, first_kinds, sweep
+    from lm_trials.probing.patching.tasks import prompt_task, story_task
     from lm_trials.probing.subjects import check_alike, find_subjects, read_stories
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)

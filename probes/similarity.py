@@ -29,7 +29,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.similarity_arguments import ARGUMENTS, check_arguments
+from lm_trials.probing.similarity.arguments import ARGUMENTS, check_arguments
 
 
 @script
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(subject_args, text_args, args)
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.probe_arguments import probe_folder
-    from lm_trials.probing.similarity_results import (
+    from lm_trials.probing.similarity.prompts import find_layout, plan_terms
+    from lm_trials.probing.similarity.results import (
         asked_of,
         find_compared,
         joined,
@@ -49,7 +50,6 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         terms_part,
     )
     from lm_trials.probing.subjects import read_stories
-    from lm_trials.probing.term_prompts import find_layout, plan_terms
 
     compared, parts = find_compared(subject_args, args, text_args.block_size), []
     asked = asked_of(compared)  # the first trained model, whose layout and tokenizer are those of all

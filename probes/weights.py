@@ -26,7 +26,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import progress, script
-from lm_trials.probing.weights_arguments import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.weights.arguments import ARGUMENTS, PROBE, check_arguments
 
 
 @script
@@ -34,12 +34,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare the weights, then take parts of the change back and prune; returns the rows of the table."""
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/weights.py")
     check_arguments(subject_args, text_args, args)
-    from lm_trials.probing import weight_findings as findings
-    from lm_trials.probing import weight_trials
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.probe_arguments import probe_folder
     from lm_trials.probing.subjects import check_alike, find_subjects
-    from lm_trials.probing.weight_edits import FIRST, REMOVALS, SECOND, Workbench
+    from lm_trials.probing.weights import findings
+    from lm_trials.probing.weights import trials as weight_trials
+    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Workbench
     from lm_trials.reporting import weights_figures
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)

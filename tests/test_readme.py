@@ -56,7 +56,7 @@ def parse_script(script: str, argv: list[str]) -> None:
 
         cache_datasets.command_arguments(argv)
     elif script.startswith("probes/"):
-        flags = importlib.import_module(f"lm_trials.probing.{Path(script).stem}_arguments")
+        flags = importlib.import_module(f"lm_trials.probing.{Path(script).stem}.arguments")
         flags.check_arguments(*parse_arguments(argv, flags.ARGUMENTS, ""))
     else:
         raise AssertionError(f"no parser is known for {script}")

@@ -11,7 +11,9 @@ from small_models import neox
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.probing.activation_store import padded
-from lm_trials.probing.attention import (
+from lm_trials.probing.attention.arguments import OF_STORIES, STATISTICS
+from lm_trials.probing.attention.results import EVEN, UNREPEATED, UNTRAINED, Results, chosen_head, halves, one_more
+from lm_trials.probing.attention.statistics import (
     Measured,
     Reading,
     Repeats,
@@ -23,8 +25,6 @@ from lm_trials.probing.attention import (
     repeats,
     token_labels,
 )
-from lm_trials.probing.attention_arguments import OF_STORIES, STATISTICS
-from lm_trials.probing.attention_results import EVEN, UNREPEATED, UNTRAINED, Results, chosen_head, halves, one_more
 
 
 def random_weights(heads, length, seed, sharpness=3.0):

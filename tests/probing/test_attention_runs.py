@@ -12,8 +12,8 @@ from small_models import with_lora
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lm_trials.probing.attention import even_statistics
-from lm_trials.probing.attention_arguments import OF_STORIES
+from lm_trials.probing.attention.arguments import OF_STORIES
+from lm_trials.probing.attention.statistics import even_statistics
 from probes import attention
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.

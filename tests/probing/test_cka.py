@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.console import UsageError
-from lm_trials.probing import cka
-from lm_trials.probing.cka import Cka, Features, cka_matrix, cka_rows, hsic, pooled_stories, shuffled
+from lm_trials.probing.similarity import cka
+from lm_trials.probing.similarity.cka import Cka, Features, cka_matrix, cka_rows, hsic, pooled_stories, shuffled
 
 
 def u_centred(rows_ND):

@@ -14,7 +14,7 @@ from tiny_models import KINDS, tiny_model, tiny_tokenizer
 from lm_trials.console import UsageError
 from lm_trials.data import vocabulary
 from lm_trials.models.adapters import without_noise
-from lm_trials.probing.embedding_categories import (
+from lm_trials.probing.embeddings.categories import (
     Categories,
     agreement,
     categories_of,
@@ -22,7 +22,7 @@ from lm_trials.probing.embedding_categories import (
     story_words,
     surface_categories,
 )
-from lm_trials.probing.embeddings import (
+from lm_trials.probing.embeddings.geometry import (
     Embeddings,
     Movement,
     Words,

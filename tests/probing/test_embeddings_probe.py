@@ -10,7 +10,7 @@ from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 
 from lm_trials.models.adapters import LoraSpec, add_lora, without_noise
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.probing.embeddings import Words
+from lm_trials.probing.embeddings.geometry import Words
 from probes import embeddings
 
 ANIMALS, OTHERS = ("cat", "dog", "fox", "mat"), ("quick", "brown", "jumps", "lazy", "over")
@@ -164,7 +164,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(folder, tmp_path, capsys, monkeypatch, name):
     more, line = MISTAKES[name]
-    monkeypatch.setattr("lm_trials.probing.embeddings_arguments.find_spec", lambda module: None)
+    monkeypatch.setattr("lm_trials.probing.embeddings.arguments.find_spec", lambda module: None)
     with pytest.raises(SystemExit) as left:
         embeddings.main(flags(folder, tmp_path / "out", *more))
     told = capsys.readouterr().err.strip().splitlines()[-1]

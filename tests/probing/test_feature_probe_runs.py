@@ -16,8 +16,8 @@ from tiny_models import KINDS, tiny_model
 from lm_trials.data.corpora import open_records
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.models.reference import ModelReference
-from lm_trials.probing import feature_probe_results
-from lm_trials.probing.feature_probe import distinct_steps
+from lm_trials.probing.feature_probe import results as feature_probe_results
+from lm_trials.probing.feature_probe.readings import distinct_steps
 from lm_trials.reporting.feature_probe_figures import heat_figure, layers_figure, steps_figure
 from probes import feature_probe
 

@@ -8,8 +8,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
 from lm_trials.data.records import make_record, record_id
-from lm_trials.probing.feature_probe_arguments import FeatureProbeArguments
-from lm_trials.probing.feature_probe_stories import ProbeStories, read_probe_stories, story_alone, whole_in
+from lm_trials.probing.feature_probe.arguments import FeatureProbeArguments
+from lm_trials.probing.feature_probe.stories import ProbeStories, read_probe_stories, story_alone, whole_in
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects
 

@@ -8,7 +8,7 @@ import torch
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.console import UsageError
-from lm_trials.probing.fisher import (
+from lm_trials.probing.diversity.fisher import (
     DRAWINGS,
     ProbeNetwork,
     ProbeSettings,

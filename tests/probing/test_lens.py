@@ -15,10 +15,10 @@ from transformers import CohereConfig, CohereForCausalLM
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.losses import Document, story_losses
-from lm_trials.probing import lens as lens_module
-from lm_trials.probing import lens_training
 from lm_trials.probing.anatomy import anatomy_of
-from lm_trials.probing.lens import (
+from lm_trials.probing.lens import lenses as lens_module
+from lm_trials.probing.lens import training as lens_training
+from lm_trials.probing.lens.lenses import (
     SUMS,
     Decoder,
     LensSums,
@@ -32,8 +32,8 @@ from lm_trials.probing.lens import (
     scores,
     weights_sha256,
 )
-from lm_trials.probing.lens_results import LensResult, _control_sentence, by_run, finding_of, first_layer, readable
-from lm_trials.probing.lens_training import LensSettings, TunedLens, drawn_batches, train_lens, train_translators
+from lm_trials.probing.lens.results import LensResult, _control_sentence, by_run, finding_of, first_layer, readable
+from lm_trials.probing.lens.training import LensSettings, TunedLens, drawn_batches, train_lens, train_translators
 from lm_trials.reporting.lens_figures import checkpoints_figure, lens_figure, text_figure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from lm_trials.probing.pairs import (
+from lm_trials.probing.diversity.pairs import (
     cosine_distance,
     mean_between,
     mean_within,

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.probing.interventions import Part
-from lm_trials.probing.patching import (
+from lm_trials.probing.patching.results import (
+    HELD_OUT,
+    Direction,
+    Measured,
+    chosen_runs,
+    chosen_targets,
+    direction_rows,
+    tell,
+)
+from lm_trials.probing.patching.sides import Target, targets_of
+from lm_trials.probing.patching.swaps import (
     DONOR,
     MOVED,
     OTHER,
@@ -25,17 +35,7 @@ from lm_trials.probing.patching import (
     random_rows,
     sweep,
 )
-from lm_trials.probing.patching_results import (
-    HELD_OUT,
-    Direction,
-    Measured,
-    chosen_runs,
-    chosen_targets,
-    direction_rows,
-    tell,
-)
-from lm_trials.probing.patching_sides import Target, targets_of
-from lm_trials.probing.patching_tasks import Spot, StoryTask
+from lm_trials.probing.patching.tasks import Spot, StoryTask
 from lm_trials.reporting.patching_figures import patching_figure
 
 COMPONENTS = ("embeddings", "residual", "attention", "mlp", "heads")
@@ -259,7 +259,7 @@ def test_both_ends_are_checked_and_the_check_can_fail(monkeypatch):
     assert (check.itself, check.whole, check.texts) == (0.0, 0.0, 4)
     assert "changes nothing" in str(check)
     assert "is the donor exactly (4 texts)" in str(check)
-    from lm_trials.probing import patching
+    from lm_trials.probing.patching import swaps as patching
 
     right = patching.rows_of
     monkeypatch.setattr(patching, "rows_of", lambda found, part, heads: right(found, part, heads) + 1e-4)

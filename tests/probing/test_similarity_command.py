@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_trials.console import UsageError
 from lm_trials.data.tokenizers import train_tokenizer
-from lm_trials.probing.similarity_arguments import ARGUMENTS, SimilarityArguments, check_arguments, templates, words
+from lm_trials.probing.similarity.arguments import ARGUMENTS, SimilarityArguments, check_arguments, templates, words
 from lm_trials.reporting.similarity_figures import cka_figure, rank_figure, similarity_figure
 from probes import similarity
 

@@ -11,8 +11,8 @@ from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 from lm_trials.console import UsageError
 from lm_trials.data.geography import folded, package_cities
 from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, chat_prompt, instruct_prompts
-from lm_trials.probing.similarity_arguments import SimilarityArguments
-from lm_trials.probing.term_prompts import CITIES, VOCABULARY, PromptLayout, plan_terms
+from lm_trials.probing.similarity.arguments import SimilarityArguments
+from lm_trials.probing.similarity.prompts import CITIES, VOCABULARY, PromptLayout, plan_terms
 
 WORDS = ["cat", "dog", "fox", "mat", "a", "Zürich", "São Tomé", "x y", "jump!", "overjumps", "foo"]
 

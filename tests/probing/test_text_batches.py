@@ -8,9 +8,15 @@ from tiny_models import tiny_tokenizer
 
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import open_records
-from lm_trials.probing.diversity_arguments import DiversityArguments
-from lm_trials.probing.text_batches import CONTROLS, TextSet, control_batches, open_text_sets, token_batches
-from lm_trials.probing.text_measures import common_length, compression_ratio, distinct_share, first_words, text_measures
+from lm_trials.probing.diversity.arguments import DiversityArguments
+from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, open_text_sets, token_batches
+from lm_trials.probing.diversity.measures import (
+    common_length,
+    compression_ratio,
+    distinct_share,
+    first_words,
+    text_measures,
+)
 
 
 @pytest.fixture

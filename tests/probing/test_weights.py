@@ -10,7 +10,17 @@ from tiny_models import KINDS, tiny_model
 from lm_trials.console import UsageError
 from lm_trials.evaluation.losses import Document, per_story_windows
 from lm_trials.probing.anatomy import anatomy_of
-from lm_trials.probing.weight_edits import (
+from lm_trials.probing.weights.changes import (
+    Matrix,
+    Spectrum,
+    change_of,
+    check_same_shape,
+    matrices_of,
+    overlap,
+    random_spectra,
+    turning,
+)
+from lm_trials.probing.weights.edits import (
     BACK,
     LARGEST,
     NOISE,
@@ -24,17 +34,7 @@ from lm_trials.probing.weight_edits import (
     removed_part,
     unit_effects,
 )
-from lm_trials.probing.weight_findings import Deletion
-from lm_trials.probing.weights import (
-    Matrix,
-    Spectrum,
-    change_of,
-    check_same_shape,
-    matrices_of,
-    overlap,
-    random_spectra,
-    turning,
-)
+from lm_trials.probing.weights.findings import Deletion
 
 W = Matrix("w", "w")
 

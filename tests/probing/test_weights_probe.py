@@ -181,7 +181,7 @@ def test_an_adapters_change_is_undone_like_any_other(folder, tmp_path):
 
 def test_without_its_whole_change_the_model_must_be_the_base(folder, tmp_path, monkeypatch):
     """A fault injected: matrices read the wrong way round would leave another model."""
-    from lm_trials.probing import weight_edits
+    from lm_trials.probing.weights import edits as weight_edits
 
     honest = weight_edits.removed_part
     monkeypatch.setattr(weight_edits, "removed_part", lambda *args: 0.5 * honest(*args))

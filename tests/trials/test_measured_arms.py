@@ -28,7 +28,7 @@ def write_table(path, rows, arguments=None, columns=COLUMNS):
 def rows_of(model, value):
     return [
         [model, metric, layer, value + shift, value + shift - 0.1, "" if layer else value + shift + 0.1, 40, unit]
-        for metric, unit, shift in (("loss", "nats per token", 0.0), ("kl", "nats", 5.0))
+        for metric, unit, shift in (("loss", "nats per token", 0.0), ("loss_kl", "nats", 5.0))
         for layer, shift in ((0, shift + 1), (1, shift))
     ]
 
@@ -71,7 +71,7 @@ def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
     assert written["verdict"] == "exactly one variable differs: learning_rate"
     assert written["next_command"] is None
     # Another row, another result.
-    (other,) = compare_runs(measured, table=TABLE, where=["metric=kl", "layer=0"]).results
+    (other,) = compare_runs(measured, table=TABLE, where=["metric=loss_kl", "layer=0"]).results
     assert other.of("run")[0]["estimate"] == VALUES["a"][0] + 6
     assert other.unit == "nats"
 
@@ -97,8 +97,12 @@ def test_one_seed_has_no_test(measured, capsys):
     [
         ("probes/lens/lenses.csv", WHERE, "has none of that name; did you mean probes/lens/lens.csv"),
         (TABLE, ["metric=loss"], "2 rows of runs/a-s1 are left in .* differ in layer \\(0, 1\\); choose one"),
-        (TABLE, [], "4 rows .* differ in metric \\(loss, kl\\); layer \\(0, 1\\)"),
-        (TABLE, ["metric=losses", "layer=1"], "--where metric=losses: runs/a-s1 has no such row .* there are loss, kl"),
+        (TABLE, [], "4 rows .* differ in metric \\(loss, loss_kl\\); layer \\(0, 1\\)"),
+        (
+            TABLE,
+            ["metric=losses", "layer=1"],
+            "--where metric=losses: runs/a-s1 has no such row .* there are loss, loss_kl",
+        ),
         (TABLE, ["metrics=loss"], "has no such column; did you mean metric"),
         (TABLE, ["metric"], "--where metric: give COLUMN=VALUE, such as metric=accuracy"),
     ],

@@ -1,0 +1,1 @@
+"""The attention probe: where the heads of a model look."""

@@ -1,0 +1,330 @@
+"""Attention: where the heads of a model look, as maps of one text and as statistics over many.
+
+A query is a token that reads, a key a token that is read.  The first token sees itself alone, so it is left out as a
+query; every other sees itself and what came before.
+
+Shape suffixes: N = texts, L = layers (blocks), H = heads, T = tokens, Q = queries (T - 1), S = statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError, note
+from lm_trials.data.tokenizers import batch_encoder
+from lm_trials.models.reference import load_config
+from lm_trials.probing.activation_store import captured, reduced
+from lm_trials.probing.anatomy import anatomy_of
+from lm_trials.probing.attention.arguments import LEAST_STORIES, OF_STORIES, AttentionArguments
+from lm_trials.probing.capture import Activations
+from lm_trials.probing.probe_arguments import short_names
+from lm_trials.probing.subjects import Subject
+
+AT_ONCE = 64 << 20
+"""Bytes of attention weights that are held at a time, which grow with the square of a text's length; more is slower."""
+
+
+def head_statistics(weights_HTT: torch.Tensor) -> torch.Tensor:
+    """Return the statistics of each head on one text, each a mean over its queries, -> (H, S) as `OF_STORIES`.
+
+    previous, first and self are the shares of attention that go to the token before, the first and the query itself;
+    distance is in tokens, entropy in nats; relative entropy is over the log of how many tokens a query sees.
+
+    >>> even = torch.ones(1, 3, 3).tril() / torch.tensor([1.0, 2.0, 3.0])[:, None]
+    >>> [round(value, 3) for value in head_statistics(even)[0].tolist()]
+    [0.417, 0.417, 0.417, 0.75, 0.896, 1.0]
+    """
+    weights_HQT = weights_HTT[:, 1:].double()
+    places = torch.arange(weights_HTT.shape[1], dtype=torch.float64)
+    queries_Q = places[1:]
+    entropy_HQ = torch.special.entr(weights_HQT).sum(dim=-1)
+    found = {
+        "previous": weights_HQT.diagonal(offset=0, dim1=1, dim2=2),
+        "first": weights_HQT[:, :, 0],
+        "self": weights_HQT.diagonal(offset=1, dim1=1, dim2=2),
+        "distance": (weights_HQT * (queries_Q[:, None] - places)).sum(dim=-1),
+        "entropy": entropy_HQ,
+        "relative_entropy": entropy_HQ / torch.log(queries_Q + 1),
+    }
+    return torch.stack([found[name].mean(dim=-1) for name in OF_STORIES], dim=-1)
+
+
+def even_statistics(length: int) -> np.ndarray:
+    """Return the statistics of a head that looks evenly at all it sees, on a text of so many tokens, -> (S,).
+
+    >>> even_statistics(3).round(3).tolist()
+    [0.417, 0.417, 0.417, 0.75, 0.896, 1.0]
+    """
+    seen_Q = np.arange(2, length + 1, dtype=np.float64)
+    share = float(np.mean(1 / seen_Q))
+    distance, entropy = float(np.mean((seen_Q - 1) / 2)), float(np.mean(np.log(seen_Q)))
+    found = {"previous": share, "first": share, "self": share, "distance": distance, "entropy": entropy}
+    return np.array([{**found, "relative_entropy": 1.0}[name] for name in OF_STORIES])
+
+
+def induction_scores(weights_HTT: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """Return how much of the attention of a repetition goes to what followed each token the first time, -> (H, 1).
+
+    The prefix-matching score of Olsson et al. (2022, arXiv 2209.11895): a sequence of `length` tokens stands at
+    `start` and again right after; its mean over the tokens of the second.
+    """
+    rows = torch.arange(start + length, start + 2 * length)
+    return weights_HTT[:, rows, rows - length + 1].double().mean(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Sequences of random tokens for the induction score.
+
+    Attributes:
+        repeated: each an opening, a sequence and the same sequence again.
+        unrepeated: the same, but what stands before the last sequence is another: the control, as a head that always
+            looks so far back does so here too.
+        start: where the sequences begin.
+        length: their tokens.
+    """
+
+    repeated: list[np.ndarray]
+    unrepeated: list[np.ndarray]
+    start: int
+    length: int
+
+    @property
+    def even(self) -> float:
+        """The score of a head that looks evenly at all it sees."""
+        seen = np.arange(self.start + self.length + 1, self.start + 2 * self.length + 1)
+        return float(np.mean(1 / seen))
+
+
+def repeats(ids: np.ndarray, opening: Sequence[int], length: int, count: int, seed: int) -> Repeats:
+    """Draw sequences in which no token comes twice but by the repetition.
+
+    >>> drawn = repeats(np.arange(5, 11), [1], length=2, count=1, seed=0)
+    >>> drawn.repeated[0].tolist(), drawn.unrepeated[0].tolist()
+    ([1, 10, 6, 10, 6], [1, 5, 7, 10, 6])
+    """
+    generator = np.random.default_rng([seed, length])
+    pairs = [generator.choice(ids, (2, length), replace=False) for _ in range(count)]
+    whole = [[np.array([*opening, *first, *second]) for first, second in ((a, a), (b, a))] for a, b in pairs]
+    return Repeats([twice for twice, _ in whole], [once for _, once in whole], len(opening), length)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What every model reads: the stories, the text of the maps, and sequences for the induction score."""
+
+    documents: list[np.ndarray]
+    map_ids_T: np.ndarray
+    tokens: list[str]
+    repeats: Repeats | None
+
+
+def head_to_draw(subjects: Sequence[Subject], args: AttentionArguments) -> tuple[int, int] | None:
+    """Return layer and head of what is drawn large, negative ones counted from the end; None where nothing is.
+
+    Raises:
+        UsageError: for models with different numbers of heads, or a layer or head that they do not have.
+    """
+    counts = {s.label: int(load_config(s.reference).get_text_config().num_attention_heads) for s in subjects}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{label} {count}" for label, count in counts.items())
+        raise UsageError(f"the models have different numbers of heads ({told}); name models of one shape")
+    if args.layer is None or args.head is None:
+        return None
+    first = subjects[0]
+    found = []
+    for flag, value, count in (("layer", args.layer, first.depth), ("head", args.head, counts[first.label])):
+        if not -count <= value < count:
+            what = f"{flag}s 0 to {count - 1}" if flag == "layer" else f"heads 0 to {count - 1} in each layer"
+            raise UsageError(f"--{flag} {value}: {first.reference.name} has {what}; give one of them")
+        found.append(value % count)
+    return found[0], found[1]
+
+
+def run_of(subject: Subject, names: Sequence[str]) -> str:
+    """Return what the run is called whose checkpoint a model is; of a model that was named itself, its own label."""
+    path = Path(subject.reference.path)
+    for name, label in zip(names, short_names(names), strict=True):
+        if Path(name).expanduser() in (path, path.parent):
+            return label
+    return subject.label
+
+
+def plan_reading(subjects: Sequence[Subject], stories: Sequence[str], args: AttentionArguments, seed: int) -> Reading:
+    """Put what is read into the models' tokens; what is left out or cut is told.
+
+    Raises:
+        UsageError: for too few stories of at least two tokens.
+    """
+    first, window = subjects[0], min(subject.window for subject in subjects)
+    if other := next((subject for subject in subjects if subject.opening() != first.opening()), None):
+        note(f"{other.label} was trained on stories that begin otherwise; all read them as {first.label} did")
+    whole = [ids_T[:window] for ids_T in first.story_ids(stories)]
+    documents = [ids_T for ids_T in whole if len(ids_T) > 1]
+    if len(documents) < len(whole):
+        note(f"{len(whole) - len(documents)} of {len(whole)} stories have one token, nothing to read from; left out")
+    if len(documents) < LEAST_STORIES:
+        raise UsageError(
+            f"{len(documents)} stories of at least two tokens: a head is chosen on one half of them and reported on "
+            f"the other; give at least {LEAST_STORIES}"
+        )
+    map_ids_T = documents[0][: args.map_tokens]
+    if args.text is not None:
+        map_ids_T = _plan_map(first, args.text, args.map_tokens, window)
+    return Reading(
+        documents,
+        map_ids_T,
+        token_labels(first.tokenizer, map_ids_T),
+        _plan_repeats(first, documents, window, args, seed),
+    )
+
+
+def _plan_map(subject: Subject, text: str, map_tokens: int, window: int) -> np.ndarray:
+    """Return the ids of a text that was asked for; where it is longer, its beginning, and that is said."""
+    shown = min(map_tokens, window)
+    (ids,) = batch_encoder(subject.tokenizer)([text])
+    ids = subject.opening() + ids
+    if len(ids) < 2:
+        raise UsageError(f"--text {text!r} is one token, which sees itself alone; give a longer text")
+    if len(ids) > shown:
+        why = "--map_tokens" if shown == map_tokens else "the models' window"
+        note(f"--text has {len(ids)} tokens, its opening mark among them; the maps show the first {shown} ({why})")
+    return np.array(ids[:shown], dtype=np.int64)
+
+
+def _plan_repeats(
+    subject: Subject, documents: Sequence[np.ndarray], window: int, args: AttentionArguments, seed: int
+) -> Repeats | None:
+    """Draw from the tokens of the stories: a tokenizer also has tokens that no model of them ever saw."""
+    if not args.induction_sequences:
+        return None
+    ids = np.setdiff1d(np.unique(np.concatenate(documents)), subject.tokenizer.all_special_ids)
+    length = min(args.induction_tokens, (window - len(subject.opening())) // 2, len(ids) // 2)
+    if length < 2:
+        what = f"a window of {window} tokens and {len(ids)} different ones in the stories"
+        if args.statistic == "induction":
+            raise UsageError(f"--statistic induction: {what} hold no repetition; ask for another statistic")
+        note(f"no induction score: {what} hold no repetition")
+        return None
+    if length < args.induction_tokens:
+        note(f"--induction_tokens {args.induction_tokens}: the window or the stories' tokens allow {length}")
+    return repeats(ids, subject.opening(), length, args.induction_sequences, seed)
+
+
+def token_labels(tokenizer: PreTrainedTokenizerBase, ids_T: Sequence[int]) -> list[str]:
+    """Return tokens as a person reads them, a space before a word kept; part of a character as the tokenizer has it."""
+    labels = []
+    for number, token in zip(map(int, ids_T), tokenizer.convert_ids_to_tokens(list(map(int, ids_T))), strict=True):
+        text = tokenizer.decode([number], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if token.startswith("▁") and not text.startswith(" "):  # SentencePiece's decoder drops it at the beginning
+            text = f" {text}"
+        labels.append(token if not text or "\N{REPLACEMENT CHARACTER}" in text else text)
+    return labels
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one model.
+
+    Attributes:
+        label: what tables call it.
+        run: the run that it is a checkpoint of, or its own name.
+        step: the update of a checkpoint, where known.
+        seed: of its training, where known.
+        stories_NLHS: statistics of each head on each story, as `OF_STORIES`.
+        repeated_NLH: induction scores of each head on each sequence that is repeated; None where not asked for.
+        unrepeated_NLH: the same where it is not.
+        maps_LHTT: attention weights on the text of the maps.
+    """
+
+    label: str
+    run: str
+    step: int | None
+    seed: int | None
+    stories_NLHS: np.ndarray
+    repeated_NLH: np.ndarray | None
+    unrepeated_NLH: np.ndarray | None
+    maps_LHTT: np.ndarray
+
+    @property
+    def statistics(self) -> list[str]:
+        """Names of what was measured."""
+        return OF_STORIES + (["induction"] if self.repeated_NLH is not None else [])
+
+    def values(self, statistic: str) -> np.ndarray:
+        """Return one statistic of each head on each text, -> (N, L, H)."""
+        if statistic == "induction":
+            assert self.repeated_NLH is not None
+            return self.repeated_NLH
+        return self.stories_NLHS[..., OF_STORIES.index(statistic)]
+
+
+def measure(
+    model: Any, reading: Reading, batch_size: int, subject: Subject | None = None, run: str | None = None
+) -> Measured:
+    """Read a model's attention on all texts; without a subject, of an untrained model."""
+    label = subject.label if subject else "an untrained model"
+    repeated = unrepeated = None
+    if reading.repeats is not None:
+        start, length = reading.repeats.start, reading.repeats.length
+        repeated, unrepeated = (
+            over_heads(model, texts, lambda weights: induction_scores(weights, start, length), batch_size)[..., 0]
+            for texts in (reading.repeats.repeated, reading.repeats.unrepeated)
+        )
+    stories_NLHS = over_heads(model, reading.documents, head_statistics, batch_size, f"attention of {label}")
+    maps_LHTT = attention_maps(model, reading.map_ids_T)
+    step, seed = (subject.step, subject.candidate.seed) if subject else (None, None)
+    return Measured(label, run or label, step, seed, stories_NLHS, repeated, unrepeated, maps_LHTT)
+
+
+def over_heads(
+    model: Any,
+    documents: Sequence[np.ndarray],
+    reduce: Callable[[torch.Tensor], torch.Tensor],
+    batch_size: int,
+    description: str | None = None,
+    at_once: int = AT_ONCE,
+) -> np.ndarray:
+    """Return `reduce(weights_HTT) -> (H, S)` of each layer and text, -> (N, L, H, S).
+
+    No more than about `at_once` bytes of weights are held: batches are made smaller, and where one text is too much,
+    the layers are read group by group.
+    """
+    anatomy = anatomy_of(model)
+    longest = max((len(ids_T) for ids_T in documents), default=1)
+    of_a_layer = 4 * anatomy.num_heads * longest**2
+    width = min(anatomy.num_blocks, max(1, at_once // of_a_layer))
+    batch_size = min(batch_size, max(1, at_once // (of_a_layer * width)))
+    rows: dict[str, np.ndarray] = {}
+    for start in range(0, anatomy.num_blocks, width):
+        layers = list(range(start, min(start + width, anatomy.num_blocks)))
+
+        def of_batch(found: Activations, layers: Sequence[int] = layers) -> dict[str, torch.Tensor]:
+            return {
+                str(layer): torch.stack([reduce(weights_HTT) for weights_HTT in found.of("attention", layer)])
+                for layer in layers
+            }
+
+        more = f" (layers {layers[0]} to {layers[-1]})" if description and width < anatomy.num_blocks else ""
+        batches = captured(
+            model,
+            documents,
+            {"attention": layers},
+            batch_size=batch_size,
+            description=description and description + more,
+        )
+        rows |= reduced(batches, len(documents), of_batch)
+    return np.stack([rows[str(layer)] for layer in range(anatomy.num_blocks)], axis=1)
+
+
+def attention_maps(model: Any, ids_T: np.ndarray) -> np.ndarray:
+    """Return the attention weights of every head on one text, -> (L, H, T, T), rows the queries."""
+    (found,) = captured(model, [ids_T], ["attention"], description=None)
+    return np.stack([found.of("attention", layer)[0].numpy() for layer in found.layers("attention")])

@@ -1,0 +1,1 @@
+"""The diversity probe: the expected distance between batches of texts."""

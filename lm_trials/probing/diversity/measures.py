@@ -1,0 +1,103 @@
+"""Text measures: how varied batches of text are, seen without a model.
+
+All of them depend on how much text they see, so each sees the same number of words of every batch.  Words are what
+white space separates; n-grams are of words in lower case without the punctuation around them, and do not cross from
+one text into the next.
+"""
+
+from __future__ import annotations
+
+import lzma
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm_trials.console import UsageError
+from lm_trials.data.variety import LZMA_PRESET
+from lm_trials.estimates import Estimate, bootstrap_mean
+from lm_trials.probing.diversity.batches import TextSet
+
+NGRAMS = (1, 2, 3)
+
+
+def first_words(texts: Sequence[str], num_words: int) -> list[list[str]]:
+    """Return the first `num_words` words of a batch, text by text.
+
+    >>> first_words(["a b c", "d e"], num_words=4)
+    [['a', 'b', 'c'], ['d']]
+    """
+    taken: list[list[str]] = []
+    for text in texts:
+        if num_words <= 0:
+            break
+        taken.append(text.split()[:num_words])
+        num_words -= len(taken[-1])
+    return taken
+
+
+def distinct_share(texts: Sequence[Sequence[str]], n: int) -> float:
+    """Return distinct over all n-grams (distinct-n; Li et al. 2016, arXiv 1510.03055); NaN where there are none.
+
+    >>> distinct_share([["A", "cat", "a", "cat."]], n=2)
+    0.6666666666666666
+    """
+    ngrams = []
+    for words in texts:
+        plain = [word.lower().strip(string.punctuation) or word for word in words]
+        ngrams += zip(*(plain[start:] for start in range(n)), strict=False)
+    return len(set(ngrams)) / len(ngrams) if ngrams else float("nan")
+
+
+def compression_ratio(texts: Sequence[Sequence[str]]) -> float:
+    """Return bytes over bytes after xz (the preset of `prepare_tinystories.py describe`); more means more repetition.
+
+    >>> compression_ratio([["no", "two", "words"]]) < 1 < compression_ratio([["again"] * 1000])
+    True
+    """
+    text = "\n\n".join(" ".join(words) for words in texts).encode()
+    return len(text) / len(lzma.compress(text, preset=LZMA_PRESET))
+
+
+def common_length(sets: Sequence[TextSet], asked: int | None) -> int:
+    """Return how many words of each batch are looked at: as many as asked for, else as the shortest batch has.
+
+    Raises:
+        UsageError: for a batch with fewer words than asked for, or with next to none.
+    """
+    lengths = {
+        sum(len(text.split()) for text in batch): (texts.name, number)
+        for texts in sets
+        for number, batch in enumerate(texts.batches)
+    }
+    shortest = min(lengths)
+    name, number = lengths[shortest]
+    if shortest < max(NGRAMS) or (asked or 0) > shortest:
+        raise UsageError(
+            f"batch {number} of {name} has {shortest:,} words, and --words_per_batch is {asked or max(NGRAMS):,}; "
+            "lower it or raise --batch_size"
+        )
+    return asked or shortest
+
+
+def text_measures(texts: TextSet, num_words: int, seed: int = 0) -> dict[str, Estimate]:
+    """Return each measure's mean over the batches, with a bootstrap interval over them."""
+    samples = [first_words(batch, num_words) for batch in texts.batches]
+    values = {"compression ratio": ("bytes per xz byte", [compression_ratio(sample) for sample in samples])}
+    for n in NGRAMS:
+        values[f"distinct {n}-grams"] = (f"share of {n}-grams", [distinct_share(sample, n) for sample in samples])
+    return {
+        measure: bootstrap_mean(np.array(by_batch), f"{unit}, {num_words:,} words a batch", seed)
+        for measure, (unit, by_batch) in values.items()
+    }
+
+
+def text_rows(measures: Mapping[str, Mapping[str, Estimate]]) -> list[dict[str, Any]]:
+    """Return the rows of the table; `measures` maps a data set to its estimates by measure."""
+    return [
+        {"measure": measure, "data_set": name, "kind": "data set", "probe": "", "layers": "", "noise": "",
+         **estimate.row()}
+        for name, of_set in measures.items()
+        for measure, estimate in of_set.items()
+    ]  # fmt: skip

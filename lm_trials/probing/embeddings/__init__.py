@@ -1,0 +1,1 @@
+"""The embeddings probe: where tokens are, and how far training moved them."""

@@ -1,0 +1,380 @@
+"""Feature probes: whether a feature of a story can be read linearly from numbers about it, on stories held out.
+
+The numbers may be a model's hidden states, pooled over the story, or, as a control, what the text alone gives.  Every
+choice (layer, pooling, penalty) is made on a part of the training stories; the test stories only score.
+
+Shape suffixes: N = training stories, M = test stories, D = numbers of a story, S = shuffles.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from lm_trials.console import note, progress
+from lm_trials.data.tokenizers import tokenizer_hash
+from lm_trials.estimates import Estimate, StoryBootstrap, proportion
+from lm_trials.evaluation.judges import balanced_accuracy
+from lm_trials.models.reference import load_config
+from lm_trials.probing.activation_store import captured, reduced
+from lm_trials.probing.anatomy import check_hidden
+from lm_trials.probing.capture import Activations, CaptureCheck, check_capture
+from lm_trials.probing.feature_probe.arguments import NORMED, FeatureProbeArguments
+from lm_trials.probing.feature_probe.stories import CHOICE_SHARE, ProbeStories, bag_of_words, text_statistics
+from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.subjects import Subject, load_subject, run_names, untrained
+
+BALANCED, PLAIN = "balanced accuracy", "accuracy"
+DIFFERENCE = "difference in balanced accuracy"
+LAST = 10
+"""Positions that `last_10` averages over, as in the deletion and recovery study."""
+MOST_UPDATES = 1000
+# Weights of words are small, so they take a weaker penalty than standardised numbers to be fitted as well.
+WORDS_L2 = (0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which stories have a feature, and which of the training stories the choices are made on.
+
+    Attributes:
+        train_N, test_M: which have it.
+        choice_N: which training stories choose.
+        shuffled_SN: the training labels, permuted.
+    """
+
+    train_N: np.ndarray
+    test_M: np.ndarray
+    choice_N: np.ndarray
+    shuffled_SN: np.ndarray
+
+    @classmethod
+    def of(cls, train_N: np.ndarray, test_M: np.ndarray, num_shuffles: int, seed: int) -> Labels:
+        """Draw what is drawn: a quarter of the stories with the feature and of those without choose."""
+        generator = np.random.Generator(np.random.Philox(seed))
+        choice_N = np.zeros(len(train_N), dtype=bool)
+        for has in (True, False):
+            of_class = np.flatnonzero(train_N == has)
+            choice_N[generator.permutation(of_class)[: round(CHOICE_SHARE * len(of_class))]] = True
+        shuffled_SN = np.stack([generator.permutation(train_N) for _ in range(num_shuffles)])
+        return cls(train_N, test_M, choice_N, shuffled_SN)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a probe says of the test stories.
+
+    Attributes:
+        chosen_by: balanced accuracy on the stories that choose; what layers are chosen by.
+        l2: the penalty's weight that did best there.
+        right_M: whether it is right on each test story; for shuffled labels (S, M), of each shuffle.
+        converged: whether every fit came to an end.
+    """
+
+    chosen_by: float
+    l2: float
+    right_M: np.ndarray
+    converged: bool = True
+
+
+def read_feature(train_ND: Any, test_MD: Any, labels: Labels, l2: Sequence[float]) -> Reading:
+    """Fit a probe with each penalty, choose one, fit it on all training stories and score it on the test stories.
+
+    >>> values_ND = np.random.default_rng(0).normal(size=(300, 4))
+    >>> labels = Labels.of(values_ND[:200, 0] > 0, values_ND[200:, 0] > 0, num_shuffles=2, seed=0)
+    >>> reading = read_feature(values_ND[:200], values_ND[200:], labels, [1.0, 10.0])
+    >>> bool(reading.right_M.mean() > 0.9)
+    True
+    """
+    train_N, choice_N = labels.train_N, labels.choice_N
+    scores, converged = {}, True
+    for weight in sorted(l2, reverse=True):  # of two that do as well, the stronger penalty
+        probe, ended = fit_probe(train_ND[~choice_N], train_N[~choice_N], weight)
+        scores[weight] = _balanced(train_N[choice_N], probe.predict(train_ND[choice_N]) == train_N[choice_N])
+        converged &= ended
+    best = max(scores, key=scores.get)  # type: ignore[arg-type]
+    probe, ended = fit_probe(train_ND, train_N, best)
+    return Reading(scores[best], best, probe.predict(test_MD) == labels.test_M, converged and ended)
+
+
+def read_shuffled(train_ND: Any, test_MD: Any, labels: Labels, l2: float) -> Reading:
+    """Do the same on permuted labels of the training stories: what a probe says that can know nothing."""
+    probes = [fit_probe(train_ND, shuffled_N, l2) for shuffled_N in labels.shuffled_SN]
+    right_SM = np.stack([probe.predict(test_MD) == labels.test_M for probe, _ in probes])
+    return Reading(float("nan"), l2, right_SM, all(ended for _, ended in probes))
+
+
+def fit_probe(values_ND: Any, has_N: np.ndarray, l2: float) -> tuple[Any, bool]:
+    """Fit a logistic regression by L-BFGS, and say whether it came to an end.
+
+    Each number is standardised by these stories, of sparse weights of words none; both classes weigh the same.  What
+    is made small: the sum of the stories' weighted losses plus l2 / 2 times the squared length of the coefficients.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    scaler = StandardScaler() if isinstance(values_ND, np.ndarray) else FunctionTransformer()
+    model = LogisticRegression(C=1 / l2, class_weight="balanced", solver="lbfgs", max_iter=MOST_UPDATES)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ConvergenceWarning)
+        pipeline = make_pipeline(scaler, model).fit(values_ND, has_N)
+    return pipeline, not told
+
+
+def _balanced(has_N: np.ndarray, right_N: np.ndarray) -> float:
+    return float((right_N[has_N].mean() + right_N[~has_N].mean()) / 2)
+
+
+def score(has_M: np.ndarray, right_M: np.ndarray, metric: str) -> Estimate:
+    """Return a reading's accuracy or balanced accuracy, its interval over stories that it varies with even if perfect.
+
+    >>> has_M = np.array([True] * 10 + [False] * 90)
+    >>> str(score(has_M, ~has_M, "accuracy")), str(score(has_M, ~has_M, "balanced accuracy"))
+    ('0.900 [0.826, 0.945] accuracy (n=100)', '0.500 [0.480, 0.639] balanced accuracy (n=100)')
+    """
+    if metric == PLAIN:
+        return proportion(int(right_M.sum()), len(right_M), PLAIN)
+    return balanced_accuracy(has_M, has_M == right_M)
+
+
+def score_shuffled(has_M: np.ndarray, right_SM: np.ndarray) -> Estimate:
+    """Return the mean over shuffles, and between which bounds 95 % of further shuffles would lie (t distribution).
+
+    Where a feature is a main direction of the states, single shuffles lie far from chance, on either side.
+
+    >>> has_M, right_SM = np.array([True, False] * 10), np.arange(60).reshape(3, 20) % 9 < 4
+    >>> print(score_shuffled(has_M, right_SM))
+    0.467 [0.180, 0.754] balanced accuracy (n=3)
+    """
+    scores_S = [_balanced(has_M, right_M) for right_M in right_SM]
+    mean, spread = float(np.mean(scores_S)), float(np.std(scores_S, ddof=1))
+    half = float(stats.t.ppf(0.975, len(scores_S) - 1)) * spread * (1 + 1 / len(scores_S)) ** 0.5
+    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), len(scores_S), BALANCED)
+
+
+def difference(has_M: np.ndarray, right_M: np.ndarray, other_SM: np.ndarray, seed: int = 0) -> Estimate:
+    """Return by how much one reading's balanced accuracy is above another's on the same stories, paired.
+
+    Args:
+        other_SM: the other reading's, or those of several shuffles, whose mean counts; they are resampled too.
+
+    >>> has_M = np.array([True, False] * 50)
+    >>> print(difference(has_M, np.ones(100), np.arange(100) % 4 < 2))
+    0.500 [0.398, 0.593] difference in balanced accuracy (n=100)
+    """
+    gain_SM = np.asarray(right_M, dtype=np.float64) - np.atleast_2d(np.asarray(other_SM, dtype=np.float64))
+    num_shuffles = len(gain_SM)
+    generator = np.random.Generator(np.random.Philox(seed + 1))
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        rates = sums[..., 2:] / np.repeat(sums[..., :2], num_shuffles, axis=-1)
+        gains = (rates[..., :num_shuffles] + rates[..., num_shuffles:]) / 2
+        if gains.ndim == 1:
+            return gains.mean()
+        drawn = generator.multinomial(num_shuffles, np.full(num_shuffles, 1 / num_shuffles), size=len(gains))
+        return (gains * drawn).sum(axis=-1) / num_shuffles
+
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(np.stack([has_M, ~has_M, *(gain_SM * has_M), *(gain_SM * ~has_M)], axis=1))
+    return bootstrap.estimate(statistic, DIFFERENCE)
+
+
+def above_chance(has_M: np.ndarray, right_M: np.ndarray) -> Estimate:
+    """Return by how much a reading is above 0.5, what naming the majority always gives."""
+    found = score(has_M, right_M, BALANCED)
+    return Estimate(found.estimate - 0.5, found.lower - 0.5, found.upper - 0.5, found.n, DIFFERENCE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where numbers about a story are read: pooling, site and layer; of a text control its name and no layer."""
+
+    pooling: str
+    site: str
+    layer: int | None = None
+
+
+Readings = dict[str, dict[Place, Reading]]
+"""By feature and place."""
+
+
+def chosen(readings: Mapping[Place, Reading], pooling: str | None = None) -> Place:
+    """Return the place that did best on the stories that choose, of all or of one pooling; of equal ones the first."""
+    places = [place for place in readings if pooling in (None, place.pooling)]
+    return max(places, key=lambda place: readings[place].chosen_by)
+
+
+def pooled(
+    model: Any,
+    documents: Sequence[np.ndarray],
+    opening: int,
+    sites: Mapping[str, Sequence[int] | None],
+    poolings: Sequence[str],
+    batch_size: int,
+    name: str,
+) -> dict[Place, np.ndarray]:
+    """Return the hidden states of each story, averaged over its last 10 tokens or all of them, float64.
+
+    Neither padding nor the `opening` marks before the story are in an average.  Only the averages are kept, so memory
+    does not grow with the length of the stories.
+    """
+    places: dict[str, Place] = {}
+
+    def reduce(found: Activations) -> dict[str, torch.Tensor]:
+        means = {}
+        for pooling in poolings:
+            for site, layer in found.values:
+                place = Place(pooling, site, layer)
+                places[str(place)] = place
+                means[str(place)] = found.means(site, layer, LAST if pooling == "last_10" else None)
+        return means
+
+    most = None if "mean" in poolings else LAST
+    positions = [np.arange(len(ids_T))[opening:][-(most or len(ids_T)) :] for ids_T in documents]
+    batches = captured(model, documents, dict(sites), positions, batch_size, f"reading {name}", name)
+    gathered = reduced(batches, len(documents), reduce)
+    # In double precision: in single, L-BFGS ends where rounding stops it.
+    return {place: gathered[key].astype(np.float64) for key, place in places.items()}
+
+
+def read_all(
+    values: Mapping[Place, Any],
+    labels: Mapping[str, Labels],
+    num_train: int,
+    l2: Sequence[float],
+    name: str,
+    shuffled: bool = False,
+) -> tuple[Readings, Readings]:
+    """Read each feature at each place; with `shuffled` from shuffled labels too, else the second is empty.
+
+    Args:
+        values: by place, of all stories, those to fit on first.
+        labels: by feature.
+    """
+    readings: Readings = {feature: {} for feature in labels}
+    controls: Readings = {feature: {} for feature in labels if shuffled}
+    both = [(place, feature) for place in values for feature in labels]
+    for place, feature in progress(both, f"probing {name}", "probes", len(both)):
+        train_ND, test_MD = values[place][:num_train], values[place][num_train:]
+        reading = read_feature(train_ND, test_MD, labels[feature], l2)
+        readings[feature][place] = reading
+        if shuffled:
+            controls[feature][place] = read_shuffled(train_ND, test_MD, labels[feature], reading.l2)
+    return readings, controls
+
+
+TEXT_CONTROLS = ("text statistics", "bag of words")
+UNTRAINED, SHUFFLED, MAJORITY = "untrained", "shuffled labels", "majority"
+
+
+@dataclass(frozen=True)
+class Series:
+    """What was read from one source: a model, one of its shape with random weights, or the text.
+
+    Attributes:
+        name: what tables and figures call it.
+        role: "finding", or "control".
+        readings, shuffled: by feature and place.
+        subject: the model; of an untrained one the model whose shape it has.
+        run: the run that a checkpoint is of, else the name.
+        control: for a model, the untrained one of its shape.
+    """
+
+    name: str
+    role: str
+    readings: Readings
+    shuffled: Readings
+    subject: Subject | None = None
+    run: str = ""
+    control: str = ""
+
+
+def read_texts(stories: ProbeStories, labels: Mapping[str, Labels], l2: Sequence[float]) -> list[Series]:
+    """Read the features from what the text alone gives: counts of marks and words, and the words."""
+    num_train = len(stories.train)
+    weights = {"text statistics": l2, "bag of words": WORDS_L2}
+    values = {
+        "text statistics": text_statistics(stories.texts),
+        "bag of words": bag_of_words(stories.texts, num_train),
+    }
+    return [
+        Series(name, "control", *read_all({Place(name, "text"): values[name]}, labels, num_train, weights[name], name))
+        for name in TEXT_CONTROLS
+    ]
+
+
+def read_models(
+    subjects: Sequence[Subject],
+    stories: ProbeStories,
+    labels: Mapping[str, Labels],
+    how: SubjectArguments,
+    args: FeatureProbeArguments,
+    batch_size: int,
+) -> tuple[list[Series], dict[str, CaptureCheck]]:
+    """Read the features from each model, and from one with random weights of each shape.
+
+    Returns:
+        What was read, the controls last, and for each model that reading it left its logits as they are.
+    """
+    found, controls, checks = [], {}, {}
+    runs = run_names(subjects)
+    texts, num_train = stories.texts, len(stories.train)
+    for subject, run in zip(subjects, runs, strict=True):
+        sites, documents, opening = sites_of(subject, args.layers), subject.story_ids(texts), len(subject.opening())
+
+        def read(model: Any, name: str, shuffled: bool = True) -> tuple[Readings, Readings]:
+            values = pooled(model, documents, opening, sites, args.pooling, batch_size, name)  # noqa: B023
+            return read_all(values, labels, num_train, args.l2, name, shuffled)
+
+        config = load_config(subject.reference).to_diff_dict() | {"_name_or_path": None}
+        shape = (json.dumps(config, sort_keys=True, default=str), tokenizer_hash(subject.tokenizer), subject.window)
+        model = load_subject(subject, how)
+        checks[subject.label] = check_capture(model, documents[0].tolist(), sites, subject.label)
+        readings = read(model, subject.label)
+        del model  # before the next is there
+        if shape not in controls:
+            name = UNTRAINED if not controls else f"{UNTRAINED} (as {subject.label})"
+            controls[shape] = Series(name, "control", *read(untrained(subject, how), name, False), subject)
+        found.append(Series(subject.label, "finding", *readings, subject, run, controls[shape].name))
+    return [*found, *controls.values()], checks
+
+
+def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | None]:
+    """Return what is captured of a model, checked before its weights are loaded.
+
+    Raises:
+        UsageError: for a layer that it does not have.
+    """
+    if not layers:
+        return {"hidden": None, NORMED: None}
+    numbers = [int(layer) for layer in layers if layer != NORMED]
+    hidden = sorted(set(check_hidden(numbers, subject.depth, subject.reference.name, "--layers")))
+    return ({"hidden": hidden} if hidden else {}) | ({NORMED: None} if NORMED in layers else {})
+
+
+def distinct_steps(subjects: Sequence[Subject]) -> list[Subject]:
+    """Leave out a run's final model where its last checkpoint is the same update, or nobody knows which it is."""
+    places = [(_run_folder(subject), subject.step) for subject in subjects]
+    runs = {folder for (folder, _), subject in zip(places, subjects, strict=True) if subject.reference.step is not None}
+    kept = []
+    for number, (place, subject) in enumerate(zip(places, subjects, strict=True)):
+        if subject.step is None and place[0] in runs:
+            note(f"left out: {subject.reference.name}, as no run.json tells its update; its checkpoints are read")
+        elif subject.step is None or place not in places[:number]:
+            kept.append(subject)
+    return kept
+
+
+def _run_folder(subject: Subject) -> str:
+    path = Path(subject.reference.path)
+    return str(path.parent if subject.reference.step is not None else path)

@@ -1,0 +1,1 @@
+"""The lens probe: what a model would say if it stopped at a layer."""

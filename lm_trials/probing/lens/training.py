@@ -1,0 +1,333 @@
+"""Training of tuned lenses: on which stories, how, and the file that one is kept in.
+
+Each layer's map is trained for itself, on KL(final || lens) averaged over the places of a batch of stories, with the
+settings of the paper: SGD with Nesterov momentum 0.9, a rate that falls to 0 in a straight line, gradients cut to
+norm 1.  One forward pass of the frozen model serves all layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lm_trials.console import UsageError, progress
+from lm_trials.data.corpora import is_corpus
+from lm_trials.data.records import Record
+from lm_trials.data.sets import is_set
+from lm_trials.probing.activation_store import captured
+from lm_trials.probing.anatomy import Anatomy, anatomy_of
+from lm_trials.probing.lens.arguments import LensArguments
+from lm_trials.probing.lens.lenses import Decoder, Places, Translators, weights_sha256
+from lm_trials.probing.probe_arguments import TextArguments
+from lm_trials.probing.subjects import Subject, read_stories
+
+MOMENTUM = 0.9
+LARGEST_GRADIENT = 1.0
+HELD_OUT = 5
+"""Of a path that is read whole, one story in this many, by hash, is held out of training and evaluated on."""
+
+
+@dataclass(frozen=True)
+class LensStories:
+    """The stories that lenses are trained on, and those that they are read on; none is in both."""
+
+    training: list[Record]
+    evaluation: list[Record]
+
+
+def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
+    """Read both sets of stories; what is in both is left out of the training.  With `--lens` nothing is trained.
+
+    Raises:
+        UsageError: for a data set that is not there, or where nothing is left to learn from.
+    """
+    own = args.lens_dataset_name is None and args.lens_dataset_split is None
+    if own and texts.dataset_split is None and _is_path(texts.dataset_name, texts):
+        wanted = texts.max_eval_samples
+        limit = None if wanted is None else max(2 * HELD_OUT * wanted, 2 * args.max_train_samples)
+        records = read_stories(replace(texts, max_eval_samples=limit))
+        evaluation = [record for record in records if int(record["record_id"][:8], 16) % HELD_OUT == 0][:wanted]
+        if not evaluation:
+            raise UsageError(
+                f"--dataset_name {texts.dataset_name} has {len(records)} stories, too few to hold one in {HELD_OUT} "
+                "out; give more, or other ones to learn from by --lens_dataset_name"
+            )
+        training = records
+    elif args.lens:
+        evaluation, training = read_stories(texts), []
+    else:
+        evaluation = read_stories(texts)
+        name = args.lens_dataset_name or texts.dataset_name
+        whole = args.lens_dataset_name is not None and _is_path(name, texts)
+        training = read_stories(
+            replace(
+                texts,
+                dataset_name=name,
+                dataset_config_name=None if args.lens_dataset_name else texts.dataset_config_name,
+                dataset_split=args.lens_dataset_split or (None if whole else "train"),
+                max_eval_samples=args.max_train_samples,
+            )
+        )
+    held_out = {record["record_id"] for record in evaluation}
+    kept = [record for record in training if record["record_id"] not in held_out][: args.max_train_samples]
+    if not kept and not args.lens:
+        raise UsageError(
+            f"each of the {len(training)} stories to learn from is evaluated on too; give other ones by "
+            "--lens_dataset_name or --lens_dataset_split"
+        )
+    return LensStories(kept, evaluation)
+
+
+def _is_path(name: str, texts: TextArguments) -> bool:
+    place = Path(texts.data_cache_dir) / name
+    return not (is_set(place) or is_corpus(place) or is_corpus(Path(name))) and Path(name).expanduser().exists()
+
+
+def story_documents(subject: Subject, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Return the ids of each story that has a token to be predicted, by its record id.
+
+    Raises:
+        UsageError: if none has.
+    """
+    ids = subject.story_ids([record["story"] for record in records])
+    found = {record["record_id"]: ids_T for record, ids_T in zip(records, ids, strict=True) if len(ids_T) > 1}
+    if not found:
+        raise UsageError("no story has a second token, so nothing is predicted; give longer stories")
+    return found
+
+
+@dataclass(frozen=True)
+class LensSettings:
+    """How a tuned lens is trained; a batch is of stories."""
+
+    steps: int = 250
+    batch_size: int = 8
+    learning_rate: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TunedLens:
+    """A tuned lens with what it must be used with.
+
+    Attributes:
+        translators: its maps.
+        log_frequencies_V: the model's mean prediction on the stories it was trained on, the control beside it.
+        stories: numbers of these stories (`story_numbers`), none of which it may be evaluated on.
+        about: the model's weights, blocks and width, and the settings.
+    """
+
+    translators: Translators
+    log_frequencies_V: torch.Tensor
+    stories: np.ndarray
+    about: Mapping[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, whole or not at all; the same bytes for the same lens."""
+        maps = self.translators
+        tensors = {f"weight.{layer}": values.cpu().contiguous() for layer, values in maps.weights.items()}
+        tensors |= {f"bias.{layer}": values.cpu().contiguous() for layer, values in maps.biases.items()}
+        tensors |= {"log_frequencies": self.log_frequencies_V.cpu(), "stories": torch.from_numpy(self.stories)}
+        # One key: safetensors writes several in any order.
+        content = save(tensors, {"lens": json.dumps(dict(self.about), sort_keys=True)})
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror}); give another --output_dir") from None
+
+    @classmethod
+    def load(cls, path: Path) -> TunedLens:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: for a file that holds no lens.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["lens"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            maps = Translators(
+                {layer: tensors[f"weight.{layer}"] for layer in about["layers"]},
+                {layer: tensors[f"bias.{layer}"] for layer in about["layers"]},
+            )
+            return cls(maps, tensors["log_frequencies"], tensors["stories"].numpy(), about)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UsageError(
+                f"--lens {path} holds no tuned lens ({error}); give the lens.safetensors that this probe wrote"
+            ) from None
+
+    def check(self, path: str, anatomy: Anatomy, weights: str, layers: Sequence[int]) -> None:
+        """Refuse a lens of another model, or one that lacks a layer.
+
+        Raises:
+            UsageError: naming both.
+        """
+        shape = [anatomy.num_blocks, anatomy.width]
+        if [self.about["num_blocks"], self.about["width"]] != shape:
+            raise UsageError(
+                f"--lens {path} is of a model of {self.about['num_blocks']} blocks of width {self.about['width']} and "
+                f"{anatomy.name} has {shape[0]} of {shape[1]}; give the lens of this model, or leave --lens away"
+            )
+        if self.about["weights_sha256"] != weights:
+            raise UsageError(
+                f"--lens {path} was trained for {self.about['model']}, whose weights are not those of {anatomy.name}; "
+                "give the lens of this model, or leave --lens away to train one"
+            )
+        if lacking := [layer for layer in layers if layer < anatomy.num_blocks and layer not in self.about["layers"]]:
+            there = " ".join(map(str, self.about["layers"]))
+            raise UsageError(f"--lens {path} has no layer {lacking[0]}; give --layers {there}, or leave --lens away")
+
+    def check_held_out(self, path: str, record_ids: Sequence[str]) -> None:
+        """Refuse to be evaluated on a story that it was trained on.
+
+        Raises:
+            UsageError: saying how many there are.
+        """
+        if known := int(np.isin(story_numbers(record_ids), self.stories).sum()):
+            raise UsageError(
+                f"--lens {path} was trained on {known} of the {len(record_ids)} stories that it would be evaluated on; "
+                "give other stories by --dataset_name or --dataset_split"
+            )
+
+
+def story_numbers(record_ids: Sequence[str]) -> np.ndarray:
+    """Return a 64-bit number for each story's name, sorted.
+
+    >>> len(story_numbers(["a", "b"])), story_numbers(["a"]) == story_numbers(["a"])
+    (2, array([ True]))
+    """
+    digests = (hashlib.sha256(name.encode()).digest()[:8] for name in record_ids)
+    return np.sort(np.array([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=np.int64))
+
+
+def train_translators(
+    batches: Iterable[Places], decode: Any, layers: Sequence[int], width: int, settings: LensSettings
+) -> Translators:
+    """Train the maps of some layers on one batch of places for each update.
+
+    The layers do not see one another: a layer's map is the same whichever others are trained beside it.
+
+    Args:
+        decode: what makes predictions of hidden states (`Decoder`); nothing of it is changed.
+
+    Raises:
+        UsageError: where a map has become infinite.
+    """
+    maps = Translators.identity(layers, width, decode.device)
+    for layer in layers:
+        for values in maps.of(layer):
+            values.requires_grad_(True)
+    optimizer = torch.optim.SGD(
+        [values for layer in layers for values in maps.of(layer)],
+        lr=settings.learning_rate,
+        momentum=MOMENTUM,
+        nesterov=True,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / settings.steps, 0))
+    for places in batches:
+        optimizer.zero_grad(set_to_none=True)
+        for part in places.chunks(decode.places, decode.device):
+            with torch.no_grad():
+                chances_NV = decode.of_normed(part.normed_ND).exp()
+            for layer in layers:
+                logits_NV = decode.logits(maps(layer, part.hidden[layer]))
+                # KL(final || lens) but for the final prediction's own entropy, which no map can change.
+                nats_N = logits_NV.logsumexp(-1) - (chances_NV * logits_NV).sum(-1)
+                (nats_N.sum() / len(places.targets_N)).backward()
+        for layer in layers:
+            torch.nn.utils.clip_grad_norm_(maps.of(layer), LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+    for layer in layers:
+        for values in maps.of(layer):
+            values.requires_grad_(False)
+            if not values.isfinite().all():
+                raise UsageError(
+                    f"--learning_rate {settings.learning_rate:g} made the lens of layer {layer} infinite; give a lower"
+                )
+    return maps
+
+
+def drawn_batches(count: int, settings: LensSettings) -> Iterator[list[int]]:
+    """Yield which of `count` stories each update sees: all of them in a new order for each pass.
+
+    >>> first = list(drawn_batches(3, LensSettings(steps=3, batch_size=2)))
+    >>> first == list(drawn_batches(3, LensSettings(steps=3, batch_size=2))), sorted(sum(first, [])[:3])
+    (True, [0, 1, 2])
+    """
+    generator = np.random.Generator(np.random.Philox(settings.seed))
+    waiting: list[int] = []
+    for _ in range(settings.steps):
+        while len(waiting) < settings.batch_size:
+            waiting += generator.permutation(count).tolist()
+        yield waiting[: settings.batch_size]
+        waiting = waiting[settings.batch_size :]
+
+
+def train_lens(
+    model: Any,
+    documents: Mapping[str, np.ndarray],
+    log_frequencies_V: torch.Tensor,
+    layers: Sequence[int],
+    settings: LensSettings,
+    name: str = "",
+) -> TunedLens:
+    """Train the tuned lens of a model on stories; the model is frozen, and checked to be what it was.
+
+    Args:
+        documents: the (T,) ids of each story, by its record id.
+        layers: hidden-state layers; the last has no map.
+
+    Raises:
+        RuntimeError: if the model's weights have changed.
+    """
+    anatomy, before = anatomy_of(model, name), weights_sha256(model)
+    layers = [layer for layer in layers if layer < anatomy.num_blocks]
+    model.requires_grad_(False)
+    stories = list(documents.values())
+
+    def batches() -> Iterator[Places]:
+        sites = {"hidden": layers, "normed": None}
+        steps = drawn_batches(len(stories), settings)
+        for numbers in progress(steps, f"tuning the lens of {anatomy.name}", "updates", settings.steps):
+            chosen = [stories[number] for number in numbers]
+            # Cloned: what is computed in inference mode takes no part in a backward pass.
+            [places] = [
+                Places.of(found, chosen, layers)
+                for found in captured(model, chosen, sites, batch_size=len(chosen), description=None)
+            ]
+            yield Places(
+                {layer: values.clone() for layer, values in places.hidden.items()},
+                places.normed_ND.clone(),
+                places.targets_N,
+                places.story_N,
+            )
+
+    maps = train_translators(batches(), Decoder(anatomy), layers, anatomy.width, settings)
+    if weights_sha256(model) != before:
+        raise RuntimeError(f"{anatomy.name} has changed while its lens was trained; nothing read of it would be it")
+    about = {
+        "model": anatomy.name,
+        "weights_sha256": before,
+        "num_blocks": anatomy.num_blocks,
+        "width": anatomy.width,
+        "layers": layers,
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.seed,
+        "stories": len(stories),
+    }
+    return TunedLens(maps.to("cpu"), log_frequencies_V, story_numbers(list(documents)), about)

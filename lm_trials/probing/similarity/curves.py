@@ -1,0 +1,302 @@
+"""Similarity of one term to others in a model's layers, and what a training did to it.
+
+A cosine alone says little: all hidden states of a layer point much the same way, and training may bring a placeholder
+nearer to every city alike.  So the true term is one of many candidates, each in the same prompts, and what is told is
+its rank among them and how much more similar than to the others the term became.
+
+Shape suffixes: Q = queries, C = candidates (the true one first), L = layers, K = columns of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm_trials.estimates import Estimate, bootstrap_means
+from lm_trials.probing.activation_store import captured, reduced
+from lm_trials.probing.capture import Activations, Site
+from lm_trials.probing.similarity.prompts import TermPlan
+
+SITES = ("hidden", "normed", "values")
+CURVES = {"hidden": "hidden states", "values": "values"}
+"""The sites that have a curve over layers; `normed` is one layer, on another scale than the others."""
+COSINE = "cosine similarity"
+FLAT = 1e-6
+"""Candidates that differ by less than this are equal but for rounding: nothing was changed there."""
+SHOWN = 0.05
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How similar the term is to each candidate in one model.
+
+    Attributes:
+        label: the model.
+        role: "base", "trained" or "control".
+        seed: of its training, where known.
+        similar: by (site, layer), (Q, C) cosines, averaged over the templates.
+    """
+
+    label: str
+    role: str
+    seed: int | None
+    similar: dict[Site, np.ndarray]
+
+    def layers(self, site: str) -> list[int]:
+        """Return the layers of a site."""
+        return [layer for name, layer in self.similar if name == site]
+
+    def minus(self, other: Reading) -> dict[Site, np.ndarray]:
+        """Return how much more similar the candidates are here than in another model, (Q, C) by site and layer."""
+        return {key: self.similar[key] - other.similar[key] for key in self.similar}
+
+
+def read_similarities(model: Any, plan: TermPlan, align: str, batch_size: int, label: str) -> dict[Site, np.ndarray]:
+    """Return the cosine of the term's vector with each candidate's in the same prompt, (Q, C) by site and layer.
+
+    Vectors are those of the compared token, or the mean over the term's tokens; values are flattened, all heads
+    together.
+    """
+
+    def rows(found: Activations) -> dict[str, torch.Tensor]:
+        return {f"{site} {layer}": found.means(site, layer).flatten(1) for site, layer in found.values}
+
+    positions = [prompt.compared(align) for prompt in plan.own]
+    documents = [prompt.ids for prompt in plan.own]
+    batches = captured(model, documents, SITES, positions, batch_size, f"{label}: {plan.term}", label)
+    own = {name: torch.from_numpy(vectors).double() for name, vectors in reduced(batches, len(plan.own), rows).items()}
+
+    def cosines(found: Activations) -> dict[str, torch.Tensor]:
+        pair_B = found.document_B // len(plan.candidates)
+        return {
+            name: torch.cosine_similarity(own[name][pair_B], vectors.double(), dim=1)
+            for name, vectors in rows(found).items()
+        }
+
+    positions = [prompt.compared(align) for prompt in plan.others]
+    documents = [prompt.ids for prompt in plan.others]
+    batches = captured(model, documents, SITES, positions, batch_size, f"{label}: candidates", label)
+    # A query's templates lie together, so their mean is over one axis.
+    shape = len(plan.queries), -1, len(plan.candidates)
+    result = {}
+    for name, found in reduced(batches, len(plan.others), cosines).items():
+        site, layer = name.split()
+        result[site, int(layer)] = found.astype(np.float64).reshape(shape).mean(axis=1)
+    return result
+
+
+def ranks(values_QC: np.ndarray) -> np.ndarray:
+    """Return the rank of the first column in each row, 1 for the largest; equal values share their mean rank.
+
+    >>> ranks(np.array([[3.0, 1, 2], [1, 2, 3], [0, 0, 0]]))
+    array([1., 3., 2.])
+    """
+    first_Q1, others = values_QC[:, :1], values_QC[:, 1:]
+    return 1 + (others > first_Q1).sum(axis=1) + 0.5 * (others == first_Q1).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Whether the first candidate stands out, over a curve of layers; all p are exact, over the candidates.
+
+    Attributes:
+        p: how often the highest peak of a candidate chosen at random, over all layers, is as high as the true one's.
+        p_L: at each layer, uncorrected: how often a candidate's value is as high as the true one's.
+        corrected_L: the same, of its highest peak over all layers.
+        peak: place of the layer where the true one stands out most; None where the candidates differ at no layer.
+    """
+
+    p: float
+    p_L: np.ndarray
+    corrected_L: np.ndarray
+    peak: int | None
+
+
+def permutation_test(values_LC: np.ndarray) -> Permutation:
+    """Test whether the first of C candidates is as high as any, at L layers together.
+
+    Were the true candidate one like the others, it would be as likely as each of them to be the highest.  Layers are
+    set on one scale by the mean and spread of all candidates, and each candidate is held against the others by its
+    highest peak (Westfall and Young's max statistic, 1993): one p for the curve, whatever layer the peak is at, and
+    no layer's p is too small for there being many.
+
+    >>> test = permutation_test(np.array([[0.0, 1, 2, 3, 4], [9, 1, 2, 0, 3]]))
+    >>> test.p, test.p_L.tolist(), test.peak
+    (0.2, [1.0, 0.2], 1)
+    """
+    spread_L = values_LC.std(axis=1)
+    differing_L = spread_L > FLAT
+    p_L = (values_LC >= values_LC[:, :1]).mean(axis=1)
+    if not differing_L.any():
+        return Permutation(1.0, p_L, np.ones(len(values_LC)), None)
+    z_LC = np.full(values_LC.shape, -np.inf)
+    centred_LC = values_LC - values_LC.mean(axis=1, keepdims=True)
+    z_LC[differing_L] = (centred_LC[differing_L].T / spread_L[differing_L]).T
+    peaks_C = z_LC.max(axis=0)
+    corrected_L = (peaks_C >= z_LC[:, :1]).mean(axis=1)
+    return Permutation(float((peaks_C >= peaks_C[0]).mean()), p_L, corrected_L, int(z_LC[:, 0].argmax()))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measure at each layer of a site: how far the true term is ahead of the others, and the test of it.
+
+    Attributes:
+        ahead: true term minus the mean of the others, at each layer, over the queries.
+        ranks: of the true term.
+        p_both: how often the highest peak of a candidate in hidden states or values is as high as the true one's here.
+    """
+
+    site: str
+    layers: tuple[int, ...]
+    ahead: tuple[Estimate, ...]
+    ranks: tuple[Estimate, ...]
+    test: Permutation
+    p_both: float | None = None
+
+    @property
+    def peak(self) -> int:
+        """Place of the layer where the true term stands out most."""
+        return self.test.peak if self.test.peak is not None else len(self.layers) - 1
+
+    @property
+    def p(self) -> float:
+        """That of the permutation test, over the layers of both curves where both are told of."""
+        return self.test.p if self.p_both is None else self.p_both
+
+    @property
+    def shown(self) -> bool:
+        """Whether the true term stands out, by the permutation test and by the interval where it does most."""
+        return self.test.peak is not None and self.p <= SHOWN and self.ahead[self.peak].lower > 0
+
+
+def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], seed: int) -> Curve:
+    """Hold the true term, the first column, against the candidates at `places`, at each layer of a site."""
+    layers = tuple(layer for name, layer in values if name == site)
+    columns = [values[site, layer][:, [0, *places]] for layer in layers]
+    ahead = bootstrap_means(np.stack([c[:, 0] - c[:, 1:].mean(axis=1) for c in columns], axis=1), COSINE, seed)
+    ranked = bootstrap_means(np.stack([ranks(c) for c in columns], axis=1), f"rank of {len(places) + 1}", seed)
+    test = permutation_test(np.stack([c.mean(axis=0) for c in columns]))
+    return Curve(site, layers, tuple(ahead), tuple(ranked), test)
+
+
+def ahead_curves(values: Mapping[Site, np.ndarray], plan: TermPlan, seed: int) -> dict[tuple[str, str], Curve]:
+    """Return the curve of each site and family of candidates; hidden states and values are tested as one curve."""
+    curves = {}
+    for family, places in plan.families.items():
+        keys = [(site, layer) for site, layer in values if site in CURVES]
+        both = permutation_test(np.stack([values[key][:, [0, *places]].mean(axis=0) for key in keys]))
+        for site in SITES:
+            found = curve(values, site, places, seed)
+            own = [p for (name, _), p in zip(keys, both.corrected_L, strict=True) if name == site]
+            curves[site, family] = replace(found, p_both=float(min(own))) if own else found
+    return curves
+
+
+def similarity_rows(reading: Reading, plan: TermPlan, seed: int) -> list[dict[str, Any]]:
+    """Return a model's rows: similarity to the true term; to the others, with their spread; the true term's rank."""
+    told = {"model": reading.label, "model_role": reading.role, "seed": reading.seed}
+    role, rows = "control" if reading.role == "control" else "finding", []
+    curves = ahead_curves(reading.similar, plan, seed)
+    for site in SITES:
+        layers = reading.layers(site)
+        true = bootstrap_means(np.stack([reading.similar[site, n][:, 0] for n in layers], axis=1), COSINE, seed)
+        for layer, estimate in zip(layers, true, strict=True):
+            rows.append(_row(told, "similarity", role, site, layer, plan.true, estimate))
+        for family, places in plan.families.items():
+            found = curves[site, family]
+            means_QLC = np.stack([reading.similar[site, n][:, list(places)] for n in layers], axis=1)
+            others = bootstrap_means(means_QLC.mean(axis=2), COSINE, seed)
+            low_L, high_L = np.quantile(means_QLC.mean(axis=0), [0.05, 0.95], axis=1)
+            for place, layer in enumerate(layers):
+                spread = {"low": float(low_L[place]), "high": float(high_L[place]), "candidates": len(places) + 1}
+                rows.append(_row(told, "similarity", "control", site, layer, family, others[place], **spread))
+                rows.append(
+                    _row(told, "rank", role, site, layer, family, found.ranks[place], **_tested(found, place, places))
+                )
+    return rows
+
+
+def gain_rows(
+    reading: Reading, other: Reading, plan: TermPlan, seed: int
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str], Curve]]:
+    """Return how much more similar than another model has it the term is; rows, and the curves by site and family."""
+    gained = reading.minus(other)
+    role = "control" if reading.role == "control" else "finding"
+    told = {"model": reading.label, "model_role": reading.role, "minus": other.label, "seed": reading.seed}
+    rows, curves = [], ahead_curves(gained, plan, seed)
+    for site in SITES:
+        layers = reading.layers(site)
+        true = bootstrap_means(np.stack([gained[site, n][:, 0] for n in layers], axis=1), COSINE, seed)
+        for layer, estimate in zip(layers, true, strict=True):
+            rows.append(_row(told, "gain", role, site, layer, plan.true, estimate))
+        for family, places in plan.families.items():
+            found = curves[site, family]
+            for place, layer in enumerate(layers):
+                tested = _tested(found, place, places)
+                rows.append(_row(told, "gain over others", role, site, layer, family, found.ahead[place], **tested))
+    return rows, curves
+
+
+def _row(
+    told: Mapping[str, Any],
+    measure: str,
+    role: str,
+    site: str,
+    layer: int,
+    against: str,
+    estimate: Estimate,
+    **more: Any,
+) -> dict[str, Any]:
+    where = {"measure": measure, "role": role, "site": site, "layer": layer, "against": against}
+    return {**told, **where, **estimate.row(), **more}
+
+
+def _tested(found: Curve, place: int, places: Sequence[int]) -> dict[str, Any]:
+    return {
+        "p": float(found.test.p_L[place]),
+        "p_corrected": float(found.test.corrected_L[place]),
+        "p_curve": found.test.p,
+        "p_both": found.p,
+        "candidates": len(places) + 1,
+    }
+
+
+def candidate_rows(reading: Reading, plan: TermPlan, seed: int) -> list[dict[str, Any]]:
+    """Return how similar each candidate is, by layer, averaged over the queries, with its rank in its family."""
+    kinds = {place: family for family, places in plan.families.items() for place in places}
+    rows = []
+    for (site, layer), similar_QC in reading.similar.items():
+        means, mean_C = bootstrap_means(similar_QC, COSINE, seed), similar_QC.mean(axis=0)
+        for place, name in enumerate(plan.candidates):
+            kind = kinds.get(place, "true term")
+            rivals = [0, *plan.families.get(kind, next(iter(plan.families.values())))]
+            rows.append(
+                {
+                    "model": reading.label,
+                    "role": "control" if reading.role == "control" or place else "finding",
+                    "seed": reading.seed,
+                    "site": site,
+                    "layer": layer,
+                    "candidate": name,
+                    "kind": kind,
+                    "estimate": means[place].estimate,
+                    "lower": means[place].lower,
+                    "upper": means[place].upper,
+                    "n": means[place].n,
+                    "unit": COSINE,
+                    "rank": 1 + int((mean_C[rivals] > mean_C[place]).sum()),
+                    "of": len(rivals),
+                }
+            )
+    return rows
+
+
+def unequal_embeddings(readings: Sequence[Reading]) -> float:
+    """Return by how much similarities at layer 0, the embeddings, differ between the models, at most."""
+    first, *others = (reading.similar["hidden", 0] for reading in readings)
+    return max((float(np.abs(first - other).max()) for other in others), default=0.0)

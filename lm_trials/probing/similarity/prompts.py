@@ -1,0 +1,319 @@
+"""Term prompts: prompts that differ in one term, as a model is asked them, and which of their tokens are the term's.
+
+A term's tokens are found by characters: where the term stands in the text, and which characters each token covers.
+So a token that a tokenizer makes of the term's end and the sign after it counts as the term's, and terms that begin
+alike (Paris, Parma) are told apart, which comparing the ids of two prompts would get wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lm_trials.console import UsageError, progress
+from lm_trials.data.distances import draw
+from lm_trials.data.geography import folded, known_places, package_cities
+from lm_trials.data.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
+from lm_trials.data.tokens import Separator, document_marks, opening_of
+from lm_trials.evaluation.sampling import Mode
+from lm_trials.evaluation.storytellers import trained_mode
+from lm_trials.models.reference import separator_of
+from lm_trials.probing.similarity.arguments import FEWEST, QUERY, TERM, SimilarityArguments, templates, words
+from lm_trials.probing.subjects import Subject
+
+CITIES, VOCABULARY = "other cities", "words of the vocabulary"
+GIVEN = "other candidates"
+
+
+@dataclass(frozen=True)
+class TermPrompt:
+    """A prompt as a model is given it.
+
+    Attributes:
+        ids: (T,) token ids.
+        positions: of the term's tokens.
+        beyond: whether the first or last of them holds more of the text than the term and a space.
+    """
+
+    ids: np.ndarray
+    positions: tuple[int, ...]
+    beyond: bool
+
+    def compared(self, align: str) -> tuple[int, ...]:
+        """Return the positions that are compared.
+
+        >>> [TermPrompt(np.arange(5), (2, 3), False).compared(align) for align in ("last", "first", "mean")]
+        [(3,), (2,), (2, 3)]
+        """
+        return {"last": self.positions[-1:], "first": self.positions[:1], "mean": self.positions}[align]
+
+
+class PromptLayout:
+    """Lays prompts out as a model is asked them, and finds a term in them.
+
+    >>> from lm_trials.data.tokenizers import train_tokenizer
+    >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=320)
+    >>> (prompt,) = PromptLayout(tokenizer, "instruct").prompts(["One day, a {term}."], ["cat"])
+    >>> tokenizer.convert_ids_to_tokens(prompt.ids[list(prompt.positions)]), len(prompt.ids) - prompt.positions[-1]
+    (['▁cat'], 3)
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mode: Mode, separator: Separator = "bos") -> None:
+        self.tokenizer, self.mode, self.separator = tokenizer, mode, separator
+        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = mode != "chat"  # as `batch_encoder`: a text's "</s>" is text
+
+    def prompts(self, asked: Sequence[str], terms: Sequence[str]) -> list[TermPrompt]:
+        """Return each prompt, which has one `{term}`, with its term filled in.
+
+        Raises:
+            UsageError: for a term that leaves no token, a prompt whose tokens cannot be told apart by characters.
+        """
+        parts = [prompt.split(TERM) for prompt in asked]
+        texts = [before + term + after for (before, after), term in zip(parts, terms, strict=True)]
+        starts = [len(before) for before, _ in parts]
+        if self.mode == "chat":
+            # Some thousand take a second or more; the other layouts are done at once.
+            shown = progress(texts, "laying out", "prompts", len(texts)) if len(texts) > 1000 else texts
+            ids = [chat_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in shown]
+            rendered = [self._rendered(text) for text in texts]
+            starts = [start + at for start, (_, at) in zip(starts, rendered, strict=True)]
+            texts, lead = [text for text, _ in rendered], 0
+        elif self.mode == "instruct":
+            ids, lead = instruct_prompts(self.tokenizer, texts), len(document_marks(self.tokenizer, True)[1])
+        else:
+            ids = completion_prompts(self.tokenizer, texts, self.separator)
+            lead = len(opening_of(self.tokenizer, self.separator))
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [
+            _found(row, encoding, lead, text, start, term)
+            for row, encoding, text, start, term in zip(ids, encodings, texts, starts, terms, strict=True)
+        ]
+
+    def _rendered(self, text: str) -> tuple[str, int]:
+        """Return the conversation as text, and where in it `text` would begin if nothing were stripped off it."""
+        whole = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        at = whole.rfind(text.strip())
+        if at < 0:
+            raise UsageError(
+                f"the chat template does not show the prompt {text!r} as it is; give --layout instruct or completion"
+            )
+        return whole, at - (len(text) - len(text.lstrip()))
+
+
+def _found(ids: Sequence[int], encoding: Any, lead: int, text: str, start: int, term: str) -> TermPrompt:
+    """Find a term's tokens by the characters that they cover."""
+    if list(ids[lead : lead + len(encoding.ids)]) != encoding.ids:
+        raise UsageError(f"the prompt {text!r} spells a control token of the tokenizer; give it without")
+    end, covers = start + len(term), encoding.offsets
+    inside = [place for place, (first, last) in enumerate(covers) if first < end and last > start and first < last]
+    if not inside:
+        raise UsageError(f"the term {term!r} leaves no token in {text!r}; give one that the tokenizer knows")
+    beyond = text[covers[inside[0]][0] : start].strip() or text[end : covers[inside[-1]][1]].strip()
+    return TermPrompt(np.asarray(ids, dtype=np.int64), tuple(lead + place for place in inside), bool(beyond))
+
+
+@dataclass(frozen=True)
+class TermPlan:
+    """All prompts of a comparison, for each pair of prompts the term's own and one for each candidate.
+
+    Attributes:
+        term: what is asked about.
+        candidates: what it is compared with, the true term first.
+        families: by name, the places among the candidates of those that the true one is ranked among.
+        queries: words for `{city}`; the templates themselves where they have none.
+        pairs: (query, template) of each pair.
+        own: for each pair the prompt with the term.
+        others: for each pair, candidate by candidate, the prompt with it.
+        mode: the layout.
+        left_out: how many candidates have another number of tokens than the true term.
+    """
+
+    term: str
+    candidates: tuple[str, ...]
+    families: dict[str, tuple[int, ...]]
+    queries: tuple[str, ...]
+    pairs: tuple[tuple[int, str], ...]
+    own: tuple[TermPrompt, ...]
+    others: tuple[TermPrompt, ...]
+    mode: Mode
+    left_out: int
+
+    @property
+    def sampled(self) -> str:
+        """What intervals are over, with its number."""
+        kind = "queries" if self.queries[0] not in (text for _, text in self.pairs) else "prompts"
+        return f"{len(self.queries)} {kind}"
+
+    @property
+    def true(self) -> str:
+        """What the term truly is."""
+        return self.candidates[0]
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, align: str) -> list[dict[str, Any]]:
+        """Return a row for the term and each candidate: its tokens in the first pair, and which is compared."""
+        names = (self.term, *self.candidates)
+        family = {place: name for name, places in self.families.items() for place in places}
+        rows = []
+        for place, (name, prompt) in enumerate(zip(names, (self.own[0], *self.others[: len(names) - 1]), strict=True)):
+            tokens = tokenizer.convert_ids_to_tokens(prompt.ids.tolist())
+            compared = prompt.compared(align)
+            rows.append(
+                {
+                    "term": name,
+                    "kind": {0: "term", 1: "true term"}.get(place) or family[place - 1],
+                    "tokens": " ".join(tokens[position] for position in prompt.positions),
+                    "positions": " ".join(map(str, prompt.positions)),
+                    "compared": " ".join(tokens[position] for position in compared),
+                    "compared_positions": " ".join(map(str, compared)),
+                    "holds_more_than_the_term": "yes" if prompt.beyond else "no",
+                    "prompt": " ".join(tokens),
+                }
+            )
+        return rows
+
+
+def find_layout(subject: Subject, layout: str) -> PromptLayout:
+    """Return the layout that a model was trained with, or the one asked for.
+
+    Raises:
+        UsageError: for a conversation with a model that knows none.
+    """
+    tokenizer, run = subject.tokenizer, subject.candidate.run
+    template = getattr(tokenizer, "chat_template", None)
+    mode: Any = layout
+    if layout == "auto":
+        mode = trained_mode(run) or ("chat" if template and run is None else "completion")
+    if mode == "chat":
+        if not template:
+            raise UsageError(
+                f"{subject.reference.name} has no chat template, so it knows no conversations; give --layout instruct "
+                "or completion"
+            )
+        check_template(tokenizer, None, f"the chat template of {subject.reference.name}")
+    return PromptLayout(tokenizer, mode, separator_of(run))
+
+
+def plan_terms(layout: PromptLayout, args: SimilarityArguments, seed: int, window: int) -> TermPlan:
+    """Decide which prompts are compared.
+
+    Raises:
+        UsageError: for too few queries or candidates, a prompt longer than the window, terms with the same tokens.
+    """
+    asked = templates(args)
+    term, true = args.term_a.strip(), args.term_b.strip()
+    taken = {folded(term), folded(true)}
+    if QUERY in asked[0]:
+        queries = _queries(args, seed, taken)
+        pairs = [(number, text.replace(QUERY, query)) for number, query in enumerate(queries) for text in asked]
+        first = [text for number, text in pairs if number == 0]
+    elif args.query:
+        raise UsageError(f"--query {args.query[0]}: no --template has {QUERY}, where it would go; write it there")
+    else:
+        queries, pairs, first = tuple(asked), list(enumerate(asked)), list(asked)
+    taken |= {folded(query) for query in queries}
+    wanted = _num_tokens(layout, first, [true])[0]
+    candidates, families, left_out = [true], {}, 0
+    name, cities = _candidates(args, true, taken)
+    if cities:
+        counts = _num_tokens(layout, first, cities)
+        kept = [c for c, n in zip(cities, counts, strict=True) if args.candidate_tokens == "any" or n == wanted]
+        left_out = len(cities) - len(kept)
+        _check_enough(kept, left_out, name, true)
+        families[name] = tuple(range(1, 1 + len(kept)))
+        candidates += kept
+    if args.vocabulary_sample:
+        drawn = _vocabulary(layout, first, args.vocabulary_sample, seed, {*taken, *map(folded, candidates)})
+        families[VOCABULARY] = tuple(range(len(candidates), len(candidates) + len(drawn)))
+        candidates += drawn
+    texts = [text for _, text in pairs]
+    own = layout.prompts(texts, [term] * len(texts))
+    others = layout.prompts([t for t in texts for _ in candidates], [c for _ in texts for c in candidates])
+    if np.array_equal(own[0].ids, others[0].ids):
+        raise UsageError(f"--term_a {term} and --term_b {true} have the same tokens, so the prompts are the same")
+    if (longest := max(len(prompt.ids) for prompt in (*own, *others))) > window:
+        raise UsageError(f"a prompt has {longest} tokens and the model {window} positions; give a shorter --template")
+    return TermPlan(
+        term, tuple(candidates), families, queries, tuple(pairs), tuple(own), tuple(others), layout.mode, left_out
+    )
+
+
+def _queries(args: SimilarityArguments, seed: int, taken: set[str]) -> tuple[str, ...]:
+    """Return the words for `{city}`, none of them a term."""
+    if args.query:
+        given = words(args.query, "--query")
+        if not (found := [query for query in given if folded(query) not in taken]):
+            raise UsageError(f"--query {' '.join(given)} holds the terms alone; give other words")
+        return tuple(found)
+    cities = [city.name for city in package_cities(None, args.min_population)[0] if folded(city.name) not in taken]
+    if len(cities) < args.num_queries:
+        raise UsageError(
+            f"--num_queries {args.num_queries}: {len(cities)} capitals have {args.min_population:,} people; ask for "
+            "fewer, or lower --min_population"
+        )
+    return tuple(sorted(cities, key=lambda city: draw(seed, "query", city))[: args.num_queries])
+
+
+def _candidates(args: SimilarityArguments, true: str, taken: set[str]) -> tuple[str, list[str]]:
+    """Return the words that the true term is ranked among, and what they are called; none where there are no such."""
+    if args.candidates:
+        given = words(args.candidates, "--candidates")
+        return GIVEN, [word for word in given if folded(word) not in taken]
+    if folded(true) not in known_places():
+        if args.vocabulary_sample:
+            return CITIES, []
+        raise UsageError(
+            f"--term_b {true} is no city that is known, so other cities are no control for it; give --candidates with "
+            "words of its kind, or --vocabulary_sample 100"
+        )
+    cities = package_cities(None, args.min_population)[0]
+    return CITIES, [city.name for city in cities if folded(city.name) not in taken]
+
+
+def _check_enough(kept: Sequence[str], left_out: int, name: str, true: str) -> None:
+    if len(kept) < FEWEST - 1:
+        others = f", {left_out} more have another number of tokens than {true}" if left_out else ""
+        advice = ", or --candidate_tokens any" if left_out else ""
+        raise UsageError(
+            f"{len(kept)} {name} cannot show p = 0.05{others}; give at least {FEWEST - 1} --candidates{advice}"
+        )
+
+
+def _num_tokens(layout: PromptLayout, asked: Sequence[str], terms: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return how many tokens each term has, in each of the prompts."""
+    found = layout.prompts([text for _ in terms for text in asked], [term for term in terms for _ in asked])
+    counts = [len(prompt.positions) for prompt in found]
+    return [tuple(counts[start : start + len(asked)]) for start in range(0, len(counts), len(asked))]
+
+
+def _vocabulary(layout: PromptLayout, asked: Sequence[str], wanted: int, seed: int, taken: set[str]) -> list[str]:
+    """Draw words that are one token wherever the term goes."""
+    tokenizer = layout.tokenizer
+    special = set(tokenizer.all_special_ids)
+    ids = [number for number in range(len(tokenizer)) if number not in special]
+    found: list[str] = []
+    order = np.random.default_rng(seed).permutation(ids).tolist()
+    for start in range(0, len(order), 4 * wanted):
+        tried = [tokenizer.decode([number]).strip() for number in order[start : start + 4 * wanted]]
+        tried = [
+            word for word in dict.fromkeys(tried) if len(word) > 2 and word.isalpha() and folded(word) not in taken
+        ]
+        counts = _num_tokens(layout, asked, tried) if tried else []
+        for word, tokens in zip(tried, counts, strict=True):
+            if set(tokens) == {1} and folded(word) not in taken:
+                taken.add(folded(word))
+                found.append(word)
+        if len(found) >= wanted:
+            return found[:wanted]
+    raise UsageError(
+        f"--vocabulary_sample {wanted}: the vocabulary has {len(found)} words of one token there; ask for fewer"
+    )

@@ -1,0 +1,329 @@
+"""Edits of weights: the largest directions of a change taken back, and neurons or heads pruned, in memory alone.
+
+Pruning asks what the deletion-recovery paper (arXiv 2311.12786) asks with it: if fine-tuning only put a wrapper around
+an ability, then a few units carry it, and without them the ability is there again.  Units are ranked by how far the
+loss is estimated to fall without each, on stories that are not those measured: by the gradient of a gate that
+multiplies what the unit writes (skeletonization, Mozer and Smolensky 1989), less half its Fisher information (Theis
+et al. 2018), for the gradient alone ranks first the units without which a model breaks.
+
+Shape suffixes: B = stories of a batch, T = tokens, U = units of a block.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lm_trials.console import UsageError, progress
+from lm_trials.evaluation.losses import IGNORED, Document, Window, per_story_windows, story_losses
+from lm_trials.probing.anatomy import Anatomy
+from lm_trials.probing.capture import CaptureCheck
+from lm_trials.probing.weights.changes import MatrixChange, Weights
+
+SECOND_LAYERS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
+FIRST, SECOND = "first model", "second model"
+LARGEST, BACK, OWN, NOISE = "largest directions", "straight back", "directions at random", "noise of the same size"
+REMOVALS = {
+    LARGEST: "the k largest singular directions of each matrix's change",
+    BACK: "as much of each matrix's change by norm, its directions left as they are",
+    OWN: "k of its singular directions, drawn at random",
+    NOISE: "k random directions with the same singular values",
+}
+
+
+class Removal:
+    """Takes parts of a change back: W' less the part, matrix by matrix; vectors (norms, biases) stay as they are.
+
+    Args:
+        after: the changed model's parameters.
+        changes: of each matrix.
+        seed: of the random directions; every k has others.
+    """
+
+    def __init__(self, after: Weights, changes: Sequence[MatrixChange], seed: int) -> None:
+        self.after, self.changes, self.seed = after, changes, seed
+
+    @property
+    def most(self) -> int:
+        """Directions of the matrix that has most."""
+        return max(len(change.s_R) for change in self.changes)
+
+    def weights(self, method: str, directions: int) -> Weights:
+        """Return the parameters without `directions` directions of each change, by one of `REMOVALS`."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + directions)
+        kept = {name: tensor.clone() for name, tensor in self.after.items()}
+        for change in self.changes:
+            change.matrix.of(kept).sub_(removed_part(change, method, directions, generator))
+        return kept
+
+
+def removed_part(
+    change: MatrixChange, method: str, directions: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Return what is subtracted from a matrix, (O, I)."""
+    u_OR, s_R, v_RI = change.u_OR, change.s_R, change.v_RI
+    top = min(directions, len(s_R))
+    if method == BACK:
+        norm = float(s_R.norm())
+        scale = float(s_R[:top].norm()) / norm if norm else 0.0
+        return scale * ((u_OR * s_R) @ v_RI)
+    if method == NOISE:
+        outputs, inputs = (
+            torch.linalg.qr(torch.randn(width, top, dtype=torch.float64, generator=generator))[0]
+            for width in change.shape
+        )
+        return (outputs * s_R[:top]) @ inputs.T
+    chosen = torch.arange(top) if method == LARGEST else torch.randperm(len(s_R), generator=generator)[:top]
+    return (u_OR[:, chosen] * s_R[chosen]) @ v_RI[chosen]
+
+
+class Workbench:
+    """One live model that stands for all: parameters are put into it, stories scored, and nothing is written.
+
+    Args:
+        model: plain, no adapter; its own parameters are lost.
+        documents: by set, the stories that every variant is scored on.
+    """
+
+    def __init__(self, model: PreTrainedModel, documents: dict[str, list[Document]], window: int, batch_size: int):
+        self.model = model.requires_grad_(False)
+        self.documents, self.window, self.batch_size = documents, window, batch_size
+
+    @torch.no_grad()
+    def put(self, weights: Weights) -> None:
+        """Make the model the one with these parameters."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Return by set the summed nats and the tokens of each story, (N, 2)."""
+        found = {}
+        for name, documents in self.documents.items():
+            losses = story_losses(self.model, documents, self.window, batch_size=self.batch_size)
+            found[name] = np.array([[story.nats, story.tokens] for story in losses], dtype=np.float64)
+        return found
+
+
+class Gates(AbstractContextManager):
+    """Multiplies what each unit of each block writes by a gate: 1 leaves it as it is, 0 prunes it; no hook stays.
+
+    Args:
+        kind: `neurons` of the MLPs, read before their last layer, or attention `heads`, before the output projection.
+        gates: by block, (U,), or (B, U) for each text its own; default ones.
+    """
+
+    def __init__(self, anatomy: Anatomy, kind: str, gates: Sequence[torch.Tensor] | None = None) -> None:
+        self.layers = [_written_by(anatomy, kind, block) for block in range(anatomy.num_blocks)]
+        self.widths = [_inputs(layer) for layer in self.layers]
+        self.units = [anatomy.num_heads if kind == "heads" else width for width in self.widths]
+        self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
+        self.gates = list(gates) if gates is not None else self.ones()
+        self._handles: list[Any] = []
+
+    def ones(self, *batch: int, requires_grad: bool = False) -> list[torch.Tensor]:
+        """Return gates that leave everything as it is."""
+        shapes = [(*batch, units) for units in self.units]
+        return [torch.ones(s, device=self.device, dtype=self.dtype, requires_grad=requires_grad) for s in shapes]
+
+    def __enter__(self) -> Gates:
+        for block, layer in enumerate(self.layers):
+            self._handles.append(layer.register_forward_pre_hook(self._gated(block)))
+        return self
+
+    def _gated(self, block: int) -> Callable[..., tuple[torch.Tensor]]:
+        columns = self.widths[block] // self.units[block]
+
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            gate = self.gates[block].repeat_interleave(columns, dim=-1)
+            return (inputs[0] * (gate if gate.dim() == 1 else gate[:, None]),)
+
+        return hook
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _written_by(anatomy: Anatomy, kind: str, block: int) -> nn.Module:
+    """Return the layer that reads a block's units."""
+    if kind == "heads":
+        return anatomy.projection(block)
+    mlp = anatomy.mlp(block)
+    for name in SECOND_LAYERS:
+        if isinstance(layer := getattr(mlp, name, None), nn.Module):
+            return layer
+    if isinstance(mlp, nn.Linear):  # OPT's second layer stands in the block itself
+        return mlp
+    kind = type(anatomy.model).__name__
+    raise UsageError(f"{anatomy.name}: the neurons of a {kind} are not found; give --prune heads or --prune no")
+
+
+def _inputs(layer: nn.Module) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.weight.shape[0])  # else a Conv1D
+
+
+def check_gates(anatomy: Anatomy, kind: str, ids_T: Sequence[int]) -> CaptureCheck:
+    """Check that gates of one leave what a model says of a text as it is.
+
+    Raises:
+        RuntimeError: where they do not.
+    """
+    ids_BT = torch.as_tensor([list(map(int, ids_T))], device=anatomy.model.device)
+    with torch.no_grad():
+        plain = anatomy.model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
+        with Gates(anatomy, kind):
+            gated = anatomy.model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
+    check = CaptureCheck(float((plain - gated).abs().max()), ids_BT.shape[1], (f"{kind} (gates of 1)",), 0.0)
+    if not check.largest <= check.allowed:
+        raise RuntimeError(f"{anatomy.name}: {check}; what would be pruned is not this model")
+    return check
+
+
+def unit_effects(
+    anatomy: Anatomy, kind: str, documents: Sequence[Document], window: int, batch_size: int, description: str
+) -> list[np.ndarray]:
+    """Return by block the (U,) estimates of how far the loss falls without each unit, in nats per token.
+
+    The loss of a story is expanded to second order in the unit's gate, which goes from 1 to 0; the curvature is the
+    squared gradient, as in expectation it is for a model that fits its data.
+
+    Raises:
+        UsageError: for stories without a token to predict.
+    """
+    windows = sorted(per_story_windows(enumerate(documents), window), key=lambda w: len(w.input_ids_T))
+    tokens = sum(int((w.targets_T != IGNORED).sum()) for w in windows)
+    if not tokens:
+        raise UsageError("the stories that rank what is pruned have no token to predict; give longer ones")
+    batches = [windows[at : at + batch_size] for at in range(0, len(windows), batch_size)]
+    with Gates(anatomy, kind) as gates:
+        falls = [np.zeros(units) for units in gates.units]
+        for batch in progress(batches, description, "stories", len(windows), len):
+            gates.gates = gates.ones(len(batch), requires_grad=True)
+            _nats(anatomy.model, batch).backward()
+            for fall_U, gate_BU in zip(falls, gates.gates, strict=True):
+                gradients_BU = gate_BU.grad.double().cpu().numpy()
+                fall_U += (gradients_BU - gradients_BU**2 / 2).sum(axis=0) / tokens
+    return falls
+
+
+def _nats(model: PreTrainedModel, windows: Sequence[Window]) -> torch.Tensor:
+    """Return the summed loss of windows, padded on the right, where a causal model cannot see."""
+    longest, device = max(len(w.input_ids_T) for w in windows), model.device
+    inputs_BT = torch.zeros(len(windows), longest, dtype=torch.long)
+    targets_BT = torch.full((len(windows), longest), IGNORED)
+    for row, window in enumerate(windows):
+        inputs_BT[row, : len(window.input_ids_T)] = torch.from_numpy(window.input_ids_T)
+        targets_BT[row, : len(window.targets_T)] = torch.from_numpy(window.targets_T)
+    logits_BTV = model(input_ids=inputs_BT.to(device), use_cache=False).logits
+    flat = logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32))
+    return nn.functional.cross_entropy(flat, targets_BT.flatten().to(device), ignore_index=IGNORED, reduction="sum")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """An order in which units go: (block, unit), the first goes first."""
+
+    units_by_block: list[int]
+    order: list[tuple[int, int]]
+
+    @classmethod
+    def by_effect(cls, helped: Sequence[np.ndarray], spared: Sequence[np.ndarray] | None = None) -> Pruning:
+        """Rank units: those first without which the loss on the deleted feature's stories falls most.
+
+        Args:
+            helped: `unit_effects` on these.
+            spared: those on stories that are to stay as they are: what the loss there would rise by counts against.
+
+        >>> Pruning.by_effect([np.array([0.0, 2.0]), np.array([1.0])], [np.array([0.0, -5.0]), np.array([3.0])]).order
+        [(1, 0), (0, 0), (0, 1)]
+        """
+        scores = [effect_U.copy() for effect_U in helped]
+        for score_U, effect_U in zip(scores, spared or [], strict=spared is not None):
+            score_U += np.minimum(effect_U, 0.0)
+        places = [(block, unit) for block, score_U in enumerate(scores) for unit in range(len(score_U))]
+        return cls(list(map(len, helped)), sorted(places, key=lambda place: -scores[place[0]][place[1]]))
+
+    def at_random(self, seed: int) -> Pruning:
+        """Return the same units in a random order."""
+        order = np.random.default_rng(seed).permutation(len(self.order))
+        return Pruning(self.units_by_block, [self.order[place] for place in order])
+
+    def count(self, share: float) -> int:
+        """How many units a share is, at least one."""
+        return max(1, round(share * len(self.order)))
+
+    def gates(self, count: int, like: torch.Tensor) -> list[torch.Tensor]:
+        """Return gates that leave out the first `count`."""
+        gates = [torch.ones(units, device=like.device, dtype=like.dtype) for units in self.units_by_block]
+        for block, unit in itertools.islice(self.order, count):
+            gates[block][unit] = 0.0
+        return gates
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant of a model, scored.
+
+    Attributes:
+        method: how it was made; `role`: finding or control.
+        level: directions or units that are gone.
+        sums: by set, nats and tokens of each story.
+        written: how many of the stories that it wrote have the feature, and how many it wrote; None for no stories.
+        draws: of a control that is drawn several times, the sums of each draw; `sums` is then their mean.
+    """
+
+    method: str
+    role: str
+    level: int
+    sums: dict[str, np.ndarray]
+    written: tuple[int, int] | None = None
+    draws: tuple[dict[str, np.ndarray], ...] = ()
+
+
+Write = Callable[[PreTrainedModel], tuple[int, int] | None]
+
+
+def removal_trials(bench: Workbench, removal: Removal, directions: Sequence[int], write: Write) -> Iterator[Trial]:
+    """Score the model with more and more of the change taken back, by each method; last with all of it."""
+    levels = sorted({count for count in directions if count < removal.most})
+    planned = [(method, count) for count in levels for method in REMOVALS] + [(LARGEST, removal.most)]
+    for method, count in progress(planned, "taking directions back", "models", len(planned)):
+        bench.put(removal.weights(method, count))
+        told = write(bench.model) if method != NOISE else None
+        yield Trial(method, "finding" if method == LARGEST else "control", count, bench.sums(), told)
+
+
+def pruning_trials(
+    bench: Workbench,
+    anatomy: Anatomy,
+    kind: str,
+    pruning: Pruning,
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    write: Write,
+) -> Iterator[Trial]:
+    """Score the model that is in the workbench with more and more units pruned: ranked, and at random by each seed."""
+    levels = sorted({pruning.count(share) for share in shares})
+    orders = [pruning, *(pruning.at_random(seed) for seed in seeds)]
+    like = next(anatomy.model.parameters())
+    runs = iter(progress(range(len(levels) * len(orders)), f"pruning {kind}", "models", len(levels) * len(orders)))
+    for count in levels:
+        found, written = [], []
+        for place, order in enumerate(orders):
+            next(runs)
+            with Gates(anatomy, kind, order.gates(count, like)):
+                found.append(bench.sums())
+                written += [write(anatomy.model)] if place < 2 else []  # stories of the first draw alone: they are slow
+        yield Trial(f"{kind} ranked", "finding", count, found[0], written[0])
+        mean = {name: np.mean([sums[name] for sums in found[1:]], axis=0) for name in found[0]}
+        yield Trial(f"{kind} at random", "control", count, mean, written[1], tuple(found[1:]))
+    next(runs, None)
