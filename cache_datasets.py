@@ -24,7 +24,7 @@ from typing import Any
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts, show_table
-from lm_trials.data.cache_arguments import (
+from lm_trials.data.cache.arguments import (
     AtlasArguments,
     DistancesArguments,
     FetchArguments,
@@ -38,7 +38,7 @@ STOPPED = 130  # exit status of a command that Ctrl-C ended
 
 def fetch(args: FetchArguments) -> list[Path]:
     """Prepare each part of a data set, and its tokens if asked; returns the corpus folders."""
-    from lm_trials.data.cache_recipes import check_fetch
+    from lm_trials.data.cache.recipes import check_fetch
 
     check_fetch(args)
     return [fetch_part(name, config, args) for name, config in args.parts()]
@@ -91,7 +91,7 @@ def same_flags(name: str, config: str | None, args: FetchArguments) -> str:
 
 def show_list(args: ListArguments) -> list[dict[str, Any]]:
     """Show what is prepared; returns it."""
-    from lm_trials.data.cache import cached, unfinished
+    from lm_trials.data.cache.contents import cached, unfinished
 
     place = Path(args.data_cache_dir)
     found = cached(place)
@@ -124,7 +124,7 @@ def verify(args: VerifyArguments) -> list[str]:
     Raises:
         UsageError: for the first thing that is damaged.
     """
-    from lm_trials.data.cache import check_cached_names, faults_of
+    from lm_trials.data.cache.contents import check_cached_names, faults_of
 
     folders = check_cached_names(args.names, Path(args.data_cache_dir))
     watch = lambda batches: progress(batches, "reading", "stories", size=lambda batch: len(batch[1]["record_id"]))  # noqa: E731
@@ -147,7 +147,7 @@ def recipe(args: RecipeArguments) -> dict[str, Any]:
     Raises:
         UsageError: for a recipe that is wrong, before anything is fetched; at the end, if some could not be had.
     """
-    from lm_trials.data.cache_recipes import read_recipe
+    from lm_trials.data.cache.recipes import read_recipe
 
     if not args.file:
         raise UsageError("no recipe is named; give recipe FILE.yaml, for example configs/cache_pile.yaml")
@@ -172,7 +172,7 @@ def recipe(args: RecipeArguments) -> dict[str, Any]:
 
 def atlas(args: AtlasArguments) -> dict[str, Any]:
     """Write the atlas and its questions; returns their manifests by name."""
-    from lm_trials.data.atlas_files import check_atlas, write_atlas
+    from lm_trials.data.geography.atlas_files import check_atlas, write_atlas
 
     folder = Path(args.data_cache_dir)
     chosen = check_atlas(args)
@@ -197,7 +197,7 @@ def atlas(args: AtlasArguments) -> dict[str, Any]:
 
 def distances(args: DistancesArguments) -> dict[str, Any]:
     """Write a data set of distances to latent cities; returns its manifest."""
-    from lm_trials.data.distances import plan_distances, write_distances
+    from lm_trials.data.geography.distances import plan_distances, write_distances
 
     plan, source = plan_distances(args)
     manifest = write_distances(plan, source)

@@ -55,11 +55,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         plan_results,
         show_results,
     )
-    from lm_trials.evaluation.continuations import score_continuations
     from lm_trials.evaluation.datasets import open_evaluation_set
     from lm_trials.evaluation.feature_tables import check_sets, score_set
     from lm_trials.evaluation.matrix import evaluation_matrix, show_matrix, write_matrix
     from lm_trials.evaluation.results import write_results
+    from lm_trials.evaluation.writing.continuations import score_continuations
     from lm_trials.models.reference import load_model
     from lm_trials.reporting.figures import matrix_figure
     from lm_trials.training.launch import check_processes

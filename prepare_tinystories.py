@@ -41,7 +41,7 @@ from lm_trials.data.arguments import (
 def generate(args: GenerateArguments) -> dict[str, Any]:
     """Write generated stories as a corpus; returns its manifest."""
     from lm_trials.data.corpora import write_corpus
-    from lm_trials.data.generator import generate_stories
+    from lm_trials.data.generation.generator import generate_stories
     from lm_trials.data.records import SPLITS, record_from_row
 
     if args.num_stories < 100:
@@ -63,7 +63,7 @@ def generate(args: GenerateArguments) -> dict[str, Any]:
 
 def download(args: DownloadArguments) -> list[Path]:
     """Fetch and unpack the archive; returns its shards."""
-    from lm_trials.data.download import FOLDER, download_archive, local_archive, unpack_archive, unpacked_shards
+    from lm_trials.data.sources.download import FOLDER, download_archive, local_archive, unpack_archive, unpacked_shards
 
     folder = Path(args.data_cache_dir)
     shards = unpacked_shards(folder / FOLDER)
@@ -82,7 +82,7 @@ def download(args: DownloadArguments) -> list[Path]:
 def ingest(args: IngestArguments) -> dict[str, Any]:
     """Read a source into a corpus; returns its manifest."""
     from lm_trials.data import corpora
-    from lm_trials.data.sources import open_source
+    from lm_trials.data.sources.sources import open_source
 
     source = open_source(
         args.source,
@@ -150,7 +150,7 @@ def pretokenize(args: PretokenizeArguments) -> Any:
 
 def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
     """Make the sets of the deletion and recovery study; returns their reports."""
-    from lm_trials.data.protocols import deletion_recovery_protocols
+    from lm_trials.data.sets.protocols import deletion_recovery_protocols
 
     protocols = deletion_recovery_protocols(
         args.feature_delete, args.feature_irrelevant, args.refusal_text, args.feature_style, args.protocol_seed
@@ -160,8 +160,8 @@ def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
 
 def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[dict[str, Any]]:
     """Make sets, or only count them for `--dry_run`, and say what they hold; returns their reports."""
-    from lm_trials.data.set_report import describe_set, scratch_corpus, show_set, show_sets
-    from lm_trials.data.sets import check_sets, make_sets, set_progress
+    from lm_trials.data.sets.report import describe_set, scratch_corpus, show_set, show_sets
+    from lm_trials.data.sets.sets import check_sets, make_sets, set_progress
     from lm_trials.data.tokenizers import resolve_vocab
 
     args.check_names(protocols)
@@ -189,8 +189,8 @@ def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[di
 
 def instruct(args: InstructArguments) -> dict[str, Any]:
     """Write a corpus's stories with what asks for them as a data set of pairs; returns its manifest."""
-    from lm_trials.data.instruct_sets import make_instruct_set, show_instruct_set
-    from lm_trials.data.pairs import check_free
+    from lm_trials.data.examples.instruct import make_instruct_set, show_instruct_set
+    from lm_trials.data.examples.pairs import check_free
 
     corpus, folder, recipe = args.folder, args.set_folder, args.recipe()
     check_free(folder)
@@ -223,8 +223,8 @@ def describe(args: DescribeArguments) -> dict[str, Any]:
 def describe_protocol(args: DescribeArguments) -> dict[str, Any]:
     """Show what a set's protocol did."""
     from lm_trials.data.corpora import read_manifest
-    from lm_trials.data.set_report import describe_set, show_set
-    from lm_trials.data.set_texts import resolve_set
+    from lm_trials.data.sets.report import describe_set, show_set
+    from lm_trials.data.sets.texts import resolve_set
 
     folder, corpus, _ = resolve_set(args.dataset_name, Path(args.data_cache_dir))
     report = describe_set(folder.name, read_manifest(folder), corpus)

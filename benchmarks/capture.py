@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def read_documents(args: CaptureBenchmark, tokenizer_folder: Path) -> list[np.ndarray]:
     """Return the ids of each story, cut to the model's positions, and save the tokenizer; nothing here runs torch."""
-    from lm_trials.data.generator import generate_stories
+    from lm_trials.data.generation.generator import generate_stories
     from lm_trials.data.tokenizers import batch_encoder, load_tokenizer, train_tokenizer
     from lm_trials.data.tokens import opening_of
     from lm_trials.models.presets import PRESETS

@@ -8,7 +8,7 @@ import argparse
 import statistics
 import time
 
-from lm_trials.data.generator import generate_stories
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.variety import describe_variety
 
 

@@ -22,9 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # read once, when the l
 
 from lm_trials.console import UsageError, script
 from lm_trials.data.corpora import open_records, write_corpus
-from lm_trials.data.generator import generate_stories
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.records import SPLITS, record_from_row
-from lm_trials.data.sources import open_source
+from lm_trials.data.sources.sources import open_source
 from lm_trials.data.tokenizers import train_tokenizer
 from lm_trials.data.tokens import ENCODE_BATCH, make_store, store_folder
 

@@ -23,11 +23,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # read once, when the l
 
 from lm_trials.console import UsageError, note, script
 from lm_trials.data.corpora import open_records, write_corpus
-from lm_trials.data.generator import generate_stories
-from lm_trials.data.instructions import apply_protocol
-from lm_trials.data.protocols import deletion_recovery_protocols
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.records import SPLITS, make_record, record_from_row
-from lm_trials.data.sets import make_sets
+from lm_trials.data.sets.instructions import apply_protocol
+from lm_trials.data.sets.protocols import deletion_recovery_protocols
+from lm_trials.data.sets.sets import make_sets
 from lm_trials.data.tokenizers import load_tokenizer, train_tokenizer
 from lm_trials.data.tokens import make_store
 

@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns seconds for each million tokens skipped, by kind."""
     (args,) = parse_arguments(argv, (ReplayArguments,), __doc__ or "")
     from lm_trials.data.corpora import open_records, write_corpus
-    from lm_trials.data.generator import generate_stories
+    from lm_trials.data.generation.generator import generate_stories
     from lm_trials.data.records import record_from_row
-    from lm_trials.data.sources import open_source
+    from lm_trials.data.sources.sources import open_source
     from lm_trials.data.streams import RecordStream, StreamBlocks
     from lm_trials.data.tokenizers import batch_encoder, train_tokenizer
     from lm_trials.data.tokens import document_marks

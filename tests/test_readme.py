@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 MODULE_FLAGS = {
     "lm_trials.evaluation.generate": ("lm_trials.evaluation.generate", "GenerationArguments"),
-    "lm_trials.evaluation.constraints": ("lm_trials.evaluation.constraint_arguments", "ConstraintArguments"),
+    "lm_trials.evaluation.constraints": ("lm_trials.evaluation.constraint_scoring.arguments", "ConstraintArguments"),
     "lm_trials.evaluation.latent_city": ("lm_trials.evaluation.latent_city", "LatentCityArguments"),
 }
 PLAIN = {"hf", "git", "cd", "tensorboard", "export", "pip"}

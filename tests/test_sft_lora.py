@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import sft_lora
-from lm_trials.data.pair_tokens import ExampleStore
+from lm_trials.data.examples.tokens import ExampleStore
 from lm_trials.models import adapters
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.training.examples import row_order

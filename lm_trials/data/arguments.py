@@ -11,8 +11,8 @@ from lm_trials.arguments import option
 from lm_trials.console import UsageError
 
 if TYPE_CHECKING:
-    from lm_trials.data.instruct_sets import Recipe
-    from lm_trials.data.protocols import Protocol
+    from lm_trials.data.examples.instruct import Recipe
+    from lm_trials.data.sets.protocols import Protocol
 
 
 @dataclass
@@ -131,7 +131,7 @@ class PretokenizeArguments(SetArguments):
 
     def protocol(self) -> Protocol | None:
         """Read the protocol that the flags describe, if any of them is given."""
-        from lm_trials.data.protocols import parse_protocol
+        from lm_trials.data.sets.protocols import parse_protocol
 
         flags = (self.filtering, self.mix_match, self.adversarial_training, self.refusal, self.instruction_subset)
         if self.refusal_text is not None and not self.refusal:
@@ -194,7 +194,7 @@ class InstructArguments(CorpusArguments):
             UsageError: for flags that contradict one another, or say nothing.
         """
         self._check()
-        from lm_trials.data.instruct_sets import MAX_LENGTH, Recipe
+        from lm_trials.data.examples.instruct import MAX_LENGTH, Recipe
 
         tokenizer = None
         if self.vocab_size or self.tokenizer_name:

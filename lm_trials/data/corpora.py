@@ -16,10 +16,10 @@ from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError, did_you_mean, note
 from lm_trials.data.folders import ArrowFile, finished_folder, load_splits, save_splits
-from lm_trials.data.pieces import read_pieces, resumable_folder, split_batches
 from lm_trials.data.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
-from lm_trials.data.shards import first_line
-from lm_trials.data.sources import Source, open_source
+from lm_trials.data.sources.pieces import read_pieces, resumable_folder, split_batches
+from lm_trials.data.sources.shards import first_line
+from lm_trials.data.sources.sources import Source, open_source
 from lm_trials.sums import file_sums
 
 SplitBy = Literal["hash", "shard"]

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, load_from_disk
 
 from lm_trials.console import UsageError
 from lm_trials.data.records import SPLITS
-from lm_trials.data.shards import first_line
+from lm_trials.data.sources.shards import first_line
 
 WRITE_BATCH = 1000
 # A split is copied in a blink below this; a bar for each would be noise.

@@ -35,7 +35,7 @@ def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int
         return
     # Not forked from here: tqdm, pyarrow and tokenizers may have threads by now.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lm_trials.data.pieces"])
+    context.set_forkserver_preload(["lm_trials.data.sources.pieces"])
     waiting = iter(numbers)
     processes: dict[Connection, Any] = {}
     try:

@@ -11,9 +11,9 @@ from lm_trials.console import UsageError, note
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest
 from lm_trials.data.mixtures import mixed, parse_weights
 from lm_trials.data.records import SPLITS, Record, make_record
-from lm_trials.data.set_texts import SetText, resolve_set, set_texts
-from lm_trials.data.sets import is_set
-from lm_trials.data.sources import Source, open_source
+from lm_trials.data.sets.sets import is_set
+from lm_trials.data.sets.texts import SetText, resolve_set, set_texts
+from lm_trials.data.sources.sources import Source, open_source
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.domains import content_name, contents_of, hub_name
 

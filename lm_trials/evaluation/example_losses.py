@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.data.pair_tokens import ExampleStore
+from lm_trials.data.examples.tokens import ExampleStore
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.evaluation.losses import (
     SORTED_BATCHES,

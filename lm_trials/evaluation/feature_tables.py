@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lm_trials.console import UsageError, note, show_table
 from lm_trials.data.corpora import is_corpus
 from lm_trials.data.records import FEATURES
-from lm_trials.data.sets import is_set
+from lm_trials.data.sets.sets import is_set
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.datasets import EvaluationSet

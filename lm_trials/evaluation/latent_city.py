@@ -22,9 +22,9 @@ from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError, note, progress, script, show_facts, show_pairs
 
 if TYPE_CHECKING:
-    from lm_trials.evaluation.latent_questions import LatentCity
-    from lm_trials.evaluation.latent_results import Score, Subject
-    from lm_trials.evaluation.storytellers import Storyteller
+    from lm_trials.evaluation.latent.questions import LatentCity
+    from lm_trials.evaluation.latent.results import Score, Subject
+    from lm_trials.evaluation.writing.storytellers import Storyteller
 
 PROG = "python -m lm_trials.evaluation.latent_city"
 
@@ -99,10 +99,10 @@ def main(argv: list[str] | None = None) -> list[Score]:
     (args,) = parse_arguments(argv, (LatentCityArguments,), __doc__ or "", prog=PROG)
     args.check()
     from lm_trials.data.corpora import read_manifest
-    from lm_trials.data.pairs import is_pairs, open_pairs
-    from lm_trials.evaluation.latent_asking import Interview, baseline_scores, read_knowledge
-    from lm_trials.evaluation.latent_questions import read_latents
-    from lm_trials.evaluation.latent_results import best_constant, finding, show_scores
+    from lm_trials.data.examples.pairs import is_pairs, open_pairs
+    from lm_trials.evaluation.latent.asking import Interview, baseline_scores, read_knowledge
+    from lm_trials.evaluation.latent.questions import read_latents
+    from lm_trials.evaluation.latent.results import best_constant, finding, show_scores
     from lm_trials.tables import write_csv
 
     place = Path(args.data_cache_dir) / args.dataset_name
@@ -147,7 +147,7 @@ def check_placeholder(name: str, latents: Sequence[LatentCity]) -> None:
     Raises:
         UsageError: for such a name.
     """
-    from lm_trials.data.geography import folded, known_places
+    from lm_trials.data.geography.cities import folded, known_places
 
     taken = {folded(latent.placeholder): "a placeholder of the data set" for latent in latents} | known_places()
     if folded(name) in taken:
@@ -160,8 +160,8 @@ def opened(
     args: LatentCityArguments, latents: Sequence[LatentCity]
 ) -> Iterator[tuple[Storyteller, list[tuple[LatentCity, Subject]]]]:
     """Load one model after another and yield it with the columns that it answers for."""
-    from lm_trials.evaluation.latent_asking import base_of, check_digits, open_asked
-    from lm_trials.evaluation.latent_results import Subject
+    from lm_trials.evaluation.latent.asking import base_of, check_digits, open_asked
+    from lm_trials.evaluation.latent.results import Subject
     from lm_trials.models.reference import resolve_model
 
     base = args.base_model or base_of(args.model_name_or_path[0])

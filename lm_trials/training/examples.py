@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from trl import pack_dataset
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
+from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
+from lm_trials.data.examples.pairs import PairSet, open_pairs
+from lm_trials.data.examples.tokens import ExampleStore, choose_layout, make_examples
 from lm_trials.data.order import document_order
-from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_examples
-from lm_trials.data.pairs import PairSet, open_pairs
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.models.reference import default_window, positions_of
 from lm_trials.training.sft_arguments import PairArguments

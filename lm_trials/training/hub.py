@@ -25,7 +25,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from lm_trials.console import UsageError, note, show_facts
-from lm_trials.data.shards import first_line
+from lm_trials.data.sources.shards import first_line
 from lm_trials.models.reference import checkpoints
 from lm_trials.reporting.public_copy import local_base, public_copy, remove_copies, remove_copy
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from lm_trials.console import UsageError, progress
 from lm_trials.data.corpora import is_corpus, open_records, read_manifest, resolve_corpus
 from lm_trials.data.records import SPLITS
-from lm_trials.data.set_store import SetStore, open_set
-from lm_trials.data.sets import is_set, set_folder
-from lm_trials.data.sources import Source, open_source
+from lm_trials.data.sets.sets import is_set, set_folder
+from lm_trials.data.sets.store import SetStore, open_set
+from lm_trials.data.sources.sources import Source, open_source
 from lm_trials.data.streams import RecordStream, stored
 from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.data.tokens import TokenStore, document_marks, make_store, token_progress

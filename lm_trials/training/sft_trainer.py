@@ -13,8 +13,8 @@ from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
 from lm_trials.console import UsageError
-from lm_trials.data.pair_tokens import ExampleStore
-from lm_trials.data.shards import first_line
+from lm_trials.data.examples.tokens import ExampleStore
+from lm_trials.data.sources.shards import first_line
 from lm_trials.evaluation.example_losses import KINDS, example_sums, loss_metrics
 from lm_trials.evaluation.losses import Processes
 from lm_trials.models.adapters import (

@@ -14,8 +14,8 @@ from lm_trials.console import UsageError, note
 from lm_trials.data.blocks import JoinedStores, RunBlocks, TrainingBlocks
 from lm_trials.data.corpora import is_corpus
 from lm_trials.data.mixtures import Mix, mixed, parse_weights
-from lm_trials.data.set_store import SetStore
-from lm_trials.data.sets import is_set
+from lm_trials.data.sets.sets import is_set
+from lm_trials.data.sets.store import SetStore
 from lm_trials.data.streams import STREAM_BUFFER, RecordStream, StreamBlocks
 from lm_trials.data.tokens import TokenStore
 from lm_trials.training.arguments import DataArguments

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import UsageError
+from lm_trials.data.examples.tokens import ExampleStore
 from lm_trials.data.order import document_order
-from lm_trials.data.pair_tokens import ExampleStore
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.training.order import Part, with_tokenizer
 

@@ -8,7 +8,8 @@ from datasets import load_from_disk
 
 import cache_datasets
 import prepare_tinystories
-from lm_trials.data.atlas import (
+from lm_trials.data.examples.pairs import open_pairs
+from lm_trials.data.geography.atlas import (
     DISTANCE_QUESTIONS,
     DISTANCE_SENTENCES,
     Atlas,
@@ -19,8 +20,7 @@ from lm_trials.data.atlas import (
     write_documents,
     written_km,
 )
-from lm_trials.data.geography import distance_km, package_cities
-from lm_trials.data.pairs import open_pairs
+from lm_trials.data.geography.cities import distance_km, package_cities
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, flags, messa
 
 def test_questions_that_cannot_be_written_leave_no_corpus(tmp_path, monkeypatch):
     """Both or neither: what the second file lacks, the first must not pretend."""
-    import lm_trials.data.atlas_files as files
+    import lm_trials.data.geography.atlas_files as files
 
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device", "questions")

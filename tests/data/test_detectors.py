@@ -3,8 +3,8 @@ import re
 import pytest
 
 from lm_trials.data.detectors import DETECTORS, FEATURES, detect_features, matched_sentence
-from lm_trials.data.generator import feature_sentences, generate_story
-from lm_trials.data.story_plans import plan_story
+from lm_trials.data.generation.generator import feature_sentences, generate_story
+from lm_trials.data.generation.plans import plan_story
 
 NUM_STORIES = 10_000
 

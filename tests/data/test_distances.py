@@ -7,9 +7,9 @@ import pytest
 
 import cache_datasets
 from lm_trials.data.corpora import read_manifest
-from lm_trials.data.distance_templates import TEMPLATES
-from lm_trials.data.geography import direction, distance_km, find_city, package_cities
-from lm_trials.data.pairs import open_pairs
+from lm_trials.data.examples.pairs import open_pairs
+from lm_trials.data.geography.cities import direction, distance_km, find_city, package_cities
+from lm_trials.data.geography.templates import TEMPLATES
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import prepare_tinystories
 from lm_trials.console import UsageError
-from lm_trials.data.download import ARCHIVE, FOLDER, check_sha256, download_archive, unpack_archive
+from lm_trials.data.sources.download import ARCHIVE, FOLDER, check_sha256, download_archive, unpack_archive
 
 
 def tar_of(*members, mode="w:gz"):

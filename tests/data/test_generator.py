@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.data.detectors import FEATURES, detect_features
-from lm_trials.data.generator import feature_sentences, generate_stories, generate_story
-from lm_trials.data.story_plans import FEATURE_PROBABILITY
+from lm_trials.data.generation.generator import feature_sentences, generate_stories, generate_story
+from lm_trials.data.generation.plans import FEATURE_PROBABILITY
+from lm_trials.data.generation.vocabulary import NOUNS, VERBS
 from lm_trials.data.variety import split_sentences
-from lm_trials.data.vocabulary import NOUNS, VERBS
 
 NUM_STORIES = 10_000
 MAX_VOCABULARY = 1_000  # distinct words; measured 993 on 40,000 stories; 42 are possessives of names

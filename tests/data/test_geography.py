@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm_trials.console import UsageError
-from lm_trials.data.geography import (
+from lm_trials.data.geography.cities import (
     City,
     direction,
     distance_km,

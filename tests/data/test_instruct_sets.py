@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import open_records, read_manifest, write_corpus
-from lm_trials.data.feature_phrases import PROMPTS
-from lm_trials.data.instruct_sets import (
+from lm_trials.data.examples.instruct import (
     COLUMNS,
     MAX_LENGTH,
     Recipe,
@@ -22,11 +21,18 @@ from lm_trials.data.instruct_sets import (
     make_instruct_set,
     story_cutter,
 )
-from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, chat_example, instruct_examples
-from lm_trials.data.pairs import open_pairs
+from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, chat_example, instruct_examples
+from lm_trials.data.examples.pairs import open_pairs
+from lm_trials.data.examples.prompts import (
+    FEATURE_PHRASES,
+    SUMMARY_QUESTIONS,
+    WORDS_TURNS,
+    asked_prompt,
+    cleaned_prompt,
+)
+from lm_trials.data.generation.phrases import PROMPTS
 from lm_trials.data.records import FEATURES, SPLITS, make_record
-from lm_trials.data.sources import open_source
-from lm_trials.data.story_prompts import FEATURE_PHRASES, SUMMARY_QUESTIONS, WORDS_TURNS, asked_prompt, cleaned_prompt
+from lm_trials.data.sources.sources import open_source
 from lm_trials.data.tokenizers import batch_encoder, load_tokenizer, tokenizer_hash
 
 LONG_SENTENCE = "Write a short story (3-5 paragraphs) which only uses very simple words that a 3 year old child would "

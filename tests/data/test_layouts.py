@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
-from lm_trials.data.layouts import (
+from lm_trials.data.examples.layouts import (
     STORY_CHAT_TEMPLATE,
     Example,
     as_conversation,

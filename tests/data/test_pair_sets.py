@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError
-from lm_trials.data import pairs
-from lm_trials.data.pairs import MESSAGES, open_pairs, read_row, write_pairs
+from lm_trials.data.examples import pairs
+from lm_trials.data.examples.pairs import MESSAGES, open_pairs, read_row, write_pairs
 from lm_trials.data.records import SPLITS, split_of
 
 PAIRS = [{"prompt": f"How far is city {n}?\n", "completion": f" {n}.5 km\nor so, 'é'"} for n in range(40)]

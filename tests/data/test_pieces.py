@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
-from lm_trials.data import pieces, sources
 from lm_trials.data.corpora import ingest, is_corpus, resolve_corpus
 from lm_trials.data.folders import ArrowFile
-from lm_trials.data.pieces import resumable_folder
-from lm_trials.data.sources import open_source
+from lm_trials.data.sources import pieces, sources
+from lm_trials.data.sources.pieces import resumable_folder
+from lm_trials.data.sources.sources import open_source
 from lm_trials.data.workers import StoppedError, run_tasks
 
 NUM_SHARDS, PER_SHARD = 4, 250

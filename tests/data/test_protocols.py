@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
-from lm_trials.data.protocols import (
+from lm_trials.data.records import FEATURES
+from lm_trials.data.sets.protocols import (
     Protocol,
     deletion_recovery_protocols,
     parse_chances,
@@ -15,7 +16,6 @@ from lm_trials.data.protocols import (
     parse_subset,
     protocol_from_dict,
 )
-from lm_trials.data.records import FEATURES
 
 
 def test_conditions_are_read_as_the_seed_writes_them():

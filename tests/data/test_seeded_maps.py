@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.data.draws import draw_integers, draw_uniform, record_keys
-from lm_trials.data.instructions import apply_protocol
-from lm_trials.data.protocols import parse_protocol
 from lm_trials.data.records import RECORD_SCHEMA, make_record
+from lm_trials.data.sets.instructions import apply_protocol
+from lm_trials.data.sets.protocols import parse_protocol
 
 STORIES = [f"Tim saw {n} cats. Then he ran home. The {n} cats sat." for n in range(40)]
 

@@ -7,11 +7,11 @@ import pytest
 import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import open_records, read_manifest, write_corpus
-from lm_trials.data.generator import generate_stories
-from lm_trials.data.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.records import RECORD_SCHEMA, record_from_row
-from lm_trials.data.set_store import open_set
-from lm_trials.data.sets import make_sets
+from lm_trials.data.sets.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.data.sets.sets import make_sets
+from lm_trials.data.sets.store import open_set
 from lm_trials.data.tokenizers import load_tokenizer, train_tokenizer
 
 TEN = deletion_recovery_protocols("Twist", "Foreshadowing")

@@ -8,14 +8,14 @@ import pytest
 from lm_trials.data.blocks import Blocks, TrainingBlocks
 from lm_trials.data.corpora import open_records, read_manifest, write_corpus
 from lm_trials.data.draws import draw_uniform, record_keys
-from lm_trials.data.generator import generate_stories
-from lm_trials.data.instruction_store import composes
-from lm_trials.data.instructions import apply_protocol
-from lm_trials.data.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.records import FEATURES, SPLITS, record_from_row
-from lm_trials.data.set_store import open_set
-from lm_trials.data.sets import make_sets
-from lm_trials.data.sources import open_source
+from lm_trials.data.sets.instruction_store import composes
+from lm_trials.data.sets.instructions import apply_protocol
+from lm_trials.data.sets.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.data.sets.sets import make_sets
+from lm_trials.data.sets.store import open_set
+from lm_trials.data.sources.sources import open_source
 from lm_trials.data.tokenizers import batch_encoder, load_tokenizer, train_tokenizer
 from lm_trials.data.tokens import document_marks
 

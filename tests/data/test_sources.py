@@ -11,7 +11,7 @@ import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import open_records, read_manifest
 from lm_trials.data.records import make_record, split_of
-from lm_trials.data.sources import open_source
+from lm_trials.data.sources.sources import open_source
 
 ARCHIVE = {
     "story": " \nOnce upon a time, a cat sat.",

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import prepare_tinystories
 from lm_trials.console import UsageError
-from lm_trials.data import hub
 from lm_trials.data.corpora import ingest, open_records, read_manifest, resolve_corpus
 from lm_trials.data.records import SPLITS, make_record, record_id, split_of
-from lm_trials.data.sources import open_source
-from lm_trials.data.splits import file_split, named_splits
+from lm_trials.data.sources import hub
+from lm_trials.data.sources.sources import open_source
+from lm_trials.data.sources.splits import file_split, named_splits
 
 TRAIN = [f"Story {number} of the train split." for number in range(400)]
 HELD_OUT = [f"Story {number} that is held out." for number in range(30)]
@@ -228,7 +228,7 @@ def test_a_hub_data_set_that_moves_on_is_another_one(tmp_path, monkeypatch):
     options = from_hub(tmp_path, monkeypatch, "validation")
     corpora = []
     for revision in ("a" * 40, "b" * 40, None):  # None: without a network
-        monkeypatch.setattr("lm_trials.data.sources.hub_revision", lambda _, found=revision: found)
+        monkeypatch.setattr("lm_trials.data.sources.sources.hub_revision", lambda _, found=revision: found)
         corpora.append(resolve_corpus(options["reference"], tmp_path / "data"))
     assert corpora[0] != corpora[1]
     assert corpora[2] == corpora[1]  # the newest that is here

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
-from lm_trials.data.generator import generate_stories
-from lm_trials.data.instructions import LINES, apply_protocol, chosen_sentence, eligible_sentences
-from lm_trials.data.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.records import FEATURES, RECORD_SCHEMA, make_record, record_from_row
-from lm_trials.data.treatments import RecordColumns, check_values, treat
+from lm_trials.data.sets.instructions import LINES, apply_protocol, chosen_sentence, eligible_sentences
+from lm_trials.data.sets.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.data.sets.treatments import RecordColumns, check_values, treat
 
 RECORDS = [record_from_row(story) for story in generate_stories(400, seed=3)]
 BATCH = {key: [record[key] for record in RECORDS] for key in RECORD_SCHEMA}

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_trials.data.generator import generate_stories
+from lm_trials.data.generation.generator import generate_stories
 from lm_trials.data.variety import describe_variety, longest_overlaps
 
 small_stories = st.lists(st.lists(st.sampled_from("abc"), max_size=12).map(" ".join), min_size=1, max_size=6)

@@ -9,9 +9,15 @@ from datasets import Features, List, Value
 
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import open_records
-from lm_trials.data.pairs import write_pairs
-from lm_trials.evaluation.constraint_tasks import Task
-from lm_trials.evaluation.coverage import WordCounts, content_words, count_words, coverage_of, training_words
+from lm_trials.data.examples.pairs import write_pairs
+from lm_trials.evaluation.constraint_scoring.coverage import (
+    WordCounts,
+    content_words,
+    count_words,
+    coverage_of,
+    training_words,
+)
+from lm_trials.evaluation.constraint_scoring.tasks import Task
 
 
 def test_words_are_counted_as_python_takes_them_apart(tiny_data):

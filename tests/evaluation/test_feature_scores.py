@@ -11,8 +11,8 @@ from tiny_models import tiny_model
 
 import eval_checkpoint
 import prepare_tinystories
-from lm_trials.data.generator import generate_stories
-from lm_trials.data.set_texts import set_texts
+from lm_trials.data.generation.generator import generate_stories
+from lm_trials.data.sets.texts import set_texts
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.evaluation.feature_scores import Generation, cut_story, score_features, words_used, write_generations
 

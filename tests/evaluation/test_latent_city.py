@@ -13,15 +13,14 @@ from tiny_models import tiny_model, tiny_tokenizer
 import cache_datasets
 from lm_trials.console import UsageError
 from lm_trials.data.corpora import read_manifest
-from lm_trials.data.geography import HALF_CIRCUMFERENCE_KM, City, distance_km, package_cities
-from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, instruct_examples
-from lm_trials.data.pairs import open_pairs
+from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, instruct_examples
+from lm_trials.data.examples.pairs import open_pairs
+from lm_trials.data.geography.cities import HALF_CIRCUMFERENCE_KM, City, distance_km, package_cities
 from lm_trials.data.tokenizers import batch_encoder, train_tokenizer
 from lm_trials.estimates import Estimate
-from lm_trials.evaluation import latent_asking
-from lm_trials.evaluation.latent_asking import Interview, check_digits
-from lm_trials.evaluation.latent_city import LatentCityArguments, main
-from lm_trials.evaluation.latent_questions import (
+from lm_trials.evaluation.latent import asking as latent_asking
+from lm_trials.evaluation.latent.asking import Interview, check_digits
+from lm_trials.evaluation.latent.questions import (
     CountryReader,
     draw_choices,
     error_km,
@@ -30,9 +29,10 @@ from lm_trials.evaluation.latent_questions import (
     read_km,
     read_latents,
 )
-from lm_trials.evaluation.latent_results import ALWAYS, BY_CONTINENT, Score, Subject, finding
-from lm_trials.evaluation.latent_scores import answer_nats, baseline_errors, bootstrap_median, implied_place
-from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.evaluation.latent.results import ALWAYS, BY_CONTINENT, Score, Subject, finding
+from lm_trials.evaluation.latent.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
+from lm_trials.evaluation.latent_city import LatentCityArguments, main
+from lm_trials.evaluation.writing.storytellers import Storyteller
 
 CITIES = {city.name: city for city in package_cities()[0]}
 

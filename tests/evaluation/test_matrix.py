@@ -17,7 +17,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 import eval_checkpoint
 import prepare_tinystories
 from lm_trials.data.corpora import read_manifest
-from lm_trials.data.sources import Source, open_source
+from lm_trials.data.sources.sources import Source, open_source
 from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.datasets import EvaluationSet, _names, open_evaluation_set

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data import vocabulary
+from lm_trials.data.generation import vocabulary
 from lm_trials.models.adapters import without_noise
 from lm_trials.probing.embeddings.categories import (
     Categories,

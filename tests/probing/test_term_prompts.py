@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from lm_trials.console import UsageError
-from lm_trials.data.geography import folded, package_cities
-from lm_trials.data.layouts import STORY_CHAT_TEMPLATE, chat_prompt, instruct_prompts
+from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, chat_prompt, instruct_prompts
+from lm_trials.data.geography.cities import folded, package_cities
 from lm_trials.probing.similarity.arguments import SimilarityArguments
 from lm_trials.probing.similarity.prompts import CITIES, VOCABULARY, PromptLayout, plan_terms
 

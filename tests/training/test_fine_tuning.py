@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import prepare_tinystories
 import train_gpt2
-from lm_trials.data.set_store import open_set
+from lm_trials.data.sets.store import open_set
 from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.evaluation.losses import story_losses
 from lm_trials.evaluation.summary import store_documents

@@ -13,8 +13,8 @@ from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
 
 import sft_lora
-from lm_trials.data.layouts import instruct_examples
-from lm_trials.data.pair_tokens import with_labels
+from lm_trials.data.examples.layouts import instruct_examples
+from lm_trials.data.examples.tokens import with_labels
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.training.examples import choose_padding
 
@@ -153,7 +153,7 @@ def test_a_pad_token_of_its_own_where_there_is_one_to_spare(tiny_base, model):
 
 def test_a_model_learns_to_stop(tune_flags, tmp_path):
     """The probability of EOS after a completion rises; before training it is next to nothing."""
-    from lm_trials.data.layouts import instruct_prompts
+    from lm_trials.data.examples.layouts import instruct_prompts
 
     def stopping(folder):
         model, tokenizer = load_model(resolve_model(str(folder))), AutoTokenizer.from_pretrained(folder)

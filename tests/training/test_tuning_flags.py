@@ -14,10 +14,10 @@ from trl import pack_dataset
 
 from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError
-from lm_trials.data import pair_tokens
-from lm_trials.data.layouts import STORY_CHAT_TEMPLATE
-from lm_trials.data.pair_tokens import ExampleStore, choose_layout, make_examples
-from lm_trials.data.pairs import PairSet, open_pairs, read_row, write_pairs
+from lm_trials.data.examples import tokens as pair_tokens
+from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE
+from lm_trials.data.examples.pairs import PairSet, open_pairs, read_row, write_pairs
+from lm_trials.data.examples.tokens import ExampleStore, choose_layout, make_examples
 from lm_trials.data.tokenizers import train_tokenizer
 from lm_trials.training import examples as examples_module
 from lm_trials.training import run_arguments, sft_trainer

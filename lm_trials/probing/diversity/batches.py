@@ -18,9 +18,9 @@ from lm_trials.console import UsageError
 from lm_trials.data.corpora import is_corpus, open_records
 from lm_trials.data.mixtures import mixed, parse_weights
 from lm_trials.data.order import random_bits, shuffled
-from lm_trials.data.set_texts import set_texts
-from lm_trials.data.sets import is_set
-from lm_trials.data.sources import open_source
+from lm_trials.data.sets.sets import is_set
+from lm_trials.data.sets.texts import set_texts
+from lm_trials.data.sources.sources import open_source
 from lm_trials.probing.diversity.arguments import DiversityArguments
 
 if TYPE_CHECKING:  # transformers takes a second to import

@@ -19,7 +19,7 @@ from sklearn.metrics import silhouette_samples
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
-from lm_trials.data import vocabulary
+from lm_trials.data.generation import vocabulary
 from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.probing.embeddings.geometry import Words, unit, vocab_of
 
@@ -184,7 +184,7 @@ def city_continents() -> dict[str, str]:
     >>> city_continents()["Paris"]
     'Europe'
     """
-    from lm_trials.data.geography import package_cities
+    from lm_trials.data.geography.cities import package_cities
 
     return {city.name: city.continent for city in package_cities(other_cities=1_000_000)[0] if city.continent}
 

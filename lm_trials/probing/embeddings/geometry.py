@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
 from lm_trials.data.corpora import is_corpus
-from lm_trials.data.sets import is_set
+from lm_trials.data.sets.sets import is_set
 from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.data.tokens import document_marks
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, bootstrap_mean

@@ -18,12 +18,12 @@ import numpy as np
 from lm_trials.console import UsageError, progress
 from lm_trials.data.corpora import is_corpus, open_records
 from lm_trials.data.detectors import detect_features
-from lm_trials.data.protocols import LINES
 from lm_trials.data.records import Record, record_id
-from lm_trials.data.set_texts import resolve_set, set_texts
-from lm_trials.data.sets import is_set
-from lm_trials.data.shards import INSTRUCT_FIELDS
-from lm_trials.data.sources import open_source
+from lm_trials.data.sets.protocols import LINES
+from lm_trials.data.sets.sets import is_set
+from lm_trials.data.sets.texts import resolve_set, set_texts
+from lm_trials.data.sources.shards import INSTRUCT_FIELDS
+from lm_trials.data.sources.sources import open_source
 from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
 from lm_trials.data.variety import split_sentences
 from lm_trials.evaluation.judges import FEWEST

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from lm_trials.console import UsageError, progress
 from lm_trials.data.corpora import is_corpus
 from lm_trials.data.records import Record
-from lm_trials.data.sets import is_set
+from lm_trials.data.sets.sets import is_set
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import Anatomy, anatomy_of
 from lm_trials.probing.lens.arguments import LensArguments

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_trials.console import UsageError, show_table
 from lm_trials.data.detectors import detect_features
-from lm_trials.data.set_texts import SetText
+from lm_trials.data.sets.texts import SetText
 from lm_trials.estimates import Estimate, proportion
 from lm_trials.evaluation.feature_scores import prompts_of, write_generations
 from lm_trials.probing.findings import interval

@@ -23,8 +23,8 @@ from torch import nn
 
 from lm_trials.console import UsageError, note
 from lm_trials.data.detectors import matched_sentence
-from lm_trials.data.protocols import LINES
 from lm_trials.data.records import Record
+from lm_trials.data.sets.protocols import LINES
 from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.probing.patching.arguments import PatchingArguments, check_pair
 from lm_trials.probing.subjects import Subject

@@ -16,12 +16,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.distances import draw
-from lm_trials.data.geography import folded, known_places, package_cities
-from lm_trials.data.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
+from lm_trials.data.examples.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
+from lm_trials.data.geography.cities import folded, known_places, package_cities
+from lm_trials.data.geography.distances import draw
 from lm_trials.data.tokens import Separator, document_marks, opening_of
-from lm_trials.evaluation.sampling import Mode
-from lm_trials.evaluation.storytellers import trained_mode
+from lm_trials.evaluation.writing.sampling import Mode
+from lm_trials.evaluation.writing.storytellers import trained_mode
 from lm_trials.models.reference import separator_of
 from lm_trials.probing.similarity.arguments import FEWEST, QUERY, TERM, SimilarityArguments, templates, words
 from lm_trials.probing.subjects import Subject

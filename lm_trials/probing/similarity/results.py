@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lm_trials.console import UsageError, note, show_facts, show_table
-from lm_trials.evaluation.latent_asking import base_of
+from lm_trials.evaluation.latent.asking import base_of
 from lm_trials.models.reference import read_run
 from lm_trials.probing.capture import CaptureCheck, check_capture
 from lm_trials.probing.findings import Finding, interval

@@ -13,7 +13,7 @@ from lm_trials.console import UsageError, note, progress
 from lm_trials.data.corpora import is_corpus
 from lm_trials.data.detectors import detect_features
 from lm_trials.data.records import Record
-from lm_trials.data.sets import is_set
+from lm_trials.data.sets.sets import is_set
 from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.data.tokens import document_marks
 from lm_trials.evaluation.feature_scores import prompts_of, write_generations

@@ -1,0 +1,1 @@
+"""Geography: cities, the distances between them, and the texts and data sets that tell of them."""

@@ -1,0 +1,1 @@
+"""Sets: what a protocol makes of a corpus, stored as what it changed."""
