@@ -23,6 +23,7 @@ one, the push away from what is never the answer.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from lm_trials.arguments import parse_arguments
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows += movement + findings.picture_rows(picture)
     last, random = apart[models[-1].label], apart["random weights"]
     finding = findings.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
-    about = {"models": [subject.reference.name for subject in subjects], "flags": vars(args) | {"seed": seed},
+    about = {"models": [subject.reference.name for subject in subjects], "arguments": asdict(subject_args) | asdict(args),
              "categories": categories.counts, "left_out": categories.left_out}  # fmt: skip
     tables = {"points": points, **({"neighbours": neighbours} if neighbours else {})}
     write_findings(

@@ -22,6 +22,7 @@ model must be the base, or the probe stops.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from lm_trials.arguments import parse_arguments
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     finding = findings.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune, lineage)
     about = {
         "models": [subject.reference.name for subject in subjects],
-        "flags": {**vars(text_args), **vars(args), "seed": subject_args.seed, "dtype": subject_args.dtype},
+        "arguments": {**asdict(subject_args), **asdict(text_args), **asdict(args)},
         "lineage": lineage,
         "without_the_whole_change_nats_from_base": apart if trials else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,13 +52,17 @@ def write_findings(
     """
     facts = {"finding": finding.sentence, "control": finding.control}
     told = {label: str(check) for label, check in (checks or {}).items()}
+    named = {probe: rows, **(tables or {})}
+    files = [f"{name}.csv" for name in named] + [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     try:
-        for name, lines in {probe: rows, **(tables or {})}.items():
+        for name, lines in named.items():
             write_csv(folder / f"{name}.csv", lines)
         for name, figure in figures.items():
             save_pictures(figure, folder / name)
         numbers = {label: asdict(check) for label, check in (checks or {}).items()}
-        write_json(folder / f"{probe}.json", {"probe": probe, **facts, "capture": numbers, **about, "rows": list(rows)})
+        told_all = {"probe": probe, **facts, "capture": numbers, **about, "files": files, "rows": list(rows)}
+        _remove_older(folder, probe, files)
+        write_json(folder / f"{probe}.json", told_all)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
     show_facts(
@@ -69,6 +74,17 @@ def write_findings(
         },
     )
     return folder
+
+
+def _remove_older(folder: Path, probe: str, files: Sequence[str]) -> None:
+    """Remove what an earlier measurement wrote here and this one did not: it would pass for this one's."""
+    try:
+        older = json.loads((folder / f"{probe}.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it does not say
+        return
+    for name in older if isinstance(older, list) else ():
+        if name not in files and Path(str(name)).name == name:  # a file of this folder, as this function's are
+            (folder / name).unlink(missing_ok=True)
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:

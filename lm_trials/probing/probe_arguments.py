@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,8 @@ class TextArguments:
     max_eval_samples: int | None = option(None, help="Texts read, from the start; default all.")
     block_size: int | None = option(None, help="Longest text, in tokens; the rest is cut off. Default: the positions.")
     per_device_eval_batch_size: int = option(16, help="Texts of a batch; changes speed and memory, no result.")
+    # No flag: set when the texts are read, so that each result tells which they were, whatever folder they lay in.
+    texts_sha256: str | None = field(default=None, init=False)
 
 
 def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,9 +175,24 @@ def check_alike(subjects: Sequence[Subject], depth: bool = True) -> None:
             )
 
 
+def texts_digest(records: Sequence[Record]) -> str:
+    """Return the SHA-256 of the records' texts, in their order.
+
+    >>> from lm_trials.data.records import make_record
+    >>> ab, a_b = [make_record("ab")], [make_record("a"), make_record("b")]
+    >>> texts_digest(ab) == texts_digest(ab), texts_digest(ab) == texts_digest(a_b)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        text = record["story"].encode()
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return digest.hexdigest()
+
+
 def read_stories(args: TextArguments) -> list[Record]:
     """Read the texts, as records with their features, each once: a copy is no second sample, and would stand in both
-    halves of a data set that is split.
+    halves of a data set that is split.  Sets `texts_sha256` of `args`.
 
     Raises:
         UsageError: for a data set that is not there, or has no text.
@@ -201,4 +217,5 @@ def read_stories(args: TextArguments) -> list[Record]:
         note(f"{copies} are copies; each is read once")
     if not records:
         raise UsageError(f"--dataset_name {args.dataset_name} has no text; give a data set with at least one")
+    args.texts_sha256 = texts_digest(records)
     return records

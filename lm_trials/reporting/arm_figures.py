@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
 
 RUN, ARM = "#4c78a8", "#e45756"
+LONGEST_LINE = 48
 
 
 def arms_figure(rows: Iterable[Mapping[str, Any]]) -> Figure:
@@ -36,10 +39,28 @@ def arms_figure(rows: Iterable[Mapping[str, Any]]) -> Figure:
             else:
                 axes.plot((row["lower"], row["upper"]), (place, place), color=ARM, linewidth=1.5)
                 axes.plot(row["estimate"], place, "|", color=ARM, markersize=14)
-        ticks = {row["arm"]: f"{row['arm']}\n95 % over {row['interval']}" for row in here if row["row"] == "arm"}
-        axes.set(xlabel=here[0]["unit"], title=dataset)
+        runs = {
+            label: [row.get("run") for row in here if row["row"] == "run" and row["arm"] == label] for label in labels
+        }
+        ticks = {
+            row["arm"]: f"{_named(row['arm'], runs[row['arm']])}\n95 % over {row['interval']}"
+            for row in here
+            if row["row"] == "arm"
+        }
+        axes.set(xlabel=here[0]["unit"], title=fill(dataset, LONGEST_LINE))
         axes.set_yticks(range(len(labels)), [ticks[label] for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _named(arm: str, runs: Sequence[str | None]) -> str:
+    """Return what an arm is called beside its line.
+
+    >>> _named("A", ["runs/base-s1", "runs/base-s2"]), _named("B", [None])
+    ('A: base-s1 + 1', 'B')
+    """
+    if not runs or runs[0] is None:
+        return arm
+    return f"{arm}: {Path(runs[0]).name}" + (f" + {len(runs) - 1}" if len(runs) > 1 else "")

@@ -1,14 +1,15 @@
 """Measurements of runs: one number of each, with its interval, from a table that a probe or an evaluation wrote.
 
 The tables lie under each run (`probes/feature_probe/feature_probe.csv`), or one table has rows of all runs.  Which row
-is meant is said by its columns; a choice that leaves several rows of a run, or none, is refused.
+is meant is said by its columns; a choice that leaves several rows of a run, or none, is refused, and so are rows that
+are not of the run, or were measured with other flags.  What else differs between the rows is told.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,15 @@ from lm_trials.tables import read_object
 from lm_trials.trials.runs import Run
 
 SHARED = ("estimate", "lower", "upper", "n", "unit")
+# Which model a row is of, which is checked against the run; `series` is the feature probe's name of it.
+OF_THE_RUN = ("model", "run", "series", "seed", "step")
+# What a probe found out, and no description of what it measured.
+FOUND = ("chosen", "verdict", "beyond_controls")
 # Flags of a probe or an evaluation that say which model is read or where results go, or change speed alone.
 FREE = {"model_name_or_path", "model_dir", "model_seed", "output_dir", "tables_dir", "use_cpu"}
-FREE |= {"per_device_eval_batch_size", "control_model"}
+FREE |= {"per_device_eval_batch_size", "control_model", "lens"}
+CONTENT = ("dataset_fingerprint", "texts_sha256")
+"""Flags that say which texts were read, whatever the folder that they lay in."""
 SHOWN_VALUES = 6
 Row = Mapping[str, str]
 
@@ -33,10 +40,12 @@ class Measurement:
     Attributes:
         name: the table and which row of it.
         estimates: of each run, with the interval that the table gives: of this model, not over seeds.
+        notes: what a reader has to know beside the numbers.
     """
 
     name: str
     estimates: tuple[Estimate, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> Measurement:
@@ -47,61 +56,94 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
         where: COLUMN=VALUE, each of which the row has to meet.
 
     Raises:
-        UsageError: for a table that is not there or has other columns, a choice that leaves none or several rows of a
-            run, or runs that were measured with other flags or in other units.
+        UsageError: for a table that is not there or cannot be read, a choice that leaves none or several rows of a run,
+            rows of another seed or step than the run's, or runs that were measured with other flags or in other units.
     """
-    conditions = dict(_condition(text) for text in where)
-    files = [_table_of(run, table) for run in runs]
-    _check_flags(runs, files)
+    conditions = _conditions(where)
+    files = [_table_of(run, runs, table) for run in runs]
+    flags = [_flags(file) for file in files]
+    _check_flags(runs, flags)
     rows = [_row_of(run, file, conditions) for run, file in zip(runs, files, strict=True)]
-    estimates = tuple(_estimate(row, file) for row, file in zip(rows, files, strict=True))
-    if len(units := dict.fromkeys(estimate.unit for estimate in estimates)) > 1:
-        raise UsageError(f"--table {table}: the runs' units differ ({', '.join(units)}); choose one with --where")
-    chosen = ", ".join(f"{column} {value}" for column, value in conditions.items())
-    return Measurement(f"{Path(table).stem}: {chosen}" if chosen else Path(table).stem, estimates)
-
-
-def _condition(text: str) -> tuple[str, str]:
-    column, sign, value = text.partition("=")
-    if not sign or not column:
-        raise UsageError(f"--where {text}: give COLUMN=VALUE, such as metric=accuracy")
-    return column, value
-
-
-def _table_of(run: Run, table: str) -> Path:
-    if (own := run.folder / table).is_file():
-        return own
-    if Path(table).is_file():
-        return Path(table)
-    under = sorted(
-        str(path.relative_to(run.folder)) for top in ("probes", "eval") for path in _tables(run.folder / top)
+    used: dict[tuple[Path, int], Run] = {}
+    for run, file, (number, _) in zip(runs, files, rows, strict=True):
+        if (other := used.setdefault((file.resolve(), number), run)) is not run:
+            raise UsageError(f"{file}: one row would stand for {other.name} and {run.name}; measure each by itself")
+    chosen = [row for _, row in rows]
+    estimates = tuple(_estimate(row, file) for row, file in zip(chosen, files, strict=True))
+    _check_units(runs, table, estimates)
+    name = ", ".join(f"{column} {value}" for column, value in conditions.items())
+    return Measurement(
+        f"{Path(table).stem}: {name}" if name else Path(table).stem,
+        estimates,
+        tuple(_notes(runs, files, flags, chosen, conditions)),
     )
-    known = did_you_mean(table, under) if under else "it has no table yet; run a probe or eval_checkpoint.py on it"
-    raise UsageError(f"--table {table}: {run.name} has none of that name; {known}")
 
 
-def _tables(folder: Path) -> Sequence[Path]:
-    return sorted(folder.glob("*/*.csv"))
+def _conditions(where: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in where:
+        column, sign, value = text.partition("=")
+        if not sign or not column:
+            raise UsageError(f"--where {text}: give COLUMN=VALUE, such as metric=accuracy")
+        if column in found:
+            raise UsageError(f"--where {column}={found[column]} {text}: a row has one {column}; give one of them")
+        found[column] = value
+    return found
 
 
-def _row_of(run: Run, file: Path, conditions: Mapping[str, str]) -> Row:
-    """Return the one row that is of this run and meets the conditions."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        columns = list(reader.fieldnames or [])
-        rows = list(reader)
+def _table_of(run: Run, runs: Sequence[Run], table: str) -> Path:
+    own = run.folder / table
+    try:
+        if own.resolve().is_relative_to(run.folder.resolve()) and own.is_file():
+            return own
+        if Path(table).is_file():
+            return Path(table)
+    except OSError as error:
+        raise UsageError(f"--table {table[:80]}: {error.strerror}; name a table such as probes/lens/lens.csv") from None
+    if has := [other.name for other in runs if (other.folder / table).is_file()]:
+        advice = f"{has[0]} has; measure each run by itself, or name one file that has rows of all"
+    else:
+        under = sorted(str(path.relative_to(run.folder)) for path in _tables(run.folder))
+        advice = did_you_mean(table, under) if under else "it has no table yet; run a probe or eval_checkpoint.py on it"
+    raise UsageError(f"--table {table}: {run.name} has none of that name; {advice}")
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [path for top in ("probes", "eval") for path in (folder / top).glob("*/*.csv")]
+
+
+def _read_rows(file: Path) -> tuple[list[str], list[Row]]:
+    """Return the columns and the rows of a table, each with all its cells."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{file} cannot be read as a CSV table ({error}); write it anew") from None
     if lacking := [name for name in SHARED if name not in columns]:
         raise UsageError(f"{file} has no column {lacking[0]}; name a table with {', '.join(SHARED)}")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UsageError(f"{file}, line {number}: not {len(columns)} cells as in its header; write it anew")
+    return columns, rows
+
+
+def _row_of(run: Run, file: Path, conditions: Mapping[str, str]) -> tuple[int, Row]:
+    """Return the one row that is of this run and meets the conditions, and its number."""
+    columns, all_rows = _read_rows(file)
     for column in conditions:
         if column not in columns:
             raise UsageError(f"--where {column}=...: {file} has no such column; {did_you_mean(column, columns)}")
+    rows = dict(enumerate(all_rows))
     if "model" in columns:
-        rows = [row for row in rows if not row["model"] or _is_of(row["model"], run.folder)]
-        if not any(row["model"] for row in rows):
+        rows = {number: row for number, row in rows.items() if row["model"] and _is_of(row["model"], run.folder)}
+        if not rows:
             raise UsageError(f"{file} has no row of {run.name}; run the probe or the evaluation on it")
+    elif not file.resolve().is_relative_to(run.folder.resolve()):
+        raise UsageError(f"{file} has no column model, so no row of it is known to be {run.name}'s; name one that has")
     for column, value in conditions.items():
-        there = dict.fromkeys(row[column] for row in rows)
-        rows = [row for row in rows if row[column] == value]
+        there = dict.fromkeys(row[column] for row in rows.values())
+        rows = {number: row for number, row in rows.items() if row[column] == value}
         if not rows:
             raise UsageError(f"--where {column}={value}: {run.name} has no such row in {file}; {_values(there)}")
     if len(rows) > 1:
@@ -109,13 +151,19 @@ def _row_of(run: Run, file: Path, conditions: Mapping[str, str]) -> Row:
             f"{column} ({', '.join(list(values)[:SHOWN_VALUES])}{', ...' if len(values) > SHOWN_VALUES else ''})"
             for column in columns
             if column not in (*SHARED, *conditions)
-            and 1 < len(values := dict.fromkeys(row[column] or '""' for row in rows)) <= len(rows)
+            and len(values := dict.fromkeys(row[column] or '""' for row in rows.values())) > 1
         ]
         raise UsageError(
-            f"{len(rows)} rows of {run.name} are left in {file}, which differ in {'; '.join(told)}; "
+            f"{len(rows)} rows of {run.name} are left in {file}, which differ in {'; '.join(told) or 'nothing'}; "
             "choose one with --where COLUMN=VALUE"
         )
-    return rows[0]
+    ((number, row),) = rows.items()
+    for column, known in (("seed", run.seeds[0]), ("step", run.steps)):
+        if row.get(column) and known is not None and row[column] != str(known):
+            raise UsageError(
+                f"{file}: the row of {run.name} is of {column} {row[column]} and the run of {known}; measure it anew"
+            )
+    return number, row
 
 
 def _values(there: Mapping[str, Any]) -> str:
@@ -141,29 +189,95 @@ def _estimate(row: Row, file: Path) -> Estimate:
         raise UsageError(f"{file} has a cell that is no number ({error}); write the table anew") from None
     if not math.isfinite(value):
         raise UsageError(f"{file}: the row that was chosen has no estimate; choose another with --where")
+    # Of a bootstrap's interval the estimate may lie outside, so only its ends are held against one another.
+    if not found.unit or found.n < 1 or lower > upper:
+        raise UsageError(f"{file}: the row that was chosen ({found}) has no unit, n or interval; write the table anew")
     return found
 
 
-def _check_flags(runs: Sequence[Run], files: Sequence[Path]) -> None:
+def _check_units(runs: Sequence[Run], table: str, estimates: Sequence[Estimate]) -> None:
+    if len(units := dict.fromkeys(estimate.unit for estimate in estimates)) > 1:
+        raise UsageError(f"--table {table}: the runs' units differ ({', '.join(units)}); choose one with --where")
+    hashes = {run.outcome.get("data.tokenizer_hash") for run in runs}
+    if "token" in estimates[0].unit and len(hashes) > 1:
+        raise UsageError(
+            f"--table {table}: the runs cut texts into different tokens, so {estimates[0].unit} are not the same in "
+            "all; compare bits per byte"
+        )
+
+
+def _check_flags(runs: Sequence[Run], given: Sequence[Mapping[str, Any] | None]) -> None:
     """Refuse tables of one name that were made with other flags: then more than the runs would differ."""
-    given = [_flags(file) for file in files]
-    for run, flags in zip(runs[1:], given[1:], strict=True):
-        for name in sorted(flags.keys() | given[0].keys()):
-            if flags.get(name) != given[0].get(name):
+    first = next((flags for flags in given if flags is not None), {})
+    for run, flags in zip(runs, given, strict=True):
+        for name in sorted((flags.keys() | first.keys()) if flags is not None else ()):
+            ours, theirs = (found.get(name) for found in (flags, first))  # type: ignore[union-attr]
+            free = FREE | ({"data_cache_dir"} if any(content in first for content in CONTENT) else set())
+            if name not in free and ours != theirs:
                 raise UsageError(
-                    f"{run.name} and {runs[0].name} were measured otherwise: {name} {flags.get(name)} and "
-                    f"{given[0].get(name)}; measure all runs with the same flags"
+                    f"{run.name} and {runs[0].name} were measured otherwise: {name} {ours} and {theirs}; "
+                    "measure all runs with the same flags"
                 )
 
 
-def _flags(file: Path) -> dict[str, Any]:
-    """Return what is known of how a table was made: the flags in the JSON file beside it."""
-    for beside, inside in ((file.with_suffix(".json"), "arguments"), (file.with_name("data_args.json"), None)):
+def _flags(file: Path) -> dict[str, Any] | None:
+    """Return how a table was made, as the JSON file of the probe or evaluation beside it tells; None if none does."""
+    for beside in (
+        file.with_suffix(".json"),
+        file.with_name(f"{file.parent.name}.json"),
+        file.with_name("data_args.json"),
+    ):
         if beside.is_file():
             content = read_object(beside)
-            flags = content if inside is None else content.get(inside)
+            flags = content if beside.name == "data_args.json" else content.get("arguments")
             if isinstance(flags, dict):
-                # Where a fingerprint of the data is told, its folder is no matter.
-                free = FREE | ({"data_cache_dir"} if "dataset_fingerprint" in flags else set())
-                return {name: value for name, value in flags.items() if name not in free}
-    return {}
+                return flags
+    return None
+
+
+def _notes(
+    runs: Sequence[Run],
+    files: Sequence[Path],
+    flags: Sequence[Mapping[str, Any] | None],
+    rows: Sequence[Row],
+    conditions: Mapping[str, str],
+) -> Iterator[str]:
+    """Say what else differs between the rows, and what is not known of them."""
+    for column in dict.fromkeys(column for row in rows for column in row):
+        values = [row.get(column, "") for row in rows]
+        if (
+            column in (*SHARED[:3], *OF_THE_RUN, *FOUND, *conditions)
+            or len(set(values)) < 2
+            or any(map(_is_measured, values))
+        ):
+            continue
+        told = ", ".join(f"{run.name} {value or '(empty)'}" for run, value in zip(runs, values, strict=True))
+        if column == "role":
+            raise UsageError(f"findings and controls would be compared: role {told}; choose one with --where role=...")
+        yield f"the rows differ in {column}: {told}"
+    beside = {
+        run.name: others
+        for run, found in zip(runs, flags, strict=True)
+        if (others := [str(name) for name in _models(found) if not _is_of(str(name), run.folder)])
+    }
+    if beside and len({file.resolve() for file in files}) > 1:
+        yield "measured beside other models: " + "; ".join(f"{name}: {', '.join(o)}" for name, o in beside.items())
+    if unknown := [run.name for run, found in zip(runs, flags, strict=True) if found is None]:
+        yield f"with which flags is not known of {', '.join(unknown)}"
+
+
+def _models(flags: Mapping[str, Any] | None) -> Sequence[Any]:
+    names = (flags or {}).get("model_name_or_path") or []
+    return names if isinstance(names, list) and "model_dir" not in (flags or {}) else []
+
+
+def _is_measured(value: str) -> bool:
+    """Whether a cell is a number with a fraction: measured, like a p value, and no description.
+
+    >>> [_is_measured(value) for value in ("0.5", "1e-4", "3", "normed", "")]
+    [True, True, False, False, False]
+    """
+    try:
+        return bool(value) and not value.lstrip("-").isdigit() and math.isfinite(float(value))
+    except ValueError:
+        return False

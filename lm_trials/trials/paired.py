@@ -103,7 +103,8 @@ def sign_flip_p(differences_N: np.ndarray, seed: int = 0, resamples: int = RESAM
 
 
 def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
-    """Estimate an arm's loss with Student's t interval over its seeds; one seed gives none.
+    """Estimate an arm's loss with Student's t interval over its seeds; one seed gives none, nor do equal values, as
+    shares of no story: a spread that was not seen is not none.
 
     Args:
         n: stories that each loss is over.
@@ -113,9 +114,8 @@ def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
     """
     values = np.asarray(losses_S, dtype=np.float64)
     lower, upper = NO_INTERVAL
-    if len(values) > 1:
-        spread = float(stats.sem(values)) if np.ptp(values) else 0.0
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * spread
+    if len(values) > 1 and np.ptp(values) > 0:
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
         lower, upper = float(values.mean()) - half, float(values.mean()) + half
     return Estimate(float(values.mean()), lower, upper, n, unit)
 

@@ -73,7 +73,7 @@ def own_result(arms: Sequence[Arm], metrics: Sequence[Mapping[str, float]]) -> D
 
 def measured_result(arms: Sequence[Arm], found: Measurement) -> DatasetResult:
     """Compare arms by one number of each run; only over seeds, as single stories are not known."""
-    result = _result(arms, found.name, found.estimates, (), None)
+    result = _result(arms, found.name, found.estimates, found.notes, None)
     rows = [{**row, "interval": OF_ONE} if row["interval"] == OVER_STORIES else row for row in result.rows]
     return replace(result, rows=tuple(rows), of_losses=False)
 

@@ -320,6 +320,20 @@ def test_changes_are_paired_by_story_and_a_copy_shows_none():
     assert "From base to moved layer 1 head 2 changes most, by -0.100 [-0.100, -0.100]" in sentence
     assert "From base to copy no change is shown" in sentence
     assert {row["since"] for row in found.change_rows()} == {"base"}
+    # All heads beside it: one of them moved, by 0.1; where nothing moved the average is 0.
+    heads = base.values("previous").shape[1] * base.values("previous").shape[2]
+    assert change.controls["all heads"].value.estimate == pytest.approx(0.1 / heads)
+    assert change.controls["all heads"].difference.estimate == pytest.approx(0.1 - 0.1 / heads)
+    assert f"(all heads on average {0.1 / heads:.3f} [" in sentence
+    assert changes["copy", "previous"].controls["all heads"].value.estimate == 0
+
+
+def test_a_head_that_moved_no_further_than_all_is_told_beside_them():
+    base = noisy("base", 1)
+    shifted = replace(base, label="b", run="b", stories_NLHS=base.stories_NLHS + 0.1)
+    (change,) = [change for change in results(base, shifted).changes if change.statistic == "previous"]
+    assert change.controls["all heads"].value.estimate == pytest.approx(change.estimate.estimate)
+    assert change.within == ["all heads"]
 
 
 def test_noise_of_stories_is_no_change():

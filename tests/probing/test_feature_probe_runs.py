@@ -247,8 +247,8 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
     rows = [{**cells, **place, "series": "base"}, {**cells, **place, "series": "bag of words"},
             {**cells, **place, "series": "shuffled labels", "estimate": 0.49}]  # fmt: skip
 
-    def told(lower, chance=0.3):
-        shared = {"series": "base", "feature": "Twist", "kind": "control", "estimate": 0.1, "upper": 0.2, "n": 200,
+    def told(lower, chance=0.3, upper=0.2):
+        shared = {"series": "base", "feature": "Twist", "kind": "control", "estimate": 0.1, "upper": upper, "n": 200,
                   "unit": "", "place": "chosen"}  # fmt: skip
         differences = [{**shared, "against": "bag of words", "lower": lower}]
         differences += [{**shared, "against": name, "lower": chance} for name in ("majority", "shuffled labels")]
@@ -256,6 +256,9 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
 
     assert "read above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
     assert told(0.02).endswith("better than by every control Twist by 0.100 [0.020, 0.200] over bag of words")
+    assert told(-0.2, upper=-0.1).endswith(
+        "less well than by the strongest control (0.100 [-0.200, -0.100] to bag of words)"
+    )
     assert told(-0.02).endswith("beyond the strongest control nothing shown (0.100 [-0.020, 0.200] to bag of words)")
     assert "nothing shown above chance for Twist: 0.900" in told(-0.02, chance=-0.01)
 

@@ -78,3 +78,20 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
 
 def test_an_interval_is_told_in_as_many_digits_as_asked():
     assert interval(Estimate(0.12345, -0.1, 0.3, n=4, unit="u"), 2) == "0.12 [-0.10, 0.30]"
+
+
+def test_what_an_earlier_measurement_left_and_this_one_does_not_write_is_removed(tmp_path):
+    folder = tmp_path / "a"
+    written(folder, tables={"neighbours": [{"token": "a"}]})
+    (folder / "mine.txt").write_text("a note")
+    about = json.loads((folder / "lens.json").read_text())
+    assert {"lens.csv", "neighbours.csv", "curves.png", "maps.svg"} <= set(about["files"])
+    written(folder, figures={"curves": Figure()})
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"lens.csv", "lens.json", "curves.png", "curves.svg", "mine.txt"}
+    # A file that names others' files is not obeyed.
+    outside = tmp_path / "outside.csv"
+    outside.write_text("x")
+    (folder / "lens.json").write_text(json.dumps({"files": ["../outside.csv", 3, "mine.txt/.."]}))
+    written(folder, figures={"curves": Figure()})
+    assert outside.exists()

@@ -347,3 +347,13 @@ def test_figures_draw_what_the_table_has():
     assert len(figure.axes[0].texts) == 3
     with pytest.raises(ValueError, match="no rows"):
         cka_figure([], "a title")
+
+
+def test_candidates_that_leave_none_beside_the_true_term_are_refused(
+    tmp_path, base, towards_the_true_one, flags, vocabulary, capsys
+):
+    start = flags.index("--candidates") + 1
+    alone = [*flags[:start], vocabulary[1], *flags[start + WORDS :]]
+    models = ["--model_name_or_path", base, towards_the_true_one, "--output_dir", tmp_path / "out"]
+    assert "0 other candidates cannot show p = 0.05; give at least 19 --candidates" in refused(capsys, *models, *alone)
+    assert not (tmp_path / "out").exists()

@@ -143,3 +143,134 @@ def test_flags_that_mean_nothing_together():
         compare_arguments(["runs/a", "--where", "metric=loss"])
     with pytest.raises(UsageError, match="--table and --dataset_name"):
         compare_arguments(["runs/a", "--table", TABLE, "--dataset_name", "d"])
+
+
+def compared(runs, table=TABLE, where=WHERE):
+    (result,) = compare_runs(runs, table=table, where=where).results
+    return result
+
+
+def refused(runs, message, table=TABLE, where=WHERE):
+    with pytest.raises(UsageError, match=message):
+        compare_runs(runs, table=table, where=where)
+
+
+def test_a_row_that_names_no_model_stands_for_no_run(measured):
+    nameless = [[row[0] and "", *row[1:]] for row in rows_of("x", 2.0)]
+    write_table(Path(measured[-1]) / TABLE, nameless, {"dataset_name": "tiny"})
+    refused(measured, "has no row of runs/b-s3")
+    write_table(Path("all.csv"), [*rows_of("a-s1", 1.0), *nameless])
+    refused(measured, "has no row of runs/a-s2", table="all.csv")
+
+
+def test_a_table_without_models_is_of_the_run_that_it_lies_under_alone(measured):
+    for place, run in enumerate(measured):
+        write_table(Path(run) / "mine.csv", [row[1:] for row in rows_of("", float(place))], columns=COLUMNS[1:])
+    assert [row["estimate"] for row in compared(measured, "mine.csv").of("run")] == [0, 1, 2, 3, 4, 5]
+    for elsewhere in ("../a-s1/mine.csv", str(Path(measured[0]).resolve() / "mine.csv")):
+        refused(measured[::-1], "has (no column model, so no row|none of that name)", table=elsewhere)
+
+
+def test_one_row_stands_for_one_run(make_run):
+    """Runs of one name in two folders, and a table that has the last part of their names alone."""
+    runs = [make_run(name, seed, LOW if "b" in name else {}) for name, seed in
+            (("a-s1", 1), ("other/a-s1", 2), ("b-s1", 1), ("other/b-s1", 2))]  # fmt: skip
+    write_table(Path("all.csv"), [*rows_of("a-s1", 1.0), *rows_of("b-s1", 2.0)])
+    refused(runs, "one row would stand for runs/a-s1 and runs/other/a-s1", table="all.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("seed", ("1", "2", "3", "1", "2", "9"), "is of seed 9 and the run of 3; measure it anew"),
+        ("step", ("100", "", "", "50", "", ""), "is of step 50 and the run of 100"),
+        ("role", ("finding",) * 5 + ("control",), "findings and controls would be compared: role runs/a-s1 finding"),
+    ],
+)
+def test_rows_of_another_run_or_role_are_refused(measured, column, values, message):
+    def write(values):
+        for run, value in zip(measured, values, strict=True):
+            rows = [[*row, value] for row in rows_of(run, 1.0)]
+            write_table(Path(run) / TABLE, rows, {"dataset_name": "tiny"}, [*COLUMNS, column])
+
+    write(values)
+    refused(measured, message)
+    write({"seed": "123123", "step": ("100", "") * 3, "role": ("finding",) * 6}[column])
+    assert compared(measured).notes == ()
+
+
+def test_what_else_differs_between_the_rows_is_told(measured, capsys):
+    for place, run in enumerate(measured):
+        rows = [
+            [*row[:6], 40 + place // 5, row[7], "last" if place else "first", f"0.{place}"] for row in rows_of(run, 1)
+        ]
+        write_table(Path(run) / TABLE, rows, {"dataset_name": "tiny"}, [*COLUMNS, "place", "p"])
+    notes = compared(measured).notes
+    assert [note.split(":")[0] for note in notes] == ["the rows differ in n", "the rows differ in place"]
+    assert "runs/a-s1 first, runs/a-s2 last" in notes[1]
+    main([*measured, "--table", TABLE, "--where", *WHERE])
+    assert "the rows differ in place: runs/a-s1 first" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_flags_of_a_probe_are_those_of_all_its_tables(measured):
+    for place, run in enumerate(measured):
+        folder = Path(run) / "probes" / "lens"
+        (folder / "lens_text.csv").write_bytes((folder / "lens.csv").read_bytes())
+        flags = {"dataset_name": "tiny" if place else "other", "model_name_or_path": [run]}
+        (folder / "lens.json").write_text(json.dumps({"arguments": flags}))
+    refused(measured, "dataset_name tiny and other", table="probes/lens/lens_text.csv")
+    for run in measured:
+        (Path(run) / "probes" / "lens" / "lens.json").unlink()
+    assert compared(measured).notes == (f"with which flags is not known of {', '.join(measured)}",)
+
+
+def test_texts_are_known_by_their_content_where_it_is_told(measured):
+    def write(**last):
+        for place, run in enumerate(measured):
+            flags = {"model_name_or_path": [run, "runs/beside"], "data_cache_dir": "data", "texts_sha256": "f0"}
+            flags |= last if place == 5 else {}
+            write_table(Path(run) / TABLE, rows_of(run, float(place)), flags)
+
+    write(data_cache_dir="/elsewhere/data")
+    (note,) = compared(measured).notes
+    assert note.startswith("measured beside other models: runs/a-s1: runs/beside; ")
+    write(texts_sha256="f1")
+    refused(measured, "measured otherwise: texts_sha256 f1 and f0")
+    write(texts_sha256=None, data_cache_dir="/elsewhere/data")
+    refused(measured, "measured otherwise: ")
+
+
+def test_losses_by_token_are_of_one_tokenizer(make_run):
+    runs = [make_run("a", 1), make_run("b", 1, {"data.tokenizer_hash": "t1"})]
+    for run in runs:
+        write_table(Path(run) / TABLE, rows_of(run, 1.0), {})
+    refused(runs, "cut texts into different tokens, so nats per token are not the same")
+    assert compared(runs, where=["metric=loss_kl", "layer=1"]).unit == "nats"
+
+
+def test_files_that_are_no_tables_are_one_line(measured):
+    place = Path(measured[-1]) / TABLE
+    whole, before = place.read_bytes(), compared(measured).rows
+    place.write_bytes(b"\xff\xfe\x00" + whole)
+    refused(measured, "cannot be read as a CSV table")
+    place.write_bytes(whole + b"a,b\n")
+    refused(measured, "line 10: not 8 cells as in its header")
+    place.write_text(whole.decode().replace("\n", f",{'x' * 200_000}\n", 1))
+    refused(measured, "cannot be read as a CSV table .*field larger than field limit")
+    place.write_bytes(b"\xef\xbb\xbf" + whole)  # a byte order mark, as spreadsheets write it
+    assert compared(measured).rows == before
+    for spoilt in ("40,", "0,"):
+        place.write_text(
+            whole.decode().replace("40,nats per token", spoilt + ("" if spoilt == "40," else "nats per token"))
+        )
+        refused(measured, "has no unit, n or interval")
+    refused(measured, "name too long", table="x" * 5000)
+    refused(measured, "has none of that name", table="probes")
+    refused(measured, "--where layer=1 layer=0: a row has one layer", where=["layer=1", "layer=0"])
+
+
+def test_a_value_may_hold_an_equals_sign(measured):
+    for run in measured:
+        rows = [[*row[:1], "asked=Twist", *row[2:]] for row in rows_of(run, 1.0)[:2]]
+        write_table(Path(run) / TABLE, rows, {"dataset_name": "tiny"})
+    assert compared(measured, where=["metric=asked=Twist", "layer=1"]).unit == "nats per token"

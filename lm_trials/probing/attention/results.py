@@ -21,7 +21,7 @@ from lm_trials.probing.attention.arguments import OF_STORIES, STATISTICS
 from lm_trials.probing.attention.statistics import Measured, Reading, even_statistics
 from lm_trials.probing.findings import Finding, interval, one_more
 
-UNTRAINED, EVEN, UNREPEATED = "untrained", "even attention", "not repeated"
+UNTRAINED, EVEN, UNREPEATED, ALL_HEADS = "untrained", "even attention", "not repeated", "all heads"
 
 
 def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,15 +155,25 @@ class Results:
 
     @cached_property
     def changes(self) -> list[Leader]:
-        """Of every model but the first and each statistic, the head that changed most since the first, by how much."""
+        """Of every model but the first and each statistic, the head that changed most since the first, by how much.
+
+        Beside it stands what all heads changed on average, each in the direction that it took on the choosing half:
+        any training moves every head, and a head that moved no further tells nothing.
+        """
         found = []
         for model in self.models[1:]:
             for statistic in self.statistics:
+                about = STATISTICS[statistic]
                 change_NLH = model.values(statistic) - self.models[0].values(statistic)
                 choose, report = halves(len(change_NLH), self.seed)
                 layer, head = chosen_head(np.abs(change_NLH[choose].mean(axis=0))[None], most=True)
-                change = bootstrap_mean(change_NLH[report, layer, head], STATISTICS[statistic].unit, self.seed)
-                found.append(Leader(model, statistic, layer, head, change, {}))
+                signs_LH = np.sign(change_NLH[choose].mean(axis=0))
+                own_NLH = change_NLH[report] * signs_LH
+                all_N = own_NLH.mean(axis=(1, 2))
+                further_N = (own_NLH[:, layer, head] - all_N) * (1 if about.most else -1)
+                control = Control(*(bootstrap_mean(some_N, about.unit, self.seed) for some_N in (all_N, further_N)))
+                change = bootstrap_mean(change_NLH[report, layer, head], about.unit, self.seed)
+                found.append(Leader(model, statistic, layer, head, change, {ALL_HEADS: control}))
         return found
 
     def rows(self) -> list[dict[str, Any]]:
@@ -256,6 +266,7 @@ class Results:
             told += f". From {first.label} to {change.model.label} " + (
                 f"{name} changes most, by {by}" if known else f"no change is shown: {name}, {by}"
             )
+            told += f" (all heads on average {interval(change.controls[ALL_HEADS].value)}, each in its own direction)"
         return told
 
     def show(self) -> None:

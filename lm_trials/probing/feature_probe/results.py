@@ -200,12 +200,12 @@ def _model_part(name: str, rows: Rows, differences: Rows) -> str:
         )
         told = f"from {name}, {above_or_not}: "
         told += f"{_numbers(_best(rows, name, features[0]))} ({_where(_best(rows, name, features[0]))})"
-        told += ", better than from random weights" if trained else ""
+        told += ", better than from one draw of random weights" if trained else ""
     else:
         told = f"from {name}, {len(best)} of {len(features)} features are read above chance"
         ends = [f"{row['feature']} {_numbers(row)}" for row in (*best[:1], *best[1:][-1:])]
         told += f" ({' to '.join(ends)})" if best else ": nothing shown"
-        told += f", {len(trained)} better than from random weights" if best else ""
+        told += f", {len(trained)} better than from one draw of random weights" if best else ""
     better = [f"{f} by {_numbers(row)} over {row['against']}" for f, row in against.items() if row["lower"] > 0]
     others = [feature for feature in features if not against[feature]["lower"] > 0]
     nearest = max((against[feature] for feature in others), key=lambda row: row["estimate"], default=None)
@@ -213,7 +213,8 @@ def _model_part(name: str, rows: Rows, differences: Rows) -> str:
         told += f", better than by every control {', '.join(better)}"
     if nearest:
         whose = "" if len(features) == 1 else f"at most {nearest['feature']}, "
-        told += f", beyond the strongest control nothing shown{' for the others' if better else ''}"
+        less = "less well than by the strongest control" if nearest["upper"] < 0 else ""
+        told += f", {less or 'beyond the strongest control nothing shown'}{' for the others' if better else ''}"
         told += f" ({whose}{_numbers(nearest)} to {nearest['against']})"
     return told
 

@@ -29,7 +29,7 @@ from lm_trials.data.variety import split_sentences
 from lm_trials.evaluation.judges import FEWEST
 from lm_trials.probing.feature_probe.arguments import FeatureProbeArguments
 from lm_trials.probing.probe_arguments import TextArguments
-from lm_trials.probing.subjects import Subject
+from lm_trials.probing.subjects import Subject, texts_digest
 
 CHUNK = 256
 CHOICE_SHARE = 0.25
@@ -131,6 +131,7 @@ def read_probe_stories(
                 f"--dataset_name {texts.dataset_name} leaves no {name} story{f' ({why})' if why else ''}; give another "
                 "data set, or --long_stories cut where stories are longer than the model reads"
             )
+    texts.texts_sha256 = texts_digest([*test, *train])
     named = any(record["features"] for record in (*train, *test))
     if args.labels == "records" and not named:
         raise UsageError(

@@ -28,7 +28,7 @@ from lm_trials.probing.anatomy import Anatomy, anatomy_of
 from lm_trials.probing.lens.arguments import LensArguments
 from lm_trials.probing.lens.lenses import Decoder, Places, Translators, weights_sha256
 from lm_trials.probing.probe_arguments import TextArguments
-from lm_trials.probing.subjects import Subject, read_stories
+from lm_trials.probing.subjects import Subject, read_stories, texts_digest
 
 MOMENTUM = 0.9
 LARGEST_GRADIENT = 1.0
@@ -84,6 +84,7 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
             f"each of the {len(training)} stories to learn from is evaluated on too; give other ones by "
             "--lens_dataset_name or --lens_dataset_split"
         )
+    texts.texts_sha256 = texts_digest([*evaluation, *kept])
     return LensStories(kept, evaluation)
 
 

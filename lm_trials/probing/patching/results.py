@@ -288,12 +288,12 @@ def _tell_residual(measured: Measured, depth: int) -> list[str]:
     if half is not None and (np.isnan(share.lower) or share.lower > 0.5):
         told = f"the residual stream first closes half {_after(half)} {where}"
     elif share.upper < 0.5:
-        told = f"the residual stream closes less than half, {_after(at)} {where}"
+        told = f"the residual stream {_after(at)} closes less than half {where}"
     else:
         told = f"the residual stream is not shown to close half, {_after(at)} {where}"
     last = measured.share(runs[-1])
     if runs[-1][1].block == depth - 1 and abs(1 - last.estimate) > 1e-3:
-        told += f"; after the last block {_cell(last)}" if at != runs[-1] else ", which is the last"
+        told += f"; after the last block {_cell(last)} (n={last.n})" if at != runs[-1] else ", which is the last"
         told += ": the rest is in the final norm and the output head"
     return [told]
 

@@ -224,7 +224,7 @@ def plan_terms(layout: PromptLayout, args: SimilarityArguments, seed: int, windo
     wanted = _num_tokens(layout, first, [true])[0]
     candidates, families, left_out = [true], {}, 0
     name, cities = _candidates(args, true, taken)
-    if cities:
+    if cities or args.candidates:
         counts = _num_tokens(layout, first, cities)
         kept = [c for c, n in zip(cities, counts, strict=True) if args.candidate_tokens == "any" or n == wanted]
         left_out = len(cities) - len(kept)

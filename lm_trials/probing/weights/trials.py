@@ -23,7 +23,7 @@ from lm_trials.models.reference import separator_of
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
-from lm_trials.probing.subjects import Subject, read_stories
+from lm_trials.probing.subjects import Subject, read_stories, texts_digest
 from lm_trials.probing.weights.arguments import WeightsArguments
 from lm_trials.probing.weights.changes import Matrix, MatrixChange, Weights, check_same_shape, matrices_of, read_weights
 from lm_trials.probing.weights.edits import (
@@ -67,12 +67,14 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
         return list(record_documents(records, encode, marks))
 
     scored, ranking = {}, {}
+    read: list[Record] = []
     names = [text.dataset_name, *([args.control_dataset_name] if args.control_dataset_name else [])]
     if len(set(names)) < len(names):
         raise UsageError(f"--control_dataset_name {names[1]} is the deleted feature's own set; name another")
     for name in names:
         own = replace(text, dataset_name=name)
         stories = read_stories(own)
+        read += stories
         place = Path(text.data_cache_dir) / name
         if args.prune == "no":
             ranking[name] = []
@@ -86,6 +88,7 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
             stories = stories[::2]
             note(f"note: every other story of {name} ranks what is pruned, {len(stories):,} are scored")
         scored[name] = documents(stories)
+    text.texts_sha256 = texts_digest(read)
     return Texts(scored, ranking)
 
 
