@@ -129,10 +129,10 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     kinds = {(row["kind"], row["against"]) for row in differences}
     assert {("control", "majority"), ("control", "untrained"), ("model", "gpt2")} <= kinds
     about = json.loads((tmp_path / "a" / "feature_probe.json").read_text())
-    assert "beyond the strongest control nothing shown" in about["finding"]
+    assert "less well than by the strongest control" in about["finding"]
     assert "better than by every control" not in about["finding"]
     test_stories = about["stories"]["test"]
-    assert about["finding"].startswith(f"of {test_stories} held-out stories, from llama, ")
+    assert about["finding"].startswith(f"of {test_stories} held-out stories, from gpt2, ")
     # Each number of the control's sentence stands with its interval.
     for name in ("shuffled labels", "untrained, one draw of its weights,", "text statistics", "bag of words"):
         assert re.search(rf"{name} \d\.\d+ \[[^]]+\] \(\w+\) to \d\.\d+ \[[^]]+\] \(\w+\)", about["control"]), name
