@@ -1,14 +1,21 @@
 """What probes read: each text once, no more than all layers see; a control in another type is the same model."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
+from lm_trials.probing.feature_probe.arguments import FeatureProbeArguments
+from lm_trials.probing.feature_probe.stories import read_probe_stories
+from lm_trials.probing.lens.arguments import LensArguments
+from lm_trials.probing.lens.training import read_lens_stories
 from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects, load_subject, read_stories, untrained, with_weights_in
+from lm_trials.probing.weights.arguments import WeightsArguments
+from lm_trials.probing.weights.trials import read_texts
 
 
 def saved(folder, model):
@@ -28,6 +35,32 @@ def test_copies_of_a_text_are_read_once_and_told(tmp_path, capsys):
     assert "2 of 5 texts" in capsys.readouterr().err
     assert len(read_stories(written(tmp_path / "b.jsonl", ["A cat.", "A dog."]))) == 2
     assert "copies" not in capsys.readouterr().err
+
+
+def test_each_reader_tells_which_texts_were_read(tmp_path):
+    """By their content: the same in another file, another where one text is another."""
+    few = [f"Tom saw a cat and {number} dogs." for number in range(60)]
+    more = [*few[:-1], "Tom saw a fox."]
+
+    def lens(texts):
+        read_lens_stories(texts, LensArguments())
+
+    def feature_probe(texts):
+        read_probe_stories(texts, FeatureProbeArguments(labels="detectors"), lambda stories: [True] * len(stories))
+
+    def weights(texts):
+        (subject,) = find_subjects(saved(tmp_path / "m", tiny_model("llama", vocab_size=330)))
+        read_texts(subject, texts, WeightsArguments(prune="no"))
+
+    for read in (read_stories, lens, feature_probe, weights):
+        told = []
+        for name, stories in (("a", few), ("b", few), ("c", more)):
+            texts = written(tmp_path / f"{name}.jsonl", stories)
+            assert texts.texts_sha256 is None
+            read(texts)
+            told.append(asdict(texts)["texts_sha256"])
+        assert len(told[0]) == 64, read
+        assert told[0] == told[1] != told[2], read
 
 
 @pytest.mark.parametrize("kind", ["untrained", "loaded"])

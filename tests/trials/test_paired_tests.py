@@ -142,6 +142,13 @@ def test_one_seed_has_no_interval_and_equal_losses_have_no_spread():
     assert not math.isnan(seed_test([1.0, 1.0], [2.0, 2.1], 5, UNIT, paired=False).p)
 
 
+def test_seeds_that_all_give_one_number_show_no_spread_and_have_no_interval():
+    found = mean_over_seeds([0.0, 0.0, 0.0], 85, UNIT)
+    assert found.estimate == 0.0
+    assert math.isnan(found.lower)
+    assert math.isnan(found.upper)
+
+
 def test_an_arms_interval_is_students():
     found = mean_over_seeds(FIRST, 5, UNIT)
     low, high = stats.t.interval(0.95, 2, loc=np.mean(FIRST), scale=stats.sem(FIRST))

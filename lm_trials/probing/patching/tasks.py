@@ -12,6 +12,7 @@ import copy
 import csv
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """What two runs read, and what is measured.
 
     Attributes:
@@ -69,13 +70,13 @@ class Task:
         spots = [Spot(spot.name, spot.recipient_N, spot.donor_N) for spot in self.spots]
         return replace(self, donor_ids=self.recipient_ids, recipient_ids=self.donor_ids, spots=spots)
 
+    @abstractmethod
     def scores(self, numbers: Sequence[int], logits_BTV: torch.Tensor, lengths: Sequence[int]) -> dict[str, np.ndarray]:
         """Return by measure the (B,) scores of the texts with these numbers, of as many tokens; the more, the likelier.
 
         Args:
             logits_BTV: at each token, texts padded on the right.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
