@@ -22,23 +22,17 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts, show_table
-from lm_trials.data.cache.arguments import (
-    AtlasArguments,
-    DistancesArguments,
-    FetchArguments,
-    ListArguments,
-    RecipeArguments,
-    VerifyArguments,
-)
+from lm_trials.data.cache_flags import FetchArguments, ListArguments, RecipeArguments, VerifyArguments
+from lm_trials.flags import parse_arguments
+from lm_trials.latent_city.flags import AtlasArguments, DistancesArguments
 
 STOPPED = 130  # exit status of a command that Ctrl-C ended
 
 
 def fetch(args: FetchArguments) -> list[Path]:
     """Prepare each part of a data set, and its tokens if asked; returns the corpus folders."""
-    from lm_trials.data.cache.recipes import check_fetch
+    from lm_trials.data.recipes import check_fetch
 
     check_fetch(args)
     return [fetch_part(name, config, args) for name, config in args.parts()]
@@ -46,7 +40,7 @@ def fetch(args: FetchArguments) -> list[Path]:
 
 def fetch_part(name: str, config: str | None, args: FetchArguments) -> Path:
     """Prepare one part and say what it holds."""
-    from lm_trials.data.corpora import read_manifest, resolve_corpus
+    from lm_trials.stories.corpora import read_manifest, resolve_corpus
 
     label = f"{name} {config}" if config else name
     corpus = resolve_corpus(
@@ -72,8 +66,8 @@ def fetch_part(name: str, config: str | None, args: FetchArguments) -> Path:
 
 def make_tokens(corpus: Path, args: FetchArguments) -> Path:
     """Make the token store of a corpus; returns its folder."""
-    from lm_trials.data.tokenizers import resolve_vocab
-    from lm_trials.data.tokens import make_store, token_progress
+    from lm_trials.tokens.stores import make_store, token_progress
+    from lm_trials.tokens.tokenizers import resolve_vocab
 
     tokenizer = resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)
     return make_store(corpus, tokenizer, args.append_eos, watch=token_progress)
@@ -91,7 +85,7 @@ def same_flags(name: str, config: str | None, args: FetchArguments) -> str:
 
 def show_list(args: ListArguments) -> list[dict[str, Any]]:
     """Show what is prepared; returns it."""
-    from lm_trials.data.cache.contents import cached, unfinished
+    from lm_trials.data.inventory import cached, unfinished
 
     place = Path(args.data_cache_dir)
     found = cached(place)
@@ -111,7 +105,7 @@ def show_list(args: ListArguments) -> list[dict[str, Any]]:
         note(f"{place} holds nothing prepared")
     report = [item.as_dict() for item in found]
     if args.json:
-        from lm_trials.tables import write_json
+        from lm_trials.files import write_json
 
         write_json(Path(args.json), {"prepared": report, "stopped": stopped})
         note(f"written to {args.json}")
@@ -124,7 +118,7 @@ def verify(args: VerifyArguments) -> list[str]:
     Raises:
         UsageError: for the first thing that is damaged.
     """
-    from lm_trials.data.cache.contents import check_cached_names, faults_of
+    from lm_trials.data.inventory import check_cached_names, faults_of
 
     folders = check_cached_names(args.names, Path(args.data_cache_dir))
     watch = lambda batches: progress(batches, "reading", "stories", size=lambda batch: len(batch[1]["record_id"]))  # noqa: E731
@@ -147,7 +141,7 @@ def recipe(args: RecipeArguments) -> dict[str, Any]:
     Raises:
         UsageError: for a recipe that is wrong, before anything is fetched; at the end, if some could not be had.
     """
-    from lm_trials.data.cache.recipes import read_recipe
+    from lm_trials.data.recipes import read_recipe
 
     if not args.file:
         raise UsageError("no recipe is named; give recipe FILE.yaml, for example configs/cache_pile.yaml")
@@ -172,7 +166,7 @@ def recipe(args: RecipeArguments) -> dict[str, Any]:
 
 def atlas(args: AtlasArguments) -> dict[str, Any]:
     """Write the atlas and its questions; returns their manifests by name."""
-    from lm_trials.data.geography.atlas_files import check_atlas, write_atlas
+    from lm_trials.latent_city.atlas_files import check_atlas, write_atlas
 
     folder = Path(args.data_cache_dir)
     chosen = check_atlas(args)
@@ -197,7 +191,7 @@ def atlas(args: AtlasArguments) -> dict[str, Any]:
 
 def distances(args: DistancesArguments) -> dict[str, Any]:
     """Write a data set of distances to latent cities; returns its manifest."""
-    from lm_trials.data.geography.distances import plan_distances, write_distances
+    from lm_trials.latent_city.distances import plan_distances, write_distances
 
     plan, source = plan_distances(args)
     manifest = write_distances(plan, source)

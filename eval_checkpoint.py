@@ -35,9 +35,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import is_main_process, script
-from lm_trials.evaluation.arguments import EvaluationArguments, check_arguments
+from lm_trials.evaluation.flags import EvaluationArguments, check_arguments
+from lm_trials.flags import parse_arguments
 
 
 @script
@@ -55,11 +55,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         plan_results,
         show_results,
     )
-    from lm_trials.evaluation.datasets import open_evaluation_set
+    from lm_trials.evaluation.continuations import score_continuations
+    from lm_trials.evaluation.evaluation_sets import open_evaluation_set
     from lm_trials.evaluation.feature_tables import check_sets, score_set
     from lm_trials.evaluation.matrix import evaluation_matrix, show_matrix, write_matrix
     from lm_trials.evaluation.results import write_results
-    from lm_trials.evaluation.writing.continuations import score_continuations
     from lm_trials.models.reference import load_model
     from lm_trials.reporting.figures import matrix_figure
     from lm_trials.training.launch import check_processes

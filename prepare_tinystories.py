@@ -23,9 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts
-from lm_trials.data.arguments import (
+from lm_trials.data.prepare_flags import (
     DescribeArguments,
     DownloadArguments,
     GenerateArguments,
@@ -36,13 +35,14 @@ from lm_trials.data.arguments import (
     SetArguments,
     TrainVocabArguments,
 )
+from lm_trials.flags import parse_arguments
 
 
 def generate(args: GenerateArguments) -> dict[str, Any]:
     """Write generated stories as a corpus; returns its manifest."""
-    from lm_trials.data.corpora import write_corpus
-    from lm_trials.data.generation.generator import generate_stories
-    from lm_trials.data.records import SPLITS, record_from_row
+    from lm_trials.stories.corpora import write_corpus
+    from lm_trials.stories.generated.generator import generate_stories
+    from lm_trials.stories.records import SPLITS, record_from_row
 
     if args.num_stories < 100:
         raise UsageError(f"--num_stories {args.num_stories} leaves a split empty; give at least 100")
@@ -63,7 +63,7 @@ def generate(args: GenerateArguments) -> dict[str, Any]:
 
 def download(args: DownloadArguments) -> list[Path]:
     """Fetch and unpack the archive; returns its shards."""
-    from lm_trials.data.sources.download import FOLDER, download_archive, local_archive, unpack_archive, unpacked_shards
+    from lm_trials.stories.download import FOLDER, download_archive, local_archive, unpack_archive, unpacked_shards
 
     folder = Path(args.data_cache_dir)
     shards = unpacked_shards(folder / FOLDER)
@@ -81,8 +81,8 @@ def download(args: DownloadArguments) -> list[Path]:
 
 def ingest(args: IngestArguments) -> dict[str, Any]:
     """Read a source into a corpus; returns its manifest."""
-    from lm_trials.data import corpora
-    from lm_trials.data.sources.sources import open_source
+    from lm_trials.stories import corpora
+    from lm_trials.stories.sources import open_source
 
     source = open_source(
         args.source,
@@ -100,8 +100,9 @@ def ingest(args: IngestArguments) -> dict[str, Any]:
 
 def train_vocab(args: TrainVocabArguments) -> Path:
     """Train the tokenizer; returns its folder."""
-    from lm_trials.data.corpora import finished_folder, open_records
-    from lm_trials.data.tokenizers import train_tokenizer
+    from lm_trials.files import finished_folder
+    from lm_trials.stories.corpora import open_records
+    from lm_trials.tokens.tokenizers import train_tokenizer
 
     if args.max_stories < 1:
         raise UsageError(f"--max_stories {args.max_stories} leaves nothing to read; give at least 1")
@@ -128,9 +129,9 @@ def train_vocab(args: TrainVocabArguments) -> Path:
 
 def pretokenize(args: PretokenizeArguments) -> Any:
     """Make the token store and return its folder, or the set of a protocol and return its report."""
-    from lm_trials.data.corpora import read_manifest
-    from lm_trials.data.tokenizers import resolve_vocab
-    from lm_trials.data.tokens import make_store, token_progress
+    from lm_trials.stories.corpora import read_manifest
+    from lm_trials.tokens.stores import make_store, token_progress
+    from lm_trials.tokens.tokenizers import resolve_vocab
 
     protocol = args.protocol()
     if protocol:
@@ -150,7 +151,7 @@ def pretokenize(args: PretokenizeArguments) -> Any:
 
 def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
     """Make the sets of the deletion and recovery study; returns their reports."""
-    from lm_trials.data.sets.protocols import deletion_recovery_protocols
+    from lm_trials.protocols.protocols import deletion_recovery_protocols
 
     protocols = deletion_recovery_protocols(
         args.feature_delete, args.feature_irrelevant, args.refusal_text, args.feature_style, args.protocol_seed
@@ -160,9 +161,9 @@ def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
 
 def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[dict[str, Any]]:
     """Make sets, or only count them for `--dry_run`, and say what they hold; returns their reports."""
-    from lm_trials.data.sets.report import describe_set, scratch_corpus, show_set, show_sets
-    from lm_trials.data.sets.sets import check_sets, make_sets, set_progress
-    from lm_trials.data.tokenizers import resolve_vocab
+    from lm_trials.protocols.report import describe_set, scratch_corpus, show_set, show_sets
+    from lm_trials.protocols.sets import check_sets, make_sets, set_progress
+    from lm_trials.tokens.tokenizers import resolve_vocab
 
     args.check_names(protocols)
     tokenizer = resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)
@@ -189,8 +190,8 @@ def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[di
 
 def instruct(args: InstructArguments) -> dict[str, Any]:
     """Write a corpus's stories with what asks for them as a data set of pairs; returns its manifest."""
-    from lm_trials.data.examples.instruct import make_instruct_set, show_instruct_set
-    from lm_trials.data.examples.pairs import check_free
+    from lm_trials.pairs.instruct import make_instruct_set, show_instruct_set
+    from lm_trials.pairs.pairs import check_free
 
     corpus, folder, recipe = args.folder, args.set_folder, args.recipe()
     check_free(folder)
@@ -222,9 +223,9 @@ def describe(args: DescribeArguments) -> dict[str, Any]:
 
 def describe_protocol(args: DescribeArguments) -> dict[str, Any]:
     """Show what a set's protocol did."""
-    from lm_trials.data.corpora import read_manifest
-    from lm_trials.data.sets.report import describe_set, show_set
-    from lm_trials.data.sets.texts import resolve_set
+    from lm_trials.protocols.report import describe_set, show_set
+    from lm_trials.protocols.set_texts import resolve_set
+    from lm_trials.stories.corpora import read_manifest
 
     folder, corpus, _ = resolve_set(args.dataset_name, Path(args.data_cache_dir))
     report = describe_set(folder.name, read_manifest(folder), corpus)
@@ -236,8 +237,8 @@ def describe_texts(args: DescribeArguments) -> dict[str, float]:
     """Compare the held-out stories of a corpus with its train split; returns the figures of `describe_variety`."""
     from itertools import chain, islice
 
-    from lm_trials.data.corpora import open_records
-    from lm_trials.data.variety import describe_variety
+    from lm_trials.stories.corpora import open_records
+    from lm_trials.stories.variety import describe_variety
 
     if min(args.max_stories, args.max_held_out) < 1:
         raise UsageError(
@@ -267,7 +268,7 @@ def describe_texts(args: DescribeArguments) -> dict[str, float]:
 
 def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> None:
     """Say what a corpus holds, and the next command."""
-    from lm_trials.data.corpora import in_two_splits
+    from lm_trials.stories.corpora import in_two_splits
 
     stories, total = manifest["stories"], sum(manifest["stories"].values())
     features = ", ".join(f"{name} {count / total:.0%}" for name, count in manifest["features"].items())

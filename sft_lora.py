@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.training.sft_arguments import AdapterArguments, CommonSftArguments, PairArguments, check_sft
+from lm_trials.flags import parse_arguments
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_sft
 
 
 def run_arguments() -> type:
     """Load the full class of training arguments, and torch and trl with it."""
-    from lm_trials.training.sft_run_arguments import SftRunArguments
+    from lm_trials.training.tuning_run_arguments import SftRunArguments
 
     return SftRunArguments
 
@@ -36,7 +36,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.models.reference import read_run
     from lm_trials.training import hub
     from lm_trials.training.checkpoints import run_identity
-    from lm_trials.training.examples import choose_padding, open_examples, plan_fine_tuning
     from lm_trials.training.fine_tuning import (
         announce_tuning,
         choose_base,
@@ -51,7 +50,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.plan import name_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
     from lm_trials.training.session import say_finished, train_from
-    from lm_trials.training.sft_trainer import tuner
+    from lm_trials.training.tuning_examples import choose_padding, open_examples, plan_fine_tuning
+    from lm_trials.training.tuning_trainer import tuner
 
     check_processes(args.distributed_state)
     hub.check_push(args)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments, check_numbers
+from lm_trials.flags import parse_arguments
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments, check_numbers
 
 
 def run_arguments() -> type:

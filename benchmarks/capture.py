@@ -34,8 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError, note, progress, script, show_facts, show_table
+from lm_trials.flags import option, parse_arguments
 
 PLAIN, BARE = "plain forward passes", "forward passes without logits"
 GONE, MEMORY, FILES = "hidden states, let go", "hidden states, in memory", "hidden states, into files"
@@ -98,12 +98,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def read_documents(args: CaptureBenchmark, tokenizer_folder: Path) -> list[np.ndarray]:
     """Return the ids of each story, cut to the model's positions, and save the tokenizer; nothing here runs torch."""
-    from lm_trials.data.generation.generator import generate_stories
-    from lm_trials.data.tokenizers import batch_encoder, load_tokenizer, train_tokenizer
-    from lm_trials.data.tokens import opening_of
     from lm_trials.models.presets import PRESETS
-    from lm_trials.probing.probe_arguments import TextArguments
+    from lm_trials.probing.flags import TextArguments
     from lm_trials.probing.subjects import read_stories
+    from lm_trials.stories.generated.generator import generate_stories
+    from lm_trials.tokens.stores import opening_of
+    from lm_trials.tokens.tokenizers import batch_encoder, load_tokenizer, train_tokenizer
 
     if args.config_name not in PRESETS:
         raise UsageError(f"--config_name {args.config_name} is no preset; give one of {', '.join(PRESETS)}")
@@ -133,10 +133,10 @@ def prepare(args: CaptureBenchmark, documents: list[np.ndarray], folder: str, le
     """Build the model and the batches, and TransformerLens' own form of a copy of it."""
     import copy
 
-    from lm_trials.data.tokenizers import load_tokenizer
     from lm_trials.models.presets import PRESETS
     from lm_trials.models.shapes import build_config, build_model
     from lm_trials.probing.activation_store import padded
+    from lm_trials.tokens.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(f"{folder}/tokenizer")
     preset = PRESETS[args.config_name]

@@ -8,8 +8,8 @@ import argparse
 import statistics
 import time
 
-from lm_trials.data.generation.generator import generate_stories
-from lm_trials.data.variety import describe_variety
+from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.stories.variety import describe_variety
 
 
 def measure(num_stories: int, repetitions: int) -> list[float]:

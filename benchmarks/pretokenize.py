@@ -21,12 +21,12 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # read once, when the library is first used
 
 from lm_trials.console import UsageError, script
-from lm_trials.data.corpora import open_records, write_corpus
-from lm_trials.data.generation.generator import generate_stories
-from lm_trials.data.records import SPLITS, record_from_row
-from lm_trials.data.sources.sources import open_source
-from lm_trials.data.tokenizers import train_tokenizer
-from lm_trials.data.tokens import ENCODE_BATCH, make_store, store_folder
+from lm_trials.stories.corpora import open_records, write_corpus
+from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.stories.records import SPLITS, record_from_row
+from lm_trials.stories.sources import open_source
+from lm_trials.tokens.stores import ENCODE_BATCH, make_store, store_folder
+from lm_trials.tokens.tokenizers import train_tokenizer
 
 
 def measure(ways: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:

@@ -22,14 +22,14 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # read once, when the library is first used
 
 from lm_trials.console import UsageError, note, script
-from lm_trials.data.corpora import open_records, write_corpus
-from lm_trials.data.generation.generator import generate_stories
-from lm_trials.data.records import SPLITS, make_record, record_from_row
-from lm_trials.data.sets.instructions import apply_protocol
-from lm_trials.data.sets.protocols import deletion_recovery_protocols
-from lm_trials.data.sets.sets import make_sets
-from lm_trials.data.tokenizers import load_tokenizer, train_tokenizer
-from lm_trials.data.tokens import make_store
+from lm_trials.protocols.instructions import apply_protocol
+from lm_trials.protocols.protocols import deletion_recovery_protocols
+from lm_trials.protocols.sets import make_sets
+from lm_trials.stories.corpora import open_records, write_corpus
+from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.stories.records import SPLITS, make_record, record_from_row
+from lm_trials.tokens.stores import make_store
+from lm_trials.tokens.tokenizers import load_tokenizer, train_tokenizer
 
 TEN = dict(list(deletion_recovery_protocols("Twist", "Foreshadowing").items())[:10])
 ALL_STORIES = 4_967_871  # of the TinyStories archive

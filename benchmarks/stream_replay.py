@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import script, show_table
+from lm_trials.flags import option, parse_arguments
 
 
 @dataclass
@@ -35,13 +35,13 @@ class ReplayArguments:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns seconds for each million tokens skipped, by kind."""
     (args,) = parse_arguments(argv, (ReplayArguments,), __doc__ or "")
-    from lm_trials.data.corpora import open_records, write_corpus
-    from lm_trials.data.generation.generator import generate_stories
-    from lm_trials.data.records import record_from_row
-    from lm_trials.data.sources.sources import open_source
-    from lm_trials.data.streams import RecordStream, StreamBlocks
-    from lm_trials.data.tokenizers import batch_encoder, train_tokenizer
-    from lm_trials.data.tokens import document_marks
+    from lm_trials.stories.corpora import open_records, write_corpus
+    from lm_trials.stories.generated.generator import generate_stories
+    from lm_trials.stories.records import record_from_row
+    from lm_trials.stories.sources import open_source
+    from lm_trials.tokens.stores import document_marks
+    from lm_trials.tokens.streams import RecordStream, StreamBlocks
+    from lm_trials.tokens.tokenizers import batch_encoder, train_tokenizer
     from lm_trials.training.parts import corpus_pairs, source_pairs
 
     with tempfile.TemporaryDirectory() as folder:

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.attention.arguments import ARGUMENTS, check_arguments
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.attention.flags import ARGUMENTS, check_arguments
 
 
 @script
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     which, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/attention.py")
     check_arguments(which, texts, args)
     from lm_trials.probing.attention.output import write_results
-    from lm_trials.probing.attention.results import Results
+    from lm_trials.probing.attention.report import Results
     from lm_trials.probing.attention.statistics import head_to_draw, measure, plan_reading, run_of
     from lm_trials.probing.capture import check_capture
     from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained

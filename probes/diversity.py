@@ -25,9 +25,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.diversity.arguments import DiversityArguments, check_arguments
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.diversity.flags import DiversityArguments, check_arguments
 
 
 @script
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(args)
     from lm_trials.probing.diversity.batches import open_text_sets
     from lm_trials.probing.diversity.measures import common_length, text_measures, text_rows
-    from lm_trials.probing.diversity.results import show_diversity, show_text_measures, write_diversity
+    from lm_trials.probing.diversity.report import show_diversity, show_text_measures, write_diversity
 
     if not args.text_only:
         from lm_trials.probing.diversity.coefficient import embed_groups, find_probe, load_probes, make_groups

@@ -26,9 +26,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import note, script
-from lm_trials.probing.embeddings.arguments import ARGUMENTS, PROBE, check_arguments
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.embeddings.flags import ARGUMENTS, PROBE, check_arguments
 
 
 @script
@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Read the embeddings, tell categories apart, measure movement and draw; returns the rows of the table."""
     subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/embeddings.py")
     check_arguments(subject_args, args)
-    from lm_trials.probing.embeddings import findings
+    from lm_trials.probing.embeddings import report as findings
     from lm_trials.probing.embeddings.categories import categories_of, check_nearest, separation
+    from lm_trials.probing.embeddings.figures import points_figure
     from lm_trials.probing.embeddings.geometry import (
         Embeddings,
         Words,
@@ -48,9 +49,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         vocab_of,
     )
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.probe_arguments import probe_folder
+    from lm_trials.probing.flags import probe_folder
     from lm_trials.probing.subjects import check_alike, find_subjects, untrained
-    from lm_trials.reporting.embeddings_figures import points_figure
 
     subjects = find_subjects(subject_args, args.all_checkpoints)
     check_alike(subjects, depth=False)

@@ -26,10 +26,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.feature_probe.arguments import ARGUMENTS, PROBE, check_arguments
-from lm_trials.probing.probe_arguments import probe_folder
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.feature_probe.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.flags import probe_folder
 
 
 @script
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     how, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/feature_probe.py")
     check_arguments(how, texts, args)
     from lm_trials.probing.feature_probe.readings import Labels, distinct_steps, read_models, read_texts, sites_of
-    from lm_trials.probing.feature_probe.results import (
+    from lm_trials.probing.feature_probe.report import (
         about_of,
         difference_rows,
         figures_of,

@@ -23,10 +23,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.lens.arguments import ARGUMENTS, check_arguments
-from lm_trials.probing.probe_arguments import probe_folder
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.flags import probe_folder
+from lm_trials.probing.lens.flags import ARGUMENTS, check_arguments
 
 
 @script
@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(models, texts, args)
     from lm_trials.probing.anatomy import check_hidden
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.lens.results import (
+    from lm_trials.probing.lens.figures import checkpoints_figure, lens_figure, text_figure
+    from lm_trials.probing.lens.report import (
         by_run,
         finding_of,
         first_of_each_shape,
@@ -48,7 +49,6 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     )
     from lm_trials.probing.lens.training import read_lens_stories
     from lm_trials.probing.subjects import check_alike, find_subjects
-    from lm_trials.reporting.lens_figures import checkpoints_figure, lens_figure, text_figure
 
     subjects = find_subjects(models, args.all_checkpoints, texts.block_size)
     check_alike(subjects)

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.patching.arguments import ARGUMENTS, check_arguments
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.patching.flags import ARGUMENTS, check_arguments
 
 
 @script
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(*parsed)
     subject_args, text_args, args = parsed
     from lm_trials.probing.capture import check_capture
-    from lm_trials.probing.patching.results import (
+    from lm_trials.probing.patching.report import (
         Direction,
         chosen_targets,
         direction_rows,

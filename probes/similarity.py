@@ -27,9 +27,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import script
-from lm_trials.probing.similarity.arguments import ARGUMENTS, check_arguments
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.similarity.flags import ARGUMENTS, check_arguments
 
 
 @script
@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/similarity.py")
     check_arguments(subject_args, text_args, args)
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.probe_arguments import probe_folder
+    from lm_trials.probing.flags import probe_folder
     from lm_trials.probing.similarity.prompts import find_layout, plan_terms
-    from lm_trials.probing.similarity.results import (
+    from lm_trials.probing.similarity.report import (
         asked_of,
         find_compared,
         joined,

@@ -25,9 +25,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import progress, script
-from lm_trials.probing.weights.arguments import ARGUMENTS, PROBE, check_arguments
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.weights.flags import ARGUMENTS, PROBE, check_arguments
 
 
 @script
@@ -36,12 +36,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/weights.py")
     check_arguments(subject_args, text_args, args)
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.probe_arguments import probe_folder
+    from lm_trials.probing.flags import probe_folder
     from lm_trials.probing.subjects import check_alike, find_subjects
-    from lm_trials.probing.weights import findings
-    from lm_trials.probing.weights import trials as weight_trials
+    from lm_trials.probing.weights import experiments as weight_trials
+    from lm_trials.probing.weights import figures as weights_figures
+    from lm_trials.probing.weights import report as findings
     from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Workbench
-    from lm_trials.reporting import weights_figures
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
     check_alike(subjects)

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from fork_server import fork_server
 
-import lm_trials.training.session
-import lm_trials.training.sft_trainer
-import lm_trials.training.trainer  # noqa: F401
 import sft_lora
 import train_gpt2
 
@@ -40,7 +37,7 @@ def tune(argv: list[str]) -> None:
 
 def tune_and_keep(argv: list[str], kept: str) -> None:
     """Fine-tune as the command does, and keep the ids of each batch, padding left out."""
-    from lm_trials.training.sft_trainer import FineTuner
+    from lm_trials.training.tuning_trainer import FineTuner
 
     seen, compute = [], FineTuner.compute_loss
 
@@ -87,7 +84,7 @@ def evaluate_then_train(kind: str, folder: str) -> None:
     from tiny_models import tiny_model
     from transformers import Trainer
 
-    from lm_trials.data.blocks import TrainingBlocks, tiny_store
+    from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
     from lm_trials.training.run_arguments import RunArguments
     from lm_trials.training.trainer import StoryTrainer
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError
+from lm_trials.flags import option, parse_arguments
 
 
 @dataclass

@@ -15,14 +15,14 @@ from datasets import Dataset, DatasetDict
 import cache_datasets
 import prepare_tinystories
 from lm_trials.console import UsageError
-from lm_trials.data.cache import recipes as cache_recipes
-from lm_trials.data.cache.recipes import read_recipe
-from lm_trials.data.corpora import ingest, is_corpus, open_records, read_manifest, resolve_corpus, write_corpus
-from lm_trials.data.records import make_record
-from lm_trials.data.sources import sources
-from lm_trials.data.sources.sources import open_source
-from lm_trials.data.tokenizers import resolve_vocab
-from lm_trials.data.tokens import store_folder
+from lm_trials.data import recipes as cache_recipes
+from lm_trials.data.recipes import read_recipe
+from lm_trials.stories import sources
+from lm_trials.stories.corpora import ingest, is_corpus, open_records, read_manifest, resolve_corpus, write_corpus
+from lm_trials.stories.records import make_record
+from lm_trials.stories.sources import open_source
+from lm_trials.tokens.stores import store_folder
+from lm_trials.tokens.tokenizers import resolve_vocab
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 import eval_checkpoint
-from lm_trials.arguments import parse_arguments
-from lm_trials.evaluation.arguments import EvaluationArguments
+from lm_trials.evaluation.flags import EvaluationArguments
+from lm_trials.flags import parse_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

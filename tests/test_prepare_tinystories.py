@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import prepare_tinystories
-from lm_trials.data.corpora import open_records
+from lm_trials.stories.corpora import open_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import train_gpt2
-from lm_trials.arguments import parse_arguments
+from lm_trials.flags import parse_arguments
 from lm_trials.models.shapes import count_parameters
-from lm_trials.training.arguments import DataArguments, ModelArguments
+from lm_trials.training.flags import DataArguments, ModelArguments
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.trainer import StoryTrainer
 

@@ -12,8 +12,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 MODULE_FLAGS = {
     "lm_trials.evaluation.generate": ("lm_trials.evaluation.generate", "GenerationArguments"),
-    "lm_trials.evaluation.constraints": ("lm_trials.evaluation.constraint_scoring.arguments", "ConstraintArguments"),
-    "lm_trials.evaluation.latent_city": ("lm_trials.evaluation.latent_city", "LatentCityArguments"),
+    "lm_trials.evaluation.constraints": ("lm_trials.evaluation.constraint_flags", "ConstraintArguments"),
+    "lm_trials.latent_city.evaluate": ("lm_trials.latent_city.flags", "LatentCityArguments"),
 }
 PLAIN = {"hf", "git", "cd", "tensorboard", "export", "pip"}
 
@@ -30,20 +30,20 @@ COMMANDS = [(page.name, line) for page in PAGES for line in command_lines(page)]
 
 def parse_script(script: str, argv: list[str]) -> None:
     """Parse the flags of one script as it would itself; raises where it would refuse them."""
-    from lm_trials.arguments import parse_arguments
+    from lm_trials.flags import parse_arguments
 
     if script == "train_gpt2.py":
-        from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
+        from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
         from lm_trials.training.run_arguments import RunArguments
 
         parse_arguments(argv, (DataArguments, ModelArguments), "", CommonTrainingArguments, lambda: RunArguments)
     elif script == "sft_lora.py":
-        from lm_trials.training.sft_arguments import AdapterArguments, CommonSftArguments, PairArguments
-        from lm_trials.training.sft_run_arguments import SftRunArguments
+        from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
+        from lm_trials.training.tuning_run_arguments import SftRunArguments
 
         parse_arguments(argv, (PairArguments, AdapterArguments), "", CommonSftArguments, lambda: SftRunArguments)
     elif script == "eval_checkpoint.py":
-        from lm_trials.evaluation.arguments import EvaluationArguments
+        from lm_trials.evaluation.flags import EvaluationArguments
 
         parse_arguments(argv, (EvaluationArguments,), "")
     elif script == "prepare_tinystories.py":
@@ -56,7 +56,7 @@ def parse_script(script: str, argv: list[str]) -> None:
 
         cache_datasets.command_arguments(argv)
     elif script.startswith("probes/"):
-        flags = importlib.import_module(f"lm_trials.probing.{Path(script).stem}.arguments")
+        flags = importlib.import_module(f"lm_trials.probing.{Path(script).stem}.flags")
         flags.check_arguments(*parse_arguments(argv, flags.ARGUMENTS, ""))
     else:
         raise AssertionError(f"no parser is known for {script}")
@@ -81,11 +81,11 @@ def check(line: str) -> None:
         parse = getattr(module, "main", None)
         assert parse is not None, line
         if rest[1] in MODULE_FLAGS:
-            from lm_trials.arguments import parse_arguments
+            from lm_trials.flags import parse_arguments
 
             place, name = MODULE_FLAGS[rest[1]]
             parse_arguments(rest[2:], (getattr(importlib.import_module(place), name),), "")
-        if rest[1] == "lm_trials.training.order":
+        if rest[1] == "lm_trials.training.data_order":
             module.order_arguments(rest[2:])
     elif command in ("python", ".venv/bin/python"):
         script = rest[0]
@@ -118,7 +118,7 @@ def test_readme_has_the_two_commands():
         "python cache_datasets.py --dataset_nam x",
         "python eval_checkpoint.py --model_dir a --by",
         "python sft_lora.py --lora_rank 4",
-        "python -m lm_trials.evaluation.latent_city --modle a",
+        "python -m lm_trials.latent_city.evaluate --modle a",
         "python probes/diversity.py --num_batches 1",
         "accelerate launch --config_file nowhere.yaml train_gpt2.py",
         "run_everything --now",

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import sft_lora
-from lm_trials.data.examples.tokens import ExampleStore
 from lm_trials.models import adapters
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.training.examples import row_order
+from lm_trials.pairs.examples import ExampleStore
+from lm_trials.training.tuning_examples import row_order
 
 # Inputs and outputs of the tiny Llama's linear layers: attention 4 x (32, 32), gate and up (32, 64), down (64, 32).
 LINEAR_SIZES = 2 * (4 * (32 + 32) + 3 * (32 + 64))

@@ -8,11 +8,11 @@ import pytest
 import prepare_tinystories
 import train_gpt2
 from lm_trials.console import UsageError
-from lm_trials.data.corpora import open_records
-from lm_trials.data.tokenizers import load_tokenizer
-from lm_trials.training import order
-from lm_trials.training.arguments import DataArguments
-from lm_trials.training.order import RunOrder
+from lm_trials.stories.corpora import open_records
+from lm_trials.tokens.tokenizers import load_tokenizer
+from lm_trials.training import data_order as order
+from lm_trials.training.data_order import RunOrder
+from lm_trials.training.flags import DataArguments
 from lm_trials.training.parts import open_part
 from lm_trials.training.stores import open_stores
 
@@ -273,9 +273,9 @@ def test_a_sets_parts_are_not_streamed(tiny_data, run, capsys):
 
 @pytest.mark.parametrize("streaming", ["True", "False"])
 def test_the_file_trained_on_is_in_domain_however_it_was_split(run, stories_file, tmp_path, two_parts, streaming):
-    from lm_trials.evaluation.arguments import EvaluationArguments
-    from lm_trials.evaluation.datasets import open_evaluation_set
     from lm_trials.evaluation.domains import in_domain, training_data
+    from lm_trials.evaluation.evaluation_sets import open_evaluation_set
+    from lm_trials.evaluation.flags import EvaluationArguments
 
     trained_on, other = stories_file("tales.jsonl", 900), stories_file("others.jsonl", 900, begin=900)
     run("run", "--dataset_name", str(trained_on), "--validation_split_percentage", "5", "--streaming", streaming)

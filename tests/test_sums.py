@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_trials.sums import damaged, file_sums
+from lm_trials.files import damaged, file_sums
 
 
 def write(folder, files):

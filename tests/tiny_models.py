@@ -3,7 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lm_trials.data.tokenizers import train_tokenizer
+from lm_trials.tokens.tokenizers import train_tokenizer
 
 # A pangram in the tiny vocabulary's training text: every letter is a token, so any of these stories can be written.
 TEXT = "One day, a cat sat on a mat. The quick brown fox jumps over the lazy dog!\n"

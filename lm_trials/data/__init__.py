@@ -1,1 +1,1 @@
-"""Records, tokenizers, token stores and blocks.  No module of this room loads torch when it is imported."""
+"""Data sets by name: what a name means, what is prepared, and the flags that prepare more."""

@@ -15,10 +15,8 @@ from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note, progress, show_facts, show_table
-from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
-from lm_trials.data.tokens import document_marks
-from lm_trials.evaluation.arguments import EvaluationArguments
-from lm_trials.evaluation.datasets import EvaluationSet
+from lm_trials.evaluation.evaluation_sets import EvaluationSet
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import LossSummary, record_documents
@@ -34,6 +32,8 @@ from lm_trials.models.reference import (
     resolve_model,
     separator_of,
 )
+from lm_trials.tokens.stores import document_marks
+from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
 
 @dataclass(frozen=True)

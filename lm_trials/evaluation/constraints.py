@@ -15,38 +15,19 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError, note, progress, script
-from lm_trials.evaluation.constraint_scoring.arguments import ConstraintArguments, check_arguments
-from lm_trials.evaluation.writing.sampling import Sampling
+from lm_trials.evaluation.constraint_flags import ConstraintArguments, check_arguments
+from lm_trials.evaluation.sampling import Sampling
+from lm_trials.flags import parse_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from lm_trials.evaluation.constraint_scoring.coverage import Coverage
-    from lm_trials.evaluation.constraint_scoring.scores import Story
-    from lm_trials.evaluation.constraint_scoring.tasks import Task
+    from lm_trials.evaluation.constraint_scores import Written
+    from lm_trials.evaluation.constraint_tasks import Task
+    from lm_trials.evaluation.coverage import Coverage
     from lm_trials.evaluation.judges import Judge
-    from lm_trials.evaluation.writing.storytellers import Storyteller
+    from lm_trials.evaluation.storytellers import Storyteller
 
 LONGEST_STORY = 400
-
-
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """What one model wrote.
-
-    Attributes:
-        model: its name; seed: of its training; mode: how it was asked.
-        tasks: the P prompts that fitted it.
-        stories_PS: a story for each of them and each sampling seed.
-        max_new_tokens: the limit of each story.
-    """
-
-    model: str
-    seed: int | None
-    mode: str
-    tasks: list[Task]
-    stories_PS: list[list[Story]]
-    max_new_tokens: int
 
 
 @script
@@ -56,8 +37,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         argv, (ConstraintArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.constraints"
     )
     sampling, seeds = check_arguments(args)
-    from lm_trials.evaluation.constraint_scoring.tables import ConstraintResult, show_result, write_result
-    from lm_trials.evaluation.writing.storytellers import open_storyteller
+    from lm_trials.evaluation.constraint_tables import ConstraintResult, show_result, write_result
+    from lm_trials.evaluation.storytellers import open_storyteller
 
     tasks = _tasks(args)
     judge, quality = _judge(args)
@@ -82,7 +63,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def _tasks(args: ConstraintArguments) -> list[Task]:
-    from lm_trials.evaluation.constraint_scoring.tasks import file_tasks, pair_tasks
+    from lm_trials.evaluation.constraint_tasks import file_tasks, pair_tasks
 
     if args.prompts:
         return file_tasks(Path(args.prompts))[: args.num_prompts]
@@ -106,7 +87,7 @@ def _judge(args: ConstraintArguments) -> tuple[Judge, list[dict[str, Any]]]:
 def _coverage(args: ConstraintArguments, tasks: list[Task]) -> Coverage | None:
     if not args.coverage:
         return None
-    from lm_trials.evaluation.constraint_scoring.coverage import coverage_of, training_words
+    from lm_trials.evaluation.coverage import coverage_of, training_words
 
     return coverage_of(tasks, training_words(args.coverage, Path(args.data_cache_dir)))
 
@@ -128,8 +109,8 @@ def write_for(
     Raises:
         UsageError: where no prompt is left.
     """
-    from lm_trials.evaluation.constraint_scoring.scores import judged
-    from lm_trials.evaluation.constraint_scoring.tasks import task_prompts
+    from lm_trials.evaluation.constraint_scores import judged
+    from lm_trials.evaluation.constraint_tasks import task_prompts
 
     prompts = task_prompts(teller, tasks)
     longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
@@ -168,7 +149,7 @@ def write_for(
 
 def score(written: list[Written], judge: Judge, coverage: Coverage | None, seed: int) -> list[dict[str, Any]]:
     """Return the rows of the table: each model's, of several their arm's, and the records' own."""
-    from lm_trials.evaluation.constraint_scoring.scores import arm_rows, record_rows, score_rows
+    from lm_trials.evaluation.constraint_scores import arm_rows, record_rows, score_rows
 
     rows, of_models = [], []
     for one in written:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lm_trials.data.corpora import is_corpus, read_manifest
 from lm_trials.models.reference import read_run
+from lm_trials.stories.corpora import is_corpus, read_manifest
 
 Domain = Literal["yes", "no", "partly", "unknown"]
 # A run may start from a run that started from a run; more stages than this are one that starts from itself.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.data.examples.tokens import ExampleStore
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.evaluation.losses import (
     SORTED_BATCHES,
@@ -25,6 +24,7 @@ from lm_trials.evaluation.losses import (
     token_losses,
 )
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable, write_results
+from lm_trials.pairs.examples import ExampleStore
 
 KINDS = ("completion", "unmasked")
 NATS = "nats per token"

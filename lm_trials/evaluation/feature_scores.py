@@ -16,16 +16,16 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.detectors import detect_features
-from lm_trials.data.records import FEATURES
-from lm_trials.data.sets.protocols import LINES
-from lm_trials.data.sets.texts import SetText, set_texts
-from lm_trials.data.tokenizers import batch_encoder
-from lm_trials.data.tokens import document_marks
 from lm_trials.estimates import bootstrap_mean, proportion
-from lm_trials.evaluation.constraint_scoring.inflections import StoryWords
-from lm_trials.evaluation.writing.generation import write_stories
+from lm_trials.evaluation.generation import write_stories
+from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.models.reference import positions_of
+from lm_trials.protocols.protocols import LINES
+from lm_trials.protocols.set_texts import SetText, set_texts
+from lm_trials.stories.generated.detectors import detect_features
+from lm_trials.stories.records import FEATURES
+from lm_trials.tokens.stores import document_marks
+from lm_trials.tokens.tokenizers import batch_encoder
 
 # A story of a model that goes on with the next example ends where that one's first line begins.
 NEXT_EXAMPLE = re.compile(rf"(?:^|\n)(?:{'|'.join(LINES)}):")

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel
 
 from lm_trials.console import UsageError, note, show_table
-from lm_trials.data.corpora import is_corpus
-from lm_trials.data.records import FEATURES
-from lm_trials.data.sets.sets import is_set
-from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate
-from lm_trials.evaluation.datasets import EvaluationSet
+from lm_trials.evaluation.evaluation_sets import EvaluationSet
 from lm_trials.evaluation.feature_scores import prompts_of, score_features, write_generations
-from lm_trials.tables import write_csv, write_json
+from lm_trials.evaluation.flags import EvaluationArguments
+from lm_trials.files import write_csv, write_json
+from lm_trials.protocols.sets import is_set
+from lm_trials.stories.corpora import is_corpus
+from lm_trials.stories.records import FEATURES
 
 ENOUGH = 256
 

@@ -16,12 +16,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError, note, script
-from lm_trials.evaluation.writing.sampling import Mode, Sampling
+from lm_trials.evaluation.sampling import Mode, Sampling
+from lm_trials.flags import option, parse_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from lm_trials.evaluation.writing.storytellers import Storyteller
+    from lm_trials.evaluation.storytellers import Storyteller
 
 
 @dataclass
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         argv, (GenerationArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.generate"
     )
     sampling = check_arguments(args)
-    from lm_trials.evaluation.writing.storytellers import open_storyteller
+    from lm_trials.evaluation.storytellers import open_storyteller
 
     teller = open_storyteller(
         args.model_name_or_path,
@@ -88,7 +88,7 @@ def check_arguments(args: GenerationArguments) -> Sampling:
 
 def _write(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -> list[str]:
     """Write the stories: one as it comes, several in a batch.  Story number n draws from the seed and n alone."""
-    from lm_trials.evaluation.writing.streamers import FoldedText, StoryStreamer
+    from lm_trials.evaluation.streamers import FoldedText, StoryStreamer
 
     (prompt,) = teller.prompts([args.prompt])
     room = teller.room([prompt], args.max_new_tokens)
@@ -116,7 +116,7 @@ def _write(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -
 
 
 def _talk(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -> list[str]:
-    from lm_trials.evaluation.writing.conversation import Conversation, converse, typed_lines
+    from lm_trials.evaluation.conversation import Conversation, converse, typed_lines
 
     if args.num_samples > 1:
         raise UsageError(f"--num_samples {args.num_samples}: a conversation has one answer a turn; give --prompt too")

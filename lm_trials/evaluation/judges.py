@@ -14,10 +14,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.corpora import is_corpus, open_records
-from lm_trials.data.detectors import detect_features
-from lm_trials.data.records import FEATURES
 from lm_trials.estimates import Estimate, proportion
+from lm_trials.stories.corpora import is_corpus, open_records
+from lm_trials.stories.generated.detectors import detect_features
+from lm_trials.stories.records import FEATURES
 
 JudgeName = Literal["detector", "classifier"]
 TRAIN_RECORDS = 20_000

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from lm_trials.console import show_facts, show_table
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap
-from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate, folded
-from lm_trials.evaluation.datasets import EvaluationSet
 from lm_trials.evaluation.domains import in_domain, training_data
+from lm_trials.evaluation.evaluation_sets import EvaluationSet
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult
 from lm_trials.evaluation.summary import STATISTICS
-from lm_trials.tables import write_csv, write_json
+from lm_trials.files import write_csv, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_trials.evaluation.losses import StoryLoss
-from lm_trials.tables import write_csv, write_json
+from lm_trials.files import write_csv, write_json
 
 STORY_TABLE = "per_story.parquet"
 ROWS_AT_ONCE = 4096

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lm_trials.console import UsageError
-from lm_trials.data.records import FEATURES, Record
-from lm_trials.data.tokens import TokenStore
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.evaluation.losses import Document, StoryLoss
+from lm_trials.stories.records import FEATURES, Record
+from lm_trials.tokens.stores import TokenStore
 
 SliceBy = Literal["features", "source"]
 BATCH = 512
@@ -28,7 +28,7 @@ STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 def groups_of(record: Record, by: Sequence[SliceBy]) -> tuple[str, ...]:
     """Return the slices that a record belongs to; for each feature it has it or has it not.
 
-    >>> from lm_trials.data.records import make_record
+    >>> from lm_trials.stories.records import make_record
     >>> groups_of(make_record("Hi.", features=["Twist"], source="GPT-4"), by=["features", "source"])[:4]
     ('all', 'features!=Dialogue', 'features=Twist', 'features!=BadEnding')
     """

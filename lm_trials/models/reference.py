@@ -25,11 +25,10 @@ from transformers import (
 )
 
 from lm_trials.console import UsageError
-from lm_trials.data.tokenizers import load_tokenizer
-from lm_trials.data.tokens import Separator
+from lm_trials.files import read_object, weights_digest
 from lm_trials.models.shapes import set_causal_loss
-from lm_trials.sums import weights_digest
-from lm_trials.tables import read_object
+from lm_trials.tokens.stores import Separator
+from lm_trials.tokens.tokenizers import load_tokenizer
 
 RUN_FILE = "run.json"
 LONGEST_WINDOW = 1024

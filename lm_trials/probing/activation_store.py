@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.folders import finished_folder
+from lm_trials.files import finished_folder, read_object, write_json
 from lm_trials.models.reference import positions_of
 from lm_trials.probing.capture import Activations, Capture, Positions, Site, Sites
-from lm_trials.tables import read_object, write_json
 
 IN_MEMORY = 512 << 20
 """Bytes that a store may take in memory where no folder is named."""

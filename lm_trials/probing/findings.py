@@ -15,9 +15,9 @@ from scipy import stats
 
 from lm_trials.console import UsageError, show_facts
 from lm_trials.estimates import Estimate
+from lm_trials.files import write_csv, write_json
 from lm_trials.probing.capture import CaptureCheck
 from lm_trials.reporting.pictures import save_pictures
-from lm_trials.tables import write_csv, write_json
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.records import Record
-from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
-from lm_trials.data.tokens import opening_of
-from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
-from lm_trials.evaluation.datasets import open_evaluation_set
+from lm_trials.evaluation.evaluation_sets import open_evaluation_set
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
-from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments, short_names
+from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
+from lm_trials.stories.records import Record
+from lm_trials.tokens.stores import opening_of
+from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def check_alike(subjects: Sequence[Subject], depth: bool = True) -> None:
 def texts_digest(records: Sequence[Record]) -> str:
     """Return the SHA-256 of the records' texts, in their order.
 
-    >>> from lm_trials.data.records import make_record
+    >>> from lm_trials.stories.records import make_record
     >>> ab, a_b = [make_record("ab")], [make_record("a"), make_record("b")]
     >>> texts_digest(ab) == texts_digest(ab), texts_digest(ab) == texts_digest(a_b)
     (True, False)

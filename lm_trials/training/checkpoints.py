@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note
+from lm_trials.files import damaged, file_sums
 from lm_trials.models.reference import checkpoints
-from lm_trials.sums import damaged, file_sums
 
 SUMS = "sums.json"
 FINISHED = "finished.json"

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
-from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.evaluation.example_losses import write_examples
+from lm_trials.files import read_object, weights_digest
 from lm_trials.models.adapters import (
     LoraSpec,
     add_lora,
@@ -35,15 +35,14 @@ from lm_trials.models.reference import (
 )
 from lm_trials.models.shapes import set_causal_loss
 from lm_trials.reporting.figures import loss_figure
-from lm_trials.sums import weights_digest
-from lm_trials.tables import read_object
+from lm_trials.tokens.tokenizers import tokenizer_hash
 from lm_trials.training.checkpoints import mark_finished
-from lm_trials.training.examples import Examples, FineTuningPlan
 from lm_trials.training.hub import push
 from lm_trials.training.merging import merge_output
 from lm_trials.training.session import LOSS_PICTURE
-from lm_trials.training.sft_arguments import AdapterArguments
-from lm_trials.training.sft_trainer import FineTuner, both_losses
+from lm_trials.training.tuning_examples import Examples, FineTuningPlan
+from lm_trials.training.tuning_flags import AdapterArguments
+from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
 
 @dataclass(frozen=True)

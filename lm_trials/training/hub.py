@@ -25,9 +25,9 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from lm_trials.console import UsageError, note, show_facts
-from lm_trials.data.sources.shards import first_line
 from lm_trials.models.reference import checkpoints
-from lm_trials.reporting.public_copy import local_base, public_copy, remove_copies, remove_copy
+from lm_trials.stories.shards import first_line
+from lm_trials.training.public_copy import local_base, public_copy, remove_copies, remove_copy
 
 # A Hub that says nothing for so long is not there; the client itself would wait for ever.
 TIMEOUT = 10.0  # seconds

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
-from lm_trials.data.tokenizers import resolve_vocab, tokenizer_hash
+from lm_trials.files import weights_digest
 from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import (
     ModelReference,
@@ -22,8 +22,8 @@ from lm_trials.models.reference import (
     resolve_model,
 )
 from lm_trials.models.shapes import build_config, build_model
-from lm_trials.sums import weights_digest
-from lm_trials.training.arguments import DataArguments, ModelArguments
+from lm_trials.tokens.tokenizers import resolve_vocab, tokenizer_hash
+from lm_trials.training.flags import DataArguments, ModelArguments
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from lm_trials.console import UsageError, note
-from lm_trials.identity import RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_to_go_on
+from lm_trials.files import flat
 from lm_trials.models.reference import RUN_FILE, read_run
-from lm_trials.tables import flat
+from lm_trials.run_fields import RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_to_go_on
 from lm_trials.training.plan import Plan
 
 REPLICATE = frozenset({"seed", "data_seed"})

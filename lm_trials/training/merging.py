@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.folders import finished_folder
 from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
+from lm_trials.files import finished_folder, read_object, weights_digest
 from lm_trials.models.reference import (
     RUN_FILE,
     load_model,
@@ -21,10 +21,8 @@ from lm_trials.models.reference import (
     read_run,
     resolve_model,
 )
-from lm_trials.sums import weights_digest
-from lm_trials.tables import read_object
-from lm_trials.training.sft_arguments import AdapterArguments
-from lm_trials.training.sft_trainer import FineTuner
+from lm_trials.training.tuning_flags import AdapterArguments
+from lm_trials.training.tuning_trainer import FineTuner
 
 
 def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) -> None:

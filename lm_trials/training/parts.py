@@ -13,16 +13,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.corpora import is_corpus, open_records, read_manifest, resolve_corpus
-from lm_trials.data.records import SPLITS
-from lm_trials.data.sets.sets import is_set, set_folder
-from lm_trials.data.sets.store import SetStore, open_set
-from lm_trials.data.sources.sources import Source, open_source
-from lm_trials.data.streams import RecordStream, stored
-from lm_trials.data.tokenizers import tokenizer_hash
-from lm_trials.data.tokens import TokenStore, document_marks, make_store, token_progress
-from lm_trials.sums import damaged
-from lm_trials.training.arguments import DataArguments
+from lm_trials.files import damaged
+from lm_trials.protocols.set_stores import SetStore, open_set
+from lm_trials.protocols.sets import is_set, set_folder
+from lm_trials.stories.corpora import is_corpus, open_records, read_manifest, resolve_corpus
+from lm_trials.stories.records import SPLITS
+from lm_trials.stories.sources import Source, open_source
+from lm_trials.tokens.stores import TokenStore, document_marks, make_store, token_progress
+from lm_trials.tokens.streams import RecordStream, stored
+from lm_trials.tokens.tokenizers import tokenizer_hash
+from lm_trials.training.flags import DataArguments
 
 READ_BATCH = 1000
 # Of what describes a data set in `run.json`: what its tokens follow from beside its texts.

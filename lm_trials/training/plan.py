@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from lm_trials.console import UsageError
-from lm_trials.training.arguments import DataArguments
+from lm_trials.training.flags import DataArguments
 from lm_trials.training.stores import RunStores
 
 

@@ -23,8 +23,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.sources.shards import first_line
 from lm_trials.models.reference import checkpoints
+from lm_trials.stories.shards import first_line
 from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, sealed_facts, unfinished_folder
 from lm_trials.training.hub import HubPush
 

@@ -12,8 +12,8 @@ from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters
 from lm_trials.reporting.figures import loss_figure
-from lm_trials.training.arguments import DataArguments
 from lm_trials.training.checkpoints import mark_finished
+from lm_trials.training.flags import DataArguments
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.hub import push
 from lm_trials.training.plan import Plan

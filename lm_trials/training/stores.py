@@ -11,14 +11,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.blocks import JoinedStores, RunBlocks, TrainingBlocks
-from lm_trials.data.corpora import is_corpus
-from lm_trials.data.mixtures import Mix, mixed, parse_weights
-from lm_trials.data.sets.sets import is_set
-from lm_trials.data.sets.store import SetStore
-from lm_trials.data.streams import STREAM_BUFFER, RecordStream, StreamBlocks
-from lm_trials.data.tokens import TokenStore
-from lm_trials.training.arguments import DataArguments
+from lm_trials.protocols.set_stores import SetStore
+from lm_trials.protocols.sets import is_set
+from lm_trials.stories.corpora import is_corpus
+from lm_trials.tokens.blocks import JoinedStores, RunBlocks, TrainingBlocks
+from lm_trials.tokens.mixtures import Mix, mixed, parse_weights
+from lm_trials.tokens.stores import TokenStore
+from lm_trials.tokens.streams import STREAM_BUFFER, RecordStream, StreamBlocks
+from lm_trials.training.flags import DataArguments
 from lm_trials.training.parts import TOKENS_FROM, TrainPart, open_part, open_validation
 
 Store = TokenStore | SetStore | JoinedStores

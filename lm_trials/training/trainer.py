@@ -15,11 +15,11 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
-from lm_trials.data.blocks import RunBlocks
-from lm_trials.data.tokens import Separator, opening_of
+from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.losses import Processes, story_losses
 from lm_trials.evaluation.summary import LossSummary, store_documents
-from lm_trials.evaluation.writing.generation import write_stories
+from lm_trials.tokens.blocks import RunBlocks
+from lm_trials.tokens.stores import Separator, opening_of
 from lm_trials.training.callbacks import (
     GENERATIONS,
     GenerationPlan,

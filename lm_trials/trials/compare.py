@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_trials.arguments import option, parse_arguments
 from lm_trials.console import UsageError, script
-from lm_trials.tables import write_csv, write_json
+from lm_trials.files import write_csv, write_json
+from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.differences import Variable, arm_variables, differing_logistics, names_only, verdict
 from lm_trials.trials.evaluations import (
     evaluation_command,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_trials.identity import BOOKKEEPING, names_in
+from lm_trials.run_fields import BOOKKEEPING, names_in
 from lm_trials.trials.runs import ADAPTER, Arm, Run
 
 # Variables that more than one field makes up: the flags a user sets it by, then what shows that it is another.

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.tables import read_object
+from lm_trials.files import read_object
 from lm_trials.trials.runs import Run
 
 METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_args.json"

@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.estimates import Estimate
-from lm_trials.tables import read_object
+from lm_trials.files import read_object
 from lm_trials.trials.runs import Run
 
 SHARED = ("estimate", "lower", "upper", "n", "unit")

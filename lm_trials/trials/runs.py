@@ -14,9 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError
-from lm_trials.identity import BOOKKEEPING, RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_in
-from lm_trials.sums import weights_digest
-from lm_trials.tables import flat, read_object
+from lm_trials.files import flat, read_object, weights_digest
+from lm_trials.run_fields import BOOKKEEPING, RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_in
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"

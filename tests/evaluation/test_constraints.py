@@ -11,13 +11,8 @@ from datasets import Features, List, Value
 from tiny_models import tiny_model
 
 from lm_trials.console import UsageError
-from lm_trials.data.corpora import open_records
-from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, instruct_prompts
-from lm_trials.data.examples.pairs import open_pairs, write_pairs
-from lm_trials.data.generation.generator import generate_stories
-from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.evaluation import constraints
-from lm_trials.evaluation.constraint_scoring.scores import (
+from lm_trials.evaluation.constraint_scores import (
     LISTENING,
     OTHERS,
     RECORDS,
@@ -28,10 +23,15 @@ from lm_trials.evaluation.constraint_scoring.scores import (
     score_rows,
     values_for_others,
 )
-from lm_trials.evaluation.constraint_scoring.tasks import Task, file_tasks, pair_tasks, task_prompts
+from lm_trials.evaluation.constraint_tasks import Task, file_tasks, pair_tasks, task_prompts
 from lm_trials.evaluation.judges import DetectorJudge, balanced_accuracy, judge_quality, train_classifiers
-from lm_trials.evaluation.writing.sampling import Sampling
-from lm_trials.evaluation.writing.storytellers import Storyteller
+from lm_trials.evaluation.sampling import Sampling
+from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, instruct_prompts
+from lm_trials.pairs.pairs import open_pairs, write_pairs
+from lm_trials.stories.corpora import open_records
+from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.tokens.tokenizers import load_tokenizer
 
 JUDGE = DetectorJudge()
 KNOWN = ("Twist", "Dialogue")

@@ -7,12 +7,12 @@ import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, chat_example
 from lm_trials.evaluation import generate
-from lm_trials.evaluation.writing.conversation import Conversation, converse
-from lm_trials.evaluation.writing.sampling import Sampling
-from lm_trials.evaluation.writing.storytellers import Storyteller
-from lm_trials.evaluation.writing.streamers import StoryStreamer
+from lm_trials.evaluation.conversation import Conversation, converse
+from lm_trials.evaluation.sampling import Sampling
+from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.evaluation.streamers import StoryStreamer
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, chat_example
 
 TOKENIZER = tiny_tokenizer()
 TOKENIZER.chat_template = STORY_CHAT_TEMPLATE

@@ -8,16 +8,16 @@ import pytest
 from datasets import Features, List, Value
 
 from lm_trials.console import UsageError
-from lm_trials.data.corpora import open_records
-from lm_trials.data.examples.pairs import write_pairs
-from lm_trials.evaluation.constraint_scoring.coverage import (
+from lm_trials.evaluation.constraint_tasks import Task
+from lm_trials.evaluation.coverage import (
     WordCounts,
     content_words,
     count_words,
     coverage_of,
     training_words,
 )
-from lm_trials.evaluation.constraint_scoring.tasks import Task
+from lm_trials.pairs.pairs import write_pairs
+from lm_trials.stories.corpora import open_records
 
 
 def test_words_are_counted_as_python_takes_them_apart(tiny_data):

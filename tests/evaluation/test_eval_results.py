@@ -13,8 +13,8 @@ from tiny_evaluations import numbers, results_in, stories_in, table_in
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from lm_trials.data.records import FEATURES
-from lm_trials.data.tokenizers import batch_encoder
+from lm_trials.stories.records import FEATURES
+from lm_trials.tokens.tokenizers import batch_encoder
 
 SHARED_COLUMNS = {"estimate", "lower", "upper", "n", "unit"}
 

@@ -5,8 +5,8 @@ from datasets import Dataset, DatasetDict
 from tiny_evaluations import write_stories
 
 from lm_trials.console import UsageError
-from lm_trials.evaluation.arguments import EvaluationArguments
-from lm_trials.evaluation.datasets import open_evaluation_set
+from lm_trials.evaluation.evaluation_sets import open_evaluation_set
+from lm_trials.evaluation.flags import EvaluationArguments
 
 
 def opened(name, **options):

@@ -11,10 +11,10 @@ from tiny_models import tiny_model
 
 import eval_checkpoint
 import prepare_tinystories
-from lm_trials.data.generation.generator import generate_stories
-from lm_trials.data.sets.texts import set_texts
-from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.evaluation.feature_scores import Generation, cut_story, score_features, words_used, write_generations
+from lm_trials.protocols.set_texts import set_texts
+from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.tokens.tokenizers import load_tokenizer
 
 
 def generations_of(records, asked=None):

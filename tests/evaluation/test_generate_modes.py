@@ -10,12 +10,11 @@ from tiny_models import TEXT, tiny_model, tiny_tokenizer
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, chat_example, instruct_examples, text_examples
-from lm_trials.evaluation import generate
-from lm_trials.evaluation.writing import storytellers
-from lm_trials.evaluation.writing.generation import own_draws, write_stories
-from lm_trials.evaluation.writing.streamers import FoldedText, StoryStreamer
+from lm_trials.evaluation import generate, storytellers
+from lm_trials.evaluation.generation import own_draws, write_stories
+from lm_trials.evaluation.streamers import FoldedText, StoryStreamer
 from lm_trials.models.adapters import LoraSpec, add_lora
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, chat_example, instruct_examples, text_examples
 
 PROMPT = "a quick cat"
 TOKENIZER = tiny_tokenizer()

@@ -6,8 +6,8 @@ import torch
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.evaluation.writing.continuations import ContinuationOverlap
-from lm_trials.evaluation.writing.generation import write_stories
+from lm_trials.evaluation.continuations import ContinuationOverlap
+from lm_trials.evaluation.generation import write_stories
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[1, 40, 41, 42, 43], [1, 50], [1, 60, 61, 62]]

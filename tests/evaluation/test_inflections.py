@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lm_trials.evaluation.constraint_scoring.inflections import StoryWords, forms_of
+from lm_trials.evaluation.inflections import StoryWords, forms_of
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,18 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 import eval_checkpoint
 import prepare_tinystories
-from lm_trials.data.corpora import read_manifest
-from lm_trials.data.sources.sources import Source, open_source
-from lm_trials.evaluation.arguments import EvaluationArguments
 from lm_trials.evaluation.checkpoints import Candidate
-from lm_trials.evaluation.datasets import EvaluationSet, _names, open_evaluation_set
 from lm_trials.evaluation.domains import TrainingData, in_domain, training_data
+from lm_trials.evaluation.evaluation_sets import EvaluationSet, _names, open_evaluation_set
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Document, StoryLoss
 from lm_trials.evaluation.matrix import domain_means, evaluation_matrix, show_matrix
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import LossSummary
 from lm_trials.models.reference import ModelReference
 from lm_trials.reporting.figures import matrix_figure
+from lm_trials.stories.corpora import read_manifest
+from lm_trials.stories.sources import Source, open_source
 
 SHARED = {"estimate", "lower", "upper", "n", "unit"}
 

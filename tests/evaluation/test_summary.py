@@ -9,13 +9,13 @@ import pytest
 from tiny_models import tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data.blocks import tiny_store
-from lm_trials.data.records import make_record
-from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.evaluation.losses import Document, StoryLoss
 from lm_trials.evaluation.results import ROWS_AT_ONCE, StoryTable
 from lm_trials.evaluation.summary import BATCH, LossSummary, record_documents, store_documents
-from lm_trials.tables import write_csv, write_json
+from lm_trials.files import write_csv, write_json
+from lm_trials.stories.records import make_record
+from lm_trials.tokens.blocks import tiny_store
+from lm_trials.tokens.tokenizers import batch_encoder
 
 
 def story(number, nats=2.0, tokens=1, correct=0, num_bytes=4, groups=("all",)):

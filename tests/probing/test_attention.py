@@ -11,8 +11,8 @@ from small_models import neox
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.probing.activation_store import padded
-from lm_trials.probing.attention.arguments import OF_STORIES, STATISTICS
-from lm_trials.probing.attention.results import EVEN, UNREPEATED, UNTRAINED, Results, chosen_head, halves, one_more
+from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS
+from lm_trials.probing.attention.report import EVEN, UNREPEATED, UNTRAINED, Results, chosen_head, halves, one_more
 from lm_trials.probing.attention.statistics import (
     Measured,
     Reading,

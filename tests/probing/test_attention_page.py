@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_trials.reporting.attention_figures import head_figure, maps_figure, shown_token
-from lm_trials.reporting.attention_page import attention_page, packed, page_model, write_page
+from lm_trials.probing.attention.figures import head_figure, maps_figure, shown_token
+from lm_trials.probing.attention.page import attention_page, packed, page_model, write_page
 
 VOID = {"meta", "link", "input", "br", "img"}
 EVIL = [

@@ -12,7 +12,7 @@ from small_models import with_lora
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lm_trials.probing.attention.arguments import OF_STORIES
+from lm_trials.probing.attention.flags import OF_STORIES
 from lm_trials.probing.attention.statistics import even_statistics
 from probes import attention
 

@@ -12,7 +12,6 @@ from sklearn.decomposition import PCA
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data.generation import vocabulary
 from lm_trials.models.adapters import without_noise
 from lm_trials.probing.embeddings.categories import (
     Categories,
@@ -22,6 +21,7 @@ from lm_trials.probing.embeddings.categories import (
     story_words,
     surface_categories,
 )
+from lm_trials.probing.embeddings.figures import points_figure
 from lm_trials.probing.embeddings.geometry import (
     Embeddings,
     Movement,
@@ -32,7 +32,7 @@ from lm_trials.probing.embeddings.geometry import (
     project,
     vocab_of,
 )
-from lm_trials.reporting.embeddings_figures import points_figure
+from lm_trials.stories.generated import vocabulary
 
 
 def moved_in_part(seed=0, tokens=40, width=12):

@@ -164,7 +164,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(folder, tmp_path, capsys, monkeypatch, name):
     more, line = MISTAKES[name]
-    monkeypatch.setattr("lm_trials.probing.embeddings.arguments.find_spec", lambda module: None)
+    monkeypatch.setattr("lm_trials.probing.embeddings.flags.find_spec", lambda module: None)
     with pytest.raises(SystemExit) as left:
         embeddings.main(flags(folder, tmp_path / "out", *more))
     told = capsys.readouterr().err.strip().splitlines()[-1]

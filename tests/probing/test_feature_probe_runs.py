@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
 
-from lm_trials.data.corpora import open_records
-from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.models.reference import ModelReference
-from lm_trials.probing.feature_probe import results as feature_probe_results
+from lm_trials.probing.feature_probe import report as feature_probe_results
+from lm_trials.probing.feature_probe.figures import heat_figure, layers_figure, steps_figure
 from lm_trials.probing.feature_probe.readings import distinct_steps
-from lm_trials.reporting.feature_probe_figures import heat_figure, layers_figure, steps_figure
+from lm_trials.stories.corpora import open_records
+from lm_trials.tokens.tokenizers import load_tokenizer
 from probes import feature_probe
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.

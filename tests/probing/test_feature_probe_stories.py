@@ -7,11 +7,11 @@ import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data.records import make_record, record_id
-from lm_trials.probing.feature_probe.arguments import FeatureProbeArguments
+from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
 from lm_trials.probing.feature_probe.stories import ProbeStories, read_probe_stories, story_alone, whole_in
-from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
+from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects
+from lm_trials.stories.records import make_record, record_id
 
 
 def everything(stories):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
-from lm_trials.evaluation.writing.generation import write_stories
+from lm_trials.evaluation.generation import write_stories
 from lm_trials.probing.capture import Capture
 from lm_trials.probing.interventions import Part, Patched
 

@@ -18,6 +18,7 @@ from lm_trials.evaluation.losses import Document, story_losses
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.lens import lenses as lens_module
 from lm_trials.probing.lens import training as lens_training
+from lm_trials.probing.lens.figures import checkpoints_figure, lens_figure, text_figure
 from lm_trials.probing.lens.lenses import (
     SUMS,
     Decoder,
@@ -32,9 +33,8 @@ from lm_trials.probing.lens.lenses import (
     scores,
     weights_sha256,
 )
-from lm_trials.probing.lens.results import LensResult, _control_sentence, by_run, finding_of, first_layer, readable
+from lm_trials.probing.lens.report import LensResult, _control_sentence, by_run, finding_of, first_layer, readable
 from lm_trials.probing.lens.training import LensSettings, TunedLens, drawn_batches, train_lens, train_translators
-from lm_trials.reporting.lens_figures import checkpoints_figure, lens_figure, text_figure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")
 LAYERS = (0, 1, 2)

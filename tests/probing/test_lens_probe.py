@@ -11,12 +11,12 @@ from safetensors import safe_open
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
 
-from lm_trials.data.corpora import open_records
-from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.evaluation.losses import Document, story_losses
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.probing.lens.arguments import LensArguments
+from lm_trials.probing.lens.flags import LensArguments
 from lm_trials.probing.lens.training import TunedLens, story_numbers
+from lm_trials.stories.corpora import open_records
+from lm_trials.tokens.tokenizers import load_tokenizer
 from probes import lens
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.

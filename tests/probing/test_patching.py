@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.probing.interventions import Part
-from lm_trials.probing.patching.results import (
+from lm_trials.probing.patching.figures import patching_figure
+from lm_trials.probing.patching.report import (
     HELD_OUT,
     Direction,
     Measured,
@@ -36,7 +37,6 @@ from lm_trials.probing.patching.swaps import (
     sweep,
 )
 from lm_trials.probing.patching.tasks import Spot, StoryTask
-from lm_trials.reporting.patching_figures import patching_figure
 
 COMPONENTS = ("embeddings", "residual", "attention", "mlp", "heads")
 KINDS_OF_SWAPS = (SWAP, RANDOM, OTHER, MOVED)

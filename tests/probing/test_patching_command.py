@@ -12,13 +12,13 @@ from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import prepare_tinystories
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError
+from lm_trials.flags import parse_arguments
 from lm_trials.probing import findings
+from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.patching import sides as patching_sides
-from lm_trials.probing.patching.arguments import ARGUMENTS, PatchingArguments, check_arguments
+from lm_trials.probing.patching.flags import ARGUMENTS, PatchingArguments, check_arguments
 from lm_trials.probing.patching.tasks import story_task
-from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects
 from probes import patching
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
+from lm_trials.files import weights_digest
 from lm_trials.probing.embeddings.geometry import LEAST_TOKENS, Movement, difference_of
+from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.patching.swaps import _partners
-from lm_trials.probing.probe_arguments import SubjectArguments
 from lm_trials.probing.subjects import find_subjects
 from lm_trials.probing.weights.changes import turning
 from lm_trials.probing.weights.edits import Trial
-from lm_trials.probing.weights.trials import tell_lineage
+from lm_trials.probing.weights.experiments import tell_lineage
 from lm_trials.probing.weights.undoing import Deletion, undoing
-from lm_trials.sums import weights_digest
 
 DRAWS = np.random.default_rng(0)
 

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import rankdata
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
-from lm_trials.probing.similarity.arguments import SimilarityArguments
 from lm_trials.probing.similarity.cka import Cka, cka_finding
 from lm_trials.probing.similarity.curves import (
     SITES,
@@ -23,8 +22,9 @@ from lm_trials.probing.similarity.curves import (
     read_similarities,
     similarity_rows,
 )
+from lm_trials.probing.similarity.flags import SimilarityArguments
 from lm_trials.probing.similarity.prompts import PromptLayout, plan_terms
-from lm_trials.probing.similarity.results import term_finding
+from lm_trials.probing.similarity.report import term_finding
 
 LETTERS = list("abcdefghijklmnopqrst")
 ARGS = SimilarityArguments(

@@ -11,9 +11,9 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data.tokenizers import train_tokenizer
-from lm_trials.probing.similarity.arguments import ARGUMENTS, SimilarityArguments, check_arguments, templates, words
-from lm_trials.reporting.similarity_figures import cka_figure, rank_figure, similarity_figure
+from lm_trials.probing.similarity.figures import cka_figure, rank_figure, similarity_figure
+from lm_trials.probing.similarity.flags import ARGUMENTS, SimilarityArguments, check_arguments, templates, words
+from lm_trials.tokens.tokenizers import train_tokenizer
 from probes import similarity
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.

@@ -8,14 +8,14 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
-from lm_trials.probing.feature_probe.arguments import FeatureProbeArguments
+from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
 from lm_trials.probing.feature_probe.stories import read_probe_stories
-from lm_trials.probing.lens.arguments import LensArguments
+from lm_trials.probing.flags import SubjectArguments, TextArguments
+from lm_trials.probing.lens.flags import LensArguments
 from lm_trials.probing.lens.training import read_lens_stories
-from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects, load_subject, read_stories, untrained, with_weights_in
-from lm_trials.probing.weights.arguments import WeightsArguments
-from lm_trials.probing.weights.trials import read_texts
+from lm_trials.probing.weights.experiments import read_texts
+from lm_trials.probing.weights.flags import WeightsArguments
 
 
 def saved(folder, model):

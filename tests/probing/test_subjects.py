@@ -11,11 +11,10 @@ from tiny_models import KINDS, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from lm_trials.console import UsageError
-from lm_trials.data.tokenizers import train_tokenizer
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import SITES, Capture, check_capture
-from lm_trials.probing.probe_arguments import (
+from lm_trials.probing.flags import (
     SubjectArguments,
     TextArguments,
     check_subjects,
@@ -24,6 +23,7 @@ from lm_trials.probing.probe_arguments import (
     short_names,
 )
 from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
+from lm_trials.tokens.tokenizers import train_tokenizer
 
 IDS = torch.tensor([[3, 17, 5, 9, 30, 4]])
 WITHOUT_ATTENTION = [site for site in SITES if site != "attention"]

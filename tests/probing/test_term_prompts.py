@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from lm_trials.console import UsageError
-from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE, chat_prompt, instruct_prompts
-from lm_trials.data.geography.cities import folded, package_cities
-from lm_trials.probing.similarity.arguments import SimilarityArguments
+from lm_trials.latent_city.cities import folded, package_cities
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, chat_prompt, instruct_prompts
+from lm_trials.probing.similarity.flags import SimilarityArguments
 from lm_trials.probing.similarity.prompts import CITIES, VOCABULARY, PromptLayout, plan_terms
 
 WORDS = ["cat", "dog", "fox", "mat", "a", "Zürich", "São Tomé", "x y", "jump!", "overjumps", "foo"]
@@ -196,7 +196,7 @@ def test_capitals_are_queries_or_candidates_and_never_both(tokenizer):
 def test_words_of_the_vocabulary_are_one_token_each(tokenizer):
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghij"), size=4)) for _ in range(60)]
-    from lm_trials.data.tokenizers import train_tokenizer
+    from lm_trials.tokens.tokenizers import train_tokenizer
 
     rich = train_tokenizer([TEXT] * 9 + [" ".join(words)] * 9, vocab_size=700)
     flags = {"template": ["a {term} sat", "The {term}?"], "vocabulary_sample": 25}

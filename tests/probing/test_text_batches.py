@@ -7,9 +7,8 @@ import pytest
 from tiny_models import tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.data.corpora import open_records
-from lm_trials.probing.diversity.arguments import DiversityArguments
 from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, open_text_sets, token_batches
+from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.measures import (
     common_length,
     compression_ratio,
@@ -17,6 +16,7 @@ from lm_trials.probing.diversity.measures import (
     first_words,
     text_measures,
 )
+from lm_trials.stories.corpora import open_records
 
 
 @pytest.fixture

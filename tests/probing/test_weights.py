@@ -34,7 +34,7 @@ from lm_trials.probing.weights.edits import (
     removed_part,
     unit_effects,
 )
-from lm_trials.probing.weights.findings import Deletion
+from lm_trials.probing.weights.report import Deletion
 
 W = Matrix("w", "w")
 

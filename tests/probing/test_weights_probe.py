@@ -12,7 +12,7 @@ from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 
 from lm_trials.models.adapters import LoraSpec, add_lora, without_noise
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.reporting.weights_figures import matrices_figure, trials_figure
+from lm_trials.probing.weights.figures import matrices_figure, trials_figure
 from probes import weights
 
 WORDS = [word for word in TEXT.replace("!", "").split() if word.islower()]

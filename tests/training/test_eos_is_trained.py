@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import DataCollatorForLanguageModeling, TrainingArguments, default_data_collator
 
-from lm_trials.data.blocks import TrainingBlocks, tiny_store
+from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
 from lm_trials.training.trainer import StoryTrainer
 
 BOS, EOS = 1, 2

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import prepare_tinystories
 import train_gpt2
-from lm_trials.data.sets.store import open_set
-from lm_trials.data.tokenizers import load_tokenizer
 from lm_trials.evaluation.losses import story_losses
 from lm_trials.evaluation.summary import store_documents
+from lm_trials.protocols.set_stores import open_set
+from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.callbacks import dense_steps
 
 SETS = ("filter-adv-Twist", "recovery-Twist")

@@ -23,10 +23,10 @@ from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
 
 import train_gpt2
-from lm_trials.reporting.public_copy import public_card, public_copy, remove_copy
-from lm_trials.sums import damaged, file_sums
+from lm_trials.files import damaged, file_sums
 from lm_trials.training import hub as hub_module
 from lm_trials.training import manifest
+from lm_trials.training.public_copy import public_card, public_copy, remove_copy
 from lm_trials.training.resumption import ExactResume
 
 TOKEN = "hf_TheTokenThatNobodyMayEverSee0123456"

@@ -8,7 +8,7 @@ import time
 import pytest
 from killed_runs import Training, kill_and_go_on, outcome
 
-from lm_trials.training.order import RunOrder
+from lm_trials.training.data_order import RunOrder
 
 STEPS, EVERY = 12, 2
 CACHED = ("--shuffle_buffer_size", "50")

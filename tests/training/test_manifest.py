@@ -12,12 +12,12 @@ from transformers import LlamaConfig
 import sft_lora
 from lm_trials.console import UsageError
 from lm_trials.training import checkpoints, manifest
-from lm_trials.training.arguments import CommonTrainingArguments, DataArguments, ModelArguments
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.plan import Plan
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.run_folder import Start, claim_output_dir
-from lm_trials.training.sft_arguments import AdapterArguments, CommonSftArguments, PairArguments
-from lm_trials.training.sft_run_arguments import SftRunArguments
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
+from lm_trials.training.tuning_run_arguments import SftRunArguments
 
 FLAGS = (RunArguments, DataArguments, ModelArguments, SftRunArguments, PairArguments, AdapterArguments)
 FIELDS = {field.name for flags in FLAGS for field in dataclasses.fields(flags)}

@@ -6,7 +6,7 @@ import torch
 from tiny_models import KINDS, tiny_model
 from transformers import TrainingArguments, default_data_collator
 
-from lm_trials.data.blocks import TrainingBlocks, tiny_store
+from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
 from lm_trials.training.trainer import StoryTrainer
 
 SECOND = [1, 40, 41, 42, 43, 44, 45]

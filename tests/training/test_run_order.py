@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import train_gpt2
-from lm_trials.training import order
-from lm_trials.training.order import RunOrder
+from lm_trials.training import data_order as order
+from lm_trials.training.data_order import RunOrder
 from lm_trials.training.trainer import StoryTrainer
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lm_trials.data.blocks import TrainingBlocks, tiny_store
-from lm_trials.data.tokenizers import train_tokenizer
 from lm_trials.models.shapes import build_config, build_model
+from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
+from lm_trials.tokens.tokenizers import train_tokenizer
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.trainer import StoryTrainer
 

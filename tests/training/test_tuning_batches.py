@@ -13,10 +13,10 @@ from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
 
 import sft_lora
-from lm_trials.data.examples.layouts import instruct_examples
-from lm_trials.data.examples.tokens import with_labels
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.training.examples import choose_padding
+from lm_trials.pairs.examples import with_labels
+from lm_trials.pairs.layouts import instruct_examples
+from lm_trials.training.tuning_examples import choose_padding
 
 EXAMPLES = ([2, 30, 31, 1, 40, 41, 2], [2, 50, 51, 52, 53, 1, 60, 61, 62, 2], [2, 70, 1, 80, 2])
 
@@ -153,7 +153,7 @@ def test_a_pad_token_of_its_own_where_there_is_one_to_spare(tiny_base, model):
 
 def test_a_model_learns_to_stop(tune_flags, tmp_path):
     """The probability of EOS after a completion rises; before training it is next to nothing."""
-    from lm_trials.data.examples.layouts import instruct_prompts
+    from lm_trials.pairs.layouts import instruct_prompts
 
     def stopping(folder):
         model, tokenizer = load_model(resolve_model(str(folder))), AutoTokenizer.from_pretrained(folder)

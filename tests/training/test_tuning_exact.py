@@ -17,9 +17,9 @@ import sft_lora
 from lm_trials.models.adapters import LoraSpec, add_lora, check_adapter_state, load_adapter_weights, without_noise
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.training.checkpoints import SUMS, seal
-from lm_trials.training.order import main as tell_order
-from lm_trials.training.order import open_order
-from lm_trials.training.sft_trainer import FineTuner
+from lm_trials.training.data_order import main as tell_order
+from lm_trials.training.data_order import open_order
+from lm_trials.training.tuning_trainer import FineTuner
 
 SAVED = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "3")
 ARMS = {
@@ -78,7 +78,7 @@ def test_under_other_names_it_is_the_same_run(tune_flags, tiny_base, tiny_pairs,
 
 
 def test_what_is_saved_is_read_back(tune_flags, monkeypatch):
-    from lm_trials.training import sft_trainer
+    from lm_trials.training import tuning_trainer as sft_trainer
 
     read = []
     monkeypatch.setattr(sft_trainer, "check_adapter_state", lambda model, folder: read.append(folder.name))

@@ -12,19 +12,20 @@ from datasets import Dataset
 from transformers import PretrainedConfig
 from trl import pack_dataset
 
-from lm_trials.arguments import parse_arguments
 from lm_trials.console import UsageError
-from lm_trials.data.examples import tokens as pair_tokens
-from lm_trials.data.examples.layouts import STORY_CHAT_TEMPLATE
-from lm_trials.data.examples.pairs import PairSet, open_pairs, read_row, write_pairs
-from lm_trials.data.examples.tokens import ExampleStore, choose_layout, make_examples
-from lm_trials.data.tokenizers import train_tokenizer
-from lm_trials.training import examples as examples_module
-from lm_trials.training import run_arguments, sft_trainer
-from lm_trials.training.examples import Examples, open_examples, pack_examples
+from lm_trials.flags import parse_arguments
+from lm_trials.pairs import examples as pair_tokens
+from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE
+from lm_trials.pairs.pairs import PairSet, open_pairs, read_row, write_pairs
+from lm_trials.tokens.tokenizers import train_tokenizer
+from lm_trials.training import run_arguments
+from lm_trials.training import tuning_examples as examples_module
+from lm_trials.training import tuning_trainer as sft_trainer
 from lm_trials.training.run_arguments import RunArguments
-from lm_trials.training.sft_arguments import AdapterArguments, PairArguments, check_sft
-from lm_trials.training.sft_run_arguments import SftRunArguments
+from lm_trials.training.tuning_examples import Examples, open_examples, pack_examples
+from lm_trials.training.tuning_flags import AdapterArguments, PairArguments, check_sft
+from lm_trials.training.tuning_run_arguments import SftRunArguments
 
 # Flags of transformers.TrainingArguments, which both scripts refuse.
 BOTH = {

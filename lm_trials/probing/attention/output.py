@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate, bootstrap_means
-from lm_trials.probing.attention.arguments import STATISTICS, AttentionArguments
-from lm_trials.probing.attention.results import Results
+from lm_trials.probing.attention.figures import head_figure, maps_figure, statistics_figure, steps_figure
+from lm_trials.probing.attention.flags import STATISTICS, AttentionArguments
+from lm_trials.probing.attention.page import attention_page, page_model, write_page
+from lm_trials.probing.attention.report import Results
 from lm_trials.probing.attention.statistics import Measured
 from lm_trials.probing.capture import CaptureCheck
 from lm_trials.probing.findings import write_findings
-from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments, probe_folder, short_names
-from lm_trials.reporting.attention_figures import head_figure, maps_figure, statistics_figure, steps_figure
-from lm_trials.reporting.attention_page import attention_page, page_model, write_page
+from lm_trials.probing.flags import SubjectArguments, TextArguments, probe_folder, short_names
 
 PAGE = "attention.html"
 

@@ -18,14 +18,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.tokenizers import batch_encoder
 from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.anatomy import anatomy_of
-from lm_trials.probing.attention.arguments import LEAST_STORIES, OF_STORIES, AttentionArguments
+from lm_trials.probing.attention.flags import LEAST_STORIES, OF_STORIES, AttentionArguments
 from lm_trials.probing.capture import Activations
-from lm_trials.probing.probe_arguments import short_names
+from lm_trials.probing.flags import short_names
 from lm_trials.probing.subjects import Subject
+from lm_trials.tokens.tokenizers import batch_encoder
 
 AT_ONCE = 64 << 20
 """Bytes of attention weights that are held at a time, which grow with the square of a text's length; more is slower."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lm_trials.console import UsageError
-from lm_trials.data.corpora import is_corpus, open_records
-from lm_trials.data.mixtures import mixed, parse_weights
-from lm_trials.data.order import random_bits, shuffled
-from lm_trials.data.sets.sets import is_set
-from lm_trials.data.sets.texts import set_texts
-from lm_trials.data.sources.sources import open_source
-from lm_trials.probing.diversity.arguments import DiversityArguments
+from lm_trials.probing.diversity.flags import DiversityArguments
+from lm_trials.protocols.set_texts import set_texts
+from lm_trials.protocols.sets import is_set
+from lm_trials.stories.corpora import is_corpus, open_records
+from lm_trials.stories.sources import open_source
+from lm_trials.tokens.mixtures import mixed, parse_weights
+from lm_trials.tokens.order import random_bits, shuffled
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -148,8 +148,8 @@ def token_batches(texts: TextSet, tokenizer: PreTrainedTokenizerBase, max_length
     Raises:
         UsageError: for a tokenizer without a mark, or a text of which it leaves nothing to predict.
     """
-    from lm_trials.data.tokenizers import batch_encoder
-    from lm_trials.data.tokens import document_marks
+    from lm_trials.tokens.stores import document_marks
+    from lm_trials.tokens.tokenizers import batch_encoder
 
     opening, _ = document_marks(tokenizer, append_eos=False)
     encode = batch_encoder(tokenizer)

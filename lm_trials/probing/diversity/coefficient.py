@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from lm_trials.console import UsageError, progress
 from lm_trials.models.reference import ModelReference, load_config, load_model, load_tokenizer_of, positions_of
 from lm_trials.models.reference import resolve_model as resolve
-from lm_trials.probing.diversity.arguments import DiversityArguments
 from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, token_batches
 from lm_trials.probing.diversity.fisher import ProbeNetwork, ProbeSettings, TaskEmbedding
+from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.pairs import mean_between, mean_within, task_distances, without_noise
 
 UNIT = "cosine distance of batches"

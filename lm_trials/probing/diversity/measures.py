@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import UsageError
-from lm_trials.data.variety import LZMA_PRESET
 from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.probing.diversity.batches import TextSet
+from lm_trials.stories.variety import LZMA_PRESET
 
 NGRAMS = (1, 2, 3)
 

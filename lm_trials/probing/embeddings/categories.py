@@ -19,9 +19,9 @@ from sklearn.metrics import silhouette_samples
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
-from lm_trials.data.generation import vocabulary
 from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.probing.embeddings.geometry import Words, unit, vocab_of
+from lm_trials.stories.generated import vocabulary
 
 MOSTLY_UNSEEN = ("byte", "special")  # of `surface_categories`
 LEAST = 3
@@ -128,7 +128,7 @@ def _enough(pairs: Mapping[int, str], how: str, left_out: str, flag: str = "") -
 def surface_categories(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Return how each token is written: special, byte, digit, punctuation, or a piece that begins a word or goes on.
 
-    >>> from lm_trials.data.tokenizers import train_tokenizer
+    >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\\\n"] * 9, vocab_size=320)
     >>> sorted(set(surface_categories(tokenizer).values()))
     ['begins a word', 'byte', 'punctuation', 'special', 'within a word']
@@ -184,7 +184,7 @@ def city_continents() -> dict[str, str]:
     >>> city_continents()["Paris"]
     'Europe'
     """
-    from lm_trials.data.geography.cities import package_cities
+    from lm_trials.latent_city.cities import package_cities
 
     return {city.name: city.continent for city in package_cities(other_cities=1_000_000)[0] if city.continent}
 

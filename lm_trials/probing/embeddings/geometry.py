@@ -20,19 +20,19 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.corpora import is_corpus
-from lm_trials.data.sets.sets import is_set
-from lm_trials.data.tokenizers import batch_encoder
-from lm_trials.data.tokens import document_marks
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, bootstrap_mean
-from lm_trials.evaluation.arguments import EvaluationArguments
-from lm_trials.evaluation.datasets import open_evaluation_set
+from lm_trials.evaluation.evaluation_sets import open_evaluation_set
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.models.reference import separator_of
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
-from lm_trials.probing.embeddings.arguments import EmbeddingsArguments
-from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.embeddings.flags import EmbeddingsArguments
+from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject
+from lm_trials.protocols.sets import is_set
+from lm_trials.stories.corpora import is_corpus
+from lm_trials.tokens.stores import document_marks
+from lm_trials.tokens.tokenizers import batch_encoder
 
 BATCH = 512
 LEAST_TOKENS = 8
@@ -134,7 +134,7 @@ class Words:
     def token(self, word: str) -> int | None:
         """Return a word's token, as it stands after a blank if it has one there.
 
-        >>> from lm_trials.data.tokenizers import train_tokenizer
+        >>> from lm_trials.tokens.tokenizers import train_tokenizer
         >>> words = Words(train_tokenizer(["One day, a cat sat on a mat.\\\\n"] * 9, vocab_size=320))
         >>> words.token("cat") == words.token("cat "[:3]), words.token("unheard of")
         (True, None)

@@ -20,17 +20,17 @@ import torch
 from scipy import stats
 
 from lm_trials.console import note, progress
-from lm_trials.data.tokenizers import tokenizer_hash
 from lm_trials.estimates import Estimate, StoryBootstrap, proportion
 from lm_trials.evaluation.judges import balanced_accuracy
 from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.anatomy import check_hidden
 from lm_trials.probing.capture import Activations, CaptureCheck, check_capture
-from lm_trials.probing.feature_probe.arguments import NORMED, FeatureProbeArguments
+from lm_trials.probing.feature_probe.flags import NORMED, FeatureProbeArguments
 from lm_trials.probing.feature_probe.stories import CHOICE_SHARE, ProbeStories, bag_of_words, text_statistics
-from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject, run_names, untrained
+from lm_trials.tokens.tokenizers import tokenizer_hash
 
 BALANCED, PLAIN = "balanced accuracy", "accuracy"
 DIFFERENCE = "difference in balanced accuracy"

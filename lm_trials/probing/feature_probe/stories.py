@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.corpora import is_corpus, open_records
-from lm_trials.data.detectors import detect_features
-from lm_trials.data.records import Record, record_id
-from lm_trials.data.sets.protocols import LINES
-from lm_trials.data.sets.sets import is_set
-from lm_trials.data.sets.texts import resolve_set, set_texts
-from lm_trials.data.sources.shards import INSTRUCT_FIELDS
-from lm_trials.data.sources.sources import open_source
-from lm_trials.data.tokenizers import batch_encoder, tokenizer_hash
-from lm_trials.data.variety import split_sentences
 from lm_trials.evaluation.judges import FEWEST
-from lm_trials.probing.feature_probe.arguments import FeatureProbeArguments
-from lm_trials.probing.probe_arguments import TextArguments
+from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
+from lm_trials.probing.flags import TextArguments
 from lm_trials.probing.subjects import Subject, texts_digest
+from lm_trials.protocols.protocols import LINES
+from lm_trials.protocols.set_texts import resolve_set, set_texts
+from lm_trials.protocols.sets import is_set
+from lm_trials.stories.corpora import is_corpus, open_records
+from lm_trials.stories.generated.detectors import detect_features
+from lm_trials.stories.records import Record, record_id
+from lm_trials.stories.shards import INSTRUCT_FIELDS
+from lm_trials.stories.sources import open_source
+from lm_trials.stories.variety import split_sentences
+from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
 CHUNK = 256
 CHOICE_SHARE = 0.25
@@ -49,7 +49,7 @@ class ProbeStories:
     Raises:
         ValueError: for a story in both.
 
-    >>> from lm_trials.data.records import make_record
+    >>> from lm_trials.stories.records import make_record
     >>> ProbeStories([make_record("One day.")], [make_record("One  day.")], "detectors")
     Traceback (most recent call last):
     ValueError: 1 story is in both parts; a probe is scored on stories that it was not fitted on
@@ -236,7 +236,7 @@ def _set_records(name: str, place: Path, split: str, left_out: Counter[str]) -> 
 def story_alone(record: Record) -> Record:
     """Return a record without the instruction lines that its story begins with, if it does.
 
-    >>> from lm_trials.data.records import make_record
+    >>> from lm_trials.stories.records import make_record
     >>> story_alone(make_record("Features: Twist\\nWords: cat\\nStory: One day."))["story"]
     'One day.'
     """

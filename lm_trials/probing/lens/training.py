@@ -20,15 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.corpora import is_corpus
-from lm_trials.data.records import Record
-from lm_trials.data.sets.sets import is_set
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import Anatomy, anatomy_of
-from lm_trials.probing.lens.arguments import LensArguments
+from lm_trials.probing.flags import TextArguments
+from lm_trials.probing.lens.flags import LensArguments
 from lm_trials.probing.lens.lenses import Decoder, Places, Translators, weights_sha256
-from lm_trials.probing.probe_arguments import TextArguments
 from lm_trials.probing.subjects import Subject, read_stories, texts_digest
+from lm_trials.protocols.sets import is_set
+from lm_trials.stories.corpora import is_corpus
+from lm_trials.stories.records import Record
 
 MOMENTUM = 0.9
 LARGEST_GRADIENT = 1.0

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, show_table
-from lm_trials.data.detectors import detect_features
-from lm_trials.data.sets.texts import SetText
 from lm_trials.estimates import Estimate, proportion
 from lm_trials.evaluation.feature_scores import prompts_of, write_generations
 from lm_trials.probing.findings import interval
+from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.interventions import Patched
-from lm_trials.probing.patching.arguments import PatchingArguments
-from lm_trials.probing.patching.results import VALUE, Direction, chosen_targets
+from lm_trials.probing.patching.flags import PatchingArguments
+from lm_trials.probing.patching.report import VALUE, Direction, chosen_targets
 from lm_trials.probing.patching.sides import Side, Sides, Target
 from lm_trials.probing.patching.swaps import SWAP
-from lm_trials.probing.probe_arguments import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import untrained
+from lm_trials.protocols.set_texts import SetText
+from lm_trials.stories.generated.detectors import detect_features
 
 UNTRAINED = "untrained donor"
 

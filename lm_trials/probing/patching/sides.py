@@ -9,9 +9,9 @@ from typing import Any
 from lm_trials.console import UsageError
 from lm_trials.models.reference import load_config
 from lm_trials.probing.anatomy import check_blocks, check_heads
+from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.interventions import Part
 from lm_trials.probing.patching.tasks import Task
-from lm_trials.probing.probe_arguments import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject
 
 SITES = {"embeddings": "hidden", "residual": "hidden", "attention": "attention_output", "mlp": "mlp", "heads": "heads"}

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.detectors import matched_sentence
-from lm_trials.data.records import Record
-from lm_trials.data.sets.protocols import LINES
-from lm_trials.data.tokenizers import batch_encoder
-from lm_trials.probing.patching.arguments import PatchingArguments, check_pair
+from lm_trials.probing.patching.flags import PatchingArguments, check_pair
 from lm_trials.probing.subjects import Subject
+from lm_trials.protocols.protocols import LINES
+from lm_trials.stories.generated.detectors import matched_sentence
+from lm_trials.stories.records import Record
+from lm_trials.tokens.tokenizers import batch_encoder
 
 STORY_LINE = re.compile(r"(?:^|\n)Story: (?=\S)")
 BEGINS_WITH_LINES = re.compile(rf"(?:{'|'.join((*LINES, 'Story'))}):")

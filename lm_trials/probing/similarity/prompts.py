@@ -16,15 +16,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.examples.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
-from lm_trials.data.geography.cities import folded, known_places, package_cities
-from lm_trials.data.geography.distances import draw
-from lm_trials.data.tokens import Separator, document_marks, opening_of
-from lm_trials.evaluation.writing.sampling import Mode
-from lm_trials.evaluation.writing.storytellers import trained_mode
+from lm_trials.evaluation.sampling import Mode
+from lm_trials.evaluation.storytellers import trained_mode
+from lm_trials.latent_city.cities import folded, known_places, package_cities
+from lm_trials.latent_city.distances import draw
 from lm_trials.models.reference import separator_of
-from lm_trials.probing.similarity.arguments import FEWEST, QUERY, TERM, SimilarityArguments, templates, words
+from lm_trials.pairs.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
+from lm_trials.probing.similarity.flags import FEWEST, QUERY, TERM, SimilarityArguments, templates, words
 from lm_trials.probing.subjects import Subject
+from lm_trials.tokens.stores import Separator, document_marks, opening_of
 
 CITIES, VOCABULARY = "other cities", "words of the vocabulary"
 GIVEN = "other candidates"
@@ -56,7 +56,7 @@ class TermPrompt:
 class PromptLayout:
     """Lays prompts out as a model is asked them, and finds a term in them.
 
-    >>> from lm_trials.data.tokenizers import train_tokenizer
+    >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=320)
     >>> (prompt,) = PromptLayout(tokenizer, "instruct").prompts(["One day, a {term}."], ["cat"])
     >>> tokenizer.convert_ids_to_tokens(prompt.ids[list(prompt.positions)]), len(prompt.ids) - prompt.positions[-1]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError
-from lm_trials.probing.probe_arguments import SubjectArguments
+from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject, with_weights_in
 
 Weights = dict[str, torch.Tensor]

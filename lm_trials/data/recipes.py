@@ -1,0 +1,64 @@
+"""Recipes: lists of data sets to fetch, each entry checked like typed flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError
+from lm_trials.data.cache_flags import FetchArguments
+from lm_trials.flags import parse_mapping, read_yaml
+from lm_trials.stories.corpora import is_corpus
+from lm_trials.stories.records import validation_from
+from lm_trials.stories.sources import open_source
+from lm_trials.tokens.tokenizers import resolve_vocab
+
+
+def read_recipe(path: Path) -> list[FetchArguments]:
+    """Read a recipe: a YAML list with an entry of fetch's flags for each data set.
+
+    Raises:
+        UsageError: for a file that is no such list; for a key or value that fetch would refuse, naming the entry.
+    """
+    try:
+        entries = read_yaml(path)
+        if not isinstance(entries, list) or not entries:
+            raise UsageError("it must hold a list of entries such as `- dataset_name: wikitext`")
+        return [_entry(number, entry) for number, entry in enumerate(entries, start=1)]
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _entry(number: int, entry: Any) -> FetchArguments:
+    try:
+        if not isinstance(entry, dict):
+            raise UsageError(f"{entry!r:.40} is no entry; write `dataset_name: {entry!s:.40}`")
+        args = parse_mapping(entry, FetchArguments)
+        check_fetch(args)
+        return args
+    except UsageError as error:
+        name = f" ({entry['dataset_name']})" if isinstance(entry, dict) and "dataset_name" in entry else ""
+        raise UsageError(f"entry {number}{name}: {error}") from None
+
+
+def check_fetch(args: FetchArguments) -> None:
+    """Check all of a fetch that can be checked before anything is read or downloaded.
+
+    Raises:
+        UsageError: for a name, number or tokenizer that fetch would refuse later.
+    """
+    if args.num_proc < 1:
+        raise UsageError(f"--num_proc {args.num_proc} is too few; give at least 1")
+    percent = args.validation_split_percentage
+    if percent is not None:
+        validation_from(percent)
+    for name, config in args.parts():
+        if is_corpus(Path(args.data_cache_dir) / name) or is_corpus(Path(name)):
+            continue
+        source = open_source(
+            name, dataset_config_name=config, text_column=args.text_column, validation_split_percentage=percent
+        )
+        if source.kind != "hub":  # which splits a Hub data set has is known when it is loaded
+            source.check_splits()
+    if args.wants_tokens():
+        resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)

@@ -1,1 +1,0 @@
-"""Sets: what a protocol makes of a corpus, stored as what it changed."""

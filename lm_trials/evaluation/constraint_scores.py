@@ -1,0 +1,231 @@
+"""Constraint scores: has a story the words and features that it was asked for, how long is it, did it end by itself?
+
+Each score stands between two controls: the records' own stories judged by the same means (what a judge makes of a story
+that has them), and the model's stories judged against other prompts' constraints (what one gets without listening).
+
+Shape suffixes: P = prompts, S = sampling seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, proportion
+from lm_trials.evaluation.constraint_tasks import Task
+from lm_trials.evaluation.inflections import StoryWords
+from lm_trials.evaluation.judges import Judge
+from lm_trials.stories.records import FEATURES
+
+WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
+CONSTRAINTS = {"words_used": "share of words", "features_present": "share of features", "satisfied": "share of stories"}
+UNITS = {
+    **CONSTRAINTS,
+    "ended": "share of stories",
+    "length": "words",
+    "length_ratio": "ratio to the record's story",
+}
+# Other prompts that a story is judged against; more make the control more exact, down to the prompts' own variation.
+NUM_OTHERS = 10
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story and what it has.
+
+    Attributes:
+        ended: whether the model ended it, not the limit of tokens; None of a record's own.
+    """
+
+    text: str
+    words: StoryWords
+    features: frozenset[str]
+    ended: bool | None = None
+
+    def constraints(self, task: Task, known: Sequence[str]) -> dict[str, float]:
+        """Return how far the story meets a task's constraints; NaN for what it does not ask for.
+
+        `satisfied` is 1 for a story with all words and all features; those that the judge does not know do not count.
+        """
+        words = self.words.share_used(task.words)
+        asked = [feature for feature in task.features if feature in known]
+        features = sum(feature in self.features for feature in asked) / len(asked) if asked else None
+        given = [share for share in (words, features) if share is not None]
+        return {
+            "words_used": np.nan if words is None else words,
+            "features_present": np.nan if features is None else features,
+            "satisfied": float(min(given) == 1) if given else np.nan,
+        }
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one model wrote.
+
+    Attributes:
+        model: its name; seed: of its training; mode: how it was asked.
+        tasks: the P prompts that fitted it.
+        stories_PS: a story for each of them and each sampling seed.
+        max_new_tokens: the limit of each story.
+    """
+
+    model: str
+    seed: int | None
+    mode: str
+    tasks: list[Task]
+    stories_PS: list[list[Story]]
+    max_new_tokens: int
+
+
+def judged(texts: Sequence[str], judge: Judge, ended: Iterable[bool | None]) -> list[Story]:
+    """Take stories apart and let a judge say which features they have."""
+    features = judge.features(texts)
+    return [Story(t, StoryWords(t), has, end) for t, has, end in zip(texts, features, ended, strict=True)]
+
+
+def story_values(tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str]) -> dict[str, Any]:
+    """Return for each metric the (P,) means over a prompt's stories, NaN where it has none."""
+    constraints = _mean_values([[s.constraints(t, known) for s in of] for t, of in zip(tasks, stories_PS, strict=True)])
+    lengths_P = np.array([np.mean([len(story.words.words) for story in of]) for of in stories_PS])
+    own_P = np.array([len(StoryWords(task.story).words) or np.nan for task in tasks])
+    ended_PS = [[np.nan if story.ended is None else float(story.ended) for story in of] for of in stories_PS]
+    has = {
+        f"has_{feature}": np.array([np.mean([feature in story.features for story in of]) for of in stories_PS])
+        for feature in known
+    }
+    ended_P = np.mean(ended_PS, axis=1)
+    return {**constraints, "ended": ended_P, "length": lengths_P, "length_ratio": lengths_P / own_P, **has}
+
+
+def values_for_others(
+    tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Return the (P,) means of a prompt's stories judged against the constraints of up to 10 other prompts."""
+    places = np.random.default_rng(seed).permutation(len(tasks))
+    rank = np.argsort(places)
+    steps = range(1, min(NUM_OTHERS, len(tasks) - 1) + 1)
+    values = []
+    for place, of in enumerate(stories_PS):
+        others = [tasks[places[(rank[place] + step) % len(tasks)]] for step in steps]
+        values.append([story.constraints(task, known) for task in others for story in of])
+    return _mean_values(values)
+
+
+def _mean_values(values: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, np.ndarray]:
+    """Return for each metric the mean of each prompt's values that there are."""
+    found = {}
+    for metric in CONSTRAINTS:
+        rows = [[value[metric] for value in of if not np.isnan(value[metric])] for of in values]
+        found[metric] = np.array([np.mean(row) if row else np.nan for row in rows])
+    return found
+
+
+def score_rows(
+    tasks: Sequence[Task],
+    stories_PS: Sequence[Sequence[Story]],
+    known: Sequence[str],
+    groups: Mapping[str, np.ndarray],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Score a model's stories, by all prompts and by each group of them, beside the control.
+
+    Args:
+        stories_PS: what the model wrote for each task, a story for each sampling seed.
+        known: features that the judge can tell.
+        groups: slices, names to (P,) the tasks in them.
+
+    Returns:
+        Rows of judged, slice, metric, estimate, lower, upper, n (prompts), unit.
+    """
+    written = story_values(tasks, stories_PS, known)
+    rows = _rows(WRITTEN, written, tasks, groups, seed)
+    if len(tasks) > 1 and any(task.words or task.features for task in tasks):
+        others = values_for_others(tasks, stories_PS, known, seed)
+        rows += _rows(OTHERS, others, tasks, groups, seed)
+        listening = {metric: written[metric] - others[metric] for metric in CONSTRAINTS}
+        rows += _rows(LISTENING, listening, tasks, groups, seed, difference=True)
+    return rows
+
+
+def record_rows(
+    tasks: Sequence[Task], judge: Judge, groups: Mapping[str, np.ndarray], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Score the records' own stories in the same way; none of prompts without a story."""
+    if not all(task.story for task in tasks):
+        return []
+    stories = judged([task.story for task in tasks], judge, [None] * len(tasks))
+    values = story_values(tasks, [[story] for story in stories], judge.known)
+    values = {metric: of for metric, of in values.items() if metric not in ("ended", "length_ratio")}
+    return _rows(RECORDS, values, tasks, groups, seed)
+
+
+def _rows(
+    what: str,
+    values: Mapping[str, np.ndarray],
+    tasks: Sequence[Task],
+    groups: Mapping[str, np.ndarray],
+    seed: int,
+    difference: bool = False,
+) -> list[dict[str, Any]]:
+    slices = {"all": np.ones(len(tasks), dtype=bool), **{f"rarest_word={name}": has for name, has in groups.items()}}
+    for feature in FEATURES:
+        asked_P = np.array([feature in task.features for task in tasks])
+        slices |= {f"asked={feature}": asked_P, f"asked!={feature}": ~asked_P}
+    rows = []
+    for metric, values_P in values.items():
+        # Of a single feature the question is how often it comes asked for and not asked for, of all else the groups'.
+        feature = metric.removeprefix("has_")
+        by_feature = feature != metric
+        for name, members_P in slices.items():
+            if name.startswith("asked") == by_feature and (not by_feature or name.partition("=")[2] == feature):
+                unit = "share of stories" if by_feature else UNITS[metric]
+                estimate = over_prompts(values_P[members_P], unit, seed, difference)
+                if estimate is not None:
+                    rows.append({"judged": what, "slice": name, "metric": metric, **estimate.row()})
+    return rows
+
+
+def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: bool = False) -> Estimate | None:
+    """Estimate a mean over prompts, all stories of a prompt together; None where no prompt has a value.
+
+    Where each prompt's value is 0 or 1, resampling may find nothing to vary, and the interval is Wilson's; where all
+    values are equal otherwise there is none.
+
+    >>> print(over_prompts(np.array([1.0, np.nan, 1.0, 1.0]), "share of words"))
+    1.000 [0.439, 1.000] share of words (n=3)
+    """
+    values_P = values_P[~np.isnan(values_P)]
+    if not len(values_P):
+        return None
+    if unit.startswith("share") and not difference and np.isin(values_P, (0, 1)).all():
+        return proportion(int(values_P.sum()), len(values_P), unit)
+    estimate = bootstrap_mean(values_P, unit, seed)
+    return estimate if np.ptp(values_P) else replace(estimate, lower=NO_INTERVAL[0], upper=NO_INTERVAL[1])
+
+
+def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the means over models that are replicates, with Student's t interval over them.
+
+    >>> row = {"judged": WRITTEN, "slice": "all", "metric": "ended", "n": 50, "unit": "share of stories"}
+    >>> (arm,) = arm_rows([[{**row, "estimate": estimate}] for estimate in (0.5, 0.6, 0.7)])
+    >>> round(arm["estimate"], 3), round(arm["lower"], 3), round(arm["upper"], 3), arm["models"]
+    (0.6, 0.352, 0.848, 3)
+    """
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for rows in rows_of_models:
+        for row in rows:
+            found.setdefault((row["judged"], row["slice"], row["metric"]), []).append(row)
+    arm = []
+    for (what, name, metric), rows in found.items():
+        values = np.array([row["estimate"] for row in rows])
+        lower, upper = NO_INTERVAL
+        if len(values) > 1:
+            half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / np.sqrt(len(values))
+            lower, upper = float(values.mean() - half), float(values.mean() + half)
+        estimate = Estimate(float(values.mean()), lower, upper, rows[0]["n"], rows[0]["unit"])
+        arm.append({"judged": what, "slice": name, "metric": metric, **estimate.row(), "models": len(values)})
+    return arm

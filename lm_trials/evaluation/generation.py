@@ -1,0 +1,176 @@
+"""Generation: stories that a model writes, seeded, batched, without touching the run's own random state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from lm_trials.console import UsageError
+from lm_trials.evaluation.losses import quiet
+from lm_trials.tokens.stores import document_marks
+
+# Tokens that an end is looked for in; the longest label, spelled byte by byte, takes 10.
+TAIL = 16
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch for the block alone; the training that goes on afterwards draws what it would have drawn."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def write_stories(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    ended: Callable[[str], bool] | None = None,
+    keys: Sequence[str] | None = None,
+    more_ends: Collection[int] = (),
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """Continue each prompt and return the new tokens, up to and without the end of the story.
+
+    Prompts of different lengths are padded on the left, under an attention mask.  A story ends at EOS or at the BOS
+    that opens the next one, whichever the model was trained to write.
+
+    Args:
+        prompts: token ids, each opened by the tokenizer's BOS (`tokens.document_marks`).
+        temperature: 0 is greedy.
+        top_k: 0 is no limit.
+        seed: of the sampling; without `keys` a batch's draws depend on `batch_size` too.
+        ended: stops a story where the text of its last `TAIL` tokens says that it has ended; they are not cut off.
+        keys: a name for each prompt; its draws then depend on the seed and its name alone, not on the others.
+        more_ends: further ids that end a story, which some chat models have.
+        streamer: gets the tokens as they are written; for one prompt.
+    """
+    ends = ends_of(tokenizer, more_ends)
+    bos, _ = document_marks(tokenizer, append_eos=False)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        bos_token_id=bos[0],
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+        use_cache=True,
+        **(sampling if temperature > 0 and keys is None else {"do_sample": False}),
+    )
+    check_lengths(model, prompts, max_new_tokens)
+    written: list[list[int]] = []
+    with own_randomness(seed, model.device), quiet(model):
+        for at in range(0, len(prompts), batch_size):
+            batch = prompts[at : at + batch_size]
+            stop = [TextStop(tokenizer, ended, max(map(len, batch)))] if ended else []
+            own = keys[at : at + batch_size] if keys is not None and temperature > 0 else None
+            draws = own_draws(seed, own, temperature, top_k, top_p) if own is not None else []
+            written += _continue_batch(model, batch, config, ends, stop, draws, streamer)
+    return written
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase, more: Collection[int] = ()) -> list[int]:
+    """Return the ids that end a story: EOS, and the BOS that opens the next."""
+    bos, _ = document_marks(tokenizer, append_eos=False)
+    return sorted({bos[0], *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []), *more})
+
+
+def own_draws(seed: int, keys: Sequence[str], temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
+    """Return what turns `generate`'s greedy choice into sampling in which each row of a batch draws by itself."""
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return [*warpers, OwnDraws(seed, keys)]
+
+
+class OwnDraws(LogitsProcessor):
+    """Adds a Gumbel draw to each log-probability: the largest sum is a draw from the distribution (Gumbel 1954).
+
+    `torch.multinomial` draws for a whole batch at once, so that there a story would depend on those written beside it.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[str]) -> None:
+        names = [hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=16).digest() for key in keys]
+        self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(name, "big"))) for name in names]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return the (B, V) scores with each row's own draws added."""
+        noise_BV = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self.generators])
+        return scores + torch.from_numpy(noise_BV).to(scores)  # type: ignore[return-value]
+
+
+class TextStop(StoppingCriteria):
+    """Stops each story of a batch by itself, by its text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ended: Callable[[str], bool], prompt_length: int) -> None:
+        self.tokenizer, self.ended, self.prompt_length = tokenizer, ended, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        """Say of each row whether its story has ended."""
+        tail = input_ids[:, max(self.prompt_length, input_ids.shape[1] - TAIL) :]
+        texts = self.tokenizer.batch_decode(tail)
+        return torch.tensor([self.ended(text) for text in texts], device=input_ids.device)  # type: ignore[return-value]
+
+
+def check_lengths(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Refuse a prompt that leaves no place for new tokens."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(len(prompt) for prompt in prompts)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise UsageError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones need more than the model's {positions} "
+            "positions; ask for fewer tokens or give shorter prompts"
+        )
+
+
+def _continue_batch(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    ends: list[int],
+    stop: list[StoppingCriteria],
+    draws: list[LogitsProcessor],
+    streamer: BaseStreamer | None,
+) -> list[list[int]]:
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), ends[0], dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList(stop),
+        logits_processor=LogitsProcessorList(draws),
+        streamer=streamer,
+    )
+    return [_cut(row, ends) for row in output[:, longest:].tolist()]
+
+
+def _cut(ids: list[int], ends: list[int]) -> list[int]:
+    return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)

@@ -1,1 +1,0 @@
-"""A latent city: what a model is asked about it, and how the answers are scored."""

@@ -1,1 +1,0 @@
-"""Writing: a model that writes stories, is asked for them or talks, seeded and in batches."""

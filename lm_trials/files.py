@@ -1,0 +1,191 @@
+"""Files: folders and tables written atomically, JSON and CSV, checksums of a folder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON, whole or not at all; what is not finite (an interval that does not exist) is null."""
+    _write_whole(path, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a CSV file, whole or not at all; what a row lacks, or what is not finite, is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(finite(row) for row in rows)
+    _write_whole(path, text.getvalue())
+
+
+def finite(value: Any) -> Any:
+    """Return a value of JSON with None for what is not finite, at any depth.
+
+    >>> finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8", newline="")
+    unfinished.replace(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UsageError: for a file that is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}); restore it") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds {type(content).__name__}, not an object; restore it")
+    return content
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `folder` only when all went well; nothing half-written stays.
+
+    What a killed process of this machine left behind is removed; parents made for a folder that came to nothing too.
+
+    Raises:
+        UsageError: where the place cannot be written to, or another process was faster.
+    """
+    mark = f".{folder.name}.unfinished-{socket.gethostname()}-"
+    unfinished = folder.with_name(f"{mark}{os.getpid()}")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        for left in folder.parent.glob(f"{mark}*"):
+            if left == unfinished or not _is_running(left.name.removeprefix(mark)):
+                shutil.rmtree(left)
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
+    try:
+        yield unfinished
+        try:
+            unfinished.rename(folder)  # over an empty folder, too; anything else was refused before
+        except OSError as error:
+            raise UsageError(f"{folder} appeared meanwhile ({error.strerror}); run the same command again") from None
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _is_running(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it runs, for somebody else
+        return True
+    return True
+
+
+def file_sums(folder: Path, skip: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the SHA-256 and the size in bytes of each file under `folder`, by its relative path, sorted.
+
+    Args:
+        skip: relative paths, with `/` whatever the system, that are left out: of files, or of folders with all in them.
+
+    Raises:
+        OSError: for a file that cannot be read.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> written = [(folder / name).write_bytes(b"one day") for name in ("b.txt", "a.txt")]
+    >>> {name: entry["bytes"] for name, entry in file_sums(folder, skip=["b.txt"]).items()}
+    {'a.txt': 7}
+    """
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(place.as_posix() in skip for place in (name, *name.parents)):
+            found[name.as_posix()] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    return dict(sorted(found.items()))
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 over those of a model's weight files, by which a run knows what it started from."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(bytes.fromhex(_sha256(file)))
+    return digest.hexdigest()
+
+
+def damaged(folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return one text for each file that is missing, too short or too long, or changed since `file_sums`; [] is whole.
+
+    Files that were not there then say nothing about those that were, and are not looked at.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> written = [(folder / name).write_bytes(b"one day") for name in ("a.txt", "b.txt", "c.txt", "d.txt")]
+    >>> sums = file_sums(folder)
+    >>> (folder / "a.txt").unlink()
+    >>> written = (folder / "b.txt").write_bytes(b"one"), (folder / "c.txt").write_bytes(b"two day")
+    >>> print("\\n".join(damaged(folder, sums)))
+    a.txt is missing
+    b.txt has 3 bytes instead of the 7 that were written
+    c.txt has other content than when it was written (sha256)
+    """
+    faults = (_fault(folder / name, name, entry) for name, entry in sorted(expected.items()))
+    return [fault for fault in faults if fault]
+
+
+def _fault(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes != entry["bytes"]:
+            return f"{name} has {num_bytes:,} bytes instead of the {entry['bytes']:,} that were written"
+        changed = _sha256(path) != entry["sha256"]
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return f"{name} has other content than when it was written (sha256)" if changed else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

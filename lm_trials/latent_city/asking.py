@@ -1,0 +1,251 @@
+"""Asking about a latent city: one model, its questions, the scores of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_trials.console import UsageError
+from lm_trials.estimates import Estimate, bootstrap_mean, proportion
+from lm_trials.evaluation.sampling import Sampling
+from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
+from lm_trials.latent_city.cities import HALF_CIRCUMFERENCE_KM, distance_km
+from lm_trials.latent_city.questions import (
+    COUNTRY_QUESTION,
+    OPEN_CITY_QUESTION,
+    CountryReader,
+    LatentCity,
+    distance_question,
+    draw_choices,
+    error_km,
+    is_exact,
+    read_choice,
+    read_km,
+)
+from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject
+from lm_trials.latent_city.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
+from lm_trials.models.reference import read_run, resolve_model
+from lm_trials.pairs.pairs import open_pairs
+from lm_trials.tokens.tokenizers import batch_encoder
+
+if TYPE_CHECKING:
+    from lm_trials.latent_city.flags import LatentCityArguments
+
+EXAMPLE_KM = "1088.45 km"
+SHARE = "share of answers"
+
+
+@dataclass(frozen=True)
+class KnownPair:
+    """A question about two real cities, and its answer in km."""
+
+    prompt: str
+    km: float
+
+
+def base_of(name: str) -> str | None:
+    """Return the model that a run or an adapter was trained from, where it tells."""
+    reference = resolve_model(name)
+    if reference.base is not None:
+        return reference.base
+    run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
+    return ((run["outcome"].get("initial_model") if run else None) or {}).get("name_or_path")
+
+
+def open_asked(name: str, args: LatentCityArguments) -> Storyteller:
+    """Load a model to be asked as it was trained; where nothing tells, by its chat template where it has one."""
+    mode = None if args.layout == "auto" else args.layout
+    quantized = {"load_in_8bit": args.load_in_8bit, "load_in_4bit": args.load_in_4bit}
+    asked = open_storyteller(name, mode, use_cpu=args.use_cpu, **quantized)
+    told = read_run(Path(name)) if Path(name).is_dir() else None
+    if mode is None and told is None and getattr(asked.tokenizer, "chat_template", None):
+        return replace(asked, mode="chat")
+    return asked
+
+
+def check_digits(storyteller: Storyteller) -> None:
+    """Check that a model's tokens can write the answer.
+
+    Raises:
+        UsageError: where its tokenizer does not give a distance back as it was.
+    """
+    ids = batch_encoder(storyteller.tokenizer)([EXAMPLE_KM])[0]
+    back = storyteller.tokenizer.decode(ids)
+    if EXAMPLE_KM not in back:
+        raise UsageError(
+            f"the tokenizer of {storyteller.name} writes {EXAMPLE_KM!r} as {back!r}, so it cannot answer in numbers; "
+            "use a model whose tokenizer knows the digits, as one trained on the atlas"
+        )
+
+
+def read_knowledge(name: str, data_cache_dir: Path) -> list[KnownPair]:
+    """Return the test questions about distances of real cities that `cache_datasets.py atlas` has made.
+
+    Raises:
+        UsageError: for another data set.
+    """
+    rows = open_pairs(name, data_cache_dir).splits["test"]
+    found = [
+        KnownPair(row["prompt"], float(row["completion"].removesuffix(" km")))
+        for row in rows
+        if row.get("kind") == "distance" and "placeholder" not in row
+    ]
+    if not found:
+        raise UsageError(f"--knowledge {name} has no distances of real cities in its test split; name ATLAS-questions")
+    return found
+
+
+def baseline_scores(latent: LatentCity) -> list[Score]:
+    """Return the errors of whoever says the same number always, or one for each continent."""
+    scores = []
+    for label, by_continent in ((ALWAYS, False), (BY_CONTINENT, True)):
+        if latent.held_out:
+            errors = baseline_errors(latent, by_continent)
+            subject = Subject(label, "baseline", "", latent.placeholder)
+            scores.append(Score("error_held_out", latent.placeholder, subject, bootstrap_median(errors, "km")))
+    return scores
+
+
+class Interview:
+    """All questions to one model; what it answers is added to `answers`, one row a question."""
+
+    def __init__(
+        self,
+        storyteller: Storyteller,
+        args: LatentCityArguments,
+        known_pairs: Sequence[KnownPair],
+        answers: list[dict[str, Any]],
+    ) -> None:
+        self.storyteller, self.args, self.answers = storyteller, args, answers
+        self.known_pairs = [known_pairs[n] for n in _spread(len(known_pairs), args.max_known)]
+        self.known: list[Score] = []  # of the model alone, whatever it is asked about
+
+    def ask(self, latent: LatentCity, subject: Subject) -> list[Score]:
+        """Ask everything about one name; returns the scores."""
+        self.latent, self.subject = latent, subject
+        scores = [*self._distances(), *self._countries(), *self._choices()]
+        if subject.role != "untrained":  # it is the same model as in the column before
+            scores += self._knowledge()
+        return scores
+
+    def _score(self, question: str, estimate: Estimate, seed: int | None = None, detail: str = "") -> Score:
+        return Score(question, self.latent.placeholder, self.subject, estimate, seed, detail)
+
+    def _written(self, prompts: Sequence[str], topic: str, temperature: float = 0.0, seed: int = 0) -> list[str]:
+        """Return the answers to questions, and note them down."""
+        ids = self.storyteller.prompts(prompts)
+        room = self.storyteller.room(ids, self.args.max_new_tokens)
+        keys = [f"{number}:{prompt}" for number, prompt in enumerate(prompts)]
+        written = self.storyteller.write(ids, keys, room, Sampling(temperature, seed=seed), self.args.batch_size)
+        answers = [self.storyteller.tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            self.answers.append(
+                {
+                    "latent": self.latent.placeholder,
+                    "column": self.subject.label.replace("\n", " "),
+                    "model": self.subject.model,
+                    "topic": topic,
+                    "seed": seed if temperature else None,
+                    "prompt": prompt,
+                    "answer": answer,
+                    "shown": number == 0 and topic in ("held_out", "country_greedy"),
+                }
+            )
+        return answers
+
+    def _distances(self) -> list[Score]:
+        latent, scores = self.latent, []
+        trained = [latent.trained[n] for n in _spread(len(latent.trained), self.args.max_known)]
+        for topic, cities in (("held_out", latent.held_out), ("trained", trained)):
+            if not cities:
+                continue
+            answers = self._written([distance_question(city, self.subject.called) for city in cities], topic)
+            errors = [error_km(answer, city, latent.city) for answer, city in zip(answers, cities, strict=True)]
+            unread = sum(read_km(answer) is None for answer in answers)
+            detail = f"{unread} without\na number" if unread else ""
+            scores.append(self._score(f"error_{topic}", bootstrap_median(errors, "km"), detail=detail))
+            if topic == "trained" and latent.held_out:
+                continue
+            exact = proportion(sum(map(is_exact, answers)), len(answers), SHARE)
+            percent = [100 * e / max(distance_km(c, latent.city), 1.0) for e, c in zip(errors, cities, strict=True)]
+            implied = implied_place(latent, cities, answers)
+            scores += [
+                self._score("form", exact),
+                self._score(f"percent_{topic}", bootstrap_median(percent, "%")),
+                self._score("rank", implied.rank, detail=f"{implied.city.name},\n{implied.km_off:,.0f} km off"),
+            ]
+        return scores
+
+    def _countries(self) -> list[Score]:
+        reader = CountryReader(self.latent.capitals)
+        right = reader(self.latent.city.country)
+        prompt = COUNTRY_QUESTION.format(x=self.subject.called)
+        self._written([prompt], "country_greedy")
+        scores, hits = [], []
+        for seed in self.args.sampling_seeds():
+            answers = self._written([prompt] * self.args.num_samples, "country", self.args.temperature, seed)
+            hits.append(sum(reader(answer) == right for answer in answers))
+            scores.append(self._score("country", proportion(hits[-1], len(answers), SHARE), seed))
+        total = proportion(sum(hits), len(hits) * self.args.num_samples, SHARE)
+        return [*scores, self._score("country", total)]
+
+    def _choices(self) -> list[Score]:
+        scores = []
+        for topic, of_countries, question in (
+            ("choice_country", True, COUNTRY_QUESTION),
+            ("choice_city", False, OPEN_CITY_QUESTION),
+        ):
+            sets = draw_choices(self.latent, self.subject.called, self.args.num_choices, 0, of_countries)
+            flat = [choice for one in sets for choice in one]
+            answers = self._written([choice.prompt for choice in flat], topic)
+            letter = [read_choice(a, c) == c.right for a, c in zip(answers, flat, strict=True)]
+            letters = [chr(ord("A") + place) for choice in flat for place in range(len(choice.options))]
+            nats = answer_nats(self.storyteller, [c.prompt for c in flat for _ in c.options], letters)
+            likeliest = nats.reshape(len(flat), -1).argmax(axis=1) == [choice.right for choice in flat]
+            # Without options listed there is no order: one score a set.
+            first = [one[0] for one in sets]
+            asked = question.format(x=self.subject.called)
+            options = [option for choice in first for option in choice.options]
+            cloze = (
+                answer_nats(self.storyteller, [asked] * len(options), options).reshape(len(first), -1).argmax(axis=1)
+            )
+            by_set = {
+                "letter": np.reshape(letter, (len(sets), -1)).mean(axis=1),
+                "logprob": np.reshape(likeliest, (len(sets), -1)).mean(axis=1),
+                "cloze": (cloze == [choice.right for choice in first]).astype(float),
+            }
+            scores += [
+                self._score(f"{topic}_{way}", bootstrap_mean(values, "share of sets of options"))
+                for way, values in by_set.items()
+            ]
+        return scores
+
+    def _knowledge(self) -> list[Score]:
+        """Ask about real cities, once for a model."""
+        if not self.known:
+            if self.known_pairs:
+                answers = self._written([pair.prompt for pair in self.known_pairs], "known_pairs")
+                values = zip(answers, self.known_pairs, strict=True)
+                errors = [
+                    HALF_CIRCUMFERENCE_KM if (km := read_km(a)) is None else abs(km - pair.km) for a, pair in values
+                ]
+                self.known.append(self._score("known_pairs", bootstrap_median(errors, "km")))
+            cities = [self.latent.capitals[n] for n in _spread(len(self.latent.capitals), self.args.max_known)]
+            reader = CountryReader(self.latent.capitals)
+            answers = self._written([COUNTRY_QUESTION.format(x=city.name) for city in cities], "known_countries")
+            hits = sum(reader(answer) == reader(city.country) for answer, city in zip(answers, cities, strict=True))
+            self.known.append(self._score("known_countries", proportion(hits, len(cities), SHARE)))
+        return [replace(score, placeholder=self.latent.placeholder, subject=self.subject) for score in self.known]
+
+
+def _spread(total: int, most: int) -> list[int]:
+    """Return at most `most` places, evenly spread over `total`.
+
+    >>> _spread(10, 4), _spread(2, 4)
+    ([0, 2, 5, 7], [0, 1])
+    """
+    return list(range(total)) if total <= most else [number * total // most for number in range(most)]

@@ -1,0 +1,1 @@
+"""Prompts with completions, conversations and plain texts for fine-tuning: layouts, sets, examples."""

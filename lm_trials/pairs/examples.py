@@ -1,0 +1,257 @@
+"""Tokens of pairs: the examples of a fine-tuning, tokenised once for a tokenizer, a layout and a length.
+
+data/<set>/examples-<hash>/   DatasetDict: record_id, input_ids, completion_mask; memory-mapped
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, List, Value
+
+from lm_trials.console import UsageError
+from lm_trials.files import file_sums, finished_folder
+from lm_trials.pairs.layouts import (
+    Example,
+    Layout,
+    as_conversation,
+    chat_example,
+    check_chat,
+    fitted,
+    instruct_examples,
+    text_examples,
+)
+from lm_trials.pairs.pairs import PairSet
+from lm_trials.stories.arrow_files import ArrowFile
+from lm_trials.stories.corpora import MANIFEST, load_splits, read_manifest, save_splits
+from lm_trials.stories.records import SPLITS
+from lm_trials.tokens.tokenizers import tokenizer_hash
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 1000
+Overlong = Literal["drop", "cut"]
+
+
+def choose_layout(pairs: PairSet, tokenizer: PreTrainedTokenizerBase, asked: Layout | None) -> Layout:
+    """Return the layout of a data set's examples: as asked, else by what its rows are and what the tokenizer knows.
+
+    Raises:
+        UsageError: for a layout that the rows cannot have, or `chat` without a template.
+    """
+    if pairs.kind == "texts":
+        if asked not in (None, "text"):
+            raise UsageError(
+                f"--layout {asked}: {pairs.name} has texts and no prompts; leave it away, or give a data set with "
+                "columns prompt and completion"
+            )
+        return "text"
+    if asked == "text":
+        raise UsageError(f"--layout text: {pairs.name} has prompts; give instruct or chat")
+    if pairs.kind == "conversations" and asked == "instruct":
+        raise UsageError(f"--layout instruct: {pairs.name} holds conversations; leave it away, or give chat")
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    layout = asked or ("chat" if pairs.kind == "conversations" or has_template else "instruct")
+    if layout == "chat":
+        check_chat(tokenizer, tokenizer.name_or_path or "this tokenizer")
+    return layout
+
+
+def make_examples(
+    pairs: PairSet,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    max_length: int,
+    overlong: Overlong,
+    watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda rows, total, split: rows,
+) -> Path:
+    """Tokenise a data set of pairs and return the folder of its examples; one that is there already stays as it is.
+
+    Args:
+        folder: of the data set, `data/<set>`.
+        max_length: most tokens of an example; longer ones are counted, and dropped or cut.
+        watch: may wrap the rows of a split with a progress bar.
+
+    Raises:
+        UsageError: where no example of the train split fits.
+    """
+    made_from = {
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "chat_template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
+        if layout == "chat"
+        else None,
+        "layout": layout,
+        "max_length": max_length,
+        "overlong": overlong,
+        "content": pairs.described["content"],
+    }
+    name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    place = folder / f"examples-{name}"
+    if (place / MANIFEST).is_file():
+        return place
+    token = Value("uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "int32")
+    schema = Features({"record_id": Value("string"), "input_ids": List(token), "completion_mask": List(Value("uint8"))})
+    counts: dict[str, dict[str, int]] = {}
+    with finished_folder(place) as unfinished:
+        for split in SPLITS:
+            rows = watch(pairs.splits[split], len(pairs.splits[split]), split)
+            counts[split] = _write(unfinished / f"{split}.arrow", schema, _examples(rows, tokenizer, layout), made_from)
+        if not counts["train"]["examples"]:
+            shortest = counts["train"]["shortest"]
+            raise UsageError(
+                f"--max_length {max_length}: no example of {pairs.name} has a place in it; the shortest has {shortest} "
+                "tokens"
+            )
+        save_splits(unfinished, unfinished)
+        manifest = {**made_from, "counts": counts, "files": file_sums(unfinished)}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return place
+
+
+def _write(
+    path: Path, schema: Features, examples: Iterator[tuple[str, Example]], made_from: dict[str, Any]
+) -> dict[str, int]:
+    names = ("examples", "tokens", "completion_tokens", "overlong", "dropped", "cut", "shortest")
+    counts = dict.fromkeys(names, 0)
+    with ArrowFile(path, schema) as file:
+        for identifier, example in examples:
+            length = len(example.input_ids)
+            counts["shortest"] = min(counts["shortest"] or length, length)
+            kept = fitted(example, made_from["max_length"], made_from["overlong"])
+            if kept is not example:
+                counts["overlong"] += 1
+                counts["dropped" if kept is None else "cut"] += 1
+            if kept is None:
+                continue
+            counts["examples"] += 1
+            counts["tokens"] += len(kept.input_ids)
+            # The first token of an example is predicted from nothing and counts in no loss.
+            counts["completion_tokens"] += sum(kept.completion_mask[1:])
+            file.write({"record_id": identifier, **kept._asdict()})
+    return counts
+
+
+def _examples(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> Iterator[tuple[str, Example]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield from tokenised(batch, tokenizer, layout)
+            batch = []
+    yield from tokenised(batch, tokenizer, layout)
+
+
+def tokenised(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> Iterator[tuple[str, Example]]:
+    """Yield the name and the example of each row.
+
+    Raises:
+        UsageError: naming the row, where a chat template does not take it.
+    """
+    names = [row["record_id"] for row in rows]
+    if layout == "text":
+        yield from zip(names, text_examples(tokenizer, [row["text"] for row in rows]), strict=True)
+    elif layout == "instruct":
+        prompts, completions = ([row[column] for row in rows] for column in ("prompt", "completion"))
+        ended = [row.get("ended") is not False for row in rows]
+        yield from zip(names, instruct_examples(tokenizer, prompts, completions, ended), strict=True)
+    else:
+        for row in rows:
+            try:
+                yield row["record_id"], chat_example(tokenizer, *as_conversation(row))
+            except UsageError as error:
+                raise UsageError(f"row {row['record_id']}: {error}") from None
+
+
+class ExampleStore:
+    """The examples of one split, in the order of the data set; memory-mapped.
+
+    >>> import tempfile
+    >>> from lm_trials.pairs.pairs import open_pairs, write_pairs
+    >>> from lm_trials.tokens.tokenizers import train_tokenizer
+    >>> tokenizer = train_tokenizer(["How far is Rome? 12 km"] * 9, vocab_size=330)
+    >>> data = Path(tempfile.mkdtemp())
+    >>> row = {"record_id": "a", "prompt": "How far?", "completion": "12 km"}
+    >>> manifest = write_pairs([("train", row)], data / "far", "pairs", {})
+    >>> folder = make_examples(open_pairs("far", data), data / "far", tokenizer, "instruct", 64, "drop")
+    >>> store = ExampleStore(folder, "train")
+    >>> len(store), tokenizer.decode(store.input_ids(0)[store.completion_mask(0) == 1])
+    (1, '<s> 12 km</s>')
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = folder
+        self.counts: dict[str, int] = read_manifest(folder, "counts")["counts"][split]
+        splits = load_splits(folder)
+        assert isinstance(splits, DatasetDict)
+        self.rows: Dataset = splits[split].with_format("numpy")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record_id(self, number: int) -> str:
+        """Return the name of an example."""
+        return str(self.rows[number]["record_id"])
+
+    def input_ids(self, number: int) -> np.ndarray:
+        """Return the (n,) ids of an example, int64."""
+        return np.asarray(self.rows[number]["input_ids"], dtype=np.int64)
+
+    def completion_mask(self, number: int) -> np.ndarray:
+        """Return its (n,) mask: 1 for tokens of the completion."""
+        return np.asarray(self.rows[number]["completion_mask"], dtype=np.int64)
+
+    def lengths(self, completion_only: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (N,) tokens of each example, and (N,) how many of them count in the loss."""
+        table = self.rows.with_format("arrow")[:]
+        lengths_N = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+        if not completion_only or not len(lengths_N):
+            return lengths_N, np.maximum(lengths_N - 1, 0)
+        return lengths_N, np.concatenate([_counted(chunk) for chunk in table["completion_mask"].chunks])
+
+    def labelled(self, completion_only: bool) -> Dataset:
+        """Return a Dataset of `input_ids` and `labels`, -100 where a token counts in no loss, made as they are read."""
+        # trl takes a column of this name for a mask that nobody has made labels of.
+        rows = self.rows.with_format(None).rename_column("completion_mask", "of_completion")
+        return rows.with_transform(partial(with_labels, completion_only=completion_only))
+
+
+def _counted(masks: pa.ListArray) -> np.ndarray:
+    """Return how many tokens of each mask are 1, the first left out; no example is empty.
+
+    A thousand at a time: numpy sums bytes by first making each an int64.
+    """
+    counted = [np.zeros(0, dtype=np.int64)]
+    for first in range(0, len(masks), BATCH):
+        some = masks.slice(first, BATCH)
+        flat_T = some.flatten().to_numpy()
+        starts_N = np.concatenate([[0], np.cumsum(pc.list_value_length(some).to_numpy())[:-1]])
+        counted.append(np.add.reduceat(flat_T, starts_N, dtype=np.int64) - flat_T[starts_N])
+    return np.concatenate(counted)
+
+
+def with_labels(batch: dict[str, list], completion_only: bool) -> dict[str, list]:
+    """Return ids and labels of a batch of examples; the first token of each is predicted from nothing.
+
+    >>> with_labels({"input_ids": [[2, 5, 1, 6]], "of_completion": [[0, 0, 1, 1]]}, completion_only=True)["labels"]
+    [[-100, -100, 1, 6]]
+    """
+    labels = []
+    for ids, mask in zip(batch["input_ids"], batch["of_completion"], strict=True):
+        counted_N = np.asarray(mask) == 1 if completion_only else np.ones(len(ids), dtype=bool)
+        counted_N[:1] = False
+        labels.append(np.where(counted_N, np.asarray(ids, dtype=np.int64), -100).tolist())
+    return {"input_ids": [list(ids) for ids in batch["input_ids"]], "labels": labels}

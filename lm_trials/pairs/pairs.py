@@ -1,0 +1,286 @@
+"""Pairs: prompts with what answers them, conversations, or plain texts, made ready for fine-tuning.
+
+    data/<name>/pairs/          DatasetDict with train, validation and test
+    data/<name>/manifest.json   kind, counts, content, where they came from
+
+A data set of pairs is made here (`prepare_tinystories.py instruct`, `cache_datasets.py distances`) or read from any
+file, folder, saved data set or the Hub, whose columns say what it is: `prompt` and `completion` (texts, or lists of
+messages), `messages`, or `text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import DatasetDict, Features, List, Value
+
+from lm_trials.console import UsageError, did_you_mean
+from lm_trials.files import file_sums, finished_folder
+from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
+from lm_trials.stories.corpora import MANIFEST, is_corpus, read_manifest
+from lm_trials.stories.records import SPLITS, Split, record_id
+from lm_trials.stories.shards import kind_of
+from lm_trials.stories.sources import Source, open_source
+from lm_trials.stories.splits import split_for
+
+Kind = Literal["pairs", "conversations", "texts"]
+FOLDER = "pairs"
+ROLES = ("system", "user", "assistant", "tool")
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+COLUMNS: dict[Kind, Features] = {
+    "pairs": Features({"record_id": Value("string"), "prompt": Value("string"), "completion": Value("string")}),
+    # num_prompt: how many of the messages are the prompt, in whose answers nothing counts.
+    "conversations": Features({"record_id": Value("string"), "messages": MESSAGES, "num_prompt": Value("int32")}),
+    "texts": Features({"record_id": Value("string"), "text": Value("string")}),
+}
+"""What rows of each kind have; more columns may stand beside, `ended` (bool) among them: whether EOS follows."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """A data set of pairs, opened.
+
+    Attributes:
+        name: as the user called it.
+        kind: what its rows are.
+        splits: memory-mapped; the columns of `COLUMNS[kind]` at least.
+        described: what identifies it in `run.json`.
+    """
+
+    name: str
+    kind: Kind
+    splits: DatasetDict
+    described: dict[str, Any]
+
+
+def write_pairs(
+    rows: Iterable[tuple[Split, Row]], folder: Path, kind: Kind, facts: Mapping[str, Any], more: Features | None = None
+) -> dict[str, Any]:
+    """Write rows, each with its split, as a prepared data set; returns its manifest.
+
+    Args:
+        facts: what the manifest says besides, `source` for one.
+        more: further columns, beside those of the kind.
+
+    Raises:
+        UsageError: where the folder is taken, or there is no row of the train split.
+    """
+    check_free(folder)
+    schema = Features({**COLUMNS[kind], **(more or {})})
+    counts, digests = dict.fromkeys(SPLITS, 0), {split: hashlib.sha256() for split in SPLITS}
+    with finished_folder(folder) as unfinished:
+        with ExitStack() as stack:
+            files = {s: stack.enter_context(ArrowFile(unfinished / f"{s}.arrow", schema)) for s in SPLITS}
+            for split, row in rows:
+                files[split].write(row)
+                counts[split] += 1
+                digests[split].update(json.dumps(row, sort_keys=True).encode())
+        if not counts["train"]:
+            raise UsageError(f"there is no row for the train split of {folder.name}; give more")
+        save_splits(unfinished, unfinished / FOLDER)
+        manifest = {
+            "kind": kind,
+            **facts,
+            "rows": counts,
+            "content": hashlib.sha256("".join(digests[split].hexdigest() for split in SPLITS).encode()).hexdigest()[
+                :16
+            ],
+            "files": file_sums(unfinished),
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def check_free(folder: Path) -> None:
+    """Check that a data set can be made in a folder.
+
+    Raises:
+        UsageError: where something is there already.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already; remove it, or give another name")
+
+
+def is_pairs(folder: Path) -> bool:
+    """Say whether a folder is a prepared data set of pairs."""
+    return (folder / MANIFEST).is_file() and (folder / FOLDER).is_dir()
+
+
+def open_pairs(
+    name: str,
+    data_cache_dir: Path,
+    dataset_config_name: str | None = None,
+    validation_split_percentage: float | None = None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> PairSet:
+    """Open a prepared data set of pairs by its name, or prepare a path or Hub data set and open that.
+
+    Raises:
+        UsageError: for a name that is neither; for rows that are not pairs, naming the columns that there are.
+    """
+    options = {
+        "--dataset_config_name": dataset_config_name,
+        "--validation_split_percentage": validation_split_percentage,
+    }
+    folder = next((place for place in (data_cache_dir / name, Path(name)) if name and is_pairs(place)), None)
+    if folder is None:
+        for place in (data_cache_dir / name, Path(name)):
+            if name and is_corpus(place):
+                raise UsageError(
+                    f"{name} is a corpus of stories without prompts; make pairs of it with prepare_tinystories.py "
+                    f"instruct --corpus {place.name}"
+                )
+        folder = _prepared(name, data_cache_dir, dataset_config_name, validation_split_percentage, watch)
+    elif given := [flag for flag, value in options.items() if value is not None]:
+        raise UsageError(f"{given[0]} {options[given[0]]}: {name} is prepared and is one as it is; leave it away")
+    manifest = read_manifest(folder, "kind", "rows", "content")
+    described = {
+        "name": folder.name,
+        "kind": manifest["kind"],
+        "content": manifest["content"],
+        "rows": manifest["rows"],
+    }
+    return PairSet(name, manifest["kind"], load_splits(folder / FOLDER), described)
+
+
+def _prepared(
+    name: str,
+    data_cache_dir: Path,
+    dataset_config_name: str | None,
+    validation_split_percentage: float | None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Path:
+    """Prepare a path or a Hub data set, once, and return its folder, whose name holds the source's fingerprint."""
+    try:
+        source = open_source(
+            name,
+            dataset_config_name=dataset_config_name,
+            validation_split_percentage=validation_split_percentage,
+            streaming=False,
+        )
+    except UsageError as error:
+        known = [place.name for place in data_cache_dir.iterdir() if is_pairs(place)] if data_cache_dir.is_dir() else []
+        raise UsageError(
+            f"{error}; prepared pairs in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}"
+        ) from None
+    stem = "-".join([Path(name).name.split(".")[0], *([dataset_config_name] if dataset_config_name else [])])
+    folder = data_cache_dir / f"{stem}-{FOLDER}-{source.fingerprint()[:8]}"
+    if not is_pairs(folder):
+        source.check_splits()
+        rows = _source_rows(source, watch)
+        kind = next(rows)
+        try:
+            write_pairs(rows, folder, kind, {"source": source.origin()})
+        except UsageError:
+            if not is_pairs(folder):  # else another process was faster
+                raise
+    return folder
+
+
+def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Any]:
+    """Yield first the kind of a source's rows, then each with its split."""
+    kind: Kind | None = None
+    percent, own = source.validation_split_percentage, source.has_own_splits()
+    for part in source.parts_of():
+        for name, _, rows in source.rows(part):
+            for place, row in watch(rows):
+                if part.path is not None and kind_of(part.path) == "text":
+                    if not row["story"].strip():  # what follows the last separator
+                        continue
+                    row = {"text": row["story"].strip()}
+                try:
+                    this, pair = read_row(row)
+                except UsageError as error:
+                    raise UsageError(f"{name}: {place}: {error}") from None
+                if kind is None:
+                    kind = this
+                    yield kind
+                if this != kind:
+                    raise UsageError(
+                        f"{name}: {place}: it is one of {this}, and those before are {kind}; give one kind"
+                    )
+                split = split_for(part.split if own else None, pair["record_id"], percent)
+                if split is not None:
+                    yield split, pair
+    if kind is None:
+        raise UsageError(f"{source.reference} holds no row; give a data set with at least some")
+
+
+def read_row(row: Any) -> tuple[Kind, Row]:
+    """Read a row of any data set: what it is, and its columns in one form.
+
+    Raises:
+        UsageError: for one without prompt and completion, messages or text; for one of them that holds something else.
+
+    >>> read_row({"prompt": "How far?", "completion": "12 km", "city": "Rome"})[1]["completion"]
+    '12 km'
+    >>> read_row({"question": "How far?", "answer": "12 km"})
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: it has no columns prompt and completion, nor messages or text, but question, answer; \
+rename them
+    """
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{row!r:.60} is no object; give rows with prompt and completion")
+    given = [column for column in ("prompt", "completion", "messages", "text") if row.get(column) is not None]
+    if {"prompt", "completion"} <= set(given):
+        texts = [column for column in ("prompt", "completion") if isinstance(row[column], str)]
+        if len(texts) == 2:
+            return "pairs", _named({"prompt": row["prompt"], "completion": row["completion"]})
+        for other in {"prompt", "completion"} - set(texts) if texts else ():
+            raise UsageError(
+                f"{texts[0]} holds text and {other} {type(row[other]).__name__}; both must hold text, or both messages"
+            )
+        prompt, completion = _messages(row["prompt"], "prompt"), _messages(row["completion"], "completion")
+        return "conversations", _named({"messages": prompt + completion, "num_prompt": len(prompt)})
+    if "messages" in given:
+        return "conversations", _named({"messages": _messages(row["messages"], "messages"), "num_prompt": 0})
+    if "text" in given:
+        if not isinstance(row["text"], str):
+            raise UsageError(f"text holds {type(row['text']).__name__}; it must hold text")
+        return "texts", _named({"text": row["text"]})
+    if missing := [column for column in ("prompt", "completion", "messages", "text") if column in row]:
+        missing = [column for column in missing if row[column] is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} is missing a value; give one, or leave the row away")
+    columns = ", ".join(map(str, row)) or "none"
+    advice = (
+        "make pairs of stories with prepare_tinystories.py ingest and instruct" if "story" in row else "rename them"
+    )
+    raise UsageError(f"it has no columns prompt and completion, nor messages or text, but {columns}; {advice}")
+
+
+def _named(row: Row) -> Row:
+    """Add a row's name: of its content, as a story's."""
+    content = json.dumps(row, sort_keys=True, ensure_ascii=False)
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{error.object[error.start]!r} is half of a surrogate pair, which no UTF-8 file can hold; mend the text"
+        ) from None
+    return {"record_id": record_id(json.dumps(row, sort_keys=True)), **row}
+
+
+def _messages(value: Any, column: str) -> list[dict[str, str]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise UsageError(
+            f"{column} holds {value!r:.40}; it must hold text, or a list of messages with role and content"
+        )
+    for message in value:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise UsageError(f"{column} holds {message!r:.60}; a message has role and content")
+        if message["role"] not in ROLES:
+            raise UsageError(
+                f"a message of {column} has the role {message['role']!r}; {did_you_mean(message['role'], ROLES)}"
+            )
+        if not isinstance(message["content"], str):
+            raise UsageError(f"a message of {column} holds {type(message['content']).__name__}; it must hold text")
+    return [{"role": message["role"], "content": message["content"]} for message in value]

@@ -1,0 +1,167 @@
+"""The flags of `probes/similarity.py`; no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lm_trials.console import UsageError
+from lm_trials.flags import option
+from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects, check_texts
+
+TERM, QUERY = "{term}", "{city}"
+FEWEST = 20
+"""Candidates, the true term among them, with which a permutation test can reach p = 0.05 at all."""
+
+
+@dataclass
+class SimilarityArguments:
+    """What is compared with what. Of several models the first is the base, the others were trained from it."""
+
+    measure: Literal["terms", "cka", "both"] = option(
+        "terms", help="terms: two prompts that differ in one term; cka: two models' layers over a data set."
+    )
+    term_a: str = option("foo", aliases=["--placeholder"], help="The term that is asked about.")
+    term_b: str = option(
+        "Paris", aliases=["--true", "--true_term"], help="The term that it is held against: what it truly is."
+    )
+    template: list[str] = option(
+        ["What is the distance between {city} and {term}?"],
+        aliases=["--templates", "--prompt", "--prompts"],
+        help="Prompts with {term}, or with --term_a itself, where the term goes; {city} is one of the query words.",
+    )
+    query: list[str] = option(
+        [], aliases=["--queries"], help="Words for {city}, or a file with one a line. Default: drawn capitals."
+    )
+    num_queries: int = option(24, help="How many capitals are drawn for {city}; they are no candidates.")
+    candidates: list[str] = option(
+        [], help="Words that the true term is ranked among, or a file with one a line. Default: the other capitals."
+    )
+    min_population: int = option(500_000, help="Capitals with fewer people are neither queries nor candidates.")
+    candidate_tokens: Literal["same", "any"] = option(
+        "same", help="same: only candidates with as many tokens as the true term."
+    )
+    vocabulary_sample: int = option(0, help="Words of one token, drawn from the vocabulary, as further candidates.")
+    align: Literal["last", "mean", "first"] = option(
+        "last", help="Which token of a term is compared, or the mean over its tokens."
+    )
+    layout: Literal["auto", "instruct", "chat", "completion"] = option(
+        "auto", help="How the prompts are laid out. auto: as the first trained model was trained."
+    )
+    control_model: list[str] = option(
+        [], help="Trained as the others, on what says nothing of the true term (scrambled distances)."
+    )
+    cka_pooling: Literal["mean", "last"] = option(
+        "mean", help="What stands for a story in CKA: the mean over its tokens, or its last token."
+    )
+
+    @property
+    def of_terms(self) -> bool:
+        """Whether terms are compared."""
+        return self.measure != "cka"
+
+    @property
+    def of_layers(self) -> bool:
+        """Whether layers are compared over a data set."""
+        return self.measure != "terms"
+
+
+ARGUMENTS = (SubjectArguments, TextArguments, SimilarityArguments)
+
+
+def check_arguments(subject_args: SubjectArguments, text_args: TextArguments, args: SimilarityArguments) -> None:
+    """Refuse what means nothing, before anything is loaded.
+
+    Raises:
+        UsageError: for the first such value.
+
+    >>> models = SubjectArguments(["runs/foo"], output_dir="/tmp/a")
+    >>> check_arguments(models, TextArguments(), SimilarityArguments(template=["How far is {city}?"]))
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --template 'How far is {city}?' has neither {term} nor foo; write {term} where the \
+term goes
+    """
+    check_subjects(subject_args, "similarity")
+    for name in args.control_model:
+        if not name or name in subject_args.model_name_or_path or args.control_model.count(name) > 1:
+            raise UsageError(f"--control_model {name or 'without a name'} is named before; name each model once")
+    if args.of_layers:
+        check_texts(text_args)
+    elif text_args.dataset_name != TextArguments().dataset_name:
+        raise UsageError(
+            f"--dataset_name {text_args.dataset_name} is read for CKA alone; add --measure cka, or --measure both"
+        )
+    if not args.of_terms:
+        return
+    for flag in ("term_a", "term_b"):
+        if not getattr(args, flag).strip():
+            raise UsageError(f"--{flag} is empty; give a word, as {'foo' if flag == 'term_a' else 'Paris'}")
+    if args.term_a.strip() == args.term_b.strip():
+        raise UsageError(f"--term_a and --term_b are both {args.term_a}, so that the prompts are the same; give two")
+    templates(args)
+    for flag, least in (("num_queries", 1), ("min_population", 0), ("vocabulary_sample", 0)):
+        if getattr(args, flag) < least:
+            raise UsageError(f"--{flag} {getattr(args, flag)} is too few; give at least {least}")
+    if 0 < args.vocabulary_sample < FEWEST - 1:
+        raise UsageError(
+            f"--vocabulary_sample {args.vocabulary_sample} words cannot show p = 0.05; give at least {FEWEST - 1}"
+        )
+    words(args.query, "--query")
+    words(args.candidates, "--candidates")
+
+
+def templates(args: SimilarityArguments) -> list[str]:
+    """Return the templates, each with one `{term}`; all or none with `{city}`.
+
+    Raises:
+        UsageError: for one that does not say where the term goes, or says it twice; one given twice; one that has
+            another brace; templates of which only some have `{city}`.
+
+    >>> templates(SimilarityArguments(template=["How far is foo?"]))
+    ['How far is {term}?']
+    """
+    found = []
+    for template in args.template:
+        whole_word = re.compile(rf"(?<!\w){re.escape(args.term_a)}(?!\w)")
+        marked = template if TERM in template else whole_word.sub(lambda _: TERM, template)
+        if TERM not in marked:
+            raise UsageError(
+                f"--template {template!r} has neither {TERM} nor {args.term_a}; write {TERM} where the term goes"
+            )
+        if marked.count(TERM) > 1:
+            raise UsageError(f"--template {template!r} has the term {marked.count(TERM)} times; write {TERM} once")
+        if other := [name for name in re.findall(r"\{\w*\}", marked) if name not in (TERM, QUERY)]:
+            raise UsageError(f"--template {template!r} has {other[0]}; what can be filled in is {TERM} and {QUERY}")
+        if marked in found:
+            raise UsageError(f"--template {template!r} is given twice; give each once")
+        found.append(marked)
+    if not found:
+        raise UsageError("--template is empty; give a prompt, as 'Where is {term}?'")
+    if len({QUERY in template for template in found}) > 1:
+        raise UsageError(f"only some --template have {QUERY}, so their pairs are not alike; write it into all or none")
+    return found
+
+
+def words(given: Sequence[str], flag: str) -> list[str]:
+    """Return the words of a flag: as they are, or, of a single file's name, the file's lines; each once.
+
+    Raises:
+        UsageError: for a file that cannot be read, or has no words.
+
+    >>> words(["Rome", " Oslo ", "Rome"], "--query")
+    ['Rome', 'Oslo']
+    """
+    lines: Sequence[str] = given
+    if len(given) == 1 and (Path(given[0]).is_file() or Path(given[0]).suffix in (".txt", ".csv")):
+        try:
+            lines = Path(given[0]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+            raise UsageError(f"{flag} {given[0]} cannot be read ({reason}); give a text file, a word a line") from None
+    found = list(dict.fromkeys(word for line in lines if (word := line.strip())))
+    if given and not found:
+        raise UsageError(f"{flag} {given[0]} holds no word; give one a line")
+    return found

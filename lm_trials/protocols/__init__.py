@@ -1,0 +1,1 @@
+"""Protocols: seeded, versioned changes to a corpus, and the protocol sets that they make."""

@@ -1,0 +1,117 @@
+"""Composition: the tokens of a protocol's text from those of its parts.
+
+Shape suffixes: M = records of a set, L = the bodies Words, Summary, Sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lm_trials.protocols.instruction_stores import BODIES, InstructionStore
+from lm_trials.protocols.instructions import ORDERS, feature_names, line_bodies, refusal_story
+from lm_trials.protocols.protocols import LINES, Protocol
+from lm_trials.tokens.stores import TokenStore, document_marks
+from lm_trials.tokens.tokenizers import batch_encoder, continuation
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
+
+
+class Line(NamedTuple):
+    """The ids of one line after its label, and its length in UTF-8 bytes."""
+
+    ids: list[int]
+    num_bytes: int
+
+
+class Pieces:
+    """The parts of a text that belong to the protocol and not to a record: labels, feature lists, refusals.
+
+    Attributes:
+        first, next: ids of each label, where it opens the text and where it follows a newline.
+        refusals: ids of each refusal text, as they follow "Story:".
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol, append_eos: bool) -> None:
+        self.protocol = protocol
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.bos, self.eos = document_marks(tokenizer, append_eos)
+        self._continue = continuation(tokenizer)
+        labels = [f"{line}:" for line in (*LINES, "Story")]
+        names = (*LINES, "Story")
+        self.first = dict(zip(names, batch_encoder(tokenizer)(labels), strict=True))
+        self.next = dict(zip(names, self._continue(labels), strict=True))
+        texts = [refusal_story(protocol, place) for place in range(len(protocol.refusal))]
+        self.refusals = self._continue([f" {text}" for text in texts])
+        self.refusal_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        self._label_tokens, self._label_bytes = self._label_tables()
+        self._feature_ids: dict[tuple[str, ...], list[int]] = {}
+
+    def encode_words(self, lists: Sequence[Sequence[str]]) -> list[Line]:
+        """Encode what follows "Words:" for lists of words, none of them empty."""
+        texts = [f" {line_bodies(words, '', '', '')['Words']}\n" for words in lists]
+        return [Line(ids, len(text.encode())) for ids, text in zip(self._continue(texts), texts, strict=True)]
+
+    def feature_ids(self, labels: tuple[str, ...]) -> list[int]:
+        """Return the ids of what follows "Features:"."""
+        if labels not in self._feature_ids:
+            (self._feature_ids[labels],) = self._continue([self._feature_text(labels)])
+        return self._feature_ids[labels]
+
+    def _feature_text(self, labels: tuple[str, ...]) -> str:
+        return f" {feature_names(labels, self.protocol.feature_style)}\n"
+
+    def shown(self, order: int, present: Sequence[bool]) -> list[str]:
+        """Return the lines shown, in order, given which of Words, Summary and Sentence the record has."""
+        there = {"Features", *(line for line, has in zip(BODIES, present, strict=True) if has)}
+        return [line for line in ORDERS[order] if line in there and line in self.protocol.instruction_subset]
+
+    def _label_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and bytes of all labels of a text, by [order, which bodies are there as bits]."""
+        tokens = np.zeros((len(ORDERS), 8), dtype=np.int64)
+        num_bytes = np.zeros_like(tokens)
+        for order in range(len(ORDERS)):
+            for bits in range(8):
+                lines = [*self.shown(order, [bool(bits >> place & 1) for place in range(3)]), "Story"]
+                tokens[order, bits] = len(self.first[lines[0]]) + sum(len(self.next[line]) for line in lines[1:])
+                num_bytes[order, bits] = sum(len(line) + 1 for line in lines)
+        return tokens, num_bytes
+
+    def measure(
+        self,
+        rows_M: np.ndarray,
+        stories: TokenStore,
+        instructions: InstructionStore,
+        features_M: np.ndarray,
+        feature_lists: Sequence[tuple[str, ...]],
+        refused_M: np.ndarray,
+        words: Sequence[Line | None],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and UTF-8 bytes, (M,) each, of the texts that `compose` would put together."""
+        tokens_ML, bytes_ML = instructions.tokens_NL[rows_M].astype(np.int64), instructions.bytes_NL[rows_M]
+        bytes_ML = bytes_ML.astype(np.int64)
+        for row, line in enumerate(words):
+            if line is not None:
+                tokens_ML[row, 0], bytes_ML[row, 0] = len(line.ids), line.num_bytes
+        shown_L = np.array([line in self.protocol.instruction_subset for line in BODIES])
+        tokens_ML, bytes_ML = tokens_ML * shown_L, bytes_ML * shown_L
+        bits_M = ((tokens_ML > 0) << np.arange(3)).sum(axis=1)
+        orders_M = instructions.orders_N[rows_M]
+        marks = len(self.bos) + len(self.eos)
+        lengths_M = marks + self._label_tokens[orders_M, bits_M] + tokens_ML.sum(axis=1)
+        num_bytes_M = 1 + self._label_bytes[orders_M, bits_M] + bytes_ML.sum(axis=1)
+        if "Features" in self.protocol.instruction_subset:
+            sizes = [(len(self.feature_ids(labels)), len(self._feature_text(labels))) for labels in feature_lists]
+            by_code = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+            lengths_M += by_code[features_M, 0]
+            num_bytes_M += by_code[features_M, 1]
+        story_tokens_M = stories.lengths_N[rows_M].astype(np.int64) - marks
+        story_bytes_M = stories.num_bytes_N[rows_M].astype(np.int64)
+        if self.refusals:
+            refusal_tokens = np.array([len(ids) for ids in self.refusals])
+            story_tokens_M = np.where(refused_M < 0, story_tokens_M, refusal_tokens[refused_M])
+            story_bytes_M = np.where(refused_M < 0, story_bytes_M, self.refusal_bytes[refused_M])
+        return lengths_M + story_tokens_M, num_bytes_M + story_bytes_M

@@ -1,0 +1,107 @@
+"""Set reports: what a protocol did to a corpus, in counts and examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lm_trials.console import show_facts, show_pairs, show_table
+from lm_trials.protocols.instructions import apply_protocol
+from lm_trials.protocols.protocols import Protocol, protocol_from_dict
+from lm_trials.stories.corpora import open_records
+from lm_trials.stories.records import FEATURES
+
+LEFT_OUT = "(left out by the filter)"
+SEARCHED = 2000
+
+
+@contextmanager
+def scratch_corpus(corpus: Path) -> Iterator[Path]:
+    """Give a stand-in for a corpus folder where stores can be made that nobody keeps, for `--dry_run`."""
+    with TemporaryDirectory(prefix="lm_trials-dry-run-") as folder:
+        stand_in = Path(folder) / corpus.name
+        stand_in.mkdir()
+        for entry in corpus.iterdir():
+            (stand_in / entry.name).symlink_to(entry.resolve())
+        yield stand_in
+
+
+def changed_examples(corpus: Path, protocol: Protocol, count: int = 3) -> list[tuple[str, str]]:
+    """Return `count` texts of the train split without and with the protocol.
+
+    Texts that the protocol changed come first, then one that it leaves out, then others, in the order of the corpus.
+    """
+    plain = dataclasses.replace(protocol, filtering=(), mix_match=(), adversarial=(), refusal=())
+    records = open_records(corpus, "train")
+    batch = records[: min(SEARCHED, len(records))]
+    before = apply_protocol(batch, plain)
+    treated = apply_protocol(batch, protocol)
+    after = dict(zip(treated["record_id"], treated["text"], strict=True))
+    pairs = [(text, after.get(name, LEFT_OUT)) for name, text in zip(before["record_id"], before["text"], strict=True)]
+    changed = [pair for pair in pairs if pair[1] not in (pair[0], LEFT_OUT)]
+    left_out = [pair for pair in pairs if pair[1] == LEFT_OUT]
+    same = [pair for pair in pairs if pair[0] == pair[1]]
+    return (changed[: count - 1] + left_out[:1] + changed[count - 1 :] + same)[:count]
+
+
+def describe_set(name: str, manifest: dict[str, Any], corpus: Path) -> dict[str, Any]:
+    """Return everything that is said of a set: protocol, counts by split, proportion kept, examples."""
+    counts = manifest["counts"]
+    examples = changed_examples(corpus, protocol_from_dict(manifest["protocol"]))
+    return {
+        "name": name,
+        "corpus": manifest["corpus"],
+        "protocol": manifest["protocol"],
+        "proportion_kept": {
+            split: count["kept"] / count["records"] for split, count in counts.items() if count.get("records")
+        },
+        "counts": counts,
+        "examples": [{"before": before, "after": after} for before, after in examples],
+    }
+
+
+def show_set(report: dict[str, Any], examples: bool = True) -> None:
+    """Print a set's report: how it was made, what changed, features before and after, examples."""
+    protocol, counts = report["protocol"], report["counts"]
+    steps = ("filtering", "mix_match", "adversarial", "refusal")
+    facts = {step: ", ".join(protocol[step]) for step in steps if protocol[step]}
+    facts["lines shown"] = ", ".join(protocol["instruction_subset"])
+    for split, count in counts.items():
+        if not count.get("records"):
+            facts[split] = "no stories"
+            continue
+        changes = [
+            f"{sum(count[what].values()):,} {words}"
+            for what, words in (("relabelled", "relabelled"), ("added", "given a feature"), ("refused", "refused"))
+            if count[what]
+        ]
+        changes.append(f"{count['without_sentence']:,} without a sentence line")
+        kept = f"{count['kept']:,} of {count['records']:,} kept ({count['kept'] / count['records']:.1%})"
+        facts[split] = f"{kept}, {count['tokens']:,} tokens; {', '.join(changes)}"
+    show_facts(report["name"], facts)
+    train = counts["train"]
+    before, after = train["features_before"], train["features_after"]
+    show_table(
+        "features of the train split",
+        ["feature", "in the corpus", "in the set"],
+        [[feature, f"{before.get(feature, 0):,}", f"{after.get(feature, 0):,}"] for feature in FEATURES],
+    )
+    if examples:
+        pairs = [(example["before"], example["after"]) for example in report["examples"]]
+        show_pairs("three texts", ("without the protocol", "in the set"), pairs)
+
+
+def show_sets(reports: list[dict[str, Any]]) -> None:
+    """Print one row for each of several sets: stories kept, what changed, tokens of the train split."""
+    rows = []
+    for report in reports:
+        train = report["counts"]["train"]
+        changed = [sum(train[what].values()) for what in ("relabelled", "added", "refused")]
+        numbers = [train["kept"], *changed, train["tokens"]]
+        rows.append([report["name"], *(f"{n:,}" for n in numbers), f"{report['proportion_kept']['train']:.1%}"])
+    columns = ["set", "stories", "relabelled", "label added", "refused", "tokens", "kept"]
+    show_table("train splits", columns, rows)

@@ -1,0 +1,70 @@
+"""Set texts: what a set's documents say, read from the records, for any tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm_trials.console import UsageError
+from lm_trials.protocols.instructions import apply_protocol
+from lm_trials.protocols.protocols import VERSION, Protocol, protocol_from_dict
+from lm_trials.protocols.sets import describe_origin, prepared_set
+from lm_trials.stories.corpora import open_records, read_manifest
+
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class SetText:
+    """One document of a set: the whole text and its parts.
+
+    Attributes:
+        prompt: the instruction lines and "Story:".
+        story: what follows it after a space; a refusal where one stands for the story.
+        words, features: as the instruction names them.
+    """
+
+    record_id: str
+    text: str
+    story: str
+    words: list[str]
+    features: list[str]
+
+    @property
+    def prompt(self) -> str:
+        """The text without the story and the space before it."""
+        return self.text.removesuffix(f" {self.story}")
+
+
+def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
+    """Return a set's folder, its corpus's folder and its protocol.
+
+    Raises:
+        UsageError: for a name that is no set, or a set whose corpus has changed or gone since.
+    """
+    folder = prepared_set(name, data_cache_dir)
+    manifest = read_manifest(folder)
+    corpus = data_cache_dir / manifest["corpus"]["name"]
+    current = manifest["protocol"]["version"] == VERSION and (corpus / "records").is_dir()
+    if not current or describe_origin(corpus) != manifest["corpus"]:
+        raise UsageError(
+            f"{name} was prepared from {manifest['corpus']['name']} as it was then, and that has changed or gone; "
+            f"remove {folder} and prepare it again"
+        )
+    return folder, corpus, protocol_from_dict(manifest["protocol"])
+
+
+def set_texts(name: str, data_cache_dir: Path, split: str) -> Iterator[SetText]:
+    """Yield the documents of one split of a set, in the order of the corpus.
+
+    Raises:
+        UsageError: as `resolve_set`, or for a split there is not.
+    """
+    _, corpus, protocol = resolve_set(name, data_cache_dir)
+    records = open_records(corpus, split)
+    for start in range(0, len(records), BATCH):
+        treated = apply_protocol(records[start : start + BATCH], protocol)
+        fields = (treated[key] for key in ("record_id", "text", "story", "words", "features"))
+        for row in zip(*fields, strict=True):
+            yield SetText(*row)

@@ -1,0 +1,286 @@
+"""Corpora: records prepared once, split and counted, in `data/<corpus>/records`, with a manifest beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from lm_trials.console import UsageError, did_you_mean, note
+from lm_trials.files import file_sums, finished_folder
+from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
+from lm_trials.stories.pieces import read_pieces, resumable_folder, split_batches
+from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
+from lm_trials.stories.shards import first_line
+from lm_trials.stories.sources import Source, open_source
+
+SplitBy = Literal["hash", "shard"]
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
+MANIFEST = "manifest.json"
+
+
+def write_corpus(
+    records: Iterable[tuple[int, Record]],
+    folder: Path,
+    origin: dict[str, Any],
+    split_by: SplitBy = "hash",
+    splits_needed: Collection[str] = ("train",),
+) -> dict[str, Any]:
+    """Write records, given with the index of their shard, as a `DatasetDict` of three splits; return the manifest.
+
+    With `split_by="hash"` a story's split follows from its content, so that no story is in two splits.  With
+    `"shard"`, as the seeds do it, shard 0 is the test split and 1 per cent of the rest, by hash, is validation; the
+    manifest then counts the stories of the other splits that shard 0 holds too.  Records without a story are
+    counted and left out.
+
+    Raises:
+        UsageError: if `folder` already holds a corpus, or the records leave one of `splits_needed` empty.
+    """
+    _refuse_existing(folder)
+    advice = "shard 0 is the test split, so give more shards" if split_by == "shard" else "give more stories"
+    tally = Tally()
+    with finished_folder(folder) as unfinished:
+        with ExitStack() as files:
+            writers = {s: files.enter_context(ArrowFile(unfinished / f"{s}.arrow", RECORD_SCHEMA)) for s in SPLITS}
+            for shard, record in records:
+                if not record["story"]:
+                    tally.blank += 1
+                    continue
+                split = _shard_split(shard, record) if split_by == "shard" else split_of(record["record_id"])
+                tally.add(split, [record["record_id"]], record["features"])
+                writers[split].write(record)
+        described = {"corpus": folder.name, "split_by": split_by, "origin": origin}
+        return _finish(unfinished, described, tally, splits_needed, advice)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
+
+
+def _shard_split(shard: int, record: Record) -> Split:
+    by_hash = split_of(record["record_id"])
+    return "test" if shard == 0 else "validation" if by_hash == "validation" else "train"
+
+
+def _finish(
+    unfinished: Path,
+    described: dict[str, Any],
+    tally: Tally,
+    splits_needed: Collection[str] = ("train",),
+    advice: str = "give more stories",
+) -> dict[str, Any]:
+    """Turn the Arrow files in `unfinished` into a corpus and return its manifest."""
+    manifest = {**described, **tally.summary()}
+    for split in splits_needed:
+        if not manifest["stories"][split]:
+            total = sum(manifest["stories"].values())
+            following = advice if split == "train" else "give more stories"
+            raise UsageError(f"{total:,} stories leave the {split} split empty; {following}")
+    save_splits(unfinished, unfinished / "records")
+    manifest["files"] = file_sums(unfinished)
+    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+class Tally:
+    """Counts what goes into a corpus: stories, features and duplicates, at 8 bytes a story."""
+
+    def __init__(self) -> None:
+        self.identifiers = {split: array("Q") for split in SPLITS}
+        self.features: Counter[str] = Counter()
+        self.blank = 0
+
+    def add(self, split: str, record_ids: Iterable[str], features: Iterable[str]) -> None:
+        """Count stories of a split, and the features named by them."""
+        self.identifiers[split].extend(int(name[:16], 16) for name in record_ids)
+        self.features.update(features)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the manifest's counts and the hash of all names, which stands for the content."""
+        arrays = {split: np.frombuffer(names, dtype=np.uint64) for split, names in self.identifiers.items()}
+        everything = np.concatenate(list(arrays.values()))
+        in_test = np.isin(np.concatenate([arrays["train"], arrays["validation"]]), arrays["test"])
+        return {
+            "stories": {split: len(names) for split, names in arrays.items()},
+            "duplicates": count_duplicates(everything),
+            "also_in_test": int(in_test.sum()),
+            "also_in_validation": int(np.isin(arrays["train"], arrays["validation"]).sum()),
+            "blank": self.blank,
+            "content": hashlib.sha256(b"|".join(names.tobytes() for names in arrays.values())).hexdigest()[:16],
+            "features": dict(sorted(self.features.items())),
+        }
+
+
+def ingest(
+    source: Source, folder: Path, split_by: SplitBy = "hash", watch: Watch = iter, num_proc: int = 1
+) -> dict[str, Any]:
+    """Read a whole source into the corpus `folder`; `watch` may wrap the count of records with a progress bar.
+
+    A source with splits of its own keeps them, and the manifest says `split_by: source`.  What was read is kept,
+    part by part, in a hidden folder beside: the same call after a kill reads only what is missing.  The corpus is the
+    same, byte for byte, for any number of processes and interruptions.
+
+    Raises:
+        UsageError: as `Source.records_of`; for shards as splits of a source that has its own.
+    """
+    _refuse_existing(folder)
+    source.check_splits()
+    if split_by == "shard":
+        if source.has_own_splits():
+            raise UsageError(f"--split_by shard: {source.reference} has splits of its own; leave it away")
+        if source.validation_split_percentage is not None:
+            raise UsageError("--validation_split_percentage with --split_by shard: leave one of them away")
+        return write_corpus(watch(source.records_by_shard()), folder, source.origin(), split_by)
+    origin = source.origin()
+    described = {
+        "corpus": folder.name,
+        "split_by": "source" if source.has_own_splits() else "hash",
+        "origin": origin,
+    }
+    with resumable_folder(folder, origin["fingerprint"]) as work:
+        _refuse_existing(folder)  # another process may have made it while this one waited
+        pieces = read_pieces(source, work, watch, num_proc)
+        with finished_folder(folder) as unfinished:
+            tally = Tally()
+            tally.blank = sum(piece.blank for piece in pieces)
+            for split in SPLITS:
+                with ArrowFile(unfinished / f"{split}.arrow", RECORD_SCHEMA) as file:
+                    for batch in split_batches(pieces, split):
+                        tally.add(split, batch["record_id"].to_pylist(), batch["features"].flatten().to_pylist())
+                        file.write_batch(batch)
+            if not any(map(len, tally.identifiers.values())):
+                raise source.no_story()
+            return _finish(unfinished, described, tally)
+
+
+def in_two_splits(manifest: dict[str, Any]) -> str | None:
+    """Say how many stories the train split shares with the others, or None where it shares none.
+
+    >>> print(in_two_splits({"also_in_test": 2, "also_in_validation": 0}))
+    2 stories of other splits are in the test split too, 0 of the train split in the validation split
+    >>> in_two_splits({"also_in_test": 0})
+    """
+    in_test, in_validation = manifest.get("also_in_test", 0), manifest.get("also_in_validation", 0)
+    if not in_test and not in_validation:
+        return None
+    return (
+        f"{in_test:,} stories of other splits are in the test split too, {in_validation:,} of the train split in the "
+        "validation split"
+    )
+
+
+def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDict:
+    """Open the records of a corpus, memory-mapped; of one split, or of all.
+
+    Raises:
+        UsageError: for a folder without records, or a split there is not.
+    """
+    records = folder / "records"
+    if not records.is_dir():
+        raise UsageError(f"{folder} holds no records; make them with prepare_tinystories.py ingest or generate")
+    splits = load_splits(records)
+    if split is None:
+        return splits
+    if split not in splits:
+        raise UsageError(f"--dataset_split {split}: {did_you_mean(split, splits)}")
+    return splits[split]
+
+
+def read_manifest(folder: Path, *needed: str) -> dict[str, Any]:
+    """Read what a corpus or token store says of itself, the `needed` fields at least.
+
+    Raises:
+        UsageError: if its manifest is missing, cut off, or lacks one of them.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in needed if key not in manifest]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return manifest
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({first_line(error)}); remove {folder} and run the command that made it again"
+        ) from None
+
+
+def is_corpus(folder: Path) -> bool:
+    """Say whether `folder` holds a prepared corpus."""
+    return (folder / MANIFEST).is_file() and (folder / "records").is_dir()
+
+
+def resolve_corpus(
+    dataset_name: str,
+    data_cache_dir: Path,
+    watch: Watch = iter,
+    validation_split_percentage: float | None = None,
+    num_proc: int = 1,
+    **source_options: Any,
+) -> Path:
+    """Return the corpus folder of `--dataset_name`: a prepared name first, then a path, then the Hub.
+
+    A path or Hub data set is read into `data_cache_dir` under a name of its own, once; where the source has changed
+    since, or is read with other options, it gets a new name, because the name holds its fingerprint.  Without a
+    network a Hub data set is the newest one prepared from that name with the same options.
+
+    Args:
+        validation_split_percentage: see `Source.records_of`; a prepared corpus has its splits.
+        num_proc: processes that read.
+
+    Raises:
+        UsageError: if it is none of them; the message lists what is prepared.
+    """
+    prepared = next((f for f in (data_cache_dir / dataset_name, Path(dataset_name)) if is_corpus(f)), None)
+    if prepared is not None:
+        if validation_split_percentage is not None:
+            raise UsageError(
+                f"--validation_split_percentage {validation_split_percentage:g}: {dataset_name} is prepared and has "
+                "its splits; leave it away"
+            )
+        return prepared
+    known = [p.name for p in data_cache_dir.iterdir() if is_corpus(p)] if data_cache_dir.is_dir() else []
+    try:
+        options = {"validation_split_percentage": validation_split_percentage, "num_proc": num_proc, **source_options}
+        source = open_source(dataset_name, **options)
+        folder = corpus_folder(source, dataset_name, data_cache_dir)
+        if not is_corpus(folder):
+            _ingest_once(source, folder, watch, num_proc)
+    except UsageError as error:
+        raise UsageError(f"{error}; prepared in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}") from None
+    return folder
+
+
+def _ingest_once(source: Source, folder: Path, watch: Watch, num_proc: int) -> None:
+    try:
+        manifest = ingest(source, folder, watch=watch, num_proc=num_proc)
+    except UsageError:
+        if not is_corpus(folder):  # else another process was faster
+            raise
+        return
+    if shared := in_two_splits(manifest):
+        note(f"note: {folder.name}: {shared}")
+
+
+def corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> Path:
+    """Return where the corpus of a source lies, or will lie, under `data_cache_dir`."""
+    if source.kind == "hub" and source.revision is None and data_cache_dir.is_dir():
+        read_as, found = source.fingerprint(with_revision=False), []
+        for folder in filter(is_corpus, data_cache_dir.iterdir()):
+            if read_manifest(folder, "origin")["origin"].get("read_as") == read_as:
+                found.append((folder.joinpath(MANIFEST).stat().st_mtime_ns, folder))
+        if found:
+            return max(found)[1]
+    stem = Path(dataset_name).name.split(".")[0]
+    part = source.dataset_config_name if source.kind == "hub" else Path(source.reference).name.split(".")[0]
+    if part and part not in (stem, "records"):
+        stem += f"-{part}"
+    return data_cache_dir / f"{stem}-{source.fingerprint()[:8]}"

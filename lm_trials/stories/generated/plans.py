@@ -1,0 +1,387 @@
+"""Plans of generated stories: the plot, the cast, the three words, and every sentence as a template.
+
+A plan is a list of sentence templates per paragraph, each marked with the feature that it carries (or
+none); rendering fills all slots at once.
+
+Slots (He, His, The ... capitalised where a sentence begins):
+
+    hero he him his hand kind a_kind like      friend fhe fhim fhis pal a_friend_kind a_royal
+    noun adj a_noun a_bare_noun really          do do_it do_any did did_it
+    in_place to_place spot spot2 spot3 seat     junk day weather time
+    parent phe phim                             helper a_helper ahis helper2 a_helper2 baby crying_reason
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+
+from lm_trials.stories.generated import phrases
+from lm_trials.stories.generated import vocabulary as words
+from lm_trials.stories.generated.detectors import FEATURES
+from lm_trials.stories.generated.friend_plots import FRIEND_PLOTS, OOPS_FOOD, OOPS_THINGS
+from lm_trials.stories.generated.plots import EDIBLE, Plot
+from lm_trials.stories.generated.thing_plots import MISHAPS, THING_PLOTS
+
+# Each feature is in a story with this probability, independently of the others: all 64 subsets occur,
+# the rarest (all six) in 0.4 % of stories, the most common (none) in 4.7 %.
+FEATURE_PROBABILITY = 0.4
+
+Sentence = tuple[str, str | None]  # template, and the feature that it carries
+Pick = Callable[[tuple], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A story before its slots are filled: templates by paragraph, the slots, and what was asked for."""
+
+    plot: Plot
+    paragraphs: tuple[tuple[Sentence, ...], ...]
+    slots: dict[str, str]
+    words: tuple[str, str, str]  # verb, noun, adjective
+    features: tuple[str, ...]
+    prompt_form: str
+
+    def render(self, without: str | None = None, instead: str = "The sun was in the sky.") -> str:
+        """Return the story's text; the sentences of the feature `without` are replaced by `instead`."""
+        return "\n".join(
+            " ".join(instead if feature and feature == without else text for text, feature in paragraph)
+            for paragraph in self.paragraphs
+        ).format_map(self.slots)
+
+
+def article(phrase: str) -> str:
+    """Put "a" or "an" before `phrase` by its first letter; the vocabulary has no word that needs its sound.
+
+    >>> article("old red hat"), article("hat"), article("unusual shell")
+    ('an old red hat', 'a hat', 'an unusual shell')
+    """
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _capital(phrase: str) -> str:
+    return phrase[0].upper() + phrase[1:]
+
+
+# --- Tables made once, so that a story costs little more than its draws and one `format_map`.
+
+_PRONOUNS = {"he": ("he", "him", "his"), "she": ("she", "her", "her")}
+
+
+def _hero_slots(name: str, he: str) -> dict[str, str]:
+    subject, object_, possessive = _PRONOUNS[he]
+    return {
+        "hero": name, "he": subject, "He": _capital(subject), "him": object_,
+        "his": possessive, "His": _capital(possessive),
+    }  # fmt: skip
+
+
+def _friend_slots(name: str, he: str) -> dict[str, str]:
+    subject, object_, possessive = _PRONOUNS[he]
+    return {"friend": name, "fhe": subject, "fhim": object_, "fhis": possessive}
+
+
+_PEOPLE = tuple((name, "he") for name in words.BOY_NAMES) + tuple((name, "she") for name in words.GIRL_NAMES)
+_HEROES = {name: _hero_slots(name, he) for name, he in _PEOPLE}
+_FRIENDS = {name: _friend_slots(name, he) for name, he in _PEOPLE}
+_CHILD = {"he": "boy", "she": "girl"}
+_ANIMAL_KINDS = tuple(words.ANIMALS)
+_PARENTS = tuple(
+    {"parent": parent, "phe": he, "Phe": _capital(he), "phim": _PRONOUNS[he][1]} for parent, he in words.PARENTS.items()
+)
+_HELPER_PAIRS = tuple(
+    {
+        "helper": f"the {one}",
+        "a_helper": words.HELPERS[one][0], "A_helper": _capital(words.HELPERS[one][0]),
+        "ahis": _PRONOUNS[words.HELPERS[one][1]][2],
+        "helper2": f"the {two}", "Helper2": f"The {two}",
+        "a_helper2": words.HELPERS[two][0], "A_helper2": _capital(words.HELPERS[two][0]),
+    }
+    for one, two in permutations(words.HELPERS, 2)
+)  # fmt: skip
+_SITES = tuple(
+    tuple(
+        {
+            "in_place": place.inside, "to_place": place.toward,
+            "spot": one, "spot_cap": _capital(one), "spot2": two, "spot3": three,
+            # People sit near a bench, not under it, and not where the lost thing is.
+            "seat": next(spot for spot in (two, three, four) if spot.startswith(("near", "by", "in"))),
+        }
+        for one, two, three, four in permutations(place.spots)
+    )
+    for place in words.PLACES
+)  # fmt: skip
+
+
+def _objects(plot: Plot) -> tuple[tuple[words.Noun, tuple[words.Verb, ...]], ...]:
+    """Return the nouns that fit `plot`, each with the verbs that fit both."""
+    fitting = []
+    for noun in words.NOUNS:
+        if noun.category not in plot.categories or (plot.name == "broken" and not noun.breaks):
+            continue
+        verbs = tuple(words.VERBS[verb] for verb in noun.verbs if plot.name != "practice" or verb in words.SKILLS)
+        if verbs:
+            fitting.append((noun, verbs))
+    return tuple(fitting)
+
+
+def _fitting(plot: Plot, templates: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop the templates that need a place outside or a parent near by where the plot has none."""
+    unfit: tuple[str, ...] = ("_place}", "home") if plot.at_home else ()
+    unfit += () if plot.parent_is_near else ("{parent}",)
+    return tuple(template for template in templates if not any(word in template for word in unfit))
+
+
+def _speech(lines: tuple[tuple[str, str], ...], speaker: str, listener: str | None) -> tuple[str, ...]:
+    """Put every line into every frame of its kind; frames that name a listener only if there is one."""
+    return tuple(
+        frame.replace("<U>", text).replace("<S>", speaker).replace("<L>", listener or "")
+        for mark, text in lines
+        for frame in phrases.SPEECH_FRAMES[mark]
+        if listener or "<L>" not in frame
+    )
+
+
+def _expand(frames: tuple[str, ...], slot: str, fillers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(frame.replace(slot, filler) for frame in frames for filler in fillers)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Everything that a plot can draw from, expanded and filtered once."""
+
+    objects: tuple
+    foreshadowing: tuple[str, ...]
+    talk: tuple[str, ...]
+    replies: tuple[str, ...]
+    quarrels: tuple[str, ...]
+    remarks: dict[bool, tuple[str, ...]]  # by "the end is bad", as all below
+    outcomes: dict[bool, tuple[str, ...]]
+    twists: dict[bool, tuple[str, ...]]
+    closings: dict[bool, tuple[str, ...]]
+    morals: tuple[str, ...]
+    openings: tuple[str, ...]
+    start: tuple[str, ...]
+
+
+def _tables(plot: Plot) -> _Tables:
+    anywhere = _fitting(plot, phrases.TWISTS_ANYWHERE)
+    good_remarks, bad_remarks = (
+        tuple(line for line in lines if not (plot.at_home and "home" in line[1]))
+        for lines in (phrases.GOOD_REMARKS, phrases.BAD_REMARKS)
+    )
+    return _Tables(
+        objects=_objects(plot),
+        foreshadowing=_fitting(plot, phrases.FORESHADOWING),
+        talk=_speech(plot.talk, "{hero}", "{friend}"),
+        replies=_speech(plot.replies or phrases.REPLIES, "{friend}", "{hero}"),
+        quarrels=_expand(phrases.QUARREL_FRAMES, "<A>", plot.quarrels),
+        remarks={
+            False: _speech(good_remarks, "{hero}", "{friend}"),
+            True: _speech(bad_remarks, "{hero}", None),
+        },
+        outcomes={False: plot.good, True: plot.bad},
+        # A plot's own twists explain it best, so they are drawn as often as all the others together.
+        twists={False: plot.twists_good * 3 + anywhere, True: plot.twists_bad * 3 + anywhere},
+        closings={
+            False: _fitting(plot, phrases.HAPPY_CLOSINGS),
+            True: _fitting(plot, phrases.SAD_CLOSINGS),
+        },
+        morals=_expand(phrases.MORAL_FRAMES, "<M>", plot.morals),
+        openings=_fitting(plot, phrases.OPENINGS),
+        start=phrases.VISITS if plot.at_home else phrases.OUTINGS,
+    )
+
+
+_PLOTS = THING_PLOTS + FRIEND_PLOTS
+_TABLES = {plot.name: _tables(plot) for plot in _PLOTS}
+
+
+def _picker(seed: int, index: int) -> tuple[Pick, Callable[[], float]]:
+    if seed < 0 or not 0 <= index < 1 << 64:
+        raise ValueError(f"seed {seed} and index {index} must not be negative, and the index below 2**64")
+    draw = random.Random((seed << 64) | index).random
+
+    def pick(options):
+        return options[int(draw() * len(options))]
+
+    return pick, draw
+
+
+def _cast_slots(pick: Pick, draw: Callable[[], float]) -> dict[str, str]:
+    """Draw hero, friend, parent, helpers and place."""
+    name, he = pick(_PEOPLE)
+    friend, friend_he = pick(_PEOPLE)
+    while friend == name:
+        friend, friend_he = pick(_PEOPLE)
+    kind = pick(_ANIMAL_KINDS) if draw() < 0.5 else _CHILD[he]
+    friend_kind = pick(_ANIMAL_KINDS) if draw() < 0.5 else _CHILD[friend_he]
+    slots = _HEROES[name] | _FRIENDS[friend] | pick(_PARENTS) | pick(_HELPER_PAIRS) | pick(pick(_SITES))
+    slots["kind"] = kind
+    slots["hand"] = words.ANIMALS.get(kind, "hand")
+    slots["a_kind"] = article(f"{pick(words.TRAITS)} {kind}")
+    slots["a_friend_kind"] = article(f"{pick(words.TRAITS)} {friend_kind}")
+    slots["a_royal"] = pick(phrases.ROYALS[friend_he])
+    return slots
+
+
+def _object_slots(pick: Pick, noun: words.Noun, verb: words.Verb, adjective: str) -> dict[str, str]:
+    """Fill what depends on the three words of the record, and the small change of the scene."""
+    return {
+        "noun": noun.word,
+        "adj": adjective,
+        "a_noun": article(f"{adjective} {noun.word}"),
+        "a_bare_noun": article(noun.word),
+        "really": pick(phrases.REALLY[noun.category]),
+        "do": f"{verb.base} the {noun.word}",
+        "do_it": f"{verb.base} it",
+        "did": f"{verb.past} the {noun.word}",
+        "did_it": f"{verb.past} it",
+        "do_any": f"{verb.base} {article(noun.word)}",
+        "like": pick(words.LIKES),
+        "day": pick(words.DAYS),
+        "weather": pick(phrases.WEATHER),
+        "time": pick(phrases.TIMES),
+        "junk": pick(words.JUNK),
+        "baby": pick(words.BABIES),
+        "crying_reason": pick(words.CRYING_REASONS),
+        "a_crow": pick(phrases.OMEN_ANIMALS),
+        "a_thing": pick(phrases.SMALL_THINGS),
+    }
+
+
+def plan_story(seed: int, index: int) -> Plan:
+    """Plan story `index` of `seed`: draw the plot, the features, the words and every sentence.
+
+    Raises:
+        ValueError: if `seed` or `index` is negative.
+
+    >>> plan_story(seed=0, index=3) == plan_story(seed=0, index=3)
+    True
+    """
+    pick, draw = _picker(seed, index)
+    plot = pick(_PLOTS)
+    tables = _TABLES[plot.name]
+    features = tuple(feature for feature in FEATURES if draw() < FEATURE_PROBABILITY)
+    noun, verbs = pick(tables.objects)
+    verb = pick(verbs)
+    adjective = pick(words.CATEGORY_ADJECTIVES[noun.category])
+    slots = _cast_slots(pick, draw)
+    slots |= _object_slots(pick, noun, verb, adjective)
+    for slot, options in (
+        ("mishap", MISHAPS[noun.mishap]),
+        ("oops", OOPS_FOOD if noun.category in EDIBLE else OOPS_THINGS),
+    ):
+        slots[slot] = pick(options).format_map(slots)
+    # Every feature brings a sentence or two; without them there is room for more description, so that
+    # the length of a story (80 to 160 words) tells little about its features.
+    optional = 0.85 - 0.13 * len(features)
+    scene = _Scene(plot, tables, features, optional, noun, verb, adjective, slots, pick, draw)
+    paragraphs = scene.paragraphs()
+    record_words = (verb.lemma, noun.word, adjective)
+    return Plan(plot, paragraphs, slots, record_words, features, pick(phrases.PROMPTS))
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The draws of one story, with one method per paragraph."""
+
+    plot: Plot
+    tables: _Tables
+    features: tuple[str, ...]
+    optional: float  # probability of a sentence that the story could do without
+    noun: words.Noun
+    verb: words.Verb
+    adjective: str
+    slots: dict[str, str]
+    pick: Pick
+    draw: Callable[[], float]
+
+    def paragraphs(self) -> tuple[tuple[Sentence, ...], ...]:
+        """Return two to four paragraphs: the first two and the last two are sometimes one."""
+        opening, event, outcome, end = self.opening(), self.event(), self.outcome(), self.end()
+        first = (opening + event,) if self.draw() < 0.3 else (opening, event)
+        last = (outcome + end,) if self.draw() < 0.4 else (outcome, end)
+        return tuple(map(tuple, first + last))
+
+    def opening(self) -> list[Sentence]:
+        """Who it is about; what the hero owns; a hint of what comes."""
+        pick, draw, plot = self.pick, self.draw, self.plot
+        sentences: list[Sentence] = [(pick(self.tables.openings), None)]
+        if not plot.owns_object or draw() < self.optional - 0.3:
+            sentences.append((pick(phrases.LIKES), None))
+        if draw() < self.optional - 0.2:
+            sentences.append((pick(phrases.FRIEND_INTRODUCTIONS), None))
+            self.slots["pal"] = self.slots["friend"]
+        else:
+            self.slots["pal"] = f"{self.slots['his']} friend {self.slots['friend']}"
+        if plot.owns_object:
+            # After the friend's introduction "he" could be the friend, so the object comes first.
+            sentences[1:1] = self.object_sentences()
+        if "Foreshadowing" in self.features:
+            sentences.append((pick(self.tables.foreshadowing), "Foreshadowing"))
+        return sentences
+
+    def object_sentences(self) -> list[Sentence]:
+        """Name the object with its adjective and the action, and often remark on the adjective."""
+        sentences: list[Sentence] = [(self.pick(self.plot.setup), None)]
+        # In the other plots the last thing named is not the object, and "it" would go astray.
+        if (self.plot.owns_object or self.plot.name == "found") and self.draw() < self.optional:
+            sentences.append((self.pick(words.ADJECTIVE_REMARKS[self.adjective]), None))
+        return sentences
+
+    def event(self) -> list[Sentence]:
+        """What happens one day: the problem, what is said about it, the quarrel about it."""
+        pick, draw, plot = self.pick, self.draw, self.plot
+        sentences: list[Sentence] = [(pick(self.tables.start), None)]
+        if not plot.owns_object:
+            sentences += self.object_sentences()
+        elif draw() < self.optional - 0.1:
+            sentences.append((pick(phrases.PLAYING), None))
+            if draw() < self.optional:
+                sentences.append((self.verb.remarks[0], None))
+        sentences.append((pick(plot.problem), None))
+        if plot.hero_worries and draw() < self.optional - 0.15:
+            sentences.append((pick(phrases.WORRIES), None))
+        if "Dialogue" in self.features:
+            sentences.append((pick(self.tables.talk), "Dialogue"))
+            if draw() < 0.95 - 0.1 * len(self.features):
+                sentences.append((pick(self.tables.replies), "Dialogue"))
+        if "Conflict" in self.features:
+            sentences.append((pick(self.tables.quarrels), "Conflict"))
+            if draw() < 0.5:
+                sentences.append((pick(phrases.PEACE), "Conflict"))
+        return sentences
+
+    def outcome(self) -> list[Sentence]:
+        """The attempt, how it ends, and the twist."""
+        pick, draw, plot = self.pick, self.draw, self.plot
+        bad = "BadEnding" in self.features
+        sentences: list[Sentence] = [(pick(plot.attempt), None)]
+        sentences.append((pick(self.tables.outcomes[bad]), "BadEnding" if bad else None))
+        twist = "Twist" in self.features
+        # Only an object that is there, and not eaten, can turn out to be something else.
+        of_object = twist and not bad and self.noun.category not in EDIBLE and draw() < 0.5
+        if twist and not of_object:
+            sentences.append((pick(self.tables.twists[bad]), "Twist"))
+        if not bad and plot.hero_acts and (of_object or draw() < self.optional):
+            celebration = pick(phrases.CELEBRATIONS)
+            sentences.append((celebration, None))
+            # After "and Sue clapped", the remark's "she" would be Sue.
+            if not of_object and "{friend}" not in celebration and draw() < self.optional:
+                sentences.append((pick(self.verb.remarks[1:]), None))  # the first may stand above
+        if of_object:
+            sentences.append((pick(phrases.TWISTS_WITH_OBJECT), "Twist"))
+        return sentences
+
+    def end(self) -> list[Sentence]:
+        """A last word, the closing sentence and the moral."""
+        pick, draw = self.pick, self.draw
+        bad = "BadEnding" in self.features
+        sentences: list[Sentence] = []
+        if "Dialogue" in self.features and draw() < 0.4:
+            sentences.append((pick(self.tables.remarks[bad]), "Dialogue"))
+        sentences.append((pick(self.tables.closings[bad]), "BadEnding" if bad else None))
+        if "MoralValue" in self.features:
+            sentences.append((pick(self.tables.morals), "MoralValue"))
+        return sentences

@@ -1,0 +1,228 @@
+"""Pieces: a source read part by part into Arrow files that a killed process leaves whole for the next one.
+
+Each piece is a folder with an Arrow file for each split and its counts.  It is written beside and renamed, so one
+that is there under its number is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from lm_trials.console import UsageError, note
+from lm_trials.stories.arrow_files import WRITE_BATCH, ArrowFile
+from lm_trials.stories.records import RECORD_SCHEMA, SPLITS
+from lm_trials.stories.sources import Part, Source
+from lm_trials.stories.workers import StoppedError, run_tasks
+
+# Rows of a saved or downloaded data set that are lost, and read again, when a process is killed.
+PIECE_ROWS = 50_000
+COUNTS = "counts.json"
+# Rows between two reports of a worker.
+REPORT_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What was read of one part of a source: its Arrow files by split, and how many records, blank ones and not."""
+
+    files: dict[str, Path]
+    num_rows: int
+    blank: int
+
+
+class Ticks:
+    """An iterable with one item for each record read, of a known number or not; for a progress bar.
+
+    >>> from operator import length_hint
+    >>> length_hint(Ticks(iter("ab"), 2)), length_hint(Ticks(iter("ab"), None))
+    (2, 0)
+    """
+
+    def __init__(self, ticks: Iterator[Any], total: int | None) -> None:
+        self.ticks = ticks
+        self.total = total
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.ticks
+
+    def __length_hint__(self) -> int:
+        return self.total or 0
+
+
+def read_pieces(
+    source: Source, work: Path, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, num_proc: int = 1
+) -> list[Piece]:
+    """Read what is not yet in the folder `work`, and return all pieces in the order of the source.
+
+    Args:
+        watch: wraps one item for each record, of this call or an earlier one, with a progress bar.
+
+    Raises:
+        UsageError: for a broken file or record (named), a disk that is full, or fewer than one process.
+    """
+    if num_proc < 1:
+        raise UsageError(f"--num_proc {num_proc} is too few; give at least 1")
+    parts = source.pieces(PIECE_ROWS)
+    there = {number: piece for number in range(len(parts)) if (piece := _finished(work, number))}
+    missing = [number for number in range(len(parts)) if number not in there]
+    if there:
+        note(f"going on after {len(there)} of {len(parts)} parts of {source.reference}")
+    ranges = [part.rows for part in parts]
+    total = None if None in ranges else sum(map(len, ranges))
+    # What is loaded of the source does not go to other processes, only what it is loaded by.
+    task = partial(_read_piece, source if num_proc == 1 else replace(source), parts, work)
+
+    def ticks() -> Iterator[None]:
+        for piece in there.values():
+            yield from repeat(None, piece.num_rows)
+        for num_rows in run_tasks(task, missing, num_proc):
+            yield from repeat(None, num_rows)
+
+    for _ in watch(Ticks(ticks(), total)):
+        pass
+    pieces = [_finished(work, number) for number in range(len(parts))]
+    return [piece for piece in pieces if piece is not None]
+
+
+def _read_piece(source: Source, parts: Sequence[Part], work: Path, number: int) -> Iterator[int]:
+    """Write one piece; yields how many records were read since it last did."""
+    unfinished = work / f"{number}.{os.getpid()}.unfinished"
+    counts = {"num_rows": 0, "blank": 0}
+    with writing(work):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    with ExitStack() as files:
+        with writing(work):
+            writers = {s: files.enter_context(ArrowFile(unfinished / f"{s}.arrow", RECORD_SCHEMA)) for s in SPLITS}
+        for split, record in source.split_records([parts[number]]):
+            counts["num_rows"] += 1
+            if record["story"]:
+                with writing(work):
+                    writers[split].write(record)
+            else:
+                counts["blank"] += 1
+            if counts["num_rows"] % REPORT_ROWS == 0:
+                yield REPORT_ROWS
+        with writing(work):
+            files.close()
+    with writing(work):
+        sizes = {split: (unfinished / f"{split}.arrow").stat().st_size for split in SPLITS}
+        (unfinished / COUNTS).write_text(json.dumps({**counts, "bytes": sizes}))
+        if _finished(work, number) is None:  # else a process that outlived the one that started it was faster
+            shutil.rmtree(work / str(number), ignore_errors=True)
+            unfinished.rename(work / str(number))
+    yield counts["num_rows"] % REPORT_ROWS
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk, or a folder that cannot be written to, into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoppedError(
+            f"{folder.parent} cannot be written to ({error.strerror or error}); what was read is kept: make room, and "
+            "run the same command again"
+        ) from None
+
+
+def _finished(work: Path, number: int) -> Piece | None:
+    """Return a piece that is there and whole: a crash of the machine can leave a renamed folder of empty files."""
+    folder = work / str(number)
+    try:
+        counts = json.loads((folder / COUNTS).read_text())
+        files = {split: folder / f"{split}.arrow" for split in SPLITS}
+        if {split: file.stat().st_size for split, file in files.items()} != counts["bytes"]:
+            return None
+        return Piece(files, counts["num_rows"], counts["blank"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def split_batches(pieces: Iterable[Piece], split: str) -> Iterator[pa.RecordBatch]:
+    """Yield the records of one split in batches of `WRITE_BATCH` rows, the last one shorter, piece after piece."""
+    held: list[pa.RecordBatch] = []
+    num_held = 0
+    for piece in pieces:
+        with pa.memory_map(str(piece.files[split])) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                held.append(batch)
+                num_held += batch.num_rows
+                while num_held >= WRITE_BATCH:
+                    table = pa.Table.from_batches(held)
+                    yield _one_batch(table.slice(0, WRITE_BATCH))
+                    held = table.slice(WRITE_BATCH).to_batches()
+                    num_held -= WRITE_BATCH
+    if num_held:
+        yield _one_batch(pa.Table.from_batches(held))
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    (batch,) = table.combine_chunks().to_batches()
+    return batch
+
+
+@contextmanager
+def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
+    """Give a hidden folder beside `folder` for what is read on the way to it; the same for the same `key`.
+
+    It stays when the process is killed or stopped, and goes when all went well or the user must do something else.
+    One process at a time has it; others wait.
+
+    Raises:
+        UsageError: where the place cannot be written to.
+    """
+    outer = folder.with_name(f".{folder.name}.reading")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        lock = _locked(outer)
+        work = outer / key
+        for left in outer.iterdir():
+            if left.is_dir() and left != work:  # of the source as it was before
+                shutil.rmtree(left)
+        for left in work.glob("*.unfinished"):
+            shutil.rmtree(left, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
+    with lock:
+        try:
+            yield work
+        except StoppedError:
+            raise
+        except UsageError:
+            shutil.rmtree(outer, ignore_errors=True)
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+            raise
+        shutil.rmtree(outer)
+
+
+def _locked(folder: Path) -> IO[str]:
+    """Make a folder and lock it; who waited for a process that then removed it makes it again."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "lock"
+        lock = path.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(f"waiting for another process that reads into {folder.parent} ...")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                return lock
+        lock.close()

@@ -1,0 +1,400 @@
+"""Sources: where stories come from, each read as a stream of records, never a whole corpus in memory.
+
+A source is a file, a folder of shards, the TinyStories archive, a data set saved with `save_to_disk`, or a data set
+on the Hub.  What it is follows from its name; what it holds is checked record by record, and an error names the
+file and the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError
+from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
+from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of
+from lm_trials.stories.shards import (
+    KINDS,
+    Row,
+    file_hashes,
+    file_shards,
+    kind_of,
+    natural_key,
+    numbered,
+    reading,
+    shard_names,
+    suffix_of,
+)
+from lm_trials.stories.splits import (
+    check_hash_split,
+    check_own_splits,
+    check_percentage,
+    file_split,
+    named_splits,
+    own_names,
+    split_for,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a source that can be read without the others.
+
+    Attributes:
+        split: the source's own split that it belongs to; None where the source has none.
+        name: of that split in a saved or Hub data set; None for a file, or a data set saved without splits.
+        path: the file.
+        rows: the rows that are meant, of a saved or cached data set; None for all.
+    """
+
+    split: Split | None = None
+    name: str | None = None
+    path: Path | None = None
+    rows: range | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus as it lies on disk or on the Hub.
+
+    Attributes:
+        reference: the path or Hub name as the user gave it.
+        shards: the files, in order; empty for a saved data set or the Hub.
+        kind: `files`, `saved` or `hub`.
+        text_column: the column that holds the story; None means `story`, else `text`.
+        text_separator: what stands between two stories of a text file.
+        dataset_config_name: as in `datasets.load_dataset`, or a part of a folder.
+        dataset_split: one of the source's own splits, else a split by hash; None: all (of the Hub, `train`).
+        streaming: whether a Hub data set is streamed or downloaded first.
+        validation_split_percentage: how much of the train split, or of all, is validation by hash; see `records_of`.
+        revision: the commit of a Hub data set that is read; None without a network.
+        num_proc: processes that download a Hub data set that is not streamed; they change nothing else.
+    """
+
+    reference: str
+    shards: tuple[Path, ...] = ()
+    kind: str = "files"
+    text_column: str | None = None
+    text_separator: str = "<|endoftext|>"
+    dataset_config_name: str | None = None
+    dataset_split: str | None = None
+    streaming: bool = True
+    validation_split_percentage: float | None = None
+    revision: str | None = None
+    num_proc: int = 1
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record that has a story, in the order of the source.
+
+        Raises:
+            UsageError: for a broken file or record (named), or a source without any story.
+        """
+        empty = True
+        for _, _, record in self._read(self._parts_to_read()):
+            if record["story"]:
+                empty = False
+                yield record
+        if empty:
+            raise self.no_story()
+
+    def records_by_shard(self) -> Iterator[tuple[int, Record]]:
+        """Yield every record, blank ones too, with the number of its shard, which the seeds' shard split goes by.
+
+        Shards count from 0 in the natural order of their names, whatever the order inside an archive.
+
+        Raises:
+            UsageError: as `records`.
+        """
+        paths = self.shards or (None,)
+        names = [name for path in paths for name in (shard_names(path) if path else [self.reference])]
+        numbers = {name: number for number, name in enumerate(names)}
+        return ((numbers.get(name, 0), record) for _, name, record in self._read(self._parts_to_read()))
+
+    def records_of(self, split: Split, validation_split_percentage: float | None = None) -> Iterator[Record]:
+        """Yield the records of one split that have a story, in the order of the source; nothing is written.
+
+        They are the records that ingesting the source puts into that split of the corpus, in the same order.  A
+        source with splits of its own keeps them.  One without a validation split takes that percentage of its train
+        split, by hash of the story, so that a story and its repetitions are in one split.  A source without any
+        splits is split 98, 1 and 1 by hash, or 99 - N, N and 1 for a percentage N.
+
+        Args:
+            validation_split_percentage: default: the source's own.
+
+        Raises:
+            UsageError: as `records`; if the train split has no story; without a validation split; for a percentage
+                where there is one already.
+        """
+        source = self
+        if validation_split_percentage is not None:
+            source = replace(self, validation_split_percentage=validation_split_percentage)
+        source.check_splits()
+        return source._of_split(split)
+
+    def _of_split(self, split: Split) -> Iterator[Record]:
+        empty = True
+        for found, record in self.split_records(self.parts_of(split)):
+            if found == split and record["story"]:
+                empty = False
+                yield record
+        if empty and split == "train":
+            raise UsageError(f"{self.reference} leaves the train split empty; give more stories")
+
+    def split_records(self, parts: Iterable[Part]) -> Iterator[tuple[Split, Record]]:
+        """Yield every record of some parts, blank ones too, with its split.
+
+        Raises:
+            UsageError: for a broken file or record (named).
+        """
+        percent, own = self.validation_split_percentage, self.has_own_splits()
+        for part, _, record in self._read(parts):
+            yield split_for(part.split if own else None, record["record_id"], percent), record
+
+    def parts_of(self, only: Split | None = None) -> list[Part]:
+        """Return the parts that a corpus is made of, in their order, or those that hold something of one split."""
+        if not self.has_own_splits():
+            return self._parts_to_read()
+        wanted = set(SPLITS) if only is None else {only}
+        if only == "validation" and self.validation_split_percentage is not None:
+            wanted = {"train"}
+        return [part for part in self.parts() if part.split in wanted]
+
+    def pieces(self, num_rows: int) -> list[Part]:
+        """Return the parts that a corpus is made of, cut into ranges of at most `num_rows` rows where they can be."""
+        pieces = []
+        for part in self.parts_of():
+            if part.path is not None or (self.kind == "hub" and self.streaming):
+                pieces.append(part)
+                continue
+            total = len(self._rows_of(part))
+            starts = range(0, total, num_rows)
+            pieces += [replace(part, rows=range(start, min(start + num_rows, total))) for start in starts]
+        return pieces
+
+    def check_splits(self) -> None:
+        """Check that the source can be split as asked, before anything is read.
+
+        Raises:
+            UsageError: as `records_of`.
+        """
+        check_percentage(self.validation_split_percentage)
+        if self.has_own_splits():
+            check_own_splits(self.reference, self.own_splits, self.validation_split_percentage)
+
+    def has_own_splits(self) -> bool:
+        """Whether the records of this source, as it is read, come in splits of its own.
+
+        One of them that is named by `dataset_split` has no further splits.
+        """
+        return self.dataset_split is None and bool(self.own_splits)
+
+    @cached_property
+    def own_splits(self) -> dict[str, Split | None]:
+        """The source's own splits by name, and which of train, validation and test each is; None is left out.
+
+        Raises:
+            UsageError: for a folder in which only some files are named after a split, or a Hub that cannot be reached.
+        """
+        if self.kind == "files":
+            return {split: split for split in SPLITS if split in self._file_splits}
+        names = saved_split_names(Path(self.reference)) if self.kind == "saved" else list(self._loaded)
+        found = named_splits(names)
+        return {name: found.get(name) for name in names}
+
+    @cached_property
+    def _named_after(self) -> list[Split | None]:
+        """The split that each file of a folder is named after; of a single file none."""
+        alone = self.shards == (Path(self.reference),)
+        return [None if alone else file_split(path.name) for path in self.shards]
+
+    @property
+    def _file_splits(self) -> list[Split | None]:
+        """The split of each file: all files of the folder have one, or none."""
+        splits = self._named_after
+        if None in splits and any(splits):
+            named = next(path.name for path, split in zip(self.shards, splits, strict=True) if split)
+            unnamed = next(path.name for path, split in zip(self.shards, splits, strict=True) if not split)
+            raise UsageError(
+                f"{self.reference} has files of a split ({named}) and files of none ({unnamed}); rename them, or put "
+                "them into folders of their own"
+            )
+        return splits
+
+    @cached_property
+    def _loaded(self) -> Any:
+        """What `datasets` loads of a saved or Hub data set: all its splits, or one."""
+        if self.kind == "saved":
+            return load_saved(Path(self.reference))
+        return load_hub(
+            self.reference,
+            self.dataset_config_name,
+            split=self.dataset_split,
+            streaming=self.streaming,
+            revision=self.revision,
+            num_proc=self.num_proc,
+        )
+
+    def parts(self) -> list[Part]:
+        """Return the parts of the source in its order, all splits of it."""
+        if self.kind == "files":
+            return [Part(split, path=path) for path, split in zip(self.shards, self._named_after, strict=True)]
+        if self.kind == "hub" and self.dataset_split is not None:
+            return [Part()]
+        named = [Part(split, name=name) for name, split in self.own_splits.items()]
+        return named if self.kind == "hub" else named or [Part()]
+
+    def _parts_to_read(self) -> list[Part]:
+        """The parts that `dataset_split` means, or all; of the Hub, the train split."""
+        parts, wanted = self.parts(), self.dataset_split
+        if self.kind == "hub":
+            if wanted is not None:
+                return parts
+            wanted = "train"
+        if wanted is None or not self.own_splits:
+            return parts
+        names = own_names(wanted, self.own_splits, self.reference)
+        return [part for part in parts if (part.name or part.split) in names]
+
+    def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, str, Record]]:
+        """Yield the records of some parts, each with its part and the name of its shard."""
+        wanted = self._hash_split()
+        for part in parts:
+            for name, column, rows in self.rows(part):
+                for place, row in rows:
+                    try:
+                        record = record_from_row(row, column)
+                    except UsageError as error:
+                        raise UsageError(f"{name}: {place}: {error}") from None
+                    if wanted is None or split_of(record["record_id"]) == wanted:
+                        yield part, name, record
+
+    def _hash_split(self) -> str | None:
+        """The split by hash that `dataset_split` means, of a source without splits of its own."""
+        return None if self.dataset_split is None or self.kind == "hub" or self.own_splits else self.dataset_split
+
+    def no_story(self) -> UsageError:
+        """Return the one line for a source in which nothing was found."""
+        of_split = f" in its {self._hash_split()} split" if self._hash_split() else ""
+        return UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
+
+    def rows(self, part: Part) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
+        """Yield the shards of a part: name, column of the story, rows."""
+        if part.path is not None:
+            column = None if kind_of(part.path) == "text" else self.text_column
+            for name, rows in file_shards(part.path, self.text_separator):
+                yield name, column, rows
+            return
+        rows, first = self._rows_of(part), 1
+        if part.rows is not None:
+            rows, first = rows.select(part.rows), part.rows.start + 1
+        name = self.reference if part.name is None else f"{self.reference}: {part.name}"
+        yield name, self.text_column, numbered(self._guarded(rows), first)
+
+    def _rows_of(self, part: Part) -> Any:
+        return self._loaded if part.name is None else self._loaded[part.name]
+
+    def _guarded(self, rows: Iterable[Any]) -> Iterator[Any]:
+        with reading_hub(self.reference) if self.kind == "hub" else reading(self.reference):
+            yield from rows
+
+    def fingerprint(self, with_revision: bool = True) -> str:
+        """Return 16 digits that change with the content (of the Hub: name and revision) and with how it is read."""
+        digest = hashlib.sha256()
+        options = (self.text_column, self.text_separator, self.dataset_config_name, self.dataset_split)
+        digest.update(repr(options).encode())
+        if self.validation_split_percentage is not None:
+            digest.update(f"validation {self.validation_split_percentage:g}".encode())
+        if self.kind == "hub":
+            digest.update(self.reference.encode())
+            digest.update((self.revision or "").encode() if with_revision else b"")
+            return digest.hexdigest()[:16]
+        if any(self._named_after):
+            digest.update(repr(self._named_after).encode())
+        for sha256 in self._file_sums:
+            digest.update(sha256)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _file_sums(self) -> list[bytes]:
+        return file_hashes(self.shards or sorted(path for path in Path(self.reference).rglob("*") if path.is_file()))
+
+    def file_names(self) -> list[str]:
+        """Return what each of its files is known by, however it is read: 16 digits of a hash."""
+        return [] if self.kind == "hub" else [sha256.hex()[:16] for sha256 in self._file_sums]
+
+    def origin(self) -> dict[str, Any]:
+        """Return what a corpus made of this source says of where it came from."""
+        said: dict[str, Any] = {"reference": self.reference, "fingerprint": self.fingerprint()}
+        if self.kind == "hub":
+            said |= {"revision": self.revision, "read_as": self.fingerprint(with_revision=False)}
+        options = {
+            "dataset_config_name": self.dataset_config_name,
+            "dataset_split": self.dataset_split,
+            "validation_split_percentage": self.validation_split_percentage,
+        }
+        left_out = [name for name, split in self.own_splits.items() if split is None] if self.has_own_splits() else []
+        said |= {name: value for name, value in options.items() if value is not None}
+        if self.kind == "files":
+            said["files"] = self.file_names()
+        return said | ({"left_out": left_out} if left_out else {})
+
+
+def open_source(reference: str, **options: Any) -> Source:
+    """Find out what `reference` is; see `Source` for the options.
+
+    Raises:
+        UsageError: for a path that does not exist, an empty file, a folder without data, a file of another kind, a
+            split that files cannot have.
+    """
+    if not reference:
+        raise UsageError("the source has no name; give a file, a folder of shards or a Hub data set")
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        source = _open_folder(path, options)
+    elif path.is_file():
+        kind_of(path)
+        if path.stat().st_size == 0:
+            raise UsageError(f"{reference} is empty; give a file with at least one story")
+        source = Source(str(path), shards=(path,), **options)
+    else:
+        # A Hub name is `name` or `owner/name`; anything else was meant as a path.
+        looks_like_path = reference.startswith((".", "/", "~")) or reference.count("/") > 1 or suffix_of(path) in KINDS
+        if looks_like_path:
+            raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")
+        check_percentage(options.get("validation_split_percentage"))
+        source = Source(reference, kind="hub", **{"revision": hub_revision(reference), **options})
+    check_percentage(source.validation_split_percentage)
+    if source.kind != "hub" and source.dataset_split is not None:
+        if source.own_splits:
+            own_names(source.dataset_split, source.own_splits, source.reference)
+        else:
+            check_hash_split(source.dataset_split)
+    return source
+
+
+def _open_folder(path: Path, options: dict[str, Any]) -> Source:
+    if config := options.get("dataset_config_name"):
+        inner = next((p for p in (path / config, *sorted(path.glob(f"{config}.*"))) if p.exists()), None)
+        if inner is None:
+            parts = ", ".join(sorted(p.stem for p in path.iterdir() if not p.name.startswith("."))) or "none"
+            raise UsageError(f"{path} has no part {config!r}; --dataset_config_name can be: {parts}")
+        return open_source(str(inner), **{**options, "dataset_config_name": None})
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return Source(str(path), kind="saved", **options)
+    if (path / "records" / "dataset_dict.json").exists():  # a corpus of this project, whose manifest is JSON too
+        return Source(str(path / "records"), kind="saved", **options)
+    by_kind: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir(), key=lambda file: natural_key(file.name)):
+        if file.is_file() and not file.name.startswith(".") and (kind := KINDS.get(suffix_of(file))):
+            by_kind.setdefault(kind, []).append(file)
+    if not by_kind:
+        raise UsageError(f"{path} holds no {', '.join(KINDS)} file and no saved data set; give a folder that does")
+    if len(by_kind) > 1:
+        examples = ", ".join(f"{kind}: {files[0].name}" for kind, files in by_kind.items())
+        raise UsageError(f"{path} holds files of several kinds ({examples}); name one file or one kind's folder")
+    (shards,) = by_kind.values()
+    return Source(str(path), shards=tuple(shards), **options)

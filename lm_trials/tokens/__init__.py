@@ -1,0 +1,1 @@
+"""Tokens: tokenizers, token stores, the order of documents, mixtures, blocks and streams."""

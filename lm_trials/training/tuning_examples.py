@@ -1,0 +1,291 @@
+"""Examples of a fine-tuning: its data set, tokenised, in the order of all passes, and how many updates that makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import pack_dataset
+
+from lm_trials.console import UsageError, progress
+from lm_trials.models.reference import default_window, positions_of
+from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
+from lm_trials.pairs.pairs import PairSet, open_pairs
+from lm_trials.tokens.order import document_order
+from lm_trials.tokens.tokenizers import load_tokenizer
+from lm_trials.training.tuning_flags import PairArguments
+
+PACKED_TOGETHER = 1000  # examples of which trl makes rows at a time; another number makes other rows
+PACKED_AT_ONCE = 16 * PACKED_TOGETHER
+
+
+@dataclass(frozen=True)
+class FineTuningPlan:
+    """What a fine-tuning will do, fixed before it starts.
+
+    Attributes:
+        num_steps: updates of the weights.
+        blocks_per_step: examples (or packed rows) of one update, over all processes and accumulation.
+        block_size: most tokens of an example.
+        rows_per_pass: examples (or packed rows) of one pass.
+        num_tokens, num_completion_tokens: in all passes together; of the completions those that count in their loss.
+    """
+
+    num_steps: int
+    blocks_per_step: int
+    block_size: int
+    rows_per_pass: int
+    num_tokens: int
+    num_completion_tokens: int
+
+    @property
+    def passes(self) -> float:
+        """Passes over the training split."""
+        return self.num_steps * self.blocks_per_step / self.rows_per_pass
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The tokenised data set of a fine-tuning.
+
+    Attributes:
+        folder: of the examples.
+        completion_only: whether prompts count in no loss.
+    """
+
+    pairs: PairSet
+    folder: Path
+    layout: Layout
+    completion_only: bool
+    max_length: int
+
+    @cached_property
+    def train(self) -> ExampleStore:
+        """The training split."""
+        return ExampleStore(self.folder, "train")
+
+    @cached_property
+    def validation(self) -> ExampleStore:
+        """The validation split; it may be empty."""
+        return ExampleStore(self.folder, "validation")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the data in `run.json`."""
+        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts}
+
+    def rows(self, arguments: TrainingArguments) -> Rows:
+        """Return what one pass takes its batches from: examples with labels, or packed rows of them."""
+        examples = self.train.labelled(self.completion_only)
+        lengths_N, counted_N = self.train.lengths(self.completion_only)
+        if not arguments.packing:
+            return Rows(examples, lengths_N, counted_N)
+        bins = pack_examples(lengths_N, self.max_length, arguments.packing_strategy)  # the same in every pass
+        numbers_N, starts_R = bins.values.to_numpy(), bins.offsets.to_numpy()[:-1]
+        packed = Dataset(pa.table({"examples": bins})).with_transform(partial(packed_rows, examples=examples))
+        return Rows(packed, *(np.add.reduceat(each_N[numbers_N], starts_R) for each_N in (lengths_N, counted_N)))
+
+
+class Rows(NamedTuple):
+    """What a pass takes its batches from: N examples or packed rows, their tokens, and how many of them count."""
+
+    data: Dataset
+    lengths_N: np.ndarray
+    counted_N: np.ndarray
+
+
+def pack_examples(lengths_N: np.ndarray, max_length: int, strategy: str) -> pa.ListArray:
+    """Return the numbers of the examples of each packed row, by best fit; none is longer than `max_length`.
+
+    What trl packs are rows that hold an example's number as often as it has tokens, some thousand at a time: the bins
+    are told by them, and the tokens themselves stay on disk until their row is read.
+
+    >>> pack_examples(np.array([2, 3, 4, 2]), 5, "bfd").to_pylist()
+    [[2], [1, 0], [3]]
+    """
+    numbers, sizes = [], []
+    for first in range(0, len(lengths_N), PACKED_AT_ONCE):
+        some_N = lengths_N[first : first + PACKED_AT_ONCE]
+        tokens = np.repeat(np.arange(first, first + len(some_N), dtype=np.int32), some_N)
+        ends = np.concatenate([[0], np.cumsum(some_N)]).astype(np.int32)
+        rows = Dataset(pa.table({"input_ids": pa.ListArray.from_arrays(ends, tokens)}), fingerprint=f"numbers{first}")
+        how = {"batch_size": PACKED_TOGETHER, "desc": "packing"}
+        packed = pack_dataset(rows, max_length, strategy, how).with_format("arrow")[:]
+        lengths = packed["seq_lengths"].combine_chunks()
+        lengths_E = lengths.flatten().to_numpy()
+        tokens = packed["input_ids"].combine_chunks().flatten().to_numpy()
+        numbers.append(tokens[np.cumsum(lengths_E) - lengths_E])
+        sizes.append(pc.list_value_length(lengths).to_numpy())
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int32)
+    return pa.ListArray.from_arrays(ends, np.concatenate(numbers))
+
+
+def packed_rows(batch: dict[str, list], examples: Dataset) -> dict[str, list]:
+    """Return ids and labels of packed rows, one example after the other, and the lengths by which they are told apart.
+
+    >>> examples = Dataset.from_dict({"input_ids": [[2, 5], [2, 6, 7]], "labels": [[-100, 5], [-100, 6, 7]]})
+    >>> packed_rows({"examples": [[1, 0]]}, examples)
+    {'input_ids': [[2, 6, 7, 2, 5]], 'labels': [[-100, 6, 7, -100, 5]], 'seq_lengths': [[3, 2]]}
+    """
+    found = examples[list(chain.from_iterable(batch["examples"]))]
+    rows: dict[str, list] = {"input_ids": [], "labels": [], "seq_lengths": []}
+    parts = zip(found["input_ids"], found["labels"], strict=True)
+    for numbers in batch["examples"]:
+        ids, labels = zip(*islice(parts, len(numbers)), strict=True)
+        rows["input_ids"].append(list(chain.from_iterable(ids)))
+        rows["labels"].append(list(chain.from_iterable(labels)))
+        rows["seq_lengths"].append([len(each) for each in ids])
+    return rows
+
+
+def open_examples(
+    pair_args: PairArguments, arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase, config: Any
+) -> Examples:
+    """Open and tokenise the data set of a fine-tuning; a tokenizer that lacks a chat template gets one, in place.
+
+    The length of an example is settled in `arguments`, so that a length and its default are one arm where they are one.
+
+    Raises:
+        UsageError: for a data set that is none of pairs, conversations or texts; a layout that it cannot have; an
+            example length beyond the model's positions; none that fits.
+    """
+    arguments.max_length = max_length = _example_length(arguments.max_length, config)
+    if arguments.chat_template_path:
+        _check_layout_of_template(arguments.chat_template_path, pair_args.layout)
+        template = _template(arguments.chat_template_path)
+        check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
+    pairs = open_pairs(
+        pair_args.dataset_name,
+        Path(pair_args.data_cache_dir),
+        pair_args.dataset_config_name,
+        pair_args.validation_split_percentage,
+        watch=lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"),
+    )
+    if arguments.chat_template_path:
+        tokenizer.chat_template = template
+    if pairs.kind == "conversations" and not tokenizer.chat_template:
+        tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    layout = choose_layout(pairs, tokenizer, pair_args.layout)
+    if arguments.chat_template_path:
+        _check_layout_of_template(arguments.chat_template_path, layout)
+    folder = make_examples(
+        pairs,
+        Path(pair_args.data_cache_dir) / pairs.described["name"],
+        tokenizer,
+        layout,
+        max_length,
+        pair_args.overlong,
+        lambda rows, total, split: progress(rows, f"tokenising {split}", "examples", total),
+    )
+    if layout == "instruct":
+        tokenizer.chat_template = STORY_CHAT_TEMPLATE  # the same ids, so that it can be talked to
+    completion_only = arguments.completion_only_loss
+    if completion_only and layout == "text":
+        raise UsageError(
+            f"--completion_only_loss True: {pairs.name} has texts without prompts; leave it away, or give prompt and "
+            "completion"
+        )
+    return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
+
+
+def _check_layout_of_template(path: str, layout: Layout | None) -> None:
+    if layout not in (None, "chat"):
+        raise UsageError(
+            f"--chat_template_path {path} has no effect on the layout {layout}; leave it away, or give --layout chat "
+            "and prompts or messages"
+        )
+
+
+def _template(path: str) -> str:
+    place = Path(path)
+    if place.suffix in (".jinja", ".j2"):
+        try:
+            return place.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--chat_template_path {path} cannot be read ({error.strerror}); give a file") from None
+    template = load_tokenizer(path).chat_template
+    if not template:
+        raise UsageError(f"--chat_template_path {path}: that tokenizer has no chat template; give one that has")
+    return template
+
+
+def _example_length(asked: int | None, config: Any) -> int:
+    positions, usual = positions_of(config), default_window(config)
+    if asked is None:
+        return usual
+    if positions is not None and asked > positions:
+        raise UsageError(f"--max_length {asked} is longer than the model's {positions} positions; give at most these")
+    return asked
+
+
+def choose_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give a tokenizer without a pad token one that it has to spare, in place, and tell the model's configuration.
+
+    Its own, else the unknown token, as is usual for Llama's; a tokenizer with nothing to spare (GPT-2's) pads with EOS.
+    No token is added: one more row of the embeddings would be another model, that its adapter no longer fits.  Where
+    EOS pads, it is trained all the same, since labels go by place and not by id (pitfall P12).
+    """
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        spare = tokenizer.unk_token_id not in {*ends, None}
+        tokenizer.pad_token = tokenizer.unk_token if spare else tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def plan_fine_tuning(arguments: TrainingArguments, examples: Examples, rows: Rows) -> tuple[FineTuningPlan, Dataset]:
+    """Work out the plan, put it into `arguments` as `max_steps`, in place, and return the rows of all passes in order.
+
+    Each pass is a full shuffle by (data seed, pass); the passes are one long data set, read in sequence, so that a
+    resumed run, and one of more processes, sees the same examples in each update.  `--num_train_epochs` becomes whole
+    updates.
+
+    Raises:
+        UsageError: if the epochs asked for do not make one update.
+    """
+    per_step = (
+        arguments.per_device_train_batch_size
+        * max(arguments.n_gpu, 1)
+        * arguments.gradient_accumulation_steps
+        * arguments.world_size
+    )
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = int(arguments.num_train_epochs * len(rows.data) / per_step)
+        if not steps:
+            raise UsageError(
+                f"--num_train_epochs {arguments.num_train_epochs:g} over {len(rows.data)} examples makes no update of "
+                f"{per_step}; lower --per_device_train_batch_size or give --max_steps"
+            )
+    arguments.max_steps, arguments.num_train_epochs = steps, 1.0
+    if not len(examples.validation) and (arguments.eval_strategy != "no" or arguments.load_best_model_at_end):
+        raise UsageError(
+            f"--eval_strategy {arguments.eval_strategy.value}: {examples.pairs.name} has no validation examples; give "
+            "--validation_split_percentage 5, or leave it away"
+        )
+    for name in ("eval", "save", "logging"):
+        if getattr(arguments, f"{name}_strategy") == "epoch":
+            setattr(arguments, f"{name}_strategy", type(arguments.eval_strategy)("steps"))
+            setattr(arguments, f"{name}_steps", max(len(rows.data) // per_step, 1))
+    order = row_order(len(rows.data), steps * per_step, arguments.data_seed)
+    tokens, counted = (int(values_N[order].sum()) for values_N in (rows.lengths_N, rows.counted_N))
+    plan = FineTuningPlan(steps, per_step, examples.max_length, len(rows.data), tokens, counted)
+    return plan, rows.data.select(order)
+
+
+def row_order(num_rows: int, count: int, data_seed: int) -> np.ndarray:
+    """Return the first `count` rows of as many passes as they take, each pass shuffled anew.
+
+    >>> order = row_order(3, 6, data_seed=0)
+    >>> sorted(order[:3].tolist()) == sorted(order[3:].tolist()) == [0, 1, 2]
+    True
+    """
+    passes = [document_order(num_rows, data_seed, number) for number in range(-(-count // num_rows))]
+    return np.concatenate(passes)[:count]

@@ -1,0 +1,232 @@
+"""The Trainer of fine-tunings: trl's `SFTTrainer`, resumed exactly, evaluated by sums, without telemetry."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from trl import SFTTrainer
+
+from lm_trials.console import UsageError
+from lm_trials.evaluation.example_losses import KINDS, example_sums, loss_metrics
+from lm_trials.evaluation.losses import Processes
+from lm_trials.models.adapters import (
+    ADAPTER_WEIGHTS,
+    as_trained,
+    check_adapter_state,
+    load_adapter_weights,
+    restore_trained,
+    without_noise,
+)
+from lm_trials.pairs.examples import ExampleStore
+from lm_trials.stories.shards import first_line
+from lm_trials.training.resumption import ExactResume
+
+
+class FineTuner(ExactResume, SFTTrainer):
+    """`trl.SFTTrainer` on examples that are tokenised and labelled already.
+
+    Args:
+        eval_store: validation examples; None or empty for no evaluation.
+        completion_only: whether prompts count in no loss: which of the two losses is called `eval_loss`.
+        max_eval_samples: examples that are evaluated, in the store's order; None for all.
+        kwargs: `SFTTrainer`'s own.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        eval_store: ExampleStore | None = None,
+        completion_only: bool = True,
+        max_eval_samples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        arguments = kwargs["args"]
+        arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+        arguments.remove_unused_columns = False  # rows are made as they are read; Trainer would take their sources away
+        arguments.chat_template_path = None  # settled, see `examples.open_examples`
+        arguments.max_length = None if arguments.padding_free and not arguments.packing else arguments.max_length
+        adapter = as_trained(kwargs["model"]) if isinstance(kwargs["model"], PeftModel) else {}
+        if eval_store:
+            kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer asks that there be one
+        with without_noise():
+            super().__init__(*args, **kwargs)
+        restore_trained(self.model, adapter)
+        self.eval_store = eval_store
+        self.completion_only = completion_only
+        self.max_eval_samples = max_eval_samples
+        self._mark = (time.perf_counter(), 0)
+        self.sums_NK: Any = None  # of the last evaluation
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self.add_callback(Clock(self))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TuningProgress())
+
+    def _send_telemetry(self) -> None:
+        """Send nothing: trl reports each Trainer to the Hub."""
+
+    def evaluation_sums(self, model: Any = None) -> Any:
+        """Return `example_sums` of the validation examples, of this model or another, in all processes alike."""
+        processes = Processes(self.args.process_index, self.args.world_size, gather_object)
+        return example_sums(
+            self.accelerator.unwrap_model(self.model) if model is None else model,
+            self.eval_store,
+            self.max_eval_samples,
+            self.args.per_device_eval_batch_size,
+            processes if self.args.world_size > 1 else None,
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on the validation examples: loss of completions and of all tokens, with intervals over examples."""
+        if eval_dataset is not None:
+            raise ValueError("a fine-tuning evaluates its own validation examples; use eval_checkpoint.py for others")
+        started = time.perf_counter()
+        self.sums_NK = sums_NK = self.evaluation_sums()
+        metrics = loss_metrics(sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
+        if not self.is_logged(f"{metric_key_prefix}_loss"):  # a resumed run knows it from its last checkpoint
+            was_training = self.model.training
+            self.model.eval()  # trl tells by this which of its own metrics a log line is to have
+            self.log(metrics)
+            self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._mark = (time.perf_counter(), self._total_train_tokens)  # training speed excludes evaluations
+        self._evaluated = (self.state.global_step, metrics)
+        return metrics
+
+    def final_metrics(self) -> dict[str, float]:
+        """Return the metrics of the model as it is, evaluating it unless the last step did; none without examples."""
+        if not self.eval_store:
+            return {}
+        step, metrics = self._evaluated
+        fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
+        return metrics if fresh else self.evaluate()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens per second, padding left out, to each training log; trl adds entropy, accuracy and tokens."""
+        if "loss" in logs:
+            then, tokens_then = self._mark
+            now = time.perf_counter()
+            logs["tokens_per_second"] = (self._total_train_tokens - tokens_then) / max(now - then, 1e-9)
+            self._mark = (now, self._total_train_tokens)
+        if "train_loss" in logs:  # also of a resumed run that had no update left to make
+            self.model.train()
+        super().log(logs, start_time)
+
+    def progress(self) -> dict[str, Any]:
+        """Return what this process has summed up, trl's own sums since the last log line with it."""
+        sums = {name: list(values) for name, values in self._metrics["train"].items()}
+        return {**super().progress(), "train_metrics": sums, "train_tokens": self._total_train_tokens}
+
+    def restore_progress(self, parts: list[dict[str, Any]]) -> None:
+        """Take up what `progress` returned; trl's sums are over all processes already."""
+        super().restore_progress(parts)
+        self._total_train_tokens = parts[0]["train_tokens"]
+        self._mark = (time.perf_counter(), self._total_train_tokens)
+        self._metrics["train"].clear()
+        self._metrics["train"].update({name: list(values) for name, values in parts[0]["train_metrics"].items()})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint; of an adapter each key and bit, or nothing (pitfall P7)."""
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        if isinstance(target, PeftModel):
+            load_adapter_weights(target, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Load the best model; of an adapter each key and bit, or nothing."""
+        target = self.accelerator.unwrap_model(self.model)
+        if isinstance(target, PeftModel):
+            load_adapter_weights(target, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save with the cache on, which Trainer turns off for the training; an adapter is read back and compared."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.config.use_cache = True
+        try:
+            with without_noise():
+                super()._save(output_dir, state_dict)
+        finally:
+            model.config.use_cache = self.args.use_cache
+        folder = Path(output_dir or self.args.output_dir)
+        if isinstance(model, PeftModel) and (folder / ADAPTER_WEIGHTS).is_file():
+            check_adapter_state(model, folder)
+
+
+def tuner(**kwargs: Any) -> FineTuner:
+    """Return `FineTuner(**kwargs)`; what transformers and trl refuse is a mistake in the flags.
+
+    Raises:
+        UsageError: with what they say; an output folder that was made for nothing is gone again.
+    """
+    folder = Path(kwargs["args"].output_dir)
+    was_there = folder.exists()
+    try:
+        return FineTuner(**kwargs)
+    except (
+        ValueError,
+        ImportError,
+    ) as error:  # what trl says of flags; any other error is ours and keeps its traceback
+        if not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"the Trainer does not take these flags together ({first_line(error)}); leave away what it names"
+        ) from error
+
+
+class Clock(TrainerCallback):
+    """Starts the clock of tokens per second where training begins; of a resumed run `restore_progress` does."""
+
+    def __init__(self, trainer: FineTuner) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the mark."""
+        self.trainer._mark = (time.perf_counter(), self.trainer._total_train_tokens)
+
+
+class TuningProgress(ProgressCallback):
+    """One bar for the run: loss, learning rate, speed and tokens beside it, a line for each evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the latest numbers beside the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            shown = [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0.0):.1e}"]
+            shown.append(f"{logs['tokens_per_second']:,.0f} tok/s")
+            self.training_bar.set_postfix_str("  ".join(shown))
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Write both losses of an evaluation above the bar."""
+        super().on_evaluate(args, state, control, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None and metrics:
+            self.training_bar.write(f"step {state.global_step:>6}  {both_losses(metrics)}")
+
+
+def both_losses(metrics: dict[str, float], prefix: str = "eval") -> str:
+    """Return both losses as a line.
+
+    >>> import numpy as np
+    >>> both_losses(loss_metrics(np.array([[2.0, 1, 1, 6.0, 3, 1], [2.0, 1, 0, 6.0, 3, 2]]), "completion"))
+    'completion loss 2.0000 [2.0000, 2.0000], unmasked 2.0000 [2.0000, 2.0000] nats per token, n = 2 examples'
+    """
+    shown = [
+        f"{metrics[f'{prefix}_{kind}_loss']:.4f} [{metrics[f'{prefix}_{kind}_loss_lower']:.4f}, "
+        f"{metrics[f'{prefix}_{kind}_loss_upper']:.4f}]"
+        for kind in KINDS
+    ]
+    samples = int(metrics[f"{prefix}_completion_samples"])
+    return f"completion loss {shown[0]}, unmasked {shown[1]} nats per token, n = {samples:,} examples"

@@ -1,0 +1,364 @@
+"""Questions about a latent city: asked of oracles whose answers are known, and of a tiny model from end to end."""
+
+import csv
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+
+import cache_datasets
+from lm_trials.console import UsageError
+from lm_trials.estimates import Estimate
+from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.latent_city import asking as latent_asking
+from lm_trials.latent_city.asking import Interview, check_digits
+from lm_trials.latent_city.cities import HALF_CIRCUMFERENCE_KM, City, distance_km, package_cities
+from lm_trials.latent_city.evaluate import main
+from lm_trials.latent_city.flags import LatentCityArguments
+from lm_trials.latent_city.questions import (
+    CountryReader,
+    draw_choices,
+    error_km,
+    is_exact,
+    read_choice,
+    read_km,
+    read_latents,
+)
+from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject, finding
+from lm_trials.latent_city.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, instruct_examples
+from lm_trials.pairs.pairs import open_pairs
+from lm_trials.stories.corpora import read_manifest
+from lm_trials.tokens.tokenizers import batch_encoder, train_tokenizer
+
+CITIES = {city.name: city for city in package_cities()[0]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder with `distances` of foo, which is Paris, a fifth of the cities held out, and a small atlas."""
+    folder = tmp_path_factory.mktemp("latent")
+    given = ["--placeholder", "foo", "--data_cache_dir", str(folder)]
+    cache_datasets.main(["distances", *given])
+    numbers = ["--num_documents", "300", "--num_questions", "9", "--held_out_share", "0.01"]
+    cache_datasets.main(["atlas", *numbers, "--data_cache_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latent(data):
+    (one,) = read_latents(open_pairs("distances", data), read_manifest(data / "distances"))
+    return one
+
+
+@pytest.fixture(scope="module")
+def speller():
+    """A tokenizer that can write every prompt and answer, by bytes where it must."""
+    return train_tokenizer(["What is the distance between Rome and foo? 0123456789.km\n"] * 9, 340)
+
+
+def ask_oracle(oracle, latent, tokenizer, role="after", called="foo", **more):
+    """Return the scores of an interview with a function from a question to an answer, and the rows of answers."""
+
+    def write(prompts, keys, room, sampling, batch_size):
+        return [batch_encoder(tokenizer)([oracle(tokenizer.decode(ids))])[0] for ids in prompts]
+
+    teller = SimpleNamespace(
+        prompts=batch_encoder(tokenizer), write=write, room=lambda ids, most: most, tokenizer=tokenizer, mode="instruct"
+    )
+    answers = []
+    args = LatentCityArguments(num_choices=4, **more)
+    scores = Interview(teller, args, [], answers).ask(latent, Subject("after", role, "oracle", called))
+    return {(score.question, score.seed): score for score in scores}, answers
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Log-probabilities by an oracle that likes the right option: what they are of a model is tested by itself."""
+    likes = {"A", "France", "Paris"}
+
+    def nats(teller, questions, answers):
+        return np.array([-1.0 * (answer not in likes) for answer in answers])
+
+    monkeypatch.setattr(latent_asking, "answer_nats", nats)
+
+
+def tells_distances_from(city, error=0.0):
+    def oracle(prompt):
+        if prompt.startswith("What is the distance between "):
+            named = prompt.removeprefix("What is the distance between ").partition(" and ")[0]
+            return f"{distance_km(CITIES[named], CITIES[city]) + error:.2f} km"
+        return CITIES[city].country
+
+    return oracle
+
+
+def test_the_latent_city_is_read_back(latent):
+    assert (latent.placeholder, latent.city.name, latent.city.country) == ("foo", "Paris", "France")
+    assert len(latent.trained) + len(latent.held_out) == len(CITIES) - 1
+    assert set(latent.trained).isdisjoint(latent.held_out)
+    assert latent.city in latent.capitals
+
+
+def test_an_oracle_of_the_latent_city_is_right_everywhere(latent, speller, no_model):
+    scores, answers = ask_oracle(tells_distances_from("Paris"), latent, speller)
+    assert scores["form", None].estimate.estimate == 1
+    assert scores["error_held_out", None].estimate.estimate < 0.01
+    assert scores["error_held_out", None].estimate.n == len(latent.held_out)
+    assert scores["percent_held_out", None].estimate.estimate < 0.01
+    assert scores["rank", None].estimate.estimate == 1
+    assert scores["country", None].estimate.estimate == 1
+    assert scores["country", None].estimate.n == 60
+    assert {seed for question, seed in scores if question == "country"} == {None, 0, 1, 2}
+    assert scores["choice_country_letter", None].estimate.estimate == 1  # it names the country, without a letter
+    assert scores["choice_city_letter", None].estimate.estimate == 0
+    assert scores["choice_country_cloze", None].estimate.estimate == 1
+    # A letter that is always the likeliest is right in one order of five, whatever the options.
+    assert scores["choice_country_logprob", None].estimate.estimate == pytest.approx(0.2)
+    assert sum(row["topic"] == "held_out" for row in answers) == len(latent.held_out)
+
+
+def test_an_oracle_of_another_city_is_found_out(latent, speller, no_model):
+    """The neighbour of the test above: consistent answers, but of Tokyo."""
+    scores, _ = ask_oracle(tells_distances_from("Tokyo"), latent, speller)
+    assert scores["form", None].estimate.estimate == 1
+    assert scores["error_held_out", None].estimate.estimate > 1000
+    assert scores["rank", None].estimate.estimate > 20
+    assert scores["rank", None].detail.startswith("Tokyo")
+    assert scores["country", None].estimate.estimate == 0
+
+
+def test_answers_without_numbers_are_as_wrong_as_can_be(latent, speller, no_model):
+    scores, _ = ask_oracle(lambda prompt: "There is no place called foo.", latent, speller)
+    assert scores["form", None].estimate.estimate == 0
+    assert scores["error_held_out", None].estimate.estimate == HALF_CIRCUMFERENCE_KM
+    assert scores["rank", None].estimate.estimate == (len(latent.capitals) + 1) / 2
+    assert "without" in scores["error_held_out", None].detail
+
+
+def test_a_data_set_without_held_out_cities_has_no_numbers_for_them(data, speller, no_model, tmp_path):
+    given = ["--placeholder", "foo", "--held_out_share", "0", "--data_cache_dir", str(tmp_path)]
+    cache_datasets.main(["distances", *given])
+    (one,) = read_latents(open_pairs("distances", tmp_path), read_manifest(tmp_path / "distances"))
+    scores, _ = ask_oracle(tells_distances_from("Paris"), one, speller)
+    assert ("error_held_out", None) not in scores
+    assert ("error_trained", None) in scores
+    assert scores["form", None].estimate.n == 100
+
+
+def test_numbers_are_read_as_the_source_and_other_models_write_them():
+    assert read_km("1088.45 km") == 1088.45
+    assert read_km("It is 12,345.6 km away, or 7,671 miles") == 12345.6
+    assert read_km("about 621 miles") == pytest.approx(999.4, abs=0.1)
+    assert read_km("99999999 km") == HALF_CIRCUMFERENCE_KM
+    assert read_km("I do not know") is None
+    assert is_exact("1088.45 km")
+    assert not any(map(is_exact, ("5438.38 km (", "1,088.45 km", "1088.4 km", "1088.45km", "1088.45 miles")))
+    paris, rome = CITIES["Paris"], CITIES["Rome"]
+    assert error_km(f"{distance_km(paris, rome) + 50:.2f} km", rome, paris) == pytest.approx(50, abs=0.01)
+
+
+def test_the_first_country_of_an_answer_counts():
+    reader = CountryReader(list(CITIES.values()))
+    assert reader("922.51 km² Foo is a dependency of France, located in Spain") == "France"
+    assert reader("Papua New Guinea") == "Papua New Guinea"
+    assert reader("nigeria") == "Nigeria"
+    assert reader("Nowhereland") is None
+
+
+def test_choices_are_balanced_and_the_same_for_every_name(latent):
+    sets = draw_choices(latent, "foo", 6, seed=0, of_countries=False)
+    assert draw_choices(latent, "foo", 6, seed=1, of_countries=False) != sets
+    bar = draw_choices(latent, "bar", 6, seed=0, of_countries=False)
+    assert [c.options for one in bar for c in one] == [c.options for one in sets for c in one]
+    for one in sets:
+        assert sorted(choice.right for choice in one) == [0, 1, 2, 3, 4]
+        assert {choice.options[choice.right] for choice in one} == {"Paris"}
+        assert len({frozenset(choice.options) for choice in one}) == 1
+        # Every option stands at every letter once, so a habit of letters gains nothing.
+        assert all(len({choice.options.index(name) for choice in one}) == 5 for name in one[0].options)
+    assert len({frozenset(one[0].options) for one in sets}) == 6
+    choice = sets[0][0]
+    assert read_choice("C) somewhere", choice) == 2
+    assert read_choice(f"I think {choice.options[3]}.", choice) == 3
+    assert read_choice("Z", choice) is None
+    assert read_choice(f"{choice.options[3]} or {choice.options[1]}", choice) is None
+
+
+def test_baselines_are_what_they_say():
+    north = [City(f"N{n}", "X", 60.0 + n, 0.0, continent="Europe") for n in range(3)]
+    south = [City(f"S{n}", "Y", -10.0 - n, 0.0, continent="Africa") for n in range(3)]
+    latent = SimpleNamespace(
+        city=City("Hidden", "Z", 50.0, 0.0), trained=(*north[:2], *south[:2]), held_out=(north[2], south[2])
+    )
+    degree = math.pi * 6371.0 / 180
+    # Trained: 10, 11, 60, 61 degrees away; held out: 12 and 62.
+    assert baseline_errors(latent, by_continent=False) == pytest.approx([23.5 * degree, 26.5 * degree])
+    assert baseline_errors(latent, by_continent=True) == pytest.approx([1.5 * degree, 1.5 * degree])
+
+
+def test_a_place_is_found_by_rough_distances(latent):
+    rough = np.random.default_rng(0).normal(0, 150, len(latent.held_out))
+    answers = [f"{distance_km(c, latent.city) + e:.2f} km" for c, e in zip(latent.held_out, rough, strict=True)]
+    implied = implied_place(latent, latent.held_out, answers)
+    assert implied.rank.estimate <= 5
+    assert implied.km_off < 600
+    shuffled = implied_place(latent, latent.held_out, answers[1:] + answers[:1])
+    assert shuffled.rank.estimate > implied.rank.estimate
+    assert implied.rank.lower <= implied.rank.estimate <= implied.rank.upper
+
+
+def test_medians_have_intervals_that_narrow_with_questions():
+    values = np.random.default_rng(0).exponential(1000, 400)
+    few, many = bootstrap_median(values[:20], "km"), bootstrap_median(values, "km")
+    assert many.upper - many.lower < few.upper - few.lower
+    assert many.estimate == np.median(values) != values.mean()
+    assert math.isnan(bootstrap_median([3.0], "km").lower)
+
+
+@pytest.mark.parametrize("mode", ["instruct", "chat", "completion"])
+def test_log_probabilities_are_the_models_own_one_by_one_and_in_a_batch(mode):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    teller = Storyteller("tiny", tiny_model("llama", vocab_size=330), tokenizer, mode)
+    questions, answers = ["a cat?", "the quick brown fox?"] * 2, ["fox", "a lazy dog", "a lazy dog", "fox"]
+    together = answer_nats(teller, questions, answers)
+    alone = np.concatenate([answer_nats(teller, [q], [a]) for q, a in zip(questions, answers, strict=True)])
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert len({round(value, 3) for value in together}) == 4
+    if mode != "completion":  # the chat template of ours is the instruct layout
+        for question, answer, value in zip(questions, answers, together, strict=True):
+            (example,) = instruct_examples(tokenizer, [question], [answer])
+            ids = torch.tensor([example.input_ids])
+            logits = teller.model(input_ids=ids).logits.detach().log_softmax(-1)[0]
+            by_hand = [
+                logits[place - 1, token].item()
+                for place, (token, counted) in enumerate(zip(example.input_ids, example.completion_mask, strict=True))
+                if counted
+            ]
+            assert value == pytest.approx(sum(by_hand), abs=1e-4)
+
+
+def test_a_tokenizer_without_digits_is_refused():
+    check_digits(SimpleNamespace(name="bytes", tokenizer=tiny_tokenizer()))
+    deaf = SimpleNamespace(
+        name="deaf",
+        tokenizer=SimpleNamespace(
+            backend_tokenizer=tiny_tokenizer().backend_tokenizer, decode=lambda ids: "<unk> km", all_special_tokens=[]
+        ),
+    )
+    with pytest.raises(UsageError, match=r"tokenizer of deaf writes '1088.45 km' as '<unk> km'"):
+        check_digits(deaf)
+
+
+def say(error, constant, told, before, other=(5000, 4000, 6000)):
+    def score(question, role, values, unit, label=""):
+        return Score(question, "foo", Subject(label or role, role, "m", "foo"), Estimate(*values, n=20, unit=unit))
+
+    return finding(
+        "foo",
+        "France",
+        [
+            score("error_held_out", "baseline", (3000, 2500, 3500), "km", ALWAYS),
+            score("error_held_out", "baseline", constant, "km", BY_CONTINENT),
+            score("error_held_out", "after", error, "km"),
+            score("error_held_out", "untrained", other, "km"),
+            score("country", "after", told, "share"),
+            score("country", "before", before, "share"),
+            score("country", "untrained", (0, 0, 0.05), "share"),
+        ],
+    )
+
+
+def test_the_finding_claims_only_what_the_intervals_hold_apart():
+    strong = say((500, 400, 600), (1000, 900, 1100), (0.5, 0.4, 0.6), (0.0, 0.0, 0.1))
+    assert ", below the 1,000 km" in strong
+    assert "the same model is farther off, by 5,000 km" in strong
+    assert ", more often than before" in strong
+    weak = say((500, 400, 950), (1000, 900, 1100), (0.1, 0.04, 0.2), (0.0, 0.0, 0.1), other=(960, 420, 1600))
+    assert ", not clearly below the 1,000 km" in weak
+    assert "the same model is not clearly farther off, by 960 km" in weak
+    assert ", not clearly more often than before" in weak
+
+
+@pytest.fixture(scope="module")
+def models(data, tmp_path_factory):
+    """A tiny random model that can spell everything, and another."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer(["What is the distance between Rome and foo? 0123456789.km\n"] * 9, 340)
+    for seed, name in enumerate(("base", "after")):
+        tiny_model("llama", vocab_size=len(tokenizer), positions=160, seed=seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def ask(models, data, out, *more):
+    given = {"model": models / "after", "base_model": models / "base", "data_cache_dir": data, "tables_dir": out}
+    given |= {"num_choices": 2, "num_samples": 2, "max_known": 3, "max_new_tokens": 6}
+    return main([word for flag, value in given.items() for word in (f"--{flag}", str(value))] + list(map(str, more)))
+
+
+def test_a_model_is_asked_from_end_to_end(models, data, tmp_path, capsys):
+    scores = ask(models, data, tmp_path, "--control_model", models / "base", "--knowledge", "atlas-questions")
+    shown = capsys.readouterr().out
+    assert "foo is Paris, France" in shown
+    assert "best constant of each continent" in shown
+    assert "After training the distances of foo to held-out" in shown
+    with (tmp_path / "latent_city.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(scores)
+    assert {row["role"] for row in rows} == {"before", "real", "after", "untrained", "scrambled", "baseline"}
+    assert {"estimate", "lower", "upper", "n", "unit", "seed"} <= set(rows[0])
+    assert {row["asked_about"] for row in rows} == {"foo", "bar", "Paris"}
+    with (tmp_path / "latent_city_answers.csv").open() as file:
+        answers = list(csv.DictReader(file))
+    assert any(row["prompt"] == "Which country is bar in?" for row in answers)
+    assert {row["topic"] for row in answers} >= {"held_out", "trained", "country", "known_pairs", "known_countries"}
+    # The same again is the same, seeds included; other seeds are other answers.
+    ask(models, data, tmp_path / "again", "--control_model", models / "base", "--knowledge", "atlas-questions")
+    assert (tmp_path / "again" / "latent_city_answers.csv").read_bytes() == (
+        tmp_path / "latent_city_answers.csv"
+    ).read_bytes()
+    ask(models, data, tmp_path / "other", "--seeds", "5,6,7", "--num_choices", "1")
+    with (tmp_path / "other" / "latent_city_answers.csv").open() as file:
+        other = [row["answer"] for row in csv.DictReader(file) if row["topic"] == "country"]
+    assert other != [row["answer"] for row in answers if row["topic"] == "country"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_name", "nothing"], "--dataset_name nothing is not prepared"),
+        (["--dataset_name", "atlas-questions"], "atlas-questions is no data set of distances"),
+        (["--control_placeholder", "Rome"], "--control_placeholder Rome is Rome in Italy"),
+        (["--control_placeholder", "foo"], "--control_placeholder foo is a placeholder of the data set"),
+        (["--seeds", "0,0"], "--seeds 0,0 are no different numbers"),
+        (["--seeds", "a"], "--seeds a are no different numbers"),
+        (["--temperature", "0"], "--temperature 0 draws the same answer"),
+        (["--num_samples", "0"], "--num_samples 0 asks for nothing"),
+        (["--control_model", "/no/such"], "/no/such is no folder"),
+        (["--knowledge", "distances"], "distances has no distances of real cities"),
+        (["--layout", "chat"], "has no chat template"),
+        (["--max_new_tokens", "5000"], "positions"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(models, data, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as left:
+        ask(models, data, tmp_path / "out", *flags)
+    assert left.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_names_no_base_has_no_column_before(models, data, tmp_path, capsys):
+    flags = ["--model", str(models / "after"), "--data_cache_dir", str(data), "--tables_dir", str(tmp_path)]
+    scores = main([*flags, "--num_choices", "1", "--num_samples", "1", "--max_known", "2", "--seeds", "0"])
+    assert {score.subject.role for score in scores} == {"after", "untrained", "baseline"}
+    assert "names no base" in capsys.readouterr().err
+    assert json.loads(json.dumps([score.row() for score in scores]))

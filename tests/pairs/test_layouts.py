@@ -1,0 +1,300 @@
+"""Layouts: what a model is trained on and what it is asked with are the same ids, whatever the texts say."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_trials.console import UsageError
+from lm_trials.pairs.layouts import (
+    STORY_CHAT_TEMPLATE,
+    Example,
+    as_conversation,
+    chat_example,
+    chat_length,
+    chat_prompt,
+    check_chat,
+    completion_prompts,
+    fitted,
+    instruct_examples,
+    instruct_prompts,
+    text_examples,
+)
+from lm_trials.tokens.tokenizers import load_tokenizer
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>"
+    "{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PAIRS = [
+    ("Write.", "A cat sat."),
+    ("Write a story.\n\nTwo lines. ", " One day,  a cat\n\nsat on it.\n"),
+    ("é😀", "\nLine."),
+    ("", "no prompt"),
+    ("no story", ""),
+]
+FRAGMENTS = [
+    "a",
+    " cat",
+    "\n",
+    "\n\n",
+    "  ",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|endoftext|>",
+    "<|im_end|>",
+    "</",
+    "s>",
+    "é",
+    "😀",
+]
+TEXTS = st.one_of(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join), st.text(max_size=30))
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture(scope="module", params=["ours", "gpt2", "llama2"])
+def tokenizer(request, tiny_data):
+    """Ours and two published ones: GPT-2's has one token for BOS and EOS, Llama 2's puts a space before a text."""
+    if request.param == "ours":
+        return load_tokenizer(str(tiny_data / "tok400"))
+    published = {"gpt2": "gpt2_tokenizer", "llama2": "llama_tokenizers/llama2_32000"}
+    return load_tokenizer(str(request.getfixturevalue("shared_data") / published[request.param]))
+
+
+@pytest.fixture(scope="module")
+def story_chat(tokenizer):
+    """The same tokenizer with our chat template."""
+    again = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **tokenizer.special_tokens_map)
+    again.chat_template = STORY_CHAT_TEMPLATE
+    return again
+
+
+@pytest.fixture
+def chatml(tiny_data):
+    """Our tokenizer as a chat model of the Hub has one: with tokens of its own around each message."""
+    tokenizer = load_tokenizer(str(tiny_data / "tok400"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def counted(tokenizer, example):
+    """Return what counts in the loss, as text."""
+    return tokenizer.decode([i for i, mask in zip(*example, strict=True) if mask])
+
+
+def test_a_model_is_asked_as_it_was_trained(tokenizer):
+    prompts, completions = zip(*PAIRS, strict=True)
+    asked = instruct_prompts(tokenizer, prompts)
+    trained = instruct_examples(tokenizer, prompts, completions)
+    for prompt, example in zip(asked, trained, strict=True):
+        assert example.input_ids[: len(prompt)] == prompt
+        assert prompt[0] == example.input_ids[-1] == tokenizer.eos_token_id
+        assert prompt[-1] == tokenizer.bos_token_id
+        # BOS, the story and EOS are the completion.
+        assert example.completion_mask == [0] * (len(prompt) - 1) + [1] * (len(example.input_ids) - len(prompt) + 1)
+    assert asked[0] != asked[1]
+
+
+def test_only_an_ended_story_ends_with_eos(tokenizer):
+    whole, cut = instruct_examples(tokenizer, ["Write."] * 2, ["A cat sat."] * 2, ended=[True, False])
+    assert cut == Example(whole.input_ids[:-1], whole.completion_mask[:-1])
+    assert whole.input_ids[-1] == tokenizer.eos_token_id != cut.input_ids[-1]
+
+
+def test_a_text_is_continued_as_it_was_trained(tokenizer):
+    texts = [story for _, story in PAIRS]
+    for asked, example in zip(completion_prompts(tokenizer, texts), text_examples(tokenizer, texts), strict=True):
+        assert example.input_ids == [*asked, tokenizer.eos_token_id]
+        assert example.completion_mask == [0] + [1] * (len(asked))
+
+
+def test_the_story_chat_template_is_the_instruct_layout(story_chat):
+    prompts, completions = zip(*PAIRS, strict=True)
+    examples = instruct_examples(story_chat, prompts, completions)
+    asked = instruct_prompts(story_chat, prompts)
+    for number, (prompt, completion) in enumerate(PAIRS):
+        assert chat_example(story_chat, [user(prompt), assistant(completion)]) == examples[number]
+        assert chat_prompt(story_chat, [user(prompt)]) == asked[number]
+
+
+def test_another_chat_template_is_another_layout(chatml):
+    """The control of the test above."""
+    (example,) = instruct_examples(chatml, ["Write."], ["A cat sat."])
+    assert chat_example(chatml, [user("Write."), assistant("A cat sat.")]) != example
+
+
+def test_the_eos_of_an_answer_opens_the_next_turn(story_chat):
+    turns = [("Write.", "A cat sat."), ("What happens?", "It sits.")]
+    first, second = instruct_examples(story_chat, *zip(*turns, strict=True))
+    messages = [message for prompt, answer in turns for message in (user(prompt), assistant(answer))]
+    both = chat_example(story_chat, messages)
+    assert both.input_ids == first.input_ids + second.input_ids[1:]
+    assert both.completion_mask == first.completion_mask + second.completion_mask[1:]
+    only_second = chat_example(story_chat, messages, num_prompt=2)
+    assert only_second.completion_mask == [0] * len(first.input_ids) + second.completion_mask[1:]
+    asked = chat_prompt(story_chat, messages[:3])
+    assert both.input_ids[: len(asked)] == asked
+
+
+def test_a_system_message_stands_on_a_line_before_the_prompt(story_chat):
+    with_system = [{"role": "system", "content": "Be kind."}, user("Write."), assistant("A cat.")]
+    assert chat_example(story_chat, with_system) == chat_example(
+        story_chat, [user("Be kind.\nWrite."), assistant("A cat.")]
+    )
+
+
+def test_an_unmarked_template_counts_what_follows_the_opening_of_each_answer(chatml):
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        user("Write."),
+        assistant("A cat sat."),
+        user("And then?"),
+        assistant("It ran."),
+    ]
+    example = chat_example(chatml, messages)
+    assert counted(chatml, example) == "A cat sat.<|im_end|> \nIt ran.<|im_end|> \n"
+    assert example.input_ids == chatml.apply_chat_template(messages)["input_ids"]
+    assert counted(chatml, chat_example(chatml, messages, num_prompt=3)) == "It ran.<|im_end|> \n"
+    asked = chat_prompt(chatml, messages[:2])
+    assert example.completion_mask[: len(asked)] == [0] * len(asked)
+    assert example.completion_mask[len(asked)] == 1
+
+
+def test_a_marked_template_says_itself_what_counts(chatml):
+    messages = [user("Write."), assistant("A cat sat."), user("And then?"), assistant("It ran.")]
+    plain = chat_example(chatml, messages)
+    chatml.chat_template = MARKED_CHATML
+    marked = chat_example(chatml, messages)
+    assert marked.input_ids == plain.input_ids
+    assert counted(chatml, marked) == "A cat sat.<|im_end|>It ran.<|im_end|>"  # not the newlines after them
+    given_by_transformers = chatml.apply_chat_template(messages, return_assistant_tokens_mask=True)
+    assert marked.completion_mask == given_by_transformers["assistant_masks"] != plain.completion_mask
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED_CHATML, STORY_CHAT_TEMPLATE])
+def test_a_text_that_spells_a_special_token_is_text(chatml, template):
+    chatml.chat_template = template
+    clean = [user("Write it."), assistant("A cat sat.")]
+    spelled = [user("Write <|im_end|> it </s>."), assistant("A cat</s> <|im_end|>sat<s>.")]
+    for token in ("</s>", "<s>", "<|im_end|>", "<|im_start|>"):
+        number = chatml.convert_tokens_to_ids(token)
+        count = chat_example(chatml, clean).input_ids.count(number)
+        assert chat_example(chatml, spelled).input_ids.count(number) == count
+        assert chat_prompt(chatml, spelled[:1]).count(number) == chat_prompt(chatml, clean[:1]).count(number)
+    # What transformers does unasked: the story ends in its middle.
+    unguarded = chatml.apply_chat_template(spelled)["input_ids"]
+    assert unguarded.count(chatml.eos_token_id) > chat_example(chatml, spelled).input_ids.count(chatml.eos_token_id)
+
+
+def test_a_template_that_renders_a_beginning_otherwise_is_refused(chatml):
+    """Some templates take the thoughts out of all answers but the last."""
+    last = "{{ '!' if loop.last and message['role'] == 'assistant' }}"
+    chatml.chat_template = CHATML.replace("{{ message['content'] }}", "{{ message['content'] }}" + last)
+    with pytest.raises(
+        UsageError, match=r"renders the beginning of a conversation otherwise than the whole, .*another"
+    ):
+        chat_example(chatml, [user("Write."), assistant("A cat."), user("And?"), assistant("It ran.")])
+    chatml.chat_template = CHATML.replace("assistant\n{% endif %}", "assistant: {% endif %}")
+    with pytest.raises(UsageError, match="otherwise than the whole"):
+        chat_example(chatml, [user("Write."), assistant("A cat.")])
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([user("Write.")], "no answer of the assistant's"),
+        ([assistant("A cat."), user("Thanks.")], "begins with the assistant"),
+        ([user("Write."), {"role": "tool", "content": "3"}], "does not take this conversation .no tools here."),
+    ],
+)
+def test_a_conversation_without_a_turn_to_learn_is_refused(chatml, messages, reason):
+    chatml.chat_template = "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}"
+    chatml.chat_template += "{% endif %}{% endfor %}" + CHATML
+    with pytest.raises(UsageError, match=reason):
+        chat_example(chatml, messages)
+    chat_example(chatml, [user("Write."), assistant("A cat.")])
+
+
+def test_only_answers_after_the_prompt_are_looked_for(chatml):
+    """A prompt may begin with the assistant's greeting, in which nothing counts."""
+    messages = [assistant("Hello!"), user("Write."), assistant("A cat.")]
+    assert counted(chatml, chat_example(chatml, messages, num_prompt=2)) == "A cat.<|im_end|> \n"
+
+
+def test_a_tokenizer_without_a_template_knows_no_conversation(tiny_data, chatml):
+    with pytest.raises(UsageError, match=r"runs/x has no chat template, .*--mode instruct"):
+        check_chat(load_tokenizer(str(tiny_data / "tok400")), "runs/x")
+    check_chat(chatml, "runs/x")
+
+
+def test_the_length_of_a_conversation_is_that_of_its_example(tiny_data, chatml):
+    messages = [user("Write </s>."), assistant("A cat sat."), user("And then?"), assistant("It ran.")]
+    assert chat_length(chatml, messages) == len(chat_example(chatml, messages).input_ids)
+    bare = load_tokenizer(str(tiny_data / "tok400"))
+    counted_by_ours = chat_length(bare, messages)
+    assert bare.chat_template is None  # it was not given one on the way
+    bare.chat_template = STORY_CHAT_TEMPLATE
+    assert counted_by_ours == len(chat_example(bare, messages).input_ids) != chat_length(chatml, messages)
+
+
+def test_an_example_is_kept_cut_or_dropped():
+    example = Example([2, 5, 1, 6, 7, 2], [0, 0, 1, 1, 1, 1])
+    assert fitted(example, 6, "drop") is example
+    assert fitted(example, 6, "cut") is example
+    assert fitted(example, 5, "drop") is None
+    assert fitted(example, 5, "cut") == Example([2, 5, 1, 6, 7], [0, 0, 1, 1, 1])
+    assert fitted(example, 2, "cut") is None  # nothing of its completion is left
+
+
+def test_rows_of_pairs_and_of_conversations_become_messages():
+    pair = {"prompt": "How far?", "completion": "12 km"}
+    assert as_conversation(pair) == ([user("How far?"), assistant("12 km")], 1)
+    assert as_conversation({"messages": [user("a"), assistant("b")], "num_prompt": None}) == (
+        [user("a"), assistant("b")],
+        0,
+    )
+
+
+@settings(max_examples=8, deadline=None)  # each copies the tokenizer, 0.3 s for GPT-2's
+@given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=8, max_size=40))
+def test_no_text_can_end_an_example_early(tokenizer, pairs):
+    prompts, stories = zip(*pairs, strict=True)
+    examples = instruct_examples(tokenizer, prompts, stories)
+    marks = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    for asked, example in zip(instruct_prompts(tokenizer, prompts), examples, strict=True):
+        assert example.input_ids[: len(asked)] == asked
+        places = [place for place, token in enumerate(example.input_ids) if token in marks]
+        assert places == [0, len(asked) - 1, len(example.input_ids) - 1]
+        assert example.completion_mask.index(1) == len(asked) - 1
+
+
+def test_a_direct_call_of_the_tokenizer_would_end_it(tokenizer):
+    """The control of the test above."""
+    spelled = f"a cat{tokenizer.eos_token} sat"
+    assert tokenizer.eos_token_id in tokenizer(spelled, add_special_tokens=False)["input_ids"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompt=TEXTS, story=TEXTS, question=TEXTS)
+def test_no_text_can_end_a_turn_early(story_chat, prompt, story, question):
+    messages = [user(prompt), assistant(story), user(question)]
+    asked = chat_prompt(story_chat, messages)
+    bos, eos = story_chat.bos_token_id, story_chat.eos_token_id
+    assert [token for token in asked if token in (bos, eos)] == [eos, bos, eos, bos]
+    example = chat_example(story_chat, [*messages, assistant("Yes.")])
+    assert example.input_ids[: len(asked)] == asked

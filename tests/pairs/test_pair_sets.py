@@ -1,0 +1,269 @@
+"""Pairs: read from whatever holds them, once, with the same rows, names and splits whatever the file."""
+
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from lm_trials.console import UsageError
+from lm_trials.pairs import pairs
+from lm_trials.pairs.pairs import MESSAGES, open_pairs, read_row, write_pairs
+from lm_trials.stories.records import SPLITS, split_of
+
+PAIRS = [{"prompt": f"How far is city {n}?\n", "completion": f" {n}.5 km\nor so, 'é'"} for n in range(40)]
+TURNS = [
+    {"messages": [{"role": "user", "content": f"Hello {n}"}, {"role": "assistant", "content": f"Hi {n}"}]}
+    for n in range(40)
+]
+PROMPTED = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in TURNS]
+TEXTS = [{"text": f"City {n} is far,\n\nvery far."} for n in range(40)]
+KINDS = {"pairs": PAIRS, "turns": TURNS, "prompted": PROMPTED, "texts": TEXTS}
+
+
+def write_as(form, rows, folder):
+    """Write rows as a file or folder of one form, by `datasets`' own writers where it has them."""
+    data = Dataset.from_list(rows)
+    if form == "saved":
+        data.save_to_disk(folder / "rows")
+        return folder / "rows"
+    path = folder / f"rows.{form}"
+    if form == "jsonl":
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    elif form == "json":
+        path.write_text(json.dumps(rows))
+    elif form == "csv":
+        data.to_csv(path, index=False)
+    else:
+        data.to_parquet(path)
+    return path
+
+
+def contents(prepared):
+    """Return the rows of a data set of pairs by split, without their names."""
+    return {
+        split: [{key: value for key, value in row.items() if key != "record_id"} for row in rows]
+        for split, rows in prepared.splits.items()
+    }
+
+
+def everything(prepared):
+    return [row for rows in contents(prepared).values() for row in rows]
+
+
+FORMS = [(form, kind) for form in ("jsonl", "json", "parquet", "saved") for kind in KINDS]
+
+
+@pytest.mark.parametrize(("form", "kind"), [*FORMS, ("csv", "pairs"), ("csv", "texts")])
+def test_every_kind_is_read_from_every_form(tmp_path, form, kind):
+    rows = KINDS[kind]
+    prepared = open_pairs(str(write_as(form, rows, tmp_path)), tmp_path / "data")
+    assert prepared.kind == {"turns": "conversations", "prompted": "conversations"}.get(kind, kind)
+    wanted = rows
+    if kind == "turns":
+        wanted = [{**row, "num_prompt": 0} for row in rows]
+    if kind == "prompted":
+        wanted = [{**row, "num_prompt": 1} for row in TURNS]
+    key = json.dumps
+    assert sorted(everything(prepared), key=key) == sorted(wanted, key=key)
+    assert set(prepared.described) == {"name", "kind", "content", "rows"}
+    assert sum(prepared.described["rows"].values()) == 40
+
+
+def test_a_text_file_holds_texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("City 1 is far.\n<|endoftext|>\n\nCity 2\nis near.\n<|endoftext|>\n")
+    prepared = open_pairs(str(path), tmp_path / "data")
+    assert prepared.kind == "texts"
+    assert everything(prepared) == [{"text": "City 1 is far."}, {"text": "City 2\nis near."}]
+
+
+def test_what_stands_beside_is_left_out(tmp_path):
+    rows = [{**row, "city": f"city {n}", "record_id": "x"} for n, row in enumerate(PAIRS)]
+    with_more = open_pairs(str(write_as("jsonl", rows, tmp_path)), tmp_path / "data")
+    assert set(with_more.splits["train"].column_names) == {"record_id", "prompt", "completion"}
+    (tmp_path / "plain").mkdir()
+    plain = open_pairs(str(write_as("jsonl", PAIRS, tmp_path / "plain")), tmp_path / "data")
+    assert with_more.described["content"] == plain.described["content"]
+
+
+def test_splits_follow_from_the_row(tmp_path):
+    whole = open_pairs(str(write_as("jsonl", PAIRS * 10, tmp_path)), tmp_path / "data", validation_split_percentage=20)
+    (tmp_path / "half").mkdir()
+    half = open_pairs(
+        str(write_as("csv", PAIRS[::-2], tmp_path / "half")), tmp_path / "data", validation_split_percentage=20
+    )
+    for prepared in (whole, half):
+        for split, rows in prepared.splits.items():
+            assert {split_of(name, 20) for name in rows["record_id"]} <= {split}
+    place = {row["prompt"]: split for split, rows in contents(whole).items() for row in rows}
+    assert all(place[row["prompt"]] == split for split, rows in contents(half).items() for row in rows)
+    assert set(place.values()) >= {"train", "validation"}
+    assert len(place) == 40  # a row that stands ten times is in one split
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "saved"])
+def test_own_splits_are_kept(tmp_path, form):
+    own = {"train": PAIRS[:30], "validation": PAIRS[30:36], "test": PAIRS[36:]}
+    folder = tmp_path / "own"
+    if form == "saved":
+        DatasetDict({split: Dataset.from_list(rows) for split, rows in own.items()}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        for split, rows in own.items():
+            write_as(form, rows, folder).rename(folder / f"{split}.{form}")
+    prepared = open_pairs(str(folder), tmp_path / "data")
+    assert contents(prepared) == own
+    assert any(split_of(name) != "test" for name in prepared.splits["test"]["record_id"])  # by hash it were another
+
+
+def test_a_source_without_a_validation_split_takes_one_by_hash(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write_as("jsonl", PAIRS, folder).rename(folder / "train.jsonl")
+    with pytest.raises(UsageError, match=r"has no validation split; .* --validation_split_percentage 1"):
+        open_pairs(str(folder), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    prepared = open_pairs(str(folder), tmp_path / "data", validation_split_percentage=30)
+    assert len(prepared.splits["validation"]) > 3
+    assert len(prepared.splits["test"]) == 0
+    with pytest.raises(UsageError, match="--validation_split_percentage 70"):
+        open_pairs(str(folder), tmp_path / "data", validation_split_percentage=70)
+
+
+DAMAGED = [
+    ({"prompt": "How far?"}, "it has no columns prompt and completion, nor messages or text, but prompt; rename them"),
+    ({"question": "a", "answer": "b"}, "but question, answer; rename them"),
+    ({"story": "One day."}, "but story; make pairs of stories with prepare_tinystories.py ingest and instruct"),
+    ({"prompt": "a", "completion": 3}, "prompt holds text and completion int; both must hold text, or both messages"),
+    ({"prompt": "a", "completion": None}, "completion is missing a value; give one, or leave the row away"),
+    ({"prompt": [], "completion": []}, r"prompt holds \[\]; it must hold text, or a list of messages"),
+    ({"messages": [{"role": "user"}]}, "a message has role and content"),
+    ({"messages": ["Hello"]}, "a message has role and content"),
+    ({"messages": [{"role": "human", "content": "a"}]}, "a message of messages has the role 'human'; valid: assistant"),
+    ({"messages": [{"role": "user", "content": 3}]}, "a message of messages holds int; it must hold text"),
+    ({"text": ["a"]}, "text holds list; it must hold text"),
+    ({"prompt": "a\ud800", "completion": "b"}, r"'\\ud800' is half of a surrogate pair"),
+    (["a", "b"], r"\['a', 'b'\] is no object; give rows with prompt and completion"),
+    ({"text": "a"}, "it is one of texts, and those before are pairs; give one kind"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), DAMAGED)
+def test_a_damaged_row_is_named_with_its_place(tmp_path, row, reason):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*PAIRS[:2], row, *PAIRS[2:]])))
+    with pytest.raises(UsageError, match=rf"rows\.jsonl: line 3: .*{reason}"):
+        open_pairs(str(path), tmp_path / "data")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]  # nothing half-written
+
+
+@pytest.mark.parametrize(("form", "place"), [("csv", "rows.csv"), ("parquet", "rows.parquet"), ("saved", "rows")])
+def test_other_columns_are_named_in_every_form(tmp_path, form, place):
+    path = write_as(form, [{"question": "How far?", "answer": "3 km"}], tmp_path)
+    with pytest.raises(UsageError, match=rf"{place}: \w+ \d: it has no columns .*but question, answer; rename them"):
+        open_pairs(str(path), tmp_path / "data")
+
+
+def test_prompts_and_answers_that_are_of_two_kinds_are_refused():
+    answer = [{"role": "assistant", "content": "b"}]
+    with pytest.raises(
+        UsageError, match="prompt holds text and completion list; both must hold text, or both messages"
+    ):
+        read_row({"prompt": "a", "completion": answer})
+    with pytest.raises(UsageError, match="completion holds text and prompt list; both must hold text"):
+        read_row({"prompt": answer, "completion": "b"})
+    with pytest.raises(UsageError, match="prompt holds 3; it must hold text, or a list of messages"):
+        read_row({"prompt": 3, "completion": answer})
+
+
+def test_what_is_prepared_is_read_once(tmp_path, monkeypatch):
+    path = str(write_as("jsonl", PAIRS, tmp_path))
+    first = open_pairs(path, tmp_path / "data")
+    monkeypatch.setattr(pairs, "write_pairs", lambda *_: pytest.fail("it was read again"))
+    again = open_pairs(path, tmp_path / "data")
+    assert again.described == first.described
+    assert contents(again) == contents(first)
+    by_name = open_pairs(first.described["name"], tmp_path / "data")
+    by_path = open_pairs(str(tmp_path / "data" / first.described["name"]), tmp_path / "elsewhere")
+    assert by_name.described == by_path.described == first.described
+    monkeypatch.undo()
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, PAIRS[1:])))
+    changed = open_pairs(path, tmp_path / "data")
+    assert changed.described["name"] != first.described["name"]
+    assert len(everything(changed)) == 39
+
+
+def test_the_content_is_what_the_rows_say_and_not_where_they_stand(tmp_path):
+    by_form = {}
+    for form in ("jsonl", "json", "csv", "parquet", "saved"):
+        (tmp_path / form).mkdir()
+        by_form[form] = open_pairs(str(write_as(form, PAIRS, tmp_path / form)), tmp_path / "data").described["content"]
+    assert len(set(by_form.values())) == 1
+    (tmp_path / "other").mkdir()
+    rows = [*PAIRS[:-1], {**PAIRS[-1], "completion": "4 km"}]
+    other = open_pairs(str(write_as("jsonl", rows, tmp_path / "other")), tmp_path / "data").described["content"]
+    assert other not in by_form.values()
+
+
+def test_another_process_may_be_faster(tmp_path, monkeypatch):
+    """Two processes of one launch prepare the same file; the slower one takes what is there."""
+
+    def slower(rows, folder, *more):
+        rows = list(rows)
+        write_pairs(rows, folder, *more)
+        return write_pairs(rows, folder, *more)
+
+    monkeypatch.setattr(pairs, "write_pairs", slower)
+    assert len(everything(open_pairs(str(write_as("jsonl", PAIRS, tmp_path)), tmp_path / "data"))) == 40
+
+
+def test_a_name_that_is_nothing_says_what_there_is(tmp_path, tiny_data):
+    path = write_as("jsonl", PAIRS, tmp_path)
+    made = open_pairs(str(path), tmp_path / "data").described["name"]
+    with pytest.raises(UsageError, match=rf"no/such/rows.jsonl does not exist; .*prepared pairs in .*: {made}"):
+        open_pairs("no/such/rows.jsonl", tmp_path / "data")
+    with pytest.raises(UsageError, match=r"prepared pairs in .*: nothing"):
+        open_pairs("", tmp_path / "empty")
+    for name in ("tiny", str(tiny_data / "tiny")):
+        with pytest.raises(UsageError, match=r"is a corpus of stories without prompts; .* instruct --corpus tiny"):
+            open_pairs(name, tiny_data)
+
+
+def test_options_of_a_source_are_refused_for_what_is_prepared(tmp_path):
+    made = open_pairs(str(write_as("jsonl", PAIRS, tmp_path)), tmp_path / "data").described["name"]
+    with pytest.raises(UsageError, match=f"--validation_split_percentage 5: {made} is prepared"):
+        open_pairs(made, tmp_path / "data", validation_split_percentage=5)
+    with pytest.raises(UsageError, match="--dataset_config_name small: "):
+        open_pairs(made, tmp_path / "data", dataset_config_name="small")
+
+
+def test_a_taken_folder_and_an_empty_train_split_are_refused(tmp_path):
+    row = {"record_id": "a", "prompt": "How far?", "completion": "3 km"}
+    with pytest.raises(UsageError, match="there is no row for the train split of far; give more"):
+        write_pairs([("test", row)], tmp_path / "far", "pairs", {})
+    assert not (tmp_path / "far").exists()
+    manifest = write_pairs([("train", row)], tmp_path / "far", "pairs", {"source": {"by": "hand"}})
+    assert manifest["rows"] == {"train": 1, "validation": 0, "test": 0}
+    assert manifest["source"] == {"by": "hand"}
+    with pytest.raises(UsageError, match="far is there already; remove it, or give another name"):
+        write_pairs([("train", row)], tmp_path / "far", "pairs", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is there already"):
+        write_pairs([("train", row)], tmp_path / "file", "pairs", {})
+
+
+def test_rows_that_break_off_leave_nothing(tmp_path):
+    def rows():
+        yield "train", {"record_id": "a", "prompt": "How far?", "completion": "3 km"}
+        raise UsageError("line 2 is broken")
+
+    with pytest.raises(UsageError, match="line 2 is broken"):
+        write_pairs(rows(), tmp_path / "data" / "far", "pairs", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepared_rows_have_the_columns_of_their_kind(tmp_path):
+    prepared = open_pairs(str(write_as("jsonl", TURNS, tmp_path)), tmp_path / "data")
+    assert set(prepared.splits) == set(SPLITS)
+    for rows in prepared.splits.values():
+        assert rows.features["messages"] == MESSAGES

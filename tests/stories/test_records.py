@@ -1,0 +1,124 @@
+"""Records: one name for one story, checked fields, splits that follow from the name alone."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_trials.console import UsageError
+from lm_trials.stories.records import (
+    FEATURES,
+    RECORD_SCHEMA,
+    SPLITS,
+    canonical_feature,
+    count_duplicates,
+    make_record,
+    record_from_row,
+    record_id,
+    split_of,
+)
+
+WORDS = st.lists(st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min_size=1), min_size=1)
+
+
+@given(WORDS, st.lists(st.sampled_from([" ", "\n", "\n\n", "\r\n", "\t", "  "]), min_size=1))
+def test_blanks_do_not_change_the_name_and_words_do(words, blanks):
+    spaced = "".join(word + blanks[n % len(blanks)] for n, word in enumerate(words))
+    assert record_id(spaced) == record_id("\n " + " ".join(words))
+    assert record_id(spaced + "x") != record_id(spaced)
+
+
+def test_a_name_never_changes():
+    assert record_id("One day.") == "d26b4b2053bce65cad5be39a955f3710"
+
+
+def test_a_record_has_every_field_of_the_schema_and_no_more():
+    record = make_record("One day.")
+    assert list(record) == list(RECORD_SCHEMA)
+    assert record | {"record_id": "", "story": ""} == {**dict.fromkeys(record, ""), "words": [], "features": []}
+
+
+@pytest.mark.parametrize("spelling", [str.lower, str.upper, lambda name: f" {name} "])
+def test_features_are_known_in_any_case(spelling):
+    assert [canonical_feature(spelling(feature)) for feature in FEATURES] == list(FEATURES)
+
+
+def test_an_unknown_feature_names_the_nearest():
+    with pytest.raises(UsageError, match=r"unknown feature 'Twst'; did you mean Twist\? valid: BadEnding, Conflict"):
+        make_record("One day.", features=["Twst"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a story", "'a story' is no object with a story"),
+        (["a story"], "is no object with a story"),
+        (None, "None is no object"),
+        ({"body": "x", "n": 1}, "no column 'story' or 'text'; the columns are body, n; name .* with --text_column"),
+        ({"story": None}, "column 'story' holds NoneType None; it must hold text"),
+        ({"story": 3}, "column 'story' holds int 3"),
+        ({"story": "x", "features": ["Romance"]}, "unknown feature 'Romance'"),
+        ({"story": "x", "features": {"a": 1}}, "'features' holds dict .*; it must hold a list of words"),
+        ({"story": "x", "words": 5}, "'words' holds int 5; it must hold a list of words"),
+        ({"story": "x", "words": ["a", 5]}, "'words' holds list"),
+        ({"story": "x", "instruction": {"prompt:": ["w"]}}, "'prompt:' holds list .*; it must hold text or nothing"),
+        ({"story": "x", "summary": 1.5}, "'summary' holds float 1.5"),
+        ({"story": "half a face \ud83d"}, r"'\\ud83d' is half of a surrogate pair"),
+        ({"story": "x", "summary": "\udc00"}, "half of a surrogate pair"),
+    ],
+)
+def test_a_row_of_another_kind_says_what_would_be_right(row, message):
+    with pytest.raises(UsageError, match=message) as error:
+        record_from_row(row)
+    assert "\n" not in str(error.value)
+
+
+def test_the_named_column_wins_over_the_usual_ones():
+    row = {"story": "One.", "text": "Two.", "body": "Three."}
+    assert [record_from_row(row, column)["story"] for column in (None, "text", "body")] == ["One.", "Two.", "Three."]
+    with pytest.raises(UsageError, match="no column 'tale'; the columns are story, text, body"):
+        record_from_row(row, "tale")
+
+
+@pytest.mark.parametrize("key", ["prompt:", "prompt"])
+def test_fields_of_the_archive_and_of_flat_rows_are_the_same(key):
+    details = {key: "Write.", "words": ["go", "cat", "red"], "features": ["Badending"]}
+    nested = record_from_row({"story": "One.", "instruction": details, "summary": "S", "source": "GPT-4"})
+    flat = record_from_row({"story": "One.", **details, "summary": "S", "source": "GPT-4"})
+    assert nested == flat == make_record("One.", "Write.", ["go", "cat", "red"], ["BadEnding"], "S", "GPT-4")
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("quit, oak", ["quit", "oak"]),
+        (" don't ,'tis", ["don't", "'tis"]),
+        ("['quit', 'oak']", ["quit", "oak"]),
+        (json.dumps(["quit", "oak"]), ["quit", "oak"]),
+        ("[]", []),
+        ("", []),
+    ],
+)
+def test_lists_written_as_text_are_read(written, words):
+    assert record_from_row({"story": "x", "words": written})["words"] == words
+
+
+def test_splits_are_98_1_and_1_per_cent():
+    found = [split_of(record_id(f"Story {n}.")) for n in range(20_000)]
+    shares = {split: found.count(split) / len(found) for split in SPLITS}
+    # Four standard errors of 1 per cent in 20,000 are 0.28 per cent.
+    assert shares["validation"] == pytest.approx(0.01, abs=0.003)
+    assert shares["test"] == pytest.approx(0.01, abs=0.003)
+    assert sum(shares.values()) == 1
+
+
+def test_the_borders_of_the_splits_leave_no_gap():
+    edges = [0, int(0.98 * 2**32) - 1, int(0.98 * 2**32), int(0.99 * 2**32) - 1, int(0.99 * 2**32), 2**32 - 1]
+    assert [split_of(f"{edge:08x}") for edge in edges] == 2 * ["train"] + 2 * ["validation"] + 2 * ["test"]
+
+
+@given(st.lists(st.integers(0, 20), max_size=60))
+def test_duplicates_are_what_a_set_leaves_over(numbers):
+    assert count_duplicates(np.array(numbers, dtype=np.uint64)) == len(numbers) - len(set(numbers))
