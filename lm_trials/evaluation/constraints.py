@@ -109,7 +109,7 @@ def write_for(
     Raises:
         UsageError: where no prompt is left.
     """
-    from lm_trials.evaluation.constraint_scores import judged
+    from lm_trials.evaluation.constraint_scores import Written, judged
     from lm_trials.evaluation.constraint_tasks import task_prompts
 
     prompts = task_prompts(teller, tasks)

@@ -99,6 +99,20 @@ def quantization(
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
 
 
+def keep_4bit_weights(model: PreTrainedModel) -> None:
+    """Let the 4-bit layers of a model compute from their weights as they were quantized, on any processor.
+
+    On a processor with AVX512-BF16 bitsandbytes 0.50 repacks a layer at its first evaluation on the CPU: it rounds the
+    scales to bfloat16, so an evaluation differs from the training before it and from other machines, and fails for
+    widths below 64.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
 def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     """Freeze a model and put LoRA matrices beside its linear layers, in float32, drawn from `seed`.
 

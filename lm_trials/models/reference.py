@@ -176,6 +176,10 @@ def load_model(
             f"{reference.name} lacks weights of a {type(model).__name__} ({missing[0]}{more}); "
             "give the folder of a whole causal language model"
         )
+    if getattr(quantization_config, "load_in_4bit", False):
+        from lm_trials.models.adapters import keep_4bit_weights
+
+        keep_4bit_weights(model)
     set_causal_loss(model)
     return model.eval()
 
