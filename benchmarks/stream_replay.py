@@ -35,6 +35,8 @@ class ReplayArguments:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns seconds for each million tokens skipped, by kind."""
     (args,) = parse_arguments(argv, (ReplayArguments,), __doc__ or "")
+    from lm_trials.training.parts import corpus_pairs, source_pairs
+
     from lm_trials.stories.corpora import open_records, write_corpus
     from lm_trials.stories.generated.generator import generate_stories
     from lm_trials.stories.records import record_from_row
@@ -42,7 +44,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.tokens.stores import document_marks
     from lm_trials.tokens.streams import RecordStream, StreamBlocks
     from lm_trials.tokens.tokenizers import batch_encoder, train_tokenizer
-    from lm_trials.training.parts import corpus_pairs, source_pairs
 
     with tempfile.TemporaryDirectory() as folder:
         corpus, file = Path(folder) / "generated", Path(folder) / "stories.jsonl"

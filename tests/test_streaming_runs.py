@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from lm_trials.training.parts import open_part
 
 import prepare_tinystories
 import train_gpt2
@@ -13,7 +14,6 @@ from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training import data_order as order
 from lm_trials.training.data_order import RunOrder
 from lm_trials.training.flags import DataArguments
-from lm_trials.training.parts import open_part
 from lm_trials.training.stores import open_stores
 
 

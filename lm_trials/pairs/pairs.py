@@ -23,10 +23,10 @@ from datasets import DatasetDict, Features, List, Value
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import file_sums, finished_folder
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
-from lm_trials.stories.corpora import MANIFEST, is_corpus, read_manifest
+from lm_trials.stories.corpora import MANIFEST, read_manifest
 from lm_trials.stories.records import SPLITS, Split, record_id
 from lm_trials.stories.shards import kind_of
-from lm_trials.stories.sources import Source, open_source
+from lm_trials.stories.sources import Source
 from lm_trials.stories.splits import split_for
 
 Kind = Literal["pairs", "conversations", "texts"]
@@ -114,65 +114,34 @@ def is_pairs(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / FOLDER).is_dir()
 
 
-def open_pairs(
-    name: str,
-    data_cache_dir: Path,
-    dataset_config_name: str | None = None,
-    validation_split_percentage: float | None = None,
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> PairSet:
-    """Open a prepared data set of pairs by its name, or prepare a path or Hub data set and open that.
+def open_pairs(name: str, data_cache_dir: Path, called: str | None = None) -> PairSet:
+    """Open a prepared data set of pairs by its name or its path; `called` is what messages call it, if not that.
 
     Raises:
-        UsageError: for a name that is neither; for rows that are not pairs, naming the columns that there are.
+        UsageError: for a name that is none.
     """
-    options = {
-        "--dataset_config_name": dataset_config_name,
-        "--validation_split_percentage": validation_split_percentage,
-    }
     folder = next((place for place in (data_cache_dir / name, Path(name)) if name and is_pairs(place)), None)
     if folder is None:
-        for place in (data_cache_dir / name, Path(name)):
-            if name and is_corpus(place):
-                raise UsageError(
-                    f"{name} is a corpus of stories without prompts; make pairs of it with prepare_tinystories.py "
-                    f"instruct --corpus {place.name}"
-                )
-        folder = _prepared(name, data_cache_dir, dataset_config_name, validation_split_percentage, watch)
-    elif given := [flag for flag, value in options.items() if value is not None]:
-        raise UsageError(f"{given[0]} {options[given[0]]}: {name} is prepared and is one as it is; leave it away")
-    manifest = read_manifest(folder, "kind", "rows", "content")
-    described = {
-        "name": folder.name,
-        "kind": manifest["kind"],
-        "content": manifest["content"],
-        "rows": manifest["rows"],
-    }
-    return PairSet(name, manifest["kind"], load_splits(folder / FOLDER), described)
-
-
-def _prepared(
-    name: str,
-    data_cache_dir: Path,
-    dataset_config_name: str | None,
-    validation_split_percentage: float | None,
-    watch: Callable[[Iterable[Any]], Iterable[Any]],
-) -> Path:
-    """Prepare a path or a Hub data set, once, and return its folder, whose name holds the source's fingerprint."""
-    try:
-        source = open_source(
-            name,
-            dataset_config_name=dataset_config_name,
-            validation_split_percentage=validation_split_percentage,
-            streaming=False,
+        known = (
+            sorted(place.name for place in data_cache_dir.iterdir() if is_pairs(place))
+            if data_cache_dir.is_dir()
+            else []
         )
-    except UsageError as error:
-        known = [place.name for place in data_cache_dir.iterdir() if is_pairs(place)] if data_cache_dir.is_dir() else []
-        raise UsageError(
-            f"{error}; prepared pairs in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}"
-        ) from None
-    stem = "-".join([Path(name).name.split(".")[0], *([dataset_config_name] if dataset_config_name else [])])
-    folder = data_cache_dir / f"{stem}-{FOLDER}-{source.fingerprint()[:8]}"
+        raise UsageError(f"{name} is not a prepared data set of pairs; there are: {', '.join(known) or 'none'}")
+    manifest = read_manifest(folder, "kind", "rows", "content")
+    described = {"name": folder.name, **{key: manifest[key] for key in ("kind", "content", "rows")}}
+    return PairSet(called or name, manifest["kind"], load_splits(folder / FOLDER), described)
+
+
+def prepare_pairs(
+    source: Source, label: str, data_cache_dir: Path, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter
+) -> Path:
+    """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name holds its fingerprint.
+
+    Raises:
+        UsageError: for rows that are not pairs, naming the columns that there are.
+    """
+    folder = data_cache_dir / f"{label}-{FOLDER}-{source.fingerprint()[:8]}"
     if not is_pairs(folder):
         source.check_splits()
         rows = _source_rows(source, watch)

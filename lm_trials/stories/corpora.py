@@ -20,7 +20,7 @@ from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.pieces import read_pieces, resumable_folder, split_batches
 from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
 from lm_trials.stories.shards import first_line
-from lm_trials.stories.sources import Source, open_source
+from lm_trials.stories.sources import Source
 
 SplitBy = Literal["hash", "shard"]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
@@ -218,44 +218,21 @@ def is_corpus(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and (folder / "records").is_dir()
 
 
-def resolve_corpus(
-    dataset_name: str,
-    data_cache_dir: Path,
-    watch: Watch = iter,
-    validation_split_percentage: float | None = None,
-    num_proc: int = 1,
-    **source_options: Any,
-) -> Path:
-    """Return the corpus folder of `--dataset_name`: a prepared name first, then a path, then the Hub.
+def prepare_source(source: Source, name: str, data_cache_dir: Path, watch: Watch = iter) -> Path:
+    """Read a source into a corpus in `data_cache_dir`, once; return the corpus's folder.
 
-    A path or Hub data set is read into `data_cache_dir` under a name of its own, once; where the source has changed
-    since, or is read with other options, it gets a new name, because the name holds its fingerprint.  Without a
-    network a Hub data set is the newest one prepared from that name with the same options.
+    The folder's name holds the source's fingerprint, so a source that has changed since, or is read with other
+    options, becomes another corpus.  Without a network a Hub data set is the newest corpus of that name and options.
 
     Args:
-        validation_split_percentage: see `Source.records_of`; a prepared corpus has its splits.
-        num_proc: processes that read.
+        name: what the user called the source.
 
     Raises:
-        UsageError: if it is none of them; the message lists what is prepared.
+        UsageError: as `ingest`.
     """
-    prepared = next((f for f in (data_cache_dir / dataset_name, Path(dataset_name)) if is_corpus(f)), None)
-    if prepared is not None:
-        if validation_split_percentage is not None:
-            raise UsageError(
-                f"--validation_split_percentage {validation_split_percentage:g}: {dataset_name} is prepared and has "
-                "its splits; leave it away"
-            )
-        return prepared
-    known = [p.name for p in data_cache_dir.iterdir() if is_corpus(p)] if data_cache_dir.is_dir() else []
-    try:
-        options = {"validation_split_percentage": validation_split_percentage, "num_proc": num_proc, **source_options}
-        source = open_source(dataset_name, **options)
-        folder = corpus_folder(source, dataset_name, data_cache_dir)
-        if not is_corpus(folder):
-            _ingest_once(source, folder, watch, num_proc)
-    except UsageError as error:
-        raise UsageError(f"{error}; prepared in {data_cache_dir}: {', '.join(sorted(known)) or 'nothing'}") from None
+    folder = corpus_folder(source, name, data_cache_dir)
+    if not is_corpus(folder):
+        _ingest_once(source, folder, watch, source.num_proc)
     return folder
 
 
