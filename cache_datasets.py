@@ -18,41 +18,34 @@ from __future__ import annotations
 
 import shlex
 import sys
-from operator import length_hint
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts, show_table
 from lm_trials.data.cache_flags import FetchArguments, ListArguments, RecipeArguments, VerifyArguments
 from lm_trials.flags import parse_arguments
 from lm_trials.latent_city.flags import AtlasArguments, DistancesArguments
 
+if TYPE_CHECKING:
+    from lm_trials.data.datasets import DataSet
+
 STOPPED = 130  # exit status of a command that Ctrl-C ended
 
 
 def fetch(args: FetchArguments) -> list[Path]:
     """Prepare each part of a data set, and its tokens if asked; returns the corpus folders."""
+    from lm_trials.data.datasets import dataset_of
     from lm_trials.data.recipes import check_fetch
 
     check_fetch(args)
-    return [fetch_part(name, config, args) for name, config in args.parts()]
+    return [fetch_member(member, args) for member in dataset_of(args).members]
 
 
-def fetch_part(name: str, config: str | None, args: FetchArguments) -> Path:
-    """Prepare one part and say what it holds."""
-    from lm_trials.stories.corpora import read_manifest, resolve_corpus
+def fetch_member(dataset: DataSet, args: FetchArguments) -> Path:
+    """Prepare a data set, or one member of a mixture, and say what it holds."""
+    from lm_trials.stories.corpora import read_manifest
 
-    label = f"{name} {config}" if config else name
-    corpus = resolve_corpus(
-        name,
-        Path(args.data_cache_dir),
-        watch=lambda ticks: progress(ticks, f"reading {label}", "stories", length_hint(ticks) or None),
-        validation_split_percentage=args.validation_split_percentage,
-        num_proc=args.num_proc,
-        text_column=args.text_column,
-        dataset_config_name=config,
-        streaming=False,
-    )
+    corpus = dataset.corpus()
     stories = read_manifest(corpus, "stories")["stories"]
     facts = {
         "stories": f"{sum(stories.values()):,}: " + ", ".join(f"{count:,} {split}" for split, count in stories.items()),
@@ -60,7 +53,8 @@ def fetch_part(name: str, config: str | None, args: FetchArguments) -> Path:
     }
     if args.wants_tokens():
         facts["tokens"] = str(make_tokens(corpus, args))
-    show_facts(label, {**facts, "next": f"python train_gpt2.py {same_flags(name, config, args)}"})
+    facts["next"] = f"python train_gpt2.py {same_flags(dataset.name, dataset.config, args)}"
+    show_facts(f"{dataset.name} {dataset.config}" if dataset.config else dataset.name, facts)
     return corpus
 
 

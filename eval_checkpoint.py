@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     import torch
     from accelerate import PartialState
 
+    from lm_trials.data.datasets import dataset_of
     from lm_trials.evaluation.checkpoints import (
         check_candidate,
         evaluate_checkpoint,
@@ -56,8 +57,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         show_results,
     )
     from lm_trials.evaluation.continuations import score_continuations
-    from lm_trials.evaluation.evaluation_sets import open_evaluation_set
-    from lm_trials.evaluation.feature_tables import check_sets, score_set
+    from lm_trials.evaluation.feature_tables import check_prompts, score_set
     from lm_trials.evaluation.matrix import evaluation_matrix, show_matrix, write_matrix
     from lm_trials.evaluation.results import write_results
     from lm_trials.models.reference import load_model
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     # All models and data sets are checked before the first is evaluated; a matrix can take hours.
     names = expand_models(args.model_name_or_path, args.all_checkpoints)
     candidates = [check_candidate(name, args) for name in names]
-    datasets = [open_evaluation_set(name, args) for name in args.dataset_name]
-    check_sets(args)
+    datasets = [dataset_of(args, name).select(args.dataset_split, args.max_eval_samples) for name in args.dataset_name]
+    check_prompts(datasets, args)
     folders = plan_results(candidates, datasets, args)
 
     results, continuations = [], []

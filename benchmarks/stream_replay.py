@@ -35,8 +35,7 @@ class ReplayArguments:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns seconds for each million tokens skipped, by kind."""
     (args,) = parse_arguments(argv, (ReplayArguments,), __doc__ or "")
-    from lm_trials.training.parts import corpus_pairs, source_pairs
-
+    from lm_trials.data.documents import corpus_pairs, source_pairs
     from lm_trials.stories.corpora import open_records, write_corpus
     from lm_trials.stories.generated.generator import generate_stories
     from lm_trials.stories.records import record_from_row

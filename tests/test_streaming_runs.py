@@ -4,7 +4,6 @@ import json
 from collections import Counter
 
 import pytest
-from lm_trials.training.parts import open_part
 
 import prepare_tinystories
 import train_gpt2
@@ -267,21 +266,21 @@ def test_a_sets_parts_are_not_streamed(tiny_data, run, capsys):
     if not (tiny_data / "calm").exists():
         prepare_tinystories.main(["pretokenize", *data, "--filtering", "features!=Twist", "--dataset_name", "calm"])
     args = DataArguments(dataset_name="calm", data_cache_dir=str(tiny_data), streaming="True")
-    with pytest.raises(UsageError, match="--streaming True: calm is a protocol's set"):
-        open_part("calm", None, args, load_tokenizer(tiny_data / "tok400"))
+    with pytest.raises(UsageError, match="--streaming True: calm is a protocol set"):
+        open_stores(args, load_tokenizer(tiny_data / "tok400"))
 
 
 @pytest.mark.parametrize("streaming", ["True", "False"])
 def test_the_file_trained_on_is_in_domain_however_it_was_split(run, stories_file, tmp_path, two_parts, streaming):
+    from lm_trials.data.datasets import dataset_of
     from lm_trials.evaluation.domains import in_domain, training_data
-    from lm_trials.evaluation.evaluation_sets import open_evaluation_set
     from lm_trials.evaluation.flags import EvaluationArguments
 
     trained_on, other = stories_file("tales.jsonl", 900), stories_file("others.jsonl", 900, begin=900)
     run("run", "--dataset_name", str(trained_on), "--validation_split_percentage", "5", "--streaming", streaming)
     known = training_data(json.loads((tmp_path / "run" / "run.json").read_text()), two_parts)
     args = EvaluationArguments(data_cache_dir=str(two_parts))
-    found = [in_domain(known, open_evaluation_set(str(path), args).parts) for path in (trained_on, other)]
+    found = [in_domain(known, dataset_of(args, str(path)).select().parts) for path in (trained_on, other)]
     assert found == ["yes", "no"]
 
 

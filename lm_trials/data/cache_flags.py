@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from lm_trials.console import UsageError
 from lm_trials.flags import option
 
 
@@ -33,28 +31,6 @@ class FetchArguments:
     def wants_tokens(self) -> bool:
         """Whether a token store is asked for."""
         return self.vocab_size is not None or self.tokenizer_name is not None
-
-    def parts(self) -> list[tuple[str, str | None]]:
-        """Return (data set, configuration) of each part: of `--dataset_config_name a+b`, or of `--dataset_name a+b`.
-
-        Raises:
-            UsageError: without a data set, or for an empty part.
-
-        >>> FetchArguments(dataset_name="pile", dataset_config_name="pubmed+uspto").parts()
-        [('pile', 'pubmed'), ('pile', 'uspto')]
-        """
-        if not self.dataset_name:
-            raise UsageError("no data set is named; give --dataset_name NAME_OR_PATH")
-        name, parts = self.dataset_name, [(self.dataset_name, None)]
-        if self.dataset_config_name:
-            parts = [(name, config) for config in self.dataset_config_name.split("+")]
-        elif "+" in name and not (Path(name).exists() or (Path(self.data_cache_dir) / name).exists()):
-            parts = [(part, None) for part in name.split("+")]
-        if not all(word is None or word for part in parts for word in part):
-            raise UsageError(
-                f"{self.dataset_config_name or name} has an empty part; give names with one + between them"
-            )
-        return parts
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Data sets by name: the one place that knows what `--dataset_name` may name.
 
-A prepared name in `--data_cache_dir` comes first (a protocol set, a corpus, a data set of pairs), then a path (a file, a
-folder of shards, a data set saved by `datasets`), then the Hub.  `a+b`, or a configuration `a+b`, is a mixture.  What
+A prepared name in `--data_cache_dir` comes first (a protocol set, a corpus, a data set of pairs), then a path (a file,
+a folder of shards, a data set saved by `datasets`), then the Hub.  `a+b`, or a configuration `a+b`, is a mixture.  What
 training, fine-tuning, evaluation and probes need of a data set, each kind answers by the same methods, or refuses.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -48,7 +48,7 @@ class Selection:
         fingerprint: of the content, for the manifest of results.
         total: number of records, where it is known before reading them.
         parts: the names that the data, of a mixture each part, is known by (`contents.content_name`).
-        prompts: for a protocol set, returns the texts of its first N documents, whose prompts a model may continue.
+        set_texts: for a protocol set, starts the stream of its texts with their prompts.
     """
 
     name: str
@@ -56,23 +56,47 @@ class Selection:
     fingerprint: str
     total: int | None = None
     parts: tuple[frozenset[str], ...] = ()
-    prompts: Callable[[int], list[SetText]] | None = None
+    set_texts: Callable[[], Iterator[SetText]] | None = None
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether its texts have a prompt that a model can continue: those of a protocol set have."""
+        return self.set_texts is not None
+
+    def prompts(self, count: int | None = None) -> list[SetText]:
+        """Return the texts of the first `count` documents, or of all, whose prompts a model can continue.
+
+        Raises:
+            UsageError: for a data set without prompts, or a split without documents.
+        """
+        if self.set_texts is None:
+            raise UsageError(
+                f"{self.name} has no prompts; name a protocol set, made with prepare_tinystories.py pretokenize "
+                "--dataset_name NAME or protocol_set"
+            )
+        texts = list(itertools.islice(self.set_texts(), count))
+        if not texts:
+            raise UsageError(f"{self.name} has no story to take a prompt from; prepare more stories")
+        return texts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
     """A data set that a name means.
 
     Attributes:
         name: as the user gave it.
         place: the folder of prepared data, `--data_cache_dir`.
+        config: the configuration of a Hub data set, or the part of a folder, that was asked for.
     """
 
     name: str
     place: Path
+    config: str | None = None
 
     kind: ClassVar[str]
     prepared: ClassVar[bool] = True
+    has_prompts: ClassVar[bool] = False
     default_split: ClassVar[str | None] = HELD_OUT
 
     @property
@@ -81,9 +105,19 @@ class DataSet:
         return (self,)
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """The shares of its members."""
+        return (1.0,)
+
+    @property
     def label(self) -> str:
         """A short name for tables, logs and folders."""
         return Path(self.name).name
+
+    @property
+    def full_label(self) -> str:
+        """A name that tells apart two members of a mixture with one label."""
+        return (self.config or self.name).replace("/", "-")
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
         """Return the records of a split, at most `limit`; by default the validation split, of a path all.
@@ -119,7 +153,8 @@ class DataSet:
         Raises:
             UsageError: for a data set without them.
         """
-        raise self._unfit("prompts with completions", "make pairs of a corpus with prepare_tinystories.py instruct")
+        advice = f"make pairs of a corpus with prepare_tinystories.py instruct --corpus {self.label}"
+        raise self._unfit("prompts with completions", advice)
 
     def train_texts(self) -> tuple[Iterator[Sequence[str]], int | None]:
         """Return batches of the texts that training on it teaches to write, and how many texts there are if known."""
@@ -134,15 +169,23 @@ class DataSet:
         """
         raise self._unfit("a corpus", "name a corpus, a file or a Hub data set")
 
+    def check_splits(self) -> None:
+        """Check that it can be split as asked, as far as that is known before it is read.
+
+        Raises:
+            UsageError: for a source without a train split, or without validation stories.
+        """
+
     def _unfit(self, wanted: str, advice: str) -> UsageError:
         return UsageError(f"{self.name} is {self.kind} and has no {wanted.removeprefix('a ')}; {advice}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProtocolSet(DataSet):
     """What a protocol makes of a corpus; its texts have instruction lines before the story."""
 
     kind = "a protocol set"
+    has_prompts = True
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
         """Return the texts of a split as stories, so that instruction lines are scored as they are trained on."""
@@ -155,20 +198,12 @@ class ProtocolSet(DataSet):
             lambda: itertools.islice(self._records(split), limit),
             content,
             parts=(frozenset({content}),),
-            prompts=partial(self._prompts, split),
+            set_texts=lambda: set_texts(self.name, self.place, split),
         )
 
     def _records(self, split: str) -> Iterator[Record]:
         for text in set_texts(self.name, self.place, split):
             yield make_record(text.text, words=text.words, features=text.features) | {"record_id": text.record_id}
-
-    def _prompts(self, split: str, count: int) -> list[SetText]:
-        texts = list(itertools.islice(set_texts(self.name, self.place, split), count))
-        if not texts:
-            raise UsageError(
-                f"the {split} split of {self.name} has no story to take a prompt from; prepare more stories"
-            )
-        return texts
 
     def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
         """Yield the corpus's records that the filter kept: an instruction's features may be lies."""
@@ -191,23 +226,21 @@ class ProtocolSet(DataSet):
         return resolve_set(self.name, self.place)[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus(DataSet):
     """Records prepared in a folder.
 
     Attributes:
         folder: where it lies.
-        config: the configuration of the source that it was made of, which then is its label.
     """
 
     folder: Path
-    config: str | None = None
 
     kind = "a corpus of stories"
 
     @property
     def label(self) -> str:
-        """The configuration that it was read from, else the name of its folder."""
+        """The configuration of the source that it was made of, else the name of its folder."""
         return self.config or self.folder.name
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
@@ -243,7 +276,7 @@ class Corpus(DataSet):
         return self.folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparedPairs(DataSet):
     """Prompts with completions, conversations or texts, prepared for fine-tuning."""
 
@@ -265,18 +298,16 @@ class PreparedPairs(DataSet):
         ), len(rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RawSource(DataSet):
     """A file, a folder of shards, a saved data set or a Hub data set, read as it lies until it is prepared.
 
     Attributes:
         source: what is read.
-        config: the configuration of a Hub data set, or the part of a folder, that was asked for.
         streaming: whether training reads it as it lies, too (`True`), or prepares a corpus of it first.
     """
 
     source: Source
-    config: str | None = None
     streaming: Streaming = "False"
 
     kind = "a source of stories"
@@ -300,7 +331,7 @@ class RawSource(DataSet):
             lambda: itertools.islice(source.records(), limit),
             source.fingerprint(),
             limit,
-            (self._known_as(source),),
+            (self.known_as(source),),
         )
 
     def _of(self, split: str | None) -> Source:
@@ -317,7 +348,7 @@ class RawSource(DataSet):
         )
 
     @staticmethod
-    def _known_as(source: Source) -> frozenset[str]:
+    def known_as(source: Source) -> frozenset[str]:
         """Return its fingerprints, whichever split is read, as the manifest of a corpus made of it may have them."""
         hub = source.kind == "hub"
         splits = {source.dataset_split, None, *(SPLITS if hub else ())}
@@ -326,6 +357,11 @@ class RawSource(DataSet):
         return fingerprints | (
             {hub_name(source.reference, source.dataset_config_name)} if hub else set(source.file_names())
         )
+
+    def check_splits(self) -> None:
+        """Check the splits of what lies on disk; those of a Hub data set are known when it is loaded."""
+        if self.source.kind != "hub":
+            self.source.check_splits()
 
     def has_own_validation(self) -> bool:
         """Whether it comes with a validation split."""
@@ -344,7 +380,7 @@ class RawSource(DataSet):
         """Return streams over what lies there, or the tokens of the corpus that is made of it."""
         if self.streaming == "True":
             return source_documents(self.config or Path(self.name).name, self.source, tokenizer, how)
-        return Corpus(self.name, self.place, self.corpus(), self.config).documents(tokenizer, how)
+        return corpus_documents(self.config or self.corpus().name, self.corpus(), tokenizer, how)
 
     def pairs(self, watch: Watch = iter) -> PairSet:
         """Prepare its prompts and completions, conversations or texts, once, and open them."""
@@ -352,16 +388,20 @@ class RawSource(DataSet):
 
     def corpus(self) -> Path:
         """Read it into a corpus, once; return the folder."""
-        watch = partial(progress, description=f"reading {self.config or Path(self.name).name}", unit="stories")
+        name = f"{self.name} {self.config}" if self.config else self.name
+
+        def watch(records: Iterable[Any]) -> Iterable[Any]:
+            return progress(records, f"reading {name}", "stories", length_hint(records) or None)
+
         return prepare_source(self.source, self.name, self.place, watch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mixture(DataSet):
     """Several data sets in shares."""
 
     several: tuple[DataSet, ...]
-    weights: tuple[float, ...]
+    shares: tuple[float, ...]
 
     kind = "a mixture"
 
@@ -371,9 +411,14 @@ class Mixture(DataSet):
         return self.several
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """Their shares."""
+        return self.shares
+
+    @property
     def label(self) -> str:
         """The name of what its configurations are of, with them, or the names of the data sets."""
-        configs = [getattr(member, "config", None) for member in self.several]
+        configs = [member.config for member in self.several]
         labels = [member.label for member in self.several]
         return "-".join([_stem(self.name), *configs] if all(configs) else labels)  # type: ignore[list-item]
 
@@ -383,13 +428,13 @@ class Mixture(DataSet):
 
         def ended(place: int, taken: list[int]) -> None:
             member = self.several[place]
-            name = getattr(member, "config", None) or member.label
+            name = member.config or member.label
             note(f"note: the part {name} of {self.name} has no more than {taken[place]:,} stories, and so the mixture "
                  f"ends after {sum(taken):,}")  # fmt: skip
 
         return Selection(
             self.label + (f"-{split}" if split else ""),
-            lambda: itertools.islice(mixed([each.read() for each in selected], list(self.weights), ended), limit),
+            lambda: itertools.islice(mixed([each.read() for each in selected], list(self.shares), ended), limit),
             "+".join(each.fingerprint for each in selected),
             limit,
             tuple(names for each in selected for names in each.parts),
@@ -417,6 +462,8 @@ def open_dataset(
         UsageError: for a name that is nothing; for a flag that this kind of data set cannot have; for shares that do
             not fit.
     """
+    if not name:
+        raise UsageError("no data set is named; give --dataset_name NAME_OR_PATH")
     place = Path(data_cache_dir)
     named = _member_names(name, dataset_config_name, place)
     if len(named) == 1 and data_mix is not None:
@@ -443,7 +490,7 @@ def open_dataset(
                 "--validation_split_percentage"
             )
         members.append(found)
-    return members[0] if len(members) == 1 else Mixture(name, place, tuple(members), weights)
+    return members[0] if len(members) == 1 else Mixture(name=name, place=place, several=tuple(members), shares=weights)
 
 
 def dataset_of(args: Any, name: str | None = None) -> DataSet:
@@ -468,12 +515,12 @@ def _prepared(name: str, place: Path) -> DataSet | None:
     if not name:
         return None
     if is_set(place / name):
-        return ProtocolSet(name, place)
+        return ProtocolSet(name=name, place=place)
     for folder in (place / name, Path(name)):
         if is_pairs(folder):
-            return PreparedPairs(name, place)
+            return PreparedPairs(name=name, place=place)
         if is_corpus(folder):
-            return Corpus(name, place, folder)
+            return Corpus(name=name, place=place, folder=folder)
     return None
 
 
@@ -494,7 +541,7 @@ def _raw(name: str, place: Path, config: str | None, streaming: Streaming, optio
     except UsageError as error:
         known = ", ".join(prepared_names(place)) or "nothing"
         raise UsageError(f"{error}; prepared in {place}: {known}") from None
-    return RawSource(name, place, source, config, streaming)
+    return RawSource(name=name, place=place, config=config, source=source, streaming=streaming)
 
 
 def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str, str | None]]:

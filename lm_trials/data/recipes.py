@@ -7,10 +7,9 @@ from typing import Any
 
 from lm_trials.console import UsageError
 from lm_trials.data.cache_flags import FetchArguments
+from lm_trials.data.datasets import dataset_of
 from lm_trials.flags import parse_mapping, read_yaml
-from lm_trials.stories.corpora import is_corpus
 from lm_trials.stories.records import validation_from
-from lm_trials.stories.sources import open_source
 from lm_trials.tokens.tokenizers import resolve_vocab
 
 
@@ -52,13 +51,7 @@ def check_fetch(args: FetchArguments) -> None:
     percent = args.validation_split_percentage
     if percent is not None:
         validation_from(percent)
-    for name, config in args.parts():
-        if is_corpus(Path(args.data_cache_dir) / name) or is_corpus(Path(name)):
-            continue
-        source = open_source(
-            name, dataset_config_name=config, text_column=args.text_column, validation_split_percentage=percent
-        )
-        if source.kind != "hub":  # which splits a Hub data set has is known when it is loaded
-            source.check_splits()
+    for member in dataset_of(args).members:
+        member.check_splits()
     if args.wants_tokens():
         resolve_vocab(args.vocab_size, args.tokenizer_name, args.data_cache_dir)

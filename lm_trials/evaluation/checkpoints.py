@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note, progress, show_facts, show_table
-from lm_trials.evaluation.evaluation_sets import EvaluationSet
+from lm_trials.data.datasets import Selection
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
@@ -128,7 +128,7 @@ def evaluation_window(model: PreTrainedModel | PretrainedConfig, block_size: int
 
 
 def plan_results(
-    candidates: list[Candidate], datasets: list[EvaluationSet], args: EvaluationArguments
+    candidates: list[Candidate], datasets: list[Selection], args: EvaluationArguments
 ) -> dict[tuple[str, str], Path]:
     """Return the folder of each (model, data set), before anything runs.
 
@@ -156,7 +156,7 @@ def plan_results(
     return folders
 
 
-def result_folder(reference: ModelReference, dataset: EvaluationSet, args: EvaluationArguments) -> Path:
+def result_folder(reference: ModelReference, dataset: Selection, args: EvaluationArguments) -> Path:
     """Return where a result lies: under `--output_dir`, or beside a local model, or under `runs` for a Hub model."""
     several = len(args.model_name_or_path) * len(args.dataset_name) > 1 or args.all_checkpoints
     if args.output_dir is not None:
@@ -175,7 +175,7 @@ def slug(reference: ModelReference) -> str:
 
 
 def evaluate_checkpoint(
-    model: PreTrainedModel, candidate: Candidate, dataset: EvaluationSet, folder: Path, args: EvaluationArguments
+    model: PreTrainedModel, candidate: Candidate, dataset: Selection, folder: Path, args: EvaluationArguments
 ) -> EvaluationResult:
     """Score each story of `dataset` and sum up; the same result in every process.
 
@@ -212,7 +212,7 @@ def evaluate_checkpoint(
 
 def _result(
     candidate: Candidate,
-    dataset: EvaluationSet,
+    dataset: Selection,
     folder: Path,
     summary: LossSummary,
     metrics: dict[str, float],

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.data.datasets import open_dataset
 from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.flags import read_yaml
 from lm_trials.pairs.layouts import Message
-from lm_trials.pairs.pairs import PairSet, is_pairs, open_pairs
+from lm_trials.pairs.pairs import PairSet
 from lm_trials.stories.records import record_id
 
 COLUMNS = ("words", "features")
@@ -43,11 +44,7 @@ def pair_tasks(name: str, data_cache_dir: Path, split: str, count: int) -> list[
     Raises:
         UsageError: where it is none, has no such rows, or does not say what its prompts ask for.
     """
-    if not any(is_pairs(place) for place in (data_cache_dir / name, Path(name))):
-        raise UsageError(
-            f"--dataset_name {name} is no prepared data set of pairs; make one with prepare_tinystories.py instruct"
-        )
-    pairs = open_pairs(name, data_cache_dir)
+    pairs = open_dataset(name, data_cache_dir).pairs()
     if split not in pairs.splits:
         raise UsageError(f"--dataset_split {split}: {did_you_mean(split, pairs.splits)}")
     rows = pairs.splits[split]

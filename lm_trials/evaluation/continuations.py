@@ -11,9 +11,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import note, progress, show_facts
+from lm_trials.data.datasets import Selection
 from lm_trials.estimates import bootstrap_mean
 from lm_trials.evaluation.checkpoints import Candidate, slug
-from lm_trials.evaluation.evaluation_sets import EvaluationSet
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.files import write_csv
@@ -60,7 +60,7 @@ class ContinuationOverlap(evaluate.Metric):
 
 
 def score_continuations(
-    model: PreTrainedModel, candidate: Candidate, dataset: EvaluationSet, args: EvaluationArguments
+    model: PreTrainedModel, candidate: Candidate, dataset: Selection, args: EvaluationArguments
 ) -> list[dict[str, Any]]:
     """Give the model the beginning of `--generate N` stories and score what it writes; writes two CSV tables.
 
@@ -99,7 +99,7 @@ def score_continuations(
 
 
 def _chosen(
-    dataset: EvaluationSet, encode: Encoder, window: int, args: EvaluationArguments
+    dataset: Selection, encode: Encoder, window: int, args: EvaluationArguments
 ) -> tuple[list[tuple[str, list[int], list[int]]], int]:
     """Return (record_id, prompt, reference) of the first stories that fit, and how many were passed over."""
     chosen: list[tuple[str, list[int], list[int]]] = []

@@ -7,7 +7,7 @@ listening.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 
-from lm_trials.console import UsageError, progress
+from lm_trials.console import progress
+from lm_trials.data.datasets import open_dataset
 from lm_trials.evaluation.constraint_tasks import Task
 from lm_trials.evaluation.inflections import StoryWords, forms_of, words_of
-from lm_trials.pairs.pairs import is_pairs, open_pairs
-from lm_trials.protocols.set_texts import set_texts
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus, open_records
 
 BATCH = 10_000
 GROUPS = ("unseen", "rare", "common")
@@ -118,34 +114,9 @@ def training_words(name: str, data_cache_dir: Path) -> WordCounts:
     Raises:
         UsageError: for a name that is no prepared corpus, set or data set of pairs.
     """
-    texts, total = _training_texts(name, data_cache_dir)
+    texts, total = open_dataset(name, data_cache_dir).train_texts()
     batches = progress(texts, f"counting the words of {name}", "stories", total, size=len)
     return WordCounts(name, *count_words(batches))
-
-
-def _training_texts(name: str, data_cache_dir: Path) -> tuple[Iterator[Sequence[str]], int | None]:
-    for folder in (data_cache_dir / name, Path(name)):
-        if is_pairs(folder):
-            pairs = open_pairs(name, data_cache_dir)
-            rows = pairs.splits["train"]
-            if pairs.kind == "conversations":
-                return (
-                    [m["content"] for messages in batch["messages"] for m in messages if m["role"] == "assistant"]
-                    for batch in rows.select_columns(["messages"]).iter(BATCH)
-                ), len(rows)
-            return _column(rows, "completion" if pairs.kind == "pairs" else "text"), len(rows)
-        if is_corpus(folder):
-            rows = open_records(folder, "train")
-            return _column(rows, "story"), len(rows)
-    if is_set(data_cache_dir / name):
-        return ([text.story] for text in set_texts(name, data_cache_dir, "train")), None
-    raise UsageError(
-        f"--coverage {name} is no prepared corpus, set or data set of pairs; make one with prepare_tinystories.py"
-    )
-
-
-def _column(rows: Dataset, column: str) -> Iterator[Sequence[str]]:
-    return (batch[column] for batch in rows.select_columns([column]).iter(BATCH))
 
 
 def task_words(task: Task) -> list[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.models.reference import positions_of
 from lm_trials.protocols.protocols import LINES
-from lm_trials.protocols.set_texts import SetText, set_texts
+from lm_trials.protocols.set_texts import SetText
 from lm_trials.stories.generated.detectors import detect_features
 from lm_trials.stories.records import FEATURES
 from lm_trials.tokens.stores import document_marks
@@ -68,18 +66,6 @@ def next_example_begins(tail: str) -> bool:
     [True, False, False]
     """
     return re.search(rf"\n(?:{'|'.join(LINES)}):", tail) is not None
-
-
-def prompts_of(name: str, data_cache_dir: Path, split: str, count: int) -> list[SetText]:
-    """Return the first `count` documents of a set's split, whose prompts a model is to continue.
-
-    Raises:
-        UsageError: where there is none.
-    """
-    texts = list(islice(set_texts(name, data_cache_dir, split), count))
-    if not texts:
-        raise UsageError(f"the {split} split of {name} has no story to take a prompt from; prepare more stories")
-    return texts
 
 
 def write_generations(

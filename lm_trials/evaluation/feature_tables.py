@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,55 +11,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel
 
-from lm_trials.console import UsageError, note, show_table
+from lm_trials.console import note, show_table
+from lm_trials.data.datasets import Selection
 from lm_trials.evaluation.checkpoints import Candidate
-from lm_trials.evaluation.evaluation_sets import EvaluationSet
-from lm_trials.evaluation.feature_scores import prompts_of, score_features, write_generations
+from lm_trials.evaluation.feature_scores import score_features, write_generations
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.files import write_csv, write_json
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus
 from lm_trials.stories.records import FEATURES
 
 ENOUGH = 256
 
 
-def check_sets(args: EvaluationArguments) -> None:
-    """Check that `--score_features` has sets to take prompts from, before anything is evaluated.
+def check_prompts(datasets: Sequence[Selection], args: EvaluationArguments) -> None:
+    """Check that `--score_features` has prompts, before anything is evaluated.
 
     Raises:
-        UsageError: for a data set that is none.
+        UsageError: for a data set without prompts.
     """
-    if not args.score_features:
-        return
-    place = Path(args.data_cache_dir)
-    for name in args.dataset_name:
-        if not is_set(place / name):
-            kind = "a corpus without instructions" if is_corpus(place / name) else "no prepared set"
-            raise UsageError(
-                f"--score_features: {name} is {kind}; name a set, made with prepare_tinystories.py pretokenize "
-                "--dataset_name NAME or protocol_set"
-            )
+    for dataset in datasets if args.score_features else ():
+        dataset.prompts(1)
 
 
 def score_set(
-    model: PreTrainedModel, candidate: Candidate, dataset: EvaluationSet, folder: Path, args: EvaluationArguments
+    model: PreTrainedModel, candidate: Candidate, dataset: Selection, folder: Path, args: EvaluationArguments
 ) -> list[dict[str, Any]]:
     """Let the model write for a set's prompts and score the features; writes the stories and two tables.
 
     Returns:
         Rows of model, step, seed, dataset, slice, metric, estimate, lower, upper, n, unit.
     """
-    split = args.dataset_split or "validation"
-    name = dataset.name.removesuffix(f"-{split}")
-    texts = prompts_of(name, Path(args.data_cache_dir), split, args.num_generations)
+    texts = dataset.prompts(args.num_generations)
     if len(texts) < args.num_generations:
-        note(f"note: {name} has {len(texts)} {split} stories, fewer than --num_generations {args.num_generations}")
+        note(f"note: {dataset.name} has {len(texts)} stories, fewer than --num_generations {args.num_generations}")
     temperature = 1.0 if args.temperature is None else args.temperature
     reference = candidate.reference
     generations = write_generations(
         model, candidate.tokenizer, texts, args.max_new_tokens, temperature, args.seed,
-        description=f"{Path(reference.path).name} writes for {name}",
+        description=f"{Path(reference.path).name} writes for {dataset.name}",
     )  # fmt: skip
     shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
     rows = [{**shared, **row} for row in score_features(generations, args.seed)]
@@ -69,7 +58,7 @@ def score_set(
     few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
     if few:
         note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")
-    show_scores(f"{Path(reference.path).name} writes for {name}", rows)
+    show_scores(f"{Path(reference.path).name} writes for {dataset.name}", rows)
     note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
     return rows
 

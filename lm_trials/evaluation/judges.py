@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lm_trials.console import UsageError, progress
+from lm_trials.data.datasets import open_dataset
 from lm_trials.estimates import Estimate, proportion
-from lm_trials.stories.corpora import is_corpus, open_records
+from lm_trials.stories.corpora import open_records
 from lm_trials.stories.generated.detectors import detect_features
 from lm_trials.stories.records import FEATURES
 
@@ -173,11 +174,7 @@ def balanced_accuracy(has_N: np.ndarray, said_N: np.ndarray) -> Estimate:
 
 
 def _records(name: str, data_cache_dir: Path, splits: Sequence[str], count: int) -> list[tuple[str, list[str]]]:
-    folder = next((place for place in (data_cache_dir / name, Path(name)) if is_corpus(place)), None)
-    if folder is None:
-        raise UsageError(
-            f"--judge_corpus {name} is no prepared corpus; make one with prepare_tinystories.py ingest or generate"
-        )
+    folder = open_dataset(name, data_cache_dir).corpus()
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         for split in splits:

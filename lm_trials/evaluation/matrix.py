@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lm_trials.console import show_facts, show_table
+from lm_trials.data.datasets import Selection
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap
 from lm_trials.evaluation.checkpoints import Candidate, folded
 from lm_trials.evaluation.domains import in_domain, training_data
-from lm_trials.evaluation.evaluation_sets import EvaluationSet
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult
 from lm_trials.evaluation.summary import STATISTICS
@@ -66,7 +66,7 @@ class Matrix:
 def evaluation_matrix(
     results: Sequence[EvaluationResult],
     candidates: Sequence[Candidate],
-    datasets: Sequence[EvaluationSet],
+    datasets: Sequence[Selection],
     args: EvaluationArguments,
 ) -> Matrix:
     """Put the results of all pairs together; reads the stories' losses from the results' folders."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import open_dataset
 from lm_trials.estimates import Estimate, bootstrap_mean, proportion
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
@@ -29,7 +30,6 @@ from lm_trials.latent_city.questions import (
 from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject
 from lm_trials.latent_city.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
 from lm_trials.models.reference import read_run, resolve_model
-from lm_trials.pairs.pairs import open_pairs
 from lm_trials.tokens.tokenizers import batch_encoder
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def read_knowledge(name: str, data_cache_dir: Path) -> list[KnownPair]:
     Raises:
         UsageError: for another data set.
     """
-    rows = open_pairs(name, data_cache_dir).splits["test"]
+    rows = open_dataset(name, data_cache_dir).pairs().splits["test"]
     found = [
         KnownPair(row["prompt"], float(row["completion"].removesuffix(" km")))
         for row in rows

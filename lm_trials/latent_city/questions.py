@@ -48,12 +48,13 @@ class Choice:
     right: int
 
 
-def read_latents(pairs: PairSet, manifest: Mapping[str, Any]) -> list[LatentCity]:
+def read_latents(pairs: PairSet) -> list[LatentCity]:
     """Return the latent cities of a data set that `cache_datasets.py distances` has made.
 
     Raises:
         UsageError: for another data set.
     """
+    manifest = pairs.manifest
     if manifest.get("data_set") != "distances":
         raise UsageError(
             f"--dataset_name {pairs.name} is no data set of distances; make one with: python cache_datasets.py "

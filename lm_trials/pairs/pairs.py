@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +53,14 @@ class PairSet:
         kind: what its rows are.
         splits: memory-mapped; the columns of `COLUMNS[kind]` at least.
         described: what identifies it in `run.json`.
+        manifest: what was written down when it was prepared.
     """
 
     name: str
     kind: Kind
     splits: DatasetDict
     described: dict[str, Any]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_pairs(
@@ -130,7 +132,7 @@ def open_pairs(name: str, data_cache_dir: Path, called: str | None = None) -> Pa
         raise UsageError(f"{name} is not a prepared data set of pairs; there are: {', '.join(known) or 'none'}")
     manifest = read_manifest(folder, "kind", "rows", "content")
     described = {"name": folder.name, **{key: manifest[key] for key in ("kind", "content", "rows")}}
-    return PairSet(called or name, manifest["kind"], load_splits(folder / FOLDER), described)
+    return PairSet(called or name, manifest["kind"], load_splits(folder / FOLDER), described, manifest)
 
 
 def prepare_pairs(

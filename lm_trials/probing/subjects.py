@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from lm_trials.console import UsageError, note
+from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
-from lm_trials.evaluation.evaluation_sets import open_evaluation_set
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
@@ -197,16 +197,7 @@ def read_stories(args: TextArguments) -> list[Record]:
     Raises:
         UsageError: for a data set that is not there, or has no text.
     """
-    found = open_evaluation_set(
-        args.dataset_name,
-        EvaluationArguments(
-            dataset_config_name=args.dataset_config_name,
-            dataset_split=args.dataset_split,
-            text_column=args.text_column,
-            data_cache_dir=args.data_cache_dir,
-            max_eval_samples=args.max_eval_samples,
-        ),
-    )
+    found = dataset_of(args).select(args.dataset_split, args.max_eval_samples)
     there = [record for record in found.read() if record["story"].strip()]
     first: dict[str, Record] = {}
     for record in there:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lm_trials.evaluation.feature_scores import Generation, prompts_of, score_features, write_generations
+from lm_trials.data.datasets import open_dataset
+from lm_trials.evaluation.feature_scores import Generation, score_features, write_generations
 
 COLUMNS = ("prefix", "clean_prefix", "generation", "target", "step")
 GENERATIONS = "generations"
@@ -89,7 +90,7 @@ def write_tables(
     """
     written = {}
     for name in plan.sets:
-        texts = prompts_of(name, plan.data_cache_dir, "validation", plan.count)
+        texts = open_dataset(name, plan.data_cache_dir).select("validation").prompts(plan.count)
         generations = write_generations(model, tokenizer, texts, plan.max_new_tokens, plan.temperature, plan.seed)
         place = folder / name / f"step-{step:06d}.parquet"
         place.parent.mkdir(parents=True, exist_ok=True)

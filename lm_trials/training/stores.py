@@ -11,15 +11,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
+from lm_trials.data.datasets import DataSet, dataset_of, is_prepared, open_dataset, prepared_names
+from lm_trials.data.documents import TOKENS_FROM, Documents, Tokenising
 from lm_trials.protocols.set_stores import SetStore
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus
 from lm_trials.tokens.blocks import JoinedStores, RunBlocks, TrainingBlocks
-from lm_trials.tokens.mixtures import Mix, mixed, parse_weights
+from lm_trials.tokens.mixtures import Mix, mixed
 from lm_trials.tokens.stores import TokenStore
 from lm_trials.tokens.streams import STREAM_BUFFER, RecordStream, StreamBlocks
 from lm_trials.training.flags import DataArguments
-from lm_trials.training.parts import TOKENS_FROM, TrainPart, open_part, open_validation
 
 Store = TokenStore | SetStore | JoinedStores
 
@@ -38,7 +37,7 @@ class RunStores:
         sets: names of the sets among them, whose validation records give prompts.
     """
 
-    parts: tuple[TrainPart, ...]
+    parts: tuple[Documents, ...]
     mix: Mix | None
     validation: Store
     named: dict[str, Store] = field(default_factory=dict)
@@ -46,7 +45,7 @@ class RunStores:
     sets: tuple[str, ...] = ()
 
     def check_unchanged(self) -> None:
-        """Check that what is read is what was prepared, byte for byte; see `TrainPart.check_unchanged`."""
+        """Check that what is read is what was prepared, byte for byte; see `Documents.check_unchanged`."""
         for part in self.parts:
             part.check_unchanged()
 
@@ -92,29 +91,26 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         UsageError: for a name that is neither a set, a corpus nor a source; for a set of another tokenizer or an
             older corpus; for a split without stories; for weights that do not match the parts.
     """
-    place = Path(data_args.data_cache_dir)
-    sources = part_sources(data_args)
-    if len(sources) == 1 and data_args.data_mix is not None:
-        raise UsageError(f"--data_mix {data_args.data_mix}: there is one part, {sources[0][0]}; leave it away")
-    weights = tuple(parse_weights(data_args.data_mix, len(sources)))
-    named_sets = _named_sets(data_args)
+    dataset = dataset_of(data_args)
+    named_sets = _named_sets(data_args, dataset)
     if data_args.streaming != "False":
         data_args.shuffle_buffer_size = data_args.shuffle_buffer_size or STREAM_BUFFER
         if num_workers:  # they are forked, and tokenizers warns of threads that were used before
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parts = tuple(open_part(name, config, data_args, tokenizer, len(sources) > 1) for name, config in sources)
+    how = Tokenising(
+        data_args.append_eos, data_args.document_separator, data_args.streaming, data_args.max_eval_samples
+    )
+    parts = tuple(member.documents(tokenizer, how) for member in dataset.members)
     if len({part.name for part in parts}) < len(parts):  # files of one name in several folders
-        parts = tuple(
-            replace(part, name=(config or name).replace("/", "-"))
-            for part, (name, config) in zip(parts, sources, strict=True)
-        )
-    mix = Mix(weights, data_args.data_mix_unit, data_args.stop_when) if len(parts) > 1 else None
+        members = zip(parts, dataset.members, strict=True)
+        parts = tuple(replace(part, name=member.full_label) for part, member in members)
+    mix = Mix(dataset.weights, data_args.data_mix_unit, data_args.stop_when) if len(parts) > 1 else None
     named: dict[str, Store] = {}
     if mix:
         named = {part.name: part.validation for part in parts}
     if named_sets:
         named |= {"train": parts[0].train, "test": parts[0].test()}
-        named |= {name: open_validation(name, data_args, tokenizer) for name in named_sets}
+        named |= {name: other.documents(tokenizer, how).validation for name, other in named_sets.items()}
     described = dict(parts[0].described)
     if mix:  # what makes tokens of texts is the same for all parts
         shared = {key: described[key] for key in TOKENS_FROM}
@@ -126,55 +122,26 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         _in_proportion([part.validation for part in parts], mix) if mix else parts[0].validation,
         named,
         described,
-        tuple(name for name in (data_args.dataset_name, *named_sets) if is_set(place / name)),
+        tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts),
     )
 
 
-def part_sources(data_args: DataArguments) -> list[tuple[str, str | None]]:
-    """Return (data set, configuration) of each part: of `--dataset_config_name a+b`, or of `--dataset_name a+b`.
-
-    Raises:
-        UsageError: for a part given twice.
-
-    >>> part_sources(DataArguments(dataset_name="pile", dataset_config_name="pubmed+uspto"))
-    [('pile', 'pubmed'), ('pile', 'uspto')]
-    >>> part_sources(DataArguments(dataset_name="generated+mine"))
-    [('generated', None), ('mine', None)]
-    """
-    name, place = data_args.dataset_name, Path(data_args.data_cache_dir)
-    parts = [(name, None)]
-    if data_args.dataset_config_name:
-        parts = [(name, config) for config in data_args.dataset_config_name.split("+")]
-    elif "+" in name and not (is_set(place / name) or is_corpus(place / name) or Path(name).exists()):
-        parts = [(part, None) for part in name.split("+")]
-    for part in parts:
-        if not all(word is None or word for word in part):
-            raise UsageError(
-                f"{'+'.join(word for part in parts for word in part if word is not None)} has an empty part"
-            )
-        if parts.count(part) > 1:
-            raise UsageError(f"the part {part[1] or part[0]} is given twice; give each once, its share with --data_mix")
-    return parts
-
-
-def _named_sets(data_args: DataArguments) -> list[str]:
-    """Return the names of `--eval_datasets`, checked."""
-    place = Path(data_args.data_cache_dir)
+def _named_sets(data_args: DataArguments, dataset: DataSet) -> dict[str, DataSet]:
+    """Return the data sets of `--eval_datasets` by name, checked."""
+    place = data_args.data_cache_dir
     names = [name.strip() for name in (data_args.eval_datasets or "").split(",") if name.strip()]
     for name in names:
         if Path(name).name != name or name in ("train", "test"):
             raise UsageError(f"--eval_datasets {name}: give names of sets or corpora in {place}, not paths or splits")
-        if not is_set(place / name) and not is_corpus(place / name):
-            known = [path.name for path in place.iterdir() if is_set(path) or is_corpus(path)] if place.is_dir() else []
-            raise UsageError(
-                f"--eval_datasets {name} is not prepared in {place}; there are {', '.join(known) or 'none'}"
-            )
-    if names and (data_args.streaming != "False" or len(part_sources(data_args)) > 1):
+        if not is_prepared(name, place):
+            known = ", ".join(prepared_names(Path(place))) or "none"
+            raise UsageError(f"--eval_datasets {name} is not prepared in {place}; there are {known}")
+    if names and (data_args.streaming != "False" or len(dataset.members) > 1):
         raise UsageError(
-            f"--eval_datasets {data_args.eval_datasets} goes with one prepared data set and --streaming False; a "
-            "mixture's parts are evaluated each as they are"
+            f"--eval_datasets {data_args.eval_datasets} needs one prepared data set and --streaming False; the parts "
+            "of a mixture are each evaluated without it"
         )
-    return names
+    return {name: open_dataset(name, place) for name in names}
 
 
 def _in_proportion(stores: list[Store], mix: Mix) -> JoinedStores:

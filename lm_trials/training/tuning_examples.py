@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from trl import pack_dataset
 
 from lm_trials.console import UsageError, progress
+from lm_trials.data.datasets import dataset_of
 from lm_trials.models.reference import default_window, positions_of
 from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
-from lm_trials.pairs.pairs import PairSet, open_pairs
+from lm_trials.pairs.pairs import PairSet
 from lm_trials.tokens.order import document_order
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.tuning_flags import PairArguments
@@ -162,13 +163,7 @@ def open_examples(
         _check_layout_of_template(arguments.chat_template_path, pair_args.layout)
         template = _template(arguments.chat_template_path)
         check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
-    pairs = open_pairs(
-        pair_args.dataset_name,
-        Path(pair_args.data_cache_dir),
-        pair_args.dataset_config_name,
-        pair_args.validation_split_percentage,
-        watch=lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"),
-    )
+    pairs = dataset_of(pair_args).pairs(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
     if arguments.chat_template_path:
         tokenizer.chat_template = template
     if pairs.kind == "conversations" and not tokenizer.chat_template:

@@ -16,9 +16,9 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 import eval_checkpoint
 import prepare_tinystories
+from lm_trials.data.datasets import RawSource, Selection, dataset_of
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.domains import TrainingData, in_domain, training_data
-from lm_trials.evaluation.evaluation_sets import EvaluationSet, _names, open_evaluation_set
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Document, StoryLoss
 from lm_trials.evaluation.matrix import domain_means, evaluation_matrix, show_matrix
@@ -162,7 +162,7 @@ def evaluated(sets, tmp_path_factory):
                 rows = [{**shared, **row} for row in rows_of[name]]
                 settings_of = same | (differing or {}).get(model, {})
                 results.append(EvaluationResult(model, name, tables[name].parent, {}, rows, settings_of))
-        datasets = [EvaluationSet(name, iter, name, parts=(frozenset({name}),)) for name in names]
+        datasets = [Selection(name, iter, name, parts=(frozenset({name}),)) for name in names]
         return results, candidates, datasets, EvaluationArguments()
 
     return make
@@ -242,7 +242,8 @@ def a_run(**outcome):
 
 
 def opened(name, data, **options):
-    return open_evaluation_set(str(name), EvaluationArguments(data_cache_dir=str(data), **options)).parts
+    args = EvaluationArguments(data_cache_dir=str(data), **options)
+    return dataset_of(args, str(name)).select(args.dataset_split).parts
 
 
 @pytest.fixture(scope="module")
@@ -289,11 +290,11 @@ def test_a_hub_data_set_is_its_name_and_configuration(corpora):
     trained = training_data(a_run(data=streamed), corpora)
     sources = [Source(name, kind="hub", dataset_config_name=config, dataset_split="validation")
                for name, config in (("o/pile", "pubmed"), ("o/pile", "uspto"), ("o/other", "pubmed"))]  # fmt: skip
-    assert [in_domain(trained, (_names(source),)) for source in sources] == ["yes", "no", "no"]
+    assert [in_domain(trained, (RawSource.known_as(source),)) for source in sources] == ["yes", "no", "no"]
     as_corpus = training_data(
         a_run(data={"fingerprint": replace(sources[0], dataset_split=None).fingerprint()}), corpora
     )
-    assert [in_domain(as_corpus, (_names(source),)) for source in sources] == ["yes", "no", "no"]
+    assert [in_domain(as_corpus, (RawSource.known_as(source),)) for source in sources] == ["yes", "no", "no"]
 
 
 def test_a_set_is_its_corpus_and_its_protocol(corpora):

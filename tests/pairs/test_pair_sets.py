@@ -6,8 +6,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import open_dataset
 from lm_trials.pairs import pairs
-from lm_trials.pairs.pairs import MESSAGES, open_pairs, read_row, write_pairs
+from lm_trials.pairs.pairs import MESSAGES, read_row, write_pairs
 from lm_trials.stories.records import SPLITS, split_of
 
 PAIRS = [{"prompt": f"How far is city {n}?\n", "completion": f" {n}.5 km\nor so, 'é'"} for n in range(40)]
@@ -56,7 +57,7 @@ FORMS = [(form, kind) for form in ("jsonl", "json", "parquet", "saved") for kind
 @pytest.mark.parametrize(("form", "kind"), [*FORMS, ("csv", "pairs"), ("csv", "texts")])
 def test_every_kind_is_read_from_every_form(tmp_path, form, kind):
     rows = KINDS[kind]
-    prepared = open_pairs(str(write_as(form, rows, tmp_path)), tmp_path / "data")
+    prepared = open_dataset(str(write_as(form, rows, tmp_path)), tmp_path / "data").pairs()
     assert prepared.kind == {"turns": "conversations", "prompted": "conversations"}.get(kind, kind)
     wanted = rows
     if kind == "turns":
@@ -72,26 +73,28 @@ def test_every_kind_is_read_from_every_form(tmp_path, form, kind):
 def test_a_text_file_holds_texts(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("City 1 is far.\n<|endoftext|>\n\nCity 2\nis near.\n<|endoftext|>\n")
-    prepared = open_pairs(str(path), tmp_path / "data")
+    prepared = open_dataset(str(path), tmp_path / "data").pairs()
     assert prepared.kind == "texts"
     assert everything(prepared) == [{"text": "City 1 is far."}, {"text": "City 2\nis near."}]
 
 
 def test_what_stands_beside_is_left_out(tmp_path):
     rows = [{**row, "city": f"city {n}", "record_id": "x"} for n, row in enumerate(PAIRS)]
-    with_more = open_pairs(str(write_as("jsonl", rows, tmp_path)), tmp_path / "data")
+    with_more = open_dataset(str(write_as("jsonl", rows, tmp_path)), tmp_path / "data").pairs()
     assert set(with_more.splits["train"].column_names) == {"record_id", "prompt", "completion"}
     (tmp_path / "plain").mkdir()
-    plain = open_pairs(str(write_as("jsonl", PAIRS, tmp_path / "plain")), tmp_path / "data")
+    plain = open_dataset(str(write_as("jsonl", PAIRS, tmp_path / "plain")), tmp_path / "data").pairs()
     assert with_more.described["content"] == plain.described["content"]
 
 
 def test_splits_follow_from_the_row(tmp_path):
-    whole = open_pairs(str(write_as("jsonl", PAIRS * 10, tmp_path)), tmp_path / "data", validation_split_percentage=20)
+    whole = open_dataset(
+        str(write_as("jsonl", PAIRS * 10, tmp_path)), tmp_path / "data", validation_split_percentage=20
+    ).pairs()
     (tmp_path / "half").mkdir()
-    half = open_pairs(
+    half = open_dataset(
         str(write_as("csv", PAIRS[::-2], tmp_path / "half")), tmp_path / "data", validation_split_percentage=20
-    )
+    ).pairs()
     for prepared in (whole, half):
         for split, rows in prepared.splits.items():
             assert {split_of(name, 20) for name in rows["record_id"]} <= {split}
@@ -111,7 +114,7 @@ def test_own_splits_are_kept(tmp_path, form):
         folder.mkdir()
         for split, rows in own.items():
             write_as(form, rows, folder).rename(folder / f"{split}.{form}")
-    prepared = open_pairs(str(folder), tmp_path / "data")
+    prepared = open_dataset(str(folder), tmp_path / "data").pairs()
     assert contents(prepared) == own
     assert any(split_of(name) != "test" for name in prepared.splits["test"]["record_id"])  # by hash it were another
 
@@ -121,13 +124,13 @@ def test_a_source_without_a_validation_split_takes_one_by_hash(tmp_path):
     folder.mkdir()
     write_as("jsonl", PAIRS, folder).rename(folder / "train.jsonl")
     with pytest.raises(UsageError, match=r"has no validation split; .* --validation_split_percentage 1"):
-        open_pairs(str(folder), tmp_path / "data")
+        open_dataset(str(folder), tmp_path / "data").pairs()
     assert not (tmp_path / "data").exists()
-    prepared = open_pairs(str(folder), tmp_path / "data", validation_split_percentage=30)
+    prepared = open_dataset(str(folder), tmp_path / "data", validation_split_percentage=30).pairs()
     assert len(prepared.splits["validation"]) > 3
     assert len(prepared.splits["test"]) == 0
     with pytest.raises(UsageError, match="--validation_split_percentage 70"):
-        open_pairs(str(folder), tmp_path / "data", validation_split_percentage=70)
+        open_dataset(str(folder), tmp_path / "data", validation_split_percentage=70).pairs()
 
 
 DAMAGED = [
@@ -153,7 +156,7 @@ def test_a_damaged_row_is_named_with_its_place(tmp_path, row, reason):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, [*PAIRS[:2], row, *PAIRS[2:]])))
     with pytest.raises(UsageError, match=rf"rows\.jsonl: line 3: .*{reason}"):
-        open_pairs(str(path), tmp_path / "data")
+        open_dataset(str(path), tmp_path / "data").pairs()
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]  # nothing half-written
 
 
@@ -161,7 +164,7 @@ def test_a_damaged_row_is_named_with_its_place(tmp_path, row, reason):
 def test_other_columns_are_named_in_every_form(tmp_path, form, place):
     path = write_as(form, [{"question": "How far?", "answer": "3 km"}], tmp_path)
     with pytest.raises(UsageError, match=rf"{place}: \w+ \d: it has no columns .*but question, answer; rename them"):
-        open_pairs(str(path), tmp_path / "data")
+        open_dataset(str(path), tmp_path / "data").pairs()
 
 
 def test_prompts_and_answers_that_are_of_two_kinds_are_refused():
@@ -178,17 +181,17 @@ def test_prompts_and_answers_that_are_of_two_kinds_are_refused():
 
 def test_what_is_prepared_is_read_once(tmp_path, monkeypatch):
     path = str(write_as("jsonl", PAIRS, tmp_path))
-    first = open_pairs(path, tmp_path / "data")
+    first = open_dataset(path, tmp_path / "data").pairs()
     monkeypatch.setattr(pairs, "write_pairs", lambda *_: pytest.fail("it was read again"))
-    again = open_pairs(path, tmp_path / "data")
+    again = open_dataset(path, tmp_path / "data").pairs()
     assert again.described == first.described
     assert contents(again) == contents(first)
-    by_name = open_pairs(first.described["name"], tmp_path / "data")
-    by_path = open_pairs(str(tmp_path / "data" / first.described["name"]), tmp_path / "elsewhere")
+    by_name = open_dataset(first.described["name"], tmp_path / "data").pairs()
+    by_path = open_dataset(str(tmp_path / "data" / first.described["name"]), tmp_path / "elsewhere").pairs()
     assert by_name.described == by_path.described == first.described
     monkeypatch.undo()
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, PAIRS[1:])))
-    changed = open_pairs(path, tmp_path / "data")
+    changed = open_dataset(path, tmp_path / "data").pairs()
     assert changed.described["name"] != first.described["name"]
     assert len(everything(changed)) == 39
 
@@ -197,11 +200,15 @@ def test_the_content_is_what_the_rows_say_and_not_where_they_stand(tmp_path):
     by_form = {}
     for form in ("jsonl", "json", "csv", "parquet", "saved"):
         (tmp_path / form).mkdir()
-        by_form[form] = open_pairs(str(write_as(form, PAIRS, tmp_path / form)), tmp_path / "data").described["content"]
+        by_form[form] = (
+            open_dataset(str(write_as(form, PAIRS, tmp_path / form)), tmp_path / "data").pairs().described["content"]
+        )
     assert len(set(by_form.values())) == 1
     (tmp_path / "other").mkdir()
     rows = [*PAIRS[:-1], {**PAIRS[-1], "completion": "4 km"}]
-    other = open_pairs(str(write_as("jsonl", rows, tmp_path / "other")), tmp_path / "data").described["content"]
+    other = (
+        open_dataset(str(write_as("jsonl", rows, tmp_path / "other")), tmp_path / "data").pairs().described["content"]
+    )
     assert other not in by_form.values()
 
 
@@ -214,27 +221,27 @@ def test_another_process_may_be_faster(tmp_path, monkeypatch):
         return write_pairs(rows, folder, *more)
 
     monkeypatch.setattr(pairs, "write_pairs", slower)
-    assert len(everything(open_pairs(str(write_as("jsonl", PAIRS, tmp_path)), tmp_path / "data"))) == 40
+    assert len(everything(open_dataset(str(write_as("jsonl", PAIRS, tmp_path)), tmp_path / "data").pairs())) == 40
 
 
 def test_a_name_that_is_nothing_says_what_there_is(tmp_path, tiny_data):
     path = write_as("jsonl", PAIRS, tmp_path)
-    made = open_pairs(str(path), tmp_path / "data").described["name"]
-    with pytest.raises(UsageError, match=rf"no/such/rows.jsonl does not exist; .*prepared pairs in .*: {made}"):
-        open_pairs("no/such/rows.jsonl", tmp_path / "data")
-    with pytest.raises(UsageError, match=r"prepared pairs in .*: nothing"):
-        open_pairs("", tmp_path / "empty")
+    made = open_dataset(str(path), tmp_path / "data").pairs().described["name"]
+    with pytest.raises(UsageError, match=rf"no/such/rows.jsonl does not exist; .*prepared in .*: {made}"):
+        open_dataset("no/such/rows.jsonl", tmp_path / "data").pairs()
+    with pytest.raises(UsageError, match="no data set is named"):
+        open_dataset("", tmp_path / "empty").pairs()
     for name in ("tiny", str(tiny_data / "tiny")):
-        with pytest.raises(UsageError, match=r"is a corpus of stories without prompts; .* instruct --corpus tiny"):
-            open_pairs(name, tiny_data)
+        with pytest.raises(UsageError, match=r"is a corpus of stories and has no prompts .* instruct --corpus tiny"):
+            open_dataset(name, tiny_data).pairs()
 
 
 def test_options_of_a_source_are_refused_for_what_is_prepared(tmp_path):
-    made = open_pairs(str(write_as("jsonl", PAIRS, tmp_path)), tmp_path / "data").described["name"]
+    made = open_dataset(str(write_as("jsonl", PAIRS, tmp_path)), tmp_path / "data").pairs().described["name"]
     with pytest.raises(UsageError, match=f"--validation_split_percentage 5: {made} is prepared"):
-        open_pairs(made, tmp_path / "data", validation_split_percentage=5)
+        open_dataset(made, tmp_path / "data", validation_split_percentage=5).pairs()
     with pytest.raises(UsageError, match="--dataset_config_name small: "):
-        open_pairs(made, tmp_path / "data", dataset_config_name="small")
+        open_dataset(made, tmp_path / "data", dataset_config_name="small").pairs()
 
 
 def test_a_taken_folder_and_an_empty_train_split_are_refused(tmp_path):
@@ -263,7 +270,7 @@ def test_rows_that_break_off_leave_nothing(tmp_path):
 
 
 def test_prepared_rows_have_the_columns_of_their_kind(tmp_path):
-    prepared = open_pairs(str(write_as("jsonl", TURNS, tmp_path)), tmp_path / "data")
+    prepared = open_dataset(str(write_as("jsonl", TURNS, tmp_path)), tmp_path / "data").pairs()
     assert set(prepared.splits) == set(SPLITS)
     for rows in prepared.splits.values():
         assert rows.features["messages"] == MESSAGES

@@ -7,13 +7,13 @@ import pytest
 from datasets import load_from_disk
 
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import open_dataset
 from lm_trials.files import finished_folder
 from lm_trials.stories.arrow_files import WRITE_BATCH
 from lm_trials.stories.corpora import (
     is_corpus,
     open_records,
     read_manifest,
-    resolve_corpus,
     write_corpus,
 )
 from lm_trials.stories.records import SPLITS, make_record, split_of
@@ -123,18 +123,18 @@ def test_a_place_that_is_a_file_is_one_line(tmp_path):
 
 def test_names_come_before_paths_and_paths_are_read_once_per_content(tmp_path):
     write_corpus(numbered(*STORIES[:100]), tmp_path / "data" / "mine", {})
-    assert resolve_corpus("mine", tmp_path / "data") == tmp_path / "data" / "mine"
-    assert resolve_corpus(str(tmp_path / "data" / "mine"), tmp_path / "other") == tmp_path / "data" / "mine"
+    assert open_dataset("mine", tmp_path / "data").corpus() == tmp_path / "data" / "mine"
+    assert open_dataset(str(tmp_path / "data" / "mine"), tmp_path / "other").corpus() == tmp_path / "data" / "mine"
     file = tmp_path / "tales.txt"
     file.write_text("<|endoftext|>".join(STORIES[:100]))
-    first = resolve_corpus(str(file), tmp_path / "data")
+    first = open_dataset(str(file), tmp_path / "data").corpus()
     written = (first / "manifest.json").stat().st_mtime_ns
-    assert resolve_corpus(str(file), tmp_path / "data") == first
+    assert open_dataset(str(file), tmp_path / "data").corpus() == first
     assert (first / "manifest.json").stat().st_mtime_ns == written
     file.write_text("<|endoftext|>".join(STORIES[100:200]))
-    assert resolve_corpus(str(file), tmp_path / "data") != first
+    assert open_dataset(str(file), tmp_path / "data").corpus() != first
     with pytest.raises(UsageError, match=r"prepared in .*data: mine, tales-"):
-        resolve_corpus("nowhere.txt", tmp_path / "data")
+        open_dataset("nowhere.txt", tmp_path / "data").corpus()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import open_dataset
 from lm_trials.stories import pieces, sources
 from lm_trials.stories.arrow_files import ArrowFile
-from lm_trials.stories.corpora import ingest, is_corpus, resolve_corpus
+from lm_trials.stories.corpora import ingest, is_corpus
 from lm_trials.stories.pieces import resumable_folder
 from lm_trials.stories.sources import open_source
 from lm_trials.stories.workers import StoppedError, run_tasks
@@ -106,11 +107,11 @@ def test_a_piece_that_a_crash_of_the_machine_left_empty_is_read_again(tmp_path):
 def test_the_number_of_processes_changes_nothing(tmp_path, monkeypatch, form):
     monkeypatch.setattr(pieces, "PIECE_ROWS", 70)
     source = form(tmp_path / "source")
-    corpora = [resolve_corpus(source, tmp_path / str(num), num_proc=num) for num in (1, 2)]
+    corpora = [open_dataset(source, tmp_path / str(num), num_proc=num).corpus() for num in (1, 2)]
     assert contents(corpora[0]) == contents(corpora[1])
     monkeypatch.setattr(pieces, "PIECE_ROWS", 50_000)
-    assert contents(resolve_corpus(source, tmp_path / "other")) == contents(corpora[0])
-    another = resolve_corpus(source, tmp_path / "other", validation_split_percentage=None, text_column="text")
+    assert contents(open_dataset(source, tmp_path / "other").corpus()) == contents(corpora[0])
+    another = open_dataset(source, tmp_path / "other", validation_split_percentage=None, text_column="text").corpus()
     assert another.name != corpora[0].name  # the neighbour: read in another way it is another corpus
 
 
@@ -138,14 +139,14 @@ def test_a_broken_shard_in_another_process_is_one_line_and_nothing_is_left(tmp_p
     (tmp_path / "source" / "data2.jsonl").write_text('{"text": "One."}\n{"text": ')
     for num_proc in (1, 2):
         with pytest.raises(UsageError, match=r"data2\.jsonl: line 2 is no JSON") as error:
-            resolve_corpus(source, tmp_path / "data", num_proc=num_proc)
+            open_dataset(source, tmp_path / "data", num_proc=num_proc).corpus()
         assert "\n" not in str(error.value)
         assert not (tmp_path / "data").exists()
 
 
 def test_too_few_processes_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--num_proc 0 is too few; give at least 1"):
-        resolve_corpus(shards(tmp_path / "source"), tmp_path / "data", num_proc=0)
+        open_dataset(shards(tmp_path / "source"), tmp_path / "data", num_proc=0).corpus()
 
 
 def test_one_waits_while_another_reads_the_same(tmp_path, capsys):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import prepare_tinystories
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import open_dataset
 from lm_trials.stories import hub
-from lm_trials.stories.corpora import ingest, open_records, read_manifest, resolve_corpus
+from lm_trials.stories.corpora import ingest, open_records, read_manifest
 from lm_trials.stories.records import SPLITS, make_record, record_id, split_of
 from lm_trials.stories.sources import open_source
 from lm_trials.stories.splits import file_split, named_splits
@@ -119,19 +120,19 @@ def test_a_split_of_a_hub_data_set_read_is_the_split_ingested(tmp_path, monkeypa
 
 
 def test_own_splits_hold_what_they_hold_in_the_source(tmp_path):
-    corpus = resolve_corpus(**name_of(named_files(tmp_path)), data_cache_dir=tmp_path / "data")
+    corpus = open_dataset(**name_of(named_files(tmp_path)), data_cache_dir=tmp_path / "data").corpus()
     for split in ("validation", "test"):
         assert list(open_records(corpus, split)["story"]) == [f"{split}: {story}" for story in HELD_OUT]
     assert list(open_records(corpus, "train")["story"]) == [*TRAIN, TRAIN[3]]
     # The neighbour: the same stories in files that say nothing are split by hash.
     for number, path in enumerate(sorted((tmp_path / "named").iterdir())):
         path.rename(path.with_name(f"part{number}.jsonl"))
-    other = resolve_corpus(**name_of({"reference": str(tmp_path / "named")}), data_cache_dir=tmp_path / "data")
+    other = open_dataset(**name_of({"reference": str(tmp_path / "named")}), data_cache_dir=tmp_path / "data").corpus()
     assert read_manifest(other)["stories"] != read_manifest(corpus)["stories"]
 
 
 def name_of(options):
-    return {("dataset_name" if key == "reference" else key): value for key, value in options.items()}
+    return {("name" if key == "reference" else key): value for key, value in options.items()}
 
 
 def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path):
@@ -167,11 +168,11 @@ def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path):
     ],
 )
 def test_splits_that_cannot_be_made_are_one_line_and_nothing_is_written(tmp_path, form, options, message):
-    given_options = form(tmp_path)
-    for read in (
-        lambda: resolve_corpus(**name_of(given_options), data_cache_dir=tmp_path / "data", **options),
-        lambda: list(open_source(**given_options, **options).records_of("train")),
-    ):
+    given = form(tmp_path)
+    reads = [lambda: list(open_source(**given, **options).records_of("train"))]
+    if "dataset_split" not in options:  # a corpus has all splits
+        reads.append(lambda: open_dataset(**name_of(given), data_cache_dir=tmp_path / "data", **options).corpus())
+    for read in reads:
         with pytest.raises(UsageError, match=message) as error:
             read()
         assert "\n" not in str(error.value)
@@ -191,8 +192,8 @@ def test_a_folder_of_which_some_files_are_named_after_a_split_can_be_read_whole(
 
 def test_a_prepared_corpus_has_its_splits(tmp_path):
     ingest(open_source(**one_file(tmp_path)), tmp_path / "data" / "mine")
-    with pytest.raises(UsageError, match="_percentage 5: mine is prepared and has its splits; leave it away"):
-        resolve_corpus("mine", tmp_path / "data", validation_split_percentage=5)
+    with pytest.raises(UsageError, match="_percentage 5: mine is prepared and has its splits; remove --val"):
+        open_dataset("mine", tmp_path / "data", validation_split_percentage=5).corpus()
 
 
 def test_one_split_of_several_is_split_by_hash(tmp_path):
@@ -206,18 +207,19 @@ def test_stories_in_two_splits_of_a_source_are_counted_and_said(tmp_path, capsys
     folder = Path(named_files(tmp_path)["reference"])
     write_lines(folder / "validation.jsonl", [TRAIN[0], TRAIN[1], "Alone."])
     write_lines(folder / "test.jsonl", [TRAIN[2], "Alone."])
-    corpus = resolve_corpus(str(folder), tmp_path / "data")
+    corpus = open_dataset(str(folder), tmp_path / "data").corpus()
     manifest = read_manifest(corpus)
     assert (manifest["also_in_validation"], manifest["also_in_test"]) == (2, 2)
     assert "note: named-" in capsys.readouterr().err
-    resolve_corpus(**name_of(one_file(tmp_path)), data_cache_dir=tmp_path / "data")
+    open_dataset(**name_of(one_file(tmp_path)), data_cache_dir=tmp_path / "data").corpus()
     assert "note" not in capsys.readouterr().err
 
 
 def test_the_name_of_a_corpus_holds_the_percentage(tmp_path):
     name = one_file(tmp_path)["reference"]
     folders = [
-        resolve_corpus(name, tmp_path / "data", validation_split_percentage=percent) for percent in (None, 5, 10, 5.0)
+        open_dataset(name, tmp_path / "data", validation_split_percentage=percent).corpus()
+        for percent in (None, 5, 10, 5.0)
     ]
     assert folders[1] == folders[3]
     assert len(set(folders)) == 3
@@ -229,11 +231,11 @@ def test_a_hub_data_set_that_moves_on_is_another_one(tmp_path, monkeypatch):
     corpora = []
     for revision in ("a" * 40, "b" * 40, None):  # None: without a network
         monkeypatch.setattr("lm_trials.stories.sources.hub_revision", lambda _, found=revision: found)
-        corpora.append(resolve_corpus(options["reference"], tmp_path / "data"))
+        corpora.append(open_dataset(options["reference"], tmp_path / "data").corpus())
     assert corpora[0] != corpora[1]
     assert corpora[2] == corpora[1]  # the newest that is here
     assert read_manifest(corpora[0])["origin"]["revision"] == "a" * 40
-    with_column = resolve_corpus(options["reference"], tmp_path / "data", text_column="text")
+    with_column = open_dataset(options["reference"], tmp_path / "data", text_column="text").corpus()
     assert with_column not in corpora  # read with other options
 
 
@@ -310,7 +312,7 @@ def test_a_shard_that_ends_within_a_record_is_one_line_read_whole_or_by_split(tm
     for read in (
         lambda: list(open_source(str(path)).records()),
         lambda: list(open_source(str(path)).records_of("train")),
-        lambda: resolve_corpus(str(path), tmp_path / "data"),
+        lambda: open_dataset(str(path), tmp_path / "data").corpus(),
     ):
         with pytest.raises(UsageError, match=message) as error:
             read()

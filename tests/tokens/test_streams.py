@@ -110,8 +110,7 @@ def test_workers_change_no_block(workers, context, tiny_data):
 
 
 def tiny_stream(tiny_data, marks=([1], [])):
-    from lm_trials.training.parts import corpus_pairs
-
+    from lm_trials.data.documents import corpus_pairs
     from lm_trials.tokens.tokenizers import load_tokenizer
 
     pairs = partial(corpus_pairs, tiny_data / "tiny", "train")

@@ -245,7 +245,7 @@ def test_none_on_the_command_line_takes_back_what_a_file_says(parsed, tmp_path):
 def test_a_template_without_effect_is_refused(parsed, far, tokenizer, tmp_path, layout, monkeypatch):
     (tmp_path / "mine.jinja").write_text(STORY_CHAT_TEMPLATE)
     arguments = parsed(SftRunArguments, "--chat_template_path", str(tmp_path / "mine.jinja"))
-    monkeypatch.setattr(examples_module, "open_pairs", lambda *args, **kwargs: pytest.fail("it was opened first"))
+    monkeypatch.setattr(examples_module, "dataset_of", lambda *args, **kwargs: pytest.fail("it was opened first"))
     assert f"has no effect on the layout {layout}" in refused(lambda: opened(far, tokenizer, arguments, layout=layout))
 
 

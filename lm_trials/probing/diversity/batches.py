@@ -15,13 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import DataSet, dataset_of, open_dataset
 from lm_trials.probing.diversity.flags import DiversityArguments
-from lm_trials.protocols.set_texts import set_texts
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus, open_records
-from lm_trials.stories.sources import open_source
 from lm_trials.tokens.mixtures import mixed, parse_weights
-from lm_trials.tokens.order import random_bits, shuffled
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -56,26 +52,24 @@ def open_text_sets(args: DiversityArguments) -> list[TextSet]:
         UsageError: for a data set that is not there or has too few texts, or shares that do not fit.
     """
     names = args.dataset_name
-    parts = (args.dataset_config_name or "").split("+")
     if len(names) == 1:
-        name = "-".join([label_of(names[0]), *(part for part in parts if part)])
-        if len(parts) == 1 and args.data_mix:
-            raise UsageError(
-                f"--data_mix {args.data_mix} for one data set: mixtures need --dataset_config_name a+b or several "
-                "--dataset_name"
-            )
-        streams = [(part, texts_of(names[0], part or None, args)) for part in parts]
-        return [_draw(name, streams, parse_weights(args.data_mix, len(parts)), args, is_mixture=len(parts) > 1)]
+        dataset = dataset_of(args, names[0])
+        streams = [(member.config or member.label, texts_of(member, args)) for member in dataset.members]
+        return [_draw(dataset.label, streams, dataset.weights, args, is_mixture=len(streams) > 1)]
+    datasets = {
+        name: open_dataset(name, args.data_cache_dir, text_column=args.text_column, text_separator=args.text_separator)
+        for name in names
+    }
     weights = parse_weights(args.data_mix, len(names)) if args.data_mix else None
     labels = [label_of(name) for name in names]
     if len(set(labels)) < len(labels):  # two files of one name in two folders
         labels = list(names)
     sets = [
-        _draw(label, [(label, texts_of(name, None, args))], [1.0], args)
+        _draw(label, [(label, texts_of(datasets[name], args))], [1.0], args)
         for name, label in zip(names, labels, strict=True)
     ]
     if weights:
-        streams = [(name, texts_of(name, None, args)) for name in names]
+        streams = [(name, texts_of(datasets[name], args)) for name in names]
         shares = " + ".join(f"{weight:g} {label}" for weight, label in zip(weights, labels, strict=True))
         sets.append(_draw(shares, streams, weights, args, is_mixture=True))
     return sets
@@ -90,32 +84,10 @@ def label_of(name: str) -> str:
     return Path(name).name.split(".")[0] or name
 
 
-def texts_of(name: str, part: str | None, args: DiversityArguments) -> Iterator[str]:
-    """Yield the texts of a data set in the order of the seed: a prepared set or corpus, else a path, else the Hub.
-
-    Raises:
-        UsageError: for a name that is none of them, a split or part that is not there.
-    """
-    place = Path(args.data_cache_dir)
-    folder = next((f for f in (place / name, Path(name)) if is_corpus(f)), None)
-    if part and (is_set(place / name) or folder):
-        raise UsageError(f"--dataset_config_name {part}: {name} is prepared and has no parts; leave it away")
-    if is_set(place / name):
-        stream = (text.text for text in set_texts(name, place, args.dataset_split or "train"))
-    elif folder is not None:
-        records = open_records(folder, args.dataset_split or "train").select_columns(["story"])
-        order_N = np.argsort(random_bits(args.seed, 0).random_raw(len(records)), kind="stable")
-        return (records[number]["story"] for number in order_N.tolist())
-    else:
-        source = open_source(
-            name,
-            text_column=args.text_column,
-            text_separator=args.text_separator,
-            dataset_config_name=part,
-            dataset_split=args.dataset_split,
-        )
-        stream = (record["story"] for record in source.records())
-    return shuffled(stream, args.seed, 0, BUFFER_SIZE)
+def texts_of(dataset: DataSet, args: DiversityArguments) -> Iterator[str]:
+    """Yield the texts of a data set in the order of the seed; of a prepared one by default those of its train split."""
+    split = args.dataset_split or ("train" if dataset.prepared else None)
+    return dataset.shuffled_stories(split, args.seed, BUFFER_SIZE)
 
 
 def _draw(

@@ -20,17 +20,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
+from lm_trials.data.datasets import dataset_of
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, bootstrap_mean
-from lm_trials.evaluation.evaluation_sets import open_evaluation_set
-from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.models.reference import separator_of
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
 from lm_trials.probing.embeddings.flags import EmbeddingsArguments
 from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 
@@ -296,15 +293,9 @@ def tokens_seen(subject: Subject, args: EmbeddingsArguments) -> np.ndarray:
     Raises:
         UsageError: for a data set that is not there, or has no text.
     """
-    place = Path(args.data_cache_dir) / args.dataset_name
-    prepared = is_set(place) or is_corpus(place) or is_corpus(Path(args.dataset_name))
-    split = args.dataset_split or ("train" if prepared else None)
-    found = open_evaluation_set(
-        args.dataset_name,
-        EvaluationArguments(
-            dataset_split=split, data_cache_dir=args.data_cache_dir, max_eval_samples=args.max_train_samples
-        ),
-    )
+    dataset = dataset_of(args)
+    split = args.dataset_split or (None if dataset.default_split is None else "train")
+    found = dataset.select(split, args.max_train_samples)
     encode = batch_encoder(subject.tokenizer)
     counts: Counter[int] = Counter()
     batch: list[str] = []

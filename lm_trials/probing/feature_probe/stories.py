@@ -10,24 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm_trials.console import UsageError, progress
+from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.judges import FEWEST
 from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
 from lm_trials.probing.flags import TextArguments
 from lm_trials.probing.subjects import Subject, texts_digest
 from lm_trials.protocols.protocols import LINES
-from lm_trials.protocols.set_texts import resolve_set, set_texts
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus, open_records
 from lm_trials.stories.generated.detectors import detect_features
 from lm_trials.stories.records import Record, record_id
 from lm_trials.stories.shards import INSTRUCT_FIELDS
-from lm_trials.stories.sources import open_source
 from lm_trials.stories.variety import split_sentences
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
@@ -197,40 +193,17 @@ def _streams(
     texts: TextArguments, args: FeatureProbeArguments, left_out: Counter[str]
 ) -> tuple[Iterator[Record], Iterator[Record]]:
     """Return the records to score on and those to fit on, each as a stream."""
-    name, place = texts.dataset_name, Path(texts.data_cache_dir)
-    scored = (texts.dataset_split or "validation").split("+")
-    if is_set(place / name):
-        return tuple(
-            itertools.chain.from_iterable(_set_records(name, place, split, left_out) for split in splits)
-            for splits in (scored, ["train"])
-        )  # type: ignore[return-value]
-    corpus = next((folder for folder in (place / name, Path(name)) if is_corpus(folder)), None)
-    if corpus is not None:
-        parts = {split: open_records(corpus, split) for split in (*scored, "train")}
-        return itertools.chain.from_iterable(parts[split] for split in scored), iter(parts["train"])
-    source = open_source(name, text_column=texts.text_column, dataset_config_name=texts.dataset_config_name)
-    own = source.has_own_splits() and "validation" in source.own_splits.values()
-    percent = None if own else args.validation_split_percentage
-    return (
-        itertools.chain.from_iterable(source.records_of(split, percent) for split in scored),
-        source.records_of("train", percent),
-    )
+    dataset = dataset_of(texts)
 
+    def read(splits: Sequence[str]) -> Iterator[Record]:
+        for split in splits:
+            for record in dataset.stories(split, args.validation_split_percentage):
+                if record is None:
+                    left_out["refusals"] += 1  # a refusal is no story
+                else:
+                    yield record
 
-def _set_records(name: str, place: Path, split: str, left_out: Counter[str]) -> Iterator[Record]:
-    """Yield the stories of a set as their records have them: an instruction's features may be lies.
-
-    A refusal is no story, and is left out.
-    """
-    _, corpus, _ = resolve_set(name, place)
-    records = iter(open_records(corpus, split))
-    for text in set_texts(name, place, split):
-        # The set is the corpus in its order, less what the protocol removed.
-        record = next(record for record in records if record["record_id"] == text.record_id)
-        if text.story == record["story"]:
-            yield record
-        else:
-            left_out["refusals"] += 1
+    return read((texts.dataset_split or "validation").split("+")), read(["train"])
 
 
 def story_alone(record: Record) -> Record:

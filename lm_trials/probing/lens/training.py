@@ -20,14 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lm_trials.console import UsageError, progress
+from lm_trials.data.datasets import dataset_of
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import Anatomy, anatomy_of
 from lm_trials.probing.flags import TextArguments
 from lm_trials.probing.lens.flags import LensArguments
 from lm_trials.probing.lens.lenses import Decoder, Places, Translators, weights_sha256
 from lm_trials.probing.subjects import Subject, read_stories, texts_digest
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus
 from lm_trials.stories.records import Record
 
 MOMENTUM = 0.9
@@ -51,7 +50,7 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
         UsageError: for a data set that is not there, or where nothing is left to learn from.
     """
     own = args.lens_dataset_name is None and args.lens_dataset_split is None
-    if own and texts.dataset_split is None and _is_path(texts.dataset_name, texts):
+    if own and texts.dataset_split is None and dataset_of(texts).default_split is None:
         wanted = texts.max_eval_samples
         limit = None if wanted is None else max(2 * HELD_OUT * wanted, 2 * args.max_train_samples)
         records = read_stories(replace(texts, max_eval_samples=limit))
@@ -67,7 +66,7 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
     else:
         evaluation = read_stories(texts)
         name = args.lens_dataset_name or texts.dataset_name
-        whole = args.lens_dataset_name is not None and _is_path(name, texts)
+        whole = args.lens_dataset_name is not None and dataset_of(texts, name).default_split is None
         training = read_stories(
             replace(
                 texts,
@@ -86,11 +85,6 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
         )
     texts.texts_sha256 = texts_digest([*evaluation, *kept])
     return LensStories(kept, evaluation)
-
-
-def _is_path(name: str, texts: TextArguments) -> bool:
-    place = Path(texts.data_cache_dir) / name
-    return not (is_set(place) or is_corpus(place) or is_corpus(Path(name))) and Path(name).expanduser().exists()
 
 
 def story_documents(subject: Subject, records: Sequence[Record]) -> dict[str, np.ndarray]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, show_table
+from lm_trials.data.datasets import dataset_of
 from lm_trials.estimates import Estimate, proportion
-from lm_trials.evaluation.feature_scores import prompts_of, write_generations
+from lm_trials.evaluation.feature_scores import write_generations
 from lm_trials.probing.findings import interval
 from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.interventions import Patched
@@ -29,8 +29,7 @@ def asked_prompts(texts: TextArguments, args: PatchingArguments) -> list[SetText
     Raises:
         UsageError: for a data set that is no prepared set, or has no such prompt.
     """
-    split = texts.dataset_split or "validation"
-    found = prompts_of(texts.dataset_name, Path(texts.data_cache_dir), split, 1 << 30)
+    found = dataset_of(texts).select(texts.dataset_split).prompts()
     asked = [text for text in found if args.feature in text.features][: args.num_generations]
     if not asked:
         raise UsageError(f"no prompt of {texts.dataset_name} asks for {args.feature}; give a set whose prompts do")

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.evaluation.feature_scores import prompts_of, write_generations
+from lm_trials.data.datasets import dataset_of, is_prepared
+from lm_trials.evaluation.feature_scores import write_generations
 from lm_trials.evaluation.losses import Document
 from lm_trials.evaluation.summary import record_documents
 from lm_trials.files import weights_digest
@@ -35,8 +36,6 @@ from lm_trials.probing.weights.edits import (
     unit_effects,
 )
 from lm_trials.probing.weights.flags import WeightsArguments
-from lm_trials.protocols.sets import is_set
-from lm_trials.stories.corpora import is_corpus
 from lm_trials.stories.generated.detectors import detect_features
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import document_marks
@@ -75,10 +74,9 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
         own = replace(text, dataset_name=name)
         stories = read_stories(own)
         read += stories
-        place = Path(text.data_cache_dir) / name
         if args.prune == "no":
             ranking[name] = []
-        elif (is_set(place) or is_corpus(place)) and text.dataset_split in (None, "validation", "test"):
+        elif is_prepared(name, text.data_cache_dir) and text.dataset_split in (None, "validation", "test"):
             more = replace(own, dataset_split="train", max_eval_samples=args.ranking_samples)
             ranking[name] = documents(read_stories(more))
         else:
@@ -138,13 +136,7 @@ def writer(subject: Subject, text: TextArguments, args: WeightsArguments, seed: 
     """
     if not args.num_generations:
         return lambda model: None
-    if not is_set(Path(text.data_cache_dir) / text.dataset_name):
-        raise UsageError(
-            f"--num_generations: {text.dataset_name} is no prepared set, so it has no prompts; name one "
-            "(prepare_tinystories.py protocol_set makes them), or drop the flag"
-        )
-    split = text.dataset_split or "validation"
-    prompts = prompts_of(text.dataset_name, Path(text.data_cache_dir), split, args.num_generations)
+    prompts = dataset_of(text).select(text.dataset_split).prompts(args.num_generations)
     asked = [prompt for prompt in prompts if args.feature in prompt.features]
     if not asked:
         raise UsageError(f"--feature {args.feature}: no prompt of {text.dataset_name} asks for it; name its set")

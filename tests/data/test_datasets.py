@@ -5,12 +5,13 @@ from datasets import Dataset, DatasetDict
 from tiny_evaluations import write_stories
 
 from lm_trials.console import UsageError
-from lm_trials.evaluation.evaluation_sets import open_evaluation_set
+from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.flags import EvaluationArguments
 
 
 def opened(name, **options):
-    return open_evaluation_set(str(name), EvaluationArguments(**options))
+    args = EvaluationArguments(**options)
+    return dataset_of(args, str(name)).select(args.dataset_split, args.max_eval_samples)
 
 
 def ids(dataset):
@@ -65,8 +66,8 @@ def test_a_saved_data_set_keeps_its_own_splits(tmp_path):
 
 
 def test_parts_and_shares_mean_nothing_for_what_is_prepared(tiny_data):
-    for option in ({"data_mix": ".3,.7"}, {"dataset_config_name": "part"}):
-        with pytest.raises(UsageError, match="tiny is prepared and has no parts; leave it away"):
+    for option, why in (({"data_mix": ".3,.7"}, "one data set"), ({"dataset_config_name": "part"}, "has no parts")):
+        with pytest.raises(UsageError, match=why):
             opened("tiny", data_cache_dir=str(tiny_data), **option)
 
 
