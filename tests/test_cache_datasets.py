@@ -16,9 +16,10 @@ import cache_datasets
 import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data import recipes as cache_recipes
+from lm_trials.data.datasets import open_dataset
 from lm_trials.data.recipes import read_recipe
 from lm_trials.stories import sources
-from lm_trials.stories.corpora import ingest, is_corpus, open_records, read_manifest, resolve_corpus, write_corpus
+from lm_trials.stories.corpora import ingest, is_corpus, open_records, read_manifest, write_corpus
 from lm_trials.stories.records import make_record
 from lm_trials.stories.sources import open_source
 from lm_trials.tokens.stores import store_folder
@@ -56,11 +57,11 @@ def test_what_is_fetched_is_found_by_the_same_flags_and_nothing_is_read_again(tm
     (corpus,) = run(tmp_path, "--dataset_name", name, "--validation_split_percentage", "5", "--num_proc", "2")
     assert f"train_gpt2.py --dataset_name {name}"[:60] in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(sources, "file_shards", never)
-    found = resolve_corpus(name, tmp_path / "data", validation_split_percentage=5, text_column=None)
+    found = open_dataset(name, tmp_path / "data", validation_split_percentage=5, text_column=None).corpus()
     assert found == corpus
     assert run(tmp_path, "fetch", "--dataset_name", name, "--validation_split_percentage", "5") == [corpus]
     with pytest.raises(AssertionError, match="read again"):  # the neighbour: other flags are another corpus
-        resolve_corpus(name, tmp_path / "data", validation_split_percentage=6)
+        open_dataset(name, tmp_path / "data", validation_split_percentage=6).corpus()
 
 
 def test_each_part_is_a_corpus_of_its_own(tmp_path):
@@ -69,7 +70,7 @@ def test_each_part_is_a_corpus_of_its_own(tmp_path):
     first, second = run(tmp_path, "--dataset_name", str(tmp_path / "pile"), "--dataset_config_name", "pubmed+uspto")
     assert open_records(first, "train")[0]["story"].startswith("pubmed")
     assert open_records(second, "train")[0]["story"].startswith("uspto")
-    assert resolve_corpus(str(tmp_path / "pile"), tmp_path / "data", dataset_config_name="uspto") == second
+    assert open_dataset(str(tmp_path / "pile"), tmp_path / "data", dataset_config_name="uspto").corpus() == second
 
 
 def test_tokens_are_made_too(tiny_data, tmp_path):
@@ -97,7 +98,7 @@ def test_a_hub_data_set_is_downloaded_whole_and_found_without_a_network(tmp_path
     assert read_manifest(corpus)["stories"] == {"train": 99, "validation": 99, "test": 0}
     monkeypatch.setattr(sources, "hub_revision", lambda name: None)
     monkeypatch.setattr(datasets, "load_dataset", never)
-    assert resolve_corpus("someone/tales", tmp_path / "data") == corpus
+    assert open_dataset("someone/tales", tmp_path / "data").corpus() == corpus
     (item,) = run(tmp_path, "list")
     assert (item["source"], item["revision"]) == ("someone/tales", "a" * 40)
 
@@ -113,7 +114,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, monkeypatc
                 raise KeyboardInterrupt
             yield tick
 
-    monkeypatch.setattr(cache_datasets, "progress", stopped)
+    monkeypatch.setattr("lm_trials.data.datasets.progress", stopped)
     with pytest.raises(SystemExit) as left:
         run(tmp_path, *flags)
     monkeypatch.undo()
@@ -356,7 +357,7 @@ def test_the_recipe_of_the_seed_holds_flags_that_fetch_takes(monkeypatch):
         ("SudharsanSundar/PileSubsets", "pubmed"),
         ("SudharsanSundar/PileSubsets", "uspto"),
     ]
-    monkeypatch.setattr(cache_recipes, "open_source", never)
+    monkeypatch.setattr(cache_recipes, "dataset_of", never)
     with pytest.raises(AssertionError):  # the neighbour: it does look at each
         read_recipe(REPOSITORY / "configs" / "cache_pile.yaml")
 

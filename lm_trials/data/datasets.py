@@ -507,6 +507,25 @@ def dataset_of(args: Any, name: str | None = None) -> DataSet:
     return open_dataset(args.dataset_name if name is None else name, args.data_cache_dir, **given)
 
 
+def open_prepared(
+    name: str,
+    data_cache_dir: str | Path,
+    flag: str,
+    advice: str = "prepare it with prepare_tinystories.py or cache_datasets.py",
+) -> DataSet:
+    """Open a data set that has to be prepared already; `flag` named it.
+
+    Raises:
+        UsageError: for a name that nothing prepared has.
+    """
+    place = Path(data_cache_dir)
+    found = _prepared(name, place)
+    if found is None:
+        there = ", ".join(prepared_names(place)) or "nothing"
+        raise UsageError(f"--{flag} {name} is not prepared in {place} (there: {there}); {advice}")
+    return found
+
+
 FLAGS = frozenset(open_dataset.__kwdefaults__ or ())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.data.datasets import open_dataset
+from lm_trials.data.datasets import open_prepared
 from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.flags import read_yaml
 from lm_trials.pairs.layouts import Message
@@ -44,7 +44,8 @@ def pair_tasks(name: str, data_cache_dir: Path, split: str, count: int) -> list[
     Raises:
         UsageError: where it is none, has no such rows, or does not say what its prompts ask for.
     """
-    pairs = open_dataset(name, data_cache_dir).pairs()
+    made = "make it with prepare_tinystories.py instruct"
+    pairs = open_prepared(name, data_cache_dir, "dataset_name", made).pairs()
     if split not in pairs.splits:
         raise UsageError(f"--dataset_split {split}: {did_you_mean(split, pairs.splits)}")
     rows = pairs.splits[split]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lm_trials.console import progress
-from lm_trials.data.datasets import open_dataset
+from lm_trials.data.datasets import open_prepared
 from lm_trials.evaluation.constraint_tasks import Task
 from lm_trials.evaluation.inflections import StoryWords, forms_of, words_of
 
@@ -114,7 +114,7 @@ def training_words(name: str, data_cache_dir: Path) -> WordCounts:
     Raises:
         UsageError: for a name that is no prepared corpus, set or data set of pairs.
     """
-    texts, total = open_dataset(name, data_cache_dir).train_texts()
+    texts, total = open_prepared(name, data_cache_dir, "coverage").train_texts()
     batches = progress(texts, f"counting the words of {name}", "stories", total, size=len)
     return WordCounts(name, *count_words(batches))
 

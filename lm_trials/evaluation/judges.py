@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lm_trials.console import UsageError, progress
-from lm_trials.data.datasets import open_dataset
+from lm_trials.data.datasets import open_prepared
 from lm_trials.estimates import Estimate, proportion
 from lm_trials.stories.corpora import open_records
 from lm_trials.stories.generated.detectors import detect_features
@@ -174,7 +174,7 @@ def balanced_accuracy(has_N: np.ndarray, said_N: np.ndarray) -> Estimate:
 
 
 def _records(name: str, data_cache_dir: Path, splits: Sequence[str], count: int) -> list[tuple[str, list[str]]]:
-    folder = open_dataset(name, data_cache_dir).corpus()
+    folder = open_prepared(name, data_cache_dir, "judge_corpus").corpus()
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         for split in splits:

@@ -34,18 +34,14 @@ def main(argv: list[str] | None = None) -> list[Score]:
     """Ask all questions, write the tables, say what was found; returns the scores."""
     (args,) = parse_arguments(argv, (LatentCityArguments,), __doc__ or "", prog=PROG)
     args.check()
-    from lm_trials.data.datasets import dataset_of, is_prepared
+    from lm_trials.data.datasets import open_prepared
     from lm_trials.files import write_csv
     from lm_trials.latent_city.asking import Interview, baseline_scores, read_knowledge
     from lm_trials.latent_city.questions import read_latents
     from lm_trials.latent_city.report import best_constant, finding, show_scores
 
-    if not is_prepared(args.dataset_name, args.data_cache_dir):
-        raise UsageError(
-            f"--dataset_name {args.dataset_name} is not prepared in {args.data_cache_dir}; make it with: python "
-            "cache_datasets.py distances"
-        )
-    latents = read_latents(dataset_of(args).pairs())
+    made = "make it with: python cache_datasets.py distances"
+    latents = read_latents(open_prepared(args.dataset_name, args.data_cache_dir, "dataset_name", made).pairs())
     check_placeholder(args.control_placeholder, latents)
     known_pairs = read_knowledge(args.knowledge, Path(args.data_cache_dir)) if args.knowledge else []
     scores: list[Score] = [score for latent in latents for score in baseline_scores(latent)]

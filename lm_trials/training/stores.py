@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
-from lm_trials.data.datasets import DataSet, dataset_of, is_prepared, open_dataset, prepared_names
+from lm_trials.data.datasets import DataSet, dataset_of, open_prepared
 from lm_trials.data.documents import TOKENS_FROM, Documents, Tokenising
 from lm_trials.protocols.set_stores import SetStore
 from lm_trials.tokens.blocks import JoinedStores, RunBlocks, TrainingBlocks
@@ -133,15 +133,13 @@ def _named_sets(data_args: DataArguments, dataset: DataSet) -> dict[str, DataSet
     for name in names:
         if Path(name).name != name or name in ("train", "test"):
             raise UsageError(f"--eval_datasets {name}: give names of sets or corpora in {place}, not paths or splits")
-        if not is_prepared(name, place):
-            known = ", ".join(prepared_names(Path(place))) or "none"
-            raise UsageError(f"--eval_datasets {name} is not prepared in {place}; there are {known}")
-    if names and (data_args.streaming != "False" or len(dataset.members) > 1):
+    named = {name: open_prepared(name, place, "eval_datasets") for name in names}
+    if named and (data_args.streaming != "False" or len(dataset.members) > 1):
         raise UsageError(
             f"--eval_datasets {data_args.eval_datasets} needs one prepared data set and --streaming False; the parts "
             "of a mixture are each evaluated without it"
         )
-    return {name: open_dataset(name, place) for name in names}
+    return named
 
 
 def _in_proportion(stores: list[Store], mix: Mix) -> JoinedStores:

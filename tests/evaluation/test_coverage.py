@@ -59,7 +59,7 @@ def test_of_pairs_only_train_answers_count(kind, tmp_path):
 
 
 def test_what_is_no_prepared_data_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="--coverage nowhere is no prepared corpus, set or data set of pairs"):
+    with pytest.raises(UsageError, match="--coverage nowhere is not prepared in"):
         training_words("nowhere", tmp_path)
 
 

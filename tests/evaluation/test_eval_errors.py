@@ -48,7 +48,7 @@ def refused(run, tmp_path, capfd):
         (["--model_dir", "./llama"], "would both be written to out/llama/stories"),
         (["--dataset_name", "stories.jsonl"], "would both be written to out/llama/stories"),
         (["--tokenizer_name", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
-        (["--data_mix", ".5,.5"], "--data_mix .5,.5 has 2 weights for 1 parts"),
+        (["--data_mix", ".5,.5"], "--data_mix .5,.5: stories.jsonl is one data set"),
         (["--all_checkpoints"], "--all_checkpoints: llama holds no checkpoint-N folder"),
         (["--modl_dir", "x"], "--modl_dir is no flag here; did you mean --model_dir?"),
     ],

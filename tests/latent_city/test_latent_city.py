@@ -32,7 +32,6 @@ from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject, f
 from lm_trials.latent_city.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, instruct_examples
 from lm_trials.pairs.pairs import open_pairs
-from lm_trials.stories.corpora import read_manifest
 from lm_trials.tokens.tokenizers import batch_encoder, train_tokenizer
 
 CITIES = {city.name: city for city in package_cities()[0]}
@@ -51,7 +50,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latent(data):
-    (one,) = read_latents(open_pairs("distances", data), read_manifest(data / "distances"))
+    (one,) = read_latents(open_pairs("distances", data))
     return one
 
 
@@ -143,7 +142,7 @@ def test_answers_without_numbers_are_as_wrong_as_can_be(latent, speller, no_mode
 def test_a_data_set_without_held_out_cities_has_no_numbers_for_them(data, speller, no_model, tmp_path):
     given = ["--placeholder", "foo", "--held_out_share", "0", "--data_cache_dir", str(tmp_path)]
     cache_datasets.main(["distances", *given])
-    (one,) = read_latents(open_pairs("distances", tmp_path), read_manifest(tmp_path / "distances"))
+    (one,) = read_latents(open_pairs("distances", tmp_path))
     scores, _ = ask_oracle(tells_distances_from("Paris"), one, speller)
     assert ("error_held_out", None) not in scores
     assert ("error_trained", None) in scores

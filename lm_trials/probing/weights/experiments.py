@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.data.datasets import dataset_of, is_prepared
+from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.feature_scores import write_generations
 from lm_trials.evaluation.losses import Document
 from lm_trials.evaluation.summary import record_documents
@@ -76,7 +76,7 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
         read += stories
         if args.prune == "no":
             ranking[name] = []
-        elif is_prepared(name, text.data_cache_dir) and text.dataset_split in (None, "validation", "test"):
+        elif dataset_of(own).prepared and text.dataset_split in (None, "validation", "test"):
             more = replace(own, dataset_split="train", max_eval_samples=args.ranking_samples)
             ranking[name] = documents(read_stories(more))
         else:
