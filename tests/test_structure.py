@@ -132,6 +132,22 @@ def test_importing_a_script_does_nothing_heavy(script):
     assert at_import & {"lm_trials.training.trainer", "lm_trials.models.shapes"} == set()
 
 
+# Kinds of data sets are told apart where they are written and in `data`, nowhere else.
+KINDS = {"is_set", "is_corpus", "is_pairs"}
+
+
+def asks_for_the_kind(source: str) -> bool:
+    """Whether a file imports what tells a protocol set, a corpus and pairs apart."""
+    return bool({name.rsplit(".", 1)[-1] for name, _ in imports(source)} & KINDS)
+
+
+def test_one_place_knows_what_a_name_of_a_data_set_means():
+    asking = {file.parent.name for file in PACKAGE.rglob("*.py") if asks_for_the_kind(file.read_text())}
+    assert asking <= {"stories", "protocols", "pairs", "data"}
+    assert "data" in asking
+    assert asks_for_the_kind("def f():\n    from lm_trials.stories.corpora import is_corpus")
+
+
 def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
     """Return the modules of `sources` that each of them imports, at any depth and for type checking too."""
     return {

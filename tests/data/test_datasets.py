@@ -5,7 +5,7 @@ from datasets import Dataset, DatasetDict
 from tiny_evaluations import write_stories
 
 from lm_trials.console import UsageError
-from lm_trials.data.datasets import dataset_of
+from lm_trials.data.datasets import dataset_of, open_dataset, open_prepared
 from lm_trials.evaluation.flags import EvaluationArguments
 
 
@@ -80,3 +80,28 @@ def test_a_mixture_says_which_part_ended_it(tmp_path, capsys):
     assert "the part short of" in capsys.readouterr().err
     assert len(ids(opened(tmp_path / "mix", max_eval_samples=4, **options))) == 4
     assert capsys.readouterr().err == ""
+
+
+def test_names_with_a_plus_are_a_mixture_of_prepared_and_raw_data(tiny_data, tmp_path):
+    write_stories(tmp_path / "more.jsonl", 50)
+    options = {"data_cache_dir": str(tiny_data), "data_mix": ".5,.5", "max_eval_samples": 4}
+    mixture = opened(f"tiny+{tmp_path / 'more.jsonl'}", **options)
+    alone = [ids(opened(name, data_cache_dir=str(tiny_data))) for name in ("tiny", tmp_path / "more.jsonl")]
+    assert ids(mixture) == [name for pair in zip(*alone, strict=False) for name in pair][:4]
+    assert ids(opened("tiny", data_cache_dir=str(tiny_data), max_eval_samples=4)) != ids(mixture)
+    assert len(mixture.parts) == 2
+
+
+def test_each_kind_refuses_what_it_does_not_have(tiny_data):
+    corpus = open_dataset("tiny", tiny_data)
+    with pytest.raises(UsageError, match=r"tiny is a corpus of stories and has no prompts .* instruct --corpus tiny"):
+        corpus.pairs()
+    with pytest.raises(UsageError, match="tiny-validation has no prompts; name a protocol set"):
+        corpus.select().prompts()
+
+
+def test_a_flag_that_needs_prepared_data_says_what_there_is(tiny_data, tmp_path):
+    with pytest.raises(UsageError, match=r"--coverage tinny is not prepared in .* \(there: .*tiny.*\)"):
+        open_prepared("tinny", tiny_data, "coverage")
+    with pytest.raises(UsageError, match=r"\(there: nothing\)"):
+        open_prepared("tiny", tmp_path, "coverage")

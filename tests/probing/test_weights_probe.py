@@ -226,7 +226,7 @@ MISTAKES = {
     "top": (["--top", "0"], "--top 0 is too few; give at least 1"),
     "a feature": (["--feature", "Twis"], "--feature Twis: did you mean Twist?"),
     "which feature": (["--num_generations", "2"], "which feature is searched for is not said; give --feature Twist"),
-    "prompts": (["--num_generations", "2", "--feature", "Twist"], "is no prepared set, so it has no prompts"),
+    "prompts": (["--num_generations", "2", "--feature", "Twist"], "has no prompts; name a protocol set"),
     "no set": (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl"),
 }
 
