@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_capture import hooks
+from small_models import hooks
 from tiny_models import tiny_model
 
 from lm_trials.console import UsageError

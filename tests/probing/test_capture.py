@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import neox, opt
+from small_models import hooks, neox, opt
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.console import UsageError
@@ -17,10 +17,6 @@ BUILDERS = {"gpt2": lambda: tiny_model("gpt2"), "llama": lambda: tiny_model("lla
 LENGTHS = (7, 3, 5, 1)
 TEXTS = [np.random.default_rng(length).integers(3, 60, length) for length in LENGTHS]
 MODELS = {name: build() for name, build in BUILDERS.items()}
-
-
-def hooks(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 @pytest.fixture(params=list(BUILDERS))

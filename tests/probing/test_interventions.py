@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import with_lora
+from small_models import hooks, with_lora
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.evaluation.generation import write_stories
@@ -195,10 +195,6 @@ def test_patched_generation_with_a_cache_is_patched_recomputation(kind, part):
         assert ids == whole[: len(ids)]
         assert len(ids) == 12 or whole[len(ids)] in (1, 2)
     assert written != write_stories(recipient, tokenizer, prompts, max_new_tokens=12, temperature=0)
-
-
-def hooks(*models):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for model in models for m in model.modules())
 
 
 def test_no_hook_stays_behind_not_even_after_an_error(pair):

@@ -11,7 +11,7 @@ the batch, averaged over the weights of each filter:
 Given the text, tokens drawn at different places are independent and each gradient has mean zero over the model's own
 distribution, so the cross terms of a square of a sum vanish: the square of the text's summed gradient has the sum of
 the squares as its expectation.  One squared gradient a text is therefore an unbiased draw of the definition;
-tests/probing/test_fisher.py enumerates every possible draw and finds equality to 1e-10.  This holds for drawn
+tests/probing/diversity/test_fisher.py enumerates every possible draw and finds equality to 1e-10.  This holds for drawn
 tokens only: with the labels (the "empirical Fisher") the cross terms stay.
 
 *Random signs instead of drawn tokens.*  A drawn token enters by e_v - p alone, whose covariance is diag(p) - p p'.

@@ -30,3 +30,9 @@ def with_lora(model, *targets, scale=0.5):
         if "lora_B" in name:
             torch.nn.init.normal_(tensor, std=scale)
     return adapted.eval()
+
+
+def hooks(*models):
+    """Number of forward hooks in models."""
+    modules = [module for model in models for module in model.modules()]
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
