@@ -18,6 +18,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,19 +28,34 @@ CHUNK = 1 << 20
 # No record of a published shard is longer than some thousand characters; one that has not ended after this many
 # is broken or has another separator, and reading on would put the whole file into memory.
 LONGEST_RECORD = 64 << 20
-KINDS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".txt": "text",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".tar": "archive",
-}
 INSTRUCT_FIELDS = ("Features:", "Words:", "Summary:", "Random sentence:", "Story:")
 
 Row = tuple[str, Any]
 """Where a row stands, as `line 3` or `record 3` (from 1), and what stands there."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    Attributes:
+        suffixes: of file names, without `.gz`.
+        read: yields the rows of a file, given its path and `--text_separator`; None for an archive of JSON files.
+        streams: whether a compressed file can be read without unpacking it.
+    """
+
+    suffixes: tuple[str, ...]
+    read: Callable[[Path, str], Iterator[Row]] | None
+    streams: bool = True
+
+
+def formats_by_suffix() -> dict[str, str]:
+    """Return the name of the format of each suffix.
+
+    >>> formats_by_suffix()[".jsonl"]
+    'json'
+    """
+    return {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 
 
 def suffix_of(path: Path) -> str:
@@ -53,16 +69,17 @@ def suffix_of(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Return how a file is read: `json` (a list or lines), `text`, `csv`, `parquet` or `archive`.
+    """Return the name of a file's format, a key of `FORMATS`.
 
     Raises:
-        UsageError: for a suffix that none of them has.
+        UsageError: for a suffix that no format has.
     """
-    kind = KINDS.get(suffix_of(path))
+    known = formats_by_suffix()
+    kind = known.get(suffix_of(path))
     if kind is None:
-        raise UsageError(f"{path} has the suffix {path.suffix!r}; valid: {', '.join(KINDS)}, also with .gz")
-    if kind == "parquet" and path.suffix == ".gz":
-        raise UsageError(f"{path} is a compressed .parquet, which no one can read in parts; gunzip it first")
+        raise UsageError(f"{path} has the suffix {path.suffix!r}; valid: {', '.join(known)}, also with .gz")
+    if path.suffix == ".gz" and not FORMATS[kind].streams:
+        raise UsageError(f"{path} is a compressed {suffix_of(path)}, which cannot be read in parts; gunzip it first")
     return kind
 
 
@@ -80,18 +97,16 @@ def file_shards(path: Path, text_separator: str) -> Iterator[tuple[str, Iterator
 
     Shards are to be read one after the other, each before the next is asked for.
     """
-    kind = kind_of(path)
-    if kind == "archive":
+    read = FORMATS[kind_of(path)].read
+    if read is None:
         yield from _archive_shards(path)
     else:
-        read = {"json": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows, "text": _text_rows}[kind]
-        rows = read(path, text_separator) if kind == "text" else read(path)
-        yield str(path), _guarded(str(path), rows)
+        yield str(path), _guarded(str(path), read(path, text_separator))
 
 
 def shard_names(path: Path) -> list[str]:
     """Return the names of a file's shards in natural order; an archive's headers are read for it."""
-    if kind_of(path) != "archive":
+    if FORMATS[kind_of(path)].read is not None:
         return [str(path)]
     with reading(str(path)):
         return sorted((name for name, _ in _archive_members(path)), key=natural_key)
@@ -165,7 +180,7 @@ def _decoded(stream: IO[bytes], newline: str | None = "\n") -> IO[str]:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, text_separator: str) -> Iterator[Row]:
     with open_binary(path) as stream:
         yield from json_rows(stream, str(path))
 
@@ -215,7 +230,7 @@ def _json_lines(stream: IO[str], name: str) -> Iterator[Row]:
                 ) from None
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, text_separator: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # its default, 131,072 characters, is shorter than some texts
     with open_binary(path) as stream, _decoded(stream, newline="") as text:
         # Without `strict`, a quotation mark that is never closed takes the rest of the file into one field.
@@ -229,7 +244,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             yield f"line {reader.line_num}", row
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, text_separator: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -264,7 +279,7 @@ def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with tarfile.open(path) as archive:
         for member in archive:
             hidden = Path(member.name).name.startswith(".")  # macOS puts `._data00.json` beside data00.json
-            if member.isfile() and not hidden and KINDS.get(Path(member.name).suffix) == "json":
+            if member.isfile() and not hidden and Path(member.name).suffix in FORMATS["json"].suffixes:
                 stream = archive.extractfile(member)
                 assert stream is not None, "a regular file has content"
                 yield f"{path}:{member.name}", stream
@@ -372,3 +387,13 @@ def instruct_row(text: str) -> dict[str, Any]:
         "features": value.get("Features:", ""),
         "summary": value.get("Summary:", ""),
     }
+
+
+FORMATS: dict[str, Format] = {
+    "json": Format((".json", ".jsonl", ".ndjson"), _json_rows),
+    "text": Format((".txt",), _text_rows),
+    "csv": Format((".csv",), _csv_rows),
+    "parquet": Format((".parquet",), _parquet_rows, streams=False),
+    "archive": Format((".tar",), None),
+}
+"""The formats that are read; docs/extending.md shows how to add one."""

@@ -18,10 +18,10 @@ from lm_trials.console import UsageError
 from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
 from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of
 from lm_trials.stories.shards import (
-    KINDS,
     Row,
     file_hashes,
     file_shards,
+    formats_by_suffix,
     kind_of,
     natural_key,
     numbered,
@@ -362,7 +362,9 @@ def open_source(reference: str, **options: Any) -> Source:
         source = Source(str(path), shards=(path,), **options)
     else:
         # A Hub name is `name` or `owner/name`; anything else was meant as a path.
-        looks_like_path = reference.startswith((".", "/", "~")) or reference.count("/") > 1 or suffix_of(path) in KINDS
+        looks_like_path = (
+            reference.startswith((".", "/", "~")) or reference.count("/") > 1 or suffix_of(path) in formats_by_suffix()
+        )
         if looks_like_path:
             raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")
         check_percentage(options.get("validation_split_percentage"))
@@ -389,10 +391,12 @@ def _open_folder(path: Path, options: dict[str, Any]) -> Source:
         return Source(str(path / "records"), kind="saved", **options)
     by_kind: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir(), key=lambda file: natural_key(file.name)):
-        if file.is_file() and not file.name.startswith(".") and (kind := KINDS.get(suffix_of(file))):
+        if file.is_file() and not file.name.startswith(".") and (kind := formats_by_suffix().get(suffix_of(file))):
             by_kind.setdefault(kind, []).append(file)
     if not by_kind:
-        raise UsageError(f"{path} holds no {', '.join(KINDS)} file and no saved data set; give a folder that does")
+        raise UsageError(
+            f"{path} holds no {', '.join(formats_by_suffix())} file and no saved data set; give a folder that does"
+        )
     if len(by_kind) > 1:
         examples = ", ".join(f"{kind}: {files[0].name}" for kind, files in by_kind.items())
         raise UsageError(f"{path} holds files of several kinds ({examples}); name one file or one kind's folder")
