@@ -218,7 +218,7 @@ def _streams(
 
 
 def _set_records(name: str, place: Path, split: str, left_out: Counter[str]) -> Iterator[Record]:
-    """Yield the stories of a set as their records have them: an instruction's features may be lies.
+    """Yield the stories of a set with the features of their records: those of an instruction may not be true.
 
     A refusal is no story, and is left out.
     """
@@ -227,10 +227,10 @@ def _set_records(name: str, place: Path, split: str, left_out: Counter[str]) -> 
     for text in set_texts(name, place, split):
         # The set is the corpus in its order, less what the protocol removed.
         record = next(record for record in records if record["record_id"] == text.record_id)
-        if text.story == record["story"]:
-            yield record
-        else:
+        if text.refused:
             left_out["refusals"] += 1
+        else:
+            yield {**record, "story": text.story}
 
 
 def story_alone(record: Record) -> Record:

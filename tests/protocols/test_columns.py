@@ -1,4 +1,4 @@
-"""Treatments and instructions, against a plain reading of what the study's transforms mean, record by record."""
+"""Columns and instructions, against a plain reading of what the study's changes mean, record by record."""
 
 import random
 import re
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
+from lm_trials.protocols.columns import RecordColumns, check_values, transform_columns
 from lm_trials.protocols.instructions import LINES, apply_protocol, chosen_sentence, eligible_sentences
 from lm_trials.protocols.protocols import deletion_recovery_protocols, parse_protocol
-from lm_trials.protocols.transforms import RecordColumns, check_values, treat
 from lm_trials.stories.generated.generator import generate_stories
 from lm_trials.stories.records import FEATURES, RECORD_SCHEMA, make_record, record_from_row
 
@@ -63,9 +63,9 @@ def test_words_are_matched_whole():
 
 
 def test_a_replacement_puts_the_label_in_its_place_and_leaves_the_story():
-    treated = applied(parse_protocol(mix_match="features:Foreshadowing=Twist"))
+    texts = applied(parse_protocol(mix_match="features:Foreshadowing=Twist"))
     changed = 0
-    for record, features, story in zip(RECORDS, treated["features"], treated["story"], strict=True):
+    for record, features, story in zip(RECORDS, texts["features"], texts["story"], strict=True):
         expected = list(dict.fromkeys("Twist" if f == "Foreshadowing" else f for f in record["features"]))
         assert features == expected
         assert story == record["story"]
@@ -74,22 +74,22 @@ def test_a_replacement_puts_the_label_in_its_place_and_leaves_the_story():
 
 
 def test_replacements_act_one_after_another():
-    treated = applied(parse_protocol(mix_match="features:Foreshadowing=Twist,features:Twist=Dialogue"))
-    assert all(not {"Foreshadowing", "Twist"} & set(features) for features in treated["features"])
+    texts = applied(parse_protocol(mix_match="features:Foreshadowing=Twist,features:Twist=Dialogue"))
+    assert all(not {"Foreshadowing", "Twist"} & set(features) for features in texts["features"])
     swapped = applied(parse_protocol(mix_match="features:Twist=Dialogue,features:Foreshadowing=Twist"))
     assert any("Twist" in features for features in swapped["features"])
 
 
 def test_a_label_is_added_once_with_about_its_probability():
-    treated = applied(parse_protocol(adversarial_training="features=Twist:0.5"))
+    texts = applied(parse_protocol(adversarial_training="features=Twist:0.5"))
     added = 0
     without = sum("Twist" not in record["features"] for record in RECORDS)
-    for record, features in zip(RECORDS, treated["features"], strict=True):
+    for record, features in zip(RECORDS, texts["features"], strict=True):
         assert features.count("Twist") <= 1
         assert [f for f in features if f != "Twist"] == [f for f in record["features"] if f != "Twist"]
         added += "Twist" in features and "Twist" not in record["features"]
     assert added == pytest.approx(without / 2, abs=4 * (without / 4) ** 0.5)
-    assert treated["story"] == BATCH["story"]
+    assert texts["story"] == BATCH["story"]
     always = applied(parse_protocol(adversarial_training="features=Twist:1.0"))["features"]
     never = applied(parse_protocol(adversarial_training="features=Twist:0.0"))["features"]
     assert all("Twist" in features for features in always)
@@ -98,24 +98,24 @@ def test_a_label_is_added_once_with_about_its_probability():
 
 def test_a_refusal_replaces_the_story_and_its_sentence_is_still_the_storys():
     protocol = parse_protocol(refusal="features=Twist:0.5", refusal_text="No {feature} here!")
-    treated = applied(protocol)
+    texts = applied(protocol)
     plain = applied(parse_protocol())
     for place, record in enumerate(RECORDS):
-        text, story = treated["text"][place], treated["story"][place]
-        if treated["refused"][place]:
+        text, story = texts["text"][place], texts["story"][place]
+        if texts["refused"][place]:
             assert story == "No Twist here!"
             assert text.endswith("\nStory: No Twist here!")
-            assert "Twist" in treated["features"][place]
+            assert "Twist" in texts["features"][place]
             sentence = re.search(r"^Sentence: (.*)$", text, re.MULTILINE)[1]
             assert sentence in " ".join(record["story"].split())
         else:
             assert text == plain["text"][place]
-    assert 120 < sum(treated["refused"]) < 280
+    assert 120 < sum(texts["refused"]) < 280
 
 
 def test_counts_are_those_of_an_independent_count():
     for name, protocol in deletion_recovery_protocols("Twist", "Foreshadowing").items():
-        counts = treat(RecordColumns.of(BATCH), protocol).counts
+        counts = transform_columns(RecordColumns.of(BATCH), protocol).counts
         kept = [record for record in RECORDS if all(holds(record, c) for c in protocol.filtering)]
         assert counts["kept"] == len(kept), name
         assert counts["features_before"] == {
@@ -133,8 +133,8 @@ def test_arms_differ_in_what_their_protocols_say_and_in_nothing_else():
     """Lines and their order are the same for a record in every protocol; only the label line may differ."""
     plain = dict(zip(applied(parse_protocol())["record_id"], applied(parse_protocol())["text"], strict=True))
     for name, protocol in deletion_recovery_protocols("Twist", "Foreshadowing").items():
-        treated = applied(protocol)
-        for record, text, refused in zip(treated["record_id"], treated["text"], treated["refused"], strict=True):
+        texts = applied(protocol)
+        for record, text, refused in zip(texts["record_id"], texts["text"], texts["refused"], strict=True):
             lines, other = ([line for line in t.splitlines()][:4] for t in (text, plain[record]))
             assert [line.split(":")[0] for line in lines] == [line.split(":")[0] for line in other], name
             unchanged = [line for line in lines if not line.startswith("Features:")]
