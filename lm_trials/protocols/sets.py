@@ -8,7 +8,6 @@ Other sets store their texts' tokens (`whole_sets`).  All sets of a call are mad
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from lm_trials.console import UsageError, did_you_mean, progress
-from lm_trials.files import finished_folder
+from lm_trials.files import finished_folder, write_json
 from lm_trials.protocols.columns import CodedLists, RecordColumns, check_values, filtered, transform_columns
 from lm_trials.protocols.composition import ComposedTexts, Pieces
 from lm_trials.protocols.instruction_stores import InstructionStore, check_matches, composes, make_instructions
@@ -37,6 +36,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
 # Records of a chunk: of arrays alone, and where texts or records are in memory.
 CHUNK, TEXT_CHUNK = 50_000, 1000
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+Stores = tuple[TokenStore, InstructionStore]
 
 
 def set_folder(name: str, data_cache_dir: Path, tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> Path:
@@ -95,10 +95,15 @@ def make_sets(
     folders = {name: set_folder(name, data_cache_dir, tokenizer, append_eos) for name in protocols}
     missing = {name: protocols[name] for name, folder in folders.items() if not (folder / MANIFEST).is_file()}
     composed = {name for name in missing if not missing[name].changes_story and composes(tokenizer)}
-    stores = None
+    stores: dict[str, Stores] = {}
     if composed:
-        stores = make_store(corpus, tokenizer, append_eos, watch), make_instructions(corpus, tokenizer, seed, watch)
-        feature_lists = read_manifest(stores[1])["features"]
+        stories = load_splits(make_store(corpus, tokenizer, append_eos, watch))
+        line_folder = make_instructions(corpus, tokenizer, seed, watch)
+        lines, described = load_splits(line_folder), read_manifest(line_folder)
+        stores = {
+            split: (TokenStore(stories[split], {}), InstructionStore(lines[split], described)) for split in SPLITS
+        }
+        feature_lists = described["features"]
     else:
         feature_lists = [row for split in open_records(corpus).values() for row in split["features"]] if missing else []
     check_protocols(missing.values(), corpus, feature_lists)
@@ -111,17 +116,14 @@ def make_sets(
                 texts = WholeTexts(tokenizer, protocol, append_eos)
             sets.append(UnfinishedSet(name, protocol, stack.enter_context(finished_folder(folders[name])), texts))
         for split in SPLITS if sets else ():
-            _write_split(split, corpus, stores, sets, watch)
+            _write_split(split, open_records(corpus, split), stores.get(split, ()), sets, watch)
         for unfinished in sets:
             unfinished.finish(origin, tokenizer, append_eos)
-    manifests = {}
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
     for name, folder in folders.items():
-        manifests[name] = read_manifest(folder)
-        described = {key: manifests[name][key] for key in ("protocol", "corpus", "counts")}
         if not (folder.parent / MANIFEST).is_file():
-            unfinished = folder.parent / f".{MANIFEST}.unfinished"
-            unfinished.write_text(json.dumps(described, indent=2) + "\n")
-            unfinished.replace(folder.parent / MANIFEST)
+            described = {key: manifests[name][key] for key in ("protocol", "corpus", "counts")}
+            write_json(folder.parent / MANIFEST, described)
     return manifests
 
 
@@ -177,10 +179,10 @@ def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None
         if all(".unfinished-" in place.name for place in folder.iterdir()):
             return
         raise UsageError(f"{folder} holds something else than a set; give another --dataset_name")
-    found, wanted = described[0], protocol.as_dict()
-    differences = {key: (found["protocol"].get(key), value) for key, value in wanted.items()}
-    differences["corpus"] = (found["corpus"], origin)
-    for key, (there, here) in differences.items():
+    found = described[0]["protocol"] | {"corpus": described[0]["corpus"]}
+    wanted = protocol.as_dict() | {"corpus": origin}
+    for key in dict.fromkeys([*wanted, *found]):  # only protocols with transforms have the key "transforms"
+        there, here = found.get(key, []), wanted.get(key, [])
         if there != here:
             raise UsageError(
                 f"{folder.name} was prepared with {key}={_shown(there)}, not {_shown(here)}; give another "
@@ -232,16 +234,13 @@ class UnfinishedSet:
             "documents": {split: count["documents"] for split, count in self.counts.items()},
             "tokens": {split: count["tokens"] for split, count in self.counts.items()},
         }
-        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(self.folder / MANIFEST, manifest)
 
 
 def _write_split(
-    split: str, corpus: Path, folders: tuple[Path, Path] | None, sets: list[UnfinishedSet], watch: Watch
+    split: str, records: Dataset, stores: Stores | tuple[()], sets: list[UnfinishedSet], watch: Watch
 ) -> None:
-    records = open_records(corpus, split)
-    stores: tuple[TokenStore, InstructionStore] | tuple[()] = ()
-    if folders:
-        stores = TokenStore(load_splits(folders[0])[split], {}), InstructionStore.open(folders[1], split)
+    if stores:
         check_matches(*stores)
     with ExitStack() as stack:
         files = [stack.enter_context(ArrowFile(each.folder / f"{split}.arrow", each.texts.schema)) for each in sets]
