@@ -99,10 +99,13 @@ def show_set(report: dict[str, Any], examples: bool = True) -> None:
 def show_sets(reports: list[dict[str, Any]]) -> None:
     """Print one row for each of several sets: stories kept, what changed, tokens of the train split."""
     rows = []
+    kinds = {"relabelled": "relabelled", "added": "label added", "refused": "refused"}
+    if any("transformed" in report["counts"]["train"] for report in reports):
+        kinds["transformed"] = "transformed"
     for report in reports:
         train = report["counts"]["train"]
-        changed = [sum(train[what].values()) for what in ("relabelled", "added", "refused")]
+        changed = [sum(train[kind].values()) for kind in kinds]
         numbers = [train["kept"], *changed, train["tokens"]]
         rows.append([report["name"], *(f"{n:,}" for n in numbers), f"{report['proportion_kept']['train']:.1%}"])
-    columns = ["set", "stories", "relabelled", "label added", "refused", "tokens", "kept"]
+    columns = ["set", "stories", *kinds.values(), "tokens", "kept"]
     show_table("train splits", columns, rows)
