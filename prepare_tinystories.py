@@ -154,7 +154,7 @@ def protocol_set(args: ProtocolSetArguments) -> list[dict[str, Any]]:
     from lm_trials.protocols.protocols import deletion_recovery_protocols
 
     protocols = deletion_recovery_protocols(
-        args.feature_delete, args.feature_irrelevant, args.refusal_text, args.feature_style, args.protocol_seed
+        args.feature_delete, args.feature_irrelevant, transform=args.transform, **args.written()
     )
     return make_protocol_sets(args, protocols)
 

@@ -206,12 +206,12 @@ class ProtocolSet(DataSet):
             yield make_record(text.text, words=text.words, features=text.features) | {"record_id": text.record_id}
 
     def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
-        """Yield the corpus's records that the filter kept: an instruction's features may be lies."""
+        """Yield the records that the filter kept, with the features of the corpus: an instruction may name others."""
         records = iter(open_records(self.corpus(), split))
         for text in set_texts(self.name, self.place, split):
             # The set is the corpus in its order, less what the filter removed.
             record = next(record for record in records if record["record_id"] == text.record_id)
-            yield record if text.story == record["story"] else None
+            yield None if text.refused else {**record, "story": text.story}
 
     def documents(self, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
         """Return the tokens of its splits, put together from those of its corpus."""

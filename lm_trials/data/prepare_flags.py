@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
+from lm_trials.protocols.transforms import transforms_help
 
 if TYPE_CHECKING:
     from lm_trials.pairs.instruct import Recipe
@@ -100,8 +101,15 @@ class SetArguments(TokenizerArguments):
         "canonical", help="capitalized: as the published models saw features, BadEnding as Badending."
     )
     refusal_text: str | None = option(None, help="Text of a refusal; {feature} stands for the feature's name.")
+    transform: list[str] = option(
+        [], help=f"Transforms applied to each record, in this order, after the other changes. {transforms_help()}"
+    )
     protocol_seed: int = option(0, help="Seed of what is drawn per record: line order, sentence, chances.")
     dry_run: bool = option(False, help="Count and show, and write nothing.")
+
+    def written(self) -> dict[str, Any]:
+        """Return the arguments of `parse_protocol` that these flags are, but for `transform`."""
+        return {"refusal_text": self.refusal_text, "feature_style": self.feature_style, "seed": self.protocol_seed}
 
     def check_names(self, names: Iterable[str]) -> None:
         """Refuse a set's name that would lie elsewhere, or in the corpus's place.
@@ -133,12 +141,13 @@ class PretokenizeArguments(SetArguments):
         """Read the protocol that the flags describe, if any of them is given."""
         from lm_trials.protocols.protocols import parse_protocol
 
-        flags = (self.filtering, self.mix_match, self.adversarial_training, self.refusal, self.instruction_subset)
+        changes = (self.filtering, self.mix_match, self.adversarial_training, self.refusal, self.transform)
         if self.refusal_text is not None and not self.refusal:
             raise UsageError(f"--refusal_text {self.refusal_text!r} without --refusal says nothing; leave it away")
-        if not any(flags) and self.dataset_name is None and self.feature_style == "canonical":
+        named = self.dataset_name is not None or self.feature_style != "canonical"
+        if not any(changes) and not self.instruction_subset and not named:
             return None
-        return parse_protocol(*flags[:4], self.refusal_text, flags[4], self.feature_style, self.protocol_seed)
+        return parse_protocol(*changes, instruction_subset=self.instruction_subset, **self.written())
 
 
 @dataclass

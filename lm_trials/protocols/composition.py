@@ -1,4 +1,7 @@
-"""Composition: the tokens of a protocol's text from those of its parts.
+"""Composition: the tokens of a protocol's texts from those of their parts.
+
+Of each document a set stores the record's row, the code of its features, which refusal stands for its story, and the
+ids of its Words line where the protocol changed it.
 
 Shape suffixes: M = records of a set, L = the bodies Words, Summary, Sentence.
 """
@@ -6,18 +9,36 @@ Shape suffixes: M = records of a set, L = the bodies Words, Summary, Sentence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from datasets import Features, Value
 
+from lm_trials.protocols.columns import LabelTable, RecordColumns, TransformedColumns
 from lm_trials.protocols.instruction_stores import BODIES, InstructionStore
 from lm_trials.protocols.instructions import ORDERS, feature_names, line_bodies, refusal_story
 from lm_trials.protocols.protocols import LINES, Protocol
-from lm_trials.tokens.stores import TokenStore, document_marks
+from lm_trials.tokens.stores import TokenStore, document_marks, store_schema
 from lm_trials.tokens.tokenizers import batch_encoder, continuation
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
+
+
+def composed_schema(vocab_size: int) -> Features:
+    """Return the columns of a set: rows into the corpus's stores, and what the protocol changed of each."""
+    return Features(
+        {
+            "row": Value("int64"),
+            "features": Value("int32"),
+            "refused": Value("int16"),
+            "length": Value("int32"),
+            "num_bytes": Value("int32"),
+            # The ids of the Words line where the protocol changed it, none where not, null where it removed the line.
+            "words": store_schema(vocab_size)["input_ids"],
+        }
+    )
 
 
 class Line(NamedTuple):
@@ -51,8 +72,9 @@ class Pieces:
         self._feature_ids: dict[tuple[str, ...], list[int]] = {}
 
     def encode_words(self, lists: Sequence[Sequence[str]]) -> list[Line]:
-        """Encode what follows "Words:" for lists of words, none of them empty."""
-        texts = [f" {line_bodies(words, '', '', '')['Words']}\n" for words in lists]
+        """Encode what follows "Words:" for lists of words; an empty list has no line."""
+        bodies = [line_bodies(words, "", "", "").get("Words") for words in lists]
+        texts = ["" if body is None else f" {body}\n" for body in bodies]
         return [Line(ids, len(text.encode())) for ids, text in zip(self._continue(texts), texts, strict=True)]
 
     def feature_ids(self, labels: tuple[str, ...]) -> list[int]:
@@ -90,7 +112,7 @@ class Pieces:
         refused_M: np.ndarray,
         words: Sequence[Line | None],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return tokens and UTF-8 bytes, (M,) each, of the texts that `compose` would put together."""
+        """Return tokens and UTF-8 bytes, (M,) each, of the texts that `SetStore` puts together."""
         tokens_ML, bytes_ML = instructions.tokens_NL[rows_M].astype(np.int64), instructions.bytes_NL[rows_M]
         bytes_ML = bytes_ML.astype(np.int64)
         for row, line in enumerate(words):
@@ -115,3 +137,64 @@ class Pieces:
             story_tokens_M = np.where(refused_M < 0, story_tokens_M, refusal_tokens[refused_M])
             story_bytes_M = np.where(refused_M < 0, story_bytes_M, self.refusal_bytes[refused_M])
         return lengths_M + story_tokens_M, num_bytes_M + story_bytes_M
+
+
+class ComposedTexts:
+    """The rows of a set whose tokens are put together when they are read.
+
+    Attributes:
+        described: what its manifest says of the rows.
+    """
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.schema = composed_schema(pieces.vocab_size)
+        self._table = LabelTable()
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the manifest says of the rows: the lists of features that the codes mean."""
+        return {"features": [list(labels) for labels in self._table]}
+
+    def rows(
+        self,
+        start: int,
+        columns: RecordColumns,
+        transformed: TransformedColumns,
+        stories: TokenStore,
+        instructions: InstructionStore,
+    ) -> tuple[pa.RecordBatch, dict[str, int]]:
+        """Return the rows of the records that a protocol kept of a chunk that begins at `start`, and their counts."""
+        rows_M = transformed.kept_M + start
+        codes = np.array([self._table[labels] for labels in transformed.features.table], dtype=np.int32)
+        features_M = codes[transformed.features.codes_N]
+        words = self._changed_words(columns, transformed)
+        lengths_M, bytes_M = self.pieces.measure(
+            rows_M, stories, instructions, features_M, list(self._table), transformed.refused_M, words
+        )
+        arrow = self.schema.arrow_schema
+        ids = [line.ids or None if line else [] for line in words] if words else [[]] * len(rows_M)
+        columns_M = [
+            rows_M,
+            features_M,
+            transformed.refused_M,
+            lengths_M,
+            bytes_M,
+            pa.array(ids, arrow.field("words").type),
+        ]
+        batch = [pa.array(values).cast(field.type) for values, field in zip(columns_M, arrow, strict=True)]
+        shown = "Sentence" in self.pieces.protocol.instruction_subset
+        without = (instructions.tokens_NL[rows_M, BODIES.index("Sentence")] == 0).sum() if shown else 0
+        counts = {"without_sentence": int(without), "documents": len(rows_M), "tokens": int(lengths_M.sum())}
+        return pa.RecordBatch.from_arrays(batch, schema=arrow), counts
+
+    def _changed_words(self, columns: RecordColumns, transformed: TransformedColumns) -> list[Line | None]:
+        """Return each kept record's Words line where the protocol changed its words, else None; [] if it cannot."""
+        if not self.pieces.protocol.changes("words"):
+            return []
+        before, after = columns.words.take(transformed.kept_M), transformed.words
+        lines: list[Line | None] = [None] * len(after)
+        changed = [row for row in range(len(after)) if after[row] != before[row]]
+        for row, line in zip(changed, self.pieces.encode_words([after[row] for row in changed]), strict=True):
+            lines[row] = line
+        return lines

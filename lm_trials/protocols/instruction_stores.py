@@ -1,8 +1,8 @@
 """Instruction stores: the tokens of every record's instruction lines, made once and shared by all protocols.
 
-A protocol's set needs the same few lines of the same records again and again, in an order that is drawn per record
-and the same in every protocol.  They are tokenised here once; beside them stands what else protocols ask of a
-record, as numbers: its key, its feature list's code, the length of its story.  A set is then arithmetic on arrays.
+The sets of a corpus need the same lines of the same records, in an order that is drawn per record and the same in every
+protocol.  They are tokenised here once, with what else protocols read of a record, as numbers: its key, the code of its
+feature list, the length of its story.  A set is then arithmetic on arrays.
 
 Lines may be joined as tokens because no token crosses a newline, or the space after a label: `splits_cleanly`.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,15 @@ from datasets import Dataset, Features, Value
 
 from lm_trials.console import UsageError
 from lm_trials.files import finished_folder
+from lm_trials.protocols.columns import LabelTable
 from lm_trials.protocols.instructions import chosen_sentence, line_bodies, line_orders, sentence_draws
 from lm_trials.protocols.protocols import VERSION
+from lm_trials.stories.arrow_files import ArrowFile
 from lm_trials.stories.corpora import MANIFEST, load_splits, open_records, read_manifest, save_splits
 from lm_trials.stories.draws import record_keys
 from lm_trials.stories.records import SPLITS
 from lm_trials.tokens.stores import RowViews, TokenStore, store_schema
-from lm_trials.tokens.tokenizers import continuation, splits_cleanly, tokenizer_hash
+from lm_trials.tokens.tokenizers import Encoder, continuation, splits_cleanly, tokenizer_hash
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -91,112 +93,70 @@ def make_instructions(
         return folder
     records = open_records(corpus)
     schema = instruction_schema(max(tokenizer.get_vocab().values()) + 1)
-    encode, table = continuation(tokenizer), FeatureTable()
-    (newline,) = encode(["\n"])[0]
-    without_sentence: dict[str, int] = {}
+    encode, table = continuation(tokenizer), LabelTable()
     with finished_folder(folder) as unfinished:
         for split in SPLITS:
-            without_sentence[split] = 0
-            path = str(unfinished / f"{split}.arrow")
-            with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema.arrow_schema) as stream:
-                columns = _encoded(records[split], seed, encode, newline, table, schema)
-                for batch in watch(columns, len(records[split]), split):
-                    without_sentence[split] += int(
-                        pa.compute.sum(pa.compute.equal(batch["Sentence_tokens"], 0)).as_py()
-                    )
-                    stream.write_batch(batch)
+            with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
+                batches = _encoded(records[split], seed, encode, table, schema)
+                for batch in watch(batches, len(records[split]), split):
+                    file.write_batch(batch)
         save_splits(unfinished, unfinished)
         manifest = {
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "seed": seed,
             "version": VERSION,
-            "features": [list(labels) for labels in table.lists],
-            "without_sentence": without_sentence,
+            "features": [list(labels) for labels in table],
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return folder
 
 
-class FeatureTable:
-    """Gives each distinct list of features a code, over all batches and splits."""
-
-    def __init__(self) -> None:
-        self.lists: list[tuple[str, ...]] = []
-        self._codes: dict[tuple[str, ...], int] = {}
-
-    def code(self, labels: Sequence[str]) -> int:
-        """Return the code of a list, a new one for a new list.
-
-        >>> table = FeatureTable()
-        >>> [table.code(labels) for labels in (["Twist"], [], ["Twist"])]
-        [0, 1, 0]
-        """
-        key = tuple(labels)
-        if key not in self._codes:
-            self._codes[key] = len(self.lists)
-            self.lists.append(key)
-        return self._codes[key]
-
-
-def record_lines(batch: dict[str, list[Any]], keys_N: np.ndarray, seed: int) -> Iterator[dict[str, str]]:
-    """Yield what stands after the labels of each record's lines, the features' left empty."""
-    rows = zip(batch["words"], batch["summary"], batch["story"], sentence_draws(keys_N, seed).tolist(), strict=True)
-    for words, summary, story, draw in rows:
-        yield line_bodies(words, "", summary, chosen_sentence(story, draw))
-
-
 def _encoded(
-    records: Dataset,
-    seed: int,
-    encode: Callable[[list[str]], list[list[int]]],
-    newline: int,
-    table: FeatureTable,
-    schema: Features,
+    records: Dataset, seed: int, encode: Encoder, table: LabelTable, schema: Features
 ) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a split; one is encoded in a thread while the lines of the next are put together."""
+    (newline,) = encode(["\n"])[0]
     columns = ["record_id", "words", "features", "summary", "story"]
-    before: tuple[pa.Table, dict[str, list[Any]], list[list[str]], Future[list[list[int]]]] | None = None
+    waiting: tuple[dict[str, Any], np.ndarray, Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(max_workers=1) as thread:
         for batch in records.with_format("arrow").select_columns(columns).iter(BATCH):
             rows = batch.to_pydict()
-            lines = record_lines(rows, record_keys(rows["record_id"]), seed)
-            bodies = [[f" {found[line]}\n" if line in found else "" for line in BODIES] for found in lines]
+            keys_N = record_keys(rows["record_id"])
+            numbers = {
+                "key": keys_N,
+                "order": line_orders(keys_N, seed),
+                "features": np.array([table[tuple(labels)] for labels in rows["features"]], dtype=np.int32),
+                "story_chars": pa.compute.utf8_length(batch["story"]).combine_chunks(),
+            }
+            bodies = list(_line_texts(rows, keys_N, seed))
+            bytes_NL = np.array([[len(body.encode()) for body in found] for found in bodies], dtype=np.int32)
             ids = thread.submit(encode, ["".join(found) for found in bodies])
-            if before:
-                yield _columns(*before, seed, newline, table, schema)
-            before = batch, rows, bodies, ids
-        if before:
-            yield _columns(*before, seed, newline, table, schema)
+            if waiting:
+                yield _columns(*waiting, newline, schema)
+            waiting = numbers, bytes_NL, ids
+        if waiting:
+            yield _columns(*waiting, newline, schema)
+
+
+def _line_texts(rows: dict[str, list[Any]], keys_N: np.ndarray, seed: int) -> Iterator[list[str]]:
+    """Yield the text after the label of each of `BODIES`, with its newline; empty where a record has no such line."""
+    draws = sentence_draws(keys_N, seed).tolist()
+    for words, summary, story, draw in zip(rows["words"], rows["summary"], rows["story"], draws, strict=True):
+        found = line_bodies(words, "", summary, chosen_sentence(story, draw))
+        yield [f" {found[line]}\n" if line in found else "" for line in BODIES]
 
 
 def _columns(
-    batch: pa.Table,
-    rows: dict[str, list[Any]],
-    bodies: list[list[str]],
-    ids: Future[list[list[int]]],
-    seed: int,
-    newline: int,
-    table: FeatureTable,
-    schema: Features,
+    numbers: dict[str, Any], bytes_NL: np.ndarray, ids: Future[list[list[int]]], newline: int, schema: Features
 ) -> pa.RecordBatch:
-    keys_N = record_keys(rows["record_id"])
-    count = len(keys_N)
-    num_bytes = np.array([[len(body.encode()) for body in found] for found in bodies], dtype=np.int32)
-    present = num_bytes > 0
     flat = np.fromiter(itertools.chain.from_iterable(ids.result()), dtype=schema["input_ids"].feature.dtype)
     # A body ends with the only newline in it, so the newlines cut the stream of all bodies.
-    ends = np.flatnonzero(flat == newline) + 1
-    num_tokens = np.zeros((count, len(BODIES)), dtype=np.int32)
-    num_tokens[present] = np.diff(ends, prepend=0)
-    offsets = np.concatenate([[0], np.cumsum(num_tokens.sum(axis=1))]).astype(np.int32)
-    columns: dict[str, Any] = {
-        "key": keys_N,
-        "order": line_orders(keys_N, seed),
-        "features": np.array([table.code(labels) for labels in rows["features"]], dtype=np.int32),
-        "story_chars": pa.compute.utf8_length(batch["story"]).combine_chunks(),
-    }
+    tokens_NL = np.zeros_like(bytes_NL)
+    tokens_NL[bytes_NL > 0] = np.diff(np.flatnonzero(flat == newline) + 1, prepend=0)
+    columns = dict(numbers)
     for place, line in enumerate(BODIES):
-        columns |= {f"{line}_tokens": num_tokens[:, place], f"{line}_bytes": num_bytes[:, place]}
+        columns |= {f"{line}_tokens": tokens_NL[:, place], f"{line}_bytes": bytes_NL[:, place]}
+    offsets = np.concatenate([[0], np.cumsum(tokens_NL.sum(axis=1))]).astype(np.int32)
     columns["input_ids"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
     arrow = schema.arrow_schema
     return pa.RecordBatch.from_arrays([pa.array(columns[f.name]).cast(f.type) for f in arrow], schema=arrow)
@@ -212,7 +172,6 @@ class InstructionStore:
     """
 
     def __init__(self, lines: Dataset, manifest: dict[str, Any]) -> None:
-        self.manifest = manifest
         table = lines.data.table
         self.keys_N = table.column("key").to_numpy()
         self.orders_N = table.column("order").to_numpy()
@@ -220,7 +179,7 @@ class InstructionStore:
         self.story_chars_N = table.column("story_chars").to_numpy()
         self.tokens_NL = np.stack([table.column(f"{line}_tokens").to_numpy() for line in BODIES], axis=1)
         self.bytes_NL = np.stack([table.column(f"{line}_bytes").to_numpy() for line in BODIES], axis=1)
-        self.feature_lists = [tuple(labels) for labels in self.manifest["features"]]
+        self.feature_lists = [tuple(labels) for labels in manifest["features"]]
         self._ids = RowViews(table.column("input_ids"))
 
     @classmethod

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from lm_trials.protocols.columns import RecordColumns, TransformedColumns, transform_columns
 from lm_trials.protocols.protocols import LINES, FeatureStyle, Protocol
-from lm_trials.protocols.transforms import RecordColumns, treat
 from lm_trials.stories.draws import draw_integers
 
 ORDERS = tuple(itertools.permutations(LINES))
@@ -101,33 +102,41 @@ def refusal_story(protocol: Protocol, place: int) -> str:
     return protocol.refusal_text.format(feature=protocol.refusal[place].value)
 
 
-def apply_protocol(batch: dict[str, list], protocol: Protocol) -> dict[str, list]:
+def apply_protocol(batch: Mapping[str, list[Any]], protocol: Protocol) -> dict[str, list]:
     """Turn a batch of records into the texts of one arm, for `datasets`' batched `map`.
 
     Rows that the filter removes are not in the result, so `map` must drop the old columns
     (`remove_columns=list(RECORD_SCHEMA)`).  Nothing depends on the batch: see `draws`.
 
     Returns:
-        record_id, text, story (or the refusal), words and features as the arm says them, refused.
+        The columns of `render_columns`.
     """
     columns = RecordColumns.of(batch)
-    treated = treat(columns, protocol)
+    return render_columns(columns, transform_columns(columns, protocol), protocol)
+
+
+def render_columns(columns: RecordColumns, transformed: TransformedColumns, protocol: Protocol) -> dict[str, list]:
+    """Write out the texts of the records that a protocol kept.
+
+    Returns:
+        record_id, text, prompt (the text up to "Story:"), story (or the refusal), words and features as the instruction
+        names them, refused.
+    """
     sentences, orders = sentence_draws(columns.keys_N, protocol.seed), line_orders(columns.keys_N, protocol.seed)
-    out: dict[str, list] = {name: [] for name in ("record_id", "text", "story", "words", "features", "refused")}
-    for place, row in enumerate(treated.kept_M.tolist()):
-        refused = int(treated.refused_M[place])
-        original = batch["story"][row]
-        story = original if refused < 0 else refusal_story(protocol, refused)
+    names = ("record_id", "text", "prompt", "story", "words", "features", "refused")
+    rows = []
+    for place, row in enumerate(transformed.kept_M.tolist()):
+        refused = int(transformed.refused_M[place])
+        record = transformed.records[place] if transformed.records else {k: v[row] for k, v in columns.batch.items()}
+        words, features = transformed.words[place], transformed.features[place]
         bodies = line_bodies(
-            treated.words[place],
-            feature_names(treated.features[place], protocol.feature_style),
-            batch["summary"][row],
-            chosen_sentence(original, int(sentences[row])),
+            words,
+            feature_names(features, protocol.feature_style),
+            record["summary"],
+            chosen_sentence(record["story"], int(sentences[row])),
         )
-        out["record_id"].append(batch["record_id"][row])
-        out["text"].append(render(bodies, int(orders[row]), protocol.instruction_subset, story))
-        out["story"].append(story)
-        out["words"].append(list(treated.words[place]))
-        out["features"].append(list(treated.features[place]))
-        out["refused"].append(refused >= 0)
-    return out
+        story = record["story"] if refused < 0 else refusal_story(protocol, refused)
+        text = render(bodies, int(orders[row]), protocol.instruction_subset, story)
+        prompt = text.removesuffix(f" {story}")
+        rows.append((record["record_id"], text, prompt, story, list(words), list(features), refused >= 0))
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in names}

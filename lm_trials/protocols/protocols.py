@@ -1,8 +1,9 @@
-"""Protocols: named, versioned, seeded changes to the records, read from the seed study's flags.
+"""Protocols: named, versioned, seeded changes to the records, read from the flags of the deletion and recovery study.
 
-A protocol filters records, relabels (mix_match), adds labels that are lies (adversarial) and refuses; it says which
-instruction lines are shown.  The order is fixed: filter, mix_match, adversarial, refusal, render.  This module is
-what a protocol *is*; `treatments` is what it does to records, `instructions` how they are written out.
+A protocol filters records, relabels them (mix_match), adds labels that are not true (adversarial), refuses, and applies
+named transforms; it says which instruction lines are shown.  The order is fixed: filter, mix_match, adversarial,
+refusal, transforms, render.  This module is what a protocol *is*; `columns` applies it to records, `transforms` has the
+named transforms, `instructions` writes the texts.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.protocols.transforms import TransformStep, parse_transforms
 from lm_trials.stories.records import FEATURES
 
 Key = Literal["features", "words", "length"]
@@ -25,6 +27,7 @@ LIST_KEYS: tuple[Key, ...] = ("features", "words")
 LINES = ("Words", "Features", "Summary", "Sentence")
 VERSION = 1
 LONGEST_PART = 60
+LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS
 REFUSAL_TEXT = "Sorry, this is a story that we will not tell: we do not write stories with {feature}."
 
 
@@ -76,6 +79,7 @@ class Protocol:
     mix_match: tuple[Replacement, ...] = ()
     adversarial: tuple[Chance, ...] = ()
     refusal: tuple[Chance, ...] = ()
+    transforms: tuple[TransformStep, ...] = ()
     refusal_text: str = REFUSAL_TEXT
     instruction_subset: tuple[str, ...] = LINES
     feature_style: FeatureStyle = "canonical"
@@ -83,7 +87,7 @@ class Protocol:
     version: int = VERSION
 
     def name(self) -> str:
-        """Return the readable name that the seed study gives such a set."""
+        """Return a readable name, the one that the study's script gives such a set."""
         subset = "" if self.instruction_subset == LINES else ",".join(self.instruction_subset)
         parts = {
             "F": ",".join(map(str, self.filtering)),
@@ -92,11 +96,25 @@ class Protocol:
             "RF": ",".join(map(str, self.refusal)),
             "IS": subset,
         }
-        return "_".join(f"{short}_{_file_name(text)}" for short, text in parts.items())
+        if self.transforms:
+            parts["TR"] = ",".join(map(str, self.transforms))
+        name = "_".join(f"{short}_{_file_name(text)}" for short, text in parts.items())
+        if len(name.encode()) > LONGEST_NAME:
+            name = _shortened(
+                name, "_".join(map(str, parts.values())), LONGEST_NAME // 4
+            )  # a letter has 4 bytes at most
+        return name
+
+    @property
+    def changes_story(self) -> bool:
+        """Whether it changes more of a record than its labels."""
+        return any(step.changes_story for step in self.transforms)
 
     def changes(self, key: Key) -> bool:
-        """Say whether it changes the lists of this key."""
-        return any(part.key == key for part in (*self.mix_match, *self.adversarial, *self.refusal))
+        """Say whether it may change the lists of this key."""
+        return bool(self.transforms) or any(
+            part.key == key for part in (*self.mix_match, *self.adversarial, *self.refusal)
+        )
 
     def uses(self, key: Key) -> bool:
         """Say whether it looks at or changes this key."""
@@ -105,22 +123,29 @@ class Protocol:
     def as_dict(self) -> dict[str, Any]:
         """Return what a manifest holds of it; equal protocols give equal dicts."""
         described = dataclasses.asdict(self)
-        for field in ("filtering", "mix_match", "adversarial", "refusal"):
+        for field in ("filtering", "mix_match", "adversarial", "refusal", "transforms"):
             described[field] = [str(part) for part in getattr(self, field)]
         described["instruction_subset"] = list(self.instruction_subset)
+        if self.transforms:
+            described["transform_versions"] = [step.transform.version for step in self.transforms]
+        else:
+            del described["transforms"]  # sets without any are described as before there were transforms
         return described
 
 
 def _file_name(text: str) -> str:
-    """Write an expression as part of a file's name; what no file system minds stays.
+    """Write an expression as part of a file's name, with characters that every file system accepts.
 
     >>> _file_name("words!=a/b,length=5"), len(_file_name("words=" + 99 * "x"))
     ('words_x_a_b_length_5', 60)
     """
     name = re.sub(r"[^\w.-]", "_", text.replace("!=", "_x_")) or "none"
-    if len(name) > LONGEST_PART:  # five parts are to fit into the 255 bytes of a name
-        name = f"{name[: LONGEST_PART - 11]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    return name
+    return name if len(name) <= LONGEST_PART else _shortened(name, text, LONGEST_PART)
+
+
+def _shortened(name: str, text: str, length: int) -> str:
+    """Cut a name that is too long; a hash of the whole text keeps it apart from others."""
+    return f"{name[: length - 11]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def parse_filtering(text: str | None) -> tuple[Condition, ...]:
@@ -147,7 +172,7 @@ def parse_filtering(text: str | None) -> tuple[Condition, ...]:
 
 
 def parse_mix_match(text: str | None) -> tuple[Replacement, ...]:
-    """Read `features:Foreshadowing=Twist`, or `features=Foreshadowing:Twist` as the seed's script spells it.
+    """Read `features:Foreshadowing=Twist`, or `features=Foreshadowing:Twist` as the study's script spells it.
 
     Any number of pairs, several for one key among them; they act in order, each on the result of the one before.
 
@@ -223,6 +248,7 @@ def protocol_from_dict(described: dict[str, Any]) -> Protocol:
         mix_match=parse_mix_match(parts["mix_match"]),
         adversarial=parse_chances(parts["adversarial"], "adversarial"),
         refusal=parse_chances(parts["refusal"], "refusal"),
+        transforms=parse_transforms(described.get("transforms", ())),
         instruction_subset=tuple(described["instruction_subset"]),
         **{key: described[key] for key in ("refusal_text", "feature_style", "seed", "version")},
     )
@@ -233,6 +259,7 @@ def parse_protocol(
     mix_match: str | None = None,
     adversarial_training: str | None = None,
     refusal: str | None = None,
+    transform: Sequence[str] = (),
     refusal_text: str | None = None,
     instruction_subset: str | None = None,
     feature_style: FeatureStyle = "canonical",
@@ -253,6 +280,7 @@ def parse_protocol(
         mix_match=parse_mix_match(mix_match),
         adversarial=parse_chances(adversarial_training, "--adversarial_training"),
         refusal=parse_chances(refusal, "--refusal"),
+        transforms=parse_transforms(transform),
         refusal_text=text,
         instruction_subset=parse_subset(instruction_subset),
         feature_style=feature_style,
@@ -263,15 +291,13 @@ def parse_protocol(
 def deletion_recovery_protocols(
     delete: str,
     irrelevant: str,
-    refusal_text: str | None = None,
-    feature_style: FeatureStyle = "canonical",
-    seed: int = 0,
+    **common: Any,
 ) -> dict[str, Protocol]:
     """Return the sets of the deletion and recovery study by the names of its script, and three that it trains on too.
 
     `delete` is the feature that fine-tuning shall remove, `irrelevant` one that stands for "something else".  The ten
     of the script `tw_fs.sh` come first; then `pretrain-all`, `pretrain-no-<delete>`, and `specialise-<delete>`, as the
-    study's configurations call `recovery-<delete>`.
+    study's configurations call `recovery-<delete>`.  `common` are further arguments of `parse_protocol`, for all sets.
 
     Raises:
         UsageError: for an unknown feature, or the same one twice.
@@ -301,8 +327,7 @@ def deletion_recovery_protocols(
         f"pretrain-no-{delete}": {"filtering": without},
         f"specialise-{delete}": {"filtering": f"features={delete}"},
     }
-    common = {"refusal_text": refusal_text, "feature_style": feature_style, "seed": seed}
-    return {name: parse_protocol(**given, **common) for name, given in flags.items()}  # type: ignore[arg-type]
+    return {name: parse_protocol(**given, **common) for name, given in flags.items()}
 
 
 def _parts(text: str | None) -> list[str]:

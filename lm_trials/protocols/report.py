@@ -35,12 +35,12 @@ def changed_examples(corpus: Path, protocol: Protocol, count: int = 3) -> list[t
 
     Texts that the protocol changed come first, then one that it leaves out, then others, in the order of the corpus.
     """
-    plain = dataclasses.replace(protocol, filtering=(), mix_match=(), adversarial=(), refusal=())
+    plain = dataclasses.replace(protocol, filtering=(), mix_match=(), adversarial=(), refusal=(), transforms=())
     records = open_records(corpus, "train")
     batch = records[: min(SEARCHED, len(records))]
     before = apply_protocol(batch, plain)
-    treated = apply_protocol(batch, protocol)
-    after = dict(zip(treated["record_id"], treated["text"], strict=True))
+    texts = apply_protocol(batch, protocol)
+    after = dict(zip(texts["record_id"], texts["text"], strict=True))
     pairs = [(text, after.get(name, LEFT_OUT)) for name, text in zip(before["record_id"], before["text"], strict=True)]
     changed = [pair for pair in pairs if pair[1] not in (pair[0], LEFT_OUT)]
     left_out = [pair for pair in pairs if pair[1] == LEFT_OUT]
@@ -67,8 +67,8 @@ def describe_set(name: str, manifest: dict[str, Any], corpus: Path) -> dict[str,
 def show_set(report: dict[str, Any], examples: bool = True) -> None:
     """Print a set's report: how it was made, what changed, features before and after, examples."""
     protocol, counts = report["protocol"], report["counts"]
-    steps = ("filtering", "mix_match", "adversarial", "refusal")
-    facts = {step: ", ".join(protocol[step]) for step in steps if protocol[step]}
+    steps = ("filtering", "mix_match", "adversarial", "refusal", "transforms")
+    facts = {step: ", ".join(protocol[step]) for step in steps if protocol.get(step)}
     facts["lines shown"] = ", ".join(protocol["instruction_subset"])
     for split, count in counts.items():
         if not count.get("records"):
@@ -79,6 +79,7 @@ def show_set(report: dict[str, Any], examples: bool = True) -> None:
             for what, words in (("relabelled", "relabelled"), ("added", "given a feature"), ("refused", "refused"))
             if count[what]
         ]
+        changes += [f"{changed:,} changed by {step}" for step, changed in count.get("transformed", {}).items()]
         changes.append(f"{count['without_sentence']:,} without a sentence line")
         kept = f"{count['kept']:,} of {count['records']:,} kept ({count['kept'] / count['records']:.1%})"
         facts[split] = f"{kept}, {count['tokens']:,} tokens; {', '.join(changes)}"
@@ -98,10 +99,13 @@ def show_set(report: dict[str, Any], examples: bool = True) -> None:
 def show_sets(reports: list[dict[str, Any]]) -> None:
     """Print one row for each of several sets: stories kept, what changed, tokens of the train split."""
     rows = []
+    kinds = {"relabelled": "relabelled", "added": "label added", "refused": "refused"}
+    if any("transformed" in report["counts"]["train"] for report in reports):
+        kinds["transformed"] = "transformed"
     for report in reports:
         train = report["counts"]["train"]
-        changed = [sum(train[what].values()) for what in ("relabelled", "added", "refused")]
+        changed = [sum(train[kind].values()) for kind in kinds]
         numbers = [train["kept"], *changed, train["tokens"]]
         rows.append([report["name"], *(f"{n:,}" for n in numbers), f"{report['proportion_kept']['train']:.1%}"])
-    columns = ["set", "stories", "relabelled", "label added", "refused", "tokens", "kept"]
+    columns = ["set", "stories", *kinds.values(), "tokens", "kept"]
     show_table("train splits", columns, rows)

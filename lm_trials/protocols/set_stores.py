@@ -31,7 +31,6 @@ class SetStore:
         num_tokens: their sum.
         rows_N: row of each document in the corpus.
         refused_N: place of the refusal that stands for the story, or -1.
-        story_tokens_N: tokens of the story, EOS counted; a document's other tokens are its prompt.
     """
 
     def __init__(self, folder: Path, split: str, pieces: Pieces, stories: TokenStore, lines: InstructionStore) -> None:
@@ -62,9 +61,12 @@ class SetStore:
         """Return the ids up to and with "Story:", what a model is given to continue."""
         pieces, row = self.pieces, int(self.rows_N[document])
         bodies = self.lines.bodies(row)
-        changed = self._words[document].values.to_numpy() if self._words is not None else ()
-        if len(changed):
-            bodies["Words"] = changed
+        if self._words is not None:
+            changed = self._words[document].values
+            if changed is None:
+                bodies.pop("Words", None)
+            elif len(changed):
+                bodies["Words"] = changed.to_numpy()
         shown = pieces.shown(int(self.lines.orders_N[row]), [line in bodies for line in BODIES])
         parts: list = [pieces.bos]
         labels = pieces.first

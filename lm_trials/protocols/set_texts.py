@@ -1,4 +1,4 @@
-"""Set texts: what a set's documents say, read from the records, for any tokenizer."""
+"""Set texts: the texts of a set's documents, rendered from the records, for any tokenizer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class SetText:
-    """One document of a set: the whole text and its parts.
+    """One document of a set: the whole text and its parts, as the protocol left them.
 
     Attributes:
         prompt: the instruction lines and "Story:".
         story: what follows it after a space; a refusal where one stands for the story.
         words, features: as the instruction names them.
+        refused: whether a refusal stands for the story.
     """
 
     record_id: str
     text: str
+    prompt: str
     story: str
     words: list[str]
     features: list[str]
-
-    @property
-    def prompt(self) -> str:
-        """The text without the story and the space before it."""
-        return self.text.removesuffix(f" {self.story}")
+    refused: bool
 
 
 def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
@@ -52,7 +50,13 @@ def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
             f"{name} was prepared from {manifest['corpus']['name']} as it was then, and that has changed or gone; "
             f"remove {folder} and prepare it again"
         )
-    return folder, corpus, protocol_from_dict(manifest["protocol"])
+    protocol = protocol_from_dict(manifest["protocol"])
+    if protocol.as_dict().get("transform_versions") != manifest["protocol"].get("transform_versions"):
+        raise UsageError(
+            f"{name} was prepared with another version of a transform ({', '.join(map(str, protocol.transforms))}); "
+            f"remove {folder} and prepare it again"
+        )
+    return folder, corpus, protocol
 
 
 def set_texts(name: str, data_cache_dir: Path, split: str) -> Iterator[SetText]:
@@ -64,7 +68,6 @@ def set_texts(name: str, data_cache_dir: Path, split: str) -> Iterator[SetText]:
     _, corpus, protocol = resolve_set(name, data_cache_dir)
     records = open_records(corpus, split)
     for start in range(0, len(records), BATCH):
-        treated = apply_protocol(records[start : start + BATCH], protocol)
-        fields = (treated[key] for key in ("record_id", "text", "story", "words", "features"))
-        for row in zip(*fields, strict=True):
-            yield SetText(*row)
+        texts = apply_protocol(records[start : start + BATCH], protocol)
+        for row in zip(*texts.values(), strict=True):
+            yield SetText(**dict(zip(texts, row, strict=True)))

@@ -1,196 +1,192 @@
-"""Treatments: what a protocol does to a batch of records, by arrays instead of record by record.
+"""Transforms: changes to a record that a protocol names.  Each is one function and one entry of `TRANSFORMS`.
 
-Lists of features are few and repeat, so each distinct list gets a code; relabelling, adding and counting act on the
-table of codes, and a corpus of millions is treated in the time of some array operations.
+`--transform NAME` or `NAME:ARGUMENT` applies them in the order given, after filter, mix_match, adversarial and refusal.
+A function takes the record as the earlier steps left it, and `draw`, a random integer below 2**64 that depends on the
+protocol's seed, the transform and the record id alone.  It returns the changed record.  Where it needs more random
+numbers, `random.Random(draw).random` gives the same ones on every machine.
 
-Shape suffixes: N = records given, M = records kept.
+docs/extending.md shows how to add a transform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.protocols.protocols import Chance, Condition, Protocol
-from lm_trials.stories.draws import draw_uniform, record_keys
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.variety import split_sentences
 
-Labels = tuple[str, ...]
-
-
-class CodedLists:
-    """N lists of labels as codes into a table of the distinct lists.
-
-    >>> lists = CodedLists.of([["Twist"], [], ["Twist"]])
-    >>> lists.codes_N.tolist(), lists.table
-    ([0, 1, 0], [('Twist',), ()])
-    """
-
-    def __init__(self, codes_N: np.ndarray, table: list[Labels]) -> None:
-        self.codes_N = codes_N
-        self.table = table
-
-    @classmethod
-    def of(cls, lists: Iterable[Sequence[str]]) -> CodedLists:
-        """Code lists as they come."""
-        places: dict[Labels, int] = {}
-        codes = [places.setdefault(tuple(labels), len(places)) for labels in lists]
-        return cls(np.array(codes, dtype=np.int32), list(places))
-
-    def has(self, value: str) -> np.ndarray:
-        """Say of each record, (N,), whether its list holds `value`."""
-        return np.array([value in labels for labels in self.table] or [False])[self.codes_N]
-
-    def take(self, rows: np.ndarray) -> CodedLists:
-        """Keep some records."""
-        return CodedLists(self.codes_N[rows], self.table)
-
-    def changed(self, rows_N: np.ndarray, change: Any) -> CodedLists:
-        """Apply `change(labels) -> labels` to the lists of the records that `rows_N` marks."""
-        places = {labels: code for code, labels in enumerate(self.table)}
-        table = list(self.table)
-        new_code = np.arange(len(table), dtype=np.int32)
-        for code in np.unique(self.codes_N[rows_N]):
-            labels = change(self.table[code])
-            if labels not in places:
-                places[labels] = len(table)
-                table.append(labels)
-            new_code[code] = places[labels]
-        codes_N = np.where(rows_N, new_code[self.codes_N], self.codes_N).astype(np.int32)
-        return CodedLists(codes_N, table)
-
-    def __getitem__(self, row: int) -> Labels:
-        return self.table[self.codes_N[row]]
-
-    def __len__(self) -> int:
-        return len(self.codes_N)
-
-    def counts(self) -> dict[str, int]:
-        """Count the records that have each label."""
-        by_code = np.bincount(self.codes_N, minlength=len(self.table))
-        counts: dict[str, int] = {}
-        for labels, count in zip(self.table, by_code.tolist(), strict=True):
-            for label in dict.fromkeys(labels):
-                counts[label] = counts.get(label, 0) + count
-        return {label: count for label, count in counts.items() if count}
+if TYPE_CHECKING:  # records imports datasets, and the help of `--transform` needs this module
+    from lm_trials.stories.records import Record
 
 
-@dataclass(frozen=True)
-class RecordColumns:
-    """What a protocol looks at, of N records: keys of their names, lists, and characters of their stories."""
+def shuffle_sentences(record: Record, draw: int) -> Record:
+    """Put the story's sentences in a random order; the blanks and line breaks between them stay where they are."""
+    sentences = split_sentences(record["story"])
+    return {**record, "story": _replaced(record["story"], _shuffled(sentences, random.Random(draw).random))}
 
-    keys_N: np.ndarray
-    features: CodedLists
-    words: CodedLists
-    lengths_N: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.keys_N)
+def shuffle_words(record: Record, draw: int) -> Record:
+    """Put the words of each sentence in a random order, with their punctuation (Sinha et al., arXiv 2104.06644)."""
+    number = random.Random(draw).random
+    sentences = [" ".join(_shuffled(sentence.split(), number)) for sentence in split_sentences(record["story"])]
+    return {**record, "story": _replaced(record["story"], sentences)}
 
-    @classmethod
-    def of(cls, batch: dict[str, list[Any]]) -> RecordColumns:
-        """Read a batch of records as `datasets` gives it."""
-        return cls(
-            record_keys(batch["record_id"]),
-            CodedLists.of(batch["features"]),
-            CodedLists.of(batch["words"]),
-            np.array([len(story) for story in batch["story"]], dtype=np.int64),
-        )
+
+def truncate_story(record: Record, draw: int, count: int) -> Record:
+    """Keep the first N sentences of the story."""
+    sentences = split_sentences(record["story"])[:count]
+    return {**record, "story": record["story"][: _spans(record["story"], sentences)[-1][1]]}
+
+
+def drop_labels(record: Record, draw: int, probability: float) -> Record:
+    """Drop each feature of the record with probability P; the story stays. A larger P drops the same ones and more."""
+    number = random.Random(draw).random
+    return {**record, "features": [feature for feature in record["features"] if number() >= probability]}
+
+
+def _spans(story: str, sentences: Iterable[str]) -> list[tuple[int, int]]:
+    """Return where each of a story's sentences begins and ends."""
+    spans, end = [], 0
+    for sentence in sentences:
+        start = story.index(sentence, end)
+        end = start + len(sentence)
+        spans.append((start, end))
+    return spans
+
+
+def _replaced(story: str, sentences: list[str]) -> str:
+    """Put other sentences in the places of a story's own."""
+    text, end = "", 0
+    for (start, next_end), sentence in zip(_spans(story, split_sentences(story)), sentences, strict=True):
+        text += story[end:start] + sentence
+        end = next_end
+    return text + story[end:]
+
+
+def _shuffled(items: list[str], number: Callable[[], float]) -> list[str]:
+    return sorted(items, key=lambda _: number())  # of `random.Random`, only `random` never changes between versions
+
+
+def whole_number(text: str) -> int:
+    """Read a count of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not a number from 0 to 1")
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """What became of N records.
+class Transform:
+    """An entry of `TRANSFORMS`.
 
     Attributes:
-        kept_M: rows that the filter kept, in order.
-        features, words: their lists afterwards, M each.
-        refused_M: place in `protocol.refusal` of the condition whose refusal stands for the story, or -1.
-        counts: how many were kept, relabelled, given a value, refused; features before (of all N) and after.
+        function: changes one record; the first line of its docstring is the transform's help.
+        changes: `labels`: only `features` and `words` of the record.  The set then shares the corpus's tokens.
+            `story`: any field but `record_id`.  The set's texts are then tokenized one by one.
+        argument: the name of the argument in the help; empty for a transform without one.
+        parse: reads the text after the colon.  A `ValueError` says what is wrong with it.
+        version: to be raised when the function returns something else than before; sets of another version are refused.
     """
 
-    kept_M: np.ndarray
-    features: CodedLists
-    words: CodedLists
-    refused_M: np.ndarray
-    counts: dict[str, Any]
+    function: Callable[..., Record]
+    changes: Literal["labels", "story"]
+    argument: str = ""
+    parse: Callable[[str], Any] = str
+    version: int = 1
 
 
-def treat(records: RecordColumns, protocol: Protocol) -> Treatment:
-    """Apply filter, mix_match, adversarial and refusal, in this order.
+TRANSFORMS: dict[str, Transform] = {
+    "shuffle_sentences": Transform(shuffle_sentences, "story"),
+    "shuffle_words": Transform(shuffle_words, "story"),
+    "truncate_story": Transform(truncate_story, "story", "N", whole_number),
+    "drop_labels": Transform(drop_labels, "labels", "P", probability),
+}
 
-    Draws depend on (seed, record) and, for adversarial and refusal, on the condition too.  A value that a record has
-    already is not added twice.  Where several refusals apply, the first one's text stands for the story.
+
+@dataclass(frozen=True)
+class TransformStep:
+    """A transform as a protocol names it: `NAME` or `NAME:ARGUMENT`.
+
+    >>> step = parse_transforms(["truncate_story:5"])[0]
+    >>> str(step), step.arguments, step.transform.changes
+    ('truncate_story:5', (5,), 'story')
     """
-    kept_M = np.flatnonzero(filtered(records, protocol.filtering))
-    lists = {"features": records.features.take(kept_M), "words": records.words.take(kept_M)}
-    counts: dict[str, Any] = {"records": len(records.keys_N), "kept": len(kept_M)}
-    counts["features_before"] = records.features.counts()
-    counts["relabelled"] = {}
-    for pair in protocol.mix_match:
-        rows = lists[pair.key].has(pair.old)
-        lists[pair.key] = lists[pair.key].changed(rows, lambda labels, pair=pair: _replaced(labels, pair.old, pair.new))
-        counts["relabelled"][str(pair)] = int(rows.sum())
-    keys_M = records.keys_N[kept_M]
-    counts["added"], counts["refused"] = {}, {}
-    for chance in protocol.adversarial:
-        drawn = chance_draws(keys_M, protocol.seed, "adversarial", chance)
-        counts["added"][str(chance)] = int((drawn & ~lists[chance.key].has(chance.value)).sum())
-        lists[chance.key] = lists[chance.key].changed(drawn, lambda labels, chance=chance: _added(labels, chance.value))
-    refused_M = np.full(len(kept_M), -1, dtype=np.int16)
-    for place, chance in enumerate(protocol.refusal):
-        drawn = chance_draws(keys_M, protocol.seed, "refusal", chance)
-        lists[chance.key] = lists[chance.key].changed(drawn, lambda labels, chance=chance: _added(labels, chance.value))
-        refused_M[drawn & (refused_M < 0)] = place
-        counts["refused"][str(chance)] = int(drawn.sum())
-    counts["features_after"] = lists["features"].counts()
-    return Treatment(kept_M, lists["features"], lists["words"], refused_M, counts)
+
+    name: str
+    argument: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    @property
+    def transform(self) -> Transform:
+        """The entry of `TRANSFORMS`."""
+        return TRANSFORMS[self.name]
+
+    @property
+    def changes_story(self) -> bool:
+        """Whether it may change more than labels."""
+        return self.transform.changes == "story"
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the function takes after the record and the draw.
+
+        Raises:
+            ValueError: for an argument that the transform cannot read.
+        """
+        return (self.transform.parse(self.argument),) if self.transform.argument else ()
 
 
-def filtered(records: RecordColumns, conditions: Sequence[Condition]) -> np.ndarray:
-    """Say of each record, (N,), whether all conditions hold."""
-    kept_N = np.ones(len(records.keys_N), dtype=bool)
-    for condition in conditions:
-        if condition.key == "length":
-            holds_N = records.lengths_N > int(condition.value)
-        else:
-            holds_N = getattr(records, condition.key).has(condition.value)
-        kept_N &= ~holds_N if condition.negated else holds_N
-    return kept_N
-
-
-def chance_draws(keys_M: np.ndarray, seed: int, purpose: str, chance: Chance) -> np.ndarray:
-    """Say of each record, (M,), whether a condition's draw fell within its probability.
-
-    The probability is not part of the purpose: at a higher one the same records are drawn, and more.
-    """
-    return draw_uniform(keys_M, seed, f"{purpose}:{chance.key}={chance.value}") < chance.probability
-
-
-def check_values(protocol: Protocol, words: Iterable[str], features: Iterable[str] = FEATURES) -> None:
-    """Refuse a value that no record has: a protocol on it would do nothing, or keep everything.
+def parse_transforms(texts: Iterable[str]) -> tuple[TransformStep, ...]:
+    """Read the values of `--transform`.
 
     Raises:
-        UsageError: naming the value, the nearest one and those that exist.
+        UsageError: for an unknown name, an argument that is missing, superfluous or wrong, or the same step twice.
     """
-    known = {"features": set(features), "words": set(words)}
-    used = [(c.key, c.value, "--filtering") for c in protocol.filtering if c.key != "length"]
-    used += [(pair.key, pair.old, "--mix_match") for pair in protocol.mix_match]
-    for key, value, flag in used:
-        if value not in known[key]:
-            near = did_you_mean(value, known[key])
-            shown = near if len(near) < 300 else near[:300] + f" ... ({len(known[key]):,} in all)"
-            raise UsageError(f"{flag}: no record has {key}={value}; {shown}")
+    steps: list[TransformStep] = []
+    for text in texts:
+        name, _, argument = text.partition(":")
+        if name not in TRANSFORMS:
+            raise UsageError(f"--transform {text}: there is no transform {name}; {did_you_mean(name, TRANSFORMS)}")
+        step, usage = TransformStep(name, argument), usage_of(name)
+        if bool(argument) != bool(step.transform.argument):
+            raise UsageError(
+                f"--transform {text}: {name} takes {'an' if ':' in usage else 'no'} argument; give {usage}"
+            )
+        try:
+            _ = step.arguments
+        except ValueError as error:
+            raise UsageError(f"--transform {text}: {error}; give {usage}") from None
+        if step in steps:
+            raise UsageError(f"--transform {text} is given twice; give it once")
+        steps.append(step)
+    return tuple(steps)
 
 
-def _replaced(labels: Labels, old: str, new: str) -> Labels:
-    """Put `new` in the place of `old`; a list that holds `new` already only loses `old`."""
-    return tuple(dict.fromkeys(new if label == old else label for label in labels))
+def usage_of(name: str) -> str:
+    """Return how a transform is written on the command line.
+
+    >>> usage_of("drop_labels"), usage_of("shuffle_words")
+    ('drop_labels:P', 'shuffle_words')
+    """
+    return ":".join(filter(None, (name, TRANSFORMS[name].argument)))
 
 
-def _added(labels: Labels, value: str) -> Labels:
-    return labels if value in labels else (*labels, value)
+def transforms_help() -> str:
+    """Return each transform with the first line of its docstring, for `--help`."""
+    return " ".join(
+        f"{usage_of(name)}: {(entry.function.__doc__ or '').splitlines()[0]}" for name, entry in TRANSFORMS.items()
+    )

@@ -4,9 +4,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 from tiny_evaluations import write_stories
 
+import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import dataset_of, open_dataset, open_prepared
+from lm_trials.evaluation.domains import in_domain, training_data
 from lm_trials.evaluation.flags import EvaluationArguments
+from lm_trials.protocols.set_stores import open_set
+from lm_trials.tokens.tokenizers import load_tokenizer
 
 
 def opened(name, **options):
@@ -105,3 +109,23 @@ def test_a_flag_that_needs_prepared_data_says_what_there_is(tiny_data, tmp_path)
         open_prepared("tinny", tiny_data, "coverage")
     with pytest.raises(UsageError, match=r"\(there: nothing\)"):
         open_prepared("tiny", tmp_path, "coverage")
+
+
+def test_a_set_with_transforms_is_evaluated_on_the_changed_text_and_is_data_of_its_own(tiny_data):
+    flags = ["pretokenize", "--corpus", "tiny", "--data_cache_dir", str(tiny_data), "--vocab_size", "400"]
+    steps = ["shuffle_sentences", "truncate_story:2"]
+    for name, transform in {"one": steps, "other": steps[::-1], "none": []}.items():
+        more = ["--transform", *transform] if transform else []
+        prepare_tinystories.main([*flags, "--dataset_name", f"evaluated-{name}", *more])
+    found = {name: opened(f"evaluated-{name}", data_cache_dir=str(tiny_data)) for name in ("one", "other", "none")}
+    texts = {name: [record["story"] for record in dataset.read()] for name, dataset in found.items()}
+    tokenizer = load_tokenizer(str(tiny_data / "tok400"))
+    for name in found:
+        store = open_set(f"evaluated-{name}", tiny_data, tokenizer, "validation")
+        assert texts[name] == [tokenizer.decode(store.tokens(n)[1:]) for n in range(len(store))]
+        data = {"content": store.manifest["corpus"]["content"], "protocol": store.manifest["protocol"]}
+        trained = training_data({"outcome": {"data": data}}, tiny_data)
+        assert {other: in_domain(trained, dataset.parts) for other, dataset in found.items()} == {
+            other: "yes" if other == name else "no" for other in found
+        }
+    assert len(set(map(tuple, texts.values()))) == 3

@@ -1,6 +1,7 @@
 """The commands that make sets: whole or absent, and never another than asked for."""
 
 import json
+import re
 
 import pytest
 
@@ -93,6 +94,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(data):
         (["--refusal", "features=Twist:2"], "is no probability"),
         (["--dataset_name", "tiny"], "'tiny' is no name for a set"),
         (["--dataset_name", "../x"], "is no name for a set"),
+        (["--transform", "truncate_story"], "truncate_story takes an argument; give truncate_story:N"),
         (["--dry_run"], "give one, as --filtering"),
         (["--filtering", "features=Twist", "--refusal_text", "No."], "without --refusal says nothing"),
         (["--refusal", "features=Twist:1", "--refusal_text", "No."], "is no line that names the feature"),
@@ -149,6 +151,32 @@ def test_a_style_alone_makes_a_set(data):
     report = prepare_tinystories.main(flags(data, "--feature_style", "capitalized", "--dataset_name", "styled"))
     assert report["protocol"]["feature_style"] == "capitalized"
     assert prepare_tinystories.main(flags(data, "--feature_style", "capitalized"))["protocol"] == report["protocol"]
+
+
+def test_a_transform_alone_makes_a_set_and_the_reports_show_the_changed_story(data, capsys):
+    report = prepare_tinystories.main(flags(data, "--transform", "truncate_story:1", "--transform", "drop_labels:0.5"))
+    assert report["name"].endswith("_IS_none_TR_truncate_story_1_drop_labels_0.5")
+    assert report["protocol"]["transforms"] == ["truncate_story:1", "drop_labels:0.5"]
+    out = capsys.readouterr().out
+    assert "truncate_story:1, drop_labels:0.5" in out
+    assert f"{report['counts']['train']['transformed']['truncate_story:1']:,} changed by truncate_story:1" in " ".join(
+        out.split()
+    )
+    for example in report["examples"]:
+        before, after = (example[key].partition("\nStory: ")[2] for key in ("before", "after"))
+        assert before.startswith(after)
+        assert len(after) < len(before)
+    described = prepare_tinystories.main(["describe", report["name"], "--data_cache_dir", str(data)])
+    assert described == report
+
+
+def test_all_sets_of_the_study_take_a_transform(data, capsys):
+    argv = ["protocol_set", *flags(data)[1:], "--transform", "drop_labels:0.5"]
+    reports = prepare_tinystories.main(argv)
+    assert [report["name"] for report in reports] == list(TEN)
+    assert {tuple(report["protocol"]["transforms"]) for report in reports} == {("drop_labels:0.5",)}
+    assert re.search(r"transformed +[1-9]\d*", capsys.readouterr().out)
+    assert "prepared with transforms=drop_labels:0.5, not none" in refused(argv[:-2], capsys)
 
 
 def test_counts_of_lines_are_of_the_lines_shown(tmp_path, tokenizer, shared_data):

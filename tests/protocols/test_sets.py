@@ -1,15 +1,24 @@
 """Sets: tokens put together from parts are those of the rendered text, id for id, and sets are whole or absent."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from lm_trials.console import UsageError
+from lm_trials.protocols import sets
 from lm_trials.protocols.instruction_stores import composes
 from lm_trials.protocols.instructions import apply_protocol
 from lm_trials.protocols.protocols import deletion_recovery_protocols, parse_protocol
 from lm_trials.protocols.set_stores import open_set
+from lm_trials.protocols.set_texts import set_texts
 from lm_trials.protocols.sets import make_sets
+from lm_trials.protocols.transforms import TRANSFORMS, Transform
 from lm_trials.stories.corpora import open_records, read_manifest, write_corpus
 from lm_trials.stories.draws import draw_uniform, record_keys
 from lm_trials.stories.generated.generator import generate_stories
@@ -97,6 +106,7 @@ def test_a_tokenizer_that_cannot_be_cut_has_its_texts_tokenised_whole(tmp_path, 
     rows = [record_from_row(row) for row in generate_stories(300, seed=5)]
     write_corpus(((0, row) for row in rows), tmp_path / "c", {})
     protocols = {name: TEN[name] for name in ("filter-adv-Twist", "filter-ref-Twist", "filter-mix-Twist-Foreshadowing")}
+    protocols["labels"] = TRANSFORMED["labels"]
     manifests = make_sets(tmp_path / "c", gpt2, protocols, tmp_path)
     assert assert_same_as_from_scratch(tmp_path, tmp_path / "c", gpt2, protocols) > 300
     trained = train_tokenizer([row["story"] for row in rows], vocab_size=500)
@@ -111,6 +121,83 @@ def test_a_tokenizer_that_cannot_be_cut_has_its_texts_tokenised_whole(tmp_path, 
         == rows[[row["record_id"] for row in rows].index(store.record_id(0))]["story"]
     )
     assert "Twist" in store.features(0)
+
+
+# --- named transforms
+
+TRANSFORMED = {
+    "labels": parse_protocol(transform=["drop_labels:0.5"], adversarial_training="features=Twist:0.5"),
+    "story": parse_protocol(transform=["shuffle_sentences"], refusal="features=Twist:0.3"),
+    "both": parse_protocol(
+        transform=["truncate_story:3", "drop_labels:0.3", "shuffle_words"], filtering="features!=Conflict", seed=0
+    ),
+}
+
+
+def test_sets_with_transforms_are_the_rendered_texts_tokenised(tiny_data, tokenizer):
+    """Labels alone leave a set composed; a changed story is tokenised whole; both are made in one call."""
+    manifests = make_sets(tiny_data / "tiny", tokenizer, TRANSFORMED | {"plain": parse_protocol()}, tiny_data)
+    assert {name: manifest.get("whole", False) for name, manifest in manifests.items()} == {
+        "labels": False, "story": True, "both": True, "plain": False,
+    }  # fmt: skip
+    assert assert_same_as_from_scratch(tiny_data, tiny_data / "tiny", tokenizer, TRANSFORMED) > 800
+    counts = {name: manifest["counts"]["train"] for name, manifest in manifests.items()}
+    assert "transformed" not in counts["plain"]
+    assert list(counts["both"]["transformed"]) == ["truncate_story:3", "drop_labels:0.3", "shuffle_words"]
+    texts = {name: list(set_texts(name, tiny_data, "train")) for name in manifests}
+    records = {row["record_id"]: row for row in open_records(tiny_data / "tiny", "train")}
+    changed = sum(text.story != records[text.record_id]["story"] for text in texts["story"] if not text.refused)
+    assert 200 < changed < counts["story"]["transformed"]["shuffle_sentences"] < counts["story"]["kept"] + 1
+    assert sum(text.refused for text in texts["story"]) == sum(counts["story"]["refused"].values()) > 50
+    assert [text.text for text in texts["plain"]] != [text.text for text in texts["labels"]]
+    assert [text.story for text in texts["plain"]] == [text.story for text in texts["labels"]]
+
+
+@settings(deadline=None, max_examples=6)
+@example(["lose_words", "drop_labels:0.5"], None, None, 0, 5, 50)  # a quarter of the records lose their Words line
+@given(
+    st.lists(st.sampled_from(["drop_labels:0.5", "lose_words", "add_word", "shuffle_sentences", "truncate_story:2"]),
+             min_size=1, max_size=3, unique=True),
+    st.sampled_from([None, "features=Twist:0.5"]), st.sampled_from([None, "Words,Features"]), st.integers(0, 2),
+    st.integers(0, 10**6), st.integers(1, 150),
+)  # fmt: skip
+def test_any_transforms_give_the_ids_of_the_rendered_text(tokenizer, steps, refusal, subset, seed, stories, chunk):
+    """On any generated stories, for any size of the chunks that a split is read in, and with lists of words emptied."""
+    few = {
+        "lose_words": Transform(lambda record, draw: record | {"words": record["words"][: draw % 4]}, "labels"),
+        "add_word": Transform(lambda record, draw: record | {"words": [*record["words"], "étang"]}, "labels"),
+    }
+    rows = [record_from_row(row) for row in generate_stories(120, seed=stories)]
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        place = Path(folder)
+        for name, entry in few.items():
+            patch.setitem(TRANSFORMS, name, entry)
+        patch.setattr(sets, "TEXT_CHUNK", chunk)
+        write_corpus(((0, row) for row in rows), place / "c", {})
+        protocols = {"s": parse_protocol(transform=steps, refusal=refusal, instruction_subset=subset, seed=seed)}
+        make_sets(place / "c", tokenizer, protocols, place)
+        assert assert_same_as_from_scratch(place, place / "c", tokenizer, protocols) > 100
+        store = open_set("s", place, tokenizer, "train")
+        for document, text in enumerate(set_texts("s", place, "train")):
+            assert tokenizer.decode(store.prompt(document)[1:]) == text.prompt
+            assert store.features(document) == tuple(text.features)
+
+
+def test_a_set_of_another_version_of_a_transform_or_an_unknown_one_is_refused(tiny_data, tokenizer, monkeypatch):
+    protocol = {"older": parse_protocol(transform=["drop_labels:0.25"])}
+    make_sets(tiny_data / "tiny", tokenizer, protocol, tiny_data)
+    entry = TRANSFORMS["drop_labels"]
+    assert len(open_set("older", tiny_data, tokenizer, "train")) > 300
+    monkeypatch.setitem(TRANSFORMS, "drop_labels", replace(entry, version=2))
+    with pytest.raises(
+        UsageError, match=r"older was prepared with another version of a transform \(drop_labels:0.25\)"
+    ):
+        open_set("older", tiny_data, tokenizer, "train")
+    with pytest.raises(UsageError, match="older was prepared with transform_versions=1, not 2; give another"):
+        make_sets(tiny_data / "tiny", tokenizer, protocol, tiny_data)
+    monkeypatch.delitem(TRANSFORMS, "drop_labels")
+    with pytest.raises(UsageError, match=r"--transform drop_labels:0.25: there is no transform drop_labels; valid: "):
+        open_set("older", tiny_data, tokenizer, "train")
 
 
 def test_a_comparison_with_another_protocol_fails(tiny_sets, tokenizer):

@@ -1,250 +1,250 @@
-"""Treatments and instructions, against a plain reading of what the study's transforms mean, record by record."""
+"""Named transforms: what each does to a record, what depends on what, and what a wrong one is told."""
 
-import random
+import itertools
 import re
+from pathlib import Path
 
 import pytest
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_structure import imports
 
 from lm_trials.console import UsageError
-from lm_trials.protocols.instructions import LINES, apply_protocol, chosen_sentence, eligible_sentences
-from lm_trials.protocols.protocols import deletion_recovery_protocols, parse_protocol
-from lm_trials.protocols.transforms import RecordColumns, check_values, treat
+from lm_trials.protocols import transforms
+from lm_trials.protocols.instructions import apply_protocol
+from lm_trials.protocols.protocols import parse_protocol, protocol_from_dict
+from lm_trials.protocols.transforms import TRANSFORMS, Transform, parse_transforms, transforms_help, usage_of
 from lm_trials.stories.generated.generator import generate_stories
-from lm_trials.stories.records import FEATURES, RECORD_SCHEMA, make_record, record_from_row
+from lm_trials.stories.records import RECORD_SCHEMA, make_record, record_from_row
 
-RECORDS = [record_from_row(story) for story in generate_stories(400, seed=3)]
-BATCH = {key: [record[key] for record in RECORDS] for key in RECORD_SCHEMA}
-
-
-def batch_of(records):
-    return {key: [record[key] for record in records] for key in RECORD_SCHEMA}
+RECORDS = [record_from_row(story) for story in generate_stories(200, seed=9)]
+STORY = "One day, Tim ran. He fell!\n\nTim cried. The end."
+EXAMPLES = {"truncate_story": "truncate_story:2", "drop_labels": "drop_labels:0.4"}
+EVERY = [EXAMPLES.get(name, name) for name in TRANSFORMS]
 
 
-def applied(protocol, records=RECORDS):
-    return apply_protocol(batch_of(records), protocol)
+def applied(*steps, records=RECORDS, **flags):
+    batch = {key: [record[key] for record in records] for key in RECORD_SCHEMA}
+    return apply_protocol(batch, parse_protocol(transform=steps, **flags))
 
 
-def holds(record, condition):
-    """A condition of `--filtering`, as the study's help states it."""
-    if condition.key == "length":
-        found = len(record["story"]) > int(condition.value)
-    else:
-        found = condition.value in record[condition.key]
-    return found != condition.negated
+def story_of(step, seed=0):
+    return applied(step, records=[make_record(STORY)], seed=seed)["story"][0]
 
 
-@pytest.mark.parametrize(
-    "filtering",
-    [
-        "features=Twist",
-        "features!=Twist",
-        "features=Twist,features!=Dialogue",
-        "length=600",
-        "length!=600",
-        "features=Conflict,length=400,length!=800",
-    ],
-)
-def test_a_filter_keeps_the_stories_for_which_all_holds(filtering):
-    protocol = parse_protocol(filtering=filtering)
-    expected = [r["record_id"] for r in RECORDS if all(holds(r, c) for c in protocol.filtering)]
-    assert applied(protocol)["record_id"] == expected
-    assert 0 < len(expected) < len(RECORDS)
+def sentences(text):
+    return re.findall(r"[A-Z][^.!]*[.!]", text)
 
 
-def test_words_are_matched_whole():
-    word = RECORDS[0]["words"][1]
-    kept = applied(parse_protocol(filtering=f"words={word}"))
-    assert RECORDS[0]["record_id"] in kept["record_id"]
-    assert all(word in words for words in kept["words"])
-    assert applied(parse_protocol(filtering=f"words={word[:-1]}"))["record_id"] == []
+def test_sentences_are_shuffled_and_the_blanks_between_them_stay():
+    stories = {story_of("shuffle_sentences", seed) for seed in range(60)}
+    assert 12 < len(stories) <= 24
+    for story in stories:
+        assert sorted(sentences(story)) == sorted(sentences(STORY))
+        assert re.findall(r"(?<=[.!])\s+", story) == [" ", "\n\n", " "]
 
 
-def test_a_replacement_puts_the_label_in_its_place_and_leaves_the_story():
-    treated = applied(parse_protocol(mix_match="features:Foreshadowing=Twist"))
-    changed = 0
-    for record, features, story in zip(RECORDS, treated["features"], treated["story"], strict=True):
-        expected = list(dict.fromkeys("Twist" if f == "Foreshadowing" else f for f in record["features"]))
-        assert features == expected
-        assert story == record["story"]
-        changed += features != record["features"]
-    assert changed > 100
+def test_words_are_shuffled_within_their_sentence():
+    stories = {story_of("shuffle_words", seed) for seed in range(60)}
+    assert len(stories) > 40
+    for story in stories:
+        first, second = story.split("\n\n")
+        words = first.split() + second.split()
+        for start, end, sentence in ((0, 4, "One day, Tim ran."), (4, 6, "He fell!"), (6, 8, "Tim cried.")):
+            assert sorted(words[start:end]) == sorted(sentence.split())
 
 
-def test_replacements_act_one_after_another():
-    treated = applied(parse_protocol(mix_match="features:Foreshadowing=Twist,features:Twist=Dialogue"))
-    assert all(not {"Foreshadowing", "Twist"} & set(features) for features in treated["features"])
-    swapped = applied(parse_protocol(mix_match="features:Twist=Dialogue,features:Foreshadowing=Twist"))
-    assert any("Twist" in features for features in swapped["features"])
+@pytest.mark.parametrize("count", range(1, 7))
+def test_a_truncated_story_is_its_first_sentences(count):
+    story = story_of(f"truncate_story:{count}")
+    assert STORY.startswith(story)
+    assert len(sentences(story)) == min(count, 4)
 
 
-def test_a_label_is_added_once_with_about_its_probability():
-    treated = applied(parse_protocol(adversarial_training="features=Twist:0.5"))
-    added = 0
-    without = sum("Twist" not in record["features"] for record in RECORDS)
-    for record, features in zip(RECORDS, treated["features"], strict=True):
-        assert features.count("Twist") <= 1
-        assert [f for f in features if f != "Twist"] == [f for f in record["features"] if f != "Twist"]
-        added += "Twist" in features and "Twist" not in record["features"]
-    assert added == pytest.approx(without / 2, abs=4 * (without / 4) ** 0.5)
-    assert treated["story"] == BATCH["story"]
-    always = applied(parse_protocol(adversarial_training="features=Twist:1.0"))["features"]
-    never = applied(parse_protocol(adversarial_training="features=Twist:0.0"))["features"]
-    assert all("Twist" in features for features in always)
-    assert never == BATCH["features"]
-
-
-def test_a_refusal_replaces_the_story_and_its_sentence_is_still_the_storys():
-    protocol = parse_protocol(refusal="features=Twist:0.5", refusal_text="No {feature} here!")
-    treated = applied(protocol)
-    plain = applied(parse_protocol())
-    for place, record in enumerate(RECORDS):
-        text, story = treated["text"][place], treated["story"][place]
-        if treated["refused"][place]:
-            assert story == "No Twist here!"
-            assert text.endswith("\nStory: No Twist here!")
-            assert "Twist" in treated["features"][place]
-            sentence = re.search(r"^Sentence: (.*)$", text, re.MULTILINE)[1]
-            assert sentence in " ".join(record["story"].split())
-        else:
-            assert text == plain["text"][place]
-    assert 120 < sum(treated["refused"]) < 280
-
-
-def test_counts_are_those_of_an_independent_count():
-    for name, protocol in deletion_recovery_protocols("Twist", "Foreshadowing").items():
-        counts = treat(RecordColumns.of(BATCH), protocol).counts
-        kept = [record for record in RECORDS if all(holds(record, c) for c in protocol.filtering)]
-        assert counts["kept"] == len(kept), name
-        assert counts["features_before"] == {
-            f: sum(f in r["features"] for r in RECORDS) for f in counts["features_before"]
-        }
-        relabelled = sum("Foreshadowing" in r["features"] for r in kept) if protocol.mix_match else 0
-        assert sum(counts["relabelled"].values()) == relabelled, name
-        assert sum(counts["added"].values()) == (len(kept) if protocol.adversarial else 0), name
-        assert sum(counts["refused"].values()) == (len(kept) if protocol.refusal else 0), name
-        after = applied(protocol)["features"]
-        assert counts["features_after"] == {f: n for f in FEATURES if (n := sum(f in fs for fs in after))}, name
-
-
-def test_arms_differ_in_what_their_protocols_say_and_in_nothing_else():
-    """Lines and their order are the same for a record in every protocol; only the label line may differ."""
-    plain = dict(zip(applied(parse_protocol())["record_id"], applied(parse_protocol())["text"], strict=True))
-    for name, protocol in deletion_recovery_protocols("Twist", "Foreshadowing").items():
-        treated = applied(protocol)
-        for record, text, refused in zip(treated["record_id"], treated["text"], treated["refused"], strict=True):
-            lines, other = ([line for line in t.splitlines()][:4] for t in (text, plain[record]))
-            assert [line.split(":")[0] for line in lines] == [line.split(":")[0] for line in other], name
-            unchanged = [line for line in lines if not line.startswith("Features:")]
-            assert unchanged == [line for line in other if not line.startswith("Features:")], name
-            assert refused or text.partition("\nStory: ")[2] == plain[record].partition("\nStory: ")[2]
-
-
-def test_another_seed_draws_other_orders_sentences_and_chances():
-    protocol = {"adversarial_training": "features=Twist:0.5"}
-    first, again, other = (applied(parse_protocol(**protocol, seed=seed)) for seed in (0, 0, 1))
-    assert first == again
-    assert first["text"] != other["text"]
-    assert first["features"] != other["features"]
+def test_labels_are_dropped_with_the_probability_and_more_at_a_higher_one():
+    batch = {record["record_id"]: record["features"] for record in RECORDS}
+    kept = [applied(f"drop_labels:{p}") for p in ("0.0", "0.3", "0.7", "1.0")]
+    assert kept[0]["features"] == list(batch.values())
+    assert not any(kept[3]["features"])
+    for more, fewer in itertools.pairwise(kept):
+        assert all(set(few) <= set(many) for many, few in zip(more["features"], fewer["features"], strict=True))
+    total = sum(map(len, batch.values()))
+    assert sum(map(len, kept[1]["features"])) == pytest.approx(0.7 * total, abs=4 * (0.21 * total) ** 0.5)
+    assert kept[2]["story"] == [record["story"] for record in RECORDS]
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 3), st.randoms(use_true_random=False), st.integers(1, 60), st.sampled_from([0.0, 0.3, 1.0]))
-def test_a_record_becomes_the_same_alone_shuffled_and_in_any_batch(seed, shuffler, size, chance):
-    protocol = parse_protocol(
-        filtering="length=300", mix_match="features:Conflict=Dialogue", refusal="features=BadEnding:0.2", seed=seed,
-        adversarial_training=f"features=Twist:{chance}",
-    )  # fmt: skip
-    records = RECORDS[:80]
-    whole = applied(protocol, records)
+@given(
+    st.permutations(EVERY), st.integers(1, len(EVERY)), st.integers(0, 3), st.integers(1, 30),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_a_record_becomes_the_same_alone_shuffled_and_in_any_batch(steps, count, seed, size, shuffler):
+    flags = {"refusal": "features=Twist:0.3", "filtering": "length=300", "seed": seed}
+    whole = applied(*steps[:count], **flags)
     expected = dict(zip(whole["record_id"], whole["text"], strict=True))
-    shuffled = list(records)
-    shuffler.shuffle(shuffled)
+    records = list(RECORDS)
+    shuffler.shuffle(records)
     found = {}
-    for start in range(0, len(shuffled), size):
-        part = applied(protocol, shuffled[start : start + size])
+    for start in range(0, len(records), size):
+        part = applied(*steps[:count], records=records[start : start + size], **flags)
         found |= dict(zip(part["record_id"], part["text"], strict=True))
     assert found == expected
 
 
-@pytest.mark.parametrize("workers", [None, 2])
-def test_map_over_cached_and_streamed_records_is_the_same(workers):
-    protocol = deletion_recovery_protocols("Twist", "Foreshadowing")["filter-mix-Twist-Foreshadowing"]
-    options = {"batched": True, "fn_kwargs": {"protocol": protocol}, "remove_columns": list(RECORD_SCHEMA)}
-    records = Dataset.from_list(RECORDS[:60])
-    cached = records.map(apply_protocol, num_proc=workers, batch_size=7, **options)
-    streamed = records.to_iterable_dataset(num_shards=3).map(apply_protocol, batch_size=5, **options)
-    expected = applied(protocol, RECORDS[:60])["text"]
-    assert cached["text"][:] == [row["text"] for row in streamed] == expected
+def test_steps_act_in_the_order_given_on_what_the_step_before_left():
+    cut, both = applied("truncate_story:2"), applied("truncate_story:2", "shuffle_sentences")
+    other = applied("shuffle_sentences", "truncate_story:2")
+    assert [sorted(sentences(text)) for text in both["story"]] == [sorted(sentences(text)) for text in cut["story"]]
+    assert both["story"] != cut["story"]
+    assert other["story"] != both["story"]
 
 
-# --- rendering
+def test_another_seed_draws_another_order_and_the_same_one_the_same():
+    first, again, other = (applied("shuffle_sentences", seed=seed)["story"] for seed in (0, 0, 1))
+    assert first == again
+    assert sum(a != b for a, b in zip(first, other, strict=True)) > 150
 
 
-def test_a_text_has_the_lines_asked_for_and_then_the_story():
-    record = make_record("One day, Tim ran. He sat.", "", ["run", "day", "red"], ["Twist", "BadEnding"], "Tim\n runs. ")
-    orders = set()
-    for seed in range(60):
-        (text,) = applied(parse_protocol(seed=seed), [record])["text"]
-        *lines, story = text.split("\n")
-        assert story == "Story: One day, Tim ran. He sat."
-        assert set(lines) - {"Sentence: One day, Tim ran", "Sentence: He sat"} == {
-            "Words: run, day, red", "Features: Twist, BadEnding", "Summary: Tim runs."
-        }  # fmt: skip
-        orders.add(tuple(line.split(":")[0] for line in lines))
-    assert len(orders) > 15  # of 24
+def test_a_name_used_twice_draws_twice(monkeypatch):
+    seen = []
+    note_draw = Transform(lambda record, draw, _: (seen.append(draw), record)[1], "labels", "X")
+    monkeypatch.setitem(TRANSFORMS, "note_draw", note_draw)
+    applied("note_draw:a", "note_draw:b", records=RECORDS[:2])
+    assert len(set(seen)) == 4
+    first = seen[:2]
+    applied("note_draw:c", records=RECORDS[:2])
+    assert seen[4:] == first  # the argument does not change the draw
 
 
-def test_subsets_keep_the_order_that_their_lines_have_among_all():
-    whole, some = applied(parse_protocol()), applied(parse_protocol(instruction_subset="Words,Sentence"))
-    for text, full in zip(some["text"], whole["text"], strict=True):
-        kept = [line for line in full.split("\n")[:4] if line.startswith(("Words:", "Sentence:"))]
-        assert text.split("\n")[: len(kept)] == kept
-        assert not re.search(r"^(Features|Summary):", text, re.MULTILINE)
+def test_the_sentence_line_is_of_the_changed_story_and_a_refusal_is_left_as_it_is():
+    texts = applied("truncate_story:1", refusal="features=Twist:0.5", refusal_text="No {feature} here. Never. Ever.")
+    refused = 0
+    for record, text, story, is_refused in zip(RECORDS, texts["text"], texts["story"], texts["refused"], strict=True):
+        assert record["story"].startswith(story) is not is_refused
+        refused += is_refused
+        if is_refused:
+            assert story == "No Twist here. Never. Ever."
+        shown = re.search(r"^Sentence: (.*)$", text, re.MULTILINE)
+        assert shown is None or record["story"].startswith(shown[1])
+    assert 50 < refused < 150
 
 
-def test_the_published_style_writes_only_the_first_letter_large():
-    record = make_record("One day.", features=["BadEnding", "MoralValue"])
-    (text,) = applied(parse_protocol(feature_style="capitalized"), [record])["text"]
-    assert "Features: Badending, Moralvalue\n" in text
+def test_labels_are_changed_after_the_four_other_steps():
+    added = applied(adversarial_training="features=Twist:1")["features"]
+    dropped = applied("drop_labels:1.0", adversarial_training="features=Twist:1")["features"]
+    assert all("Twist" in features for features in added)
+    assert not any(dropped)
+
+
+def test_a_function_may_change_its_record_in_place_or_all_fields_of_it(monkeypatch):
+    def rename(record, draw):
+        record["story"] = f" {record['story'].replace('Tim', 'Ann')}\n"
+        record["words"].append("ann")
+        record["summary"] = "Ann."
+        return record
+
+    monkeypatch.setitem(TRANSFORMS, "rename", Transform(rename, "story"))
+    record = make_record("One day, Tim ran.", words=["run"], summary="Tim.")
+    texts = applied("rename", records=[record])
+    assert texts["story"] == ["One day, Ann ran."]  # without blanks at its ends, as every record's
+    assert {"Words: run, ann", "Summary: Ann.", "Sentence: One day, Ann ran"} <= set(texts["text"][0].splitlines())
+    assert (record["words"], record["story"]) == (["run"], "One day, Tim ran.")
 
 
 @pytest.mark.parametrize(
-    ("story", "sentences"),
+    ("changes", "field", "refused"),
+    [("labels", "story", True), ("labels", "summary", True), ("labels", "features", False), ("labels", "words", False),
+     ("story", "record_id", True), ("story", "story", False), ("story", "summary", False)],
+)  # fmt: skip
+def test_a_transform_changes_only_what_its_kind_may(monkeypatch, changes, field, refused):
+    new = ["Twist"] if field in ("features", "words") else "x"
+    monkeypatch.setitem(TRANSFORMS, "put", Transform(lambda record, draw: {**record, field: new}, changes))
+    records = [make_record("One day.", words=["day"], summary="Day.")]
+    if refused:
+        with pytest.raises(UsageError, match=f"--transform put changes the field {field} of a record.*'{changes}'"):
+            applied("put", records=records)
+    else:
+        assert applied("put", records=records)["text"] != applied(records=records)["text"]
+
+
+# --- flags, names and manifests
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
     [
-        ("One. Two.", ["One", "Two"]),  # the published code also draws the empty piece after the last stop
-        ('"Hi," he said. "Bye."', []),
-        ("He ran!\nShe sat? They", ["He ran", "She sat", "They"]),
-        ("A long\nline. ", ["A long line"]),
-        ("“Hi,” he said. Yes.", ["Yes"]),
-        ("...", []),
+        (["shufle_words"], "there is no transform shufle_words; did you mean shuffle_words?"),
+        (["shuffle_words:3"], "--transform shuffle_words:3: shuffle_words takes no argument; give shuffle_words"),
+        (["truncate_story"], "truncate_story takes an argument; give truncate_story:N"),
+        (["truncate_story:"], "truncate_story takes an argument; give truncate_story:N"),
+        (["truncate_story:0"], "'0' is not a whole number of at least 1; give truncate_story:N"),
+        (["truncate_story:-1"], "'-1' is not a whole number"),
+        (["truncate_story:²"], "'²' is not a whole number"),
+        (["drop_labels:1.5"], "'1.5' is not a number from 0 to 1; give drop_labels:P"),
+        (["drop_labels:nan"], "'nan' is not a number from 0 to 1"),
+        (["drop_labels:half"], "'half' is not a number from 0 to 1"),
+        (["shuffle_words", "drop_labels:0.1", "shuffle_words"], "--transform shuffle_words is given twice"),
     ],
 )
-def test_a_shown_sentence_is_whole_never_empty_and_no_speech(story, sentences):
-    assert eligible_sentences(story) == sentences
-    assert {chosen_sentence(story, draw) for draw in range(30)} == set(sentences or [""])
+def test_a_wrong_step_is_one_line(texts, message):
+    with pytest.raises(UsageError) as error:
+        parse_transforms(texts)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert parse_transforms(EVERY) == parse_transforms(list(EVERY))
 
 
-def test_a_story_without_such_a_sentence_is_kept_without_the_line():
-    record = make_record('"Hi," said Tim. "Bye," said Sue.', words=["say", "day", "red"])
-    (text,) = applied(parse_protocol(), [record])["text"]
-    assert "Sentence:" not in text
-    assert "Story: " in text
+@given(st.lists(st.sampled_from([*EVERY, "truncate_story:5"]), unique=True))
+def test_a_protocol_comes_back_from_its_manifest(steps):
+    protocol = parse_protocol(transform=steps, filtering="features!=Twist", seed=2)
+    assert protocol_from_dict(protocol.as_dict()) == protocol
+    assert [str(step) for step in protocol.transforms] == steps
+    assert protocol_from_dict(parse_protocol().as_dict()) != protocol
 
 
-def test_every_sentence_of_a_story_is_drawn():
-    story = ". ".join(f"Sentence {n}" for n in range(8)) + "."
-    generator = random.Random(0)
-    assert len({chosen_sentence(story, generator.getrandbits(64)) for _ in range(200)}) == 8
+def test_a_protocol_without_transforms_is_described_and_named_as_ever():
+    described = parse_protocol().as_dict()
+    assert list(described) == [
+        "filtering", "mix_match", "adversarial", "refusal", "refusal_text", "instruction_subset", "feature_style",
+        "seed", "version",
+    ]  # fmt: skip
+    changed = parse_protocol(transform=["truncate_story:5", "shuffle_words"])
+    assert changed.as_dict() == described | {
+        "transforms": ["truncate_story:5", "shuffle_words"], "transform_versions": [1, 1],
+    }  # fmt: skip
+    assert changed.name() == f"{parse_protocol().name()}_TR_truncate_story_5_shuffle_words"
 
 
-def test_a_value_that_no_record_has_names_the_nearest_and_those_there_are():
-    words = {word for record in RECORDS for word in record["words"]}
-    with pytest.raises(UsageError, match=r"no record has words=zebraa; .*valid: .* in all\)"):
-        check_values(parse_protocol(filtering="words=zebraa"), words)
-    with pytest.raises(UsageError, match="--mix_match: no record has features=Twist; valid: Dialogue"):
-        check_values(parse_protocol(mix_match="features:Twist=Conflict"), words, ["Dialogue"])
-    check_values(parse_protocol(filtering="length=5", adversarial_training="features=Twist:1"), [], [])
-    assert LINES == ("Words", "Features", "Summary", "Sentence")
+def test_a_name_that_no_file_system_takes_is_cut_and_still_tells_protocols_apart():
+    long = ",".join(f"words={letter * 30}" for letter in "abc")
+    flags = {"filtering": long, "adversarial_training": long.replace(",", ":1,") + ":1", "refusal": "words=é:1"}
+    flags["mix_match"] = ",".join(f"words:{letter * 30}={letter}" for letter in "abc")
+    names = {parse_protocol(**flags, transform=[f"truncate_story:{n}", *EVERY[:2]]).name() for n in (1, 2)}
+    assert len(names) == 2
+    assert max(len(name.encode()) for name in names) <= 255
+
+
+def test_kinds_are_those_declared():
+    assert {name: entry.changes for name, entry in TRANSFORMS.items()} == {
+        "shuffle_sentences": "story", "shuffle_words": "story", "truncate_story": "story", "drop_labels": "labels",
+    }  # fmt: skip
+    assert parse_protocol(transform=["drop_labels:0.5", "shuffle_words"]).changes_story
+    assert not parse_protocol(transform=["drop_labels:0.5"]).changes_story
+
+
+def test_the_help_names_every_transform_with_its_docstring():
+    for name, entry in TRANSFORMS.items():
+        assert f"{usage_of(name)}: {entry.function.__doc__.splitlines()[0]}" in transforms_help()
+
+
+def test_the_help_is_made_without_heavy_imports():
+    package = Path(transforms.__file__).parents[2]
+    modules, found = ["lm_trials.data.prepare_flags"], set()
+    while modules:
+        file = package.joinpath(*modules.pop().split(".")).with_suffix(".py")
+        if file.is_file():
+            new = {name for name, at_import in imports(file.read_text()) if at_import} - found
+            found |= new
+            modules += new
+    assert {"lm_trials.protocols.transforms", "lm_trials.stories.variety"} <= found
+    assert not {"datasets", "pandas", "torch", "transformers"} & {name.split(".")[0] for name in found}

@@ -142,6 +142,7 @@ def test_of_a_set_labels_are_the_storys_and_refusals_are_none(tiny_data):
         "lies": ["--adversarial_training", "features=Twist:1.0"],
         "without": ["--filtering", "features!=Twist"],
         "refusing": ["--refusal", "features=Twist:0.5"],
+        "cut": ["--transform", "truncate_story:1", "--refusal", "features=Twist:0.5"],
     }.items():
         prepare_tinystories.main([*flags, "--dataset_name", f"probe-{name}", *more])
     true = read("tiny", data_cache_dir=tiny_data)
@@ -155,6 +156,14 @@ def test_of_a_set_labels_are_the_storys_and_refusals_are_none(tiny_data):
     refusing = read("probe-refusing", data_cache_dir=tiny_data)
     assert refusing.left_out["refusals"] > 100
     assert not any("will not tell" in text for text in refusing.texts)
+    cut = read("probe-cut", data_cache_dir=tiny_data)
+    assert cut.left_out["refusals"] == refusing.left_out["refusals"]
+    assert [r["features"] for r in cut.train] == [r["features"] for r in refusing.train]
+    assert all(r["story"].startswith(c["story"]) for r, c in zip(refusing.train, cut.train, strict=True))
+    assert sum(map(len, cut.texts)) < sum(map(len, refusing.texts)) / 5
+    detected = read("probe-cut", data_cache_dir=tiny_data, labels="detectors")
+    assert not detected.has("BadEnding")[0].any()  # the end of the story is gone
+    assert cut.has("BadEnding")[0].any()
 
 
 def test_long_stories_are_left_out_unless_cut(tmp_path):

@@ -1,0 +1,97 @@
+"""docs/extending.md: each section's example is executed as it stands on the page, and does what the section says.
+
+A section's test takes the Python blocks between its heading and the next one with `example_of`.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import prepare_tinystories
+from lm_trials.protocols.set_stores import open_set
+from lm_trials.protocols.set_texts import set_texts
+from lm_trials.protocols.transforms import TRANSFORMS
+from lm_trials.stories.corpora import open_records
+from lm_trials.tokens.tokenizers import batch_encoder, load_tokenizer
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+
+
+def section(title: str, page: str | None = None) -> str:
+    """Return a section of the page by its heading, subsections too."""
+    text = PAGE.read_text() if page is None else page
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert found, f"no section {title!r}"
+    return found[1]
+
+
+def example_of(title: str) -> dict:
+    """Execute the Python blocks of a section, in one namespace, and return it."""
+    blocks = re.findall(r"^```python\n(.*?)^```", section(title), flags=re.MULTILINE | re.DOTALL)
+    assert blocks, f"section {title!r} has no Python block"
+    namespace: dict = {"__name__": "example"}
+    exec(compile("\n".join(blocks), f"{PAGE.name}: {title}", "exec"), namespace)
+    return namespace
+
+
+def test_a_section_ends_where_the_next_begins():
+    page = "# Page\n\n## One\n\na\n\n### Part\n\nb\n\n## Two\n\nc\n"
+    assert section("One", page).split() == ["a", "###", "Part", "b"]
+    assert section("Two", page).split() == ["c"]
+    with pytest.raises(AssertionError, match="no section 'Three'"):
+        section("Three", page)
+
+
+# --- A protocol transform
+
+
+@pytest.fixture
+def replace_word(monkeypatch):
+    """The transform of the page, in the dictionary for one test."""
+    for name, entry in TRANSFORMS.items():  # undone afterwards, with what the example adds
+        monkeypatch.setitem(TRANSFORMS, name, entry)
+    monkeypatch.setitem(TRANSFORMS, "replace_word", None)
+    example_of("A protocol transform")
+    return TRANSFORMS["replace_word"]
+
+
+def test_the_transform_of_the_page_makes_a_set_of_the_text_it_describes(replace_word, tiny_data, capsys):
+    flags = ["pretokenize", "--corpus", "tiny", "--data_cache_dir", str(tiny_data), "--vocab_size", "400"]
+    records = {row["record_id"]: row for row in open_records(tiny_data / "tiny", "train")}
+    cats = sum(re.search(r"\bcat\b", record["story"]) is not None for record in records.values())
+    assert cats > 20
+    changed = {}
+    for share in ("0.5", "1"):
+        name, step = f"dogs-{share}", f"replace_word:cat=dog={share}"
+        report = prepare_tinystories.main([*flags, "--transform", step, "--dataset_name", name])
+        texts = list(set_texts(name, tiny_data, "train"))
+        for text in texts:
+            record = records[text.record_id]
+            dogs = re.sub(r"\bcat\b", "dog", record["story"])
+            assert text.story in (record["story"], dogs)
+            assert text.words in (record["words"], [re.sub(r"\bcat\b", "dog", word) for word in record["words"]])
+        changed[share] = {text.record_id for text in texts if text.story != records[text.record_id]["story"]}
+        assert len(changed[share]) <= report["counts"]["train"]["transformed"][step] < len(records)
+        tokenizer = load_tokenizer(str(tiny_data / "tok400"))
+        store = open_set(name, tiny_data, tokenizer, "train")
+        ids = batch_encoder(tokenizer)([text.text for text in texts])
+        assert [store.tokens(n).tolist()[1:] for n in range(len(store))] == ids
+    assert len(changed["1"]) == cats
+    assert changed["0.5"] < changed["1"]
+    assert abs(len(changed["0.5"]) - cats / 2) < 2 * cats**0.5
+    assert "changed by replace_word:cat=dog=0.5" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_transform_of_the_page_refuses_a_wrong_argument(replace_word, tiny_data, capsys):
+    assert replace_word.changes == "story"
+    with pytest.raises(SystemExit):
+        prepare_tinystories.main(["pretokenize", "--corpus", "tiny", "--data_cache_dir", str(tiny_data),
+                                  "--vocab_size", "400", "--transform", "replace_word:cat"])  # fmt: skip
+    error = capsys.readouterr().err
+    assert "'cat' is not two words and a share; give replace_word:OLD=NEW=P" in " ".join(error.split())
+
+
+def test_the_page_lists_the_transforms_there_are():
+    rows = re.findall(r"^\| `(\w+)(?::\w+)?` \| (\w+) \|", section("A protocol transform"), flags=re.MULTILINE)
+    assert dict(rows) == {name: entry.changes for name, entry in TRANSFORMS.items()}
