@@ -3,17 +3,25 @@
 A section's test takes the Python blocks between its heading and the next one with `example_of`.
 """
 
+import json
+import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+import eval_checkpoint
 import prepare_tinystories
+import train_gpt2
+from lm_trials.evaluation.summary import STATISTICS
 from lm_trials.protocols.set_stores import open_set
 from lm_trials.protocols.set_texts import set_texts
 from lm_trials.protocols.transforms import TRANSFORMS
 from lm_trials.stories.corpora import open_records
+from lm_trials.stories.shards import FORMATS
 from lm_trials.tokens.tokenizers import batch_encoder, load_tokenizer
+from lm_trials.training.trainer import StoryTrainer
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 
@@ -95,3 +103,69 @@ def test_the_transform_of_the_page_refuses_a_wrong_argument(replace_word, tiny_d
 def test_the_page_lists_the_transforms_there_are():
     rows = re.findall(r"^\| `(\w+)(?::\w+)?` \| (\w+) \|", section("A protocol transform"), flags=re.MULTILINE)
     assert dict(rows) == {name: entry.changes for name, entry in TRANSFORMS.items()}
+
+
+# --- A metric
+
+
+def test_the_metric_of_the_page_is_a_row_with_its_interval(tiny_base, tiny_data, tmp_path, monkeypatch):
+    for name, entry in STATISTICS.items():
+        monkeypatch.setitem(STATISTICS, name, entry)
+    monkeypatch.setitem(STATISTICS, "bits_per_token", None)
+    example_of("A metric")
+    flags = {"model_dir": tiny_base, "dataset_name": "tiny", "data_cache_dir": tiny_data, "output_dir": tmp_path}
+    argv = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    rows = {row["metric"]: row for row in eval_checkpoint.main(argv)}
+    bits, nats = rows["bits_per_token"], rows["loss"]
+    assert [bits[key] for key in ("estimate", "lower", "upper")] == pytest.approx(
+        [nats[key] / math.log(2) for key in ("estimate", "lower", "upper")]
+    )
+    assert bits["unit"] == "bits per token"
+    assert "bits_per_token" in (tmp_path / "eval_results.csv").read_text()
+
+
+# --- A source format
+
+
+def test_files_of_the_pages_format_become_a_corpus(tmp_path, monkeypatch, capsys):
+    lines = ["story\tfeatures", *(f"One day, {number} cats ran.\tTwist" for number in range(300))]
+    (tmp_path / "tales.tsv").write_text("\n".join(lines) + "\n")
+    flags = [
+        "ingest",
+        "--source",
+        str(tmp_path / "tales.tsv"),
+        "--data_cache_dir",
+        str(tmp_path / "data"),
+        "--corpus",
+        "a",
+    ]
+    with pytest.raises(SystemExit):
+        prepare_tinystories.main(flags)
+    assert "has the suffix '.tsv'" in capsys.readouterr().err
+    monkeypatch.setitem(FORMATS, "tsv", None)
+    example_of("A source format")
+    manifest = prepare_tinystories.main(flags)
+    assert sum(manifest["stories"].values()) == 300
+    assert manifest["features"] == {"Twist": 300}
+
+
+# --- A field of a checkpoint
+
+
+def test_the_field_of_the_page_is_as_if_the_run_had_not_been_interrupted(train_flags, tmp_path, monkeypatch):
+    trainer = example_of("A field of a checkpoint")["TrainerWithLargestGradient"]
+    monkeypatch.setattr("lm_trials.training.trainer.StoryTrainer", trainer)
+    more = ("--max_steps", "4", "--save_steps", "2", "--save_strategy", "steps", "--logging_steps", "1")
+
+    def field(run, step):
+        return json.loads((tmp_path / run / f"checkpoint-{step}" / "progress_0.json").read_text())["largest_grad_norm"]
+
+    train_gpt2.main(train_flags("whole", *more))
+    at_two, whole = field("whole", 2), field("whole", 4)
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint-4")
+    (tmp_path / "stopped" / "finished.json").unlink()
+    monkeypatch.setattr(trainer, "log", StoryTrainer.log)  # no gradient is seen any more: the field is the checkpoint's
+    train_gpt2.main(train_flags("stopped", *more))
+    assert field("stopped", 4) == at_two > 0
+    assert whole >= at_two
