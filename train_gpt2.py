@@ -1,4 +1,4 @@
-r"""Train a GPT-2 or Llama language model on stories: from scratch, or on from a checkpoint.
+r"""Train a causal language model on stories: from scratch (GPT-2, Llama or any --model_type), or on from a checkpoint.
 
     python train_gpt2.py --dataset_name generated --vocab_size 1024 --config_name demo --max_steps 500
     python train_gpt2.py --dataset_name stories.jsonl --tokenizer_name FOLDER --config_overrides n_embd=512,n_layer=8,n_head=8
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="the data"):
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 
-    model = initial.load(args.seed) if args.do_train else finished_model(args.output_dir)
+    documents_apart = not data_args.attention_across_documents
+    model = initial.load(args.seed, documents_apart) if args.do_train else finished_model(args.output_dir)
     plan = plan_run(args, data_args, stores)
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
     start = Start()

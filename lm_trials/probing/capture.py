@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import Anatomy, anatomy_of, check_sites
@@ -177,9 +178,9 @@ class Capture(AbstractContextManager):
         elif site == "normed":
             self._after(parts.final_norm, site, layer)
         elif site == "mlp":
-            self._after(parts.mlp(layer), site, layer)
+            self._after(parts.added(layer, parts.mlp(layer)), site, layer)
         elif site == "attention_output":
-            self._after(parts.attention(layer), site, layer)
+            self._after(parts.added(layer, parts.attention(layer)), site, layer)
         elif site == "heads":
             self._before(parts.projection(layer), site, layer)
         elif site == "attention":
@@ -234,6 +235,8 @@ class Capture(AbstractContextManager):
         self._mask_BT = (torch.ones_like(ids_BT) if mask_BT is None else mask_BT).bool().cpu()
         self._kept_N = kept_tokens(self._mask_BT, self.positions)
         given["use_cache"] = bool({"keys", "values"} & self.layers.keys())
+        if given["use_cache"] and "past_key_values" in names:
+            given["past_key_values"] = DynamicCache()  # one without the model's configuration cuts off no window
         return (), given
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:

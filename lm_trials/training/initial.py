@@ -1,4 +1,4 @@
-"""Initial models: a shape with random weights, or the weights of a run, a checkpoint or a Hub model."""
+"""The model that a run starts from: random weights in a shape, or those of a run, a checkpoint or a Hub model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lm_trials.console import UsageError
+from lm_trials.evaluation.losses import check_causal, check_documents_apart
 from lm_trials.files import weights_digest
 from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import (
@@ -28,20 +30,37 @@ from lm_trials.training.flags import DataArguments, ModelArguments
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What a run starts from, checked and not yet loaded."""
+    """What a run starts from, checked and not yet loaded.
+
+    Attributes:
+        reference: where its weights are; None for random ones.
+        adapter: whose weights a new adapter on it begins with; None for fresh ones.
+    """
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     reference: ModelReference | None = None
+    adapter: ModelReference | None = None
 
     @property
     def name(self) -> str:
         """Name for the run: of the model it starts from, else of the architecture."""
         return Path(self.reference.path).name if self.reference else self.config.model_type
 
-    def load(self, seed: int) -> PreTrainedModel:
-        """Build the model, or load its weights (alone: optimizer and schedule begin anew)."""
-        return load_model(self.reference) if self.reference else build_model(self.config, seed)
+    def load(self, seed: int, documents_apart: bool = False) -> PreTrainedModel:
+        """Build the model, or load its weights (alone: optimizer and schedule begin anew).
+
+        Raises:
+            UsageError: for a model type that is not causal, or that cannot keep the documents of a block apart.
+        """
+        model = load_model(self.reference) if self.reference else build_model(self.config, seed)
+        if not is_deepspeed_zero3_enabled():  # which has split the weights already
+            name = self.config.model_type
+            if self.reference is None:
+                check_causal(model, f"--model_type {name}")
+            if documents_apart:
+                check_documents_apart(model, name)
+        return model
 
     def describe(self) -> dict[str, Any] | None:
         """Return what identifies the weights in `run.json`; None where the seed does."""
@@ -51,9 +70,12 @@ class InitialModel:
         folder = Path(self.reference.path)
         if folder.is_dir():
             described["weights_sha256"] = weights_digest(folder)
-            run = read_run(folder)
-            if run:
+            if run := read_run(folder):
                 described["run"] = {"run_name": run.get("run_name"), "replicate": run["replicate"]}
+        elif commit := getattr(self.config, "_commit_hash", None):
+            described["commit"] = commit
+        if self.adapter:
+            described["adapter"] = weights_digest(Path(self.adapter.path))
         return described
 
 
