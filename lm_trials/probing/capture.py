@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import Anatomy, anatomy_of, check_sites
@@ -235,8 +236,8 @@ class Capture(AbstractContextManager):
         self._mask_BT = (torch.ones_like(ids_BT) if mask_BT is None else mask_BT).bool().cpu()
         self._kept_N = kept_tokens(self._mask_BT, self.positions)
         given["use_cache"] = bool({"keys", "values"} & self.layers.keys())
-        if given["use_cache"] and "past_key_values" in names:
-            given["past_key_values"] = DynamicCache()  # one without the model's configuration cuts off no window
+        if given["use_cache"] and (cache := _cache_without_windows(module.config)):
+            given["past_key_values"] = cache
         return (), given
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -254,6 +255,15 @@ class Capture(AbstractContextManager):
             lengths_B=self._mask_BT.sum(dim=1),
             document_B=torch.arange(len(self._mask_BT)),
         )
+
+
+def _cache_without_windows(config: PretrainedConfig) -> DynamicCache | None:
+    """Return a cache that keeps all tokens of sliding-window layers; None where the model's own does."""
+    cache = DynamicCache(config=config)
+    if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
+        return None
+    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _cache_of(output: Any, name: str) -> Any:
