@@ -241,6 +241,25 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         )
 
 
+def check_loss(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose own loss, which Trainer minimises, is not the cross-entropy of the next token.
+
+    transformers moves the labels of Bart's decoder and its kin by no place, so that they would learn to copy.
+
+    Raises:
+        UsageError: for such a model.
+    """
+    ids_BT = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    with quiet(model):
+        output = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
+        expected = nn.functional.cross_entropy(output.logits[0, :-1].float(), ids_BT[0, 1:])
+    if abs(float(output.loss - expected)) > 1e-4 * max(1.0, float(expected)):
+        raise UsageError(
+            f"{name}: its loss in transformers is not that of the next token ({float(output.loss):.4f} instead of "
+            f"{float(expected):.4f} nats), so training it would mean nothing; give another model type"
+        )
+
+
 def check_documents_apart(model: PreTrainedModel, name: str) -> None:
     """Refuse a model whose predictions depend on the document before, although positions start anew (pitfall P9).
 

@@ -95,6 +95,9 @@ DEFAULT_PRESETS: dict[str, str] = {"gpt2": "gpt2-3M", "llama": "demo"}
 SMALL_SHAPE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 SMALL_POSITIONS = 256
 
+# Fields that hold a window of positions.
+WINDOWS = ("sliding_window", "window_size")
+
 # Fields that keep their proportion to the width, the number of heads or the size of a head.
 FOLLOWING: dict[str, tuple[str, ...]] = {
     "hidden_size": (

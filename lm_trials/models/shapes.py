@@ -46,6 +46,7 @@ from lm_trials.models.presets import (
     PRESETS,
     SMALL_POSITIONS,
     SMALL_SHAPE,
+    WINDOWS,
     feed_forward_size,
 )
 
@@ -107,17 +108,20 @@ def build_config(
     if "head_dim" in values and values["head_dim"] is None:
         values["head_dim"] = _sizes(base, values)["head_dim"]
     kept = {} if small else base.to_dict()
-    if _own_name(base, "num_hidden_layers") in values:
+    if (layers := values.get(_own_name(base, "num_hidden_layers"))) is not None:
         kept = {name: value for name, value in kept.items() if name not in _layer_lists(base)}
+        if base.model_type == "gpt_neo":  # the only type that spells its layers as a pattern, times a number
+            values["attention_types"] = [[["global", "local"], layers // 2], [["global"], layers % 2]]
     try:
         config = type(base).from_dict(kept | values)
-        if layers := _with_all_kinds(base, config):
-            config = type(base).from_dict(kept | values | layers)
+        if kinds := _with_all_kinds(base, config):
+            config = type(base).from_dict(kept | values | kinds)
     except REFUSED as error:  # the library's own validation, for what check_shape does not know
         raise UsageError(f"the configuration is refused by transformers: {' '.join(str(error).split())}") from None
-    window, positions = getattr(config, "sliding_window", None), values.get(position_field(base) or "")
-    if small and window and positions and window >= positions and "sliding_window" not in overrides:
-        config.sliding_window = positions // 2
+    for name in WINDOWS if small else ():
+        window, positions = getattr(config, name, None), small.get(position_field(base), 0)
+        if isinstance(window, int) and window >= positions > 0 and name not in overrides:
+            setattr(config, name, positions // 2)
     return config
 
 
@@ -201,6 +205,10 @@ def _config_of_file(config_name: str) -> PreTrainedConfig:
 
 
 def _causal(config: PreTrainedConfig, what: str) -> PreTrainedConfig:
+    if config.is_heterogeneous:  # its own attributes refuse to be read
+        raise UsageError(
+            f"{what} describes layers of different sizes, which are not supported; give another model type"
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(
             f"{what} describes a {config.model_type}, for which transformers has no causal language model; "
@@ -271,10 +279,9 @@ def _derived_llama(base: PreTrainedConfig, values: dict[str, Any]) -> dict[str, 
 
 def _layer_lists(config: PreTrainedConfig) -> dict[str, list[Any]]:
     """Fields that name a kind for each layer, as `layer_types`."""
-    values = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(config)}
     return {
         name: value
-        for name, value in values.items()
+        for name, value in config.to_dict().items()
         if isinstance(value, list)
         and len(value) == getattr(config, "num_hidden_layers", None)
         and all(isinstance(kind, (str, int)) for kind in value)
@@ -329,7 +336,7 @@ def describe_shape(config: PreTrainedConfig) -> str:
     >>> describe_shape(AutoConfig.for_model("bloom", n_layer=2, hidden_size=8))
     'hidden_size 8, n_layer 2, n_head 8, tie_word_embeddings True'
     """
-    names = dict.fromkeys(_own_name(config, name) for name in (*COUNTS, "sliding_window", "tie_word_embeddings"))
+    names = dict.fromkeys(_own_name(config, name) for name in (*COUNTS, *WINDOWS, "tie_word_embeddings"))
     shown = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     kinds = {
         name: " + ".join(f"{count} x {kind}" for kind, count in Counter(layers).items())

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lm_trials.console import UsageError
-from lm_trials.evaluation.losses import check_causal, check_documents_apart
+from lm_trials.evaluation.losses import check_causal, check_documents_apart, check_loss
 from lm_trials.files import weights_digest
 from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import (
@@ -51,15 +51,11 @@ class InitialModel:
         """Build the model, or load its weights (alone: optimizer and schedule begin anew).
 
         Raises:
-            UsageError: for a model type that is not causal, or that cannot keep the documents of a block apart.
+            UsageError: for a model type that cannot be trained, see `check_trainable`.
         """
         model = load_model(self.reference) if self.reference else build_model(self.config, seed)
         if not is_deepspeed_zero3_enabled():  # which has split the weights already
-            name = self.config.model_type
-            if self.reference is None:
-                check_causal(model, f"--model_type {name}")
-            if documents_apart:
-                check_documents_apart(model, name)
+            check_trainable(model, self.reference.name if self.reference else self.config.model_type, documents_apart)
         return model
 
     def describe(self) -> dict[str, Any] | None:
@@ -77,6 +73,27 @@ class InitialModel:
         if self.adapter:
             described["adapter"] = weights_digest(Path(self.adapter.path))
         return described
+
+
+def check_trainable(model: PreTrainedModel, name: str, documents_apart: bool) -> None:
+    """Check on eight tokens that a model can be trained to predict the next one.
+
+    Raises:
+        UsageError: for a model that does not read plain tokens, sees those that follow, has another loss, or cannot
+            keep the documents of a block apart where that is asked for.
+    """
+    try:
+        check_causal(model, name)
+        check_loss(model, name)
+        if documents_apart:
+            check_documents_apart(model, name)
+    except UsageError:
+        raise
+    except Exception as error:  # of 189 model types, some need more than tokens
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{name} cannot be trained on tokens alone ({type(error).__name__}: {reason}); give another model type"
+        ) from error
 
 
 def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> InitialModel:
