@@ -228,9 +228,8 @@ def position_field(config: PreTrainedConfig) -> str | None:
     >>> position_field(AutoConfig.for_model("gpt2")), position_field(AutoConfig.for_model("bloom"))
     ('n_positions', None)
     """
-    fields = {field.name for field in dataclasses.fields(config)}
     names = (_own_name(config, "max_position_embeddings"), "max_seq_len")  # MPT maps its own name to none
-    return next((name for name in names if name in fields), None)
+    return next((name for name in names if (getattr(config, name, None) or 0) > 0), None)
 
 
 def _sizes(base: PreTrainedConfig, values: Mapping[str, Any]) -> dict[str, int | None]:
