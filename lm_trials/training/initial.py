@@ -54,7 +54,8 @@ class InitialModel:
             UsageError: for a model type that cannot be trained, see `check_trainable`.
         """
         model = load_model(self.reference) if self.reference else build_model(self.config, seed)
-        if not is_deepspeed_zero3_enabled():  # which has split the weights already
+        # ZeRO-3 has split the weights already; FSDP's memory-saving loading leaves them to the first process.
+        if not is_deepspeed_zero3_enabled() and model.device.type != "meta":
             check_trainable(model, self.reference.name if self.reference else self.config.model_type, documents_apart)
         return model
 
