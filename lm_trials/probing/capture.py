@@ -4,7 +4,7 @@
         model(input_ids=input_ids_BT, attention_mask=attention_mask_BT)
     capture.activations.of("hidden", 3)  # (N, D): the tokens of all texts, padding left out
 
-Nothing is converted, so a model is read as it is: GPT-2, Llama or another decoder, in float32 or 8 bits, with a LoRA adapter unmerged.
+Nothing is converted, so a model is read as it is: any decoder, in float32 or 8 bits, with a LoRA adapter unmerged.
 transformers' own `output_hidden_states` gives the last layer only after the final norm, on another scale than the
 others; `output_attentions` is empty without a word where the attention is not eager; both leave hooks behind.
 
