@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         describe_tuning,
         finish_tuning,
         finished_weights,
+        load_base,
         lora_spec,
     )
     from lm_trials.training.launch import check_processes
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="the data"):
         examples = open_examples(pair_args, args, base.tokenizer, base.config)
     plan, rows = plan_fine_tuning(args, examples, examples.rows(args))
-    model = base.load(args, adapter_args)
+    model = load_base(base, args, adapter_args)
     choose_padding(base.tokenizer, model)
     described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
     describe_tuning(described, examples, base, plan)

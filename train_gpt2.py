@@ -1,6 +1,7 @@
-r"""Train a GPT-2 or Llama language model on stories: from scratch, or on from a checkpoint.
+r"""Train a causal language model on stories: from scratch (GPT-2, Llama or any --model_type), or on from a checkpoint.
 
     python train_gpt2.py --dataset_name generated --vocab_size 1024 --config_name demo --max_steps 500
+    python train_gpt2.py --dataset_name generated --vocab_size 1024 --model_type qwen3 --config_overrides num_hidden_layers=6
     python train_gpt2.py --dataset_name stories.jsonl --tokenizer_name FOLDER --config_overrides n_embd=512,n_layer=8,n_head=8
     python train_gpt2.py --model_name_or_path runs/demo --dataset_name filter-adv-Twist --eval_datasets filter-Twist,recovery-Twist \
         --learning_rate 1e-4 --lr_scheduler_type constant --max_steps 400 --eval_strategy steps --eval_steps 100 --dense_eval_steps 50
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="the data"):
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 
-    model = initial.load(args.seed) if args.do_train else finished_model(args.output_dir)
+    documents_apart = not data_args.attention_across_documents
+    model = initial.load(args.seed, documents_apart) if args.do_train else finished_model(args.output_dir)
     plan = plan_run(args, data_args, stores)
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
     start = Start()

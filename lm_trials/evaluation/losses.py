@@ -241,6 +241,51 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         )
 
 
+def check_loss(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose own loss, which Trainer minimises, is not the cross-entropy of the next token.
+
+    transformers moves the labels of Bart's decoder and its kin by no place, so that they would learn to copy.
+
+    Raises:
+        UsageError: for such a model.
+    """
+    ids_BT = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    with quiet(model):
+        output = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
+        expected = nn.functional.cross_entropy(output.logits[0, :-1].float(), ids_BT[0, 1:])
+    if abs(float(output.loss - expected)) > 1e-4 * max(1.0, float(expected)):
+        raise UsageError(
+            f"{name}: its loss in transformers is not that of the next token ({float(output.loss):.4f} instead of "
+            f"{float(expected):.4f} nats), so training it would mean nothing; give another model type"
+        )
+
+
+def check_documents_apart(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose predictions depend on the document before, although positions start anew (pitfall P9).
+
+    transformers finds the documents of a block by their positions, but only in the model types that build their masks
+    with its `masking_utils`; others, as Bloom, OPT and Mamba, ignore them.
+
+    Raises:
+        UsageError: for such a model.
+    """
+    device = next(model.parameters()).device
+    first_BT = torch.tensor([[1, 2, 3, 4, 1, 5, 6, 7]], device=device)
+    second_BT = first_BT.clone()
+    second_BT[0, 1:4] = 0
+    places = {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device), "use_cache": False}
+    with quiet(model):
+        try:
+            first_TV, second_TV = (model(input_ids=ids, **places).logits[0, 4:] for ids in (first_BT, second_BT))
+        except TypeError:  # no such argument
+            first_TV, second_TV = torch.zeros(1), torch.ones(1)
+    if (first_TV - second_TV).abs().max() > 1e-4 * max(1.0, float(first_TV.abs().max())):
+        raise UsageError(
+            f"--attention_across_documents False has no effect on a {name}, whose tokens attend to the documents "
+            "before theirs in a block; remove the flag or give another model type"
+        )
+
+
 def story_losses(
     model: PreTrainedModel,
     documents: Iterable[Document],

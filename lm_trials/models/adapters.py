@@ -117,7 +117,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     """Freeze a model and put LoRA matrices beside its linear layers, in float32, drawn from `seed`.
 
     Raises:
-        UsageError: for a module that the model does not have, or its output head.
+        UsageError: for a module that the model does not have, its output head, or one that PEFT refuses.
 
     >>> from lm_trials.models.shapes import build_config, build_model
     >>> config = build_config("llama", None, "hidden_size=8,num_hidden_layers=1,num_attention_heads=1,"
@@ -139,7 +139,10 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]), without_noise():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:  # Mamba's kernels read two of its layers' weights past any adapter
+            raise UsageError(f"--lora_target_modules {' '.join(spec.target_modules)}: {error}") from None
     expected = lora_parameters(adapted, spec.r) + (_magnitudes(adapted) if spec.use_dora else 0)
     if trainable_parameters(adapted) != expected:
         raise RuntimeError(f"rank {spec.r} makes {expected} parameters and {trainable_parameters(adapted)} are trained")

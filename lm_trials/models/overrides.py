@@ -142,9 +142,15 @@ def check_shape(base: PreTrainedConfig, values: Mapping[str, Any]) -> None:
             f"{heads_name} {heads} is not divisible by {kv_name} {kv_heads}; "
             f"{kv_name} may be {_listed(divisors(heads))}"
         )
-    size = head_dim or width // heads
-    if size % 2 and hasattr(base, "rope_parameters"):
-        even = [n for n in divisors(width) if width // n % 2 == 0]
+    size, rope = head_dim or width // heads, getattr(base, "rope_parameters", None)
+    turned = (rope or {}).get("partial_rotary_factor", 1)  # share of a head's dimensions; GPT-NeoX: a quarter
+
+    def turns(size: int) -> bool:
+        pairs = -(-int(size * turned) // 2)
+        return 0 < 2 * pairs <= size
+
+    if hasattr(base, "rope_parameters") and not turns(size):
+        even = [n for n in divisors(width) if turns(width // n)]
         choice = f"{heads_name} may be {_listed(even)}" if even else f"make {width_name} even"
         raise UsageError(
             f"{width_name} {width} over {heads_name} {heads} gives heads of {size}, and rotary positions "

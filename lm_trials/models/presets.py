@@ -8,11 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
-
-ModelType = Literal["gpt2", "llama"]
-
-MODEL_TYPES: tuple[ModelType, ...] = ("gpt2", "llama")
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,7 @@ class Preset:
     """
 
     name: str
-    model_type: ModelType
+    model_type: str
     source: str  # whose shape it is
     vocab_size: int
     positions: int
@@ -93,10 +88,22 @@ PRESETS: dict[str, Preset] = {
 }
 
 # What a model type means when neither a name nor overrides are given.
-DEFAULT_PRESETS: dict[ModelType, str] = {"gpt2": "gpt2-3M", "llama": "demo"}
+DEFAULT_PRESETS: dict[str, str] = {"gpt2": "gpt2-3M", "llama": "demo"}
 
-# `--dropout` in each model type's own names.  Llama has none but that of its attention weights.
-DROPOUT_FIELDS: dict[str, tuple[str, ...]] = {
-    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-    "llama": ("attention_dropout",),
+# Every other model type in its smallest useful form, the demo's, in the common names of `attribute_map`; all else is
+# the type's own default, or follows from it in proportion (`FOLLOWING`).
+SMALL_SHAPE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+SMALL_POSITIONS = 256
+
+# Fields that hold a window of positions.
+WINDOWS = ("sliding_window", "window_size")
+
+# Fields that keep their proportion to the width, the number of heads or the size of a head.
+FOLLOWING: dict[str, tuple[str, ...]] = {
+    "hidden_size": (
+        *("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim"),
+        *("ffn_hidden_size", "word_embed_proj_dim"),
+    ),
+    "num_attention_heads": ("num_key_value_heads", "num_kv_heads"),
+    "head_dim": ("query_pre_attn_scalar", "rotary_dim"),
 }

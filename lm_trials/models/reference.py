@@ -26,7 +26,7 @@ from transformers import (
 
 from lm_trials.console import UsageError
 from lm_trials.files import read_object, weights_digest
-from lm_trials.models.shapes import set_causal_loss
+from lm_trials.models.shapes import position_field, set_causal_loss
 from lm_trials.tokens.stores import Separator
 from lm_trials.tokens.tokenizers import load_tokenizer
 
@@ -254,7 +254,9 @@ def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = No
 
 def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
     """Return how many positions the model, or its configuration, has; None for one without a limit."""
-    return getattr(getattr(model, "config", model), "max_position_embeddings", None)
+    config = getattr(model, "config", model).get_text_config(decoder=True)
+    name = position_field(config)
+    return getattr(config, name) if name else None
 
 
 def default_window(model: PreTrainedModel | PretrainedConfig) -> int:

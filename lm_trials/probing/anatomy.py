@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 
 from lm_trials.console import UsageError, did_you_mean
 
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-ATTENTIONS = ("self_attn", "attn", "attention")
-MLPS = ("mlp", "fc2")
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+MLPS = ("mlp", "fc2", "ffn")
+# Norms behind attention and MLP, as in OLMo 2 and Gemma 3; Llama's `post_attention_layernorm` stands before its MLP.
+NORMS_BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 
 
@@ -65,6 +67,13 @@ class Anatomy:
     def mlp(self, block: int) -> nn.Module:
         """Return a block's MLP; of OPT, which has none by itself, its second layer."""
         return self._part(self.blocks[block], MLPS, "MLP")
+
+    def added(self, block: int, part: nn.Module) -> nn.Module:
+        """Return the module whose output a block adds for its attention or MLP: that part or the norm behind it."""
+        norms = [getattr(self.blocks[block], name, None) for name in NORMS_BEHIND]
+        if None in norms:
+            return part
+        return norms[part is not self.attention(block)]
 
     def projection(self, block: int) -> nn.Module:
         """Return what maps a block's heads, side by side, back to the model's width."""

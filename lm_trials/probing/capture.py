@@ -4,7 +4,7 @@
         model(input_ids=input_ids_BT, attention_mask=attention_mask_BT)
     capture.activations.of("hidden", 3)  # (N, D): the tokens of all texts, padding left out
 
-Nothing is converted, so a model is read as it is: GPT-2 or Llama, in float32 or 8 bits, with a LoRA adapter unmerged.
+Nothing is converted, so a model is read as it is: any decoder, in float32 or 8 bits, with a LoRA adapter unmerged.
 transformers' own `output_hidden_states` gives the last layer only after the final norm, on another scale than the
 others; `output_attentions` is empty without a word where the attention is not eager; both leave hooks behind.
 
@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import Anatomy, anatomy_of, check_sites
@@ -177,9 +179,9 @@ class Capture(AbstractContextManager):
         elif site == "normed":
             self._after(parts.final_norm, site, layer)
         elif site == "mlp":
-            self._after(parts.mlp(layer), site, layer)
+            self._after(parts.added(layer, parts.mlp(layer)), site, layer)
         elif site == "attention_output":
-            self._after(parts.attention(layer), site, layer)
+            self._after(parts.added(layer, parts.attention(layer)), site, layer)
         elif site == "heads":
             self._before(parts.projection(layer), site, layer)
         elif site == "attention":
@@ -234,6 +236,8 @@ class Capture(AbstractContextManager):
         self._mask_BT = (torch.ones_like(ids_BT) if mask_BT is None else mask_BT).bool().cpu()
         self._kept_N = kept_tokens(self._mask_BT, self.positions)
         given["use_cache"] = bool({"keys", "values"} & self.layers.keys())
+        if given["use_cache"] and (cache := _cache_without_windows(module.config)):
+            given["past_key_values"] = cache
         return (), given
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -251,6 +255,15 @@ class Capture(AbstractContextManager):
             lengths_B=self._mask_BT.sum(dim=1),
             document_B=torch.arange(len(self._mask_BT)),
         )
+
+
+def _cache_without_windows(config: PretrainedConfig) -> DynamicCache | None:
+    """Return a cache that keeps all tokens of sliding-window layers; None where the model's own does."""
+    cache = DynamicCache(config=config)
+    if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
+        return None
+    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _cache_of(output: Any, name: str) -> Any:

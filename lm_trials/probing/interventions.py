@@ -210,7 +210,7 @@ def _module_of(anatomy: Anatomy, place: tuple[str, int]) -> tuple[nn.Module, boo
     if site == "heads":
         return anatomy.projection(layer), True
     if site == "mlp":
-        return anatomy.mlp(layer), False
+        return anatomy.added(layer, anatomy.mlp(layer)), False
     if site == "attention_output":
-        return anatomy.attention(layer), False
+        return anatomy.added(layer, anatomy.attention(layer)), False
     return (anatomy.final_norm if site == "normed" else anatomy.head), False

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
@@ -38,6 +37,7 @@ from lm_trials.reporting.figures import loss_figure
 from lm_trials.tokens.tokenizers import tokenizer_hash
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.hub import push
+from lm_trials.training.initial import InitialModel
 from lm_trials.training.merging import merge_output
 from lm_trials.training.session import LOSS_PICTURE
 from lm_trials.training.tuning_examples import Examples, FineTuningPlan
@@ -45,57 +45,27 @@ from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
 
-@dataclass(frozen=True)
-class Base:
-    """What a fine-tuning starts from, checked and not yet loaded.
+def load_base(
+    base: InitialModel, args: TrainingArguments, adapter_args: AdapterArguments
+) -> PreTrainedModel | PeftModel:
+    """Load a base, quantized if asked, and put the adapter on it, or make all of it trainable.
 
-    Attributes:
-        adapter: whose weights the new adapter begins with; None for fresh ones.
+    Raises:
+        UsageError: where this machine cannot, where a module that is named is not there, or where the adapter to
+            begin with does not fit.
     """
-
-    reference: ModelReference
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    adapter: ModelReference | None = None
-
-    @property
-    def name(self) -> str:
-        """Name for the run."""
-        return Path(self.reference.path).name
-
-    def describe(self) -> dict[str, Any]:
-        """Return what identifies the weights in `run.json`."""
-        described: dict[str, Any] = {"name_or_path": self.reference.name}
-        folder = Path(self.reference.path)
-        if folder.is_dir():
-            described["weights_sha256"] = weights_digest(folder)
-            if run := read_run(folder):
-                described["run"] = {"run_name": run.get("run_name"), "replicate": run["replicate"]}
-        elif commit := getattr(self.config, "_commit_hash", None):
-            described["commit"] = commit
-        if self.adapter:
-            described["adapter"] = weights_digest(Path(self.adapter.path))
-        return described
-
-    def load(self, args: TrainingArguments, adapter_args: AdapterArguments) -> PreTrainedModel | PeftModel:
-        """Load the base, quantized if asked, and put the adapter on it, or make all of it trainable.
-
-        Raises:
-            UsageError: where this machine cannot, where a module that is named is not there, or where the adapter to
-                begin with does not fit.
-        """
-        spec = lora_spec(adapter_args)
-        dtype = getattr(torch, adapter_args.dtype)
-        computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        how = quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
-        model = load_model(self.reference, dtype, how, **_init_kwargs(args))
-        if adapter_args.full_finetune:
-            return model
-        adapted = add_lora(model, spec, args.seed)
-        if self.adapter:
-            load_adapter_weights(adapted, Path(self.adapter.path))
-        set_causal_loss(adapted)
-        return adapted
+    spec = lora_spec(adapter_args)
+    dtype = getattr(torch, adapter_args.dtype)
+    computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    how = quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
+    model = load_model(base.reference, dtype, how, **_init_kwargs(args))
+    if adapter_args.full_finetune:
+        return model
+    adapted = add_lora(model, spec, args.seed)
+    if base.adapter:
+        load_adapter_weights(adapted, Path(base.adapter.path))
+    set_causal_loss(adapted)
+    return adapted
 
 
 def finished_weights(model: PreTrainedModel | PeftModel, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:
@@ -137,7 +107,7 @@ def lora_spec(adapter_args: AdapterArguments) -> LoraSpec:
     return spec
 
 
-def choose_base(adapter_args: AdapterArguments) -> Base:
+def choose_base(adapter_args: AdapterArguments) -> InitialModel:
     """Return what a fine-tuning starts from.
 
     Raises:
@@ -158,7 +128,7 @@ def choose_base(adapter_args: AdapterArguments) -> Base:
             )
         _check_same_base(adapter, reference)
         _check_same_form(adapter, lora_spec(adapter_args))
-    return Base(reference, load_config(reference), load_tokenizer_of(reference), adapter)
+    return InitialModel(load_config(reference), load_tokenizer_of(reference), reference, adapter)
 
 
 def _check_same_base(adapter: ModelReference, base: ModelReference) -> None:
@@ -193,7 +163,7 @@ def announce_tuning(
     args: TrainingArguments,
     adapter_args: AdapterArguments,
     model: PreTrainedModel | PeftModel,
-    base: Base,
+    base: InitialModel,
     plan: FineTuningPlan,
     examples: Examples,
     max_eval_samples: int | None = None,
@@ -229,7 +199,7 @@ def announce_tuning(
     note_untrained_end(base, adapter_args)
 
 
-def note_untrained_end(base: Base, adapter_args: AdapterArguments) -> None:
+def note_untrained_end(base: InitialModel, adapter_args: AdapterArguments) -> None:
     """Say so where a base has never seen the EOS that it is to write: LoRA leaves its tokens' rows as they are."""
     run = read_run(Path(base.reference.path)) or {"outcome": {}}
     if run["outcome"].get("append_eos") is False and not adapter_args.full_finetune:
@@ -298,7 +268,9 @@ def _write_results(trainer: FineTuner, examples: Examples, metrics: dict[str, fl
         mark_finished(folder, trainer.state.global_step, trainer.run_identity)
 
 
-def describe_tuning(described: dict[str, Any], examples: Examples, base: Base, plan: FineTuningPlan) -> dict[str, Any]:
+def describe_tuning(
+    described: dict[str, Any], examples: Examples, base: InitialModel, plan: FineTuningPlan
+) -> dict[str, Any]:
     """Complete what `describe_run` says of a fine-tuning, in place, and return it.
 
     How the base is quantized, its flags say.  The number of tokens goes with the order of the examples, and so with the

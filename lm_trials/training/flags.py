@@ -75,7 +75,9 @@ class ModelArguments:
     model_name_or_path: str | None = option(
         None, aliases=["--model_dir"], help="Go on from these weights: a run, a checkpoint, a model folder or Hub name."
     )
-    model_type: Literal["gpt2", "llama"] | None = option(None, help="Architecture. Default: the preset's, else gpt2.")
+    model_type: str | None = option(
+        None, help="Architecture: gpt2, llama or any type of AutoModelForCausalLM. Default: the preset's, else gpt2."
+    )
     config_name: str | None = option(
         None, help="A preset (stories260K, base8M, base30M, base91M, base210M, gpt2-51M, demo, ...) or a config.json."
     )

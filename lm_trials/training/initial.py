@@ -1,4 +1,4 @@
-"""Initial models: a shape with random weights, or the weights of a run, a checkpoint or a Hub model."""
+"""The model that a run starts from: random weights in a shape, or those of a run, a checkpoint or a Hub model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lm_trials.console import UsageError
+from lm_trials.evaluation.losses import check_causal, check_documents_apart, check_loss
 from lm_trials.files import weights_digest
 from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import (
@@ -28,20 +30,34 @@ from lm_trials.training.flags import DataArguments, ModelArguments
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What a run starts from, checked and not yet loaded."""
+    """What a run starts from, checked and not yet loaded.
+
+    Attributes:
+        reference: where its weights are; None for random ones.
+        adapter: whose weights a new adapter on it begins with; None for fresh ones.
+    """
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     reference: ModelReference | None = None
+    adapter: ModelReference | None = None
 
     @property
     def name(self) -> str:
         """Name for the run: of the model it starts from, else of the architecture."""
         return Path(self.reference.path).name if self.reference else self.config.model_type
 
-    def load(self, seed: int) -> PreTrainedModel:
-        """Build the model, or load its weights (alone: optimizer and schedule begin anew)."""
-        return load_model(self.reference) if self.reference else build_model(self.config, seed)
+    def load(self, seed: int, documents_apart: bool = False) -> PreTrainedModel:
+        """Build the model, or load its weights (alone: optimizer and schedule begin anew).
+
+        Raises:
+            UsageError: for a model type that cannot be trained, see `check_trainable`.
+        """
+        model = load_model(self.reference) if self.reference else build_model(self.config, seed)
+        # ZeRO-3 has split the weights already; FSDP's memory-saving loading leaves them to the first process.
+        if not is_deepspeed_zero3_enabled() and model.device.type != "meta":
+            check_trainable(model, self.reference.name if self.reference else self.config.model_type, documents_apart)
+        return model
 
     def describe(self) -> dict[str, Any] | None:
         """Return what identifies the weights in `run.json`; None where the seed does."""
@@ -51,10 +67,34 @@ class InitialModel:
         folder = Path(self.reference.path)
         if folder.is_dir():
             described["weights_sha256"] = weights_digest(folder)
-            run = read_run(folder)
-            if run:
+            if run := read_run(folder):
                 described["run"] = {"run_name": run.get("run_name"), "replicate": run["replicate"]}
+        elif commit := getattr(self.config, "_commit_hash", None):
+            described["commit"] = commit
+        if self.adapter:
+            described["adapter"] = weights_digest(Path(self.adapter.path))
         return described
+
+
+def check_trainable(model: PreTrainedModel, name: str, documents_apart: bool) -> None:
+    """Check on eight tokens that a model can be trained to predict the next one.
+
+    Raises:
+        UsageError: for a model that does not read plain tokens, sees those that follow, has another loss, or cannot
+            keep the documents of a block apart where that is asked for.
+    """
+    try:
+        check_causal(model, name)
+        check_loss(model, name)
+        if documents_apart:
+            check_documents_apart(model, name)
+    except UsageError:
+        raise
+    except Exception as error:  # of 189 model types, some need more than tokens
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{name} cannot be trained on tokens alone ({type(error).__name__}: {reason}); give another model type"
+        ) from error
 
 
 def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> InitialModel:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.models.shapes import count_parameters
+from lm_trials.models.shapes import count_parameters, describe_shape
 from lm_trials.reporting.figures import loss_figure
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.flags import DataArguments
@@ -46,6 +46,7 @@ def announce(
         f"{args.run_name}: {model.config.model_type}",
         {
             "starts from": initial or f"random weights of seed {args.seed}",
+            "shape": describe_shape(model.config),
             "parameters": f"{count.total:,}, {count.without_embeddings:,} without embeddings",
             "dropout": _dropout(model.config),
             **_data_facts(data_args, plan, stores),

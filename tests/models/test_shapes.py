@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, BertConfig, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, MambaConfig, Trainer, TrainingArguments
 
 from lm_trials.console import UsageError
 from lm_trials.models.presets import PRESETS
@@ -184,8 +184,8 @@ def test_a_file_that_is_no_causal_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(UsageError, match="describes a t5, for which transformers has no causal"):
         build_config(None, str(tmp_path), None, **TOKENS)
-    (tmp_path / "config.json").write_text(json.dumps(BertConfig(num_hidden_layers=1).to_dict()))
-    with pytest.raises(UsageError, match="--dropout is not defined for a bert"):
+    (tmp_path / "config.json").write_text(json.dumps(MambaConfig(num_hidden_layers=1).to_dict()))
+    with pytest.raises(UsageError, match="--dropout is not defined for a mamba, which has none; remove --dropout"):
         build_config(None, str(tmp_path), None, dropout=0.1, **TOKENS)
 
 

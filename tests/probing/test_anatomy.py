@@ -6,8 +6,8 @@ from tiny_models import KINDS, tiny_model
 from transformers import (
     BertConfig,
     BertLMHeadModel,
-    MptConfig,
-    MptForCausalLM,
+    CTRLConfig,
+    CTRLLMHeadModel,
 )
 
 from lm_trials.console import UsageError
@@ -79,8 +79,8 @@ def test_what_is_no_such_decoder_is_one_line():
     assert refused(anatomy_of, bert, "b") == (
         "b: the blocks of a BertLMHeadModel are not where a decoder has them; name a GPT-2, Llama or GPT-NeoX model"
     )
-    mpt = MptForCausalLM(MptConfig(vocab_size=64, d_model=16, n_heads=2, n_layers=2, max_seq_len=16))
-    assert "the blocks of a MptForCausalLM are not where" in refused(anatomy_of, mpt)
+    ctrl = CTRLLMHeadModel(CTRLConfig(vocab_size=64, n_embd=16, n_head=2, n_layer=2, dff=32, n_positions=16))
+    assert "the blocks of a CTRLLMHeadModel are not where" in refused(anatomy_of, ctrl)
     anatomy = anatomy_of(tiny_model("gpt2"), "g")
     anatomy.blocks[0].attn = None
     assert refused(anatomy.attention, 0).startswith("g: no attention is known in a GPT2LMHeadModel; name a GPT-2,")

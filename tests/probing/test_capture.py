@@ -9,6 +9,7 @@ from small_models import hooks, neox, opt
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.console import UsageError
+from lm_trials.probing import capture as capture_module
 from lm_trials.probing.activation_store import captured, padded
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import SITES, Capture, check_capture, kept_tokens
@@ -468,22 +469,40 @@ def test_a_model_in_training_is_not_read_as_the_same_model():
 
 
 def test_an_architecture_that_adds_something_else_is_refused():
-    from transformers import Olmo2Config, Olmo2ForCausalLM
+    from transformers import GraniteConfig, GraniteForCausalLM
 
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = Olmo2ForCausalLM(Olmo2Config(vocab_size=64, pad_token_id=0, **shape)).eval()
+    model = GraniteForCausalLM(GraniteConfig(vocab_size=64, residual_multiplier=0.5, **shape)).eval()
     assert check_capture(model, TEXTS[0], ["hidden", "values", "heads"]).largest == 0
     for site in ("mlp", "attention_output"):
-        with pytest.raises(UsageError, match="a Olmo2ForCausalLM give is not what block 0 adds to the hidden states"):
+        with pytest.raises(UsageError, match="a GraniteForCausalLM give is not what block 0 adds to the hidden states"):
             check_capture(model, TEXTS[0], [site], "o")
 
 
-def test_keys_that_are_kept_in_a_window_are_refused():
+def mistral(window):
     from transformers import MistralConfig, MistralForCausalLM
 
+    torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = MistralForCausalLM(MistralConfig(vocab_size=64, sliding_window=4, num_key_value_heads=2, **shape)).eval()
+    more = {"num_key_value_heads": 2, "initializer_range": 0.2}
+    return MistralForCausalLM(MistralConfig(vocab_size=64, sliding_window=window, **shape, **more)).eval()
+
+
+def test_keys_and_values_of_layers_with_a_window_are_those_of_all_tokens():
+    model, wide = mistral(4), mistral(None)
+    assert check_capture(model, TEXTS[0], ["keys", "values"]).largest == 0
+    found, others = (capture(which, ["keys", "values"], [TEXTS[0]]).activations for which in (model, wide))
+    for site in ("keys", "values"):
+        assert torch.equal(found.of(site, 0), others.of(site, 0))
+        assert found.of(site, 1).shape == (7, 2, 4)
+        assert torch.equal(found.of(site, 1)[:4], others.of(site, 1)[:4])  # the window reaches back to the first token
+        assert not torch.allclose(found.of(site, 1)[4:], others.of(site, 1)[4:], atol=1e-3)
+
+
+def test_keys_that_are_kept_in_a_window_are_refused(monkeypatch):
+    monkeypatch.setattr(capture_module, "_cache_without_windows", lambda config: None)
+    model = mistral(4)
     found = capture(model, ["keys"], [TEXTS[1]]).activations
     assert found.of("keys", 0).shape == (3, 2, 4)
     with pytest.raises(UsageError, match="keeps a window of its keys only; give shorter texts"):

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from lm_trials.models.presets import DROPOUT_FIELDS, PRESETS
-from lm_trials.models.shapes import build_config, count_parameters
+from lm_trials.models.presets import PRESETS
+from lm_trials.models.shapes import build_config, count_parameters, dropout_fields
 from lm_trials.training import guide
 from lm_trials.training.guide import warnings_for_run
 
@@ -80,17 +80,15 @@ def test_the_pages_other_limits_are_the_guides():
     assert f"About **{guide.TOKENS_PER_UPDATE:,}** suits" in PAGE
     assert f"from {guide.SMALL_PARAMETERS // 10**6}M parameters up" in PAGE
     assert f"after about {guide.MAX_EPOCHS} little is gained" in PAGE
-    assert {row[0]: row[2].replace("`", "").split(", ") for row in table("type")} == {
-        name: list(fields) for name, fields in DROPOUT_FIELDS.items()
-    }
+    rows = {row[0]: row[2].replace("`", "").split(", ") for row in table("type")}
+    assert rows == {name: dropout_fields(AutoConfig.for_model(name)) for name in ("gpt2", "llama")}
 
 
 def test_the_pages_dropout_defaults_are_the_models():
     given = {"vocab_size": 300, "block_size": 16, "bos_token_id": 1, "eos_token_id": 2}
     for model_type, default, _ in table("type"):
         config = build_config(model_type, None, None, **given)
-        fields = DROPOUT_FIELDS[model_type]
-        assert {getattr(config, name) for name in fields} == {float(default.split(",")[0])}
+        assert {getattr(config, name) for name in dropout_fields(config)} == {float(default.split(",")[0])}
 
 
 def test_the_pages_table_is_read_at_all():
