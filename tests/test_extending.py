@@ -6,15 +6,21 @@ A section's test takes the Python blocks between its heading and the next one wi
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
 
 import eval_checkpoint
 import prepare_tinystories
 import train_gpt2
+from lm_trials.console import UsageError
 from lm_trials.evaluation.summary import STATISTICS
+from lm_trials.probing import anatomy
+from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.protocols.set_stores import open_set
 from lm_trials.protocols.set_texts import set_texts
 from lm_trials.protocols.transforms import TRANSFORMS
@@ -169,3 +175,28 @@ def test_the_field_of_the_page_is_as_if_the_run_had_not_been_interrupted(train_f
     train_gpt2.main(train_flags("stopped", *more))
     assert field("stopped", 4) == at_two > 0
     assert whole >= at_two
+
+
+# --- A model family
+
+
+def test_the_command_of_the_page_trains_the_family(train_flags, tmp_path):
+    (command,) = re.findall(r"^```bash\npython train_gpt2.py (.*?)\n```", section("A model family"), flags=re.M | re.S)
+    given = shlex.split(command)
+    family = given[given.index("--model_type") + 1]
+    train_gpt2.main(train_flags("run", *given, "--dataset_name", "tiny", "--vocab_size", "400"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.config.model_type == family
+    assert model.config.num_hidden_layers == 2
+
+
+def test_the_word_of_the_page_lets_probes_read_another_name(monkeypatch):
+    model = tiny_model("llama")
+    for block in model.model.layers:
+        block.feed_forward = block.mlp
+        del block.mlp
+    with pytest.raises(UsageError, match="no MLP is known"):
+        anatomy_of(model).mlp(0)
+    monkeypatch.setattr("lm_trials.probing.anatomy.MLPS", anatomy.MLPS)
+    example_of("A model family")
+    assert anatomy_of(model).mlp(0) is model.model.layers[0].feed_forward

@@ -144,7 +144,7 @@ def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np
 
     Windows are padded on the right, where a causal model cannot see; ignored targets have loss 0.  There is no
     attention mask and no cache: with either, transformers would not keep documents apart by their positions
-    (pitfall P9).
+   .
     """
     longest = max(len(window.input_ids_T) for window in windows)
     device = next(model.parameters()).device
@@ -261,7 +261,7 @@ def check_loss(model: PreTrainedModel, name: str) -> None:
 
 
 def check_documents_apart(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose predictions depend on the document before, although positions start anew (pitfall P9).
+    """Refuse a model whose predictions depend on the document before, although positions start anew.
 
     transformers finds the documents of a block by their positions, but only in the model types that build their masks
     with its `masking_utils`; others, as Bloom, OPT and Mamba, ignore them.
