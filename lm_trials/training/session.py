@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.models.shapes import count_parameters, describe_shape
+from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields
 from lm_trials.reporting.figures import loss_figure
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.flags import DataArguments
@@ -94,8 +94,8 @@ def _data_facts(data_args: DataArguments, plan: Plan, stores: RunStores) -> dict
 
 
 def _dropout(config: PretrainedConfig) -> str:
-    names = [name for name in config.to_dict() if "drop" in name and isinstance(getattr(config, name), float)]
-    return ", ".join(f"{name} {getattr(config, name):g}" for name in names) or "none"
+    values = {name: getattr(config, name) for name in dropout_fields(config)}
+    return ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None) or "none"
 
 
 def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
