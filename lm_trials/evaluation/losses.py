@@ -142,9 +142,8 @@ def _packed_window(ids: np.ndarray, owners: np.ndarray, places: np.ndarray, leng
 def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return for each window its (T,) losses in nats, float64, and whether each target was the likeliest token.
 
-     Windows are padded on the right, where a causal model cannot see; ignored targets have loss 0.  There is no
-     attention mask and no cache: with either, transformers would not keep documents apart by their positions
-    .
+    Windows are padded on the right, where a causal model cannot see; ignored targets have loss 0.  There is no
+    attention mask and no cache: with either, transformers would not keep documents apart by their positions.
     """
     longest = max(len(window.input_ids_T) for window in windows)
     device = next(model.parameters()).device
