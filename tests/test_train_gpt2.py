@@ -220,7 +220,7 @@ def test_a_corpus_without_validation_stories_is_refused_before_it_is_tokenised(t
     data = ["--data_cache_dir", str(tmp_path / "data"), "--vocab_size", "0", "--tokenizer_name"]
     argv = train_flags("run", "--dataset_name", str(tmp_path / "few.jsonl"))
     tokenizer = str(Path(argv[argv.index("--data_cache_dir") + 1]) / "tok400")
-    assert "none falls into the validation split" in refusal([*argv, *data, tokenizer], capsys)
+    assert "is in the validation split" in refusal([*argv, *data, tokenizer], capsys)
     assert not list((tmp_path / "data").glob("*/tokens-*"))
 
 

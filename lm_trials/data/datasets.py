@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import length_hint
 from pathlib import Path
@@ -326,9 +327,14 @@ class RawSource(DataSet):
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
         """Return the records of one of its own splits, else of a split by hash, or of all."""
         source = self._of(split or self.default_split)
+
+        def read() -> Iterator[Record]:
+            with self._naming_what_is_prepared():
+                yield from itertools.islice(source.records(), limit)
+
         return Selection(
             self.label + (f"-{split}" if split else ""),
-            lambda: itertools.islice(source.records(), limit),
+            read,
             source.fingerprint(),
             limit,
             (self.known_as(source),),
@@ -393,7 +399,16 @@ class RawSource(DataSet):
         def watch(records: Iterable[Any]) -> Iterable[Any]:
             return progress(records, f"reading {name}", "stories", length_hint(records) or None)
 
-        return prepare_source(self.source, self.name, self.place, watch)
+        with self._naming_what_is_prepared():
+            return prepare_source(self.source, self.name, self.place, watch)
+
+    @contextmanager
+    def _naming_what_is_prepared(self) -> Iterator[None]:
+        """Add the prepared names to an error of the Hub: one of them may have been meant."""
+        try:
+            yield
+        except UsageError as error:
+            raise _with_prepared(error, self.place) if self.source.kind == "hub" else error from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -558,9 +573,12 @@ def _raw(name: str, place: Path, config: str | None, streaming: Streaming, optio
     try:
         source = open_source(name, dataset_config_name=config, streaming=streaming == "True", **options)
     except UsageError as error:
-        known = ", ".join(prepared_names(place)) or "nothing"
-        raise UsageError(f"{error}; prepared in {place}: {known}") from None
+        raise _with_prepared(error, place) from None
     return RawSource(name=name, place=place, config=config, source=source, streaming=streaming)
+
+
+def _with_prepared(error: UsageError, place: Path) -> UsageError:
+    return UsageError(f"{error}; prepared in {place}: {', '.join(prepared_names(place)) or 'nothing'}")
 
 
 def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str, str | None]]:
