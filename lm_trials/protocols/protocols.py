@@ -291,7 +291,8 @@ def deletion_recovery_protocols(
 
     `delete` is the feature that fine-tuning shall remove, `irrelevant` one that stands for "something else".  The ten
     of the script `tw_fs.sh` come first; then `pretrain-all`, `pretrain-no-<delete>`, and `specialise-<delete>`, as the
-    study's configurations call `recovery-<delete>`.  `common` are further arguments of `parse_protocol`, for all sets.
+    study's configurations call `recovery-<delete>`.  `common` are further arguments of `parse_protocol`, for all sets;
+    names of sets with transforms end in the transforms.
 
     Raises:
         UsageError: for an unknown feature, or the same one twice.
@@ -321,7 +322,8 @@ def deletion_recovery_protocols(
         f"pretrain-no-{delete}": {"filtering": without},
         f"specialise-{delete}": {"filtering": f"features={delete}"},
     }
-    return {name: parse_protocol(**given, **common) for name, given in flags.items()}
+    suffix = "-" + _file_name(",".join(common["transform"])) if common.get("transform") else ""
+    return {f"{name}{suffix}": parse_protocol(**given, **common) for name, given in flags.items()}
 
 
 def _parts(text: str | None, pattern: str, flag: str, usage: str) -> Iterator[tuple[str, re.Match[str]]]:

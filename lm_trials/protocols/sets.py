@@ -8,7 +8,7 @@ Other sets store their texts' tokens (`whole_sets`).  All sets of a call are mad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from lm_trials.console import UsageError, progress
 from lm_trials.files import finished_folder, write_json
 from lm_trials.protocols.columns import CodedLists, RecordColumns, check_values, filtered, transform_columns
 from lm_trials.protocols.composition import ComposedTexts, Pieces
-from lm_trials.protocols.instruction_stores import InstructionStore, check_matches, composes, make_instructions
+from lm_trials.protocols.instruction_stores import InstructionStore, Watch, check_matches, composes, make_instructions
 from lm_trials.protocols.protocols import Protocol
 from lm_trials.protocols.whole_sets import WholeTexts
 from lm_trials.stories.arrow_files import ArrowFile
@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 # Records of a chunk: of arrays alone, and where texts or records are in memory.
 CHUNK, TEXT_CHUNK = 50_000, 1000
-Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Stores = tuple[TokenStore, InstructionStore]
 
 
