@@ -163,8 +163,12 @@ class ComposedTexts:
         transformed: TransformedColumns,
         stories: TokenStore,
         instructions: InstructionStore,
-    ) -> tuple[pa.RecordBatch, dict[str, int]]:
-        """Return the rows of the records that a protocol kept of a chunk that begins at `start`, and their counts."""
+    ) -> tuple[pa.RecordBatch, int]:
+        """Return rows of the records that a protocol kept of a chunk, and how many lack a sentence line to show.
+
+        Args:
+            start: row of the chunk's first record in the corpus.
+        """
         rows_M = transformed.kept_M + start
         codes = np.array([self._table[labels] for labels in transformed.features.table], dtype=np.int32)
         features_M = codes[transformed.features.codes_N]
@@ -174,19 +178,12 @@ class ComposedTexts:
         )
         arrow = self.schema.arrow_schema
         ids = [line.ids or None if line else [] for line in words] if words else [[]] * len(rows_M)
-        columns_M = [
-            rows_M,
-            features_M,
-            transformed.refused_M,
-            lengths_M,
-            bytes_M,
-            pa.array(ids, arrow.field("words").type),
-        ]
-        batch = [pa.array(values).cast(field.type) for values, field in zip(columns_M, arrow, strict=True)]
+        numbers = (rows_M, features_M, transformed.refused_M, lengths_M, bytes_M)
+        batch = [pa.array(values).cast(field.type) for values, field in zip(numbers, arrow, strict=False)]
+        batch.append(pa.array(ids, arrow.field("words").type))
         shown = "Sentence" in self.pieces.protocol.instruction_subset
         without = (instructions.tokens_NL[rows_M, BODIES.index("Sentence")] == 0).sum() if shown else 0
-        counts = {"without_sentence": int(without), "documents": len(rows_M), "tokens": int(lengths_M.sum())}
-        return pa.RecordBatch.from_arrays(batch, schema=arrow), counts
+        return pa.RecordBatch.from_arrays(batch, schema=arrow), int(without)
 
     def _changed_words(self, columns: RecordColumns, transformed: TransformedColumns) -> list[Line | None]:
         """Return each kept record's Words line where the protocol changed its words, else None; [] if it cannot."""

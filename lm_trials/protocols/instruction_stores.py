@@ -29,7 +29,7 @@ from lm_trials.protocols.columns import LabelTable
 from lm_trials.protocols.instructions import chosen_sentence, line_bodies, line_orders, sentence_draws
 from lm_trials.protocols.protocols import VERSION
 from lm_trials.stories.arrow_files import ArrowFile
-from lm_trials.stories.corpora import MANIFEST, load_splits, open_records, read_manifest, save_splits
+from lm_trials.stories.corpora import MANIFEST, open_records, save_splits
 from lm_trials.stories.draws import record_keys
 from lm_trials.stories.records import SPLITS
 from lm_trials.tokens.stores import RowViews, TokenStore, store_schema
@@ -173,19 +173,15 @@ class InstructionStore:
 
     def __init__(self, lines: Dataset, manifest: dict[str, Any]) -> None:
         table = lines.data.table
-        self.keys_N = table.column("key").to_numpy()
-        self.orders_N = table.column("order").to_numpy()
-        self.features_N = table.column("features").to_numpy()
-        self.story_chars_N = table.column("story_chars").to_numpy()
-        self.tokens_NL = np.stack([table.column(f"{line}_tokens").to_numpy() for line in BODIES], axis=1)
-        self.bytes_NL = np.stack([table.column(f"{line}_bytes").to_numpy() for line in BODIES], axis=1)
+        self.keys_N, self.orders_N, self.features_N, self.story_chars_N = (
+            table.column(name).to_numpy() for name in ("key", "order", "features", "story_chars")
+        )
+        self.tokens_NL, self.bytes_NL = (
+            np.stack([table.column(f"{line}_{unit}").to_numpy() for line in BODIES], axis=1)
+            for unit in ("tokens", "bytes")
+        )
         self.feature_lists = [tuple(labels) for labels in manifest["features"]]
         self._ids = RowViews(table.column("input_ids"))
-
-    @classmethod
-    def open(cls, folder: Path, split: str) -> InstructionStore:
-        """Open one split of a store's folder."""
-        return cls(load_splits(folder)[split], read_manifest(folder))
 
     def __len__(self) -> int:
         return len(self.keys_N)

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,10 +160,8 @@ def parse_filtering(text: str | None) -> tuple[Condition, ...]:
     ['features!=Twist', 'length=200']
     """
     conditions = []
-    for part in _parts(text):
-        match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*([^=!:]+?)\s*", part)
-        if match is None:
-            raise UsageError(f"--filtering {part!r} is no condition; write key=value or key!=value, as features!=Twist")
+    usage = "is no condition; write key=value or key!=value, as features!=Twist"
+    for part, match in _parts(text, r"(\w+)\s*(!?=)\s*([^=!:]+?)", "--filtering", usage):
         key = _key(match[1], KEYS, "--filtering")
         if key == "length" and not re.fullmatch("[0-9]+", match[3]):
             raise UsageError(f"--filtering {part!r}: a length is a number of characters, as length=200")
@@ -183,10 +181,8 @@ def parse_mix_match(text: str | None) -> tuple[Replacement, ...]:
     True
     """
     pairs = []
-    for part in _parts(text):
-        match = re.fullmatch(r"\s*(\w+)\s*[:=]\s*([^=:!]+?)\s*[:=]\s*([^=:!]+?)\s*", part)
-        if match is None:
-            raise UsageError(f"--mix_match {part!r} is no replacement; write key:old=new, as features:Conflict=Twist")
+    usage = "is no replacement; write key:old=new, as features:Conflict=Twist"
+    for _, match in _parts(text, r"(\w+)\s*[:=]\s*([^=:!]+?)\s*[:=]\s*([^=:!]+?)", "--mix_match", usage):
         key = _key(match[1], LIST_KEYS, "--mix_match")
         pairs.append(Replacement(key, _value(key, match[2]), _value(key, match[3])))
     return tuple(pairs)
@@ -202,10 +198,8 @@ def parse_chances(text: str | None, flag: str) -> tuple[Chance, ...]:
     ['features=Twist:0.5']
     """
     chances: list[Chance] = []
-    for part in _parts(text):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*([^=:!]+?)\s*:\s*([^=:!]+?)\s*", part)
-        if match is None:
-            raise UsageError(f"{flag} {part!r} is no condition; write key=value:probability, as features=Twist:0.5")
+    usage = "is no condition; write key=value:probability, as features=Twist:0.5"
+    for part, match in _parts(text, r"(\w+)\s*=\s*([^=:!]+?)\s*:\s*([^=:!]+?)", flag, usage):
         key = _key(match[1], LIST_KEYS, flag)
         try:
             probability = float(match[3])
@@ -297,7 +291,8 @@ def deletion_recovery_protocols(
 
     `delete` is the feature that fine-tuning shall remove, `irrelevant` one that stands for "something else".  The ten
     of the script `tw_fs.sh` come first; then `pretrain-all`, `pretrain-no-<delete>`, and `specialise-<delete>`, as the
-    study's configurations call `recovery-<delete>`.  `common` are further arguments of `parse_protocol`, for all sets.
+    study's configurations call `recovery-<delete>`.  `common` are further arguments of `parse_protocol`, for all sets;
+    names of sets with transforms end in the transforms.
 
     Raises:
         UsageError: for an unknown feature, or the same one twice.
@@ -327,11 +322,17 @@ def deletion_recovery_protocols(
         f"pretrain-no-{delete}": {"filtering": without},
         f"specialise-{delete}": {"filtering": f"features={delete}"},
     }
-    return {name: parse_protocol(**given, **common) for name, given in flags.items()}
+    suffix = "-" + _file_name(",".join(common["transform"])) if common.get("transform") else ""
+    return {f"{name}{suffix}": parse_protocol(**given, **common) for name, given in flags.items()}
 
 
-def _parts(text: str | None) -> list[str]:
-    return text.split(",") if text else []
+def _parts(text: str | None, pattern: str, flag: str, usage: str) -> Iterator[tuple[str, re.Match[str]]]:
+    """Yield each part of an expression between commas, with its match."""
+    for part in text.split(",") if text else []:
+        match = re.fullmatch(rf"\s*{pattern}\s*", part)
+        if match is None:
+            raise UsageError(f"{flag} {part!r} {usage}")
+        yield part, match
 
 
 def _key(name: str, keys: Iterable[Key], flag: str) -> Key:

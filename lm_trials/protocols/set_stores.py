@@ -118,7 +118,8 @@ def open_set(
             f"{did_you_mean(split, manifest['documents'])}"
         )
     if manifest.get("whole"):
-        return WholeSetStore.of(tokens, split, manifest)
+        return WholeSetStore(load_splits(tokens)[split], manifest)
     stories = TokenStore.open(store_folder(corpus, tokenizer, append_eos), split)
-    lines = InstructionStore.open(instruction_folder(corpus, tokenizer, protocol.seed), split)
+    line_folder = instruction_folder(corpus, tokenizer, protocol.seed)
+    lines = InstructionStore(load_splits(line_folder)[split], read_manifest(line_folder))
     return SetStore(tokens, split, Pieces(tokenizer, protocol, append_eos), stories, lines)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean
 from lm_trials.protocols.instructions import apply_protocol
 from lm_trials.protocols.protocols import VERSION, Protocol, protocol_from_dict
-from lm_trials.protocols.sets import describe_origin, prepared_set
+from lm_trials.protocols.sets import describe_origin, is_set
 from lm_trials.stories.corpora import open_records, read_manifest
 
 BATCH = 1000
@@ -39,9 +39,14 @@ def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
     """Return a set's folder, its corpus's folder and its protocol.
 
     Raises:
-        UsageError: for a name that is no set, or a set whose corpus has changed or gone since.
+        UsageError: for a name that is no set, with the nearest and all there are; for a set whose corpus has changed or
+            gone since, or one of another version of a transform.
     """
-    folder = prepared_set(name, data_cache_dir)
+    folder = data_cache_dir / name
+    if not is_set(folder):
+        known = [path.name for path in data_cache_dir.iterdir() if is_set(path)] if data_cache_dir.is_dir() else []
+        near = did_you_mean(name, known) if known else f"{data_cache_dir} has none; prepare_tinystories.py makes them"
+        raise UsageError(f"{name} is no prepared set; {near}")
     manifest = read_manifest(folder)
     corpus = data_cache_dir / manifest["corpus"]["name"]
     current = manifest["protocol"]["version"] == VERSION and (corpus / "records").is_dir()

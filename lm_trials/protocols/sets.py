@@ -8,20 +8,22 @@ Other sets store their texts' tokens (`whole_sets`).  All sets of a call are mad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+import pyarrow.compute
+from datasets import Dataset, DatasetDict
 
-from lm_trials.console import UsageError, did_you_mean, progress
+from lm_trials.console import UsageError, progress
 from lm_trials.files import finished_folder, write_json
 from lm_trials.protocols.columns import CodedLists, RecordColumns, check_values, filtered, transform_columns
 from lm_trials.protocols.composition import ComposedTexts, Pieces
-from lm_trials.protocols.instruction_stores import InstructionStore, check_matches, composes, make_instructions
+from lm_trials.protocols.instruction_stores import InstructionStore, Watch, check_matches, composes, make_instructions
 from lm_trials.protocols.protocols import Protocol
 from lm_trials.protocols.whole_sets import WholeTexts
 from lm_trials.stories.arrow_files import ArrowFile
@@ -35,7 +37,6 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 # Records of a chunk: of arrays alone, and where texts or records are in memory.
 CHUNK, TEXT_CHUNK = 50_000, 1000
-Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Stores = tuple[TokenStore, InstructionStore]
 
 
@@ -47,20 +48,6 @@ def set_folder(name: str, data_cache_dir: Path, tokenizer: PreTrainedTokenizerBa
 def is_set(folder: Path) -> bool:
     """Say whether `folder` holds a set that a protocol made."""
     return (folder / MANIFEST).is_file() and "protocol" in read_manifest(folder)
-
-
-def prepared_set(name: str, data_cache_dir: Path) -> Path:
-    """Return the folder of a prepared set.
-
-    Raises:
-        UsageError: for a name that is none; the message names the nearest and all there are.
-    """
-    folder = data_cache_dir / name
-    if not is_set(folder):
-        known = [path.name for path in data_cache_dir.iterdir() if is_set(path)] if data_cache_dir.is_dir() else []
-        near = did_you_mean(name, known) if known else f"{data_cache_dir} has none; prepare_tinystories.py makes them"
-        raise UsageError(f"{name} is no prepared set; {near}")
-    return folder
 
 
 def set_progress(chunks: Iterable[Any], total: int, name: str) -> Iterator[Any]:
@@ -95,18 +82,15 @@ def make_sets(
     folders = {name: set_folder(name, data_cache_dir, tokenizer, append_eos) for name in protocols}
     missing = {name: protocols[name] for name, folder in folders.items() if not (folder / MANIFEST).is_file()}
     composed = {name for name in missing if not missing[name].changes_story and composes(tokenizer)}
+    records = open_records(corpus)
+    _check_values(missing.values(), records)
     stores: dict[str, Stores] = {}
     if composed:
         stories = load_splits(make_store(corpus, tokenizer, append_eos, watch))
         line_folder = make_instructions(corpus, tokenizer, seed, watch)
         lines, described = load_splits(line_folder), read_manifest(line_folder)
-        stores = {
-            split: (TokenStore(stories[split], {}), InstructionStore(lines[split], described)) for split in SPLITS
-        }
-        feature_lists = described["features"]
-    else:
-        feature_lists = [row for split in open_records(corpus).values() for row in split["features"]] if missing else []
-    check_protocols(missing.values(), corpus, feature_lists)
+        for split in SPLITS:
+            stores[split] = TokenStore(stories[split], {}), InstructionStore(lines[split], described)
     with ExitStack() as stack:
         sets = []
         for name, protocol in missing.items():
@@ -116,7 +100,7 @@ def make_sets(
                 texts = WholeTexts(tokenizer, protocol, append_eos)
             sets.append(UnfinishedSet(name, protocol, stack.enter_context(finished_folder(folders[name])), texts))
         for split in SPLITS if sets else ():
-            _write_split(split, open_records(corpus, split), stores.get(split, ()), sets, watch)
+            _write_split(split, records[split], stores.get(split, ()), sets, watch)
         for unfinished in sets:
             unfinished.finish(origin, tokenizer, append_eos)
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
@@ -138,8 +122,7 @@ def check_sets(corpus: Path, protocols: Mapping[str, Protocol], data_cache_dir: 
     origin = describe_origin(corpus)
     for name, protocol in protocols.items():
         check_free(data_cache_dir / name, protocol, origin)
-    lists = CodedLists.of(label for split in records.values() for label in split["features"])
-    check_protocols(protocols.values(), corpus, [list(labels) for labels in lists.table])
+    _check_values(protocols.values(), records)
     train = records["train"].select_columns(["record_id", "features", "words", "story"])
     left = dict.fromkeys(protocols, True)
     for batch in train.iter(CHUNK):
@@ -194,14 +177,16 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def check_protocols(protocols: Iterable[Protocol], corpus: Path, feature_lists: Iterable[Collection[str]]) -> None:
+def _check_values(protocols: Iterable[Protocol], records: DatasetDict) -> None:
     """Check that the values that protocols look for are in the corpus, with `check_values`."""
-    features = {label for labels in feature_lists for label in labels}
+
+    def values(key: str) -> set[str]:
+        lists = (pa.compute.list_flatten(split.data.column(key)) for split in records.values())
+        return {value for flat in lists for value in pa.compute.unique(flat).to_pylist()}
+
+    features = values("features")
+    words = values("words") if any(protocol.uses("words") for protocol in protocols) else set()
     for protocol in protocols:
-        words: set[str] = set()
-        if protocol.uses("words"):
-            for split in open_records(corpus).values():
-                words.update(pa.compute.unique(pa.compute.list_flatten(split.data.column("words"))).to_pylist())
         check_values(protocol, words, features)
 
 
@@ -250,9 +235,11 @@ def _write_split(
         for start, columns in watch(chunks, len(records), f"{len(sets)} sets, {split}"):
             for each, file in zip(sets, files, strict=True):
                 transformed = transform_columns(columns, each.protocol)
-                rows, counts = each.texts.rows(start, columns, transformed, *stores)
+                rows, without_sentence = each.texts.rows(start, columns, transformed, *stores)
                 file.write_batch(rows)
-                _add_counts(each.counts[split], transformed.counts | counts)
+                counts = transformed.counts | {"without_sentence": without_sentence, "documents": rows.num_rows}
+                counts["tokens"] = int(rows.column("length").to_numpy().sum(dtype=np.int64))
+                _add_counts(each.counts[split], counts)
 
 
 def _chunks(
@@ -261,10 +248,10 @@ def _chunks(
     """Yield the records of a split, with the row of the first, and with as much of them as the sets need."""
     whole = any(each.protocol.transforms or isinstance(each.texts, WholeTexts) for each in sets)
     names = list(RECORD_SCHEMA) if whole else ["words"] if any(each.protocol.uses("words") for each in sets) else []
-    size = TEXT_CHUNK if whole else CHUNK
+    size, read = TEXT_CHUNK if whole else CHUNK, records.select_columns(names)
     for start in range(0, len(records), size):
         part = slice(start, min(start + size, len(records)))
-        batch = records.select_columns(names)[part] if names else {}
+        batch = read[part] if names else {}
         if lines is None:
             yield start, RecordColumns.of(batch)
             continue

@@ -8,7 +8,6 @@ same interface and the same counts.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from datasets import Features, List, Value
 from lm_trials.protocols.columns import RecordColumns, TransformedColumns
 from lm_trials.protocols.instructions import render_columns
 from lm_trials.protocols.protocols import Protocol
-from lm_trials.stories.corpora import load_splits
 from lm_trials.tokens.stores import TokenStore, document_marks, encoded_batch, store_schema
 from lm_trials.tokens.tokenizers import batch_encoder
 
@@ -43,30 +41,21 @@ class WholeTexts:
 
     def rows(
         self, start: int, columns: RecordColumns, transformed: TransformedColumns, *_: Any
-    ) -> tuple[pa.RecordBatch, dict[str, int]]:
-        """Return the rows of the records that a protocol kept of a chunk, and their counts."""
+    ) -> tuple[pa.RecordBatch, int]:
+        """Return rows of the records that a protocol kept of a chunk, and how many lack a sentence line to show."""
         texts = render_columns(columns, transformed, self.protocol)
         names, written = (pa.chunked_array([pa.array(texts[key], pa.string())]) for key in ("record_id", "text"))
         tokens = encoded_batch(names, written, self._encode(texts["text"]), self._bos, self._eos, self._store)
         prompt_tokens = [len(self._bos) + len(ids) for ids in self._encode(texts["prompt"])]
         more, arrow = (prompt_tokens, texts["features"]), self.schema.arrow_schema
         added = [pa.array(values, field.type) for values, field in zip(more, list(arrow)[-2:], strict=True)]
-        without = sum(not re.search(r"^Sentence: ", prompt, re.MULTILINE) for prompt in texts["prompt"])
-        counts = {
-            "without_sentence": without if "Sentence" in self.protocol.instruction_subset else 0,
-            "documents": len(prompt_tokens),
-            "tokens": int(pa.compute.sum(tokens.column("length")).as_py() or 0),
-        }
-        return pa.RecordBatch.from_arrays([*tokens.columns, *added], schema=arrow), counts
+        shown = "Sentence" in self.protocol.instruction_subset
+        without = sum(shown and not re.search(r"^Sentence: ", prompt, re.MULTILINE) for prompt in texts["prompt"])
+        return pa.RecordBatch.from_arrays([*tokens.columns, *added], schema=arrow), without
 
 
 class WholeSetStore(TokenStore):
     """A token store of whole texts that knows where each story begins."""
-
-    @classmethod
-    def of(cls, folder: Path, split: str, manifest: dict[str, Any]) -> WholeSetStore:
-        """Open one split of a set's folder."""
-        return cls(load_splits(folder)[split], manifest)
 
     def features(self, document: int) -> tuple[str, ...]:
         """Return the features that a document's instruction asks for."""

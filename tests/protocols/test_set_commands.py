@@ -173,10 +173,12 @@ def test_a_transform_alone_makes_a_set_and_the_reports_show_the_changed_story(da
 def test_all_sets_of_the_study_take_a_transform(data, capsys):
     argv = ["protocol_set", *flags(data)[1:], "--transform", "drop_labels:0.5"]
     reports = prepare_tinystories.main(argv)
-    assert [report["name"] for report in reports] == list(TEN)
+    assert [report["name"] for report in reports] == [f"{name}-drop_labels_0.5" for name in TEN]
     assert {tuple(report["protocol"]["transforms"]) for report in reports} == {("drop_labels:0.5",)}
     assert re.search(r"transformed +[1-9]\d*", capsys.readouterr().out)
-    assert "prepared with transforms=drop_labels:0.5, not none" in refused(argv[:-2], capsys)
+    same = flags(data, "--dataset_name", "pretrain-all-drop_labels_0.5")
+    assert "prepared with transforms=drop_labels:0.5, not none" in refused(same, capsys)
+    assert prepare_tinystories.main([*same, "--transform", "drop_labels:0.5"]) == reports[10]
 
 
 def test_counts_of_lines_are_of_the_lines_shown(tmp_path, tokenizer, shared_data):
