@@ -1,6 +1,7 @@
-# Two commands: `make demo` trains and evaluates a small language model, `make test` runs all tests.
-# Both make the environment in .venv first, with the versions that constraints.txt pins.
-.PHONY: demo test lint clean
+# Three commands: `make demo` trains and evaluates a small language model, `make quick` runs the tests that need no
+# training but one (under 90 seconds on two cores), `make test` runs all tests.
+# Each makes the environment in .venv first, with the versions that constraints.txt pins.
+.PHONY: demo quick test lint clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,10 +39,12 @@ demo: .venv/.demo
 	@echo "The model, its log and its loss curve lie in $(RUN), the data in $(DEMO)/data, the evaluation in $(RUN)/eval."
 	@echo "Next: README.md, \"Real TinyStories\" and \"A GPU\"."
 
-test: .venv/.test
+test quick: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(SELECTION) $(PYTEST)
+
+quick: SELECTION = -m "not slow and not end_to_end" --hypothesis-profile quick
 
 lint: .venv/.test
 	$(BIN)/ruff check --fix .

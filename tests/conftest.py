@@ -15,8 +15,26 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have it; what is teste
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # several people share the cores
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Tests of these folders and with these fixtures train models, run probes from the command line or read real stories.
+END_TO_END_FOLDERS = ("probes", "benchmarks")
+END_TO_END_FIXTURES = {"train_flags", "tune_flags", "tiny_base", "shared_data"}
+
+
+settings.register_profile("quick", max_examples=20)  # of the tests that name no number of their own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as `end_to_end` what `make quick` leaves out: by folder, by fixture, or by the test's own mark."""
+    folders = tuple(Path(__file__).parent / name for name in END_TO_END_FOLDERS)
+    for item in items:
+        implied = END_TO_END_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        implied = implied or any(folder in item.path.parents for folder in folders)
+        if implied and not item.get_closest_marker("quick"):
+            item.add_marker("end_to_end")
 
 
 @pytest.fixture(scope="session")

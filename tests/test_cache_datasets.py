@@ -132,6 +132,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, monkeypatc
     assert ingest(source, tmp_path / "other" / corpus.name) == read_manifest(corpus)
 
 
+@pytest.mark.end_to_end
 def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
     """SIGKILL, which nothing can catch, of a command with two reading processes."""
     for number in range(8):

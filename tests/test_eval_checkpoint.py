@@ -54,6 +54,7 @@ def local_commands():
             yield command
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("command", list(local_commands()))
 def test_each_documented_command_on_local_files_runs(command, tiny_data, tmp_path, monkeypatch, capsys):
     """With a run `demo` (and `a`, `b`) and the corpus `generated` of a data folder, as the docstring has them."""
@@ -83,6 +84,7 @@ def test_help_does_not_load_torch():
     assert "--model_name_or_path" in done.stdout
 
 
+@pytest.mark.end_to_end
 def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
     """One launch through accelerate's own launcher and gloo; equal to the last bit."""
     monkeypatch.chdir(tmp_path)

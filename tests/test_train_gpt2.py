@@ -78,6 +78,7 @@ def test_accumulation_and_workers_are_no_variables(run):
     assert half != pytest.approx(whole, abs=1e-5)  # the neighbour: another batch is another run
 
 
+@pytest.mark.quick
 def test_losses_follow_the_golden_trajectory(run):
     golden = json.loads(GOLDEN.read_text())
     found = losses(run("golden", "--max_steps", "20", "--config_overrides", golden["config_overrides"]))

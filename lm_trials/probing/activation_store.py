@@ -166,7 +166,7 @@ class ActivationStore:
                     write_json(unfinished / META, {"sites": [list(site) for site in files.files], "rows": rows.total})
                 return cls.open(folder)
             first = next(batches)
-            size = 4 * rows.total * sum(values[0].numel() for values in first.values.values())
+            size = 4 * rows.total * sum(values.shape[1:].numel() for values in first.values.values())
             everything = itertools.chain([first], batches)
             if size <= in_memory:
                 memory = _Memory(rows.total)

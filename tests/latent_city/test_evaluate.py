@@ -301,6 +301,7 @@ def ask(models, data, out, *more):
     return main([word for flag, value in given.items() for word in (f"--{flag}", str(value))] + list(map(str, more)))
 
 
+@pytest.mark.end_to_end
 def test_a_model_is_asked_from_end_to_end(models, data, tmp_path, capsys):
     scores = ask(models, data, tmp_path, "--control_model", models / "base", "--knowledge", "atlas-questions")
     shown = capsys.readouterr().out
@@ -355,6 +356,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(models, data, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.end_to_end
 def test_a_model_that_names_no_base_has_no_column_before(models, data, tmp_path, capsys):
     flags = ["--model", str(models / "after"), "--data_cache_dir", str(data), "--tables_dir", str(tmp_path)]
     scores = main([*flags, "--num_choices", "1", "--num_samples", "1", "--max_known", "2", "--seeds", "0"])

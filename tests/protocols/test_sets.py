@@ -71,6 +71,7 @@ def assert_same_as_from_scratch(place, corpus, tokenizer, protocols, splits=SPLI
     return compared
 
 
+@pytest.mark.end_to_end
 def test_the_ten_sets_are_those_rendered_and_tokenised_whole(tiny_sets, tokenizer):
     assert composes(tokenizer)
     assert assert_same_as_from_scratch(tiny_sets, tiny_sets / "tiny", tokenizer, TEN) > 2500

@@ -100,7 +100,10 @@ def test_blocks_may_be_asked_for_in_any_order():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than this machine's cores
-@pytest.mark.parametrize(("workers", "context"), [(0, None), (1, "fork"), (2, "fork"), (4, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(
+    ("workers", "context"),
+    [(0, None), (1, "fork"), (2, "fork"), (4, "fork"), pytest.param(2, "spawn", marks=pytest.mark.end_to_end)],
+)
 def test_workers_change_no_block(workers, context, tiny_data):
     blocks = StreamBlocks([tiny_stream(tiny_data)], 64, 24, 1, 50)
     expected = [blocks[n]["input_ids"].tolist() for n in range(24)]

@@ -391,6 +391,7 @@ def rows_of(count=24):
     return [{"input_ids": [n, n + 1, n + 2, 3], "labels": [n, n + 1, n + 2, 3]} for n in range(count)]
 
 
+@pytest.mark.end_to_end
 def test_stock_trainer_takes_damage_without_a_word(tmp_path):
     """Pitfall P6: flipped bytes are loaded, and a missing scheduler resets optimizer and schedule both."""
     stock_trainer(tmp_path, tiny_gpt2(), rows_of()).train()
@@ -418,6 +419,7 @@ class Counting(IterableDataset):
             yield {"input_ids": [4 * self.epoch + n, 1, 2], "labels": [1, 1, 2]}
 
 
+@pytest.mark.end_to_end
 def test_a_stream_resumed_by_stock_trainer_replays_its_first_pass(tmp_path, monkeypatch):
     """Pitfall P4: past the first pass, the updates after a resume read rows of pass 0 again."""
     read = []

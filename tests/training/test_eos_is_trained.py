@@ -1,12 +1,15 @@
 """Pitfall P12: a model that is never shown where a story ends writes on for ever."""
 
 import numpy as np
+import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import DataCollatorForLanguageModeling, TrainingArguments, default_data_collator
 
 from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
 from lm_trials.training.trainer import StoryTrainer
+
+pytestmark = pytest.mark.end_to_end
 
 BOS, EOS = 1, 2
 STORIES = [[BOS, *np.random.default_rng(number).integers(3, 20, size=9).tolist(), EOS] for number in range(40)]

@@ -4,6 +4,8 @@ import pytest
 import torch
 from killed_runs import Processes
 
+pytestmark = pytest.mark.end_to_end
+
 
 def furthest_apart(kind, folder):
     """Return the largest difference of a weight between two processes that trained after an evaluation."""

@@ -19,6 +19,8 @@ from lm_trials.protocols.set_stores import open_set
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.callbacks import dense_steps
 
+pytestmark = pytest.mark.end_to_end
+
 SETS = ("filter-adv-Twist", "recovery-Twist")
 
 

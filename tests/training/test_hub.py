@@ -29,6 +29,8 @@ from lm_trials.training import manifest
 from lm_trials.training.public_copy import public_card, public_copy, remove_copy
 from lm_trials.training.resumption import ExactResume
 
+pytestmark = pytest.mark.end_to_end
+
 TOKEN = "hf_TheTokenThatNobodyMayEverSee0123456"
 READER, FINE = "hf_ThisOneMayOnlyRead", "hf_ThisOneMayWriteElsewhere"
 MODEL = {".gitattributes", "config.json", "generation_config.json", "model.safetensors", "run.json",

@@ -10,6 +10,8 @@ from killed_runs import Training, kill_and_go_on, outcome
 
 from lm_trials.training.data_order import RunOrder
 
+pytestmark = pytest.mark.end_to_end
+
 STEPS, EVERY = 12, 2
 CACHED = ("--shuffle_buffer_size", "50")
 STREAMED = ("--streaming", "True", "--shuffle_buffer_size", "50")

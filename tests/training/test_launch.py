@@ -87,6 +87,7 @@ def test_fsdp_is_not_refused_before_accelerate_can_have_granted_it(monkeypatch):
         check_processes(PartialState(**cpus))
 
 
+@pytest.mark.end_to_end
 def test_accelerate_really_runs_one_process_of_two_and_it_is_seen(tmp_path):
     """Through the real launcher.  If upstream mends it, the script prints 2 and this test says so."""
     script = tmp_path / "tiny.py"

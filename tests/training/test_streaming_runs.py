@@ -15,6 +15,8 @@ from lm_trials.training.data_order import RunOrder
 from lm_trials.training.flags import DataArguments
 from lm_trials.training.stores import open_stores
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture(scope="module")
 def two_parts(tiny_data):
