@@ -9,23 +9,31 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "probes" / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+# Where a module's flags are: a function that parses them, or a class of them.
 MODULE_FLAGS = {
     "lm_trials.evaluation.generate": ("lm_trials.evaluation.generate", "GenerationArguments"),
     "lm_trials.evaluation.constraints": ("lm_trials.evaluation.constraint_flags", "ConstraintArguments"),
     "lm_trials.latent_city.evaluate": ("lm_trials.latent_city.flags", "LatentCityArguments"),
+    "lm_trials.training.data_order": ("lm_trials.training.data_order", "order_arguments"),
+    "lm_trials.trials.compare": ("lm_trials.trials.compare", "compare_arguments"),
 }
 PLAIN = {"hf", "git", "cd", "tensorboard", "export", "pip"}
 
 
 def command_lines(page: Path) -> list[str]:
-    """Return each command line of the page's `bash` blocks, continued lines joined, comments left out."""
+    """Return the command lines of a page: of its `bash` blocks, continued lines joined, and of its text."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    inline = re.findall(r"`((?:make|python) [^`]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")] + inline
 
 
-COMMANDS = [(page.name, line) for page in PAGES for line in command_lines(page)]
+COMMANDS = [(str(page.relative_to(REPOSITORY)), line) for page in PAGES for line in command_lines(page)]
 
 
 def parse_script(script: str, argv: list[str]) -> None:
@@ -69,7 +77,8 @@ def check(line: str) -> None:
         words = words[1:]
     command, *rest = words
     if command == "make":
-        targets = re.findall(r"^([\w./]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+        rules = re.findall(r"^([\w./ ]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = " ".join(rules).split()
         assert all(target in targets for target in rest if "=" not in target), line
     elif command == "accelerate":
         at = next(place for place, word in enumerate(rest) if word.endswith(".py"))
@@ -77,16 +86,15 @@ def check(line: str) -> None:
         assert (REPOSITORY / config).is_file(), line
         parse_script(rest[at], rest[at + 1 :])
     elif command in ("python", ".venv/bin/python") and rest[0] == "-m":
-        module = importlib.import_module(rest[1])
-        parse = getattr(module, "main", None)
-        assert parse is not None, line
-        if rest[1] in MODULE_FLAGS:
+        assert hasattr(importlib.import_module(rest[1]), "main"), line
+        place, name = MODULE_FLAGS[rest[1]]
+        flags = getattr(importlib.import_module(place), name)
+        if isinstance(flags, type):
             from lm_trials.flags import parse_arguments
 
-            place, name = MODULE_FLAGS[rest[1]]
-            parse_arguments(rest[2:], (getattr(importlib.import_module(place), name),), "")
-        if rest[1] == "lm_trials.training.data_order":
-            module.order_arguments(rest[2:])
+            parse_arguments(rest[2:], (flags,), "")
+        elif rest[2:]:  # the text may name a module alone
+            flags(rest[2:])
     elif command in ("python", ".venv/bin/python"):
         script = rest[0]
         assert (REPOSITORY / script).is_file(), line
@@ -102,9 +110,9 @@ def test_a_command_line_parses(page, line, monkeypatch):
     check(line)
 
 
-def test_readme_has_the_two_commands():
+def test_readme_has_the_three_commands():
     lines = [line for page, line in COMMANDS if page == "README.md"]
-    assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in lines}
+    assert {"make demo", "make quick", "make test"} <= {line.split("#")[0].strip() for line in lines}
     assert len(lines) > 10
 
 
@@ -119,6 +127,8 @@ def test_readme_has_the_two_commands():
         "python eval_checkpoint.py --model_dir a --by",
         "python sft_lora.py --lora_rank 4",
         "python -m lm_trials.latent_city.evaluate --modle a",
+        "python -m lm_trials.training.order runs/a",
+        "python -m lm_trials.trials.compare runs/a --tabel b.csv",
         "python probes/diversity.py --num_batches 1",
         "accelerate launch --config_file nowhere.yaml train_gpt2.py",
         "run_everything --now",
@@ -126,8 +136,15 @@ def test_readme_has_the_two_commands():
 )
 def test_a_wrong_command_line_is_seen(line, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    with pytest.raises((AssertionError, ValueError, KeyError)):
+    with pytest.raises((AssertionError, ValueError, KeyError, ModuleNotFoundError)):
         check(line)
+
+
+def test_what_the_pages_import_is_there():
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for module, names in re.findall(r"^from (lm_trials\S*) import (.+)$", block, flags=re.MULTILINE):
+                assert all(hasattr(importlib.import_module(module), name) for name in names.split(", ")), page.name
 
 
 def test_each_link_in_the_pages_leads_somewhere():

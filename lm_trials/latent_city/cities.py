@@ -277,7 +277,7 @@ def _capitals() -> tuple[tuple[tuple[City, str], ...], tuple[str, ...]]:
             continue
         by_size = sorted(by_country.get(code, []), key=lambda item: -item[1]["population"])
         same = [item for item in by_size if folded(item[1]["name"]) == folded(name)]
-        same += [item for item in by_size if folded(name) in map(folded, item[1]["alternatenames"])]
+        same = same or [item for item in by_size if folded(name) in map(folded, item[1]["alternatenames"])]
         if same:
             found.append((_city(same[0][1], country, True), same[0][0]))
         else:

@@ -252,6 +252,7 @@ def tiny_gpt2():
     return build_model(build_config("gpt2", None, "n_embd=16,n_layer=1,n_head=2", dropout=0.0, **given), seed=0)
 
 
+@pytest.mark.end_to_end
 def test_trainers_gpt2_loss_is_the_mean_over_predicted_tokens(tmp_path):
     """P1, closed."""
     model = tiny_gpt2()
@@ -259,6 +260,7 @@ def test_trainers_gpt2_loss_is_the_mean_over_predicted_tokens(tmp_path):
     assert losses_by_trainer(model, tmp_path) == pytest.approx((exact, exact), rel=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_without_the_guard_trainers_gpt2_loss_is_too_small(tmp_path):
     """P1, reproduced: 15/16 at 16 tokens.  When this fails, upstream has mended it and the guard can go."""
     model = tiny_gpt2()

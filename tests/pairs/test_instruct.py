@@ -443,6 +443,7 @@ def test_turns_for_which_the_record_has_nothing_are_left_away_and_counted():
     assert (tally.counts["turns_without_summary"], tally.counts["turns_without_words"]) == (2, 1)
 
 
+@pytest.mark.end_to_end
 def test_overlong_conversations_are_counted_by_their_layout_and_left_out(data, tiny_data):
     prepare_tinystories.main(flags(data, "--conversational", "--turns", "3", "--dataset_name", "all"))
     with_template = load_tokenizer(str(tiny_data / "tok400"))
@@ -489,6 +490,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(data, capsys, more, reason):
     assert sorted(entry.name for entry in data.iterdir()) == before
 
 
+@pytest.mark.end_to_end
 def test_the_lengths_that_the_refusals_name_are_enough(data, tokenizer, capsys):
     """One token fewer is refused, and what is named is not."""
     for overlong in ("drop", "cut"):

@@ -66,7 +66,9 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
-@pytest.fixture(scope="module", params=["ours", "gpt2", "llama2"])
+@pytest.fixture(
+    scope="module", params=["ours", *(pytest.param(name, marks=pytest.mark.end_to_end) for name in ("gpt2", "llama2"))]
+)
 def tokenizer(request, tiny_data):
     """Ours and two published ones: GPT-2's has one token for BOS and EOS, Llama 2's puts a space before a text."""
     if request.param == "ours":

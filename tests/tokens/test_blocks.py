@@ -39,6 +39,7 @@ def test_positions_begin_anew_with_each_document():
     ]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_batches_and_workers_change_no_block(workers, batch_size):

@@ -60,6 +60,7 @@ def test_a_stream_gives_the_blocks_of_the_store_in_every_pass(seed, buffer_size,
     assert {pass_index for pass_index, _ in stream[0]} >= {0, 1, 2}
 
 
+@pytest.mark.end_to_end
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(MIXES), st.integers(0, 9), st.integers(1, 90), st.integers(2, 40))
 def test_a_mixture_of_streams_gives_the_blocks_of_the_mixture_of_stores(mix, seed, buffer_size, block_size):

@@ -76,7 +76,12 @@ def real_stories(shared_data):
     return [json.loads(line)["text"] for line in lines]
 
 
-@pytest.fixture(scope="module", params=["trained", "tok512", "tok4096", "tok8192", "llama2_32000"])
+PUBLISHED = ("tok512", "tok4096", "tok8192", "llama2_32000")
+
+
+@pytest.fixture(
+    scope="module", params=["trained", *(pytest.param(name, marks=pytest.mark.end_to_end) for name in PUBLISHED)]
+)
 def named(request, trained):
     """Every tokenizer with a dummy prefix: ours, and those converted from the real models."""
     if request.param == "trained":

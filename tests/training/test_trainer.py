@@ -73,6 +73,7 @@ def test_evaluation_is_sums_over_tokens_for_any_batch_size(tmp_path, tokenizer, 
     assert np.mean(means) != pytest.approx(expected, abs=1e-4)  # a mean of means is another number
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_the_logged_training_loss_is_the_mean_over_predicted_tokens(tmp_path, tokenizer, model_type):
     """P1: a stock GPT-2 logs (L - 1) / L of it."""
@@ -85,6 +86,7 @@ def test_the_logged_training_loss_is_the_mean_over_predicted_tokens(tmp_path, to
     assert logged != pytest.approx(expected * 15 / 16, abs=1e-3)
 
 
+@pytest.mark.end_to_end
 def test_logs_count_tokens(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer)
     trainer.train()
@@ -103,6 +105,7 @@ def test_speed_after_a_resume_counts_the_updates_since(tmp_path, tokenizer):
     assert trainer._mark[1] == 100
 
 
+@pytest.mark.end_to_end
 def test_the_final_metrics_are_not_computed_twice(tmp_path, tokenizer, monkeypatch):
     trainer = make_trainer(tmp_path, tokenizer, eval_strategy="steps", eval_steps=2)
     trainer.train()
@@ -126,6 +129,7 @@ def test_named_sets_are_evaluated_each(tmp_path, tokenizer):
     assert metrics["eval_seen_loss"] != metrics["eval_new_loss"]
 
 
+@pytest.mark.end_to_end
 def test_weights_change_and_the_config_is_saved_with_its_cache_on(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}

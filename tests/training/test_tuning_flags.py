@@ -216,6 +216,7 @@ def opened(far, tokenizer, arguments, positions=64, **more):
     return open_examples(pair_args, arguments, tokenizer, config)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("flags", [(), ("--max_length", "None"), ("--max_length", "64")])
 def test_two_spellings_of_a_length_are_one_arm(parsed, far, tokenizer, flags):
     arguments = parsed(SftRunArguments, *flags)
