@@ -182,3 +182,51 @@ def test_a_circle_is_seen(back):
     sources = {"lm_trials.a": "from lm_trials.b import x", "lm_trials.b": "import lm_trials.c", "lm_trials.c": back}
     assert set(circle(import_graph(sources))) == sources.keys()
     assert circle(import_graph(sources | {"lm_trials.c": "import lm_trials.d"})) is None
+
+
+# What no file by its own name does: behaviours across modules, and folders or pages as a whole.
+BEHAVIOURS = {
+    "evaluation/test_document_leak.py",
+    "probing/test_probe_nulls.py",
+    "probing/test_subject_texts.py",
+    "protocols/test_set_commands.py",
+    "stories/test_seeded_maps.py",
+    "test_accelerate_configs.py",
+    "test_extending.py",
+    "test_published_commands.py",
+    "test_readme.py",
+    "test_structure.py",
+    "training/test_eos_is_trained.py",
+    "training/test_evaluate_first.py",
+    "training/test_killed_runs.py",
+    "training/test_packing_leak.py",
+    "training/test_same_examples.py",
+    "training/test_streaming_runs.py",
+    "training/test_tuning_exact.py",
+    "trials/test_tuning_arms.py",
+}
+
+
+def unplaced(tests: set[str]) -> set[str]:
+    """Return the test files that mirror neither a module nor a script and are no named behaviour."""
+    roots = (
+        PACKAGE,
+        REPOSITORY,
+    )  # tests/tokens/test_order.py is of lm_trials/tokens/order.py, tests/probes/ of probes/
+    modules = {name: Path(name).with_name(Path(name).name.removeprefix("test_")) for name in tests}
+    mirrored = {name for name, module in modules.items() if any((root / module).exists() for root in roots)}
+    return tests - mirrored - BEHAVIOURS
+
+
+def test_each_test_file_has_the_place_and_name_of_what_it_tests():
+    tests = Path(__file__).parent
+    found = {str(path.relative_to(tests)) for path in tests.rglob("test_*.py")}
+    assert unplaced(found) == set()
+    assert found >= BEHAVIOURS  # none is named that is gone
+    assert len(found - BEHAVIOURS) > 50
+
+
+def test_a_test_file_in_another_place_is_seen():
+    right, wrong = "tokens/test_order.py", "tokens/test_orders.py"
+    moved, below = "training/test_order.py", "tokens/streams/test_order.py"
+    assert unplaced({right, wrong, moved, below, "probes/test_lens.py"}) == {wrong, moved, below}

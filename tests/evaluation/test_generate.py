@@ -302,11 +302,13 @@ def test_what_cannot_be_written_is_one_line(flags, message, model, capsys):
     assert [line for line in error.splitlines() if "Loading" not in line][-1].startswith("error: ")
 
 
-def test_a_model_without_a_chat_template_knows_no_conversations(made, capsys):
+def test_a_model_without_a_chat_template_knows_no_conversations(tmp_path, capsys):
+    tiny_model("llama", vocab_size=330).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(SystemExit) as left:
-        write(made / "llama", "--mode", "chat", "--prompt", PROMPT)
+        write(tmp_path, "--mode", "chat", "--prompt", PROMPT)
     assert left.value.code == 2
-    assert f"{made / 'llama'} has no chat template, so it knows no conversations" in capsys.readouterr().err
+    assert f"{tmp_path} has no chat template, so it knows no conversations" in capsys.readouterr().err
 
 
 def test_another_models_tokenizer_is_refused(tmp_path, capsys):
