@@ -5,8 +5,10 @@ Not `multiprocessing`'s own fork server: a process has one of those, and the lib
 
 import functools
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import time
@@ -81,7 +83,13 @@ def _exit_code(number: int, seconds: float) -> int | None:
 def serve() -> None:
     """Import, and answer requests until there are no more."""
     import killed_runs  # noqa: F401
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
+    import lm_trials.training
+
+    # The scripts import these when they are called: 6 seconds for each process that did so after its fork.
+    for module in pkgutil.iter_modules(lm_trials.training.__path__, "lm_trials.training."):
+        importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # Trainer collects garbage at its start, a second of a run of two: these imports are none
     print(json.dumps("ready"), flush=True)
