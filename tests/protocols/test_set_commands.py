@@ -66,6 +66,7 @@ def test_a_set_without_a_name_gets_one_that_spells_the_protocol_out(data):
     assert (data / report["name"] / "manifest.json").is_file()
 
 
+@pytest.mark.end_to_end
 def test_the_ten_sets_are_made_by_one_command_and_made_once(data, capsys):
     argv = ["protocol_set", *flags(data)[1:]]
     reports = prepare_tinystories.main(argv)
@@ -170,6 +171,7 @@ def test_a_transform_alone_makes_a_set_and_the_reports_show_the_changed_story(da
     assert described == report
 
 
+@pytest.mark.end_to_end
 def test_all_sets_of_the_study_take_a_transform(data, capsys):
     argv = ["protocol_set", *flags(data)[1:], "--transform", "drop_labels:0.5"]
     reports = prepare_tinystories.main(argv)

@@ -154,6 +154,7 @@ def test_sets_with_transforms_are_the_rendered_texts_tokenised(tiny_data, tokeni
     assert [text.story for text in texts["plain"]] == [text.story for text in texts["labels"]]
 
 
+@pytest.mark.end_to_end
 @settings(deadline=None, max_examples=6)
 @example(["lose_words", "drop_labels:0.5"], None, None, 0, 5, 50)  # a quarter of the records lose their Words line
 @given(
