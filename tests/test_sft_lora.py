@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from refusals import error_line
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -374,11 +375,7 @@ def test_conversations_give_a_model_without_a_template_one(tune_flags, tmp_path)
 
 
 def refused(argv, capsys):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        sft_lora.main(argv)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return error_line(capsys, sft_lora.main, *argv)
 
 
 BAD = {

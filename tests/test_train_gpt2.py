@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import error_line
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,13 +25,7 @@ def losses(folder):
 
 
 def refusal(argv, capsys):
-    """Run, expect status 2, and return the one line on stderr."""
-    with pytest.raises(SystemExit) as left:
-        train_gpt2.main(argv)
-    assert left.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
+    return error_line(capsys, train_gpt2.main, *argv)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from refusals import usage_error as refusal
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
-from lm_trials.console import UsageError
 from lm_trials.models.reference import (
     ModelReference,
     checkpoints,
@@ -42,13 +42,6 @@ def adapter(saved, tmp_path):
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go.
 peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-def refusal(function, *args):
-    with pytest.raises(UsageError) as raised:
-        function(*args)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def logits(model):

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import error_line
 
 import prepare_tinystories
 from lm_trials.console import UsageError
@@ -76,11 +77,7 @@ def flags(folder, *more):
 
 
 def refused(argv, capsys):
-    with pytest.raises(SystemExit) as left:
-        prepare_tinystories.main(argv)
-    assert left.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+    return error_line(capsys, prepare_tinystories.main, *argv)
 
 
 def corpus_of(records, folder):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from refusals import error_line
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
 
@@ -71,13 +72,7 @@ def run(stories, out, *models, flags=()):
 
 
 def refused(capsys, argv):
-    with pytest.raises(SystemExit) as stopped:
-        feature_probe.main([str(word) for word in argv])
-    lines = capsys.readouterr().err.strip().splitlines()
-    told = [line for line in lines if line.startswith("error: ")]
-    assert stopped.value.code == 2
-    assert len(told) == 1
-    return told[0]
+    return error_line(capsys, feature_probe.main, *argv)
 
 
 def table(path):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from refusals import error_line
 from safetensors import safe_open
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
@@ -147,11 +148,7 @@ def test_a_lens_is_used_again_and_says_the_same(measured, tiny_base, tiny_data, 
 
 
 def refused(capsys, argv):
-    with pytest.raises(SystemExit) as left:
-        lens.main(argv)
-    assert left.value.code == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+    return error_line(capsys, lens.main, *argv)
 
 
 def test_a_lens_of_another_model_and_one_of_these_stories_are_refused(

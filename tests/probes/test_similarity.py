@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from refusals import error_line
 from small_models import with_lora
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,11 +100,7 @@ def run(tmp_path, *argv):
 
 
 def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as raised:
-        similarity.main(list(map(str, argv)))
-    assert raised.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    return line
+    return error_line(capsys, similarity.main, *argv)
 
 
 def test_a_planted_finding_is_told_with_its_tables_and_figures(

@@ -1,6 +1,7 @@
 """Where the parts of a decoder are, and what is said of layers and heads that it does not have."""
 
 import pytest
+from refusals import usage_error as refused
 from small_models import neox, opt, with_lora
 from tiny_models import KINDS, tiny_model
 from transformers import (
@@ -10,15 +11,7 @@ from transformers import (
     CTRLLMHeadModel,
 )
 
-from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import anatomy_of, check_sites
-
-
-def refused(function, *args):
-    with pytest.raises(UsageError) as raised:
-        function(*args)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from refusals import usage_error as refused
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel
@@ -32,13 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
 ]
-
-
-def refused(function, *args, **kwargs):
-    with pytest.raises(UsageError) as raised:
-        function(*args, **kwargs)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def found(*names, **flags):

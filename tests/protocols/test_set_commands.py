@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from refusals import error_line
 
 import prepare_tinystories
 from lm_trials.console import UsageError
@@ -39,11 +40,7 @@ def data(tiny_data, tmp_path):
 
 
 def refused(argv, capsys):
-    with pytest.raises(SystemExit) as left:
-        prepare_tinystories.main(argv)
-    assert left.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+    return error_line(capsys, prepare_tinystories.main, *argv)
 
 
 def test_the_command_makes_a_set_and_says_what_it_did(data, capsys):

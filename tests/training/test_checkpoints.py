@@ -5,6 +5,7 @@ import resource
 import shutil
 
 import pytest
+from refusals import error_line
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
@@ -28,12 +29,7 @@ def saved_run(train_flags, tmp_path):
 
 
 def refusal(argv, capsys):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        train_gpt2.main(argv)
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    return lines[-1]
+    return error_line(capsys, train_gpt2.main, *argv)
 
 
 def snapshot(folder):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from refusals import usage_error as refused
 from transformers import PretrainedConfig
 from trl import pack_dataset
 
@@ -110,13 +111,6 @@ def parsed(tmp_path):
         return parse_arguments(argv, (), "", full=lambda: kind)[0]
 
     return parse
-
-
-def refused(function, *args):
-    with pytest.raises(UsageError) as error:
-        function(*args)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("kind", [RunArguments, SftRunArguments])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from refusals import usage_error
 from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
@@ -25,10 +26,7 @@ def read(name, fits=everything, data_cache_dir="data", **given):
 
 
 def refused(name, **given):
-    with pytest.raises(UsageError) as raised:
-        read(name, **given)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    return usage_error(read, name, **given)
 
 
 def write(path, rows):
