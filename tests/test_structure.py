@@ -187,6 +187,7 @@ def test_a_circle_is_seen(back):
 # What no file by its own name does: behaviours across modules, and folders or pages as a whole.
 BEHAVIOURS = {
     "evaluation/test_document_leak.py",
+    "models/test_families.py",
     "probing/test_probe_nulls.py",
     "probing/test_subject_texts.py",
     "protocols/test_set_commands.py",

@@ -18,12 +18,21 @@ from lm_trials.training.trainer import StoryTrainer
 SAVED = ("--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where the run of `saved_run` is kept once it was trained."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def saved_run(train_flags, tmp_path):
+def saved_run(train_flags, tmp_path, trained):
     """A finished run with checkpoints 2, 4 and 6, as if it had been killed after the last of them."""
-    argv = train_flags("run", *SAVED)
-    train_gpt2.main(argv)
-    folder = tmp_path / "run"
+    argv, folder = train_flags("run", *SAVED), tmp_path / "run"
+    if trained.exists():
+        shutil.copytree(trained, folder)
+    else:
+        train_gpt2.main(argv)
+        shutil.copytree(folder, trained)
     (folder / "finished.json").unlink()
     return argv, folder
 
