@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_trials.console import UsageError, note, progress, script
+from lm_trials.console import UsageError, note, script
 from lm_trials.evaluation.constraint_flags import ConstraintArguments, check_arguments
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.flags import parse_arguments
@@ -126,22 +126,20 @@ def write_for(
             f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts have more than {longest:,} tokens and are left out"
         )
     limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(len(prompts[place]) for place in fits))
-    order = sorted(fits, key=lambda place: len(prompts[place]))
-    batches = [(seed, order[at : at + batch_size]) for seed in seeds for at in range(0, len(order), batch_size)]
-    written: dict[tuple[int, int], list[int]] = {}
-    total = len(fits) * len(seeds)
-    for seed, batch in progress(batches, f"{Path(teller.name).name} writes", "stories", total, lambda b: len(b[1])):
-        ids = teller.write(
-            [prompts[place] for place in batch],
-            [tasks[place].record_id for place in batch],
+    by_seed = [
+        teller.write(
+            [prompts[place] for place in fits],
+            [tasks[place].record_id for place in fits],
             limit,
             dataclasses.replace(sampling, seed=seed),
             batch_size,
+            by_length=True,
+            description=f"{Path(teller.name).name} writes",
         )
-        written |= {(place, seed): story for place, story in zip(batch, ids, strict=True)}
+        for seed in seeds
+    ]
     stories_PS = []
-    for place in fits:
-        ids_S = [written[place, seed] for seed in seeds]
+    for ids_S in zip(*by_seed, strict=True):
         texts = [teller.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ids_S]
         stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
     return Written(teller.name, teller.seed, teller.mode, [tasks[place] for place in fits], stories_PS, limit)

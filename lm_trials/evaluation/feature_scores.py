@@ -6,14 +6,14 @@ Exact on the generated language, whose detectors have precision and recall of 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, progress
+from lm_trials.console import UsageError
 from lm_trials.estimates import bootstrap_mean, proportion
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.inflections import StoryWords
@@ -77,7 +77,7 @@ def write_generations(
     seed: int = 0,
     description: str | None = None,
 ) -> list[Generation]:
-    """Let a model write a story for each prompt; prompts of like length together, results in the order given.
+    """Let a model write a story for each prompt; what is drawn depends on the seed and the record's id.
 
     Raises:
         UsageError: if a prompt leaves no room within the model's positions.
@@ -87,30 +87,21 @@ def write_generations(
     longest, positions = max(map(len, prompts)), positions_of(model)
     if positions is not None and longest >= positions:
         raise UsageError(f"a prompt of {longest} tokens leaves no room within the model's {positions} positions")
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    batches: Iterable[list[int]] = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
-    if description:
-        batches = progress(batches, description, "stories", len(order), size=len)
-    written: dict[int, list[int]] = {}
-    for number, batch in enumerate(batches):
-        # Prompts of a batch are of like length, so the longest of all shortens the stories of its own batch alone.
-        left = max_new_tokens if positions is None else positions - max(len(prompts[place]) for place in batch)
-        ids = write_stories(
-            model, tokenizer, [prompts[place] for place in batch], max_new_tokens=min(max_new_tokens, left),
-            temperature=temperature, seed=seed + number, batch_size=BATCH, ended=next_example_begins,
-        )  # fmt: skip
-        written |= dict(zip(batch, ids, strict=True))
+    written = write_stories(
+        model, tokenizer, prompts, [max_new_tokens] * len(prompts), temperature, seed=seed, batch_size=BATCH,
+        ended=next_example_begins, keys=[text.record_id for text in texts], by_length=True, description=description,
+    )  # fmt: skip
     return [
         Generation(
             text.record_id,
-            tokenizer.decode(prompts[place]),
+            tokenizer.decode(prompt),
             text.prompt,
-            cut_story(tokenizer.decode(written[place], skip_special_tokens=True)),
+            cut_story(tokenizer.decode(story, skip_special_tokens=True)),
             text.story,
             tuple(text.features),
             tuple(text.words),
         )
-        for place, text in enumerate(texts)
+        for text, prompt, story in zip(texts, prompts, written, strict=True)
     ]
 
 

@@ -180,7 +180,7 @@ def rows_of(kind, bare=False):
 class Scripted(Storyteller):
     """A storyteller that says what it is told to say to each key."""
 
-    def write(self, prompts, keys, max_new_tokens, sampling, batch_size=16):
+    def write(self, prompts, keys, max_new_tokens, sampling, batch_size=16, **options):
         return [self.tokenizer.encode(script[key], add_special_tokens=False)[:max_new_tokens] for key in keys]
 
 
