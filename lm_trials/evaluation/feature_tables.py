@@ -16,7 +16,7 @@ from lm_trials.data.datasets import Selection
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.feature_scores import score_features, write_generations
 from lm_trials.evaluation.flags import EvaluationArguments
-from lm_trials.files import write_csv, write_json
+from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.stories.records import FEATURES
 
 ENOUGH = 256
@@ -51,10 +51,10 @@ def score_set(
     )  # fmt: skip
     shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
     rows = [{**shared, **row} for row in score_features(generations, args.seed)]
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "feature_scores.csv", rows)
     write_json(folder / "feature_scores.json", {"temperature": temperature, "rows": rows})
-    pq.write_table(pa.Table.from_pylist([asdict(g) for g in generations]), folder / "generations.parquet")
+    stories = pa.Table.from_pylist([asdict(g) for g in generations])
+    write_file(folder / "generations.parquet", lambda place: pq.write_table(stories, place))
     few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
     if few:
         note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError
-from lm_trials.files import file_sums, finished_folder
+from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.pairs.layouts import (
     Example,
     Layout,
@@ -114,7 +114,7 @@ def make_examples(
             )
         save_splits(unfinished, unfinished)
         manifest = {**made_from, "counts": counts, "files": file_sums(unfinished)}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(unfinished / MANIFEST, manifest)
     return place
 
 
