@@ -23,9 +23,13 @@ from transformers import PretrainedConfig, TrainingArguments
 from lm_trials.console import UsageError, note
 from lm_trials.files import flat, write_file
 from lm_trials.models.reference import RUN_FILE, read_run
-from lm_trials.run_fields import RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_to_go_on
+from lm_trials.run_fields import names_to_go_on
 from lm_trials.training.plan import Plan
 
+# Computing activations twice changes no bit, since dropout is drawn again from the same state.  With arguments of its
+# own (preserve_rng_state) it may.
+RECOMPUTATION = frozenset({"activation_checkpointing", "gradient_checkpointing"})
+RECOMPUTATION_ARGUMENTS = "activation_checkpointing_kwargs"
 REPLICATE = frozenset({"seed", "data_seed"})
 LOGISTICS = frozenset(
     {
