@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lm_trials.console import note, show_facts, show_table
 from lm_trials.evaluation.constraint_flags import ConstraintArguments
 from lm_trials.evaluation.constraint_scores import LISTENING, OTHERS, RECORDS, WRITTEN, Written
-from lm_trials.evaluation.coverage import Coverage, names_words
+from lm_trials.evaluation.constraint_tasks import Coverage, names_words
 from lm_trials.files import write_csv, write_file, write_json
 
 SCORES, STORIES, COVERAGE, JUDGE, SETTINGS = (
