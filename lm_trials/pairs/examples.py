@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,13 +145,9 @@ def _write(
 def _examples(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Iterator[tuple[str, Example]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield from tokenised(batch, tokenizer, layout)
-            batch = []
-    yield from tokenised(batch, tokenizer, layout)
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH)):
+        yield from tokenised(batch, tokenizer, layout)
 
 
 def tokenised(
