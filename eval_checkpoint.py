@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         show_results,
     )
     from lm_trials.evaluation.continuations import score_continuations
-    from lm_trials.evaluation.feature_tables import check_prompts, score_set
+    from lm_trials.evaluation.feature_scores import check_prompts, score_set
     from lm_trials.evaluation.matrix import evaluation_matrix, show_matrix, write_matrix
     from lm_trials.evaluation.results import write_results
     from lm_trials.models.reference import load_model

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,59 @@ from typing import Any
 from lm_trials.console import UsageError
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as JSON, whole or not at all; what is not finite (an interval that does not exist) is null."""
-    _write_whole(path, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
+def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced: bool = False) -> Path:
+    """Write a file atomically, its folder too where it is missing; returns its path.
+
+    Args:
+        content: a text (UTF-8, line ends as they are), bytes, or what writes to the path that it is given.
+        synced: wait until the file is on the disk, so that it survives a machine that stops.
+
+    Raises:
+        OSError: where it cannot be written; a file that was there before stays as it was.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "tables" / "words.txt"
+    >>> write_file(path, "one day").read_bytes(), write_file(path, lambda place: place.write_text("a cat")).read_text()
+    (b'one day', 'a cat')
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        if callable(content):
+            content(unfinished)
+        else:
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+        if synced:
+            to_disk(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    if synced:
+        to_disk(path.parent)
+    return path
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, values: Mapping[str, Any], synced: bool = False) -> None:
+    """Write values as JSON, atomically; what is not finite (an interval that does not exist) is null."""
+    write_file(path, json.dumps(finite(values), indent=2, allow_nan=False) + "\n", synced)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a CSV file, whole or not at all; what a row lacks, or what is not finite, is an empty cell."""
+    """Write rows as a CSV file, atomically; what a row lacks, or what is not finite, is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(finite(row) for row in rows)
-    _write_whole(path, text.getvalue())
+    write_file(path, text.getvalue())
 
 
 def finite(value: Any) -> Any:
@@ -43,13 +84,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8", newline="")
-    unfinished.replace(path)
 
 
 def read_object(path: Path) -> dict[str, Any]:

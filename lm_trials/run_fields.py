@@ -35,10 +35,6 @@ NAMES_OF = {
 }
 # `versions` says the last of these already, the others follow from where the weights came from.
 BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
-# Computing activations twice changes no bit, since dropout is drawn again from the same state.  With arguments of its
-# own (preserve_rng_state) it may.
-RECOMPUTATION = frozenset({"activation_checkpointing", "gradient_checkpointing"})
-RECOMPUTATION_ARGUMENTS = "activation_checkpointing_kwargs"
 # What a run that goes on may be called otherwise.  A stream and a prepared corpus of one source are one arm, and yet
 # neither goes on from the other's checkpoint, so that `data.source_fingerprint` is none of them.
 _TO_GO_ON = {
@@ -69,6 +65,4 @@ def names_to_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str
     """
     same = (key for key in _TO_GO_ON if before.get(key) is not None and before[key] == now.get(key))
     names = {name for key in same for name in _TO_GO_ON[key]}
-    # The outcome of older runs has these; `versions` has the last.
-    no_outcome = {name for name in RECOMPUTATION if name not in before or name not in now}
-    return names | no_outcome | {"model.transformers_version"}
+    return names | {"model.transformers_version"}  # `versions` has it, and other code is told

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_trials.files import damaged, file_sums
+from lm_trials.files import damaged, file_sums, write_file
 
 
 def write(folder, files):
@@ -66,3 +66,17 @@ def test_any_one_changed_byte_is_seen(tmp_path_factory, content, data):
     other = data.draw(st.integers(0, 255).filter(lambda value: value != content[at]))
     (folder / "file").write_bytes(content[:at] + bytes([other]) + content[at + 1 :])
     assert damaged(folder, sums) == ["file has other content than when it was written (sha256)"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    def half(place):
+        place.write_text("tw")
+        raise OSError("no room")
+
+    place = write_file(tmp_path / "tables" / "a.csv", "one", synced=True)
+    with pytest.raises(OSError, match="no room"):
+        write_file(place, half)
+    assert place.read_text() == "one"
+    assert [path.name for path in place.parent.iterdir()] == ["a.csv"]
+    assert write_file(place, lambda unfinished: unfinished.write_text("two")).read_text() == "two"
+    assert write_file(place, b"three").read_text() == "three"

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from lm_trials.console import UsageError, note
 from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, proportion
-from lm_trials.evaluation.constraint_tasks import Task
+from lm_trials.evaluation.constraint_tasks import Coverage, Task, task_prompts
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
+from lm_trials.evaluation.sampling import Sampling
+from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.stories.records import FEATURES
 
 WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
@@ -31,6 +35,7 @@ UNITS = {
 }
 # Other prompts that a story is judged against; more make the control more exact, down to the prompts' own variation.
 NUM_OTHERS = 10
+LONGEST_STORY = 400
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,57 @@ def judged(texts: Sequence[str], judge: Judge, ended: Iterable[bool | None]) -> 
     """Take stories apart and let a judge say which features they have."""
     features = judge.features(texts)
     return [Story(t, StoryWords(t), has, end) for t, has, end in zip(texts, features, ended, strict=True)]
+
+
+def write_for(
+    teller: Storyteller,
+    tasks: list[Task],
+    judge: Judge,
+    sampling: Sampling,
+    seeds: list[int],
+    max_new_tokens: int | None = None,
+    batch_size: int = 16,
+) -> Written:
+    """Let a model write a story for each task and each seed.
+
+    All stories have the same limit of tokens.  Prompts that leave no room for it, or where none is given take more
+    than half of the positions, are left out, and how many is said.
+
+    Raises:
+        UsageError: where no prompt is left.
+    """
+
+    prompts = task_prompts(teller, tasks)
+    longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
+    fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
+    if not fits:
+        shortest = min(map(len, prompts))
+        raise UsageError(
+            f"the shortest of {len(prompts)} prompts has {shortest:,} tokens, and the {teller.positions:,} positions "
+            f"of {teller.name} have room for {max(longest, 0):,}; give a smaller --max_new_tokens or shorter prompts"
+        )
+    if len(fits) < len(tasks):
+        note(
+            f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts have more than {longest:,} tokens and are left out"
+        )
+    limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(len(prompts[place]) for place in fits))
+    by_seed = [
+        teller.write(
+            [prompts[place] for place in fits],
+            [tasks[place].record_id for place in fits],
+            limit,
+            replace(sampling, seed=seed),
+            batch_size,
+            by_length=True,
+            description=f"{Path(teller.name).name} writes",
+        )
+        for seed in seeds
+    ]
+    stories_PS = []
+    for ids_S in zip(*by_seed, strict=True):
+        texts = [teller.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ids_S]
+        stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
+    return Written(teller.name, teller.seed, teller.mode, [tasks[place] for place in fits], stories_PS, limit)
 
 
 def story_values(tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str]) -> dict[str, Any]:
@@ -229,3 +285,24 @@ def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
         estimate = Estimate(float(values.mean()), lower, upper, rows[0]["n"], rows[0]["unit"])
         arm.append({"judged": what, "slice": name, "metric": metric, **estimate.row(), "models": len(values)})
     return arm
+
+
+def score(written: list[Written], judge: Judge, coverage: Coverage | None, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of the table: each model's, of several their arm's, and the records' own."""
+
+    rows, of_models = [], []
+    for one in written:
+        groups = _groups(coverage, one.tasks)
+        scored = score_rows(one.tasks, one.stories_PS, judge.known, groups, seed)
+        of_models.append(scored)
+        rows += [{"row": "model", "model": one.model, "seed": one.seed, "models": 1, **row} for row in scored]
+    if len(written) > 1:
+        rows += [{"row": "arm", "model": f"mean of {len(written)} models", **row} for row in arm_rows(of_models)]
+    shared = max(written, key=lambda one: len(one.tasks)).tasks
+    own = record_rows(shared, judge, _groups(coverage, shared), seed)
+    return rows + [{"row": "records", "model": "records' own stories", **row} for row in own]
+
+
+def _groups(coverage: Coverage | None, tasks: list[Task]) -> dict[str, Any]:
+    """Return the coverage's groups of the tasks that fitted a model."""
+    return coverage.groups_of(tasks) if coverage else {}

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from lm_trials.console import note, show_facts, show_table
 from lm_trials.evaluation.constraint_flags import ConstraintArguments
 from lm_trials.evaluation.constraint_scores import LISTENING, OTHERS, RECORDS, WRITTEN, Written
-from lm_trials.evaluation.coverage import Coverage, names_words
-from lm_trials.files import write_csv, write_json
+from lm_trials.evaluation.constraint_tasks import Coverage, names_words
+from lm_trials.files import write_csv, write_file, write_json
 
 SCORES, STORIES, COVERAGE, JUDGE, SETTINGS = (
     "constraint_scores.csv",
@@ -63,10 +63,8 @@ class ConstraintResult:
 
 def write_result(result: ConstraintResult, folder: Path, arguments: Mapping[str, Any]) -> None:
     """Write all tables, each whole or not at all; those of an earlier run with other flags do not stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{STORIES}.unfinished"
-    pq.write_table(pa.Table.from_pylist(_stories(result), schema=STORY_SCHEMA), unfinished)
-    unfinished.replace(folder / STORIES)
+    stories = pa.Table.from_pylist(_stories(result), schema=STORY_SCHEMA)
+    write_file(folder / STORIES, lambda place: pq.write_table(stories, place))
     for name, rows in ((COVERAGE, result.coverage.rows if result.coverage else []), (JUDGE, result.quality)):
         if rows:
             write_csv(folder / name, rows)

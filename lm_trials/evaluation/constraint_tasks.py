@@ -1,14 +1,25 @@
-"""Constraint tasks: prompts that ask for a story with certain words and features, of records or of a file."""
+"""Constraint tasks: prompts that ask for a story with certain words and features, and how training data covers them.
+
+A model cannot write of robots that it has never read of; scores are split by how often the words of a prompt occur in
+the data that it was trained on, so that this is not taken for not listening.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, did_you_mean
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lm_trials.console import UsageError, did_you_mean, progress
 from lm_trials.data.datasets import open_prepared
+from lm_trials.evaluation.inflections import StoryWords, forms_of, words_of
 from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.flags import read_yaml
 from lm_trials.pairs.layouts import Message
@@ -102,3 +113,174 @@ def task_prompts(teller: Storyteller, tasks: Sequence[Task]) -> list[list[int]]:
     if teller.mode != "chat":
         return teller.prompts([task.prompt for task in tasks])
     return [teller.conversation([*task.before, {"role": "user", "content": task.prompt}]) for task in tasks]
+
+
+BATCH = 10_000
+GROUPS = ("unseen", "rare", "common")
+# Words that say nothing of what a text is about, and those that ask for a story.
+FUNCTION = """
+a about above after again against all also always am an and another any anybody anyone anything are around as at
+away back be because been before behind being below beside between both but by can cannot could d did do does
+doing done don down during each either else enough even ever every everyone everything few for from get go got had
+has have having he her here hers herself him himself his how i if in inside instead into is it its itself just let
+like ll m made make many may maybe me might mine more most much must my myself near neither never next no nobody
+none nor not nothing now of off often on once one only onto or other our ours out outside over own please quite re
+really s said same say she should since so some somebody someone something sometimes soon still such t take than
+that the their theirs them themselves then there these they thing things this those through to together too
+toward under until up upon us use used very was way we well went were what when where which while who whom whose
+why will with without would yet you your yours yourself yourselves
+write tell story stories short simple words word possible using following least contain contains include should
+verb noun adjective feature features summary sentence time day
+"""
+FUNCTION_WORDS = frozenset(FUNCTION.split())
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """How often each word, as it is written, occurs in a data set's train split.
+
+    >>> counts = WordCounts("tiny", Counter({"took": 3, "take": 1, "ice": 2, "cream": 1}), total=10)
+    >>> counts.count("take"), counts.count("ice-cream"), counts.count("robot"), counts.per_million(4)
+    (4, 1, 0, 400000.0)
+    >>> counts.count("taking"), counts.count("taking", inflected=True)
+    (0, 4)
+    """
+
+    name: str
+    counts: Counter[str]
+    total: int
+
+    def count(self, word: str, inflected: bool = False) -> int:
+        """Return how often a word occurs in any form; of several parts, how often the rarest does, which is a bound.
+
+        Args:
+            inflected: whether the word may be a form itself, as those of a running text are.
+        """
+        return min((self._count(part, inflected) for part in words_of(word)), default=0)
+
+    def _count(self, word: str, inflected: bool) -> int:
+        bases = self._bases.get(word, []) if inflected else []
+        return sum(self.counts[form] for form in frozenset().union(*map(forms_of, [word, *bases])))
+
+    @cached_property
+    def _bases(self) -> dict[str, list[str]]:
+        """The words that a form may be of, among those that occur."""
+        found: dict[str, list[str]] = {}
+        for word in self.counts:
+            for form in forms_of(word):
+                found.setdefault(form, []).append(word)
+        return found
+
+    def per_million(self, count: int) -> float:
+        """Return a count as one in a million words."""
+        return 1e6 * count / self.total if self.total else 0.0
+
+
+def content_words(text: str) -> list[str]:
+    """Return what a text is about: its different words without function words and numbers, in their order.
+
+    >>> content_words("Write a story about a robot walking his dog.")
+    ['robot', 'walking', 'dog']
+    """
+    return list(dict.fromkeys(w for w in words_of(text) if len(w) > 1 and w.isalpha() and w not in FUNCTION_WORDS))
+
+
+def count_words(texts: Iterable[Sequence[str]]) -> tuple[Counter[str], int]:
+    """Count the words of batches of texts, as `inflections.words_of` takes them apart.
+
+    >>> count_words([["The cat.", "A cat's hat"]])[0]["cat"]
+    2
+    """
+    counts: Counter[str] = Counter()
+    for batch in texts:
+        lowered = pc.utf8_lower(pa.array(batch, type=pa.string()))
+        words = pc.split_pattern_regex(lowered, pattern=r"[^\pL\pM\pN]+").flatten()
+        for entry in words.value_counts():
+            counts[entry["values"].as_py()] += entry["counts"].as_py()
+    del counts[""]
+    return counts, sum(counts.values())
+
+
+def training_words(name: str, data_cache_dir: Path) -> WordCounts:
+    """Count the words of the stories of a prepared data set's train split; of pairs those of what answers the prompts.
+
+    Raises:
+        UsageError: for a name that is no prepared corpus, set or data set of pairs.
+    """
+    texts, total = open_prepared(name, data_cache_dir, "coverage").train_texts()
+    batches = progress(texts, f"counting the words of {name}", "stories", total, size=len)
+    return WordCounts(name, *count_words(batches))
+
+
+def task_words(task: Task) -> list[str]:
+    """Return the words that a task is about: those required where the prompt names them, else those of the prompt.
+
+    >>> task_words(Task("a", 'The story should use the verb "take".', ("take",)))
+    ['take']
+    >>> task_words(Task("a", "Write a story of a robot and a dog.", ("take",)))
+    ['robot', 'dog']
+    """
+    if task.words and names_words(task):
+        return sorted(set(task.words))
+    return content_words(task.prompt)
+
+
+def names_words(task: Task) -> bool:
+    """Say whether a task's prompt names all words that its story is to have; one made from a summary need not."""
+    return StoryWords(task.prompt).share_used(task.words) == 1
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well a training set covers tasks.
+
+    Attributes:
+        name: of the training set.
+        rows: of word, prompts, count, per_million; the rarest first.
+        rarest: how often the rarest word of each task occurs, by its record; tasks without such words are not in it.
+        median: of those counts above 0.
+    """
+
+    name: str
+    rows: list[dict[str, Any]]
+    rarest: dict[str, int]
+    median: float
+
+    @property
+    def unseen(self) -> list[str]:
+        """The words that never occur."""
+        return [row["word"] for row in self.rows if not row["count"]]
+
+    def group(self, task: Task) -> str | None:
+        """Return what a task's rarest word is: unseen, rare (up to the median) or common; None for no word."""
+        count = self.rarest.get(task.record_id)
+        if count is None:
+            return None
+        return "unseen" if not count else "rare" if count <= self.median else "common"
+
+    def groups_of(self, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+        """Return for each group that has some the (P,) tasks in it."""
+        groups = [self.group(task) for task in tasks]
+        found = {name: np.array([group == name for group in groups]) for name in GROUPS}
+        return {name: has_P for name, has_P in found.items() if has_P.any()}
+
+
+def coverage_of(tasks: Sequence[Task], counts: WordCounts) -> Coverage:
+    """Count the words of tasks in a training set.
+
+    >>> tasks = [Task("a", "A cat.", ("cat",)), Task("b", "A robot.", ("robot",)), Task("c", "A dog.", ("dog",))]
+    >>> coverage = coverage_of(tasks, WordCounts("tiny", Counter(cat=9, dog=2), 1000))
+    >>> coverage.unseen, coverage.median, [coverage.group(task) for task in tasks]
+    (['robot'], 5.5, ['common', 'unseen', 'rare'])
+    """
+    words = {task.record_id: task_words(task) for task in tasks}
+    prompts = Counter(word for of in words.values() for word in of)
+    required = {word for task in tasks for word in task.words}
+    count = {word: counts.count(word, inflected=word not in required) for word in prompts}
+    rows = [
+        {"word": word, "prompts": prompts[word], "count": count[word], "per_million": counts.per_million(count[word])}
+        for word in sorted(prompts, key=lambda word: (count[word], word))
+    ]
+    rarest = {name: min(count[word] for word in of) for name, of in words.items() if of}
+    seen = [number for number in rarest.values() if number]
+    return Coverage(counts.name, rows, rarest, float(np.median(seen)) if seen else 0.0)

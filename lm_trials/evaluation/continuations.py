@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import note, progress, show_facts
+from lm_trials.console import note, show_facts
 from lm_trials.data.datasets import Selection
 from lm_trials.estimates import bootstrap_mean
 from lm_trials.evaluation.checkpoints import Candidate, slug
@@ -77,7 +77,7 @@ def score_continuations(
     if not chosen:
         note(f"note: --generate {args.generate}: no story of {dataset.name} fits the model's {window} positions")
         return []
-    stories = _written(model, tokenizer, bos, chosen, window, args)
+    stories = _written(model, tokenizer, bos, chosen, args)
     scores = ContinuationOverlap().compute(
         predictions=[story["continuation"] for story in stories], references=[story["reference"] for story in stories]
     )
@@ -128,36 +128,27 @@ def _written(
     tokenizer: PreTrainedTokenizerBase,
     bos: list[int],
     chosen: list[tuple[str, list[int], list[int]]],
-    window: int,
     args: EvaluationArguments,
 ) -> list[dict[str, Any]]:
-    """Let the model continue each story, those of like length together, and decode in the order given."""
-    order = sorted(range(len(chosen)), key=lambda place: len(chosen[place][2]))
-    size = GENERATION_BATCH  # a constant: sampled stories depend on it
-    batches = [order[at : at + size] for at in range(0, len(order), size)]
-    continued: dict[int, list[int]] = {}
-    for number, batch in enumerate(progress(batches, "writing", "batches", len(batches))):
-        longest = max(len(chosen[place][2]) for place in batch)
-        prompts = [bos + chosen[place][1] for place in batch]
-        # A batch stops at its longest story's room, each story at its own.
-        room = min(_room(longest), window - max(map(len, prompts)))
-        written = write_stories(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=room,
-            temperature=args.temperature or 0.0,
-            seed=args.seed + number,  # else the stories of every batch would share their draws
-            batch_size=size,
-        )
-        for place, ids in zip(batch, written, strict=True):
-            continued[place] = ids[: _room(len(chosen[place][2]))]
+    """Let the model continue each story; what is drawn depends on the seed and the record's id."""
+    continued = write_stories(
+        model,
+        tokenizer,
+        [bos + prompt for _, prompt, _ in chosen],
+        [_room(len(reference)) for _, _, reference in chosen],
+        temperature=args.temperature or 0.0,
+        seed=args.seed,
+        batch_size=GENERATION_BATCH,
+        keys=[record_id for record_id, *_ in chosen],
+        by_length=True,
+        description="writing",
+    )
     return [
         {
             "record_id": record_id,
             "prompt": tokenizer.decode(prompt),
-            "continuation": tokenizer.decode(continued[place]),
+            "continuation": tokenizer.decode(ids),
             "reference": tokenizer.decode(reference),
         }
-        for place, (record_id, prompt, reference) in enumerate(chosen)
+        for ids, (record_id, prompt, reference) in zip(continued, chosen, strict=True)
     ]

@@ -24,6 +24,7 @@ from lm_trials.evaluation.losses import (
     token_losses,
 )
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable, write_results
+from lm_trials.evaluation.summary import metrics_of
 from lm_trials.pairs.examples import ExampleStore
 
 KINDS = ("completion", "unmasked")
@@ -104,12 +105,7 @@ def loss_metrics(sums_NK: np.ndarray, trained_on: str, prefix: str = "eval") -> 
     metrics: dict[str, float] = {}
     estimates = loss_estimates(sums_NK)
     for name, kind in ((prefix, trained_on), *((f"{prefix}_{kind}", kind) for kind in KINDS)):
-        for metric, estimate in estimates[kind].items():
-            metrics[f"{name}_{metric}"] = estimate.estimate
-            metrics[f"{name}_{metric}_lower"] = estimate.lower
-            metrics[f"{name}_{metric}_upper"] = estimate.upper
-        metrics[f"{name}_samples"] = estimate.n
-        metrics[f"{name}_tokens"] = int(sums_NK[:, 1 if kind == "completion" else 4].sum())
+        metrics |= metrics_of(estimates[kind], int(sums_NK[:, 1 if kind == "completion" else 4].sum()), name)
     return metrics
 
 

@@ -6,17 +6,24 @@ Exact on the generated language, whose detectors have precision and recall of 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, progress
+from lm_trials.console import UsageError, note, show_table
+from lm_trials.data.datasets import Selection
 from lm_trials.estimates import bootstrap_mean, proportion
+from lm_trials.evaluation.checkpoints import Candidate
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.inflections import StoryWords
+from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.models.reference import positions_of
 from lm_trials.protocols.protocols import LINES
 from lm_trials.protocols.set_texts import SetText
@@ -77,7 +84,7 @@ def write_generations(
     seed: int = 0,
     description: str | None = None,
 ) -> list[Generation]:
-    """Let a model write a story for each prompt; prompts of like length together, results in the order given.
+    """Let a model write a story for each prompt; what is drawn depends on the seed and the record's id.
 
     Raises:
         UsageError: if a prompt leaves no room within the model's positions.
@@ -87,30 +94,21 @@ def write_generations(
     longest, positions = max(map(len, prompts)), positions_of(model)
     if positions is not None and longest >= positions:
         raise UsageError(f"a prompt of {longest} tokens leaves no room within the model's {positions} positions")
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    batches: Iterable[list[int]] = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
-    if description:
-        batches = progress(batches, description, "stories", len(order), size=len)
-    written: dict[int, list[int]] = {}
-    for number, batch in enumerate(batches):
-        # Prompts of a batch are of like length, so the longest of all shortens the stories of its own batch alone.
-        left = max_new_tokens if positions is None else positions - max(len(prompts[place]) for place in batch)
-        ids = write_stories(
-            model, tokenizer, [prompts[place] for place in batch], max_new_tokens=min(max_new_tokens, left),
-            temperature=temperature, seed=seed + number, batch_size=BATCH, ended=next_example_begins,
-        )  # fmt: skip
-        written |= dict(zip(batch, ids, strict=True))
+    written = write_stories(
+        model, tokenizer, prompts, [max_new_tokens] * len(prompts), temperature, seed=seed, batch_size=BATCH,
+        ended=next_example_begins, keys=[text.record_id for text in texts], by_length=True, description=description,
+    )  # fmt: skip
     return [
         Generation(
             text.record_id,
-            tokenizer.decode(prompts[place]),
+            tokenizer.decode(prompt),
             text.prompt,
-            cut_story(tokenizer.decode(written[place], skip_special_tokens=True)),
+            cut_story(tokenizer.decode(story, skip_special_tokens=True)),
             text.story,
             tuple(text.features),
             tuple(text.words),
         )
-        for place, text in enumerate(texts)
+        for text, prompt, story in zip(texts, prompts, written, strict=True)
     ]
 
 
@@ -144,3 +142,69 @@ def words_used(generation: Generation) -> float:
     0.333
     """
     return StoryWords(generation.generation).share_used(generation.words) or 0.0
+
+
+ENOUGH = 256
+
+
+def check_prompts(datasets: Sequence[Selection], args: EvaluationArguments) -> None:
+    """Check that `--score_features` has prompts, before anything is evaluated.
+
+    Raises:
+        UsageError: for a data set without prompts.
+    """
+    for dataset in datasets if args.score_features else ():
+        dataset.prompts(1)
+
+
+def score_set(
+    model: PreTrainedModel, candidate: Candidate, dataset: Selection, folder: Path, args: EvaluationArguments
+) -> list[dict[str, Any]]:
+    """Let the model write for a set's prompts and score the features; writes the stories and two tables.
+
+    Returns:
+        Rows of model, step, seed, dataset, slice, metric, estimate, lower, upper, n, unit.
+    """
+    texts = dataset.prompts(args.num_generations)
+    if len(texts) < args.num_generations:
+        note(f"note: {dataset.name} has {len(texts)} stories, fewer than --num_generations {args.num_generations}")
+    temperature = 1.0 if args.temperature is None else args.temperature
+    reference = candidate.reference
+    generations = write_generations(
+        model, candidate.tokenizer, texts, args.max_new_tokens, temperature, args.seed,
+        description=f"{Path(reference.path).name} writes for {dataset.name}",
+    )  # fmt: skip
+    shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
+    rows = [{**shared, **row} for row in score_features(generations, args.seed)]
+    write_csv(folder / "feature_scores.csv", rows)
+    write_json(folder / "feature_scores.json", {"temperature": temperature, "rows": rows})
+    stories = pa.Table.from_pylist([asdict(g) for g in generations])
+    write_file(folder / "generations.parquet", lambda place: pq.write_table(stories, place))
+    few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
+    if few:
+        note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")
+    show_scores(f"{Path(reference.path).name} writes for {dataset.name}", rows)
+    note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
+    return rows
+
+
+def show_scores(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print the share of stories with each feature, asked for and not asked for."""
+    found = {row["slice"]: row for row in rows}
+    cells = []
+    for feature in FEATURES:
+        cells.append([feature, *(_shown(found.get(f"asked{sign}{feature}")) for sign in ("=", "!="))])
+    if "all" in found:
+        cells.append(["words used", _shown(found["all"]), ""])
+    show_table(
+        title,
+        ["feature", "share of stories,\nasked for", "share of stories,\nnot asked for"],
+        cells,
+        "[95 % interval over stories], n = stories",
+    )
+
+
+def _shown(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "no such prompt"
+    return f"{row['estimate']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}] n={row['n']}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -22,28 +22,20 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, progress
 from lm_trials.evaluation.losses import quiet
+from lm_trials.models.reference import positions_of
 from lm_trials.tokens.stores import document_marks
 
 # Tokens that an end is looked for in; the longest label, spelled byte by byte, takes 10.
 TAIL = 16
 
 
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch for the block alone; the training that goes on afterwards draws what it would have drawn."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
 def write_stories(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    max_new_tokens: int = 200,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int] = 200,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -53,43 +45,61 @@ def write_stories(
     keys: Sequence[str] | None = None,
     more_ends: Collection[int] = (),
     streamer: BaseStreamer | None = None,
+    by_length: bool = False,
+    description: str | None = None,
 ) -> list[list[int]]:
     """Continue each prompt and return the new tokens, up to and without the end of the story.
 
     Prompts of different lengths are padded on the left, under an attention mask.  A story ends at EOS or at the BOS
-    that opens the next one, whichever the model was trained to write.
+    that opens the next one, whichever the model was trained to write.  What is drawn for a story depends on the seed
+    and its key alone, and nothing is drawn from torch's own random state.
 
     Args:
         prompts: token ids, each opened by the tokenizer's BOS (`tokens.document_marks`).
+        max_new_tokens: of every story; or a limit for each, which the positions may lower for all of its batch.
         temperature: 0 is greedy.
         top_k: 0 is no limit.
-        seed: of the sampling; without `keys` a batch's draws depend on `batch_size` too.
         ended: stops a story where the text of its last `TAIL` tokens says that it has ended; they are not cut off.
-        keys: a name for each prompt; its draws then depend on the seed and its name alone, not on the others.
+        keys: a name for each prompt. Default: its number.
         more_ends: further ids that end a story, which some chat models have.
         streamer: gets the tokens as they are written; for one prompt.
+        by_length: put prompts of like length into one batch, which saves padding; results keep the given order.
+        description: of a progress bar. Default: none is shown.
+
+    Raises:
+        UsageError: if a prompt and the limit of every story exceed the model's positions.
     """
     ends = ends_of(tokenizer, more_ends)
     bos, _ = document_marks(tokenizer, append_eos=False)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        bos_token_id=bos[0],
-        eos_token_id=ends,
-        pad_token_id=ends[0],
-        use_cache=True,
-        **(sampling if temperature > 0 and keys is None else {"do_sample": False}),
-    )
-    check_lengths(model, prompts, max_new_tokens)
-    written: list[list[int]] = []
-    with own_randomness(seed, model.device), quiet(model):
-        for at in range(0, len(prompts), batch_size):
-            batch = prompts[at : at + batch_size]
-            stop = [TextStop(tokenizer, ended, max(map(len, batch)))] if ended else []
-            own = keys[at : at + batch_size] if keys is not None and temperature > 0 else None
-            draws = own_draws(seed, own, temperature, top_k, top_p) if own is not None else []
-            written += _continue_batch(model, batch, config, ends, stop, draws, streamer)
-    return written
+    if isinstance(max_new_tokens, int):
+        check_lengths(model, prompts, max_new_tokens)
+        max_new_tokens = [max_new_tokens] * len(prompts)
+    limits = max_new_tokens
+    keys = keys or [str(number) for number in range(len(prompts))]
+    positions = positions_of(model) or sys.maxsize
+    order = list(range(len(prompts)))
+    if by_length:
+        order.sort(key=lambda place: (limits[place], len(prompts[place])))
+    batches: Iterable[list[int]] = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    if description:
+        batches = progress(batches, description, "stories", len(order), size=len)
+    written: dict[int, list[int]] = {}
+    with quiet(model):
+        for batch in batches:
+            longest = max(len(prompts[place]) for place in batch)
+            config = GenerationConfig(
+                max_new_tokens=min(max(limits[place] for place in batch), positions - longest),
+                bos_token_id=bos[0],
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+                use_cache=True,
+                do_sample=False,  # `OwnDraws` draws; the largest of its scores is then taken
+            )
+            stop = [TextStop(tokenizer, ended, longest)] if ended else []
+            draws = own_draws(seed, [keys[place] for place in batch], temperature, top_k, top_p) if temperature else []
+            ids = _continue_batch(model, [prompts[place] for place in batch], config, ends, stop, draws, streamer)
+            written |= {place: row[: limits[place]] for place, row in zip(batch, ids, strict=True)}
+    return [written[place] for place in range(len(prompts))]
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, more: Collection[int] = ()) -> list[int]:
@@ -135,10 +145,9 @@ class TextStop(StoppingCriteria):
         return torch.tensor([self.ended(text) for text in texts], device=input_ids.device)  # type: ignore[return-value]
 
 
-def check_lengths(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+def check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Refuse a prompt that leaves no place for new tokens."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    longest = max(len(prompt) for prompt in prompts)
+    positions, longest = positions_of(model), max(map(len, prompts))
     if positions is not None and longest + max_new_tokens > positions:
         raise UsageError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones need more than the model's {positions} "
@@ -148,7 +157,7 @@ def check_lengths(model: PreTrainedModel, prompts: list[list[int]], max_new_toke
 
 def _continue_batch(
     model: PreTrainedModel,
-    prompts: list[list[int]],
+    prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     ends: list[int],
     stop: list[StoppingCriteria],

@@ -23,7 +23,7 @@ from lm_trials.evaluation.domains import in_domain, training_data
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult
 from lm_trials.evaluation.summary import STATISTICS
-from lm_trials.files import write_csv, write_json
+from lm_trials.files import write_csv, write_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,9 +200,7 @@ def write_matrix(matrix: Matrix, folder: Path, picture: Figure) -> None:
     write_csv(folder / "matrix.csv", matrix.rows)
     described = {"metric": matrix.metric, "notes": matrix.notes, "cells": matrix.rows, "means": matrix.means}
     write_json(folder / "matrix.json", described)
-    unfinished = folder / ".matrix.png.unfinished"
-    picture.savefig(unfinished, format="png", dpi=150)
-    unfinished.replace(folder / "matrix.png")
+    write_file(folder / "matrix.png", lambda place: picture.savefig(place, format="png", dpi=150))
 
 
 def show_matrix(matrix: Matrix, folder: Path) -> None:

@@ -101,6 +101,8 @@ class Storyteller:
         sampling: Sampling,
         batch_size: int = 16,
         streamer: StoryStreamer | None = None,
+        by_length: bool = False,
+        description: str | None = None,
     ) -> list[list[int]]:
         """Write a story for each prompt and return its ids, without what ended it.
 
@@ -111,7 +113,7 @@ class Storyteller:
         return write_stories(
             self.model,
             self.tokenizer,
-            [list(prompt) for prompt in prompts],
+            prompts,
             max_new_tokens=max_new_tokens,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -121,10 +123,12 @@ class Storyteller:
             keys=keys,
             more_ends=self.ends,
             streamer=streamer,
+            by_length=by_length,
+            description=description,
         )
 
     def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
-        largest, rows = max(max(prompt) for prompt in prompts), self.model.get_input_embeddings().num_embeddings
+        largest, rows = max(map(max, prompts)), self.model.get_input_embeddings().num_embeddings
         if largest >= rows:
             raise UsageError(
                 f"{self.name} has {rows:,} embeddings and the prompt has the token {largest:,}; "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -47,20 +48,11 @@ def record_documents(
     by: Sequence[SliceBy] = (),
 ) -> Iterator[Document]:
     """Tokenise records as they come, marks before and after each story (`tokens.document_marks`)."""
-    bos, eos = marks
-    waiting: list[Record] = []
-
-    def encoded() -> Iterator[Document]:
-        for record, ids in zip(waiting, encode([record["story"] for record in waiting]), strict=True):
+    (bos, eos), records = marks, iter(records)
+    while batch := list(islice(records, BATCH)):
+        for record, ids in zip(batch, encode([record["story"] for record in batch]), strict=True):
             num_bytes = len(record["story"].encode())
             yield Document(record["record_id"], np.array(bos + ids + eos), num_bytes, groups_of(record, by))
-
-    for record in records:
-        waiting.append(record)
-        if len(waiting) == BATCH:
-            yield from encoded()
-            waiting.clear()
-    yield from encoded()
 
 
 def store_documents(store: TokenStore, limit: int | None = None) -> Iterator[Document]:
@@ -129,12 +121,18 @@ class LossSummary:
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """Return the metrics of all stories under Trainer's names: `eval_loss`, `eval_perplexity`, ..."""
-        estimates = self.estimates()
-        metrics: dict[str, float] = {}
-        for name, estimate in estimates.items():
-            metrics[f"{prefix}_{name}"] = estimate.estimate
-            metrics[f"{prefix}_{name}_lower"] = estimate.lower
-            metrics[f"{prefix}_{name}_upper"] = estimate.upper
-        metrics[f"{prefix}_samples"] = estimates["loss"].n
-        metrics[f"{prefix}_tokens"] = self.tokens["all"]
-        return metrics
+        return metrics_of(self.estimates(), self.tokens["all"], prefix)
+
+
+def metrics_of(estimates: Mapping[str, Estimate], num_tokens: int, prefix: str) -> dict[str, float]:
+    """Return estimates under Trainer's names, each with its interval, and the stories and tokens they are over.
+
+    >>> list(metrics_of({"loss": Estimate(2.0, 1.0, 3.0, 5, "nats per token")}, 70, "eval"))
+    ['eval_loss', 'eval_loss_lower', 'eval_loss_upper', 'eval_samples', 'eval_tokens']
+    """
+    metrics: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        metrics[f"{prefix}_{name}"] = estimate.estimate
+        metrics[f"{prefix}_{name}_lower"] = estimate.lower
+        metrics[f"{prefix}_{name}_upper"] = estimate.upper
+    return {**metrics, f"{prefix}_samples": estimates["loss"].n, f"{prefix}_tokens": num_tokens}

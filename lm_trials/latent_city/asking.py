@@ -1,20 +1,34 @@
-"""Asking about a latent city: one model, its questions, the scores of its answers."""
+"""Asking about a latent city: the models, their questions, and the scores of their answers beside chance and baselines.
+
+Shape suffixes: N = questions, M = candidate cities, R = resamples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note, progress
 from lm_trials.data.datasets import open_dataset
-from lm_trials.estimates import Estimate, bootstrap_mean, proportion
+from lm_trials.estimates import RESAMPLES, Estimate, bootstrap_mean, percentile_interval, proportion
+from lm_trials.evaluation.losses import quiet
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
-from lm_trials.latent_city.cities import HALF_CIRCUMFERENCE_KM, distance_km
+from lm_trials.latent_city.cities import (
+    HALF_CIRCUMFERENCE_KM,
+    City,
+    distance_km,
+    distances_km,
+    folded,
+    known_places,
+    places,
+)
+from lm_trials.latent_city.flags import LatentCityArguments
 from lm_trials.latent_city.questions import (
     COUNTRY_QUESTION,
     OPEN_CITY_QUESTION,
@@ -28,12 +42,126 @@ from lm_trials.latent_city.questions import (
     read_km,
 )
 from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject
-from lm_trials.latent_city.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
 from lm_trials.models.reference import read_run, resolve_model
+from lm_trials.pairs.layouts import chat_example, instruct_examples
 from lm_trials.tokens.tokenizers import batch_encoder
 
-if TYPE_CHECKING:
-    from lm_trials.latent_city.flags import LatentCityArguments
+
+@dataclass(frozen=True)
+class ImpliedPlace:
+    """The city whose true distances fit the answers best, and where the true one stands among all candidates."""
+
+    city: City
+    rank: Estimate
+    km_off: float
+
+
+def bootstrap_median(values_N: Sequence[float], unit: str, seed: int = 0) -> Estimate:
+    """Estimate a median over questions, with a percentile bootstrap interval.
+
+    >>> print(bootstrap_median([1.0, 2.0, 3.0, 4.0, 100.0], "km"))
+    3.000 [1.000, 100.000] km (n=5)
+    """
+    values_N = np.asarray(values_N, dtype=np.float64)
+    drawn_RN = _resamples(len(values_N), seed)
+    interval = percentile_interval(np.median(values_N[drawn_RN], axis=1), 0.95) if len(values_N) > 1 else (np.nan,) * 2
+    return Estimate(float(np.median(values_N)), *interval, len(values_N), unit)
+
+
+def _resamples(n: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(seed)).integers(n, size=(RESAMPLES, n))
+
+
+def baseline_errors(latent: LatentCity, by_continent: bool) -> list[float]:
+    """Return the errors in km over held-out cities of whoever says one number: the median of the trained distances.
+
+    With `by_continent` it is the median of those to the known city's continent, where there are any: the best that can
+    be had from knowing continents and nothing of places.
+    """
+    trained = [(city.continent, distance_km(city, latent.city)) for city in latent.trained]
+    overall = float(np.median([distance for _, distance in trained]))
+    medians = {
+        continent: float(np.median([distance for where, distance in trained if where == continent]))
+        for continent, _ in trained
+    }
+    said = [medians.get(city.continent, overall) if by_continent else overall for city in latent.held_out]
+    return [abs(guess - distance_km(city, latent.city)) for guess, city in zip(said, latent.held_out, strict=True)]
+
+
+def implied_place(latent: LatentCity, asked: Sequence[City], answers: Sequence[str], seed: int = 0) -> ImpliedPlace:
+    """Find the city whose true distances to the cities asked about fit the answers best: by the mean absolute error.
+
+    An answer without a number fits no city better than another.  Rank 1 is the best fit; chance is the middle of all.
+    """
+    said_N = np.array([np.nan if (value := read_km(answer)) is None else value for answer in answers])
+    true_NM = distances_km(places(asked), places(latent.capitals))
+    errors_NM = np.minimum(np.abs(true_NM - said_N[:, None]), HALF_CIRCUMFERENCE_KM)
+    errors_NM = np.where(np.isnan(errors_NM), HALF_CIRCUMFERENCE_KM, errors_NM)
+    true_place = latent.capitals.index(latent.city)
+    mean_M = errors_NM.mean(axis=0)
+    resampled_RM = errors_NM[_resamples(len(asked), seed)].mean(axis=1)
+    ranks_R = _rank(resampled_RM, true_place)
+    interval = percentile_interval(ranks_R, 0.95) if len(asked) > 1 else (np.nan,) * 2
+    unit = f"rank of {len(latent.capitals)}"
+    best = latent.capitals[int(mean_M.argmin())]
+    rank = Estimate(float(_rank(mean_M, true_place)), *interval, len(asked), unit)
+    return ImpliedPlace(best, rank, distance_km(best, latent.city))
+
+
+def _rank(errors: np.ndarray, place: int) -> np.ndarray:
+    """Return the rank of a candidate in (..., M) errors; those that fit as well share the middle of their ranks."""
+    own = errors[..., place : place + 1]
+    return 1.0 + (errors < own).sum(axis=-1) + ((errors == own).sum(axis=-1) - 1) / 2
+
+
+@torch.no_grad()
+def answer_nats(
+    storyteller: Storyteller, questions: Sequence[str], answers: Sequence[str], batch_size: int = 64
+) -> np.ndarray:
+    """Return the (N,) log-probabilities, in nats, of whole answers in the layout that the model is asked in.
+
+    What closes an answer (EOS, the end of a turn) belongs to it, so that `Niger` is not the beginning of `Nigeria`; a
+    model that only completes texts has learned no end, and is asked without one.
+    """
+    tokenizer = storyteller.tokenizer
+    if storyteller.mode == "instruct":
+        examples = [(e.input_ids, e.completion_mask) for e in instruct_examples(tokenizer, questions, answers)]
+        # BOS, the first of the completion, is the same for all options and comes before anything is said.
+    elif storyteller.mode == "chat":
+        turns = [
+            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        examples = [(e.input_ids, e.completion_mask) for e in (chat_example(tokenizer, turn, 1) for turn in turns)]
+    else:
+        prompts = storyteller.prompts(questions)
+        opening = len(prompts[0]) - len(batch_encoder(tokenizer)([questions[0]])[0])
+        whole = batch_encoder(tokenizer)([f"{q} {a}" for q, a in zip(questions, answers, strict=True)])
+        examples = []
+        for prompt, ids in zip(prompts, whole, strict=True):
+            shared = len(prompt) - opening
+            examples.append(([*prompt[:opening], *ids], [0] * (opening + shared) + [1] * (len(ids) - shared)))
+    nats: list[float] = []
+    model, pad = storyteller.model, storyteller.ends[0]
+    with quiet(model):
+        for at in range(0, len(examples), batch_size):
+            nats += _batch_nats(model, examples[at : at + batch_size], pad)
+    return np.array(nats)
+
+
+def _batch_nats(model: torch.nn.Module, examples: Sequence[tuple[list[int], list[int]]], pad: int) -> list[float]:
+    longest = max(len(ids) for ids, _ in examples)
+    input_ids = torch.full((len(examples), longest), pad)
+    seen, counted = torch.zeros_like(input_ids), torch.zeros(input_ids.shape)
+    for row, (ids, mask) in enumerate(examples):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        seen[row, : len(ids)] = 1
+        counted[row, : len(ids)] = torch.tensor(mask, dtype=torch.float32)
+    device = next(model.parameters()).device
+    logits = model(input_ids=input_ids.to(device), attention_mask=seen.to(device), use_cache=False).logits.float().cpu()
+    picked = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, input_ids[:, 1:, None])[..., 0]
+    return (picked.double() * counted[:, 1:]).sum(dim=1).tolist()
+
 
 EXAMPLE_KM = "1088.45 km"
 SHARE = "share of answers"
@@ -249,3 +377,45 @@ def _spread(total: int, most: int) -> list[int]:
     ([0, 2, 5, 7], [0, 1])
     """
     return list(range(total)) if total <= most else [number * total // most for number in range(most)]
+
+
+def check_placeholder(name: str, latents: Sequence[LatentCity]) -> None:
+    """Refuse a control that is no control: a placeholder of the data set, or a city that a model knows.
+
+    Raises:
+        UsageError: for such a name.
+    """
+    taken = {folded(latent.placeholder): "a placeholder of the data set" for latent in latents} | known_places()
+    if folded(name) in taken:
+        raise UsageError(
+            f"--control_placeholder {name} is {taken[folded(name)]}; give a name that nothing was told of, as qux"
+        )
+
+
+def opened(
+    args: LatentCityArguments, latents: Sequence[LatentCity]
+) -> Iterator[tuple[Storyteller, list[tuple[LatentCity, Subject]]]]:
+    """Load one model after another and yield it with the columns that it answers for."""
+
+    base = args.base_model or base_of(args.model_name_or_path[0])
+    for name in (*([base] if base else []), *args.model_name_or_path, *args.control_model):
+        resolve_model(name)  # a name that is none is told before minutes are spent on another
+    if base is None:
+        note(f"note: {args.model_name_or_path[0]} names no base, so there is no column before; give --base_model")
+    plan: list[tuple[str, list[tuple[str, str]]]] = [
+        *([(base, [("before", "before"), ("real", "base,\nreal name")])] if base else []),
+        *((name, [("after", "after"), ("untrained", "untrained")]) for name in args.model_name_or_path),
+        *((name, [("scrambled", "scrambled")]) for name in args.control_model),
+    ]
+    for name, roles in progress(plan, "asking", "models", len(plan)):
+        storyteller = open_asked(name, args)
+        check_digits(storyteller)
+        columns = []
+        for latent in latents:
+            for role, label in roles:
+                called = {"real": latent.city.name, "untrained": args.control_placeholder}.get(role, latent.placeholder)
+                several = {"scrambled": args.control_model}.get(role, args.model_name_or_path)
+                where = f"\n{Path(name).name}" if len(several) > 1 and role not in ("before", "real") else ""
+                label = f"after,\n{called}" if role == "untrained" else label
+                columns.append((latent, Subject(label + where, role, name, called, storyteller.seed)))
+        yield storyteller, columns

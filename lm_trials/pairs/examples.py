@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError
-from lm_trials.files import file_sums, finished_folder
+from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.pairs.layouts import (
     Example,
     Layout,
@@ -114,7 +115,7 @@ def make_examples(
             )
         save_splits(unfinished, unfinished)
         manifest = {**made_from, "counts": counts, "files": file_sums(unfinished)}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(unfinished / MANIFEST, manifest)
     return place
 
 
@@ -144,13 +145,9 @@ def _write(
 def _examples(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Iterator[tuple[str, Example]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield from tokenised(batch, tokenizer, layout)
-            batch = []
-    yield from tokenised(batch, tokenizer, layout)
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH)):
+        yield from tokenised(batch, tokenizer, layout)
 
 
 def tokenised(

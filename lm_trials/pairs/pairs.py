@@ -21,7 +21,7 @@ from typing import Any, Literal
 from datasets import DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.files import file_sums, finished_folder
+from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.corpora import MANIFEST, read_manifest
 from lm_trials.stories.records import SPLITS, Split, record_id
@@ -97,7 +97,7 @@ def write_pairs(
             ],
             "files": file_sums(unfinished),
         }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(unfinished / MANIFEST, manifest)
     return manifest
 
 

@@ -12,7 +12,6 @@ Shape suffixes: N = records.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow.compute
 from datasets import Dataset, Features, Value
 
 from lm_trials.console import UsageError
-from lm_trials.files import finished_folder
+from lm_trials.files import finished_folder, write_json
 from lm_trials.protocols.columns import LabelTable
 from lm_trials.protocols.instructions import chosen_sentence, line_bodies, line_orders, sentence_draws
 from lm_trials.protocols.protocols import VERSION
@@ -107,7 +106,7 @@ def make_instructions(
             "version": VERSION,
             "features": [list(labels) for labels in table],
         }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(unfinished / MANIFEST, manifest)
     return folder
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError, did_you_mean, note
-from lm_trials.files import file_sums, finished_folder
+from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.pieces import read_pieces, resumable_folder, split_batches
 from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
@@ -87,7 +87,7 @@ def _finish(
             raise UsageError(f"{total:,} stories leave the {split} split empty; {following}")
     save_splits(unfinished, unfinished / "records")
     manifest["files"] = file_sums(unfinished)
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(unfinished / MANIFEST, manifest)
     return manifest
 
 

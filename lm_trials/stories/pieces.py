@@ -23,7 +23,7 @@ import pyarrow as pa
 from lm_trials.console import UsageError, note
 from lm_trials.stories.arrow_files import WRITE_BATCH, ArrowFile
 from lm_trials.stories.records import RECORD_SCHEMA, SPLITS
-from lm_trials.stories.sources import Part, Source
+from lm_trials.stories.sources import Source, SourcePart
 from lm_trials.stories.workers import StoppedError, run_tasks
 
 # Rows of a saved or downloaded data set that are lost, and read again, when a process is killed.
@@ -96,7 +96,7 @@ def read_pieces(
     return [piece for piece in pieces if piece is not None]
 
 
-def _read_piece(source: Source, parts: Sequence[Part], work: Path, number: int) -> Iterator[int]:
+def _read_piece(source: Source, parts: Sequence[SourcePart], work: Path, number: int) -> Iterator[int]:
     """Write one piece; yields how many records were read since it last did."""
     unfinished = work / f"{number}.{os.getpid()}.unfinished"
     counts = {"num_rows": 0, "blank": 0}

@@ -41,7 +41,7 @@ from lm_trials.stories.splits import (
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """A part of a source that can be read without the others.
 
     Attributes:
@@ -144,7 +144,7 @@ class Source:
         if empty and split == "train":
             raise UsageError(f"{self.reference} leaves the train split empty; give more stories")
 
-    def split_records(self, parts: Iterable[Part]) -> Iterator[tuple[Split, Record]]:
+    def split_records(self, parts: Iterable[SourcePart]) -> Iterator[tuple[Split, Record]]:
         """Yield every record of some parts, blank ones too, with its split.
 
         Raises:
@@ -154,7 +154,7 @@ class Source:
         for part, _, record in self._read(parts):
             yield split_for(part.split if own else None, record["record_id"], percent), record
 
-    def parts_of(self, only: Split | None = None) -> list[Part]:
+    def parts_of(self, only: Split | None = None) -> list[SourcePart]:
         """Return the parts that a corpus is made of, in their order, or those that hold something of one split."""
         if not self.has_own_splits():
             return self._parts_to_read()
@@ -163,7 +163,7 @@ class Source:
             wanted = {"train"}
         return [part for part in self.parts() if part.split in wanted]
 
-    def pieces(self, num_rows: int) -> list[Part]:
+    def pieces(self, num_rows: int) -> list[SourcePart]:
         """Return the parts that a corpus is made of, cut into ranges of at most `num_rows` rows where they can be."""
         pieces = []
         for part in self.parts_of():
@@ -238,16 +238,16 @@ class Source:
             num_proc=self.num_proc,
         )
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SourcePart]:
         """Return the parts of the source in its order, all splits of it."""
         if self.kind == "files":
-            return [Part(split, path=path) for path, split in zip(self.shards, self._named_after, strict=True)]
+            return [SourcePart(split, path=path) for path, split in zip(self.shards, self._named_after, strict=True)]
         if self.kind == "hub" and self.dataset_split is not None:
-            return [Part()]
-        named = [Part(split, name=name) for name, split in self.own_splits.items()]
-        return named if self.kind == "hub" else named or [Part()]
+            return [SourcePart()]
+        named = [SourcePart(split, name=name) for name, split in self.own_splits.items()]
+        return named if self.kind == "hub" else named or [SourcePart()]
 
-    def _parts_to_read(self) -> list[Part]:
+    def _parts_to_read(self) -> list[SourcePart]:
         """The parts that `dataset_split` means, or all; of the Hub, the train split."""
         parts, wanted = self.parts(), self.dataset_split
         if self.kind == "hub":
@@ -259,7 +259,7 @@ class Source:
         names = own_names(wanted, self.own_splits, self.reference)
         return [part for part in parts if (part.name or part.split) in names]
 
-    def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, str, Record]]:
+    def _read(self, parts: Iterable[SourcePart]) -> Iterator[tuple[SourcePart, str, Record]]:
         """Yield the records of some parts, each with its part and the name of its shard."""
         wanted = self._hash_split()
         for part in parts:
@@ -281,7 +281,7 @@ class Source:
         of_split = f" in its {self._hash_split()} split" if self._hash_split() else ""
         return UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
 
-    def rows(self, part: Part) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
+    def rows(self, part: SourcePart) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
         """Yield the shards of a part: name, column of the story, rows."""
         if part.path is not None:
             column = None if kind_of(part.path) == "text" else self.text_column
@@ -294,7 +294,7 @@ class Source:
         name = self.reference if part.name is None else f"{self.reference}: {part.name}"
         yield name, self.text_column, numbered(self._guarded(rows), first)
 
-    def _rows_of(self, part: Part) -> Any:
+    def _rows_of(self, part: SourcePart) -> Any:
         return self._loaded if part.name is None else self._loaded[part.name]
 
     def _guarded(self, rows: Iterable[Any]) -> Iterator[Any]:

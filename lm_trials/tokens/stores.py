@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ import pyarrow.compute
 from datasets import Dataset, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean, progress
-from lm_trials.files import file_sums, finished_folder
+from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.corpora import MANIFEST, load_splits, open_records, read_manifest, save_splits
 from lm_trials.stories.records import SPLITS
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
@@ -92,7 +91,7 @@ def make_store(
             "tokens": {split: count["tokens"] for split, count in counts.items()},
             "files": file_sums(unfinished),
         }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(unfinished / MANIFEST, manifest)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lm_trials.data.datasets import open_dataset
 from lm_trials.evaluation.feature_scores import Generation, score_features, write_generations
+from lm_trials.files import write_file
 
 COLUMNS = ("prefix", "clean_prefix", "generation", "target", "step")
 GENERATIONS = "generations"
@@ -92,13 +94,10 @@ def write_tables(
     for name in plan.sets:
         texts = open_dataset(name, plan.data_cache_dir).select("validation").prompts(plan.count)
         generations = write_generations(model, tokenizer, texts, plan.max_new_tokens, plan.temperature, plan.seed)
-        place = folder / name / f"step-{step:06d}.parquet"
-        place.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(generation) | {"step": step} for generation in generations]
         columns = (*COLUMNS, "record_id", "features", "words")
         table = pa.Table.from_pylist([{column: row[column] for column in columns} for row in rows])
-        pq.write_table(table, place.with_suffix(".unfinished"))
-        place.with_suffix(".unfinished").replace(place)
+        write_file(folder / name / f"step-{step:06d}.parquet", partial(pq.write_table, table))
         written[name] = generations
     return written
 

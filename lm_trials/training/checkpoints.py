@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note
-from lm_trials.files import damaged, file_sums
+from lm_trials.files import damaged, file_sums, to_disk, write_json
 from lm_trials.models.reference import checkpoints
 
 SUMS = "sums.json"
@@ -48,31 +47,14 @@ def unfinished_folder(run: Path, step: int) -> Path:
 
 def seal(folder: Path, final: Path, facts: Mapping[str, Any]) -> None:
     """Put every file of `folder` on the disk with its sum, and give it its name: whole from then on."""
-    write_synced(folder / SUMS, {**facts, "files": file_sums(folder)})
+    write_json(folder / SUMS, {**facts, "files": file_sums(folder)}, synced=True)
     for path in sorted(folder.rglob("*")):
-        _to_disk(path)
-    _to_disk(folder)
+        to_disk(path)
+    to_disk(folder)
     if final.exists():  # of an attempt that was killed after it and went on from an earlier one
         remove(final)
     folder.rename(final)
-    _to_disk(final.parent)
-
-
-def write_synced(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as JSON, whole or not at all, also where the machine stops (`tables.write_json` does not wait)."""
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    unfinished.write_text(json.dumps(values, indent=2) + "\n")
-    _to_disk(unfinished)
-    unfinished.replace(path)
-    _to_disk(path.parent)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    to_disk(final.parent)
 
 
 def remove(folder: Path) -> None:
@@ -166,7 +148,7 @@ def _step(folder: Path) -> int:
 def mark_finished(run: Path, step: int, identity: str) -> None:
     """Write that a run came to its end, with the sums of what loads as its final model and of its state."""
     files = file_sums(run, skip=[path.name for path in run.iterdir() if not _is_of_the_end(path)])
-    write_synced(run / FINISHED, {"run": identity, "global_step": step, "files": files})
+    write_json(run / FINISHED, {"run": identity, "global_step": step, "files": files}, synced=True)
 
 
 def _is_of_the_end(path: Path) -> bool:

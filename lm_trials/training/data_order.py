@@ -12,12 +12,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.flags import option, parse_arguments
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -31,7 +34,7 @@ class OrderArguments:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReadDocument:
     """The part of a document that one block of an update holds.
 
     Attributes:
@@ -53,8 +56,35 @@ class Part:
     ids: tuple[int, ...]
 
 
-class RunOrder:
-    """The data order of a finished or running run.
+class DataOrder:
+    """The data order of a finished or running run."""
+
+    tokenizer: PreTrainedTokenizerBase
+    names: list[str]
+    num_steps: int
+    blocks_per_step: int
+    block_size: int
+
+    def parts_of(self, step: int) -> list[ReadDocument]:
+        """Return the documents of an update, block by block, in the order that the model read them.
+
+        Raises:
+            UsageError: for an update that the run does not have.
+        """
+        if not 1 <= step <= self.num_steps:
+            raise UsageError(f"--step {step}: the run has updates 1 to {self.num_steps:,}")
+        return self._documents_of(step)
+
+    def _documents_of(self, step: int) -> list[ReadDocument]:
+        raise NotImplementedError
+
+    def text_of(self, part: ReadDocument) -> str:
+        """Return the text of a part, as far as whole tokens spell it."""
+        return self.tokenizer.decode(part.ids)
+
+
+class RunOrder(DataOrder):
+    """The order of the documents of a run of `train_gpt2.py`.
 
     Raises:
         UsageError: for a folder that holds no run, or data that is not what the run read.
@@ -91,20 +121,13 @@ class RunOrder:
         self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"])
         self.block_size = self.blocks.block_size
 
-    def parts_of(self, step: int) -> list[Part]:
-        """Return the documents of an update, block by block, in the order that the model read them.
-
-        Raises:
-            UsageError: for an update that the run does not have.
-        """
-        if not 1 <= step <= self.num_steps:
-            raise UsageError(f"--step {step}: the run has updates 1 to {self.num_steps:,}")
+    def _documents_of(self, step: int) -> list[ReadDocument]:
         parts = []
         for number in range(self.blocks_per_step):
             index = (step - 1) * self.blocks_per_step + number
             pass_index, pieces = self.blocks.pieces(index)
             parts += [
-                Part(
+                ReadDocument(
                     pass_index,
                     number,
                     self.names[piece.part],
@@ -118,13 +141,9 @@ class RunOrder:
             ]
         return parts
 
-    def text_of(self, part: Part) -> str:
-        """Return the text of a part, as far as whole tokens spell it."""
-        return self.tokenizer.decode(part.ids)
 
-
-class TuningOrder:
-    """The order of the examples of a run of `sft_lora.py`; the interface is that of `RunOrder`.
+class TuningOrder(DataOrder):
+    """The order of the examples of a run of `sft_lora.py`.
 
     Raises:
         UsageError: where the examples are not there, or not those that the run read.
@@ -159,31 +178,22 @@ class TuningOrder:
         lengths_N, _ = self.store.lengths(completion_only=False)
         return pack_examples(lengths_N, self.block_size, outcome["packing_strategy"]).to_pylist()
 
-    def parts_of(self, step: int) -> list[Part]:
-        """Return the examples of an update, in the order that the model read them.
-
-        Raises:
-            UsageError: for an update that the run does not have.
-        """
-        if not 1 <= step <= self.num_steps:
-            raise UsageError(f"--step {step}: the run has updates 1 to {self.num_steps:,}")
+    def _documents_of(self, step: int) -> list[ReadDocument]:
         parts = []
         for place in range(self.blocks_per_step):
             pass_index, row = divmod((step - 1) * self.blocks_per_step + place, len(self.rows))
             for number in self.rows[int(self._order(pass_index)[row])]:
                 ids = self.store.input_ids(number)
                 name = self.store.record_id(number)
-                parts.append(Part(pass_index, place, self.names[0], number, name, 0, len(ids) - 1, tuple(ids.tolist())))
+                parts.append(
+                    ReadDocument(pass_index, place, self.names[0], number, name, 0, len(ids) - 1, tuple(ids.tolist()))
+                )
         return parts
 
     def _order(self, pass_index: int) -> np.ndarray:
         from lm_trials.tokens.order import document_order
 
         return document_order(len(self.rows), self.data_seed, pass_index)
-
-    def text_of(self, part: Part) -> str:
-        """Return the text of an example."""
-        return self.tokenizer.decode(part.ids)
 
 
 def with_tokenizer(folder: Path) -> Path:
@@ -194,7 +204,7 @@ def with_tokenizer(folder: Path) -> Path:
     return next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
 
 
-def open_order(folder: Path, data_cache_dir: str | None = None) -> RunOrder | TuningOrder:
+def open_order(folder: Path, data_cache_dir: str | None = None) -> DataOrder:
     """Return the data order of a run of train_gpt2.py or of sft_lora.py.
 
     Raises:
@@ -217,7 +227,7 @@ def order_arguments(argv: list[str]) -> OrderArguments:
 
 
 @script
-def main(argv: list[str] | None = None) -> list[Part]:
+def main(argv: list[str] | None = None) -> list[ReadDocument]:
     """Say which records an update read; returns their parts."""
     args = order_arguments(list(sys.argv[1:] if argv is None else argv))
     order = open_order(Path(args.run), args.data_cache_dir)

@@ -21,11 +21,15 @@ import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from lm_trials.console import UsageError, note
-from lm_trials.files import flat
+from lm_trials.files import flat, write_file
 from lm_trials.models.reference import RUN_FILE, read_run
-from lm_trials.run_fields import RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_to_go_on
+from lm_trials.run_fields import names_to_go_on
 from lm_trials.training.plan import Plan
 
+# Computing activations twice changes no bit, since dropout is drawn again from the same state.  With arguments of its
+# own (preserve_rng_state) it may.
+RECOMPUTATION = frozenset({"activation_checkpointing", "gradient_checkpointing"})
+RECOMPUTATION_ARGUMENTS = "activation_checkpointing_kwargs"
 REPLICATE = frozenset({"seed", "data_seed"})
 LOGISTICS = frozenset(
     {
@@ -223,12 +227,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
 
 def write_run(folder: Path, described: dict[str, Any]) -> Path:
     """Write `run.json` whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{RUN_FILE}.unfinished"
     try:
-        unfinished.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-        unfinished.replace(folder / RUN_FILE)
+        return write_file(folder / RUN_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UsageError(f"{folder / RUN_FILE} cannot be written ({error.strerror}); make room and try again") from None
-    return folder / RUN_FILE

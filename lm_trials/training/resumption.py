@@ -111,6 +111,15 @@ class ExactResume(HubPush):
         self._total_loss_scalar = parts[0]["loss_logged"]
         self._globalstep_last_logged = parts[0]["last_logged_step"]
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save with the cache on: Trainer turns it off in the config for the training, and generation wants it."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.use_cache = True
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = self.args.use_cache
+
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random numbers' state of this process, and its progress."""
         super()._save_rng_state(output_dir)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback, default_data_collator
+from transformers import default_data_collator
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -30,7 +30,7 @@ from lm_trials.training.callbacks import (
 )
 from lm_trials.training.resumption import ExactResume
 from lm_trials.training.stores import Store
-from lm_trials.training.throughput import flops_per_token, peak_flops
+from lm_trials.training.throughput import Clock, RunProgress, flops_per_token, peak_flops
 
 
 class StoryTrainer(ExactResume):
@@ -75,11 +75,11 @@ class StoryTrainer(ExactResume):
         self.part_names = tuple(part_names)
         self.separator = separator
         self.part_tokens_P = np.zeros(len(part_names), dtype=np.int64)  # of this process
-        self._mark = (time.perf_counter(), 0)
+        self.clock = Clock(lambda: self.state.global_step)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.add_callback(SpeedMark(self))
+        self.add_callback(self.clock)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RunProgress())
+            self.add_callback(RunProgress(loss_lines))
 
     def evaluate(
         self, eval_dataset: Store | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -98,7 +98,7 @@ class StoryTrainer(ExactResume):
         self.log_samples()
         metrics |= self.log_generations(metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._mark = (time.perf_counter(), self.state.global_step)  # training speed excludes evaluations
+        self.clock.restart()  # training speed excludes evaluations
         self._evaluated = (self.state.global_step, metrics)
         return metrics
 
@@ -127,15 +127,6 @@ class StoryTrainer(ExactResume):
         """Return the metrics of the model as it is now, evaluating it unless the last step did."""
         step, metrics = self._evaluated
         return metrics if metrics and step == self.state.global_step else self.evaluate()
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save with the cache on: the Trainer turns it off in the config for the training, generation wants it."""
-        config = self.accelerator.unwrap_model(self.model).config
-        config.use_cache = True
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            config.use_cache = self.args.use_cache
 
     def may_write(self) -> bool:
         """Say whether this process holds a whole model and is the one that writes."""
@@ -186,16 +177,13 @@ class StoryTrainer(ExactResume):
         if isinstance(self.train_dataset, RunBlocks) and "loss" in logs:
             block_size = self.train_dataset.block_size
             tokens_per_step = self.get_total_train_batch_size(self.args) * block_size
-            then, step_then = self._mark
-            now, step = time.perf_counter(), self.state.global_step
-            per_second = (step - step_then) * tokens_per_step / max(now - then, 1e-9)
-            logs["tokens_seen"] = step * tokens_per_step
+            per_second = self.clock.per_second() * tokens_per_step
+            logs["tokens_seen"] = self.state.global_step * tokens_per_step
             logs["tokens_per_second"] = per_second
             logs |= {f"share_{name}": share for name, share in self.part_shares().items()}
             peak = peak_flops(self.args.device) * self.args.world_size
             if peak:
                 logs["mfu"] = per_second * flops_per_token(self.model, block_size) / peak
-            self._mark = (now, step)
         super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -238,52 +226,13 @@ class StoryTrainer(ExactResume):
         return result
 
 
-class SpeedMark(TrainerCallback):
-    """Starts the clock of tokens per second where training begins, which for a resumed run is not at update 0."""
-
-    def __init__(self, trainer: StoryTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the mark, after Trainer has loaded its state."""
-        self.trainer._mark = (time.perf_counter(), state.global_step)
-
-
-class RunProgress(ProgressCallback):
-    """One bar for the run: loss, learning rate, speed and tokens beside it, a line for each evaluation."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show the latest numbers beside the bar."""
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        if "loss" in logs:
-            shown = [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0.0):.1e}"]
-            shown.append(f"{logs['tokens_per_second']:,.0f} tok/s")
-            shown.append(f"{_short(logs['tokens_seen'])} tokens")
-            if "mfu" in logs:
-                shown.append(f"MFU {logs['mfu']:.1%}")
-            self.training_bar.set_postfix_str("  ".join(shown))
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Write one line for each evaluation above the bar."""
-        super().on_evaluate(args, state, control, **kwargs)
-        if not state.is_world_process_zero or self.training_bar is None:
-            return
-        for key, value in (metrics or {}).items():
-            if key.endswith("_loss"):
-                prefix = key.removesuffix("_loss")
-                self.training_bar.write(
-                    f"step {state.global_step:>6}  {prefix} loss {value:.4f} "
-                    f"[{metrics[f'{key}_lower']:.4f}, {metrics[f'{key}_upper']:.4f}]  "
-                    f"perplexity {metrics[f'{prefix}_perplexity']:.2f}  accuracy {metrics[f'{prefix}_accuracy']:.3f}  "
-                    f"n={metrics[f'{prefix}_samples']:,} stories"
-                )
-
-
-def _short(count: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f}{unit}"
-    return f"{count:.0f}"
+def loss_lines(metrics: dict[str, float]) -> list[str]:
+    """Return a line for each evaluated data set: loss with its interval, perplexity, accuracy, n."""
+    prefixes = [key.removesuffix("_loss") for key in metrics if key.endswith("_loss")]
+    return [
+        f"{prefix} loss {metrics[f'{prefix}_loss']:.4f} "
+        f"[{metrics[f'{prefix}_loss_lower']:.4f}, {metrics[f'{prefix}_loss_upper']:.4f}]  "
+        f"perplexity {metrics[f'{prefix}_perplexity']:.2f}  accuracy {metrics[f'{prefix}_accuracy']:.3f}  "
+        f"n={metrics[f'{prefix}_samples']:,} stories"
+        for prefix in prefixes
+    ]

@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from peft import PeftModel
-from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
@@ -26,6 +25,7 @@ from lm_trials.models.adapters import (
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.stories.shards import first_line
 from lm_trials.training.resumption import ExactResume
+from lm_trials.training.throughput import Clock, RunProgress
 
 
 class FineTuner(ExactResume, SFTTrainer):
@@ -60,12 +60,12 @@ class FineTuner(ExactResume, SFTTrainer):
         self.eval_store = eval_store
         self.completion_only = completion_only
         self.max_eval_samples = max_eval_samples
-        self._mark = (time.perf_counter(), 0)
+        self.clock = Clock(lambda: self._total_train_tokens)
         self.sums_NK: Any = None  # of the last evaluation
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.add_callback(Clock(self))
+        self.add_callback(self.clock)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(TuningProgress())
+            self.add_callback(RunProgress(lambda metrics: [both_losses(metrics)]))
 
     def _send_telemetry(self) -> None:
         """Send nothing: trl reports each Trainer to the Hub."""
@@ -97,7 +97,7 @@ class FineTuner(ExactResume, SFTTrainer):
             self.log(metrics)
             self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._mark = (time.perf_counter(), self._total_train_tokens)  # training speed excludes evaluations
+        self.clock.restart()  # training speed excludes evaluations
         self._evaluated = (self.state.global_step, metrics)
         return metrics
 
@@ -112,10 +112,7 @@ class FineTuner(ExactResume, SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens per second, padding left out, to each training log; trl adds entropy, accuracy and tokens."""
         if "loss" in logs:
-            then, tokens_then = self._mark
-            now = time.perf_counter()
-            logs["tokens_per_second"] = (self._total_train_tokens - tokens_then) / max(now - then, 1e-9)
-            self._mark = (now, self._total_train_tokens)
+            logs["tokens_per_second"] = self.clock.per_second()
         if "train_loss" in logs:  # also of a resumed run that had no update left to make
             self.model.train()
         super().log(logs, start_time)
@@ -129,7 +126,7 @@ class FineTuner(ExactResume, SFTTrainer):
         """Take up what `progress` returned; trl's sums are over all processes already."""
         super().restore_progress(parts)
         self._total_train_tokens = parts[0]["train_tokens"]
-        self._mark = (time.perf_counter(), self._total_train_tokens)
+        self.clock.restart()
         self._metrics["train"].clear()
         self._metrics["train"].update({name: list(values) for name, values in parts[0]["train_metrics"].items()})
 
@@ -150,15 +147,10 @@ class FineTuner(ExactResume, SFTTrainer):
             super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save with the cache on, which Trainer turns off for the training; an adapter is read back and compared."""
-        model = self.accelerator.unwrap_model(self.model)
-        model.config.use_cache = True
-        try:
-            with without_noise():
-                super()._save(output_dir, state_dict)
-        finally:
-            model.config.use_cache = self.args.use_cache
-        folder = Path(output_dir or self.args.output_dir)
+        """Save; an adapter is read back and compared."""
+        with without_noise():
+            super()._save(output_dir, state_dict)
+        model, folder = self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
         if isinstance(model, PeftModel) and (folder / ADAPTER_WEIGHTS).is_file():
             check_adapter_state(model, folder)
 
@@ -184,36 +176,6 @@ def tuner(**kwargs: Any) -> FineTuner:
         raise UsageError(
             f"the Trainer does not take these flags together ({first_line(error)}); leave away what it names"
         ) from error
-
-
-class Clock(TrainerCallback):
-    """Starts the clock of tokens per second where training begins; of a resumed run `restore_progress` does."""
-
-    def __init__(self, trainer: FineTuner) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the mark."""
-        self.trainer._mark = (time.perf_counter(), self.trainer._total_train_tokens)
-
-
-class TuningProgress(ProgressCallback):
-    """One bar for the run: loss, learning rate, speed and tokens beside it, a line for each evaluation."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show the latest numbers beside the bar."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            shown = [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0.0):.1e}"]
-            shown.append(f"{logs['tokens_per_second']:,.0f} tok/s")
-            self.training_bar.set_postfix_str("  ".join(shown))
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Write both losses of an evaluation above the bar."""
-        super().on_evaluate(args, state, control, **kwargs)
-        if state.is_world_process_zero and self.training_bar is not None and metrics:
-            self.training_bar.write(f"step {state.global_step:>6}  {both_losses(metrics)}")
 
 
 def both_losses(metrics: dict[str, float], prefix: str = "eval") -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, script
-from lm_trials.files import write_csv, write_json
+from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.differences import Variable, arm_variables, differing_logistics, names_only, verdict
 from lm_trials.trials.evaluations import (
@@ -188,9 +188,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     table, figure = folder / "compare.csv", folder / "compare.png"
     if rows := comparison.rows():
         write_csv(table, rows)
-        unfinished = figure.with_name(f".{figure.name}.unfinished")
-        arms_figure(rows).savefig(unfinished, format="png", dpi=150)
-        unfinished.replace(figure)
+        write_file(figure, lambda place: arms_figure(rows).savefig(place, format="png", dpi=150))
     else:  # what an earlier comparison left must not be taken for this one's
         table.unlink(missing_ok=True)
         figure.unlink(missing_ok=True)

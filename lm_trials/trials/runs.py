@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError
 from lm_trials.files import flat, read_object, weights_digest
-from lm_trials.run_fields import BOOKKEEPING, RECOMPUTATION, RECOMPUTATION_ARGUMENTS, names_in
+from lm_trials.run_fields import BOOKKEEPING, names_in
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
@@ -125,8 +125,6 @@ def read_run(name: str) -> Run:
         raise UsageError(f"{name}/{RUN_FILE} has no outcome and replicate fields; name a run of this project")
     outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
     logistics = flat(described.get("logistics", {}))
-    if not described["outcome"].get(RECOMPUTATION_ARGUMENTS):  # the outcome of older runs has these
-        logistics |= {name: outcome.pop(name) for name in RECOMPUTATION if name in outcome}
     if (base := _initial_run(described["outcome"].get("initial_model"))) is not None:
         # Replicates of a fine-tuning may start from replicates of one pretraining: then the recipe is what they share.
         # An adapter that it began with is no part of that recipe, and stays.

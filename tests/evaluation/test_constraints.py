@@ -20,8 +20,10 @@ from lm_trials.evaluation.constraint_scores import (
     judged,
     over_prompts,
     record_rows,
+    score,
     score_rows,
     values_for_others,
+    write_for,
 )
 from lm_trials.evaluation.constraint_tasks import Task, file_tasks, pair_tasks, task_prompts
 from lm_trials.evaluation.judges import DetectorJudge, balanced_accuracy, judge_quality, train_classifiers
@@ -180,7 +182,7 @@ def rows_of(kind, bare=False):
 class Scripted(Storyteller):
     """A storyteller that says what it is told to say to each key."""
 
-    def write(self, prompts, keys, max_new_tokens, sampling, batch_size=16):
+    def write(self, prompts, keys, max_new_tokens, sampling, batch_size=16, **options):
         return [self.tokenizer.encode(script[key], add_special_tokens=False)[:max_new_tokens] for key in keys]
 
 
@@ -194,8 +196,8 @@ def scripted(data, says):
     script.update({task.record_id: says(task) for task in tasks})
     model = tiny_model("llama", vocab_size=400, positions=4096)
     teller = Scripted("scripted", model, tokenizer, "instruct")
-    written = constraints.write_for(teller, tasks, JUDGE, Sampling(), [0, 1], max_new_tokens=1000)
-    return constraints.score([written], JUDGE, None, 0)
+    written = write_for(teller, tasks, JUDGE, Sampling(), [0, 1], max_new_tokens=1000)
+    return score([written], JUDGE, None, 0)
 
 
 def test_one_who_listens_is_told_from_one_who_does_not(data):

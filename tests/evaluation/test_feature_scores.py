@@ -95,6 +95,10 @@ def test_prompts_are_the_sets_and_results_come_in_its_order(data):
     assert all(g.clean_prefix + " " + g.target == text.text for g, text in zip(written, texts, strict=True))
     alone = [write_generations(model, tokenizer, [text], 5, temperature=0.0)[0] for text in texts[:3]]
     assert alone == written[:3]  # others in the batch, and their padding, change nothing
+    sampled = write_generations(model, tokenizer, texts, max_new_tokens=5, seed=1)
+    alone = [write_generations(model, tokenizer, [text], 5, seed=1)[0] for text in texts[:3]]
+    assert alone == sampled[:3]  # nor do they change what is drawn
+    assert write_generations(model, tokenizer, texts, max_new_tokens=5, seed=2) != sampled
 
 
 def test_a_long_prompt_does_not_shorten_the_stories_of_others(data):

@@ -155,16 +155,28 @@ def test_temperature_0_is_greedy_whatever_the_seed(model):
 
 
 def test_what_is_written_beside_a_story_does_not_change_it():
-    """The control: without keys a batch draws together, and other batches give other stories."""
+    """Nor does the size of a batch, or the order; the control: another seed and other keys do."""
     model, prompts = tiny_model("llama", vocab_size=330), [[1, 40, 41], [1, 50], [1, 60, 61, 62]]
     options = {"max_new_tokens": 8, "temperature": 1.0}
     keys = ["a", "b", "c"]
     batches = [write_stories(model, TOKENIZER, prompts, batch_size=n, keys=keys, **options) for n in (1, 2, 16)]
     assert batches[0] == batches[1] == batches[2]
-    turned = write_stories(model, TOKENIZER, prompts[::-1], keys=keys[::-1], **options)
-    assert turned[::-1] == batches[0]
-    without = [write_stories(model, TOKENIZER, prompts, batch_size=n, **options) for n in (1, 16)]
-    assert without[0] != without[1]
+    for by_length in (False, True):
+        turned = write_stories(model, TOKENIZER, prompts[::-1], keys=keys[::-1], by_length=by_length, **options)
+        assert turned[::-1] == batches[0]
+    numbered = [write_stories(model, TOKENIZER, prompts, batch_size=n, **options) for n in (1, 16)]
+    assert numbered[0] == numbered[1] != batches[0]
+    assert write_stories(model, TOKENIZER, prompts, keys=keys, seed=1, **options) != batches[0]
+
+
+def test_each_story_has_its_own_limit():
+    """The positions lower the limit of a batch; one limit for all that exceeds them is refused (`test_generation`)."""
+    model, prompts = tiny_model("gpt2", vocab_size=330), [[1, 40, 41], [1] + [50] * 59]
+    with torch.no_grad():  # no end is likely
+        model.transformer.wte.weight[[1, 2]] = 0
+    options = {"temperature": 0.0, "batch_size": 2}
+    assert list(map(len, write_stories(model, TOKENIZER, prompts, [2, 3], **options))) == [2, 3]
+    assert list(map(len, write_stories(model, TOKENIZER, prompts, [9, 9], **options))) == [4, 4]
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "left"), [(0, 1.0, 5), (3, 1.0, 3), (0, 0.7, 2)])

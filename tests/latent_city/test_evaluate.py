@@ -15,7 +15,14 @@ from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate
 from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.latent_city import asking as latent_asking
-from lm_trials.latent_city.asking import Interview, check_digits
+from lm_trials.latent_city.asking import (
+    Interview,
+    answer_nats,
+    baseline_errors,
+    bootstrap_median,
+    check_digits,
+    implied_place,
+)
 from lm_trials.latent_city.cities import HALF_CIRCUMFERENCE_KM, City, distance_km, package_cities
 from lm_trials.latent_city.evaluate import main
 from lm_trials.latent_city.flags import LatentCityArguments
@@ -29,7 +36,6 @@ from lm_trials.latent_city.questions import (
     read_latents,
 )
 from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject, finding
-from lm_trials.latent_city.scores import answer_nats, baseline_errors, bootstrap_median, implied_place
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, instruct_examples
 from lm_trials.pairs.pairs import open_pairs
 from lm_trials.tokens.tokenizers import batch_encoder, train_tokenizer

@@ -165,8 +165,6 @@ def test_where_the_content_is_not_known_names_count(tmp_path, known):
 
 
 def test_recomputation_of_activations_is_no_other_run_and_arguments_of_its_own_are(tmp_path):
-    manifest.write_run(tmp_path, changed({"activation_checkpointing": False, "gradient_checkpointing": False}))
-    manifest.check_resumable(tmp_path, STARTED)  # that of a run of now, whose logistics have both
     assert manifest.role_of("activation_checkpointing") == manifest.role_of("gradient_checkpointing") == "logistics"
     plan = Plan(num_steps=1, blocks_per_step=1, block_size=8, blocks_per_pass=1, remainder=0)
     for kwargs, role in ((None, "logistics"), ({"preserve_rng_state": False}, "outcome")):

@@ -101,8 +101,10 @@ def test_speed_after_a_resume_counts_the_updates_since(tmp_path, tokenizer):
     from transformers import TrainerState
 
     trainer = make_trainer(tmp_path, tokenizer)
-    trainer.callback_handler.on_train_begin(trainer.args, TrainerState(global_step=100), trainer.control)
-    assert trainer._mark[1] == 100
+    assert trainer.clock.mark[1] == 0
+    trainer.state = TrainerState(global_step=100)
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert trainer.clock.mark[1] == 100
 
 
 @pytest.mark.end_to_end

@@ -112,10 +112,10 @@ def test_a_length_beyond_the_positions_is_the_length_that_came_of_it(tuned):
     assert len(compare_runs(["runs/a", tuned("c", {"max_length": 40, "block_size": 40})]).arms) == 2
 
 
-def test_recomputation_is_logistics_in_older_runs_too(tuned):
-    older = tuned("a", {"activation_checkpointing": False, "gradient_checkpointing": False})
-    newer = tuned("b", logistics={"activation_checkpointing": True, "gradient_checkpointing": True}, seed=2)
-    comparison = compare_runs([older, newer])
+def test_recomputation_is_logistics(tuned):
+    first = tuned("a", logistics={"activation_checkpointing": False, "gradient_checkpointing": False})
+    second = tuned("b", logistics={"activation_checkpointing": True, "gradient_checkpointing": True}, seed=2)
+    comparison = compare_runs([first, second])
     assert len(comparison.arms) == 1
     assert comparison.logistics == ("activation_checkpointing", "gradient_checkpointing")
 

@@ -8,8 +8,8 @@ import pytest
 from datasets import Features, List, Value
 
 from lm_trials.console import UsageError
-from lm_trials.evaluation.constraint_tasks import Task
-from lm_trials.evaluation.coverage import (
+from lm_trials.evaluation.constraint_tasks import (
+    Task,
     WordCounts,
     content_words,
     count_words,
