@@ -117,7 +117,7 @@ def repeats(ids: np.ndarray, opening: Sequence[int], length: int, count: int, se
 
 
 @dataclass(frozen=True)
-class Reading:
+class AttentionTexts:
     """What every model reads: the stories, the text of the maps, and sequences for the induction score."""
 
     documents: list[np.ndarray]
@@ -157,7 +157,9 @@ def run_of(subject: Subject, names: Sequence[str]) -> str:
     return subject.label
 
 
-def plan_reading(subjects: Sequence[Subject], stories: Sequence[str], args: AttentionArguments, seed: int) -> Reading:
+def plan_texts(
+    subjects: Sequence[Subject], stories: Sequence[str], args: AttentionArguments, seed: int
+) -> AttentionTexts:
     """Put what is read into the models' tokens; what is left out or cut is told.
 
     Raises:
@@ -178,7 +180,7 @@ def plan_reading(subjects: Sequence[Subject], stories: Sequence[str], args: Atte
     map_ids_T = documents[0][: args.map_tokens]
     if args.text is not None:
         map_ids_T = _plan_map(first, args.text, args.map_tokens, window)
-    return Reading(
+    return AttentionTexts(
         documents,
         map_ids_T,
         token_labels(first.tokenizer, map_ids_T),
@@ -267,19 +269,19 @@ class Measured:
 
 
 def measure(
-    model: Any, reading: Reading, batch_size: int, subject: Subject | None = None, run: str | None = None
+    model: Any, texts: AttentionTexts, batch_size: int, subject: Subject | None = None, run: str | None = None
 ) -> Measured:
     """Read a model's attention on all texts; without a subject, of an untrained model."""
     label = subject.label if subject else "an untrained model"
     repeated = unrepeated = None
-    if reading.repeats is not None:
-        start, length = reading.repeats.start, reading.repeats.length
+    if texts.repeats is not None:
+        start, length = texts.repeats.start, texts.repeats.length
         repeated, unrepeated = (
-            over_heads(model, texts, lambda weights: induction_scores(weights, start, length), batch_size)[..., 0]
-            for texts in (reading.repeats.repeated, reading.repeats.unrepeated)
+            over_heads(model, sequences, lambda weights: induction_scores(weights, start, length), batch_size)[..., 0]
+            for sequences in (texts.repeats.repeated, texts.repeats.unrepeated)
         )
-    stories_NLHS = over_heads(model, reading.documents, head_statistics, batch_size, f"attention of {label}")
-    maps_LHTT = attention_maps(model, reading.map_ids_T)
+    stories_NLHS = over_heads(model, texts.documents, head_statistics, batch_size, f"attention of {label}")
+    maps_LHTT = attention_maps(model, texts.map_ids_T)
     step, seed = (subject.step, subject.candidate.seed) if subject else (None, None)
     return Measured(label, run or label, step, seed, stories_NLHS, repeated, unrepeated, maps_LHTT)
 
