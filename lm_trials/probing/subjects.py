@@ -94,13 +94,15 @@ def find_subjects(
     return [Subject(check_candidate(name, how), label) for name, label in zip(names, short_names(names), strict=True)]
 
 
+def run_folder(subject: Subject) -> str:
+    """Return the folder of the run that a checkpoint is of; of another model its own."""
+    path = Path(subject.reference.path).resolve()
+    return str(path.parent if subject.reference.step is not None else path)
+
+
 def run_names(subjects: Sequence[Subject]) -> list[str]:
     """Return the run that each model or checkpoint is of: its folder, by a name that tells it from the others."""
-    paths = [Path(subject.reference.path).resolve() for subject in subjects]
-    folders = [
-        str(path.parent if subject.reference.step is not None else path)
-        for path, subject in zip(paths, subjects, strict=True)
-    ]
+    folders = [run_folder(subject) for subject in subjects]
     different = list(dict.fromkeys(folders))
     names = dict(zip(different, short_names(different), strict=True))
     return [names[folder] for folder in folders]

@@ -16,7 +16,8 @@ from tiny_models import KINDS, tiny_model
 from lm_trials.models.reference import ModelReference
 from lm_trials.probing.feature_probe import report as feature_probe_results
 from lm_trials.probing.feature_probe.figures import heat_figure, layers_figure, steps_figure
-from lm_trials.probing.feature_probe.readings import distinct_steps
+from lm_trials.probing.feature_probe.fits import distinct_steps
+from lm_trials.probing.tables import ProbeTable
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import load_tokenizer
 from probes import feature_probe
@@ -250,9 +251,9 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
     def told(lower, chance=0.3, upper=0.2):
         shared = {"series": "base", "feature": "Twist", "kind": "control", "estimate": 0.1, "upper": upper, "n": 200,
                   "unit": "", "place": "chosen"}  # fmt: skip
-        differences = [{**shared, "against": "bag of words", "lower": lower}]
+        differences = ProbeTable([{**shared, "against": "bag of words", "lower": lower}])
         differences += [{**shared, "against": name, "lower": chance} for name in ("majority", "shuffled labels")]
-        return feature_probe_results._model_part("base", rows, differences)
+        return feature_probe_results._model_told("base", ProbeTable(rows), differences)
 
     assert "read above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
     assert told(0.02).endswith("better than by every control Twist by 0.100 [0.020, 0.200] over bag of words")
