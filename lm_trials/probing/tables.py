@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,13 @@ class ProbeTable(list[Row]):
         """Return the values of a column, or tuples of the values of several, each once."""
         values = (tuple(row.get(column) for column in columns) for row in self)
         return list(dict.fromkeys(found if len(columns) > 1 else found[0] for found in values))
+
+    def estimates(self, *columns: str) -> dict[tuple[Any, ...], Estimate]:
+        """Return the estimates by the values of columns."""
+        return {
+            tuple(row.get(column) for column in columns): Estimate(*(row[field.name] for field in fields(Estimate)))
+            for row in self
+        }
 
     def show(
         self,
