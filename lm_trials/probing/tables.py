@@ -59,6 +59,7 @@ class ProbeTable(list[Row]):
         across: Mapping[str, Row],
         caption: str | None = None,
         cell: Callable[[Row | None], str] | None = None,
+        counted: str | None = None,
     ) -> None:
         """Print a table whose cell is the row that has the values of its line and of its column.
 
@@ -66,12 +67,15 @@ class ProbeTable(list[Row]):
             corner: the heading of the first column.
             down, across: values by heading.
             cell: what is written of a row; default its estimate above its interval.
+            counted: the heading of one more column, for the n of the first row of each line.
         """
         written = cell or (lambda row: interval(row, lines=True))
-        lines = [
-            [name, *(written(self.find(**line, **column)) for column in across.values())] for name, line in down.items()
-        ]
-        show_table(title, [corner, *across], lines, caption)
+        lines = []
+        for name, line in down.items():
+            found = [self.find(**line, **column) for column in across.values()]
+            counts = [str((found[0] or {}).get("n", "-"))] if counted else []
+            lines.append([name, *counts, *map(written, found)])
+        show_table(title, [corner, *([counted] if counted else []), *across], lines, caption)
 
 
 def _matches(row: Row, wanted: Mapping[str, Any]) -> bool:
