@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
 
     subjects = find_subjects(which, args.all_checkpoints, stories.block_size)
-    check_alike(subjects)
-    large = head_to_draw(subjects, args)
+    check_alike(subjects, same=("num_hidden_layers", "num_attention_heads"))
+    large = head_to_draw(subjects[0], args)
     texts = plan_texts(subjects, [record["story"] for record in read_stories(stories)], args, which.seed)
 
     models, checks, batch_size = [], {}, stories.per_device_eval_batch_size

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.subjects import check_alike, find_subjects, untrained
 
     subjects = find_subjects(subject_args, args.all_checkpoints)
-    check_alike(subjects, depth=False)
+    check_alike(subjects, same=())
     tokenizer, seed = subjects[0].tokenizer, subject_args.seed
     words = Words(tokenizer).check(args.words)
     counts_V = tokens_seen(subjects[0], args) if args.dataset_name else None

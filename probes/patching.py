@@ -41,15 +41,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     subject_args, text_args, args = parsed
     from lm_trials.probing.capture import check_capture
     from lm_trials.probing.patching import report
-    from lm_trials.probing.patching.sides import check_shapes, load_sides, sites_of, targets_of
+    from lm_trials.probing.patching.sides import load_sides, sites_of, targets_of
     from lm_trials.probing.patching.swaps import check_swaps, control_kinds, first_kinds, sweep
     from lm_trials.probing.patching.tasks import prompt_task, story_task
-    from lm_trials.probing.subjects import check_alike, find_subjects, read_stories
+    from lm_trials.probing.subjects import SHAPE, check_alike, find_subjects, read_stories
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
-    check_alike(subjects)
-    if len(subjects) > 1:
-        check_shapes(*subjects)
+    check_alike(subjects, same=SHAPE)
     targets = targets_of(subjects[0], args.components, args.layers, args.heads)
     if args.by_prompts:
         task = prompt_task(subjects[0], args, several=len(subjects) > 1)

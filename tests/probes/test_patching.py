@@ -363,7 +363,7 @@ def test_models_of_other_shapes_or_tokenizers_are_refused(folder, tmp_path, caps
     wide.save_pretrained(tmp_path / "wide")
     tiny_tokenizer().save_pretrained(tmp_path / "wide")
     names = ["--model_name_or_path", folder / "llama-a"]
-    assert "has 16 numbers wide and" in line_of(capsys, *names, tmp_path / "wide", *out)
+    assert "has 16 dimensions and" in line_of(capsys, *names, tmp_path / "wide", *out)
     deep = LlamaForCausalLM(
         LlamaConfig(vocab_size=330, hidden_size=16, intermediate_size=8, num_hidden_layers=3, num_attention_heads=4,
                     max_position_embeddings=96)

@@ -18,9 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
-from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
-from lm_trials.probing.anatomy import anatomy_of
+from lm_trials.probing.anatomy import anatomy_of, check_blocks, check_heads
 from lm_trials.probing.attention.flags import LEAST_STORIES, OF_STORIES, AttentionArguments
 from lm_trials.probing.capture import Activations
 from lm_trials.probing.flags import short_names
@@ -126,26 +125,17 @@ class AttentionTexts:
     repeats: Repeats | None
 
 
-def head_to_draw(subjects: Sequence[Subject], args: AttentionArguments) -> tuple[int, int] | None:
+def head_to_draw(subject: Subject, args: AttentionArguments) -> tuple[int, int] | None:
     """Return layer and head of what is drawn large, negative ones counted from the end; None where nothing is.
 
     Raises:
-        UsageError: for models with different numbers of heads, or a layer or head that they do not have.
+        UsageError: for a layer or head that the model does not have.
     """
-    counts = {s.label: int(load_config(s.reference).get_text_config().num_attention_heads) for s in subjects}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{label} {count}" for label, count in counts.items())
-        raise UsageError(f"the models have different numbers of heads ({told}); name models of one shape")
     if args.layer is None or args.head is None:
         return None
-    first = subjects[0]
-    found = []
-    for flag, value, count in (("layer", args.layer, first.depth), ("head", args.head, counts[first.label])):
-        if not -count <= value < count:
-            what = f"{flag}s 0 to {count - 1}" if flag == "layer" else f"heads 0 to {count - 1} in each layer"
-            raise UsageError(f"--{flag} {value}: {first.reference.name} has {what}; give one of them")
-        found.append(value % count)
-    return found[0], found[1]
+    (layer,) = check_blocks([args.layer], subject.depth, subject.reference.name, "--layer")
+    (head,) = check_heads([args.head], subject.num_heads, subject.reference.name, "--head")
+    return layer, head
 
 
 def run_of(subject: Subject, names: Sequence[str]) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
 from lm_trials.estimates import Estimate
@@ -26,6 +25,7 @@ from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batch
 from lm_trials.probing.diversity.fisher import ProbeNetwork, ProbeSettings, TaskEmbedding
 from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.pairs import mean_between, mean_within, task_distances, without_noise
+from lm_trials.probing.subjects import device_of, random_weights
 from lm_trials.probing.tables import ProbeTable
 
 UNIT = "cosine distance of batches"
@@ -143,15 +143,11 @@ def load_probes(reference: ModelReference, args: DiversityArguments) -> dict[str
     settings = ProbeSettings(
         args.finetune_steps, args.finetune_learning_rate, args.fisher_draws, args.fisher_drawing, args.seed
     )
-    on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
-    trained = ProbeNetwork(load_model(reference).to(device), settings)
+    trained = ProbeNetwork(load_model(reference).to(device_of(args)), settings)
     if not args.random_weights:
         return {TRAINED: trained}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        random = AutoModelForCausalLM.from_config(trained.model.config, trust_remote_code=False)
-    return {TRAINED: trained, RANDOM: ProbeNetwork(random.float().to(device), settings)}
+    random = random_weights(trained.model.config, args.seed).float().to(device_of(args))
+    return {TRAINED: trained, RANDOM: ProbeNetwork(random, settings)}
 
 
 def make_groups(sets: Sequence[TextSet], tokenizer: PreTrainedTokenizerBase, args: DiversityArguments) -> list[Group]:
