@@ -250,16 +250,10 @@ def test_what_cannot_be_swapped_is_refused(pair):
         Patched(recipient, [ModelPart("mlp", 0)], donor=recipient)
     with pytest.raises(ValueError, match="give rows for each part, or parts and a donor"):
         Patched(recipient, {ModelPart("mlp", 0): rows}, donor=donor)
-    cache = recipient(input_ids=IDS[:1]).past_key_values
-    with (
-        pytest.raises(ValueError, match="without past_key_values"),
-        Patched(recipient, {ModelPart("mlp", 0): rows[:1]}),
-    ):
+    part, cache = ModelPart("mlp", 0), recipient(input_ids=IDS[:1]).past_key_values
+    with pytest.raises(ValueError, match="without past_key_values"), Patched(recipient, {part: rows[:1]}):
         recipient(input_ids=IDS[:1, :1], past_key_values=cache)
-    with (
-        pytest.raises(RuntimeError, match="has not read the 9 tokens"),
-        Patched(recipient, [ModelPart("mlp", 0)], donor),
-    ):
+    with pytest.raises(RuntimeError, match="has not read the 9 tokens"), Patched(recipient, [part], donor):
         recipient(input_ids=IDS[:1, :1], past_key_values=cache)
     with pytest.raises(ValueError, match="give the model input_ids"), Patched(recipient, [part], donor):
         recipient(inputs_embeds=torch.zeros(1, 2, 16, dtype=torch.float64))
