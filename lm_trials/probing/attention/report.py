@@ -161,10 +161,7 @@ class Results:
         # Where another untrained model would lie is uncertain beside the stories: its reach is added to theirs.
         random_DN, one = self.untrained_values(statistic), self.untrained_leader(statistic)
         apart = widened(beside(random_DN.mean(axis=0)).difference, one.upper - one.estimate)
-        controls = {
-            UNTRAINED: Control(one, apart),
-            EVEN: beside(self.even_values(statistic)[report]),
-        }
+        controls = {UNTRAINED: Control(one, apart), EVEN: beside(self.even_values(statistic)[report])}
         if statistic == "induction":
             assert model.unrepeated_NLH is not None
             controls[UNREPEATED] = beside(model.unrepeated_NLH[report, layer, number])

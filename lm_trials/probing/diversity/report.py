@@ -59,10 +59,7 @@ def show_text_measures(rows: ProbeTable, num_words: int) -> None:
 
 
 def write_diversity(
-    args: DiversityArguments,
-    rows: ProbeTable,
-    results: Sequence[GroupEmbeddings],
-    heat_maps: Mapping[str, Figure],
+    args: DiversityArguments, rows: ProbeTable, results: Sequence[GroupEmbeddings], heat_maps: Mapping[str, Figure]
 ) -> Path:
     """Write `diversity.json` and `.csv`, and of each probe the distances as a table and as a heat map.
 

@@ -11,14 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import show_table
 from lm_trials.probing.embeddings.categories import Categories, Separation
-from lm_trials.probing.embeddings.geometry import (
-    Embeddings,
-    Movement,
-    Picture,
-    difference_of,
-    mean_of,
-    nearest_tokens,
-)
+from lm_trials.probing.embeddings.geometry import Embeddings, Movement, Picture, difference_of, mean_of, nearest_tokens
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.tables import ProbeTable, Row, exact, interval, sign
 

@@ -300,10 +300,7 @@ def read_texts(stories: ProbeStories, labels: Mapping[str, Labels], l2: Sequence
     """Read the features from what the text alone gives: counts of marks and words, and the words."""
     num_train = len(stories.train)
     weights = {"text statistics": l2, "bag of words": WORDS_L2}
-    values = {
-        "text statistics": text_statistics(stories.texts),
-        "bag of words": bag_of_words(stories.texts, num_train),
-    }
+    values = {"text statistics": text_statistics(stories.texts), "bag of words": bag_of_words(stories.texts, num_train)}
     return [
         Series(name, "control", *read_all({Place(name, "text"): values[name]}, labels, num_train, weights[name], name))
         for name in TEXT_CONTROLS
