@@ -164,7 +164,7 @@ def test_what_the_control_shows_too_is_no_finding(tmp_path, base, planted, towar
     models = ["--model_name_or_path", base, towards_the_true_one, "--control_model", again]
     _, told = run(tmp_path, *models, *flags)
     assert told["finding"].startswith("nothing is shown of true beyond the control")
-    assert "it is shown of the control too, in its hidden states" in told["control"]
+    assert "the control shows it too, in its hidden states" in told["control"]
 
 
 @pytest.mark.parametrize("bits", [(), ("--load_in_8bit", "True")])

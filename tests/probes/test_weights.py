@@ -215,7 +215,7 @@ def test_generations_are_scored_where_a_set_has_prompts(tiny_data, tiny_base, tm
     assert {r["method"] for r in written} >= {"first model", "second model", "largest directions", "neurons ranked"}
     assert {r["n"] for r in rows if r["metric"] == "loss on only-Twist"} <= {2, 3}
     told = json.loads((tmp_path / "out" / "weights.json").read_text())["finding"]
-    assert "does not rise" in told or "of the stories written the feature is in: base 0.000 [0.000, " in told
+    assert "does not rise" in told or "share of the stories written that have the feature: base 0.000 [0.000, " in told
 
 
 MISTAKES = {

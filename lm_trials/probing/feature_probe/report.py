@@ -13,6 +13,7 @@ from lm_trials.probing.feature_probe.figures import heat_figure, layers_figure, 
 from lm_trials.probing.feature_probe.fits import (
     BALANCED,
     MAJORITY,
+    MOST_UPDATES,
     PLAIN,
     SHUFFLED,
     TEXT_CONTROLS,
@@ -237,7 +238,8 @@ def show_findings(series: Sequence[Series], rows: ProbeTable, differences: Probe
         changes.show(f"less {models[0].name}, paired", "", down, across, cell=interval)
     ended = [fit.converged for one in series for fits in one.fits.values() for fit in fits.values()]
     if not all(ended):
-        note(f"note: {ended.count(False)} of {len(ended)} probes did not come to an end; give a stronger --l2")
+        failed = f"{ended.count(False)} of {len(ended)} probes"
+        note(f"note: {failed} did not converge after {MOST_UPDATES:,} iterations; increase --l2")
 
 
 def note_stories(stories: ProbeStories, without: Mapping[str, str]) -> None:

@@ -265,8 +265,8 @@ def _told_beside(result: LensResult, first: LensResult) -> str:
     change = _change(first, result, middle, lens)
     if change is None:
         return f"{told} {middle}."
-    shown = "" if sign(change) else ", so that no difference is shown"
-    return f"{told} {middle}, which is {first.subject.label}'s and {interval(change)}{shown}."
+    shown = "" if sign(change) else ", no difference shown"
+    return f"{told} {middle}, {interval(change)} above {first.subject.label}{shown}."
 
 
 def _over_training(results: Sequence[LensResult]) -> list[str]:
@@ -320,8 +320,8 @@ def _control_sentence(results: Sequence[LensResult]) -> str:
         # By luck a guess is some hundredths better than guessing; the frequencies of a poor model may be worse.
         something = read[best].upper < min(frequencies.estimate, 0.98 * result.guessing)
         parts.append(
-            f"random weights in {result.subject.label}'s shape say {'SOMETHING' if something else 'nothing'} of the "
-            f"text at any layer (at best {interval(read[best])} nats per token, layer {best}; token frequencies "
+            f"random weights in {result.subject.label}'s shape predict the text {'BETTER' if something else 'no better'}"
+            f" than chance at any layer (at best {interval(read[best])} nats per token, layer {best}; token frequencies "
             f"{interval(frequencies)}; guessing {result.guessing:.3f}), though their layers too come nearer to their "
             f"last (KL {table['untrained', first, 'kl'].estimate:.3f} at layer {first}, "
             f"{table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"

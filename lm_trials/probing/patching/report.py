@@ -244,8 +244,8 @@ def tell(direction: Direction, seed: int) -> tuple[str, str]:
     told, controls = [], []
     for chosen in chosen_runs(measured):
         if not _without_zero(measured.told_gap):
-            few = f"the {measured.told_gap.n} texts that would tell of a chosen part have no gap by themselves"
-            told.append(f"nothing is shown of single parts: {few} ({interval(measured.told_gap, 4)})")
+            gap_there = f"{interval(measured.told_gap, 4)}, n={measured.told_gap.n}"
+            told.append(f"no gap in the held-out half of the texts ({gap_there}), so no single part can be tested")
             break
         sentence, control = _tell_chosen(measured, chosen)
         told.append(sentence)

@@ -317,7 +317,7 @@ def term_finding(
     for control in by_role["control"]:
         found = curves[control.label, base]
         shown = [name for site, name in CURVES.items() if found[site, family].shown]
-        verdict = f"it is shown of the control too, in its {' and '.join(shown)}" if shown else ""
+        verdict = f"the control shows it too, in its {' and '.join(shown)}" if shown else ""
         numbers = "; ".join(f"{name}: {_at_peak(found[site, family])}" for site, name in CURVES.items())
         controls.append(f"{control.label}, {numbers}, {verdict or 'nothing shown, as it must be'}")
     controls += [

@@ -314,7 +314,7 @@ def written_sentence(trials: Sequence[Trial], wholly: Trial, step: Step) -> list
         return []
     shares = {name: interval(proportion(*count, "share of stories")) for name, count in counts.items()}
     told = ", ".join(f"{name} {share}" for name, share in shares.items())
-    return [f"of the stories written the feature is in: {told}"]
+    return [f"share of the stories written that have the feature: {told}"]
 
 
 def finding_of(
