@@ -1,6 +1,5 @@
 """`probes/attention.py` from its command line: models of all kinds, a planted head, checkpoints, what it refuses."""
 
-import csv
 import json
 import math
 import re
@@ -8,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from probe_runs import table
 from small_models import with_lora
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -113,11 +113,6 @@ def drawn():
 def run(stories, out, *names, flags=()):
     words = ["--model_name_or_path", *map(str, names), "--dataset_name", str(stories), "--output_dir", str(out)]
     return attention.main([*words, *FAST, *flags])
-
-
-def table(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def page_data(out):

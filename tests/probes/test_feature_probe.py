@@ -1,15 +1,16 @@
 """`probes/feature_probe.py` from its command line: models of all kinds, curves over training, and what it refuses."""
 
-import csv
 import json
 import re
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from probe_runs import refused_by, table
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
 
@@ -21,6 +22,8 @@ from lm_trials.probing.tables import ProbeTable
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import load_tokenizer
 from probes import feature_probe
+
+refused = partial(refused_by, feature_probe.main)
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.
 pytestmark = [
@@ -69,21 +72,6 @@ def models(tiny_data, tmp_path_factory):
 def run(stories, out, *models, flags=()):
     names = [word for model in models for word in ("--model_name_or_path", str(model))]
     return feature_probe.main([*names, "--dataset_name", str(stories), "--output_dir", str(out), *FAST, *flags])
-
-
-def refused(capsys, argv):
-    with pytest.raises(SystemExit) as stopped:
-        feature_probe.main([str(word) for word in argv])
-    lines = capsys.readouterr().err.strip().splitlines()
-    told = [line for line in lines if line.startswith("error: ")]
-    assert stopped.value.code == 2
-    assert len(told) == 1
-    return told[0]
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
@@ -287,10 +275,10 @@ def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
         ("--seed", "-1"): "--seed -1 is no seed",
     }
     for flags, expected in cases.items():
-        assert expected in refused(capsys, [*base, *flags]), flags
+        assert expected in refused(capsys, *base, *flags), flags
     assert not (tmp_path / "x").exists()
-    assert "no model is named" in refused(capsys, ["--dataset_name", stories])
-    assert "--long_stories cut" in refused(capsys, [*base, "--model_name_or_path", models / "short"])
+    assert "no model is named" in refused(capsys, "--dataset_name", stories)
+    assert "--long_stories cut" in refused(capsys, *base, "--model_name_or_path", models / "short")
 
 
 def test_data_that_tells_nothing_is_one_line(models, tmp_path, capsys):
@@ -301,13 +289,13 @@ def test_data_that_tells_nothing_is_one_line(models, tmp_path, capsys):
         )
         return ["--model_name_or_path", models / "llama", "--dataset_name", path, *FAST]
 
-    assert "300" not in refused(capsys, file("none.jsonl", []))  # no labels anywhere, and the detectors find nothing
-    one = refused(capsys, file("one.jsonl", ["Twist"]))
+    assert "300" not in refused(capsys, *file("none.jsonl", []))  # no labels anywhere, and the detectors find nothing
+    one = refused(capsys, *file("one.jsonl", ["Twist"]))
     assert "Twist: " in one
     assert "test stories have it" in one
-    assert "names a feature" in refused(capsys, [*file("none.jsonl", []), "--labels", "records"])
+    assert "names a feature" in refused(capsys, *[*file("none.jsonl", []), "--labels", "records"])
     (tmp_path / "empty.jsonl").write_text("")
-    empty = refused(capsys, ["--model_name_or_path", models / "llama", "--dataset_name", tmp_path / "empty.jsonl"])
+    empty = refused(capsys, *["--model_name_or_path", models / "llama", "--dataset_name", tmp_path / "empty.jsonl"])
     assert "empty.jsonl" in empty
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from probe_runs import refused_by
 from small_models import with_lora
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +17,8 @@ from lm_trials.probing.similarity.figures import cka_figure, rank_figure, simila
 from lm_trials.probing.similarity.flags import ARGUMENTS, SimilarityArguments, check_arguments, templates, words
 from lm_trials.tokens.tokenizers import train_tokenizer
 from probes import similarity
+
+refused = partial(refused_by, similarity.main)
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.
 pytestmark = [
@@ -96,14 +100,6 @@ def towards_all(planted, vocabulary):
 def run(tmp_path, *argv):
     rows = similarity.main([*map(str, argv), "--output_dir", str(tmp_path)])
     return rows, json.loads((tmp_path / "similarity.json").read_text())
-
-
-def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as raised:
-        similarity.main(list(map(str, argv)))
-    assert raised.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    return line
 
 
 def test_a_planted_finding_is_told_with_its_tables_and_figures(

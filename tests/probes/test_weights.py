@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from matplotlib.figure import Figure
+from probe_runs import row
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 
 from lm_trials.models.adapters import LoraSpec, add_lora, without_noise
@@ -75,12 +76,6 @@ def measured(request, folder):
     out = folder / request.param / "out"
     control = ("--control_dataset_name", str(folder / "plain.jsonl"))
     return weights.main(flags(folder, out, *control, kind=request.param)), out
-
-
-def row(rows, **wanted):
-    found = [r for r in rows if all(r.get(key) == value for key, value in wanted.items())]
-    assert len(found) == 1, f"{len(found)} rows are {wanted}"
-    return found[0]
 
 
 def read(path):

@@ -320,11 +320,11 @@ def _control_sentence(results: Sequence[LensResult]) -> str:
         # By luck a guess is some hundredths better than guessing; the frequencies of a poor model may be worse.
         something = read[best].upper < min(frequencies.estimate, 0.98 * result.guessing)
         parts.append(
-            f"random weights in {result.subject.label}'s shape predict the text {'BETTER' if something else 'no better'}"
-            f" than chance at any layer (at best {interval(read[best])} nats per token, layer {best}; token frequencies "
-            f"{interval(frequencies)}; guessing {result.guessing:.3f}), though their layers too come nearer to their "
-            f"last (KL {table['untrained', first, 'kl'].estimate:.3f} at layer {first}, "
-            f"{table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"
+            f"random weights in {result.subject.label}'s shape predict the text "
+            f"{'BETTER' if something else 'no better'} than chance at any layer (at best {interval(read[best])} nats "
+            f"per token, layer {best}; token frequencies {interval(frequencies)}; guessing {result.guessing:.3f}), "
+            f"though their layers too come nearer to their last (KL {table['untrained', first, 'kl'].estimate:.3f} at "
+            f"layer {first}, {table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"
         )
     return "; ".join(parts) + "."
 
