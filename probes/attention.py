@@ -30,32 +30,29 @@ from lm_trials.probing.attention.flags import ARGUMENTS, check_arguments
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Read every head of every model, on a text and on the stories; returns the rows of the table."""
-    which, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/attention.py")
-    check_arguments(which, texts, args)
-    from lm_trials.probing.attention.output import write_results
+    which, stories, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/attention.py")
+    check_arguments(which, stories, args)
     from lm_trials.probing.attention.report import Results
-    from lm_trials.probing.attention.statistics import head_to_draw, measure, plan_reading, run_of
+    from lm_trials.probing.attention.statistics import head_to_draw, measure, plan_texts, run_of
     from lm_trials.probing.capture import check_capture
     from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
 
-    subjects = find_subjects(which, args.all_checkpoints, texts.block_size)
-    check_alike(subjects)
-    large = head_to_draw(subjects, args)
-    stories = [record["story"] for record in read_stories(texts)]
-    reading = plan_reading(subjects, stories, args, which.seed)
+    subjects = find_subjects(which, args.all_checkpoints, stories.block_size)
+    check_alike(subjects, same=("num_hidden_layers", "num_attention_heads"))
+    large = head_to_draw(subjects[0], args)
+    texts = plan_texts(subjects, [record["story"] for record in read_stories(stories)], args, which.seed)
 
-    models, checks = [], {}
+    models, checks, batch_size = [], {}, stories.per_device_eval_batch_size
     for subject in subjects:
         model = load_subject(subject, which)
-        checks[subject.label] = check_capture(model, reading.map_ids_T, ["attention"], subject.reference.name)
-        run = run_of(subject, which.model_name_or_path)
-        models.append(measure(model, reading, texts.per_device_eval_batch_size, subject, run))
+        checks[subject.label] = check_capture(model, texts.map_ids_T, ["attention"], subject.reference.name)
+        models.append(measure(model, texts, batch_size, subject, run_of(subject, which.model_name_or_path)))
         del model
     random = [
-        measure(untrained(subjects[0], which, which.seed + draw), reading, texts.per_device_eval_batch_size)
+        measure(untrained(subjects[0], which, which.seed + draw), texts, batch_size)
         for draw in range(args.num_untrained)
     ]
-    return write_results(Results(models, random, reading, which.seed), which, texts, args, checks, large)
+    return Results(models, random, texts, which.seed).write(which, stories, args, checks, large)
 
 
 if __name__ == "__main__":

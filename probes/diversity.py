@@ -28,6 +28,7 @@ from typing import Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.diversity.flags import DiversityArguments, check_arguments
+from lm_trials.probing.tables import ProbeTable
 
 
 @script
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     (args,) = parse_arguments(argv, (DiversityArguments,), __doc__ or "", prog="probes/diversity.py")
     check_arguments(args)
     from lm_trials.probing.diversity.batches import open_text_sets
-    from lm_trials.probing.diversity.measures import common_length, text_measures, text_rows
+    from lm_trials.probing.diversity.measures import common_length, text_rows
     from lm_trials.probing.diversity.report import show_diversity, show_text_measures, write_diversity
 
     if not args.text_only:
@@ -46,17 +47,16 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         reference, tokenizer = find_probe(args)
     sets = open_text_sets(args)
     num_words = common_length(sets, args.words_per_batch)
-    measures = {texts.name: text_measures(texts, num_words, args.seed) for texts in sets}
-    rows = text_rows(measures)
+    rows = text_rows(sets, num_words, args.seed)
 
     results, heat_maps = [], {}
     if not args.text_only:
         groups = make_groups(sets, tokenizer, args)
         results = embed_groups(load_probes(reference, args), groups)
-        rows = [row for result in results for row in result.rows()] + rows
+        rows = ProbeTable([row for result in results for row in result.rows()] + rows)
         heat_maps = {r.probe: distance_figure(*r.of_data(), f"{reference.name}, {r.probe}") for r in results}
         show_diversity(rows, reference.name)
-    show_text_measures(measures, num_words)
+    show_text_measures(rows, num_words)
     write_diversity(args, rows, results, heat_maps)
     return rows
 

@@ -23,12 +23,12 @@ one, the push away from what is never the answer.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from lm_trials.console import note, script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.embeddings.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.tables import ProbeTable
 
 
 @script
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Read the embeddings, tell categories apart, measure movement and draw; returns the rows of the table."""
     subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/embeddings.py")
     check_arguments(subject_args, args)
-    from lm_trials.probing.embeddings import report as findings
+    from lm_trials.probing.embeddings import report
     from lm_trials.probing.embeddings.categories import categories_of, check_nearest, separation
     from lm_trials.probing.embeddings.figures import points_figure
     from lm_trials.probing.embeddings.geometry import (
@@ -49,11 +49,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         vocab_of,
     )
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.flags import probe_folder
     from lm_trials.probing.subjects import check_alike, find_subjects, untrained
 
     subjects = find_subjects(subject_args, args.all_checkpoints)
-    check_alike(subjects, depth=False)
+    check_alike(subjects, same=())
     tokenizer, seed = subjects[0].tokenizer, subject_args.seed
     words = Words(tokenizer).check(args.words)
     counts_V = tokens_seen(subjects[0], args) if args.dataset_name else None
@@ -64,37 +63,35 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         if told:
             note(f"note: {told}")
 
-    movement = findings.movement_rows(models, counts_V, seed)
+    movement = report.movement_rows(models, counts_V, seed)
     fresh = embeddings_of(untrained(subjects[0], subject_args), args.which, vocab_of(tokenizer), "random weights")
-    apart = {}
+    apart, rows = {}, ProbeTable()
     for model in [*models, Embeddings("random weights", fresh)]:
         table_ND = model.table_VD[categories.tokens_N]
         apart[model.label] = separation(table_ND, categories.names_N, args.nearest, args.permutations, seed)
-    rows = [row for model in models for row in findings.separation_rows(model, apart[model.label])]
-    rows += findings.separation_rows(Embeddings("random weights", fresh), apart["random weights"], "control")
-    findings.show_separation(rows, list(apart[models[-1].label]))
+        role = "control" if model.table_VD is fresh else "finding"
+        rows += report.separation_rows(model, apart[model.label], role)
+    last, random = apart[models[-1].label], apart["random weights"]
+    report.show_separation(rows, list(last))
     if movement:
-        findings.show_movement(movement)
-    neighbours = findings.neighbour_rows(models, words, args.neighbours, tokenizer)
-    findings.show_neighbours(neighbours, models)
+        report.show_movement(movement)
+    neighbours = report.neighbour_rows(models, words, args.neighbours, tokenizer)
+    report.show_neighbours(neighbours, models)
 
     picture = project(models, categories.tokens_N, args.basis, args.projection, seed)
-    points = findings.point_rows(models, picture, categories, tokenizer)
+    points = report.point_rows(models, picture, categories, tokenizer)
     shares = [f" ({share:.1%} of the variance)" for share in picture.explained] or ["", ""]
     names = ("first axis" + shares[0], "second axis" + shares[-1])
-    shown = [model.label for model in findings.chosen(models, 6)]
+    shown = [model.label for model in report.chosen(models, 6)]
     kind = "PCA" if args.projection == "pca" else "UMAP"
     fitted = "all models together" if args.basis == "joint" else models[-1].label
     figure = points_figure(points, shown, f"{args.which} embeddings, one {kind} for all, fitted on {fitted}", names)
-    rows += movement + findings.picture_rows(picture)
-    last, random = apart[models[-1].label], apart["random weights"]
-    finding = findings.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
-    about = {"models": [subject.reference.name for subject in subjects], "arguments": asdict(subject_args) | asdict(args),
-             "categories": categories.counts, "left_out": categories.left_out}  # fmt: skip
-    tables = {"points": points, **({"neighbours": neighbours} if neighbours else {})}
-    write_findings(
-        probe_folder(subject_args, PROBE), PROBE, rows, finding, about, {"embeddings": figure}, checks, tables
-    )
+    rows += movement + report.picture_rows(picture)
+    finding = report.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
+    about = {"models": [subject.reference.name for subject in subjects], "categories": categories.counts,
+             "left_out": categories.left_out}  # fmt: skip
+    tables = {"points": points, "neighbours": neighbours}
+    write_findings(PROBE, (subject_args, args), rows, finding, about, {"embeddings": figure}, checks, tables)
     return rows
 
 

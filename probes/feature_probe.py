@@ -29,7 +29,6 @@ from typing import Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.feature_probe.flags import ARGUMENTS, PROBE, check_arguments
-from lm_trials.probing.flags import probe_folder
 
 
 @script
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Fit the probes of each model and control, score and compare them; returns the rows of the table."""
     how, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/feature_probe.py")
     check_arguments(how, texts, args)
-    from lm_trials.probing.feature_probe.readings import Labels, distinct_steps, read_models, read_texts, sites_of
+    from lm_trials.probing.feature_probe.fits import Labels, distinct_steps, read_models, read_texts, sites_of
     from lm_trials.probing.feature_probe.report import (
         about_of,
         difference_rows,
@@ -64,16 +63,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows, differences = score_rows(series, labels), difference_rows(series, labels, how.seed)
 
     show_findings(series, rows, differences)
-    write_findings(
-        probe_folder(how, PROBE),
-        PROBE,
-        rows,
-        finding_of(series, rows, differences),
-        about_of(how, texts, args, subjects, stories, without),
-        figures_of(series, rows, args),
-        checks,
-        {f"{PROBE}-differences": differences},
-    )
+    finding, about = finding_of(series, rows, differences), about_of(subjects, stories, without)
+    figures, tables = figures_of(series, rows, args), {f"{PROBE}-differences": differences}
+    write_findings(PROBE, (how, texts, args), rows, finding, about, figures, checks, tables)
     return rows
 
 

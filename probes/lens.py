@@ -27,6 +27,7 @@ from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.flags import probe_folder
 from lm_trials.probing.lens.flags import ARGUMENTS, check_arguments
+from lm_trials.probing.tables import ProbeTable
 
 
 @script
@@ -35,18 +36,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     models, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/lens.py")
     check_arguments(models, texts, args)
     from lm_trials.probing.anatomy import check_hidden
-    from lm_trials.probing.findings import write_findings
+    from lm_trials.probing.findings import file_name, write_findings
+    from lm_trials.probing.lens import report
     from lm_trials.probing.lens.figures import checkpoints_figure, lens_figure, text_figure
-    from lm_trials.probing.lens.report import (
-        by_run,
-        finding_of,
-        first_of_each_shape,
-        measure_subject,
-        show_lens,
-        show_text,
-        text_ids,
-        text_rows,
-    )
     from lm_trials.probing.lens.training import read_lens_stories
     from lm_trials.probing.subjects import check_alike, find_subjects
 
@@ -54,42 +46,38 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_alike(subjects)
     check_hidden(args.layers, subjects[0].depth, subjects[0].label, "--layers")
     for subject in subjects if args.text else ():
-        text_ids(subject, args.text)  # raises for one that cannot be shown
+        report.text_ids(subject, args.text)  # raises for one that cannot be shown
     stories = read_lens_stories(texts, args)
-    folder = probe_folder(models, "lens")
 
-    files = args.lens or [None] * len(subjects)
+    files, folder = args.lens or [None] * len(subjects), probe_folder(models, "lens")
     results = [
-        measure_subject(subject, stories, models, texts, args, folder, file, control)
-        for subject, file, control in zip(subjects, files, first_of_each_shape(subjects), strict=True)
+        report.measure_subject(subject, stories, models, texts, args, folder, file, control)
+        for subject, file, control in zip(subjects, files, report.first_of_each_shape(subjects), strict=True)
     ]
-    rows = [row for result in results for row in result.rows]
-    finding = finding_of(results, args.all_checkpoints)
+    rows = ProbeTable(row for result in results for row in result.rows)
     shown = results[:: len(results) - 1] if args.all_checkpoints and len(results) > 2 else results
-    said = [row for result in shown for row in text_rows(result)]
+    said = ProbeTable(row for result in shown for row in report.text_rows(result))
 
-    data = texts.dataset_name.rstrip("/").rpartition("/")[2]
-    figures = {
-        "lens": lens_figure(
-            [row for result in shown for row in result.rows], f"what layers say of {data}, n={rows[0]['n']:,}"
-        )
-    }
+    over = f"{texts.dataset_name.rstrip('/').rpartition('/')[2]}, n={rows[0]['n']:,}"
+    figures = {"lens": lens_figure([row for one in shown for row in one.rows], f"what layers say of {over}")}
     if args.all_checkpoints:
-        steps = [{**row, "run": run} for run, group in by_run(results).items() for r in group for row in r.rows]
-        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {data}, n={rows[0]['n']:,}")
-    for label in dict.fromkeys(row["model"] for row in said):
-        name = "lens_text" if len(shown) == 1 else f"lens_text-{label.replace('/', '-')}"
-        figures[name] = text_figure([row for row in said if row["model"] == label], label)
-    show_lens(shown)
+        steps = [
+            row | {"run": run} for run, group in report.by_run(results).items() for one in group for row in one.rows
+        ]
+        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {over}")
+    for label in said.distinct("model"):
+        name = "lens_text" if len(shown) == 1 else f"lens_text-{file_name(label)}"
+        figures[name] = text_figure(said.where(model=label), label)
+    report.show_lens(shown)
     if said:
-        show_text(said)
+        report.show_text(said)
     about = {
-        "arguments": {**asdict(models), **asdict(texts), **asdict(args)},
-        "last_layer": {r.subject.label: asdict(r.last_layer) for r in results},
-        "tuned": {r.subject.label: dict(r.tuned.about) for r in results if r.tuned is not None},
+        "last_layer": {one.subject.label: asdict(one.last_layer) for one in results},
+        "tuned": {one.subject.label: dict(one.tuned.about) for one in results if one.tuned is not None},
     }
-    checks = {result.subject.label: result.capture for result in results}
-    write_findings(folder, "lens", rows, finding, about, figures, checks, {"lens_text": said} if said else None)
+    checks = {one.subject.label: one.capture for one in results}
+    finding = report.finding_of(results, args.all_checkpoints)
+    write_findings("lens", (models, texts, args), rows, finding, about, figures, checks, {"lens_text": said})
     return rows
 
 

@@ -30,6 +30,7 @@ from typing import Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.patching.flags import ARGUMENTS, check_arguments
+from lm_trials.probing.tables import ProbeTable
 
 
 @script
@@ -39,51 +40,44 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_arguments(*parsed)
     subject_args, text_args, args = parsed
     from lm_trials.probing.capture import check_capture
-    from lm_trials.probing.patching.report import (
-        Direction,
-        chosen_targets,
-        direction_rows,
-        show_direction,
-        write_patching,
-    )  # fmt: skip
-    from lm_trials.probing.patching.scores import asked_prompts, feature_scores, show_scores
-    from lm_trials.probing.patching.sides import check_shapes, load_sides, sites_of, targets_of
+    from lm_trials.probing.patching import report
+    from lm_trials.probing.patching.sides import load_sides, sites_of, targets_of
     from lm_trials.probing.patching.swaps import check_swaps, control_kinds, first_kinds, sweep
     from lm_trials.probing.patching.tasks import prompt_task, story_task
-    from lm_trials.probing.subjects import check_alike, find_subjects, read_stories
+    from lm_trials.probing.subjects import SHAPE, check_alike, find_subjects, read_stories
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
-    check_alike(subjects)
-    if len(subjects) > 1:
-        check_shapes(*subjects)
+    check_alike(subjects, same=SHAPE)
     targets = targets_of(subjects[0], args.components, args.layers, args.heads)
     if args.by_prompts:
         task = prompt_task(subjects[0], args, several=len(subjects) > 1)
     else:
         task = story_task(subjects[0], read_stories(text_args), args)
-    prompts = asked_prompts(text_args, args) if args.num_generations else []
+    prompts = report.asked_prompts(text_args, args) if args.num_generations else []
     sides = load_sides(subjects, subject_args)
     checks = {
         subject.label: check_capture(model, task.donor_ids[0], sites_of(targets), subject.reference.name)
         for subject, model in zip(subjects, sides.models, strict=True)
     }
 
-    directions, rows = [], []
+    directions, rows = [], ProbeTable()
     for donor, recipient, ours in sides.directions(args.direction, task):
         check = check_swaps(donor.model, recipient.model, ours, targets)
         how = (text_args.per_device_eval_batch_size, subject_args.seed, f"{donor.label} into {recipient.label}")
         scores = sweep(donor.model, recipient.model, ours, {target: first_kinds(target) for target in targets}, *how)
-        direction = Direction(donor.label, recipient.label, scores, ours, check, subjects[0].depth, recipient.seed)
-        chosen = {target: control_kinds(target, ours) for target in chosen_targets(direction, subject_args.seed)}
+        direction = report.Direction(
+            donor.label, recipient.label, scores, ours, check, subjects[0].depth, recipient.seed
+        )
+        chosen = {target: control_kinds(target, ours) for target in report.chosen_targets(direction, subject_args.seed)}
         sweep(donor.model, recipient.model, ours, chosen, *how[:2], f"{how[2]}, controls", scores)
-        show_direction(direction, subject_args.seed)
+        report.show_direction(direction, subject_args.seed)
         directions.append(direction)
-        rows += direction_rows(direction, subject_args.seed)
+        rows += report.direction_rows(direction, subject_args.seed)
     if args.num_generations:
-        scored = feature_scores(sides, directions, targets, subject_args, prompts, args)
-        show_scores(scored)
+        scored = report.feature_scores(sides, directions, targets, subject_args, prompts, args)
+        report.show_scores(scored)
         rows += scored
-    write_patching(subject_args, text_args, args, directions, rows, checks)
+    report.write_patching(subject_args, text_args, args, directions, rows, checks)
     return rows
 
 

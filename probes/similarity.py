@@ -24,7 +24,6 @@ The last layer is told before and after the final norm, which are on different s
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from lm_trials.console import script
@@ -37,47 +36,35 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare the terms and the layers of the models, with their controls; returns the rows of the table."""
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/similarity.py")
     check_arguments(subject_args, text_args, args)
-    from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.flags import probe_folder
+    from lm_trials.probing.findings import Finding, write_findings
+    from lm_trials.probing.similarity import report
     from lm_trials.probing.similarity.prompts import find_layout, plan_terms
-    from lm_trials.probing.similarity.report import (
-        asked_of,
-        find_compared,
-        joined,
-        layers_part,
-        read_layers,
-        read_terms,
-        terms_part,
-    )
     from lm_trials.probing.subjects import read_stories
 
-    compared, parts = find_compared(subject_args, args, text_args.block_size), []
-    asked = asked_of(compared)  # the first trained model, whose layout and tokenizer are those of all
-    stories = [record["story"] for record in read_stories(text_args)] if args.of_layers else []
+    compared, seed = report.find_compared(subject_args, args, text_args.block_size), subject_args.seed
+    asked = report.asked_of(compared)  # the first trained model, whose layout and tokenizer are those of all
+    stories, found = [record["story"] for record in read_stories(text_args)] if args.of_layers else [], []
     if args.of_terms:
-        plan = plan_terms(find_layout(asked, args.layout), args, subject_args.seed, asked.window)
-        readings, checks = read_terms(compared, plan, args.align, text_args.per_device_eval_batch_size, subject_args)
-        parts.append(
-            terms_part(plan, plan.tokens(asked.tokenizer, args.align), readings, checks, args, subject_args.seed)
+        plan, batch_size = (
+            plan_terms(find_layout(asked, args.layout), args, seed, asked.window),
+            text_args.per_device_eval_batch_size,
         )
+        readings, checks = report.read_terms(compared, plan, args.align, batch_size, subject_args)
+        tokens = plan.tokens(asked.tokenizer, args.align)
+        found.append(report.terms_report(plan, tokens, readings, checks, args, seed))
     if args.of_layers:
-        layers, checks = read_layers(compared, asked.story_ids(stories), args.cka_pooling, text_args, subject_args)
-        parts.append(layers_part(compared, layers, checks, subject_args.seed))
+        documents = asked.story_ids(stories)
+        layers, checks = report.read_layers(compared, documents, args.cka_pooling, text_args, subject_args)
+        found.append(report.layers_report(compared, layers, checks, seed))
 
-    rows = [row for part in parts for row in part.rows]
-    write_findings(
-        probe_folder(subject_args, "similarity"),
-        "similarity",
-        rows,
-        joined([part.finding for part in parts]),
-        {
-            "models": {each.label: each.subject.reference.name for each in compared},
-            "arguments": {**asdict(subject_args), **asdict(text_args), **asdict(args)},
-        },
-        {name: figure for part in parts for name, figure in part.figures.items()},
-        {label: check for part in parts for label, check in part.checks.items()},
-        {name: table for part in parts for name, table in part.tables.items()},
+    rows = [row for one in found for row in one.rows]
+    finding = Finding.of([one.finding.sentence for one in found], [one.finding.control for one in found], joint=". ")
+    about = {"models": {each.label: each.subject.reference.name for each in compared}}
+    figures, checks, tables = (
+        {name: value for one in found for name, value in getattr(one, kind).items()}
+        for kind in ("figures", "checks", "tables")
     )
+    write_findings("similarity", (subject_args, text_args, args), rows, finding, about, figures, checks, tables)
     return rows
 
 

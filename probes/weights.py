@@ -22,11 +22,11 @@ model must be the base, or the probe stops.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from lm_trials.console import progress, script
 from lm_trials.flags import parse_arguments
+from lm_trials.probing.tables import ProbeTable
 from lm_trials.probing.weights.flags import ARGUMENTS, PROBE, check_arguments
 
 
@@ -36,63 +36,62 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="probes/weights.py")
     check_arguments(subject_args, text_args, args)
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.flags import probe_folder
     from lm_trials.probing.subjects import check_alike, find_subjects
-    from lm_trials.probing.weights import experiments as weight_trials
-    from lm_trials.probing.weights import figures as weights_figures
-    from lm_trials.probing.weights import report as findings
+    from lm_trials.probing.weights import experiments, report
     from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Workbench
+    from lm_trials.probing.weights.figures import matrices_figure, trials_figure
 
+    seed = subject_args.seed
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
     check_alike(subjects)
-    lineage = weight_trials.tell_lineage(subjects)
+    lineage = experiments.tell_lineage(subjects)
     if not args.weights_only:
-        texts = weight_trials.read_texts(subjects[0], text_args, args)
-        write = weight_trials.writer(subjects[0], text_args, args, subject_args.seed)
-    plain, matrices, models = weight_trials.read_models(subjects, subject_args)
+        texts = experiments.read_texts(subjects[0], text_args, args)
+        write = experiments.writer(subjects[0], text_args, args, seed)
+    plain, matrices, models = experiments.read_models(subjects, subject_args)
 
     total = len(matrices) * (2 * len(models) - 3)
-    steps = findings.steps_between(matrices, models, lambda todo: progress(todo, "decomposing", "matrices", total))
-    by_chance = findings.chance_of(steps, args.draws, subject_args.seed)
-    matrix_rows = [row for step in steps for row in step.rows(args.top, by_chance)]
+    bar = lambda todo: progress(todo, "decomposing", "matrices", total)  # noqa: E731
+    steps = report.steps_between(matrices, models, args.draws, seed, bar)
+    matrix_rows = ProbeTable(row for step in steps for row in step.rows(args.top))
+    weights_of = {label: weights for label, weights, _ in models}
+    (base, _, _), (second, _, _), *_ = models
     turned = {}
     for step in steps:
-        if step.origin == models[1][0]:
-            three = [models[0][1], models[1][1], next(weights for label, weights, _ in models if label == step.model)]
-            turned[step.model], more = findings.turning_rows(step, steps[0].changes, three, args.top)
+        if step.origin == second:
+            three = [weights_of[label] for label in (base, second, step.model)]
+            turned[step.model], more = report.turning_rows(step, steps[0].changes, three, args.top)
             matrix_rows += more
-    concentration = steps[0].concentration(by_chance, subject_args.seed)
-    rows = findings.overall_rows(steps, concentration, matrix_rows)
-    findings.show_weights(steps, matrix_rows, args.top)
-    figures = {"matrices": weights_figures.matrices_figure(matrix_rows, args.top)}
+    concentration = steps[0].concentration(seed)
+    rows = report.overall_rows(steps, concentration, matrix_rows)
+    report.show_weights(steps, matrix_rows, args.top)
+    figures = {"matrices": matrices_figure(matrix_rows, args.top)}
 
-    deletion, trials, sets, checks = None, [], [], {}
+    deletion, trials, sets, checks, apart = None, [], [], {}, None
     if not args.weights_only:
         bench = Workbench(plain, texts.scored, subjects[0].window, text_args.per_device_eval_batch_size)
-        trials, apart, check = weight_trials.run_trials(
-            bench, models, steps[0].changes, texts, args, write, subject_args.seed
-        )
-        checks = {models[1][0]: check} if check else {}
-        sets = list(texts.scored)
+        trials, apart, check = experiments.run_trials(bench, models, steps[0].changes, texts, args, write, seed)
+        checks, sets = {second: check} if check else {}, list(texts.scored)
         named = {trial.method: trial.sums[sets[0]] for trial in trials}
-        deletion = findings.Deletion(named[FIRST], named[SECOND], subject_args.seed)
+        deletion = report.Deletion(named[FIRST], named[SECOND], seed)
         about = steps[0].about() | {"matrix": None, "kind": None}
-        more = findings.trial_rows(trials, deletion, sets, about, f"stories with {args.feature}")
+        more = report.trial_rows(trials, deletion, sets, about, f"stories with {args.feature}")
         rows += more
-        findings.show_trials(more, "share of the deletion undone, by what is taken back", "directions", list(REMOVALS))
-        ways = [f"{args.prune} ranked", f"{args.prune} at random"]
-        if args.prune != "no":
-            findings.show_trials(more, "share of the deletion undone, by what is pruned", args.prune, ways)
-        figures["weights"] = weights_figures.trials_figure(more, {"directions": list(REMOVALS), args.prune: ways})
-    finding = findings.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune, lineage)
+        ways = {"directions": list(REMOVALS), args.prune: [f"{args.prune} ranked", f"{args.prune} at random"]}
+        for unit, methods in ways.items():
+            how = "taken back" if unit == "directions" else "pruned"
+            if unit != "no":
+                report.show_trials(more, f"share of the deletion undone, by what is {how}", unit, methods)
+        figures["weights"] = trials_figure(more, ways)
+    finding = report.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune, lineage)
     about = {
         "models": [subject.reference.name for subject in subjects],
-        "arguments": {**asdict(subject_args), **asdict(text_args), **asdict(args)},
         "lineage": lineage,
-        "without_the_whole_change_nats_from_base": apart if trials else None,
+        "without_the_whole_change_nats_from_base": apart,
     }
-    folder = probe_folder(subject_args, PROBE)
-    write_findings(folder, PROBE, rows, finding, about, figures, checks, {"matrices": matrix_rows})
+    write_findings(
+        PROBE, (subject_args, text_args, args), rows, finding, about, figures, checks, {"matrices": matrix_rows}
+    )
     return rows
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from lm_trials.console import UsageError, show_facts
-from lm_trials.estimates import Estimate
 from lm_trials.files import write_csv, write_json
 from lm_trials.probing.capture import CaptureCheck
+from lm_trials.probing.flags import probe_folder
 from lm_trials.reporting.pictures import save_pictures
 
 
@@ -27,10 +24,15 @@ class Finding:
     sentence: str
     control: str
 
+    @classmethod
+    def of(cls, told: Sequence[str], controls: Sequence[str], joint: str = "; ") -> Finding:
+        """Join clauses, those of the controls each once."""
+        return cls(joint.join(told), joint.join(dict.fromkeys(controls)))
+
 
 def write_findings(
-    folder: Path,
     probe: str,
+    arguments: Sequence[Any],
     rows: Sequence[Mapping[str, Any]],
     finding: Finding,
     about: Mapping[str, Any],
@@ -38,41 +40,44 @@ def write_findings(
     checks: Mapping[str, CaptureCheck] | None = None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """Write `<probe>.csv`, `<probe>.json`, more tables and each figure as PNG and SVG, and tell the finding.
+    """Write `<probe>.csv`, `<probe>.json`, more tables and each figure as PNG and SVG, and show the finding.
 
     Args:
+        arguments: the dataclasses of the flags, that of the models first: they name the folder and go into the JSON.
         rows: of the table; each with estimate, lower, upper, n, unit.
-        about: the flags and models, for the JSON file.
+        about: what else the JSON file says.
         figures: by file name without ending.
-        checks: by model, that reading it left its logits as they are; they are told.
-        tables: more CSV files, by name without ending.
+        checks: by model, that reading it left its logits as they are.
+        tables: more CSV files, by name without ending; one without rows is not written.
 
     Raises:
         UsageError: where the folder cannot be written to.
     """
+    folder = probe_folder(arguments[0], probe)
     facts = {"finding": finding.sentence, "control": finding.control}
-    told = {label: str(check) for label, check in (checks or {}).items()}
-    named = {probe: rows, **(tables or {})}
+    checks = checks or {}
+    named = {probe: rows, **{name: lines for name, lines in (tables or {}).items() if lines}}
     files = [f"{name}.csv" for name in named] + [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    written = {
+        "probe": probe,
+        **facts,
+        "capture": {label: asdict(check) for label, check in checks.items()},
+        "arguments": {name: value for one in arguments for name, value in asdict(one).items()},
+        **about,
+        "files": files,
+        "rows": list(rows),
+    }
     try:
         for name, lines in named.items():
             write_csv(folder / f"{name}.csv", lines)
         for name, figure in figures.items():
             save_pictures(figure, folder / name)
-        numbers = {label: asdict(check) for label, check in (checks or {}).items()}
-        told_all = {"probe": probe, **facts, "capture": numbers, **about, "files": files, "rows": list(rows)}
         _remove_older(folder, probe, files)
-        write_json(folder / f"{probe}.json", told_all)
+        write_json(folder / f"{probe}.json", written)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
-    show_facts(
-        probe,
-        {
-            **facts,
-            **({"reading" if len(told) == 1 else f"reading {k}": v for k, v in told.items()}),
-            "results": str(folder),
-        },
-    )
+    read = {("reading" if len(checks) == 1 else f"reading {label}"): str(check) for label, check in checks.items()}
+    show_facts(probe, {**facts, **read, "results": str(folder)})
     return folder
 
 
@@ -87,25 +92,6 @@ def _remove_older(folder: Path, probe: str, files: Sequence[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def interval(estimate: Estimate, digits: int = 3) -> str:
-    """Return an estimate for a sentence or a cell.
-
-    >>> interval(Estimate(0.5, 0.4, 0.6, n=9, unit="accuracy"))
-    '0.500 [0.400, 0.600]'
-    >>> interval(Estimate(0.5, float("nan"), float("nan"), n=1, unit="accuracy"))
-    '0.500 [no interval]'
-    """
-    if math.isnan(estimate.lower) or math.isnan(estimate.upper):
-        return f"{estimate.estimate:.{digits}f} [no interval]"
-    return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"
-
-
-def one_more(values_D: np.ndarray, unit: str) -> Estimate:
-    """Return the mean of some draws and the 95 % interval in which one more lies (Student's prediction interval).
-
-    >>> print(one_more(np.array([0.1, 0.2, 0.3]), "share"))
-    0.200 [-0.297, 0.697] share (n=3)
-    """
-    mean, count = float(np.mean(values_D)), len(values_D)
-    reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
-    return Estimate(mean, mean - reach, mean + reach, count, unit)
+def file_name(label: str) -> str:
+    """Return a model's label as a part of a file's name."""
+    return label.replace("/", "-")

@@ -1,8 +1,8 @@
 """Interventions: one part of a model computes what another computed, by hooks while the model runs as always.
 
-    with Patched(model, {Part("mlp", 3): rows_ND}):            # what was captured elsewhere, at the kept tokens
+    with Patched(model, {ModelPart("mlp", 3): rows_ND}):       # what was captured elsewhere, at the kept tokens
         logits = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-    with Patched(model, [Part("mlp", 3)], donor=other):        # what another model computes on the same tokens
+    with Patched(model, [ModelPart("mlp", 3)], donor=other):   # what another model computes on the same tokens
         model.generate(ids_BT, attention_mask=mask_BT)
 
 A donor runs in step with the model, on the same tokens and undisturbed: it has its own cache, and what it gives at a
@@ -34,7 +34,7 @@ SWAPPABLE = {
 }
 
 
-class Part(NamedTuple):
+class ModelPart(NamedTuple):
     """One part of a model: a site of `SWAPPABLE` at a layer, of `heads` perhaps one head."""
 
     site: str
@@ -42,7 +42,7 @@ class Part(NamedTuple):
     head: int | None = None
 
 
-def checked_part(anatomy: Anatomy, part: Part) -> Part:
+def checked_part(anatomy: Anatomy, part: ModelPart) -> ModelPart:
     """Return a part with negative numbers counted from the end.
 
     Raises:
@@ -57,7 +57,7 @@ def checked_part(anatomy: Anatomy, part: Part) -> Part:
             raise UsageError(f"{part.site} is of layer {anatomy.num_blocks} alone, not of {part.layer}; give that")
     else:
         (layer,) = anatomy.check_blocks([part.layer])
-    return Part(part.site, layer, None if part.head is None else anatomy.check_heads([part.head])[0])
+    return ModelPart(part.site, layer, None if part.head is None else anatomy.check_heads([part.head])[0])
 
 
 class Patched(AbstractContextManager):
@@ -81,7 +81,7 @@ class Patched(AbstractContextManager):
     def __init__(
         self,
         model: Any,
-        swaps: Mapping[Part, torch.Tensor] | Sequence[Part],
+        swaps: Mapping[ModelPart, torch.Tensor] | Sequence[ModelPart],
         donor: Any = None,
         positions: Positions = None,
         name: str = "",
@@ -92,10 +92,10 @@ class Patched(AbstractContextManager):
             raise ValueError("a model cannot run in step with itself; load it twice, or capture first and give rows")
         if (donor is None) != isinstance(swaps, Mapping):
             raise ValueError("give rows for each part, or parts and a donor")
-        self.parts = [checked_part(self.anatomy, Part(*part)) for part in swaps]
+        self.parts = [checked_part(self.anatomy, ModelPart(*part)) for part in swaps]
         self.rows = dict(zip(self.parts, swaps.values(), strict=True)) if isinstance(swaps, Mapping) else {}
         self.positions = positions
-        self._places: dict[tuple[str, int], list[Part]] = {}
+        self._places: dict[tuple[str, int], list[ModelPart]] = {}
         for part in self.parts:
             self._places.setdefault(part[:2], []).append(part)
         self._handles: list[Any] = []

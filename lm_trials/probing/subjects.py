@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from lm_trials.console import UsageError, note
@@ -21,6 +22,14 @@ from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import opening_of
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
+
+SHAPE = {
+    "num_hidden_layers": ("layers", "depth"),
+    "num_attention_heads": ("heads", "number of heads"),
+    "hidden_size": ("dimensions", "width"),
+    "vocab_size": ("tokens", "vocabulary"),
+}
+"""Numbers of a configuration that models set side by side may have to share: what they count, and one of what."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,17 @@ class Subject:
         return self.candidate.tokenizer
 
     @property
+    def config(self) -> Any:
+        """The configuration of its decoder."""
+        return load_config(self.reference).get_text_config()
+
+    @property
     def window(self) -> int:
         """Most tokens that it is given; of a model whose layers slide a window over the text, no more than that holds.
 
         Beyond it a cache forgets, and an even look is another than at all tokens before.
         """
-        sliding = getattr(load_config(self.reference).get_text_config(), "sliding_window", None)
+        sliding = getattr(self.config, "sliding_window", None)
         return min(self.candidate.block_size, sliding or self.candidate.block_size)
 
     @property
@@ -64,12 +78,12 @@ class Subject:
     @property
     def depth(self) -> int:
         """How many blocks it has."""
-        return int(load_config(self.reference).get_text_config().num_hidden_layers)
+        return int(self.config.num_hidden_layers)
 
     @property
     def num_heads(self) -> int:
         """Query heads of a block."""
-        return int(load_config(self.reference).get_text_config().num_attention_heads)
+        return int(self.config.num_attention_heads)
 
     def opening(self) -> list[int]:
         """Return the ids that a story begins with, as in its training."""
@@ -94,13 +108,15 @@ def find_subjects(
     return [Subject(check_candidate(name, how), label) for name, label in zip(names, short_names(names), strict=True)]
 
 
+def run_folder(subject: Subject) -> str:
+    """Return the folder of the run that a checkpoint is of; of another model its own."""
+    path = Path(subject.reference.path).resolve()
+    return str(path.parent if subject.reference.step is not None else path)
+
+
 def run_names(subjects: Sequence[Subject]) -> list[str]:
     """Return the run that each model or checkpoint is of: its folder, by a name that tells it from the others."""
-    paths = [Path(subject.reference.path).resolve() for subject in subjects]
-    folders = [
-        str(path.parent if subject.reference.step is not None else path)
-        for path, subject in zip(paths, subjects, strict=True)
-    ]
+    folders = [run_folder(subject) for subject in subjects]
     different = list(dict.fromkeys(folders))
     names = dict(zip(different, short_names(different), strict=True))
     return [names[folder] for folder in folders]
@@ -121,8 +137,8 @@ def load_subject(subject: Subject, args: SubjectArguments) -> torch.nn.Module:
     return load_model(subject.reference, dtype, how, device_map={"": device})
 
 
-def device_of(args: SubjectArguments) -> torch.device:
-    """Return where models run."""
+def device_of(args: Any) -> torch.device:
+    """Return where models run, by the flag `use_cpu`."""
     if args.use_cpu or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.accelerator.current_accelerator()  # type: ignore[return-value]
@@ -133,16 +149,20 @@ def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None)
 
     An adapter's has the base's shape and no adapter.
     """
-    config = load_config(subject.reference)
+    model = random_weights(load_config(subject.reference), args.seed if seed is None else seed)
+    return with_weights_in(model.to(device_of(args)), getattr(torch, args.dtype)).eval()
+
+
+def random_weights(config: PretrainedConfig, seed: int) -> torch.nn.Module:
+    """Return a model of a configuration with random weights; torch's own generator stays as it is."""
     verbosity = transformers_logging.get_verbosity()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed if seed is None else seed)
+        torch.manual_seed(seed)
         transformers_logging.set_verbosity_error()
         try:
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         finally:
             transformers_logging.set_verbosity(verbosity)
-    return with_weights_in(model.to(device_of(args)), getattr(torch, args.dtype)).eval()
 
 
 def with_weights_in(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
@@ -155,24 +175,30 @@ def with_weights_in(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Modu
     return model
 
 
-def check_alike(subjects: Sequence[Subject], depth: bool = True) -> None:
-    """Check that models can be set side by side, token by token and, if asked, layer by layer.
+def check_alike(subjects: Sequence[Subject], same: Sequence[str] = ("num_hidden_layers",)) -> None:
+    """Check that models can be set side by side: tokens one by one, and what `same` names of their configurations.
+
+    Args:
+        same: of `SHAPE`.
 
     Raises:
-        UsageError: naming two of them that cannot.
+        UsageError: naming two models that cannot.
     """
     first = subjects[0]
     for other in subjects[1:]:
+        pair = f"{first.reference.name} and {other.reference.name}"
         if tokenizer_hash(first.tokenizer) != tokenizer_hash(other.tokenizer):
             raise UsageError(
-                f"{first.reference.name} and {other.reference.name} have different tokenizers, so their tokens are not "
-                "the same; name models of one tokenizer"
+                f"{pair} have different tokenizers, so their tokens are not the same; name models of one tokenizer"
             )
-        if depth and first.depth != other.depth:
-            raise UsageError(
-                f"{first.reference.name} has {first.depth} layers and {other.reference.name} {other.depth}, so none "
-                "stands beside another; name models of one depth"
-            )
+        for name in same:
+            ours, theirs = (getattr(subject.config, name) for subject in (first, other))
+            if ours != theirs:
+                what, one = SHAPE[name]
+                raise UsageError(
+                    f"{first.reference.name} has {ours} {what} and {other.reference.name} {theirs}, so none stands "
+                    f"beside another; name models of one {one}"
+                )
 
 
 def texts_digest(records: Sequence[Record]) -> str:

@@ -1,6 +1,5 @@
 """`probes/attention.py` from its command line: models of all kinds, a planted head, checkpoints, what it refuses."""
 
-import csv
 import json
 import math
 import re
@@ -8,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from probe_runs import table
 from small_models import with_lora
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -113,11 +113,6 @@ def drawn():
 def run(stories, out, *names, flags=()):
     words = ["--model_name_or_path", *map(str, names), "--dataset_name", str(stories), "--output_dir", str(out)]
     return attention.main([*words, *FAST, *flags])
-
-
-def table(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def page_data(out):
@@ -252,8 +247,8 @@ def test_the_same_command_gives_the_same_files(models, stories, tmp_path):
 
 REFUSED = [
     (["--text", " "], "--text is empty; give some words, or leave it away for the first story"),
-    (["--layer", "2", "--head", "0"], "--layer 2: .*llama has layers 0 to 1; give one of them"),
-    (["--layer", "0", "--head", "-5"], "--head -5: .*llama has heads 0 to 3 in each layer; give one of them"),
+    (["--layer", "2", "--head", "0"], "--layer 2: .*llama has blocks 0 to 1 .the first is 0.; give one of them"),
+    (["--layer", "0", "--head", "-5"], "--head -5: .*llama has heads 0 to 3 .the first is 0.; give one of them"),
     (["--layer", "1"], "--layer 1 names no one head; give --head too"),
     (["--head", "1"], "--head 1 names no one head; give --layer too"),
     (["--map_tokens", "1"], "--map_tokens 1 shows nothing to read from; give at least 2"),
@@ -288,7 +283,10 @@ def test_what_cannot_be_done_is_refused_in_one_line(flags, error, models, storie
 
 @pytest.mark.parametrize(
     ("other", "error"),
-    [("deeper", "name models of one depth"), ("wider", "different numbers of heads .planted 2, wider 4.")],
+    [
+        ("deeper", "name models of one depth"),
+        ("wider", "planted has 2 heads and .*wider 4, .*of one number of heads"),
+    ],
 )
 def test_models_of_other_shapes_are_not_set_side_by_side(other, error, models, stories, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from probe_runs import row
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 
 from lm_trials.models.adapters import LoraSpec, add_lora, without_noise
@@ -59,12 +60,6 @@ def measured(request, folder):
     out = folder / request.param / "out"
     more = ("--dataset_name", str(folder / "text.jsonl"), "--words", "cat", "--neighbours", "3")
     return embeddings.main(flags(folder, out, *more, kind=request.param)), out
-
-
-def row(rows, **wanted):
-    found = [r for r in rows if all(r.get(key) == value for key, value in wanted.items())]
-    assert len(found) == 1, f"{len(found)} rows are {wanted}"
-    return found[0]
 
 
 def test_planted_kinds_are_told_in_the_end_and_not_in_the_start(measured):

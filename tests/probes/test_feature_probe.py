@@ -1,26 +1,29 @@
 """`probes/feature_probe.py` from its command line: models of all kinds, curves over training, and what it refuses."""
 
-import csv
 import json
 import re
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from refusals import error_line
+from probe_runs import refused_by, table
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.models.reference import ModelReference
 from lm_trials.probing.feature_probe import report as feature_probe_results
 from lm_trials.probing.feature_probe.figures import heat_figure, layers_figure, steps_figure
-from lm_trials.probing.feature_probe.readings import distinct_steps
+from lm_trials.probing.feature_probe.fits import distinct_steps
+from lm_trials.probing.tables import ProbeTable
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import load_tokenizer
 from probes import feature_probe
+
+refused = partial(refused_by, feature_probe.main)
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.
 pytestmark = [
@@ -69,15 +72,6 @@ def models(tiny_data, tmp_path_factory):
 def run(stories, out, *models, flags=()):
     names = [word for model in models for word in ("--model_name_or_path", str(model))]
     return feature_probe.main([*names, "--dataset_name", str(stories), "--output_dir", str(out), *FAST, *flags])
-
-
-def refused(capsys, argv):
-    return error_line(capsys, feature_probe.main, *argv)
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
@@ -245,9 +239,9 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
     def told(lower, chance=0.3, upper=0.2):
         shared = {"series": "base", "feature": "Twist", "kind": "control", "estimate": 0.1, "upper": upper, "n": 200,
                   "unit": "", "place": "chosen"}  # fmt: skip
-        differences = [{**shared, "against": "bag of words", "lower": lower}]
+        differences = ProbeTable([{**shared, "against": "bag of words", "lower": lower}])
         differences += [{**shared, "against": name, "lower": chance} for name in ("majority", "shuffled labels")]
-        return feature_probe_results._model_part("base", rows, differences)
+        return feature_probe_results._model_told("base", ProbeTable(rows), differences)
 
     assert "read above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
     assert told(0.02).endswith("better than by every control Twist by 0.100 [0.020, 0.200] over bag of words")
@@ -281,10 +275,10 @@ def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
         ("--seed", "-1"): "--seed -1 is no seed",
     }
     for flags, expected in cases.items():
-        assert expected in refused(capsys, [*base, *flags]), flags
+        assert expected in refused(capsys, *base, *flags), flags
     assert not (tmp_path / "x").exists()
-    assert "no model is named" in refused(capsys, ["--dataset_name", stories])
-    assert "--long_stories cut" in refused(capsys, [*base, "--model_name_or_path", models / "short"])
+    assert "no model is named" in refused(capsys, "--dataset_name", stories)
+    assert "--long_stories cut" in refused(capsys, *base, "--model_name_or_path", models / "short")
 
 
 def test_data_that_tells_nothing_is_one_line(models, tmp_path, capsys):
@@ -295,13 +289,13 @@ def test_data_that_tells_nothing_is_one_line(models, tmp_path, capsys):
         )
         return ["--model_name_or_path", models / "llama", "--dataset_name", path, *FAST]
 
-    assert "300" not in refused(capsys, file("none.jsonl", []))  # no labels anywhere, and the detectors find nothing
-    one = refused(capsys, file("one.jsonl", ["Twist"]))
+    assert "300" not in refused(capsys, *file("none.jsonl", []))  # no labels anywhere, and the detectors find nothing
+    one = refused(capsys, *file("one.jsonl", ["Twist"]))
     assert "Twist: " in one
     assert "test stories have it" in one
-    assert "names a feature" in refused(capsys, [*file("none.jsonl", []), "--labels", "records"])
+    assert "names a feature" in refused(capsys, *[*file("none.jsonl", []), "--labels", "records"])
     (tmp_path / "empty.jsonl").write_text("")
-    empty = refused(capsys, ["--model_name_or_path", models / "llama", "--dataset_name", tmp_path / "empty.jsonl"])
+    empty = refused(capsys, *["--model_name_or_path", models / "llama", "--dataset_name", tmp_path / "empty.jsonl"])
     assert "empty.jsonl" in empty
 
 

@@ -3,11 +3,12 @@
 import csv
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from refusals import error_line
+from probe_runs import refused_by
 from safetensors import safe_open
 from small_models import with_lora
 from tiny_models import KINDS, tiny_model
@@ -19,6 +20,8 @@ from lm_trials.probing.lens.training import TunedLens, story_numbers
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import load_tokenizer
 from probes import lens
+
+refused = partial(refused_by, lens.main)
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.
 pytestmark = [
@@ -110,7 +113,7 @@ def test_its_files_say_what_was_found_beside_its_controls(measured):
     assert about["finding"].startswith("base: ")
     assert ("nothing is shown" in about["finding"]) == (below <= 0)
     assert "the lens at the last layer is the model" in about["control"]
-    assert "random weights in base's shape say nothing" in about["control"]
+    assert "random weights in base's shape predict the text no better" in about["control"]
     assert about["capture"]["base"]["largest"] < 1e-4
     untrained = [row for row in rows if row["lens"] == "untrained" and row["metric"] == "loss"]
     assert len(untrained) == 3
@@ -147,20 +150,16 @@ def test_a_lens_is_used_again_and_says_the_same(measured, tiny_base, tiny_data, 
     assert not (tmp_path / "lens.safetensors").exists()
 
 
-def refused(capsys, argv):
-    return error_line(capsys, lens.main, *argv)
-
-
 def test_a_lens_of_another_model_and_one_of_these_stories_are_refused(
     measured, models, tiny_base, tiny_data, tmp_path, capsys
 ):
     file = measured[1] / "lens.safetensors"
-    line = refused(capsys, flags(tiny_data, tmp_path, models / "llama", lens=file))
+    line = refused(capsys, *flags(tiny_data, tmp_path, models / "llama", lens=file))
     assert "is of a model of 2 blocks of width 32 and llama has 2 of 16" in line
-    line = refused(capsys, flags(tiny_data, tmp_path, tiny_base, lens=file, dataset_split="train"))
+    line = refused(capsys, *flags(tiny_data, tmp_path, tiny_base, lens=file, dataset_split="train"))
     assert "was trained on 200 of the" in line
     lens.main(flags(tiny_data, tmp_path / "base", models / "llama", lens_steps=1, max_eval_samples=2))
-    line = refused(capsys, flags(tiny_data, tmp_path, models / "llama-lora", lens=tmp_path / "base/lens.safetensors"))
+    line = refused(capsys, *flags(tiny_data, tmp_path, models / "llama-lora", lens=tmp_path / "base/lens.safetensors"))
     assert "was trained for llama, whose weights are not those of llama-lora" in line
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -266,7 +265,7 @@ BAD = [
 @pytest.mark.parametrize(("more", "words", "line"), BAD, ids=[case[2][:30] for case in BAD])
 def test_a_mistake_is_one_line(more, words, line, models, tiny_data, tmp_path, capsys):
     argv = [*flags(tiny_data, tmp_path / "out", models / "llama", **more), *words]
-    assert line in refused(capsys, argv)
+    assert line in refused(capsys, *argv)
     assert not (tmp_path / "out").exists()
 
 
@@ -276,16 +275,16 @@ def test_models_that_cannot_stand_side_by_side_and_two_lenses_for_one_are_refuse
     config.num_hidden_layers = 3
     torch.manual_seed(0)
     type(tiny_model("llama"))(config).save_pretrained(tmp_path / "deep")
-    line = refused(capsys, flags(tiny_data, tmp_path / "out", models / "llama", tmp_path / "deep"))
+    line = refused(capsys, *flags(tiny_data, tmp_path / "out", models / "llama", tmp_path / "deep"))
     assert "2 layers and" in line
     argv = [*flags(tiny_data, tmp_path / "out", models / "llama"), "--lens", __file__, __file__]
-    assert "--lens names 2 files for 1 models" in refused(capsys, argv)
+    assert "--lens names 2 files for 1 models" in refused(capsys, *argv)
 
 
 def test_an_empty_data_set_is_one_line(models, tiny_data, tmp_path, capsys):
     (tmp_path / "empty.jsonl").write_text("")
     argv = flags(tiny_data, tmp_path / "out", models / "llama", dataset_name=tmp_path / "empty.jsonl")
-    assert "empty.jsonl" in refused(capsys, argv)
+    assert "empty.jsonl" in refused(capsys, *argv)
 
 
 def test_help_needs_no_torch(capsys):

@@ -3,10 +3,12 @@
 import csv
 import json
 import shlex
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from probe_runs import refused_by
 from small_models import with_lora
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -21,6 +23,8 @@ from lm_trials.probing.patching.flags import ARGUMENTS, PatchingArguments, check
 from lm_trials.probing.patching.tasks import story_task
 from lm_trials.probing.subjects import find_subjects
 from probes import patching
+
+refused = partial(refused_by, patching.main)
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.
 pytestmark = [
@@ -71,15 +75,6 @@ def run(folder, out, *more, kind="llama", models=("a", "b")):
     argv = [*named, "--dataset_name", str(folder / "stories.jsonl"), "--output_dir", str(out), "--use_cpu", "True"]
     rows = patching.main([*argv, *map(str, more)])
     return rows, json.loads((out / "patching.json").read_text())
-
-
-def line_of(capsys, *argv):
-    """Run with a mistake; return the one line that is told."""
-    with pytest.raises(SystemExit) as left:
-        patching.main([str(word) for word in argv])
-    assert left.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    return line
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -324,31 +319,31 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monke
     stories = ["--dataset_name", folder / "stories.jsonl"]
     with monkeypatch.context() as patched:  # told by the configurations alone
         patched.delattr(patching_sides, "load_subject")
-        assert "--layers 2: " in line_of(capsys, *both, *stories, "--layers", 2)
-        assert "has blocks 0 to 1" in line_of(capsys, *both, *stories, "--layers", 5)
-        assert "--heads 4: " in line_of(capsys, *both, *stories, "--heads", 4)
-    assert "position 90 of a text of" in line_of(capsys, *both, *stories, "--positions", 90)
-    assert "no text shows it" in line_of(capsys, *both, *stories, "--feature", "BadEnding")
+        assert "--layers 2: " in refused(capsys, *both, *stories, "--layers", 2)
+        assert "has blocks 0 to 1" in refused(capsys, *both, *stories, "--layers", 5)
+        assert "--heads 4: " in refused(capsys, *both, *stories, "--heads", 4)
+    assert "position 90 of a text of" in refused(capsys, *both, *stories, "--positions", 90)
+    assert "no text shows it" in refused(capsys, *both, *stories, "--feature", "BadEnding")
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
-    assert "holds no story; give a source" in line_of(capsys, *both, "--dataset_name", tmp_path / "empty.jsonl")
+    assert "holds no story; give a source" in refused(capsys, *both, "--dataset_name", tmp_path / "empty.jsonl")
     (tmp_path / "plain.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
-    missing = line_of(capsys, *both, "--dataset_name", tmp_path / "plain.jsonl", "--positions", "prompt")
+    missing = refused(capsys, *both, "--dataset_name", tmp_path / "plain.jsonl", "--positions", "prompt")
     assert "a text has nothing before its story" in missing
     score = [*both, *stories, "--feature", "Twist", "--num_generations", 2, "--data_cache_dir", tmp_path]
-    assert "has no prompts; name a protocol set" in line_of(capsys, *score)
+    assert "has no prompts; name a protocol set" in refused(capsys, *score)
     one = ["--model_name_or_path", folder / "llama-a", *out]
-    several = line_of(capsys, *one, *ONE[:4], "--answer", " zoo")
+    several = refused(capsys, *one, *ONE[:4], "--answer", " zoo")
     assert "answer ' zoo' is not one token after 'The quick cat' but " in several
     assert "('" in several
-    assert "perhaps with the space before it (' zoo')" in line_of(capsys, *one, *ONE[:4], "--answer", "zoo")
+    assert "perhaps with the space before it (' zoo')" in refused(capsys, *one, *ONE[:4], "--answer", "zoo")
     longer = ["--prompt", "The quick cat", "--other_prompt", "The cat", "--answer", " sat"]
-    assert "have 5 and 3 tokens" in line_of(capsys, *one, *longer, "--positions", "all")
-    assert "--pairs" in line_of(capsys, *one, "--pairs", tmp_path / "gone.csv")
+    assert "have 5 and 3 tokens" in refused(capsys, *one, *longer, "--positions", "all")
+    assert "--pairs" in refused(capsys, *one, "--pairs", tmp_path / "gone.csv")
     (tmp_path / "bad.jsonl").write_text("[]\n")
-    assert "has no pairs" in line_of(capsys, *one, "--pairs", tmp_path / "bad.jsonl")
+    assert "has no pairs" in refused(capsys, *one, "--pairs", tmp_path / "bad.jsonl")
     rows = [{"prompt": p, "other_prompt": f"{p} is", "answer": " sat"} for p in ("The cat", "The quick cat")]
     (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "the prompts of pair 1 have 3 and " in line_of(
+    assert "the prompts of pair 1 have 3 and " in refused(
         capsys, *one, "--pairs", tmp_path / "uneven.jsonl", "--positions", "each"
     )
     assert not (tmp_path / "out").exists()
@@ -363,17 +358,17 @@ def test_models_of_other_shapes_or_tokenizers_are_refused(folder, tmp_path, caps
     wide.save_pretrained(tmp_path / "wide")
     tiny_tokenizer().save_pretrained(tmp_path / "wide")
     names = ["--model_name_or_path", folder / "llama-a"]
-    assert "has 16 numbers wide and" in line_of(capsys, *names, tmp_path / "wide", *out)
+    assert "has 16 dimensions and" in refused(capsys, *names, tmp_path / "wide", *out)
     deep = LlamaForCausalLM(
         LlamaConfig(vocab_size=330, hidden_size=16, intermediate_size=8, num_hidden_layers=3, num_attention_heads=4,
                     max_position_embeddings=96)
     )  # fmt: skip
     deep.save_pretrained(tmp_path / "deep")
     tiny_tokenizer().save_pretrained(tmp_path / "deep")
-    assert "has 2 layers and" in line_of(capsys, *names, tmp_path / "deep", *out)
+    assert "has 2 layers and" in refused(capsys, *names, tmp_path / "deep", *out)
     tiny_model("llama", vocab_size=330, positions=96).save_pretrained(tmp_path / "other")
     tiny_tokenizer(320).save_pretrained(tmp_path / "other")
-    assert "different tokenizers" in line_of(capsys, *names, tmp_path / "other", *out)
+    assert "different tokenizers" in refused(capsys, *names, tmp_path / "other", *out)
 
 
 def test_the_documented_commands_parse():

@@ -2,11 +2,12 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from refusals import error_line
+from probe_runs import refused_by
 from small_models import with_lora
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,6 +17,8 @@ from lm_trials.probing.similarity.figures import cka_figure, rank_figure, simila
 from lm_trials.probing.similarity.flags import ARGUMENTS, SimilarityArguments, check_arguments, templates, words
 from lm_trials.tokens.tokenizers import train_tokenizer
 from probes import similarity
+
+refused = partial(refused_by, similarity.main)
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go, and says of GPT-2's layers that it does what is right.
 pytestmark = [
@@ -99,10 +102,6 @@ def run(tmp_path, *argv):
     return rows, json.loads((tmp_path / "similarity.json").read_text())
 
 
-def refused(capsys, *argv):
-    return error_line(capsys, similarity.main, *argv)
-
-
 def test_a_planted_finding_is_told_with_its_tables_and_figures(
     tmp_path, base, towards_the_true_one, towards_all, flags, vocabulary, capsys
 ):
@@ -161,7 +160,7 @@ def test_what_the_control_shows_too_is_no_finding(tmp_path, base, planted, towar
     models = ["--model_name_or_path", base, towards_the_true_one, "--control_model", again]
     _, told = run(tmp_path, *models, *flags)
     assert told["finding"].startswith("nothing is shown of true beyond the control")
-    assert "it is shown of the control too, in its hidden states" in told["control"]
+    assert "the control shows it too, in its hidden states" in told["control"]
 
 
 @pytest.mark.parametrize("bits", [(), ("--load_in_8bit", "True")])

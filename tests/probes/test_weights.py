@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from matplotlib.figure import Figure
+from probe_runs import row
 from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
 
 from lm_trials.models.adapters import LoraSpec, add_lora, without_noise
@@ -75,12 +76,6 @@ def measured(request, folder):
     out = folder / request.param / "out"
     control = ("--control_dataset_name", str(folder / "plain.jsonl"))
     return weights.main(flags(folder, out, *control, kind=request.param)), out
-
-
-def row(rows, **wanted):
-    found = [r for r in rows if all(r.get(key) == value for key, value in wanted.items())]
-    assert len(found) == 1, f"{len(found)} rows are {wanted}"
-    return found[0]
 
 
 def read(path):
@@ -215,7 +210,7 @@ def test_generations_are_scored_where_a_set_has_prompts(tiny_data, tiny_base, tm
     assert {r["method"] for r in written} >= {"first model", "second model", "largest directions", "neurons ranked"}
     assert {r["n"] for r in rows if r["metric"] == "loss on only-Twist"} <= {2, 3}
     told = json.loads((tmp_path / "out" / "weights.json").read_text())["finding"]
-    assert "does not rise" in told or "of the stories written the feature is in: base 0.000 [0.000, " in told
+    assert "does not rise" in told or "share of the stories written that have the feature: base 0.000 [0.000, " in told
 
 
 MISTAKES = {

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from lm_trials.console import UsageError
-from lm_trials.estimates import Estimate
 from lm_trials.probing.capture import CaptureCheck
-from lm_trials.probing.findings import Finding, interval, write_findings
+from lm_trials.probing.findings import Finding, write_findings
+from lm_trials.probing.flags import SubjectArguments, TextArguments
 
 ROWS = [
     {"model": "a", "role": "finding", "estimate": 0.5, "lower": 0.25, "upper": 0.75, "n": 9, "unit": "accuracy"},
@@ -26,14 +26,15 @@ ROWS = [
 FINDING = Finding("It is there: 0.5 [0.25, 0.75].", "Shuffled labels give 0.1.")
 
 
-def written(folder, **more):
-    given = {"about": {"flags": {"seed": 3}}, "figures": {"curves": Figure(), "maps": Figure()}} | more
-    return write_findings(folder, "lens", ROWS, FINDING, **given)
+def written(folder, seed=3, **more):
+    given = {"about": {"models": ["m"]}, "figures": {"curves": Figure(), "maps": Figure()}} | more
+    arguments = (SubjectArguments(output_dir=str(folder), seed=seed), TextArguments(max_eval_samples=5))
+    return write_findings("lens", arguments, ROWS, FINDING, **given)
 
 
 def test_tables_figures_and_sentences_are_written_and_told(tmp_path, capsys):
     checks = {"a": CaptureCheck(0.0, 7, ("hidden",), 1e-4), "b": CaptureCheck(2e-5, 7, ("attention",), 1e-3)}
-    folder = written(tmp_path / "new" / "lens", checks=checks, tables={"pairs": [{"pair": 1}]})
+    folder = written(tmp_path / "new" / "lens", checks=checks, tables={"pairs": [{"pair": 1}], "none": []})
     names = {"lens.csv", "lens.json", "pairs.csv", "curves.png", "curves.svg", "maps.png", "maps.svg"}
     assert {path.name for path in folder.iterdir()} == names
     with (folder / "lens.csv").open(newline="") as file:
@@ -42,7 +43,8 @@ def test_tables_figures_and_sentences_are_written_and_told(tmp_path, capsys):
     assert (float(lines[0]["lower"]), lines[1]["lower"], lines[1]["upper"]) == (0.25, "", "")
     about = json.loads((folder / "lens.json").read_text())
     assert (about["probe"], about["finding"], about["control"]) == ("lens", FINDING.sentence, FINDING.control)
-    assert about["flags"] == {"seed": 3}
+    assert (about["arguments"]["seed"], about["arguments"]["max_eval_samples"]) == (3, 5)
+    assert about["models"] == ["m"]
     assert about["capture"]["b"] == {"largest": 2e-5, "tokens": 7, "sites": ["attention"], "allowed": 1e-3}
     assert [row["lower"] for row in about["rows"]] == [0.25, None]
     told = " ".join(capsys.readouterr().out.split())
@@ -61,9 +63,9 @@ def test_one_model_needs_no_name_and_no_check_is_told_as_none(tmp_path, capsys):
 
 
 def test_the_same_findings_are_the_same_bytes(tmp_path):
-    first, again = ({path.name: path.read_bytes() for path in written(tmp_path / name).iterdir()} for name in "ab")
+    first, again = ({path.name: path.read_bytes() for path in written(tmp_path).iterdir()} for _ in range(2))
     assert first == again
-    other = written(tmp_path / "c", about={"flags": {"seed": 4}})
+    other = written(tmp_path, seed=4)
     assert (other / "lens.json").read_bytes() != first["lens.json"]
 
 
@@ -76,8 +78,9 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
     assert said.endswith("cannot be written to (Not a directory); give another --output_dir")
 
 
-def test_an_interval_is_told_in_as_many_digits_as_asked():
-    assert interval(Estimate(0.12345, -0.1, 0.3, n=4, unit="u"), 2) == "0.12 [-0.10, 0.30]"
+def test_clauses_are_joined_and_a_control_is_said_once():
+    assert Finding.of(["a", "b"], ["c", "d", "c"]) == Finding("a; b", "c; d")
+    assert Finding.of(["a", "b"], ["c"], joint=". ") == Finding("a. b", "c")
 
 
 def test_what_an_earlier_measurement_left_and_this_one_does_not_write_is_removed(tmp_path):

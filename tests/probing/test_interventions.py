@@ -13,17 +13,17 @@ from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.probing.capture import Capture
-from lm_trials.probing.interventions import Part, Patched
+from lm_trials.probing.interventions import ModelPart, Patched
 
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))
 ROUNDING = 1e-5  # Llama's norms and rotary positions are computed in single precision, whatever the weights are
 MASK = torch.tensor([[1] * 6 + [0] * 3, [1] * 9, [1] * 8 + [0]])
 PARTS = [
-    *(Part("hidden", layer) for layer in range(3)),
-    *(Part(site, block) for site in ("attention_output", "mlp", "heads") for block in range(2)),
-    *(Part("heads", block, head) for block in range(2) for head in range(2)),
-    Part("normed", 2),
-    Part("logits", 2),
+    *(ModelPart("hidden", layer) for layer in range(3)),
+    *(ModelPart(site, block) for site in ("attention_output", "mlp", "heads") for block in range(2)),
+    *(ModelPart("heads", block, head) for block in range(2) for head in range(2)),
+    ModelPart("normed", 2),
+    ModelPart("logits", 2),
 ]
 
 
@@ -168,14 +168,14 @@ def test_a_model_swapped_with_itself_is_the_same_to_the_bit(kind):
     with Capture(model, ["hidden", "attention_output", "mlp", "heads", "normed"]) as capture:
         plain = model(input_ids=IDS, attention_mask=MASK).logits
     for (site, layer), rows in capture.activations.values.items():
-        with Patched(model, {Part(site, layer): rows}):
+        with Patched(model, {ModelPart(site, layer): rows}):
             assert torch.equal(model(input_ids=IDS, attention_mask=MASK).logits[MASK.bool()], plain[MASK.bool()])
-        with Patched(model, {Part(site, layer): rows + 1e-3 * torch.arange(rows.shape[1])}):
+        with Patched(model, {ModelPart(site, layer): rows + 1e-3 * torch.arange(rows.shape[1])}):
             assert not torch.equal(model(input_ids=IDS, attention_mask=MASK).logits[MASK.bool()], plain[MASK.bool()])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("part", [Part("mlp", 0), Part("heads", 1, 1)])
+@pytest.mark.parametrize("part", [ModelPart("mlp", 0), ModelPart("heads", 1, 1)])
 def test_patched_generation_with_a_cache_is_patched_recomputation(kind, part):
     """Token by token, prompts of different lengths padded on the left; both caches go on, each model's its own."""
     tokenizer = tiny_tokenizer()
@@ -205,7 +205,7 @@ def test_no_hook_stays_behind_not_even_after_an_error(pair):
         assert hooks(recipient) == 8
         assert hooks(donor) == 6
     assert hooks(recipient, donor) == 0
-    with pytest.raises(ZeroDivisionError), Patched(recipient, [Part("mlp", 0)], donor=donor):
+    with pytest.raises(ZeroDivisionError), Patched(recipient, [ModelPart("mlp", 0)], donor=donor):
         1 / 0  # noqa: B018
     assert hooks(recipient, donor) == 0
     with pytest.raises(ValueError, match="give a row for each kept token"), Patched(recipient, {PARTS[1]: plain[0]}):
@@ -218,12 +218,12 @@ def test_what_swaps_nothing_complains(pair):
     recipient, donor = pair
     with (
         pytest.raises(RuntimeError, match="swapped 0 of 1 parts; did the model run"),
-        Patched(recipient, [Part("mlp", 0)], donor=donor),
+        Patched(recipient, [ModelPart("mlp", 0)], donor=donor),
     ):
         donor(input_ids=IDS)
     other = copy.deepcopy(recipient)
     blocks = other.model.layers if hasattr(other, "model") else other.transformer.h
-    patch = Patched(other, [Part("mlp", 1)], donor=donor)
+    patch = Patched(other, [ModelPart("mlp", 1)], donor=donor)
     with patch:
         blocks[1].mlp = copy.deepcopy(
             recipient.get_submodule("model.layers.1.mlp" if hasattr(other, "model") else "transformer.h.1.mlp")
@@ -237,27 +237,27 @@ def test_what_cannot_be_swapped_is_refused(pair):
     recipient, donor = pair
     rows = torch.zeros(9, 16)
     for part, message in (
-        (Part("mlps", 0), "site mlps: did you mean mlp"),
-        (Part("mlp", 2), "layer 2: .* has blocks 0 to 1"),
-        (Part("hidden", 3), "layer 3: .* has hidden states 0 to 2"),
-        (Part("heads", 0, 9), "head 9: .* has heads 0 to"),
-        (Part("mlp", 0, 1), "mlp has no heads"),
-        (Part("normed", 0), "of layer 2 alone"),
+        (ModelPart("mlps", 0), "site mlps: did you mean mlp"),
+        (ModelPart("mlp", 2), "layer 2: .* has blocks 0 to 1"),
+        (ModelPart("hidden", 3), "layer 3: .* has hidden states 0 to 2"),
+        (ModelPart("heads", 0, 9), "head 9: .* has heads 0 to"),
+        (ModelPart("mlp", 0, 1), "mlp has no heads"),
+        (ModelPart("normed", 0), "of layer 2 alone"),
     ):
         with pytest.raises(ValueError, match=message):
             Patched(recipient, [part], donor=donor)
     with pytest.raises(ValueError, match="in step with itself"):
-        Patched(recipient, [Part("mlp", 0)], donor=recipient)
+        Patched(recipient, [ModelPart("mlp", 0)], donor=recipient)
     with pytest.raises(ValueError, match="give rows for each part, or parts and a donor"):
-        Patched(recipient, {Part("mlp", 0): rows}, donor=donor)
-    cache = recipient(input_ids=IDS[:1]).past_key_values
-    with pytest.raises(ValueError, match="without past_key_values"), Patched(recipient, {Part("mlp", 0): rows[:1]}):
+        Patched(recipient, {ModelPart("mlp", 0): rows}, donor=donor)
+    part, cache = ModelPart("mlp", 0), recipient(input_ids=IDS[:1]).past_key_values
+    with pytest.raises(ValueError, match="without past_key_values"), Patched(recipient, {part: rows[:1]}):
         recipient(input_ids=IDS[:1, :1], past_key_values=cache)
-    with pytest.raises(RuntimeError, match="has not read the 9 tokens"), Patched(recipient, [Part("mlp", 0)], donor):
+    with pytest.raises(RuntimeError, match="has not read the 9 tokens"), Patched(recipient, [part], donor):
         recipient(input_ids=IDS[:1, :1], past_key_values=cache)
-    with pytest.raises(ValueError, match="give the model input_ids"), Patched(recipient, [Part("mlp", 0)], donor):
+    with pytest.raises(ValueError, match="give the model input_ids"), Patched(recipient, [part], donor):
         recipient(inputs_embeds=torch.zeros(1, 2, 16, dtype=torch.float64))
-    assert Patched(recipient, [Part("heads", -1, -1)], donor).parts[0].layer == 1
+    assert Patched(recipient, [ModelPart("heads", -1, -1)], donor).parts[0].layer == 1
     assert hooks(recipient, donor) == 0
 
 
@@ -269,8 +269,8 @@ def test_an_adapter_swaps_with_its_base(kind):
     base = tiny_model(kind, seed=1).requires_grad_(False)
     adapter = with_lora(copy.deepcopy(base), "all-linear").requires_grad_(False)
     expected, plain = adapter(input_ids=IDS).logits, base(input_ids=IDS).logits
-    with Patched(base, [Part("normed", 2)], donor=adapter):
+    with Patched(base, [ModelPart("normed", 2)], donor=adapter):
         assert torch.equal(base(input_ids=IDS).logits, expected)
-    with Patched(adapter, [Part("normed", 2)], donor=base):
+    with Patched(adapter, [ModelPart("normed", 2)], donor=base):
         assert torch.equal(adapter(input_ids=IDS).logits, plain)
     assert not torch.allclose(expected, plain, atol=1e-2)

@@ -16,7 +16,7 @@ from lm_trials.probing.subjects import find_subjects
 from lm_trials.probing.weights.changes import turning
 from lm_trials.probing.weights.edits import Trial
 from lm_trials.probing.weights.experiments import tell_lineage
-from lm_trials.probing.weights.undoing import Deletion, undoing
+from lm_trials.probing.weights.report import Deletion, undoing
 
 DRAWS = np.random.default_rng(0)
 

@@ -232,8 +232,8 @@ def test_models_that_cannot_stand_side_by_side_are_one_line(bases, tmp_path):
         f"{bases / 'gpt2'} has 2 layers and {tmp_path / 'deep'} 3, so none stands beside another; "
         "name models of one depth"
     )
-    check_alike([gpt2, deep], depth=False)
-    assert "tokenizers" in refused(check_alike, [foreign, llama], depth=False)
+    check_alike([gpt2, deep], same=())
+    assert "tokenizers" in refused(check_alike, [foreign, llama], same=())
 
 
 def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp_path):

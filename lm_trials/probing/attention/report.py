@@ -1,4 +1,4 @@
-"""Results of the attention probe: which head has most of what, beside the controls, and what changed between models.
+"""Report of the attention probe: which head has most of what, beside the controls, what changed, and what is written.
 
 The largest of many heads is large by the choosing alone.  So a head is chosen on one half of the stories and reported
 on the other, and the control has its choice too: the largest head of each of several untrained models.
@@ -8,20 +8,26 @@ Shape suffixes: N = stories or sequences, L = layers, H = heads, S = statistics,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from lm_trials.console import show_table
+from lm_trials.console import UsageError, show_table
 from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means
-from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS
-from lm_trials.probing.attention.statistics import Measured, Reading, even_statistics
-from lm_trials.probing.findings import Finding, interval, one_more
+from lm_trials.probing.attention.figures import head_figure, maps_figure, statistics_figure, steps_figure
+from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS, AttentionArguments
+from lm_trials.probing.attention.page import attention_page, page_model, write_page
+from lm_trials.probing.attention.statistics import AttentionTexts, Measured, even_statistics
+from lm_trials.probing.capture import CaptureCheck
+from lm_trials.probing.findings import Finding, file_name, write_findings
+from lm_trials.probing.flags import SubjectArguments, TextArguments, probe_folder, short_names
+from lm_trials.probing.tables import ProbeTable, Row, interval, one_more, sign, widened
 
 UNTRAINED, EVEN, UNREPEATED, ALL_HEADS = "untrained", "even attention", "not repeated", "all heads"
+PAGE = "attention.html"
 
 
 def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +73,25 @@ class Leader:
     @property
     def within(self) -> list[str]:
         """The controls that it is not beyond: the interval of the difference does not lie on the side looked for."""
-        most = STATISTICS[self.statistic].most
-        differences = {name: control.difference for name, control in self.controls.items()}
-        return [name for name, apart in differences.items() if not (apart.lower > 0 if most else apart.upper < 0)]
+        wanted = 1 if STATISTICS[self.statistic].most else -1
+        return [name for name, control in self.controls.items() if sign(control.difference) != wanted]
+
+    @property
+    def rows(self) -> ProbeTable:
+        """The head and after it each of its controls."""
+        model, rows = self.model, ProbeTable()
+        about = {"model": model.label, "run": model.run, "step": model.step, "statistic": self.statistic}
+        head = {"role": "finding", "layer": self.layer, "head": self.head}
+        beyond = {"beyond_controls": "no" if self.within else "yes"} if self.controls else {}
+        rows.add(self.estimate, about | head, seed=model.seed, **beyond)
+        for name, control in self.controls.items():
+            apart = control.difference
+            numbers = {"difference": apart.estimate, "difference_lower": apart.lower, "difference_upper": apart.upper}
+            rows.add(control.value, about | {"role": "control", "control": name}, **numbers)
+        return rows
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} head {self.head}"
 
 
 @dataclass(frozen=True)
@@ -79,13 +101,13 @@ class Results:
     Attributes:
         models: in the order in which they were read.
         untrained: models of the same shape with random weights.
-        reading: what all of them read.
+        texts: what all of them read.
         seed: of the halves and the intervals.
     """
 
     models: Sequence[Measured]
     untrained: Sequence[Measured]
-    reading: Reading
+    texts: AttentionTexts
     seed: int
 
     @cached_property
@@ -102,9 +124,9 @@ class Results:
         """Return what a head that looks evenly at all it sees has on each text, -> (N,)."""
         if statistic != "induction":
             place = OF_STORIES.index(statistic)
-            return np.array([even_statistics(len(ids_T))[place] for ids_T in self.reading.documents])
-        assert self.reading.repeats is not None
-        return np.full(len(self.reading.repeats.repeated), self.reading.repeats.even)
+            return np.array([even_statistics(len(ids_T))[place] for ids_T in self.texts.documents])
+        assert self.texts.repeats is not None
+        return np.full(len(self.texts.repeats.repeated), self.texts.repeats.even)
 
     def even(self, statistic: str) -> Estimate:
         """Return what such a head has on all texts."""
@@ -138,11 +160,8 @@ class Results:
 
         # Where another untrained model would lie is uncertain beside the stories: its reach is added to theirs.
         random_DN, one = self.untrained_values(statistic), self.untrained_leader(statistic)
-        apart, reach = beside(random_DN.mean(axis=0)).difference, one.upper - one.estimate
-        controls = {
-            UNTRAINED: Control(one, replace(apart, lower=apart.lower - reach, upper=apart.upper + reach)),
-            EVEN: beside(self.even_values(statistic)[report]),
-        }
+        apart = widened(beside(random_DN.mean(axis=0)).difference, one.upper - one.estimate)
+        controls = {UNTRAINED: Control(one, apart), EVEN: beside(self.even_values(statistic)[report])}
         if statistic == "induction":
             assert model.unrepeated_NLH is not None
             controls[UNREPEATED] = beside(model.unrepeated_NLH[report, layer, number])
@@ -176,98 +195,88 @@ class Results:
                 found.append(Leader(model, statistic, layer, head, change, {ALL_HEADS: control}))
         return found
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> ProbeTable:
         """Return the table: every statistic of every head on all stories, and the controls."""
-        rows = [row for model in self.models for row in self._head_rows(model, "finding", model.label)]
+        rows = ProbeTable()
+        for model in self.models:
+            self._add_heads(rows, model, "finding", model.label)
         for statistic in self.statistics:
-            about = {"model": EVEN, "role": "control", "statistic": statistic}
-            rows.append({**about, **self.even(statistic).row()})
+            rows.add(self.even(statistic), {"model": EVEN, "role": "control", "statistic": statistic})
         for number, model in enumerate(self.untrained, start=1):
-            rows += self._head_rows(model, "control", f"{UNTRAINED} {number}")
+            self._add_heads(rows, model, "control", f"{UNTRAINED} {number}")
         return rows
 
-    def _head_rows(self, model: Measured, role: str, label: str) -> list[dict[str, Any]]:
-        measured = [(name, model.values(name), STATISTICS[name].unit, role, label) for name in model.statistics]
+    def _add_heads(self, rows: ProbeTable, model: Measured, role: str, label: str) -> None:
+        measured = [(name, model.values(name), role, label) for name in model.statistics]
         if model.unrepeated_NLH is not None:
-            unit = STATISTICS["induction"].unit
-            measured.append(("induction", model.unrepeated_NLH, unit, "control", f"{label}, {UNREPEATED}"))
-        rows = []
-        for statistic, values_NLH, unit, part, name in measured:
-            _, layers, heads = values_NLH.shape
-            estimates = bootstrap_means(values_NLH.reshape(len(values_NLH), -1), unit, self.seed)
-            for (layer, head), estimate in zip(np.ndindex(layers, heads), estimates, strict=True):
-                about = {
-                    "model": name,
-                    "role": part,
-                    "run": model.run,
-                    "step": model.step,
-                    "layer": layer,
-                    "head": head,
-                }
-                rows.append({**about, "statistic": statistic, **estimate.row(), "seed": model.seed})
-        return rows
+            measured.append(("induction", model.unrepeated_NLH, "control", f"{label}, {UNREPEATED}"))
+        for statistic, values_NLH, own_role, name in measured:
+            about = {"model": name, "role": own_role, "run": model.run, "step": model.step}
+            estimates = self._of_heads(values_NLH, statistic)
+            for (layer, head), estimate in zip(np.ndindex(values_NLH.shape[1:]), estimates, strict=True):
+                where = {"layer": layer, "head": head, "statistic": statistic}
+                rows.add(estimate, about | where, seed=model.seed)
 
-    def leader_rows(self) -> list[dict[str, Any]]:
+    def _of_heads(self, values_NLH: np.ndarray, statistic: str) -> list[Estimate]:
+        return bootstrap_means(values_NLH.reshape(len(values_NLH), -1), STATISTICS[statistic].unit, self.seed)
+
+    def leader_rows(self) -> ProbeTable:
         """Return the leading heads on the stories that they were not chosen on, each followed by its controls."""
-        return [row for leader in self.leaders for row in _rows_of(leader)]
+        return ProbeTable(row for leader in self.leaders for row in leader.rows)
 
-    def step_rows(self) -> list[dict[str, Any]]:
+    def step_rows(self) -> ProbeTable:
         """Return, for each run, the head that leads in the end at every step, with its controls at each."""
-        rows = []
+        rows = ProbeTable()
         for final in self.finals:
             by_step = {m.step: m for m in reversed(self.models) if m.run == final.run and m.step is not None}
             for statistic in self.statistics:
                 end = self.leader(final, statistic)
                 for step in sorted(by_step):
-                    rows += _rows_of(self.leader(by_step[step], statistic, (end.layer, end.head)))
+                    rows += self.leader(by_step[step], statistic, (end.layer, end.head)).rows
         return rows
 
-    def change_rows(self) -> list[dict[str, Any]]:
+    def change_rows(self) -> ProbeTable:
         """Return what changed most since the first model."""
-        first = self.models[0].label
-        return [{**row, "since": first} for change in self.changes for row in _rows_of(change)]
+        since: Row = {"since": self.models[0].label}
+        return ProbeTable(row | since for change in self.changes for row in change.rows)
 
     def finding(self, statistic: str) -> Finding:
         """Put the leading heads for one statistic, and what changed most of it, into sentences."""
         about = STATISTICS[statistic]
-        texts = "sequences" if statistic == "induction" else "stories"
         leaders = [leader for leader in self.leaders if leader.statistic == statistic and leader.model in self.finals]
         told, beside = [], []
         for leader in leaders:
-            name = f"layer {leader.layer} head {leader.head}"
-            heads = int(np.prod(leader.model.maps_LHTT.shape[:2]))
+            label, heads = leader.model.label, int(np.prod(leader.model.maps_LHTT.shape[:2]))
             value = f"the {'most' if about.most else 'least'} {about.words}, {interval(leader.estimate)}"
             told.append(
-                f"{leader.model.label}: nothing shown, {name} with {value}, is not beyond {', '.join(leader.within)}"
+                f"{label}: nothing shown, {leader} with {value}, is not beyond {', '.join(leader.within)}"
                 if leader.within
-                else f"{leader.model.label}: of {heads} heads {name} has {value}"
+                else f"{label}: of {heads} heads {leader} has {value}"
             )
             if UNREPEATED in leader.controls:
                 alone = interval(leader.controls[UNREPEATED].value)
-                beside.append(f"where nothing is repeated, {leader.model.label}'s head {alone}")
-        count, unit = leaders[0].estimate.n, about.unit
-        sentence = "; ".join(told) + f" ({unit}; {count:,} {texts} that the head was not chosen on)"
+                beside.append(f"where nothing is repeated, {label}'s head {alone}")
+        texts = "sequences" if statistic == "induction" else "stories"
+        where = f" ({about.unit}; {leaders[0].estimate.n:,} {texts} that the head was not chosen on)"
+        changes = [self._change_sentence(change) for change in self.changes if change.statistic == statistic]
         untrained, even = (leaders[0].controls[name].value for name in (UNTRAINED, EVEN))
-        beside = [
+        controls = [
             f"the leading head of one more untrained model {interval(untrained)} ({untrained.n} drawn)",
             f"a head that looks evenly at all {even.estimate:.3f}",
             *beside,
         ]
-        return Finding(sentence + self._change_sentence(statistic), "; ".join(beside))
+        return Finding("; ".join(told) + where + "".join(changes), "; ".join(controls))
 
-    def _change_sentence(self, statistic: str) -> str:
-        first, told = self.models[0], ""
-        for change in self.changes:
-            if change.statistic != statistic or change.model not in self.finals:
-                continue
-            known = change.estimate.lower > 0 or change.estimate.upper < 0
-            by = f"{change.estimate.estimate:+.3f} [{change.estimate.lower:+.3f}, {change.estimate.upper:+.3f}]"
-            name = f"layer {change.layer} head {change.head}"
-            told += f". From {first.label} to {change.model.label} " + (
-                f"{name} changes most, by {by}" if known else f"no change is shown: {name}, {by}"
-            )
-            told += f" (all heads on average {interval(change.controls[ALL_HEADS].value)}, each in its own direction)"
-        return told
+    def _change_sentence(self, change: Leader) -> str:
+        if change.model not in self.finals:
+            return ""
+        found = change.estimate
+        by = f"{found.estimate:+.3f} [{found.lower:+.3f}, {found.upper:+.3f}]"
+        return (
+            f". From {self.models[0].label} to {change.model.label} "
+            + (f"{change} changes most, by {by}" if sign(found) else f"no change is shown: {change}, {by}")
+            + f" (all heads on average {interval(change.controls[ALL_HEADS].value)}, each in its own direction)"
+        )
 
     def show(self) -> None:
         """Print the leading heads of the models, of checkpoints the last."""
@@ -289,15 +298,99 @@ class Results:
             "the leading head of one more model with random weights reaches (95 %). beyond: all controls, by story.",
         )
 
+    def write(
+        self,
+        which: SubjectArguments,
+        stories: TextArguments,
+        args: AttentionArguments,
+        checks: Mapping[str, CaptureCheck],
+        large: tuple[int, int] | None,
+    ) -> ProbeTable:
+        """Write and show all that was found; returns the table.
 
-def _rows_of(leader: Leader) -> list[dict[str, Any]]:
-    model = leader.model
-    about = {"model": model.label, "run": model.run, "step": model.step, "statistic": leader.statistic}
-    head = {"layer": leader.layer, "head": leader.head}
-    beyond = {"beyond_controls": "no" if leader.within else "yes"} if leader.controls else {}
-    rows = [{**about, "role": "finding", **head, **leader.estimate.row(), "seed": model.seed, **beyond}]
-    for name, control in leader.controls.items():
-        apart = control.difference
-        numbers = {"difference": apart.estimate, "difference_lower": apart.lower, "difference_upper": apart.upper}
-        rows.append({**about, "role": "control", "control": name, **control.value.row(), **numbers})
-    return rows
+        Args:
+            large: layer and head that is drawn large.
+
+        Raises:
+            UsageError: where the folder cannot be written to.
+        """
+        folder, rows = probe_folder(which, "attention"), self.rows()
+        tables = {"attention-leaders": self.leader_rows()}
+        if args.all_checkpoints:
+            tables["attention-steps"] = self.step_rows()
+        if len(self.models) > 1:
+            tables["attention-changes"] = self.change_rows()
+        over = f"{len(self.texts.documents):,} stories of {short_names([stories.dataset_name])[0]}"
+        try:
+            write_page(folder / PAGE, self.page(over, args, large))
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
+        self.show()
+        about = {"stories": len(self.texts.documents), "tokens_of_the_maps": self.texts.tokens, "page": PAGE}
+        figures = self.figures(rows, tables, f"heads on {over}", large)
+        finding = self.finding(args.statistic)
+        write_findings("attention", (which, stories, args), rows, finding, about, figures, checks, tables)
+        return rows
+
+    def figures(
+        self, rows: ProbeTable, tables: Mapping[str, ProbeTable], over: str, large: tuple[int, int] | None
+    ) -> dict[str, Figure]:
+        """Return the figures by file name: statistics, maps of each final model, one head large, and steps."""
+        finals, tokens = self.finals, self.texts.tokens
+        names = {name: STATISTICS[name].words for name in self.statistics}
+        labels = {model.label for model in finals}
+        shown = [row for row in rows if row["role"] == "control" or row["model"] in labels]
+        leaders = tables["attention-leaders"]
+        figures = {"attention": statistics_figure(shown, leaders, names, f"Statistics of {over}")}
+        for model in finals:
+            name = "attention-maps" + (f"-{file_name(model.label)}" if len(finals) > 1 else "")
+            figures[name] = maps_figure(model.maps_LHTT, tokens, f"Attention of {model.label}")
+        if large is not None:
+            layer, head = large
+            maps = {model.label: model.maps_LHTT[layer, head] for model in finals}
+            whose = f" of {finals[0].label}" if len(finals) == 1 else ""
+            figures["attention-head"] = head_figure(maps, tokens, f"Layer {layer}, head {head}{whose}")
+        if steps := tables.get("attention-steps"):
+            figures["attention-steps"] = steps_figure(rows, steps, names, f"Over training: {over}")
+        return figures
+
+    def page(self, over: str, args: AttentionArguments, large: tuple[int, int] | None) -> str:
+        """Return the page with the maps and numbers of every model; it begins with the head of the finding."""
+        leader = self.leader(self.finals[-1], args.statistic)
+        layer, head = large or (leader.layer, leader.head)
+        statistics = [
+            {
+                "key": name,
+                "name": STATISTICS[name].words,
+                "unit": STATISTICS[name].unit,
+                "even": self.even(name).estimate,
+                "untrained": _bounds(self.untrained_leader(name)),
+            }
+            for name in self.statistics
+        ]
+        models = []
+        for model in self.models:
+            values = {n: list(map(_bounds, self._of_heads(model.values(n), n))) for n in model.statistics}
+            models.append(page_model(model.label, model.run, model.step, model.maps_LHTT, values))
+        if "induction" in self.statistics:
+            over += f" and {args.induction_sequences} repeated sequences"
+        return attention_page(
+            f"Attention of {', '.join(model.label for model in self.finals)}",
+            self.texts.tokens,
+            models,
+            statistics,
+            self.finals[-1].maps_LHTT.shape[:2],
+            over,
+            {"model": len(self.models) - 1, "layer": layer, "head": head, "statistic": args.statistic},
+            lede=f"Maps of {'the first story' if args.text is None else 'a text'}, {len(self.texts.tokens)} tokens; "
+            f"numbers over {over}.",
+            footer="Each number is the mean over stories of a story's mean over its tokens but the first, which sees "
+            "itself alone. Even is a head that looks evenly at all it sees. Untrained is the leading head of "
+            f"models with random weights, and where that of one more would lie ({len(self.untrained)} drawn, 95 %), "
+            "on the half of the stories that it was not chosen on. "
+            "Weights in the maps are rounded: none is off by more than 0.4 %.",
+        )
+
+
+def _bounds(estimate: Estimate) -> list[float]:
+    return [estimate.estimate, estimate.lower, estimate.upper]

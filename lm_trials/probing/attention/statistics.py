@@ -18,9 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
-from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
-from lm_trials.probing.anatomy import anatomy_of
+from lm_trials.probing.anatomy import anatomy_of, check_blocks, check_heads
 from lm_trials.probing.attention.flags import LEAST_STORIES, OF_STORIES, AttentionArguments
 from lm_trials.probing.capture import Activations
 from lm_trials.probing.flags import short_names
@@ -117,7 +116,7 @@ def repeats(ids: np.ndarray, opening: Sequence[int], length: int, count: int, se
 
 
 @dataclass(frozen=True)
-class Reading:
+class AttentionTexts:
     """What every model reads: the stories, the text of the maps, and sequences for the induction score."""
 
     documents: list[np.ndarray]
@@ -126,26 +125,17 @@ class Reading:
     repeats: Repeats | None
 
 
-def head_to_draw(subjects: Sequence[Subject], args: AttentionArguments) -> tuple[int, int] | None:
+def head_to_draw(subject: Subject, args: AttentionArguments) -> tuple[int, int] | None:
     """Return layer and head of what is drawn large, negative ones counted from the end; None where nothing is.
 
     Raises:
-        UsageError: for models with different numbers of heads, or a layer or head that they do not have.
+        UsageError: for a layer or head that the model does not have.
     """
-    counts = {s.label: int(load_config(s.reference).get_text_config().num_attention_heads) for s in subjects}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{label} {count}" for label, count in counts.items())
-        raise UsageError(f"the models have different numbers of heads ({told}); name models of one shape")
     if args.layer is None or args.head is None:
         return None
-    first = subjects[0]
-    found = []
-    for flag, value, count in (("layer", args.layer, first.depth), ("head", args.head, counts[first.label])):
-        if not -count <= value < count:
-            what = f"{flag}s 0 to {count - 1}" if flag == "layer" else f"heads 0 to {count - 1} in each layer"
-            raise UsageError(f"--{flag} {value}: {first.reference.name} has {what}; give one of them")
-        found.append(value % count)
-    return found[0], found[1]
+    (layer,) = check_blocks([args.layer], subject.depth, subject.reference.name, "--layer")
+    (head,) = check_heads([args.head], subject.num_heads, subject.reference.name, "--head")
+    return layer, head
 
 
 def run_of(subject: Subject, names: Sequence[str]) -> str:
@@ -157,7 +147,9 @@ def run_of(subject: Subject, names: Sequence[str]) -> str:
     return subject.label
 
 
-def plan_reading(subjects: Sequence[Subject], stories: Sequence[str], args: AttentionArguments, seed: int) -> Reading:
+def plan_texts(
+    subjects: Sequence[Subject], stories: Sequence[str], args: AttentionArguments, seed: int
+) -> AttentionTexts:
     """Put what is read into the models' tokens; what is left out or cut is told.
 
     Raises:
@@ -178,7 +170,7 @@ def plan_reading(subjects: Sequence[Subject], stories: Sequence[str], args: Atte
     map_ids_T = documents[0][: args.map_tokens]
     if args.text is not None:
         map_ids_T = _plan_map(first, args.text, args.map_tokens, window)
-    return Reading(
+    return AttentionTexts(
         documents,
         map_ids_T,
         token_labels(first.tokenizer, map_ids_T),
@@ -267,19 +259,19 @@ class Measured:
 
 
 def measure(
-    model: Any, reading: Reading, batch_size: int, subject: Subject | None = None, run: str | None = None
+    model: Any, texts: AttentionTexts, batch_size: int, subject: Subject | None = None, run: str | None = None
 ) -> Measured:
     """Read a model's attention on all texts; without a subject, of an untrained model."""
     label = subject.label if subject else "an untrained model"
     repeated = unrepeated = None
-    if reading.repeats is not None:
-        start, length = reading.repeats.start, reading.repeats.length
+    if texts.repeats is not None:
+        start, length = texts.repeats.start, texts.repeats.length
         repeated, unrepeated = (
-            over_heads(model, texts, lambda weights: induction_scores(weights, start, length), batch_size)[..., 0]
-            for texts in (reading.repeats.repeated, reading.repeats.unrepeated)
+            over_heads(model, sequences, lambda weights: induction_scores(weights, start, length), batch_size)[..., 0]
+            for sequences in (texts.repeats.repeated, texts.repeats.unrepeated)
         )
-    stories_NLHS = over_heads(model, reading.documents, head_statistics, batch_size, f"attention of {label}")
-    maps_LHTT = attention_maps(model, reading.map_ids_T)
+    stories_NLHS = over_heads(model, texts.documents, head_statistics, batch_size, f"attention of {label}")
+    maps_LHTT = attention_maps(model, texts.map_ids_T)
     step, seed = (subject.step, subject.candidate.seed) if subject else (None, None)
     return Measured(label, run or label, step, seed, stories_NLHS, repeated, unrepeated, maps_LHTT)
 

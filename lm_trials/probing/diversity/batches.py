@@ -137,11 +137,7 @@ def token_batches(texts: TextSet, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def control_batches(
-    control: Control,
-    like: list[list[np.ndarray]],
-    count: int,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
+    control: Control, like: list[list[np.ndarray]], count: int, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> list[list[np.ndarray]]:
     """Make the batches of a control, texts as long as those of `like`, the first data set's.
 

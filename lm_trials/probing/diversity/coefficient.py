@@ -9,22 +9,24 @@ Shape suffixes: N = batches of all groups together, F = filters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
+from lm_trials.estimates import Estimate
 from lm_trials.models.reference import ModelReference, load_config, load_model, load_tokenizer_of, positions_of
 from lm_trials.models.reference import resolve_model as resolve
 from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, token_batches
 from lm_trials.probing.diversity.fisher import ProbeNetwork, ProbeSettings, TaskEmbedding
 from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.pairs import mean_between, mean_within, task_distances, without_noise
+from lm_trials.probing.subjects import device_of, random_weights
+from lm_trials.probing.tables import ProbeTable
 
 UNIT = "cosine distance of batches"
 TRAINED, RANDOM = "as given", "random weights"
@@ -78,19 +80,23 @@ class GroupEmbeddings:
         alone = GroupEmbeddings(self.probe, kept, [], {PAPER: self.distances_NN[np.ix_(rows_M, rows_M)]})
         return alone.distances_NN, alone.places
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the diversity of each group and the cross-diversity of each two data sets, with intervals."""
+    def rows(self) -> ProbeTable:
+        """Return the diversity of each group and the cross-diversity of each two data sets, with intervals."""
+        rows = ProbeTable()
         for (layers, noise), distances_NN in self.distances.items():
-            about = {"probe": self.probe, "layers": layers, "noise": noise}
+
+            def add(measure: str, name: str, kind: str, found: Estimate) -> None:
+                what = {"measure": measure, "data_set": name, "kind": kind}
+                rows.add(found, what | {"probe": self.probe, "layers": layers, "noise": noise})  # noqa: B023
+
             for group in self.groups:
                 place = self.places[group.name]
-                estimate = mean_within(distances_NN[place, place], UNIT)
-                yield {"measure": "diversity", "data_set": group.name, "kind": group.kind, **about, **estimate.row()}
+                add("diversity", group.name, group.kind, mean_within(distances_NN[place, place], UNIT))
             named = [group.name for group in self.groups if group.kind == "data set"]
             for first, second in itertools.combinations(named, 2):
-                estimate = mean_between(distances_NN[self.places[first], self.places[second]], UNIT)
-                name = f"{first} × {second}"
-                yield {"measure": "cross-diversity", "data_set": name, "kind": "pair", **about, **estimate.row()}
+                found = mean_between(distances_NN[self.places[first], self.places[second]], UNIT)
+                add("cross-diversity", f"{first} × {second}", "pair", found)
+        return rows
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Say of each group how much of it was seen and what the fitting of the final layer did."""
@@ -137,15 +143,11 @@ def load_probes(reference: ModelReference, args: DiversityArguments) -> dict[str
     settings = ProbeSettings(
         args.finetune_steps, args.finetune_learning_rate, args.fisher_draws, args.fisher_drawing, args.seed
     )
-    on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
-    trained = ProbeNetwork(load_model(reference).to(device), settings)
+    trained = ProbeNetwork(load_model(reference).to(device_of(args)), settings)
     if not args.random_weights:
         return {TRAINED: trained}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        random = AutoModelForCausalLM.from_config(trained.model.config, trust_remote_code=False)
-    return {TRAINED: trained, RANDOM: ProbeNetwork(random.float().to(device), settings)}
+    random = random_weights(trained.model.config, args.seed).float().to(device_of(args))
+    return {TRAINED: trained, RANDOM: ProbeNetwork(random, settings)}
 
 
 def make_groups(sets: Sequence[TextSet], tokenizer: PreTrainedTokenizerBase, args: DiversityArguments) -> list[Group]:

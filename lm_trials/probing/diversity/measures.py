@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import lzma
 import string
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.probing.diversity.batches import TextSet
+from lm_trials.probing.tables import ProbeTable
 from lm_trials.stories.variety import LZMA_PRESET
 
 NGRAMS = (1, 2, 3)
@@ -93,11 +93,11 @@ def text_measures(texts: TextSet, num_words: int, seed: int = 0) -> dict[str, Es
     }
 
 
-def text_rows(measures: Mapping[str, Mapping[str, Estimate]]) -> list[dict[str, Any]]:
-    """Return the rows of the table; `measures` maps a data set to its estimates by measure."""
-    return [
-        {"measure": measure, "data_set": name, "kind": "data set", "probe": "", "layers": "", "noise": "",
-         **estimate.row()}
-        for name, of_set in measures.items()
-        for measure, estimate in of_set.items()
-    ]  # fmt: skip
+def text_rows(sets: Sequence[TextSet], num_words: int, seed: int = 0) -> ProbeTable:
+    """Return the rows of the table: each measure of each data set."""
+    rows = ProbeTable()
+    for texts in sets:
+        about = {"data_set": texts.name, "kind": "data set", "probe": "", "layers": "", "noise": ""}
+        for measure, estimate in text_measures(texts, num_words, seed).items():
+            rows.add(estimate, {"measure": measure} | about)
+    return rows

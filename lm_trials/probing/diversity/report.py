@@ -1,80 +1,65 @@
-"""Results of the diversity probe: tables on the terminal, and JSON, CSV and a heat map in a folder."""
+"""Report of the diversity probe: tables on the terminal, and JSON, CSV and a heat map in a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lm_trials.console import UsageError, note, show_table
-from lm_trials.estimates import Estimate
+from lm_trials.console import UsageError, note
 from lm_trials.files import write_csv, write_json
 from lm_trials.probing.diversity.batches import CONTROLS
 from lm_trials.probing.diversity.flags import DiversityArguments
+from lm_trials.probing.tables import ProbeTable, Row, interval
 
 if TYPE_CHECKING:  # the text measures are written without torch
     from matplotlib.figure import Figure
 
     from lm_trials.probing.diversity.coefficient import GroupEmbeddings
 
-FIELDS = ("estimate", "lower", "upper", "n", "unit")
-
-
 SHOWN = {
-    ("all layers", "as drawn"): "as defined",
-    ("all layers", "removed"): "noise removed",
-    ("without tables", "removed"): "... and no tables",
+    "as defined": {"layers": "all layers", "noise": "as drawn"},
+    "noise removed": {"layers": "all layers", "noise": "removed"},
+    "... and no tables": {"layers": "without tables", "noise": "removed"},
 }
 
 
-def show_diversity(rows: Sequence[Mapping[str, Any]], model: str) -> None:
+def show_diversity(rows: ProbeTable, model: str) -> None:
     """Print the coefficients of each probe, a row for each data set and control."""
-    for probe in dict.fromkeys(row["probe"] for row in rows if row["probe"]):
-        of_probe = [row for row in rows if row["probe"] == probe]
-        names = list(dict.fromkeys((row["measure"], row["data_set"]) for row in of_probe))
-        cells = {
-            (row["measure"], row["data_set"], row["layers"], row["noise"]): Estimate(*(row[name] for name in FIELDS))
-            for row in of_probe
+    for probe in filter(None, rows.distinct("probe")):
+        found = rows.where(probe=probe)
+        lines = {
+            f"cross: {name}" if measure == "cross-diversity" else name: {"measure": measure, "data_set": name}
+            for measure, name in found.distinct("measure", "data_set")
         }
-        show_table(
-            f"diversity by {model}, {probe}; {of_probe[0]['unit']}, 95 % over batches",
-            ["", "n", *SHOWN.values()],
-            [
-                [
-                    f"cross: {name}" if measure == "cross-diversity" else name,
-                    str(cells[measure, name, "all layers", "as drawn"].n),
-                    *(_interval(cells[measure, name, *choice], 4) for choice in SHOWN),
-                ]
-                for measure, name in names
-            ],
-            caption="\n".join(f"{name}: {meaning}" for name, meaning in CONTROLS.items())
+        found.show(
+            f"diversity by {model}, {probe}; {found[0]['unit']}, 95 % over batches",
+            "",
+            lines,
+            SHOWN,
+            "\n".join(f"{name}: {meaning}" for name, meaning in CONTROLS.items())
             + "\ntables: the rows of tokens and positions, which tell above all which tokens a batch has",
+            lambda row: interval(row, 4),
+            counted="n",
         )
 
 
-def show_text_measures(measures: Mapping[str, Mapping[str, Estimate]], num_words: int) -> None:
+def show_text_measures(rows: ProbeTable, num_words: int) -> None:
     """Print what needs no model, a row for each data set."""
-    columns = list(next(iter(measures.values())))
-    show_table(
+    rows = rows.where(probe="")
+    rows.show(
         f"the same texts without a model, first {num_words:,} words of each batch, 95 % over batches",
-        ["", "batches", *columns],
-        [
-            [name, f"{of_set[columns[0]].n}", *(_interval(of_set[column]) for column in columns)]
-            for name, of_set in measures.items()
-        ],
+        "",
+        {name: {"data_set": name} for name in rows.distinct("data_set")},
+        {measure: {"measure": measure} for measure in rows.distinct("measure")},
+        cell=interval,
+        counted="batches",
     )
 
 
-def _interval(estimate: Estimate, digits: int = 3) -> str:
-    return f"{estimate.estimate:.{digits}f} [{estimate.lower:.{digits}f}, {estimate.upper:.{digits}f}]"
-
-
 def write_diversity(
-    args: DiversityArguments,
-    rows: Sequence[Mapping[str, Any]],
-    results: Sequence[GroupEmbeddings],
-    heat_maps: Mapping[str, Figure],
+    args: DiversityArguments, rows: ProbeTable, results: Sequence[GroupEmbeddings], heat_maps: Mapping[str, Figure]
 ) -> Path:
     """Write `diversity.json` and `.csv`, and of each probe the distances as a table and as a heat map.
 
@@ -105,7 +90,7 @@ def write_diversity(
     return folder
 
 
-def _distance_rows(result: GroupEmbeddings) -> list[dict[str, Any]]:
+def _distance_rows(result: GroupEmbeddings) -> list[Row]:
     """Return a row for each batch, with its distance to every batch."""
     names = [f"{group.name}:{number}" for group in result.groups for number in range(len(group.batches))]
     return [

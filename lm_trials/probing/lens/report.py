@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from lm_trials.evaluation.losses import check_causal
 from lm_trials.models.reference import load_config
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
-from lm_trials.probing.findings import Finding, interval
+from lm_trials.probing.findings import Finding, file_name
 from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.lens.flags import LensArguments
 from lm_trials.probing.lens.lenses import (
@@ -32,6 +32,7 @@ from lm_trials.probing.lens.lenses import (
 )
 from lm_trials.probing.lens.training import LensSettings, LensStories, TunedLens, story_documents, train_lens
 from lm_trials.probing.subjects import Subject, load_subject, run_names, untrained
+from lm_trials.probing.tables import ProbeTable, Row, by_values, exact, interval, sign
 
 NATS = "nats per token"
 UNITS = {"loss": NATS, "kl": NATS, "agreement": "share of the final top-1", "accuracy": "next-token accuracy"}
@@ -96,8 +97,13 @@ class LensResult:
         before = [layer for layer in self.layers if layer < self.depth] or self.layers
         return before[len(before) // 2]
 
+    @property
+    def about(self) -> Row:
+        """The columns that say which model a row is of."""
+        return {"model": self.subject.label, "step": self.subject.step, "seed": self.subject.candidate.seed}
+
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> ProbeTable:
         """The table: each lens' numbers at each layer, and how much nearer it is than what looks at less."""
         tables = list(self.sums.sums.items())
         columns = {
@@ -107,13 +113,12 @@ class LensResult:
         }
         bootstrap = StoryBootstrap(self.seed)  # one for all, so that differences are taken within a story
         bootstrap.update(np.concatenate([self.sums.tokens_S[:, None], *(table for _, table in tables)], axis=1))
-        shared = {"model": self.subject.label, "step": self.subject.step, "seed": self.subject.candidate.seed}
-        found = []
+        found = ProbeTable()
 
         def add(lens: str, layer: int | None, metric: str, unit: str, column: int, less: int | None = None) -> None:
             role = "control" if lens in CONTROLS else "finding"
-            estimate = bootstrap.estimate(_mean(column, less), unit)
-            found.append({**shared, "role": role, "lens": lens, "layer": layer, "metric": metric, **estimate.row()})
+            about = self.about | {"role": role, "lens": lens, "layer": layer, "metric": metric}
+            found.add(bootstrap.estimate(_mean(column, less), unit), about)
 
         for lens, layer in self.sums.sums:
             for metric, unit in UNITS.items():
@@ -127,19 +132,14 @@ class LensResult:
         return found
 
     @cached_property
-    def table(self) -> dict[tuple[str, int | None, str], Estimate]:
+    def table(self) -> dict[tuple[Any, ...], Estimate]:
         """The same, by lens, layer and measure."""
-        shared = ("estimate", "lower", "upper", "n", "unit")
-        return {
-            (row["lens"], row["layer"], row["metric"]): Estimate(*(row[key] for key in shared)) for row in self.rows
-        }
+        return self.rows.estimates("lens", "layer", "metric")
 
 
 def _mean(column: int, less: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """Return the statistic of one column per token, less another's."""
-    if less is None:
-        return lambda sums: sums[..., column] / sums[..., 0]
-    return lambda sums: (sums[..., column] - sums[..., less]) / sums[..., 0]
+    return lambda sums: (sums[..., column] - (0 if less is None else sums[..., less])) / sums[..., 0]
 
 
 def measure_subject(
@@ -203,7 +203,7 @@ def lens_name(label: str, models: SubjectArguments, args: LensArguments) -> str:
     'lens.safetensors'
     """
     alone = len(models.model_name_or_path) == 1 and not args.all_checkpoints
-    return "lens.safetensors" if alone else f"lens-{label.replace('/', '-')}.safetensors"
+    return "lens.safetensors" if alone else f"lens-{file_name(label)}.safetensors"
 
 
 def first_of_each_shape(subjects: Sequence[Subject]) -> list[bool]:
@@ -216,61 +216,57 @@ def first_of_each_shape(subjects: Sequence[Subject]) -> list[bool]:
 
 def finding_of(results: Sequence[LensResult], checkpoints: bool) -> Finding:
     """Say from which layer on each model's prediction is nearer to its last than what looks at less, and what not."""
-    if checkpoints:
-        return Finding(" ".join(_over_training(results)), _control_sentence(results))
-    sentences = [_from_layer_on(results[0]), *(_beside(result, results[0]) for result in results[1:])]
-    return Finding(" ".join(sentences), _control_sentence(results))
+    first, *others = results
+    told = _over_training(results) if checkpoints else [_told(first), *(_told_beside(one, first) for one in others)]
+    return Finding(" ".join(told), _control_sentence(results))
 
 
 def first_layer(result: LensResult, metric: str) -> int | None:
     """Return the layer from which on, up to the last but one that is read, a difference is above 0."""
-    table, lens, onset = result.table, result.best, None
+    onset = None
     for layer in sorted((layer for layer in result.layers if layer < result.depth), reverse=True):
-        difference = table.get((lens, layer, metric))
-        if difference is None or not difference.lower > 0:
+        difference = result.table.get((result.best, layer, metric))
+        if difference is None or sign(difference) < 1:
             break
         onset = layer
     return onset
 
 
-def _from_layer_on(result: LensResult) -> str:
+def _told(result: LensResult) -> str:
     table, lens, middle, label = result.table, result.best, result.middle, result.subject.label
     onset, beyond = (first_layer(result, f"kl_below_{what}") for what in ("frequencies", "layer_0"))
     if middle == result.depth:
         return f"{label}: only the last layer is read, so nothing is shown."
     kl = table[lens, middle, "kl"]
-    numbers = f"at layer {middle} of {result.depth} it is {interval(kl)} nats per token away (KL"
-    if lens == "tuned":
-        numbers += f"; logit lens {interval(table['logit', middle, 'kl'])}"
-    numbers += f"; token frequencies {interval(table[*FREQUENCIES, 'kl'])}; n={kl.n:,} stories)"
+    logit = f"; logit lens {interval(table['logit', middle, 'kl'])}" if lens == "tuned" else ""
+    numbers = (
+        f"at layer {middle} of {result.depth} it is {interval(kl)} nats per token away (KL{logit}; token frequencies "
+        f"{interval(table[*FREQUENCIES, 'kl'])}; n={kl.n:,} stories)"
+    )
     if onset is None:
         return (
             f"{label}: nothing is shown before the last layer: the {lens} lens is not nearer to the final prediction "
             f"than the token frequencies; {numbers}."
         )
-    more = ""
-    if 0 in result.layers:
-        where = f"from layer {beyond} on" if beyond is not None else "nowhere before the last"
-        more = f", and than its own layer 0, which has seen one token, {where}"
+    where = f"from layer {beyond} on" if beyond is not None else "nowhere before the last"
+    more = f", and than its own layer 0, which has seen one token, {where}" if 0 in result.layers else ""
     return (
         f"{label}: the {lens} lens is nearer to the final prediction than the token frequencies from layer {onset} on"
         f"{more}; {numbers}."
     )
 
 
-def _beside(result: LensResult, first: LensResult) -> str:
+def _told_beside(result: LensResult, first: LensResult) -> str:
     """Say of a further model what is said of the first, and how far its middle layer differs from the first's."""
-    label, lens, middle = result.subject.label, result.best, result.middle
+    lens, middle = result.best, result.middle
     onset = first_layer(result, "kl_below_frequencies")
     nearer = f"nearer than the token frequencies from layer {onset} on" if onset is not None else "nothing is shown"
+    told = f"{result.subject.label}: {nearer}; {interval(result.table[lens, middle, 'kl'])} nats per token at layer"
     change = _change(first, result, middle, lens)
     if change is None:
-        return f"{label}: {nearer}; {interval(result.table[lens, middle, 'kl'])} nats per token at layer {middle}."
-    shown = "" if change.lower > 0 or change.upper < 0 else ", so that no difference is shown"
-    return (
-        f"{label}: {nearer}; {interval(result.table[lens, middle, 'kl'])} nats per token at layer {middle}, which is "
-        f"{first.subject.label}'s and {interval(change)}{shown}."
-    )
+        return f"{told} {middle}."
+    shown = "" if sign(change) else ", no difference shown"
+    return f"{told} {middle}, {interval(change)} above {first.subject.label}{shown}."
 
 
 def _over_training(results: Sequence[LensResult]) -> list[str]:
@@ -278,15 +274,15 @@ def _over_training(results: Sequence[LensResult]) -> list[str]:
     sentences = []
     for run, group in by_run(results).items():
         first, last = group[0], group[-1]
-        middle, change = first.middle, _change(first, last, first.middle)
-        before, after = (interval(result.table["logit", middle, "kl"]) for result in (first, last))
-        if change is None:
+        middle = first.middle
+        if (change := _change(first, last, middle)) is None:
             continue
-        shown = "has changed" if change.lower > 0 or change.upper < 0 else "has not been shown to change"
+        before, after = (interval(result.table["logit", middle, "kl"]) for result in (first, last))
         sentences.append(
-            f"{run}: the logit lens' distance of layer {middle} from the model's own last layer {shown} "
-            f"({interval(change)} nats per token), from {before} at step {first.subject.step} to {after} at step "
-            f"{last.subject.step} (n={change.n:,} stories)."
+            f"{run}: the logit lens' distance of layer {middle} from the model's own last layer "
+            f"{'has changed' if sign(change) else 'has not been shown to change'} ({interval(change)} nats per token), "
+            f"from {before} at step {first.subject.step} to {after} at step {last.subject.step} (n={change.n:,} "
+            "stories)."
         )
     return sentences
 
@@ -304,10 +300,9 @@ def _change(first: LensResult, last: LensResult, layer: int, lens: str = "logit"
 
 def by_run(results: Sequence[LensResult]) -> dict[str, list[LensResult]]:
     """Return the results of each run, its checkpoints in order and the final model after them."""
-    runs: dict[str, list[LensResult]] = {}
-    for run, result in zip(run_names([result.subject for result in results]), results, strict=True):
-        runs.setdefault(run, []).append(result)
-    return runs
+    names = run_names([result.subject for result in results])
+    runs = by_values(zip(names, results, strict=True), key=lambda pair: pair[0])
+    return {run: [result for _, result in pairs] for run, pairs in runs.items()}
 
 
 def _control_sentence(results: Sequence[LensResult]) -> str:
@@ -316,7 +311,7 @@ def _control_sentence(results: Sequence[LensResult]) -> str:
     for result in results:
         table = result.table
         read = {
-            layer: table["untrained", layer, "loss"] for layer in result.layers if ("untrained", layer, "loss") in table
+            layer: found for (lens, layer, metric), found in table.items() if (lens, metric) == ("untrained", "loss")
         }
         if not read:
             continue
@@ -325,11 +320,11 @@ def _control_sentence(results: Sequence[LensResult]) -> str:
         # By luck a guess is some hundredths better than guessing; the frequencies of a poor model may be worse.
         something = read[best].upper < min(frequencies.estimate, 0.98 * result.guessing)
         parts.append(
-            f"random weights in {result.subject.label}'s shape say {'SOMETHING' if something else 'nothing'} of the "
-            f"text at any layer (at best {interval(read[best])} nats per token, layer {best}; token frequencies "
-            f"{interval(frequencies)}; guessing {result.guessing:.3f}), though their layers too come nearer to their "
-            f"last (KL {table['untrained', first, 'kl'].estimate:.3f} at layer {first}, "
-            f"{table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"
+            f"random weights in {result.subject.label}'s shape predict the text "
+            f"{'BETTER' if something else 'no better'} than chance at any layer (at best {interval(read[best])} nats "
+            f"per token, layer {best}; token frequencies {interval(frequencies)}; guessing {result.guessing:.3f}), "
+            f"though their layers too come nearer to their last (KL {table['untrained', first, 'kl'].estimate:.3f} at "
+            f"layer {first}, {table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"
         )
     return "; ".join(parts) + "."
 
@@ -345,52 +340,43 @@ def readable(tokenizer: Any, token: int) -> str:
     return shown if shown and shown.isprintable() and "\ufffd" not in shown else name
 
 
-def text_rows(result: LensResult) -> list[dict[str, Any]]:
+def text_rows(result: LensResult) -> ProbeTable:
     """Return the table of `--text`: what each lens would say after each token, with its probability."""
-    tokenizer = result.subject.tokenizer
-    shared = {"model": result.subject.label, "step": result.subject.step, "seed": result.subject.candidate.seed}
-    no_interval = {"lower": float("nan"), "upper": float("nan"), "n": 1, "unit": "probability"}
-    return [
-        {
-            **shared,
-            "role": "finding",
-            **{key: row[key] for key in ("lens", "layer", "position")},
-            "after": readable(tokenizer, row["after"]),
-            "prediction": readable(tokenizer, row["prediction"]),
-            "estimate": row["probability"],
-            **no_interval,
-        }
-        for row in result.text
-    ]
+    rows = ProbeTable()
+    for row in result.text:
+        where = {key: row[key] for key in ("lens", "layer", "position")}
+        tokens = {key: readable(result.subject.tokenizer, row[key]) for key in ("after", "prediction")}
+        rows.add(exact(row["probability"], 1, "probability"), {**result.about, "role": "finding", **where, **tokens})
+    return rows
 
 
 def show_lens(results: Sequence[LensResult]) -> None:
     """Print each model's layers: how far from the final prediction, and what they cost."""
+    columns = {"KL to the final": "kl", "nats per token": "loss", "top-1 as the final": "agreement"}
     for result in results:
-        table, cells = result.table, []
-        for (lens, layer), _ in result.sums.sums.items():
-            name = "token frequencies" if layer is None else f"{lens}, layer {layer}"
-            cells.append([name, *(interval(table[lens, layer, metric]) for metric in ("kl", "loss", "agreement"))])
-        show_table(
+        result.rows.show(
             f"{result.subject.label}, {len(result.sums.tokens_S):,} stories",
-            ["lens", "KL to the final", "nats per token", "top-1 as the final"],
-            cells,
-            caption="[95 % bootstrap interval over stories]; KL and loss in nats per token",
+            "lens",
+            {
+                "token frequencies" if layer is None else f"{lens}, layer {layer}": {"lens": lens, "layer": layer}
+                for lens, layer in result.sums.sums
+            },
+            {name: {"metric": metric} for name, metric in columns.items()},
+            "[95 % bootstrap interval over stories]; KL and loss in nats per token",
+            interval,
         )
 
 
-def show_text(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_text(rows: ProbeTable) -> None:
     """Print the table of a short text, the last layer on top; a long one is in the figure."""
-    places = sorted({row["position"] for row in rows})
+    places = sorted(rows.distinct("position"))
     if len(places) > TERMINAL_TOKENS:
         note(f"note: --text has {len(places)} tokens; what the layers say of it is in the figure and in lens_text.csv")
         return
-    for model, lens in dict.fromkeys((row["model"], row["lens"]) for row in rows):
-        cells = {(row["layer"], row["position"]): row for row in rows if (row["model"], row["lens"]) == (model, lens)}
-        layers = sorted({layer for layer, _ in cells}, reverse=True)
-        after = [cells[layers[0], place]["after"] for place in places]
-        lines = [
-            [str(layer), *(f"{cells[layer, p]['prediction']}\n{cells[layer, p]['estimate']:.2f}" for p in places)]
-            for layer in layers
-        ]
+    for model, lens in rows.distinct("model", "lens"):
+        lines = []
+        for layer in sorted(rows.where(model=model, lens=lens).distinct("layer"), reverse=True):
+            here = sorted(rows.where(model=model, lens=lens, layer=layer), key=lambda row: row["position"])
+            lines.append([str(layer), *(f"{row['prediction']}\n{row['estimate']:.2f}" for row in here)])
+        after = [row["after"] for row in here]
         show_table(f"{model}, {lens} lens: likeliest next token", ["layer", *after], lines)

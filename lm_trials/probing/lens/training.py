@@ -127,7 +127,7 @@ class TunedLens:
     about: Mapping[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, whole or not at all; the same bytes for the same lens."""
+        """Write it as safetensors, atomically; the same bytes for the same lens."""
         maps = self.translators
         tensors = {f"weight.{layer}": values.cpu().contiguous() for layer, values in maps.weights.items()}
         tensors |= {f"bias.{layer}": values.cpu().contiguous() for layer, values in maps.biases.items()}
@@ -173,16 +173,16 @@ class TunedLens:
         if [self.about["num_blocks"], self.about["width"]] != shape:
             raise UsageError(
                 f"--lens {path} is of a model of {self.about['num_blocks']} blocks of width {self.about['width']} and "
-                f"{anatomy.name} has {shape[0]} of {shape[1]}; give the lens of this model, or leave --lens away"
+                f"{anatomy.name} has {shape[0]} of {shape[1]}; give the lens of this model, or remove --lens"
             )
         if self.about["weights_sha256"] != weights:
             raise UsageError(
                 f"--lens {path} was trained for {self.about['model']}, whose weights are not those of {anatomy.name}; "
-                "give the lens of this model, or leave --lens away to train one"
+                "give the lens of this model, or remove --lens to train one"
             )
         if lacking := [layer for layer in layers if layer < anatomy.num_blocks and layer not in self.about["layers"]]:
             there = " ".join(map(str, self.about["layers"]))
-            raise UsageError(f"--lens {path} has no layer {lacking[0]}; give --layers {there}, or leave --lens away")
+            raise UsageError(f"--lens {path} has no layer {lacking[0]}; give --layers {there}, or remove --lens")
 
     def check_held_out(self, path: str, record_ids: Sequence[str]) -> None:
         """Refuse to be evaluated on a story that it was trained on.

@@ -1,26 +1,34 @@
-"""Patching results: what share of the gap between two runs each swap closes, chosen on one half, told on the other.
+"""Report of the patching probe: what share of the gap between two runs each swap closes, and what a model then writes.
+
+A part is chosen on one half of the texts and told on the other.
 
 Shape suffixes: N = stories or pairs, R = resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from lm_trials.console import show_table
-from lm_trials.estimates import Estimate, StoryBootstrap
+from lm_trials.console import UsageError, show_table
+from lm_trials.data.datasets import dataset_of
+from lm_trials.estimates import Estimate, StoryBootstrap, proportion
+from lm_trials.evaluation.feature_scores import write_generations
 from lm_trials.probing.capture import CaptureCheck
-from lm_trials.probing.findings import Finding, interval, write_findings
-from lm_trials.probing.flags import SubjectArguments, TextArguments, probe_folder
+from lm_trials.probing.findings import Finding, write_findings
+from lm_trials.probing.flags import SubjectArguments, TextArguments
+from lm_trials.probing.interventions import Patched
 from lm_trials.probing.patching.figures import patching_figure
 from lm_trials.probing.patching.flags import PatchingArguments
-from lm_trials.probing.patching.sides import Target
+from lm_trials.probing.patching.sides import Side, Sides, Target
 from lm_trials.probing.patching.swaps import DONOR, MOVED, OTHER, RANDOM, RECIPIENT, SWAP, Scores, SwapCheck
 from lm_trials.probing.patching.tasks import Task
+from lm_trials.probing.subjects import untrained
+from lm_trials.probing.tables import ProbeTable, interval, sign
+from lm_trials.protocols.set_texts import SetText
+from lm_trials.stories.generated.detectors import detect_features
 
 SHARE, CHANGE, VALUE = "share of the gap", "change", "value"
 HELD_OUT = "held-out half"
@@ -35,6 +43,7 @@ CONTROLS = {
 SINGLE = ("embeddings", "attention", "mlp", "heads")
 ALL = (*SINGLE, "residual")
 NAMED_SPOTS = ("all", "last", "prompt", "story")
+UNTRAINED = "untrained donor"
 Run = tuple[str, Target | None, str]
 
 
@@ -67,13 +76,27 @@ class Measured:
         """The texts that a chosen part is told on."""
         return HELD_OUT if self.halved else "all"
 
+    def _estimate(self, total: Callable[[np.ndarray], np.ndarray], group: str = "all", share: bool = False) -> Estimate:
+        """Return a sum over the texts by their weights, or as a share of the gap."""
+
+        def statistic(sums: np.ndarray) -> np.ndarray:
+            return total(sums) / (self._gap(sums) if share else sums[..., 0])
+
+        return self._bootstrap.estimate(statistic, SHARE if share else self.unit, group)
+
+    def _gap(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., self._column["", None, DONOR]] - sums[..., self._column["", None, RECIPIENT]]
+
+    def _change(self, sums: np.ndarray, run: Run) -> np.ndarray:
+        return sums[..., self._column[run]] - sums[..., self._column["", None, RECIPIENT]]
+
     def value(self, run: Run) -> Estimate:
         """Return what a run scores."""
-        return self._bootstrap.estimate(lambda sums: sums[..., self._column[run]] / sums[..., 0], self.unit)
+        return self._estimate(lambda sums: sums[..., self._column[run]])
 
     def gap(self, group: str = "all") -> Estimate:
         """Return how much better the donor scores than the recipient."""
-        return self._bootstrap.estimate(lambda sums: self._gap(sums) / sums[..., 0], self.unit, group)
+        return self._estimate(self._gap, group)
 
     @property
     def there_is_a_gap(self) -> bool:
@@ -87,33 +110,21 @@ class Measured:
 
     def change(self, run: Run, group: str = "all") -> Estimate:
         """Return how much better the recipient scores with a swap."""
-        return self._bootstrap.estimate(lambda sums: self._change(sums, run) / sums[..., 0], self.unit, group)
+        return self._estimate(lambda sums: self._change(sums, run), group)
 
     def share(self, run: Run, group: str = "all") -> Estimate:
         """Return what share of the gap a swap closes: 0 as the recipient, 1 as the donor."""
-        return self._bootstrap.estimate(lambda sums: self._change(sums, run) / self._gap(sums), SHARE, group)
+        return self._estimate(lambda sums: self._change(sums, run), group, share=True)
 
     def mean_share(self, runs: Sequence[Run], group: str = "all") -> Estimate:
         """Return what share of the gap one of these swaps closes, drawn at random."""
-
-        def statistic(sums: np.ndarray) -> np.ndarray:
-            return np.mean([self._change(sums, run) for run in runs], axis=0) / self._gap(sums)
-
-        return self._bootstrap.estimate(statistic, SHARE, group)
+        return self._estimate(
+            lambda sums: np.mean([self._change(sums, run) for run in runs], axis=0), group, share=True
+        )
 
     def beyond(self, run: Run, control: Run, group: str) -> Estimate:
         """Return by what share of the gap more a swap closes than its control does, text by text."""
-
-        def statistic(sums: np.ndarray) -> np.ndarray:
-            return (self._change(sums, run) - self._change(sums, control)) / self._gap(sums)
-
-        return self._bootstrap.estimate(statistic, SHARE, group)
-
-    def _gap(self, sums: np.ndarray) -> np.ndarray:
-        return sums[..., self._column["", None, DONOR]] - sums[..., self._column["", None, RECIPIENT]]
-
-    def _change(self, sums: np.ndarray, run: Run) -> np.ndarray:
-        return sums[..., self._column[run]] - sums[..., self._column["", None, RECIPIENT]]
+        return self._estimate(lambda sums: self._change(sums, run) - self._change(sums, control), group, share=True)
 
     def swaps(self, components: Sequence[str], kind: str = SWAP) -> list[Run]:
         """Return the swaps of some components."""
@@ -130,7 +141,7 @@ class Measured:
 
 
 def _without_zero(gap: Estimate) -> bool:
-    return gap.estimate != 0 if np.isnan(gap.lower) else gap.lower > 0 or gap.upper < 0
+    return gap.estimate != 0 if np.isnan(gap.lower) else bool(sign(gap))
 
 
 @dataclass(frozen=True)
@@ -158,42 +169,48 @@ class Direction:
         return f"{self.donor} into {self.recipient}"
 
 
-def direction_rows(direction: Direction, seed: int) -> list[dict[str, Any]]:
+def direction_rows(direction: Direction, seed: int) -> ProbeTable:
     """Return the rows of the table of one direction: both runs as they are, their gap, each swap and its controls."""
-    rows: list[dict[str, Any]] = []
+    rows = ProbeTable()
     for measure in direction.task.weights:
         measured = Measured(direction.scores, direction.task, measure, seed)
         shared = {"model": direction.recipient, "donor": direction.donor, "direction": str(direction),
                   "measure": measure, "seed": direction.seed}  # fmt: skip
 
-        def row(role: str, estimate: Estimate, quantity: str, run: Run, texts: str = "all", kind: str | None = None,
-                shared: dict[str, Any] = shared) -> None:  # fmt: skip
+        def add(
+            role: str, found: Estimate, quantity: str, run: Run, texts: str = "all", kind: str | None = None
+        ) -> None:
             spot, target, own_kind = run
-            where = {"component": target.component, "block": target.block, "head": target.head} if target else {}
-            empty = {"component": None, "block": None, "head": None}
-            rows.append({**shared, "role": role, **empty, **where, "position": spot, "run": kind or own_kind,
-                         "quantity": quantity, "texts": texts, **estimate.row()})  # fmt: skip
+            about = {"role": role, **_columns(target), "position": spot, "run": kind or own_kind}
+            rows.add(found, shared | about | {"quantity": quantity, "texts": texts})  # noqa: B023
 
         for name in (RECIPIENT, DONOR):
-            row("finding", measured.value(("", None, name)), VALUE, ("", None, name))
-        row("finding", measured.gap(), "gap", ("", None, "donor less recipient"))
+            add("finding", measured.value(("", None, name)), VALUE, ("", None, name))
+        add("finding", measured.gap(), "gap", ("", None, "donor less recipient"))
         for run in measured.runs:
             if run[1] is None:
                 continue
             role = "finding" if run[2] == SWAP else "control"
-            row(role, measured.change(run), CHANGE, run)
+            add(role, measured.change(run), CHANGE, run)
             if measured.there_is_a_gap:
-                row(role, measured.share(run), SHARE, run)
+                add(role, measured.share(run), SHARE, run)
         if not measured.there_is_a_gap:
             continue
         for chosen in chosen_runs(measured) if measure == direction.measure else []:
             for kind in (SWAP, *CONTROLS):
                 run = (chosen[0], chosen[1], kind)
                 if run in measured.runs and measured.halved:
-                    row("finding" if kind == SWAP else "control", measured.share(run, HELD_OUT), SHARE, run, HELD_OUT)
-            row("control", measured.mean_share(others_of(measured, chosen), measured.told_on), SHARE,
-                (chosen[0], Target(chosen[1].component), SWAP), measured.told_on, "mean of the others")  # fmt: skip
+                    add("finding" if kind == SWAP else "control", measured.share(run, HELD_OUT), SHARE, run, HELD_OUT)
+            others, of_all = (
+                measured.mean_share(others_of(measured, chosen), measured.told_on),
+                Target(chosen[1].component),
+            )
+            add("control", others, SHARE, (chosen[0], of_all, SWAP), measured.told_on, "mean of the others")
     return rows
+
+
+def _columns(target: Target | None) -> dict[str, str | int | None]:
+    return {name: target and getattr(target, name) for name in ("component", "block", "head")}
 
 
 def chosen_runs(measured: Measured) -> list[Run]:
@@ -227,8 +244,8 @@ def tell(direction: Direction, seed: int) -> tuple[str, str]:
     told, controls = [], []
     for chosen in chosen_runs(measured):
         if not _without_zero(measured.told_gap):
-            few = f"the {measured.told_gap.n} texts that would tell of a chosen part have no gap by themselves"
-            told.append(f"nothing is shown of single parts: {few} ({interval(measured.told_gap, 4)})")
+            gap_there = f"{interval(measured.told_gap, 4)}, n={measured.told_gap.n}"
+            told.append(f"no gap in the held-out half of the texts ({gap_there}), so no single part can be tested")
             break
         sentence, control = _tell_chosen(measured, chosen)
         told.append(sentence)
@@ -314,9 +331,9 @@ def show_direction(direction: Direction, seed: int, most_heads: int = 5) -> None
     def largest(runs: list[Run], count: int) -> list[Run]:
         return runs if len(runs) <= count else sorted(runs, key=lambda run: -estimate(run).estimate)[:count]
 
+    every, heads = measured.swaps(ALL), measured.swaps(["heads"])
     most = 40 if len(direction.task.spots) == 1 else 12
-    heads = measured.swaps(["heads"])
-    runs = largest([run for run in measured.swaps(ALL) if run not in heads], most) + largest(heads, most_heads)
+    runs = largest([run for run in every if run not in heads], most) + largest(heads, most_heads)
     rows = []
     for run in runs:
         control = (run[0], run[1], RANDOM)
@@ -324,9 +341,84 @@ def show_direction(direction: Direction, seed: int, most_heads: int = 5) -> None
         rows.append([_named(run).removeprefix("the "), _cell(estimate(run)), disturbed])
     quantity = SHARE if measured.there_is_a_gap else f"change, {measured.unit}"
     caption = f"[95 % bootstrap interval over {measured.n}]" if measured.n > 1 else "one text has no interval"
-    if len(runs) < len(measured.swaps(ALL)):
-        caption += f"; of {len(measured.swaps(ALL))} swaps those that close most"
+    caption += f"; of {len(every)} swaps those that close most" if len(runs) < len(every) else ""
     show_table(f"{direction}: {direction.measure}, {quantity}", ["swapped", "the donor's", RANDOM], rows, caption)
+
+
+def asked_prompts(texts: TextArguments, args: PatchingArguments) -> list[SetText]:
+    """Return the prompts of a set that ask for the feature, the first `--num_generations` of them.
+
+    Raises:
+        UsageError: for a data set that is no prepared set, or has no such prompt.
+    """
+    found = dataset_of(texts).select(texts.dataset_split).prompts()
+    asked = [text for text in found if args.feature in text.features][: args.num_generations]
+    if not asked:
+        raise UsageError(f"no prompt of {texts.dataset_name} asks for {args.feature}; give a set whose prompts do")
+    return asked
+
+
+def score(side: Side, prompts: Sequence[SetText], args: PatchingArguments, seed: int, description: str) -> Estimate:
+    """Return the share of the stories that a model writes for prompts which show the feature."""
+    written = write_generations(
+        side.model, side.subject.tokenizer, prompts, args.max_new_tokens, args.temperature, seed, description
+    )
+    shown = sum(args.feature in detect_features(generation.generation) for generation in written)
+    return proportion(shown, len(written), f"share of stories with {args.feature}")
+
+
+def feature_scores(
+    sides: Sides,
+    directions: Sequence[Direction],
+    targets: Sequence[Target],
+    subjects: SubjectArguments,
+    prompts: Sequence[SetText],
+    args: PatchingArguments,
+) -> ProbeTable:
+    """Return rows of the feature score: of both models as they are, and of each with parts of the other swapped in.
+
+    Of the heads only the one is swapped that closed most of the gap.  The control puts the part that closed most of it
+    in from a model of the same shape with random weights.
+
+    Returns:
+        Rows as `direction_rows` has them.
+    """
+    of_side = {side.label: side for side in (sides.first, sides.second)}
+    plain = {label: score(side, prompts, args, subjects.seed, f"{label} writes") for label, side in of_side.items()}
+    rows = ProbeTable()
+    for direction in directions:
+        donor, recipient = of_side[direction.donor], of_side[direction.recipient]
+        shared = {"model": recipient.label, "donor": donor.label, "direction": str(direction),
+                  "measure": f"{args.feature} score", "seed": recipient.seed}  # fmt: skip
+
+        def add(role: str, target: Target | None, run: str, found: Estimate) -> None:
+            about = {"role": role, **_columns(target), "position": "all" if target else "", "run": run}
+            rows.add(found, shared | about | {"quantity": VALUE, "texts": "all"})  # noqa: B023
+
+        add("finding", None, RECIPIENT, plain[recipient.label])
+        add("finding", None, DONOR, plain[donor.label])
+        best = chosen_targets(direction, subjects.seed)
+        swapped = [target for target in targets if target.component != "heads" or target in best]
+        runs = [("finding", target, SWAP, donor.model) for target in swapped]
+        if best:
+            runs.append(("control", best[0], UNTRAINED, untrained(recipient.subject, subjects)))
+        for role, target, run, model in runs:
+            with Patched(recipient.model, [target.part], donor=model):
+                what = f"{recipient.label} with {target} of {'random weights' if run == UNTRAINED else donor.label}"
+                add(role, target, run, score(recipient, prompts, args, subjects.seed, what))
+    return rows
+
+
+def show_scores(rows: ProbeTable) -> None:
+    """Print the feature scores of each direction."""
+    for direction in rows.distinct("direction"):
+        inside, cells = rows.where(direction=direction), []
+        for row in inside:
+            target = Target(row["component"], row["block"], row["head"]) if row["component"] else None
+            name = f"{target}".removeprefix("the ") if target else row["run"] + " as it is"
+            cells.append([f"{name} (control: {row['run']})" if row["role"] == "control" else name, interval(row)])
+        title, n = f"{direction}: {inside[0]['measure']}", inside[0]["n"]
+        show_table(title, ["swapped", inside[0]["unit"]], cells, caption=f"[95 % Wilson interval, n={n}]")
 
 
 def write_patching(
@@ -334,8 +426,8 @@ def write_patching(
     texts: TextArguments,
     args: PatchingArguments,
     directions: Sequence[Direction],
-    rows: Sequence[dict[str, Any]],
-    checks: dict[str, CaptureCheck],
+    rows: ProbeTable,
+    checks: Mapping[str, CaptureCheck],
 ) -> None:
     """Write the table, a figure of each measure, and the finding of each direction with its controls."""
     told = [tell(direction, subjects.seed) for direction in directions]
@@ -343,15 +435,14 @@ def write_patching(
     finding = Finding("; ".join(one for one, _ in told), "; ".join([swapped, *(control for _, control in told)]))
     figures = {}
     for number, measure in enumerate(directions[0].task.weights):
-        of_measure = [row for row in rows if row["measure"] == measure]
-        quantity = SHARE if any(row["quantity"] == SHARE for row in of_measure) else CHANGE
+        of_measure = rows.where(measure=measure)
+        quantity = SHARE if of_measure.find(quantity=SHARE) else CHANGE
         name = "patching" if number == 0 else f"patching-{measure.replace(' ', '-')}"
         figures[name] = patching_figure(of_measure, f"{measure}: {quantity}", quantity)
-    if scored := [row for row in rows if str(row["measure"]).endswith(" score") and row["component"] != "heads"]:
-        figures["patching-score"] = patching_figure(scored, str(scored[0]["measure"]), VALUE)
+    if scored := [row for row in rows if row["measure"].endswith(" score") and row["component"] != "heads"]:
+        figures["patching-score"] = patching_figure(scored, scored[0]["measure"], VALUE)
     about = {
         "models": subjects.model_name_or_path,
-        "arguments": {**asdict(subjects), **asdict(texts), **asdict(args)},
         "swaps": {str(direction): asdict(direction.check) for direction in directions},
     }
-    write_findings(probe_folder(subjects, "patching"), "patching", rows, finding, about, figures, checks)
+    write_findings("patching", (subjects, texts, args), rows, finding, about, figures, checks)

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_trials.console import UsageError
-from lm_trials.models.reference import load_config
 from lm_trials.probing.anatomy import check_blocks, check_heads
 from lm_trials.probing.flags import SubjectArguments
-from lm_trials.probing.interventions import Part
+from lm_trials.probing.interventions import ModelPart
 from lm_trials.probing.patching.tasks import Task
 from lm_trials.probing.subjects import Subject, load_subject
 
@@ -32,11 +30,11 @@ class Target:
     head: int | None = None
 
     @property
-    def part(self) -> Part:
+    def part(self) -> ModelPart:
         """Where a model has it."""
         if self.component == "embeddings":
-            return Part("hidden", 0)
-        return Part(SITES[self.component], (self.block or 0) + (self.component == "residual"), self.head)
+            return ModelPart("hidden", 0)
+        return ModelPart(SITES[self.component], (self.block or 0) + (self.component == "residual"), self.head)
 
     def __str__(self) -> str:
         if self.component == "embeddings":
@@ -66,26 +64,6 @@ def targets_of(
         found += [Target("heads", block, head) for head in chosen if "heads" in components]
         found += [Target(name, block) for name in ("attention", "mlp", "residual") if name in components]
     return found
-
-
-def check_shapes(first: Subject, second: Subject) -> None:
-    """Check that what one model computes fits the other.
-
-    Raises:
-        UsageError: for another width, other heads or another vocabulary.
-    """
-    shapes = [load_config(subject.reference).get_text_config() for subject in (first, second)]
-    for name, what in (
-        ("hidden_size", "numbers wide"),
-        ("num_attention_heads", "heads"),
-        ("vocab_size", "tokens"),
-    ):
-        ours, theirs = (getattr(shape, name) for shape in shapes)
-        if ours != theirs:
-            raise UsageError(
-                f"{first.reference.name} has {ours} {what} and {second.reference.name} {theirs}, so nothing of one "
-                "fits the other; name models of one shape"
-            )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lm_trials.console import progress
 from lm_trials.probing.activation_store import padded
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import Activations, Capture
-from lm_trials.probing.interventions import Part, Patched
+from lm_trials.probing.interventions import ModelPart, Patched
 from lm_trials.probing.patching.sides import Target
 from lm_trials.probing.patching.tasks import Spot, Task
 
@@ -72,7 +72,7 @@ def captured_rows(
     return capture.activations
 
 
-def rows_of(found: Activations, part: Part, num_heads: int) -> torch.Tensor:
+def rows_of(found: Activations, part: ModelPart, num_heads: int) -> torch.Tensor:
     """Return the (K, D) activations of a part."""
     rows_KD = found.of(part.site, part.layer)
     if part.head is None:
@@ -284,9 +284,9 @@ def check_swaps(donor: Any, recipient: Any, task: Task, targets: Sequence[Target
     if donor is recipient:
         with Capture(donor, {"hidden": [depth]}, 1) as capture:
             run_logits(donor, *padded(donated))
-        patch = Patched(recipient, {Part("hidden", depth): capture.activations.of("hidden", depth)}, positions=1)
+        patch = Patched(recipient, {ModelPart("hidden", depth): capture.activations.of("hidden", depth)}, positions=1)
     else:
-        patch = Patched(recipient, [Part("logits", depth)], donor=donor)
+        patch = Patched(recipient, [ModelPart("logits", depth)], donor=donor)
     with patch:
         whole_BTV = run_logits(recipient, *batch)
     expected = task.scores(numbers, of_donor_BTV, [len(ids_T) for ids_T in donated])

@@ -176,7 +176,7 @@ def story_task(subject: Subject, records: Sequence[Record], args: PatchingArgume
     regions = {measure: [rows[number] for number in kept] for measure, rows in regions.items()}
     weights = {measure: np.array([float(r.sum()) for r in rows]) for measure, rows in regions.items()}
     if args.feature and not weights[sentence].any():
-        raise UsageError(f"--feature {args.feature}: no text shows it; give stories that do, or leave the flag away")
+        raise UsageError(f"--feature {args.feature}: no text shows it; give stories that do, or remove the flag")
     ids = [documents[number] for number in kept]
     # The sentence first: it is the sharper measure, and the first is the one that the finding is about.
     order = list(reversed(regions))

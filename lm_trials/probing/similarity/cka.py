@@ -30,11 +30,12 @@ from lm_trials.console import UsageError, progress
 from lm_trials.estimates import NO_INTERVAL, Estimate
 from lm_trials.probing.activation_store import IN_MEMORY, captured
 from lm_trials.probing.anatomy import anatomy_of
-from lm_trials.probing.findings import Finding, interval
+from lm_trials.probing.findings import Finding
+from lm_trials.probing.tables import ProbeTable, Row, interval, sign
 
 UNIT = "CKA, debiased"
-FEWEST_STORIES = 8
 UNTRAINED = "untrained"
+FEWEST_STORIES = 8
 """Without one of them the estimate needs 4; with fewer than 8 an interval means nothing."""
 PIECE = 1024
 LARGEST = 1 - 1e-12
@@ -228,13 +229,13 @@ def shuffled(layers: Sequence[Features], seed: int) -> list[Features]:
     return [Features(layer.rows_ND[order], layer.mean_D, layer.squares_N[order]) for layer in layers]
 
 
-def cka_rows(found: Mapping[tuple[int, int], Cka], told: Mapping[str, Any], role: str) -> list[dict[str, Any]]:
+def cka_rows(found: Mapping[tuple[int, int], Cka], about: Row, role: str) -> ProbeTable:
     """Return a row for each pair of layers."""
-    return [
-        {**told, "measure": "CKA", "role": role, "site": "hidden", "layer": j, "layer_of_other": i}
-        | cka.estimate().row()
-        for (i, j), cka in found.items()
-    ]
+    rows = ProbeTable()
+    for (i, j), cka in found.items():
+        where = {"measure": "CKA", "role": role, "site": "hidden", "layer": j, "layer_of_other": i}
+        rows.add(cka.estimate(), about | where)
+    return rows
 
 
 def cka_finding(base: str, found: Mapping[str, Mapping[tuple[int, int], Cka]], shuffled: Mapping[int, Cka]) -> Finding:
@@ -255,7 +256,7 @@ def cka_finding(base: str, found: Mapping[str, Mapping[tuple[int, int], Cka]], s
         there = [n for n in range(depth) if math.isfinite(diagonal[n].value)] or [0]
         layer, most = (choose(there, key=lambda n: diagonal[n].value) for choose in (min, max))
         least, ahead = diagonal[layer].estimate(), diagonal[layer].minus(untrained[layer, layer])
-        nearer = sum(diagonal[n].minus(untrained[n, n]).lower > 0 for n in range(depth))
+        nearer = sum(sign(diagonal[n].minus(untrained[n, n])) > 0 for n in range(depth))
         verdict = (
             f"nearer to it than an untrained model in {nearer} of {depth} layers"
             if nearer
@@ -273,7 +274,7 @@ def cka_finding(base: str, found: Mapping[str, Mapping[tuple[int, int], Cka]], s
     controls.append(
         f"stories mixed up: at most {interval(largest)} in any layer, the interval without 0 in {off} of {len(mixed)}"
     )
-    return Finding("; ".join(told), "; ".join(dict.fromkeys(controls)))
+    return Finding.of(told, controls)
 
 
 def _least_alike(diagonal: Sequence[Cka], there: Sequence[int], least: int, most: int) -> str:

@@ -20,6 +20,7 @@ from lm_trials.estimates import Estimate, bootstrap_means
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.capture import Activations, Site
 from lm_trials.probing.similarity.prompts import TermPlan
+from lm_trials.probing.tables import ProbeTable, Row
 
 SITES = ("hidden", "normed", "values")
 CURVES = {"hidden": "hidden states", "values": "values"}
@@ -31,7 +32,7 @@ SHOWN = 0.05
 
 
 @dataclass(frozen=True)
-class Reading:
+class TermSimilarities:
     """How similar the term is to each candidate in one model.
 
     Attributes:
@@ -46,11 +47,21 @@ class Reading:
     seed: int | None
     similar: dict[Site, np.ndarray]
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is told beside the others as a control."""
+        return self.role == "control"
+
+    @property
+    def about(self) -> Row:
+        """The columns that say which model a row is of."""
+        return {"model": self.label, "model_role": self.role, "seed": self.seed}
+
     def layers(self, site: str) -> list[int]:
         """Return the layers of a site."""
         return [layer for name, layer in self.similar if name == site]
 
-    def minus(self, other: Reading) -> dict[Site, np.ndarray]:
+    def minus(self, other: TermSimilarities) -> dict[Site, np.ndarray]:
         """Return how much more similar the candidates are here than in another model, (Q, C) by site and layer."""
         return {key: self.similar[key] - other.similar[key] for key in self.similar}
 
@@ -148,6 +159,7 @@ class Curve:
     Attributes:
         ahead: true term minus the mean of the others, at each layer, over the queries.
         ranks: of the true term.
+        candidates: how many the true term is one of.
         p_both: how often the highest peak of a candidate in hidden states or values is as high as the true one's here.
     """
 
@@ -156,6 +168,7 @@ class Curve:
     ahead: tuple[Estimate, ...]
     ranks: tuple[Estimate, ...]
     test: Permutation
+    candidates: int
     p_both: float | None = None
 
     @property
@@ -173,6 +186,11 @@ class Curve:
         """Whether the true term stands out, by the permutation test and by the interval where it does most."""
         return self.test.peak is not None and self.p <= SHOWN and self.ahead[self.peak].lower > 0
 
+    def tested(self, place: int) -> Row:
+        """Return the columns of the test at one of the layers."""
+        own = {"p": float(self.test.p_L[place]), "p_corrected": float(self.test.corrected_L[place])}
+        return {**own, "p_curve": self.test.p, "p_both": self.p, "candidates": self.candidates}
+
 
 def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], seed: int) -> Curve:
     """Hold the true term, the first column, against the candidates at `places`, at each layer of a site."""
@@ -181,7 +199,7 @@ def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], s
     ahead = bootstrap_means(np.stack([c[:, 0] - c[:, 1:].mean(axis=1) for c in columns], axis=1), COSINE, seed)
     ranked = bootstrap_means(np.stack([ranks(c) for c in columns], axis=1), f"rank of {len(places) + 1}", seed)
     test = permutation_test(np.stack([c.mean(axis=0) for c in columns]))
-    return Curve(site, layers, tuple(ahead), tuple(ranked), test)
+    return Curve(site, layers, tuple(ahead), tuple(ranked), test, len(places) + 1)
 
 
 def ahead_curves(values: Mapping[Site, np.ndarray], plan: TermPlan, seed: int) -> dict[tuple[str, str], Curve]:
@@ -197,106 +215,68 @@ def ahead_curves(values: Mapping[Site, np.ndarray], plan: TermPlan, seed: int) -
     return curves
 
 
-def similarity_rows(reading: Reading, plan: TermPlan, seed: int) -> list[dict[str, Any]]:
+def _where(measure: str, role: str, site: str, layer: int, against: str) -> Row:
+    return {"measure": measure, "role": role, "site": site, "layer": layer, "against": against}
+
+
+def similarity_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> ProbeTable:
     """Return a model's rows: similarity to the true term; to the others, with their spread; the true term's rank."""
-    told = {"model": reading.label, "model_role": reading.role, "seed": reading.seed}
-    role, rows = "control" if reading.role == "control" else "finding", []
+    rows, role = ProbeTable(), "control" if reading.is_control else "finding"
     curves = ahead_curves(reading.similar, plan, seed)
     for site in SITES:
         layers = reading.layers(site)
-        true = bootstrap_means(np.stack([reading.similar[site, n][:, 0] for n in layers], axis=1), COSINE, seed)
-        for layer, estimate in zip(layers, true, strict=True):
-            rows.append(_row(told, "similarity", role, site, layer, plan.true, estimate))
+        similar_QLC = np.stack([reading.similar[site, layer] for layer in layers], axis=1)
+        for layer, true in zip(layers, bootstrap_means(similar_QLC[..., 0], COSINE, seed), strict=True):
+            rows.add(true, reading.about | _where("similarity", role, site, layer, plan.true))
         for family, places in plan.families.items():
-            found = curves[site, family]
-            means_QLC = np.stack([reading.similar[site, n][:, list(places)] for n in layers], axis=1)
+            found, means_QLC = curves[site, family], similar_QLC[..., list(places)]
             others = bootstrap_means(means_QLC.mean(axis=2), COSINE, seed)
-            low_L, high_L = np.quantile(means_QLC.mean(axis=0), [0.05, 0.95], axis=1)
-            for place, layer in enumerate(layers):
-                spread = {"low": float(low_L[place]), "high": float(high_L[place]), "candidates": len(places) + 1}
-                rows.append(_row(told, "similarity", "control", site, layer, family, others[place], **spread))
-                rows.append(
-                    _row(told, "rank", role, site, layer, family, found.ranks[place], **_tested(found, place, places))
-                )
+            spread = np.quantile(means_QLC.mean(axis=0), [0.05, 0.95], axis=1).T.tolist()
+            for place, (layer, (low, high)) in enumerate(zip(layers, spread, strict=True)):
+                of_others = _where("similarity", "control", site, layer, family)
+                rows.add(others[place], reading.about | of_others, low=low, high=high, candidates=len(places) + 1)
+                ranked = _where("rank", role, site, layer, family)
+                rows.add(found.ranks[place], reading.about | ranked, **found.tested(place))
     return rows
 
 
 def gain_rows(
-    reading: Reading, other: Reading, plan: TermPlan, seed: int
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str], Curve]]:
+    reading: TermSimilarities, other: TermSimilarities, plan: TermPlan, seed: int
+) -> tuple[ProbeTable, dict[tuple[str, str], Curve]]:
     """Return how much more similar than another model has it the term is; rows, and the curves by site and family."""
-    gained = reading.minus(other)
-    role = "control" if reading.role == "control" else "finding"
-    told = {"model": reading.label, "model_role": reading.role, "minus": other.label, "seed": reading.seed}
-    rows, curves = [], ahead_curves(gained, plan, seed)
+    rows, gained, role = ProbeTable(), reading.minus(other), "control" if reading.is_control else "finding"
+    about = {"model": reading.label, "model_role": reading.role, "minus": other.label, "seed": reading.seed}
+    curves = ahead_curves(gained, plan, seed)
     for site in SITES:
         layers = reading.layers(site)
         true = bootstrap_means(np.stack([gained[site, n][:, 0] for n in layers], axis=1), COSINE, seed)
         for layer, estimate in zip(layers, true, strict=True):
-            rows.append(_row(told, "gain", role, site, layer, plan.true, estimate))
-        for family, places in plan.families.items():
+            rows.add(estimate, about | _where("gain", role, site, layer, plan.true))
+        for family in plan.families:
             found = curves[site, family]
             for place, layer in enumerate(layers):
-                tested = _tested(found, place, places)
-                rows.append(_row(told, "gain over others", role, site, layer, family, found.ahead[place], **tested))
+                where = _where("gain over others", role, site, layer, family)
+                rows.add(found.ahead[place], about | where, **found.tested(place))
     return rows, curves
 
 
-def _row(
-    told: Mapping[str, Any],
-    measure: str,
-    role: str,
-    site: str,
-    layer: int,
-    against: str,
-    estimate: Estimate,
-    **more: Any,
-) -> dict[str, Any]:
-    where = {"measure": measure, "role": role, "site": site, "layer": layer, "against": against}
-    return {**told, **where, **estimate.row(), **more}
-
-
-def _tested(found: Curve, place: int, places: Sequence[int]) -> dict[str, Any]:
-    return {
-        "p": float(found.test.p_L[place]),
-        "p_corrected": float(found.test.corrected_L[place]),
-        "p_curve": found.test.p,
-        "p_both": found.p,
-        "candidates": len(places) + 1,
-    }
-
-
-def candidate_rows(reading: Reading, plan: TermPlan, seed: int) -> list[dict[str, Any]]:
+def candidate_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> ProbeTable:
     """Return how similar each candidate is, by layer, averaged over the queries, with its rank in its family."""
     kinds = {place: family for family, places in plan.families.items() for place in places}
-    rows = []
+    rows = ProbeTable()
     for (site, layer), similar_QC in reading.similar.items():
         means, mean_C = bootstrap_means(similar_QC, COSINE, seed), similar_QC.mean(axis=0)
         for place, name in enumerate(plan.candidates):
             kind = kinds.get(place, "true term")
             rivals = [0, *plan.families.get(kind, next(iter(plan.families.values())))]
-            rows.append(
-                {
-                    "model": reading.label,
-                    "role": "control" if reading.role == "control" or place else "finding",
-                    "seed": reading.seed,
-                    "site": site,
-                    "layer": layer,
-                    "candidate": name,
-                    "kind": kind,
-                    "estimate": means[place].estimate,
-                    "lower": means[place].lower,
-                    "upper": means[place].upper,
-                    "n": means[place].n,
-                    "unit": COSINE,
-                    "rank": 1 + int((mean_C[rivals] > mean_C[place]).sum()),
-                    "of": len(rivals),
-                }
-            )
+            role = "control" if reading.is_control or place else "finding"
+            about = {"model": reading.label, "role": role, "seed": reading.seed, "site": site, "layer": layer}
+            rank = 1 + int((mean_C[rivals] > mean_C[place]).sum())
+            rows.add(means[place], about | {"candidate": name, "kind": kind}, rank=rank, of=len(rivals))
     return rows
 
 
-def unequal_embeddings(readings: Sequence[Reading]) -> float:
+def unequal_embeddings(readings: Sequence[TermSimilarities]) -> float:
     """Return by how much similarities at layer 0, the embeddings, differ between the models, at most."""
     first, *others = (reading.similar["hidden", 0] for reading in readings)
     return max((float(np.abs(first - other).max()) for other in others), default=0.0)

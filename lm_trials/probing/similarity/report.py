@@ -15,11 +15,10 @@ from lm_trials.console import UsageError, note, show_facts, show_table
 from lm_trials.latent_city.asking import base_of
 from lm_trials.models.reference import read_run
 from lm_trials.probing.capture import CaptureCheck, check_capture
-from lm_trials.probing.findings import Finding, interval
+from lm_trials.probing.findings import Finding
 from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.similarity.cka import (
     UNTRAINED,
-    Cka,
     Features,
     cka_finding,
     cka_matrix,
@@ -31,7 +30,7 @@ from lm_trials.probing.similarity.curves import (
     CURVES,
     SITES,
     Curve,
-    Reading,
+    TermSimilarities,
     ahead_curves,
     candidate_rows,
     curve,
@@ -44,6 +43,7 @@ from lm_trials.probing.similarity.figures import cka_figure, rank_figure, simila
 from lm_trials.probing.similarity.flags import SimilarityArguments
 from lm_trials.probing.similarity.prompts import TermPlan
 from lm_trials.probing.subjects import Subject, check_alike, find_subjects, load_subject, untrained
+from lm_trials.probing.tables import ProbeTable, Row, interval
 
 Curves = Mapping[tuple[str, str], Curve]
 Checks = dict[str, CaptureCheck]
@@ -53,14 +53,14 @@ FAR_FROM_ANY_RUNS_SEED = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
+class MeasureReport:
     """What one measure gives to be written: rows, sentences, figures, what was checked, further tables."""
 
-    rows: list[dict[str, Any]]
+    rows: ProbeTable
     finding: Finding
     figures: dict[str, Figure]
     checks: Checks
-    tables: dict[str, list[dict[str, Any]]]
+    tables: dict[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def asked_of(compared: Sequence[Compared]) -> Subject:
 
 def read_terms(
     compared: Sequence[Compared], plan: TermPlan, align: str, batch_size: int, subject_args: SubjectArguments
-) -> tuple[list[Reading], Checks]:
+) -> tuple[list[TermSimilarities], Checks]:
     """Load one model after another and read how similar the term is to each candidate in it."""
     readings, checks = [], {}
     for each in compared:
         model = load_subject(each.subject, subject_args)
         checks[each.label] = check_capture(model, plan.own[0].ids, SITES, each.label)
         similar = read_similarities(model, plan, align, batch_size, each.label)
-        readings.append(Reading(each.label, each.role, each.seed, similar))
+        readings.append(TermSimilarities(each.label, each.role, each.seed, similar))
         del model  # before the next is loaded
     return readings, checks
 
@@ -148,24 +148,23 @@ def _random(subject: Subject, subject_args: SubjectArguments) -> torch.nn.Module
     return untrained(subject, subject_args, seed=FAR_FROM_ANY_RUNS_SEED + subject_args.seed)
 
 
-def terms_part(
+def terms_report(
     plan: TermPlan,
-    tokens: list[dict[str, Any]],
-    readings: Sequence[Reading],
+    tokens: Sequence[Row],
+    readings: Sequence[TermSimilarities],
     checks: Checks,
     args: SimilarityArguments,
     seed: int,
-) -> Part:
+) -> MeasureReport:
     """Hold the true term against the candidates in each model, and each model against the others; tell it."""
     base = next((reading for reading in readings if reading.role == "base"), None)
     controls = [reading for reading in readings if reading.role == "control"]
-    rows = [row for reading in readings for row in similarity_rows(reading, plan, seed)]
+    rows = ProbeTable(row for reading in readings for row in similarity_rows(reading, plan, seed))
     curves: dict[tuple[str, str], Curves] = {}
     for reading in readings:
         if reading is base:
             continue
-        others = [*([base] if base else ()), *(controls if reading.role == "trained" else ())]
-        for other in others:
+        for other in [*([base] if base else ()), *(controls if reading.role == "trained" else ())]:
             more, curves[reading.label, other.label] = gain_rows(reading, other, plan, seed)
             rows += more
         if base is None:
@@ -175,47 +174,43 @@ def terms_part(
         if reading is not base:
             show_curves(plan, base, reading, curves[reading.label, base.label if base else ""], seed)
     family = next(iter(plan.families))
-    drawn = [row for row in rows if row["measure"] == "similarity" and row["against"] in (plan.true, family)]
-    ranked = [row for row in rows if row["measure"] == "rank" and row["against"] == family]
+    drawn = rows.where(measure="similarity", against=[plan.true, family])
     chance = (len(plan.families[family]) + 2) / 2
     figures = {
         "similarity": similarity_figure(drawn, f"Similarity of {plan.term} to {plan.true}, and to {family}"),
-        "similarity_rank": rank_figure(ranked, f"Rank of {plan.true} in similarity to {plan.term}", chance),
+        "similarity_rank": rank_figure(
+            rows.where(measure="rank", against=family), f"Rank of {plan.true} in similarity to {plan.term}", chance
+        ),
     }
-    candidates = [row for reading in readings for row in candidate_rows(reading, plan, seed)]
+    candidates = ProbeTable(row for reading in readings for row in candidate_rows(reading, plan, seed))
     tables = {"similarity_candidates": candidates, "similarity_tokens": tokens}
-    return Part(rows, term_finding(plan, readings, curves, seed), figures, checks, tables)
+    return MeasureReport(rows, term_finding(plan, readings, curves, seed), figures, checks, tables)
 
 
-def layers_part(compared: Sequence[Compared], layers: Mapping[str, list[Features]], checks: Checks, seed: int) -> Part:
+def layers_report(
+    compared: Sequence[Compared], layers: Mapping[str, list[Features]], checks: Checks, seed: int
+) -> MeasureReport:
     """Compare the layers of each model with those of the first, beside both controls; tell it."""
     base, *others = compared
-    told = {each.label: {"model": each.label, "model_role": each.role, "seed": each.seed} for each in others}
-    told[UNTRAINED] = {"model": UNTRAINED, "model_role": "control", "seed": seed}
-    found = {label: cka_matrix(layers[base.label], layers[label], f"CKA {label}") for label in told}
+    about = {each.label: {"model": each.label, "model_role": each.role, "seed": each.seed} for each in others}
+    about[UNTRAINED] = {"model": UNTRAINED, "model_role": "control", "seed": seed}
+    found = {label: cka_matrix(layers[base.label], layers[label], f"CKA {label}") for label in about}
     first = others[0].label
     mixed = cka_matrix(layers[base.label], shuffled(layers[first], seed), f"CKA {MIXED}", diagonal=True)
-    rows: list[dict[str, Any]] = []
+    heat = ProbeTable()
     for label, pairs in found.items():
-        role = "control" if told[label]["model_role"] == "control" else "finding"
-        rows += cka_rows(pairs, {**told[label], "minus": base.label}, role)
-    heat = list(rows)
-    rows += cka_rows(mixed, {**told[first], "minus": f"{base.label}, {MIXED}"}, "control")
-    show_cka(base.label, found, mixed)
+        role = "control" if about[label]["model_role"] == "control" else "finding"
+        heat += cka_rows(pairs, {**about[label], "minus": base.label}, role)
+    of_mixed = cka_rows(mixed, {**about[first], "minus": f"{base.label}, {MIXED}"}, "control")
+    rows = ProbeTable(heat + of_mixed)
+    columns = {label: {"model": label, "minus": base.label} for label in found} | {
+        MIXED: {"minus": of_mixed[0]["minus"]}
+    }
+    depth = {str(layer): {"layer": layer, "layer_of_other": layer} for layer, _ in mixed}
+    rows.show(f"CKA with the same layer of {base.label}", "layer", depth, columns, cell=interval)
     figure = cka_figure(heat, f"CKA with {base.label}, {heat[0]['n']:,} stories")
     finding = cka_finding(base.label, found, {layer: cka for (layer, _), cka in mixed.items()})
-    return Part(rows, finding, {"similarity_cka": figure}, checks, {})
-
-
-def show_cka(
-    base: str, found: Mapping[str, Mapping[tuple[int, int], Cka]], mixed: Mapping[tuple[int, int], Cka]
-) -> None:
-    """Show CKA of equal layers."""
-    rows = [
-        [str(layer), *(interval(pairs[layer, layer].estimate()) for pairs in (*found.values(), mixed))]
-        for layer, _ in mixed
-    ]
-    show_table(f"CKA with the same layer of {base}", ["layer", *found, MIXED], rows)
+    return MeasureReport(rows, finding, {"similarity_cka": figure}, checks, {})
 
 
 def _base_name(name: str) -> str | None:
@@ -233,7 +228,9 @@ def _base_name(name: str) -> str | None:
     return base
 
 
-def show_plan(plan: TermPlan, tokens: Sequence[Mapping[str, Any]], readings: Sequence[Reading], align: str) -> None:
+def show_plan(
+    plan: TermPlan, tokens: Sequence[Mapping[str, Any]], readings: Sequence[TermSimilarities], align: str
+) -> None:
     """Tell what is compared: the layout, the terms' tokens, pairs and candidates, and that embeddings are alike."""
     facts = {
         "prompt": f"{plan.mode}: {tokens[1]['prompt']}",
@@ -254,14 +251,16 @@ def show_plan(plan: TermPlan, tokens: Sequence[Mapping[str, Any]], readings: Seq
         note(f"note: a token of {', '.join(beyond[:5])} holds more of the prompt than the term")
 
 
-def _tokens_told(row: Mapping[str, Any], align: str) -> str:
+def _tokens_told(row: Row, align: str) -> str:
     count = len(row["positions"].split())
     place = f"position {row['positions'].replace(' ', ', ')}" if count == 1 else f"positions {row['positions']}"
     told = f"{row['tokens']} ({place})"
     return told if count == 1 else f"{told}, compared: {'the mean of all' if align == 'mean' else row['compared']}"
 
 
-def show_curves(plan: TermPlan, base: Reading | None, reading: Reading, curves: Curves, seed: int) -> None:
+def show_curves(
+    plan: TermPlan, base: TermSimilarities | None, reading: TermSimilarities, curves: Curves, seed: int
+) -> None:
     """Show the curves of one model beside its base's, layer by layer."""
     family = next(iter(plan.families))
     places = plan.families[family]
@@ -295,7 +294,7 @@ def show_curves(plan: TermPlan, base: Reading | None, reading: Reading, curves: 
 
 
 def term_finding(
-    plan: TermPlan, readings: Sequence[Reading], curves: Mapping[tuple[str, str], Curves], seed: int
+    plan: TermPlan, readings: Sequence[TermSimilarities], curves: Mapping[tuple[str, str], Curves], seed: int
 ) -> Finding:
     """Say whether the true term stands out, in one sentence, and what the controls show, in another.
 
@@ -318,7 +317,7 @@ def term_finding(
     for control in by_role["control"]:
         found = curves[control.label, base]
         shown = [name for site, name in CURVES.items() if found[site, family].shown]
-        verdict = f"it is shown of the control too, in its {' and '.join(shown)}" if shown else ""
+        verdict = f"the control shows it too, in its {' and '.join(shown)}" if shown else ""
         numbers = "; ".join(f"{name}: {_at_peak(found[site, family])}" for site, name in CURVES.items())
         controls.append(f"{control.label}, {numbers}, {verdict or 'nothing shown, as it must be'}")
     controls += [
@@ -333,14 +332,14 @@ def term_finding(
         f"are as far ahead in any layer of hidden states or values, at least {1 / count:.3f}; "
         f"chance is rank {(count + 1) / 2:g} of {count}"
     )
-    return Finding("; ".join(told), "; ".join([*controls, chance]))
+    return Finding.of(told, [*controls, chance])
 
 
 def _told(
     plan: TermPlan,
     family: str,
-    trained: Reading,
-    bases: Sequence[Reading],
+    trained: TermSimilarities,
+    bases: Sequence[TermSimilarities],
     own: Curves,
     against: Mapping[str, Curves],
     seed: int,
@@ -380,8 +379,3 @@ def _at_peak(found: Curve) -> str:
     ahead = found.ahead[found.peak]
     where = f"layer {found.layers[found.peak]}, n={ahead.n}, p = {found.p:.3f}"
     return f"{interval(ahead)}{'' if found.shown else ', nothing shown'} ({where})"
-
-
-def joined(findings: Sequence[Finding]) -> Finding:
-    """Return several findings as one."""
-    return Finding(". ".join(f.sentence for f in findings), ". ".join(f.control for f in findings))

@@ -103,8 +103,8 @@ def tell_lineage(subjects: Sequence[Subject]) -> list[str]:
         folder = Path(before.reference.path)
         if begun and folder.is_dir() and not before.reference.base and begun != weights_digest(folder):
             told.append(
-                f"{subject.label} was not trained from {before.label}, but from other weights: what is told of them is "
-                "the difference of two models and not what a training changed"
+                f"{subject.label} was not trained from {before.label}, but from other weights: the numbers "
+                "compare two models and do not show what a training changed"
             )
     for line in told:
         note(f"note: {line}")

@@ -1,8 +1,11 @@
-"""Findings of the weights probe: from changes and trials to rows, tables on the terminal and sentences."""
+"""Report of the weights probe: the rows of changes and trials, what a change undoes beside its controls, sentences.
+
+Shape suffixes: N = stories.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -10,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import show_table
-from lm_trials.estimates import Estimate, bootstrap_mean, proportion
-from lm_trials.probing.findings import Finding, interval
+from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, proportion
+from lm_trials.probing.findings import Finding
+from lm_trials.probing.tables import ProbeTable, Row, exact, interval, one_more, sign, widened
 from lm_trials.probing.weights.changes import (
     Matrix,
     MatrixChange,
@@ -24,46 +28,27 @@ from lm_trials.probing.weights.changes import (
     turning,
 )
 from lm_trials.probing.weights.edits import BACK, FIRST, LARGEST, NOISE, OWN, SECOND, Trial
-from lm_trials.probing.weights.undoing import NATS, Deletion, loss_of, rise_of, undoing
 
-Row = dict[str, Any]
+NATS = "nats per token"
+COSINE = "cosine_with_the_change_before"
+LEAST_HALVED = 16
+"""Stories from which on a level is chosen on one half of them and told on the other."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The change from one model to another, of every matrix."""
+    """The change from one model to another, of every matrix.
+
+    Attributes:
+        changes: of each matrix.
+        by_chance: the spectra of random matrices of each shape.
+    """
 
     origin: str
     model: str
     seed: int | None
     changes: list[MatrixChange]
-
-    def rows(self, top: int, by_chance: Mapping[tuple[int, int], list[Spectrum]]) -> Iterator[Row]:
-        """Yield what each matrix has changed by, and the same of random matrices of its shape."""
-        measures = {
-            "effective_rank": (lambda spectrum: spectrum.effective_rank, "directions"),
-            "stable_rank": (lambda spectrum: spectrum.stable_rank, "directions"),
-            "top_1_share": (lambda spectrum: spectrum.share(1), "share of the squared change"),
-            f"top_{top}_share": (lambda spectrum: spectrum.share(top), "share of the squared change"),
-        }
-        for change in self.changes:
-            about = self.about(change.matrix)
-            size = change.shape[0] * change.shape[1]
-            yield _exact(about, "relative_change", change.relative, size, "change over weight, by norm")
-            yield _exact(about, "rank", float(change.spectrum.rank), size, "directions")
-            for metric, (measure, unit) in measures.items():
-                value, values = measure(change.spectrum), [measure(spectrum) for spectrum in by_chance[change.shape]]
-                values = np.array(values)
-                yield {**_exact(about, metric, value, size, unit), "against_random": value / values.mean()}
-                spread = {"estimate": values.mean(), "lower": values.min(), "upper": values.max(), "n": len(values)}
-                yield {
-                    **about,
-                    "role": "control",
-                    "metric": metric,
-                    "method": "random matrices",
-                    **spread,
-                    "unit": unit,
-                }
+    by_chance: Mapping[tuple[int, int], list[Spectrum]]
 
     def about(self, matrix: Matrix | None = None) -> Row:
         """Return the columns that say what a row is of."""
@@ -72,14 +57,26 @@ class Step:
             name = {"matrix": matrix.name, "block": matrix.block, "kind": matrix.kind}
         return {"model": self.model, "origin": self.origin, **name, "role": "finding", "seed": self.seed}
 
-    def concentration(self, by_chance: Mapping[tuple[int, int], list[Spectrum]], seed: int) -> Estimate | None:
-        """Return the mean over matrices of effective rank over that of random ones; None where nothing changed."""
-        ratios = [
-            change.spectrum.effective_rank / fmean(spectrum.effective_rank for spectrum in by_chance[change.shape])
-            for change in self.changes
-            if change.spectrum.norm
-        ]
-        return bootstrap_mean(np.array(ratios), "effective rank over a random matrix's", seed) if ratios else None
+    def rows(self, top: int) -> ProbeTable:
+        """Return what each matrix has changed by, and the same of random matrices of its shape."""
+        shares = {f"top_{count}_share": lambda spectrum, count=count: spectrum.share(count) for count in (1, top)}
+        measures = {
+            "effective_rank": (lambda spectrum: spectrum.effective_rank, "directions"),
+            "stable_rank": (lambda spectrum: spectrum.stable_rank, "directions"),
+            **{metric: (measure, "share of the squared change") for metric, measure in shares.items()},
+        }
+        rows = ProbeTable()
+        for change in self.changes:
+            about, size = self.about(change.matrix), change.shape[0] * change.shape[1]
+            _add(rows, about, "relative_change", exact(change.relative, size, "change over weight, by norm"))
+            _add(rows, about, "rank", exact(float(change.spectrum.rank), size, "directions"))
+            for metric, (measure, unit) in measures.items():
+                value = measure(change.spectrum)
+                values = np.array([measure(spectrum) for spectrum in self.by_chance[change.shape]])
+                _add(rows, about, metric, exact(value, size, unit), against_random=value / values.mean())
+                spread = Estimate(values.mean(), values.min(), values.max(), len(values), unit)
+                _add(rows, about, metric, spread, control="random matrices")
+        return rows
 
     @property
     def relative(self) -> float:
@@ -87,44 +84,56 @@ class Step:
         before = sum(change.norm_before**2 for change in self.changes)
         return (sum(change.spectrum.norm**2 for change in self.changes) / before) ** 0.5
 
+    def concentration(self, seed: int) -> Estimate | None:
+        """Return the mean over matrices of effective rank over that of random ones; None where nothing changed."""
+        ratios = [
+            change.spectrum.effective_rank / fmean(drawn.effective_rank for drawn in self.by_chance[change.shape])
+            for change in self.changes
+            if change.spectrum.norm
+        ]
+        return bootstrap_mean(np.array(ratios), "effective rank over a random matrix's", seed) if ratios else None
+
+
+def _add(rows: ProbeTable, about: Row, metric: str, found: Estimate, control: str = "", **more: Any) -> None:
+    """Add the row of a metric, or of its control, which `control` names."""
+    about = about | {"role": "control"} if control else about
+    rows.add(found, about | {"metric": metric, "method": control}, **more)
+
 
 def steps_between(
-    matrices: Sequence[Matrix], models: Sequence[tuple[str, Weights, int | None]], bar: Any
+    matrices: Sequence[Matrix], models: Sequence[tuple[str, Weights, int | None]], draws: int, seed: int, bar: Any
 ) -> list[Step]:
     """Decompose the change from the first model to each other, then from the second to each after it.
 
     Args:
+        draws: random matrices of each shape that a change stands beside.
         bar: wraps the pairs of a step and a matrix, to show how far it is.
     """
-    by_label = {label: (weights, seed) for label, weights, seed in models}
+    by_label = {label: (weights, own_seed) for label, weights, own_seed in models}
     first, second, *later = by_label
     pairs = [(first, label) for label in (second, *later)] + [(second, label) for label in later]
     found: dict[tuple[str, str], list[MatrixChange]] = {pair: [] for pair in pairs}
     for pair, matrix in bar([(pair, matrix) for pair in pairs for matrix in matrices]):
         found[pair].append(change_of(matrix, by_label[pair[0]][0], by_label[pair[1]][0]))
-    return [Step(origin, label, by_label[label][1], found[origin, label]) for origin, label in pairs]
+    shapes = sorted({change.shape for changes in found.values() for change in changes})
+    by_chance = {shape: random_spectra(shape, draws, seed) for shape in shapes}
+    return [Step(origin, label, by_label[label][1], found[origin, label], by_chance) for origin, label in pairs]
 
 
-def chance_of(steps: Sequence[Step], draws: int, seed: int) -> dict[tuple[int, int], list[Spectrum]]:
-    """Return random spectra for each shape that there is."""
-    shapes = sorted({change.shape for step in steps for change in step.changes})
-    return {shape: random_spectra(shape, draws, seed) for shape in shapes}
-
-
-def overall_rows(steps: Sequence[Step], concentration: Estimate | None, rows: Sequence[Row]) -> list[Row]:
+def overall_rows(steps: Sequence[Step], concentration: Estimate | None, rows: ProbeTable) -> ProbeTable:
     """Return what is said of all matrices together: of each step its size, and what its cosine with another is."""
-    found = []
+    found = ProbeTable()
     for step in steps:
         size = sum(change.shape[0] * change.shape[1] for change in step.changes)
-        found.append(_exact(step.about(), "relative_change", step.relative, size, "change over weight, by norm"))
+        _add(found, step.about(), "relative_change", exact(step.relative, size, "change over weight, by norm"))
     if concentration is not None:
-        found.append({**steps[0].about(), "metric": "effective_rank_against_random", **concentration.row()})
-    return found + [row for row in rows if row["matrix"] == "all"]
+        found.add(concentration, {**steps[0].about(), "metric": "effective_rank_against_random"})
+    return ProbeTable(found + rows.where(matrix="all"))
 
 
 def turning_rows(
     step: Step, first: Sequence[MatrixChange], models: Sequence[Weights], top: int
-) -> tuple[Turning, list[Row]]:
+) -> tuple[Turning, ProbeTable]:
     """Compare a step with the one before it, matrix by matrix and overall, vectors included.
 
     Args:
@@ -132,38 +141,123 @@ def turning_rows(
         models: the parameters of base, second model and this one.
     """
     base, second, last = models
-    rows: list[Row] = []
+    rows = ProbeTable()
+
+    def add(about: Row, turned: Turning) -> None:
+        _add(rows, about, COSINE, exact(turned.cosine, turned.n, "cosine"))
+        spread = Estimate(0.0, -turned.by_chance, turned.by_chance, turned.n, "cosine")
+        _add(rows, about, COSINE, spread, control="random changes")
+        _add(rows, about, "taken_back", exact(turned.taken_back, turned.n, "share of the change before"))
+
     for before, after in zip(first, step.changes, strict=True):
-        about = step.about(after.matrix)
-        turned = turning(
-            [after.matrix.of(second) - after.matrix.of(base)], [after.matrix.of(last) - after.matrix.of(second)]
-        )
-        rows += _turned(about, turned)
+        about, of = step.about(after.matrix), after.matrix.of
+        add(about, turning([of(second) - of(base)], [of(last) - of(second)]))
         for side, value, width in zip(("outputs", "inputs"), overlap(before, after, top), after.shape, strict=True):
             metric, unit = f"overlap_of_{side}", f"share of {top} directions"
-            rows.append(_exact(about, metric, value, after.shape[0] * after.shape[1], unit))
-            chance = {"estimate": min(1.0, top / width), "lower": None, "upper": None, "n": width, "unit": unit}
-            rows.append({**about, "role": "control", "metric": metric, "method": "random directions", **chance})
+            _add(rows, about, metric, exact(value, after.shape[0] * after.shape[1], unit))
+            _add(rows, about, metric, exact(min(1.0, top / width), width, unit), control="random directions")
     overall = turning([second[name] - base[name] for name in base], [last[name] - second[name] for name in base])
-    return overall, rows + _turned(step.about(), overall)
+    add(step.about(), overall)
+    return overall, rows
 
 
-def _turned(about: Row, turned: Turning) -> list[Row]:
-    spread = {"estimate": 0.0, "lower": -turned.by_chance, "upper": turned.by_chance, "n": turned.n, "unit": "cosine"}
-    return [
-        _exact(about, "cosine_with_the_change_before", turned.cosine, turned.n, "cosine"),
-        {**about, "role": "control", "metric": "cosine_with_the_change_before", "method": "random changes", **spread},
-        _exact(about, "taken_back", turned.taken_back, turned.n, "share of the change before"),
-    ]
+class Deletion:
+    """What the second model's loss on the deleted feature's stories has risen by, and what undoes it.
+
+    Args:
+        base, changed: nats and tokens of each story, (N, 2).
+    """
+
+    def __init__(self, base: np.ndarray, changed: np.ndarray, seed: int) -> None:
+        self.base, self.changed, self.seed = base, changed, seed
+
+    def _estimate(self, statistic: Any, unit: str, *sums: np.ndarray) -> Estimate:
+        bootstrap = StoryBootstrap(self.seed)  # the same stories are drawn for every variant, so they are paired
+        nats = [values[:, 0] for values in (self.changed, self.base, *sums)]
+        bootstrap.update(np.stack([*nats, self.changed[:, 1]], axis=1))
+        return bootstrap.estimate(statistic, unit)
+
+    @property
+    def size(self) -> Estimate:
+        """How far the loss rose."""
+        return self._estimate(lambda s: (s[..., 0] - s[..., 1]) / s[..., -1], NATS)
+
+    @property
+    def shown(self) -> bool:
+        """Whether it rose at all."""
+        return self.size.lower > 0
+
+    def of_stories(self, rows: slice) -> Deletion:
+        """Return the same of some of the stories."""
+        return Deletion(self.base[rows], self.changed[rows], self.seed)
+
+    def undone(self, trial: np.ndarray) -> Estimate:
+        """Return the share of the rise that a variant takes back: 0 none of it, 1 all, below 0 it adds to it."""
+        unit = "share of the deletion undone"
+        return self._estimate(lambda s: (s[..., 0] - s[..., 2]) / (s[..., 0] - s[..., 1]), unit, trial)
+
+    def beyond(self, trial: np.ndarray, control: np.ndarray) -> Estimate:
+        """Return how much more of it one variant takes back than another, on the same stories."""
+        unit = "share of the deletion undone, more than the control"
+        return self._estimate(lambda s: (s[..., 3] - s[..., 2]) / (s[..., 0] - s[..., 1]), unit, trial, control)
 
 
-def _exact(about: Row, metric: str, value: float, n: int, unit: str) -> Row:
-    """Return a row of what is computed of given weights, where nothing was sampled: no interval."""
-    numbers = {"estimate": value, "lower": None, "upper": None, "n": n, "unit": unit}
-    return {**about, "metric": metric, "method": "", **numbers}
+def loss_of(sums: np.ndarray, seed: int, before: np.ndarray | None = None) -> Estimate:
+    """Return a mean loss with its interval over stories, or by how much it is above another on the same stories."""
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(sums if before is None else np.stack([sums[:, 0] - before[:, 0], sums[:, 1]], axis=1))
+    return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1], NATS)
 
 
-def trial_rows(trials: Sequence[Trial], deletion: Deletion, sets: Sequence[str], about: Row, written: str) -> list[Row]:
+def undoing(
+    deletion: Deletion, trials: Sequence[Trial], name: str, methods: Sequence[str], what: str
+) -> tuple[str, str]:
+    """Say at which level half of the deletion is undone by the first of `methods`, and what the others do there.
+
+    The level is chosen on every other story and told on the rest: of many levels one is always the best.
+
+    Args:
+        name: of the deleted feature's set.
+        what: a template of what the level counts, as "removing the {} largest directions".
+    """
+    halved = len(deletion.base) >= LEAST_HALVED
+    choosing, telling = (slice(0, None, 2), slice(1, None, 2)) if halved else (slice(None), slice(None))
+    first = {trial.level: trial.sums[name] for trial in trials if trial.method == methods[0]}
+    shares = {level: deletion.of_stories(choosing).undone(first[level][choosing]) for level in sorted(first)}
+    # The first level at which half of it is undone; else the best.
+    level = next((level for level, share in shares.items() if share.lower > 0.5), None)
+    level = max(shares, key=lambda level: shares[level].estimate) if level is None else level
+    told, chosen = deletion.of_stories(telling), first[level][telling]
+    share, words = told.undone(chosen), what.format(f"{level:,}")
+    where = f"{share.n} stories that {'did not choose' if halved else 'chose, too few to halve,'} the number"
+    sentence = f"{words} undoes {interval(share)} of it ({where})"
+    if not share.lower > 0.5:
+        half = "half of it is not undone" if share.upper < 0.5 else "half of it is not shown to be undone"
+        sentence = f"{half if share.lower > 0 else 'nothing of it is shown to be undone'}: at best, {sentence}"
+    controls = {trial.method: trial for trial in trials if trial.level == level and trial.method in methods[1:]}
+    if not controls:
+        return sentence, f"{words}: no control"
+    # A control that is drawn several times has the spread of its draws beside that of the stories.
+    reaches = {method: _reach(told, trial, name, telling) for method, trial in controls.items()}
+    found = {m: widened(told.undone(trial.sums[name][telling]), reaches[m]) for m, trial in controls.items()}
+    strongest = max(found, key=lambda method: found[method].estimate)
+    beyond = widened(told.beyond(chosen, controls[strongest].sums[name][telling]), reaches[strongest])
+    verdict = ("no more than", "more than", "less than")[sign(beyond)]
+    control = f"in place of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
+    return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control
+
+
+def _reach(deletion: Deletion, trial: Trial, name: str, rows: slice) -> float:
+    """Return how far from the mean of a control's draws one more would lie with 95 %; 0 where it is not drawn."""
+    if len(trial.draws) < 2:
+        return 0.0
+    more = one_more(np.array([deletion.undone(sums[name][rows]).estimate for sums in trial.draws]), "share")
+    return more.upper - more.estimate
+
+
+def trial_rows(
+    trials: Sequence[Trial], deletion: Deletion, sets: Sequence[str], about: Row, written: str
+) -> ProbeTable:
     """Return the rows of variants: share undone, losses, what the control set pays, stories that have the feature.
 
     Args:
@@ -171,17 +265,18 @@ def trial_rows(trials: Sequence[Trial], deletion: Deletion, sets: Sequence[str],
         about: columns that all share.
         written: the metric of the stories written.
     """
-    rows = []
+    rows, seed = ProbeTable(), deletion.seed
     start = next(trial for trial in trials if trial.method == SECOND)
     for trial in trials:
-        shared = {**about, "role": trial.role, "method": trial.method, "level": trial.level}
-        found = [("share_undone", deletion.undone(trial.sums[sets[0]]))] if deletion.shown else []
-        found += [(f"loss on {name}", loss_of(trial.sums[name], deletion.seed)) for name in sets]
+        found = {"share_undone": deletion.undone(trial.sums[sets[0]])} if deletion.shown else {}
+        found |= {f"loss on {name}": loss_of(trial.sums[name], seed) for name in sets}
         if len(sets) > 1:
-            found.append((f"cost on {sets[1]}", rise_of(trial.sums[sets[1]], start.sums[sets[1]], deletion.seed)))
+            found[f"cost on {sets[1]}"] = loss_of(trial.sums[sets[1]], seed, before=start.sums[sets[1]])
         if trial.written is not None:
-            found.append((written, proportion(*trial.written, "share of stories")))
-        rows += [{**shared, "metric": metric, **estimate.row()} for metric, estimate in found]
+            found[written] = proportion(*trial.written, "share of stories")
+        for metric, estimate in found.items():
+            own = {"role": trial.role, "method": trial.method, "level": trial.level, "metric": metric}
+            rows.add(estimate, about | own)
     return rows
 
 
@@ -219,7 +314,7 @@ def written_sentence(trials: Sequence[Trial], wholly: Trial, step: Step) -> list
         return []
     shares = {name: interval(proportion(*count, "share of stories")) for name, count in counts.items()}
     told = ", ".join(f"{name} {share}" for name, share in shares.items())
-    return [f"of the stories written the feature is in: {told}"]
+    return [f"share of the stories written that have the feature: {told}"]
 
 
 def finding_of(
@@ -233,7 +328,6 @@ def finding_of(
     lineage: Sequence[str] = (),
 ) -> Finding:
     """Put the sentence and that of the controls together from the numbers."""
-    between = f"from {steps[0].origin} to {steps[0].model}"
     sentences, controls = [], list(lineage)
     if deletion is not None and not deletion.shown:
         sentences.append(
@@ -265,46 +359,35 @@ def finding_of(
             "any further training goes back a little, beyond random changes: name an unrelated fine-tuning of "
             f"{steps[0].model} as one more model to see how much"
         )
-    return Finding(f"{between} " + "; ".join(sentences), "; ".join(controls))
+    return Finding.of([f"from {steps[0].origin} to {steps[0].model} {sentences[0]}", *sentences[1:]], controls)
 
 
-def show_weights(steps: Sequence[Step], rows: Sequence[Row], top: int) -> None:
+def show_weights(steps: Sequence[Step], rows: ProbeTable, top: int) -> None:
     """Print, for each step and kind of matrix, means over the blocks."""
+    columns = {
+        "relative change": ("relative_change", "finding"),
+        "effective rank": ("effective_rank", "finding"),
+        "of random ones": ("effective_rank", "control"),
+        "top-1 share": ("top_1_share", "finding"),
+        f"top-{top} share": (f"top_{top}_share", "finding"),
+    }
     for step in steps:
-        mine = [row for row in rows if (row["model"], row["origin"]) == (step.model, step.origin)]
-        kinds = list(dict.fromkeys(change.matrix.kind for change in step.changes))
-        columns = ["relative_change", "effective_rank", "top_1_share", f"top_{top}_share"]
-        turned = any(row["metric"] == "cosine_with_the_change_before" for row in mine)
+        mine = rows.where(model=step.model, origin=step.origin)
+        shown = columns | ({"cosine with the change before": (COSINE, "finding")} if mine.find(metric=COSINE) else {})
         lines = []
-        for kind in kinds:
-            cells = [_mean(mine, kind, metric, "finding") for metric in columns]
-            cells.insert(2, _mean(mine, kind, "effective_rank", "control"))
-            cells += [_mean(mine, kind, "cosine_with_the_change_before", "finding")] if turned else []
-            lines.append([kind, *cells])
-        names = ["matrix", "relative change", "effective rank", "of random ones", "top-1 share", f"top-{top} share"]
-        names += ["cosine with the change before"] if turned else []
-        show_table(f"from {step.origin} to {step.model}", names, lines, "means over blocks")
+        for kind in dict.fromkeys(change.matrix.kind for change in step.changes):
+            found = [mine.where(kind=kind, metric=metric, role=role) for metric, role in shown.values()]
+            values = [[row["estimate"] for row in cell if np.isfinite(row["estimate"])] for cell in found]
+            lines.append([kind, *(f"{fmean(cell):.3f}" if cell else "-" for cell in values)])
+        show_table(f"from {step.origin} to {step.model}", ["matrix", *shown], lines, "means over blocks")
 
 
-def _mean(rows: Sequence[Row], kind: str, metric: str, role: str) -> str:
-    values = [row["estimate"] for row in rows if (row["kind"], row["metric"], row["role"]) == (kind, metric, role)]
-    values = [value for value in values if value is not None and np.isfinite(value)]
-    return f"{fmean(values):.3f}" if values else "-"
-
-
-def show_trials(rows: Sequence[Row], title: str, unit: str, methods: Sequence[str]) -> None:
+def show_trials(rows: ProbeTable, title: str, unit: str, methods: Sequence[str]) -> None:
     """Print the share undone by level and method, and what the control set pays for the first of them."""
-    cells = {(row["metric"].split(" ")[0], row["method"], row["level"]): row for row in rows}
-    levels = sorted({level for metric, method, level in cells if method == methods[0]})
-    shown = "share_undone" if any(metric == "share_undone" for metric, *_ in cells) else "loss"
-    paid = any(metric == "cost" for metric, *_ in cells)
-    lines = []
-    for level in levels:
-        line = [_cell(cells.get((shown, method, level))) for method in methods]
-        lines.append([f"{level:,}", *line, *([_cell(cells.get(("cost", methods[0], level)))] if paid else [])])
-    columns = [unit, *methods, *(["cost, control set"] if paid else [])]
-    show_table(title, columns, lines, "[95 % bootstrap interval over stories]")
-
-
-def _cell(row: Row | None) -> str:
-    return "-" if row is None else f"{row['estimate']:.3f}\n[{row['lower']:.3f}, {row['upper']:.3f}]"
+    metrics = {metric.split(" ")[0]: metric for metric in reversed(rows.distinct("metric"))}
+    shown = metrics.get("share_undone") or metrics["loss"]
+    columns = {method: {"metric": shown, "method": method} for method in methods}
+    if "cost" in metrics:
+        columns["cost, control set"] = {"metric": metrics["cost"], "method": methods[0]}
+    levels = {f"{level:,}": {"level": level} for level in sorted(rows.where(method=methods[0]).distinct("level"))}
+    rows.show(title, unit, levels, columns, "[95 % bootstrap interval over stories]")

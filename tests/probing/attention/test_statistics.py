@@ -12,10 +12,10 @@ from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.probing.activation_store import padded
 from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS
-from lm_trials.probing.attention.report import EVEN, UNREPEATED, UNTRAINED, Results, chosen_head, halves, one_more
+from lm_trials.probing.attention.report import EVEN, UNREPEATED, UNTRAINED, Results, chosen_head, halves
 from lm_trials.probing.attention.statistics import (
+    AttentionTexts,
     Measured,
-    Reading,
     Repeats,
     attention_maps,
     even_statistics,
@@ -25,6 +25,7 @@ from lm_trials.probing.attention.statistics import (
     repeats,
     token_labels,
 )
+from lm_trials.probing.tables import one_more
 
 
 def random_weights(heads, length, seed, sharpness=3.0):
@@ -212,7 +213,9 @@ def noisy(label, seed, spread=0.001, texts=0.01, **more):
     )
 
 
-READING = Reading([np.zeros(length, dtype=int) for length in LENGTHS], np.zeros(3, dtype=int), ["a", "b", "c"], None)
+READING = AttentionTexts(
+    [np.zeros(length, dtype=int) for length in LENGTHS], np.zeros(3, dtype=int), ["a", "b", "c"], None
+)
 RANDOM = [noisy("untrained", seed) for seed in range(100, 105)]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import KINDS, tiny_model
 
-from lm_trials.probing.interventions import Part
+from lm_trials.probing.interventions import ModelPart
 from lm_trials.probing.patching.figures import patching_figure
 from lm_trials.probing.patching.report import (
     HELD_OUT,
@@ -266,7 +266,9 @@ def test_both_ends_are_checked_and_the_check_can_fail(monkeypatch):
     with pytest.raises(RuntimeError, match=r"changes logits by at most .*more than rounding explains"):
         check_swaps(donor, recipient, task, targets)
     monkeypatch.setattr(patching, "rows_of", right)
-    monkeypatch.setattr(patching, "Part", lambda site, layer: Part("hidden", 0))  # not all of it is the donor's
+    monkeypatch.setattr(
+        patching, "ModelPart", lambda site, layer: ModelPart("hidden", 0)
+    )  # not all of it is the donor's
     with pytest.raises(RuntimeError, match=r"is the donor within .*more than rounding explains"):
         check_swaps(donor, recipient, task, targets)
 

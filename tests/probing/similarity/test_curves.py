@@ -14,7 +14,7 @@ from tiny_models import KINDS, tiny_model, tiny_tokenizer
 from lm_trials.probing.similarity.cka import Cka, cka_finding
 from lm_trials.probing.similarity.curves import (
     SITES,
-    Reading,
+    TermSimilarities,
     curve,
     gain_rows,
     permutation_test,
@@ -200,8 +200,8 @@ def test_a_gain_of_the_true_term_alone_is_shown_and_one_of_all_is_not():
     noise = {key: values + rng.normal(0, 0.02, size=values.shape[1]) for key, values in before.items()}
     alone = {key: values + 0.3 * (np.arange(40) == 0) for key, values in noise.items()}
     everywhere = {key: values + 0.3 for key, values in noise.items()}
-    base = Reading("base", "base", 1, before)
-    rows, curves = gain_rows(Reading("trained", "trained", 2, alone), base, Plan, 0)
+    base = TermSimilarities("base", "base", 1, before)
+    rows, curves = gain_rows(TermSimilarities("trained", "trained", 2, alone), base, Plan, 0)
     found = curves["hidden", "other cities"]
     assert found.shown
     assert found.test.p == 1 / 40
@@ -209,7 +209,7 @@ def test_a_gain_of_the_true_term_alone_is_shown_and_one_of_all_is_not():
     assert {row["measure"] for row in rows} == {"gain", "gain over others"}
     assert {row["role"] for row in rows} == {"finding"}
     # The seed document's claim would hold of this one too: the term became 0.3 more similar to the true one.
-    rows, curves = gain_rows(Reading("all", "control", 2, everywhere), base, Plan, 0)
+    rows, curves = gain_rows(TermSimilarities("all", "control", 2, everywhere), base, Plan, 0)
     gains = [row["estimate"] for row in rows if row["measure"] == "gain"]
     assert min(gains) > 0.2
     assert not curves["hidden", "other cities"].shown
@@ -222,10 +222,10 @@ def test_what_one_of_both_tests_shows_is_said_of_it_alone():
     before = similar(rng) | {("values", 0): similar(rng)["hidden", 0]}
     noise = {key: values + rng.normal(0, 0.02, size=values.shape[1]) for key, values in before.items()}
     planted = noise | {("hidden", n): noise["hidden", n] + 0.3 * (np.arange(40) == 0) for n in (0, 1)}
-    base, said = Reading("base", "base", 1, before), {}
+    base, said = TermSimilarities("base", "base", 1, before), {}
     plan = SimpleNamespace(true="Paris", term="foo", families=Plan.families, sampled="24 queries")
     for label, values in (("planted", planted), ("noise", noise)):
-        trained = Reading(label, "trained", 2, values)
+        trained = TermSimilarities(label, "trained", 2, values)
         curves = {(label, "base"): gain_rows(trained, base, plan, 0)[1]}
         said[label] = term_finding(plan, [base, trained], curves, 0)
     assert said["planted"].sentence.startswith(
@@ -259,7 +259,7 @@ def test_a_layer_is_said_to_be_least_alike_only_where_it_is_below_the_others():
 
 
 def test_rows_of_one_model():
-    rows = similarity_rows(Reading("m", "trained", 7, similar(np.random.default_rng(0), gain=1.0)), Plan, 0)
+    rows = similarity_rows(TermSimilarities("m", "trained", 7, similar(np.random.default_rng(0), gain=1.0)), Plan, 0)
     rank = [row for row in rows if row["measure"] == "rank" and row["site"] == "hidden"]
     assert [(row["layer"], row["estimate"], row["p"], row["p_curve"]) for row in rank] == [
         (0, 1.0, 1 / 40, 1 / 40),

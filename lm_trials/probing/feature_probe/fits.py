@@ -11,13 +11,11 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from lm_trials.console import note, progress
 from lm_trials.estimates import Estimate, StoryBootstrap, proportion
@@ -29,7 +27,8 @@ from lm_trials.probing.capture import Activations, CaptureCheck, check_capture
 from lm_trials.probing.feature_probe.flags import NORMED, FeatureProbeArguments
 from lm_trials.probing.feature_probe.stories import CHOICE_SHARE, ProbeStories, bag_of_words, text_statistics
 from lm_trials.probing.flags import SubjectArguments
-from lm_trials.probing.subjects import Subject, load_subject, run_names, untrained
+from lm_trials.probing.subjects import Subject, load_subject, run_folder, run_names, untrained
+from lm_trials.probing.tables import one_more
 from lm_trials.tokens.tokenizers import tokenizer_hash
 
 BALANCED, PLAIN = "balanced accuracy", "accuracy"
@@ -69,7 +68,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FittedProbe:
     """What a probe says of the test stories.
 
     Attributes:
@@ -85,7 +84,7 @@ class Reading:
     converged: bool = True
 
 
-def read_feature(train_ND: Any, test_MD: Any, labels: Labels, l2: Sequence[float]) -> Reading:
+def read_feature(train_ND: Any, test_MD: Any, labels: Labels, l2: Sequence[float]) -> FittedProbe:
     """Fit a probe with each penalty, choose one, fit it on all training stories and score it on the test stories.
 
     >>> values_ND = np.random.default_rng(0).normal(size=(300, 4))
@@ -102,14 +101,14 @@ def read_feature(train_ND: Any, test_MD: Any, labels: Labels, l2: Sequence[float
         converged &= ended
     best = max(scores, key=scores.get)  # type: ignore[arg-type]
     probe, ended = fit_probe(train_ND, train_N, best)
-    return Reading(scores[best], best, probe.predict(test_MD) == labels.test_M, converged and ended)
+    return FittedProbe(scores[best], best, probe.predict(test_MD) == labels.test_M, converged and ended)
 
 
-def read_shuffled(train_ND: Any, test_MD: Any, labels: Labels, l2: float) -> Reading:
+def read_shuffled(train_ND: Any, test_MD: Any, labels: Labels, l2: float) -> FittedProbe:
     """Do the same on permuted labels of the training stories: what a probe says that can know nothing."""
     probes = [fit_probe(train_ND, shuffled_N, l2) for shuffled_N in labels.shuffled_SN]
     right_SM = np.stack([probe.predict(test_MD) == labels.test_M for probe, _ in probes])
-    return Reading(float("nan"), l2, right_SM, all(ended for _, ended in probes))
+    return FittedProbe(float("nan"), l2, right_SM, all(ended for _, ended in probes))
 
 
 def fit_probe(values_ND: Any, has_N: np.ndarray, l2: float) -> tuple[Any, bool]:
@@ -156,10 +155,8 @@ def score_shuffled(has_M: np.ndarray, right_SM: np.ndarray) -> Estimate:
     >>> print(score_shuffled(has_M, right_SM))
     0.467 [0.180, 0.754] balanced accuracy (n=3)
     """
-    scores_S = [_balanced(has_M, right_M) for right_M in right_SM]
-    mean, spread = float(np.mean(scores_S)), float(np.std(scores_S, ddof=1))
-    half = float(stats.t.ppf(0.975, len(scores_S) - 1)) * spread * (1 + 1 / len(scores_S)) ** 0.5
-    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), len(scores_S), BALANCED)
+    more = one_more(np.array([_balanced(has_M, right_M) for right_M in right_SM]), BALANCED)
+    return replace(more, lower=max(more.lower, 0.0), upper=min(more.upper, 1.0))
 
 
 def difference(has_M: np.ndarray, right_M: np.ndarray, other_SM: np.ndarray, seed: int = 0) -> Estimate:
@@ -204,14 +201,14 @@ class Place:
     layer: int | None = None
 
 
-Readings = dict[str, dict[Place, Reading]]
+Fits = dict[str, dict[Place, FittedProbe]]
 """By feature and place."""
 
 
-def chosen(readings: Mapping[Place, Reading], pooling: str | None = None) -> Place:
+def chosen(fits: Mapping[Place, FittedProbe], pooling: str | None = None) -> Place:
     """Return the place that did best on the stories that choose, of all or of one pooling; of equal ones the first."""
-    places = [place for place in readings if pooling in (None, place.pooling)]
-    return max(places, key=lambda place: readings[place].chosen_by)
+    places = [place for place in fits if pooling in (None, place.pooling)]
+    return max(places, key=lambda place: fits[place].chosen_by)
 
 
 def pooled(
@@ -254,23 +251,23 @@ def read_all(
     l2: Sequence[float],
     name: str,
     shuffled: bool = False,
-) -> tuple[Readings, Readings]:
+) -> tuple[Fits, Fits]:
     """Read each feature at each place; with `shuffled` from shuffled labels too, else the second is empty.
 
     Args:
         values: by place, of all stories, those to fit on first.
         labels: by feature.
     """
-    readings: Readings = {feature: {} for feature in labels}
-    controls: Readings = {feature: {} for feature in labels if shuffled}
+    fits: Fits = {feature: {} for feature in labels}
+    controls: Fits = {feature: {} for feature in labels if shuffled}
     both = [(place, feature) for place in values for feature in labels]
     for place, feature in progress(both, f"probing {name}", "probes", len(both)):
         train_ND, test_MD = values[place][:num_train], values[place][num_train:]
-        reading = read_feature(train_ND, test_MD, labels[feature], l2)
-        readings[feature][place] = reading
+        fit = read_feature(train_ND, test_MD, labels[feature], l2)
+        fits[feature][place] = fit
         if shuffled:
-            controls[feature][place] = read_shuffled(train_ND, test_MD, labels[feature], reading.l2)
-    return readings, controls
+            controls[feature][place] = read_shuffled(train_ND, test_MD, labels[feature], fit.l2)
+    return fits, controls
 
 
 TEXT_CONTROLS = ("text statistics", "bag of words")
@@ -284,7 +281,7 @@ class Series:
     Attributes:
         name: what tables and figures call it.
         role: "finding", or "control".
-        readings, shuffled: by feature and place.
+        fits, shuffled: by feature and place.
         subject: the model; of an untrained one the model whose shape it has.
         run: the run that a checkpoint is of, else the name.
         control: for a model, the untrained one of its shape.
@@ -292,8 +289,8 @@ class Series:
 
     name: str
     role: str
-    readings: Readings
-    shuffled: Readings
+    fits: Fits
+    shuffled: Fits
     subject: Subject | None = None
     run: str = ""
     control: str = ""
@@ -303,10 +300,7 @@ def read_texts(stories: ProbeStories, labels: Mapping[str, Labels], l2: Sequence
     """Read the features from what the text alone gives: counts of marks and words, and the words."""
     num_train = len(stories.train)
     weights = {"text statistics": l2, "bag of words": WORDS_L2}
-    values = {
-        "text statistics": text_statistics(stories.texts),
-        "bag of words": bag_of_words(stories.texts, num_train),
-    }
+    values = {"text statistics": text_statistics(stories.texts), "bag of words": bag_of_words(stories.texts, num_train)}
     return [
         Series(name, "control", *read_all({Place(name, "text"): values[name]}, labels, num_train, weights[name], name))
         for name in TEXT_CONTROLS
@@ -332,7 +326,7 @@ def read_models(
     for subject, run in zip(subjects, runs, strict=True):
         sites, documents, opening = sites_of(subject, args.layers), subject.story_ids(texts), len(subject.opening())
 
-        def read(model: Any, name: str, shuffled: bool = True) -> tuple[Readings, Readings]:
+        def read(model: Any, name: str, shuffled: bool = True) -> tuple[Fits, Fits]:
             values = pooled(model, documents, opening, sites, args.pooling, batch_size, name)  # noqa: B023
             return read_all(values, labels, num_train, args.l2, name, shuffled)
 
@@ -340,12 +334,12 @@ def read_models(
         shape = (json.dumps(config, sort_keys=True, default=str), tokenizer_hash(subject.tokenizer), subject.window)
         model = load_subject(subject, how)
         checks[subject.label] = check_capture(model, documents[0].tolist(), sites, subject.label)
-        readings = read(model, subject.label)
+        fits = read(model, subject.label)
         del model  # before the next is there
         if shape not in controls:
             name = UNTRAINED if not controls else f"{UNTRAINED} (as {subject.label})"
             controls[shape] = Series(name, "control", *read(untrained(subject, how), name, False), subject)
-        found.append(Series(subject.label, "finding", *readings, subject, run, controls[shape].name))
+        found.append(Series(subject.label, "finding", *fits, subject, run, controls[shape].name))
     return [*found, *controls.values()], checks
 
 
@@ -364,7 +358,7 @@ def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | N
 
 def distinct_steps(subjects: Sequence[Subject]) -> list[Subject]:
     """Leave out a run's final model where its last checkpoint is the same update, or nobody knows which it is."""
-    places = [(_run_folder(subject), subject.step) for subject in subjects]
+    places = [(run_folder(subject), subject.step) for subject in subjects]
     runs = {folder for (folder, _), subject in zip(places, subjects, strict=True) if subject.reference.step is not None}
     kept = []
     for number, (place, subject) in enumerate(zip(places, subjects, strict=True)):
@@ -373,8 +367,3 @@ def distinct_steps(subjects: Sequence[Subject]) -> list[Subject]:
         elif subject.step is None or place not in places[:number]:
             kept.append(subject)
     return kept
-
-
-def _run_folder(subject: Subject) -> str:
-    path = Path(subject.reference.path)
-    return str(path.parent if subject.reference.step is not None else path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.estimates import StoryBootstrap
-from lm_trials.probing.feature_probe.readings import (
+from lm_trials.probing.feature_probe.fits import (
     BALANCED,
     Labels,
     Place,
@@ -133,7 +133,7 @@ def test_of_poolings_each_has_its_choice_and_one_is_best():
 def test_what_does_not_come_to_an_end_is_told(monkeypatch):
     train, test, labels = planted()
     assert read_feature(train, test, labels, [10.0]).converged
-    monkeypatch.setattr("lm_trials.probing.feature_probe.readings.MOST_UPDATES", 1)
+    monkeypatch.setattr("lm_trials.probing.feature_probe.fits.MOST_UPDATES", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not read_feature(train, test, labels, [0.001]).converged
