@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
-from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_sft
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
 
 
 def run_arguments() -> type:
@@ -32,7 +32,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     pair_args, adapter_args, args = parse_arguments(
         argv, (PairArguments, AdapterArguments), __doc__ or "", CommonSftArguments, run_arguments, prog="sft_lora.py"
     )
-    check_sft(pair_args, adapter_args)
     from lm_trials.models.reference import read_run
     from lm_trials.training import hub
     from lm_trials.training.checkpoints import run_identity
