@@ -107,14 +107,15 @@ class Check:
             if self.distinct and values.count(each) > 1:
                 raise UsageError(f"--{name} {_shown(each)} is given twice; give each value once")
 
-    def check_with(self, name: str, value: Any, is_set: Callable[[str], bool]) -> None:
-        """Refuse a value that is set where another flag forbids it or is missing."""
+    def check_with(self, name: str, value: Any, others: dict[str, tuple[Any, Any]]) -> None:
+        """Refuse a value that another flag forbids, or that needs another; `others` are values and defaults."""
         shown = f"--{name}" if isinstance(value, (bool, list)) else f"--{name} {_shown(value)}"
-        needs = _others(self.needs, value)
-        if needs and not any(map(is_set, needs)):
+        needs = _named(self.needs, value)
+        if needs and not any(_is_set(*others[other]) for other in needs):
             raise UsageError(f"{shown} needs {' or '.join(f'--{other}' for other in needs)}{self._because}")
-        for other in filter(is_set, _others(self.not_with, value)):
-            raise UsageError(f"{shown} and --{other} cannot be combined{self._because}; remove one of them")
+        for other in _named(self.not_with, value):
+            if _is_asked(*others[other]):
+                raise UsageError(f"{shown} and --{other} cannot be combined{self._because}; remove one of them")
 
     @property
     def _because(self) -> str:
@@ -125,9 +126,19 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _others(flags: Any, value: Any) -> tuple[str, ...]:
+def _named(flags: Any, value: Any) -> tuple[str, ...]:
     named = flags.get(value, ()) if isinstance(flags, dict) else flags
     return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _is_set(value: Any, default: Any) -> bool:
+    """Whether a flag has a value that does something; 0 does where the default is None, as in `--head 0`."""
+    return value is not None and value is not False and (default is None or bool(value))
+
+
+def _is_asked(value: Any, default: Any) -> bool:
+    """Whether a flag is set to something that its default is not."""
+    return _is_set(value, default) and value != default
 
 
 def check_flags(*instances: Any, declared: type | None = None) -> None:
@@ -146,24 +157,19 @@ def check_flags(*instances: Any, declared: type | None = None) -> None:
     Traceback (most recent call last):
     lm_trials.console.UsageError: --seeds 1 must be at least 2 (an interval needs two seeds)
     """
-    values = {
-        field.name: (getattr(instance, field.name), field)
+    fields = {
+        field.name: (instance, field)
         for instance in instances
         for field in dataclasses.fields(declared or instance)
         if "check" in field.metadata
     }
-    for name, (value, field) in values.items():
-        field.metadata["check"].check(name, value)
-    for name, (value, field) in values.items():
-        if _differs(value, field):
-            field.metadata["check"].check_with(
-                name, value, lambda other: bool(values[other][0]) or _differs(*values[other])
-            )
-
-
-def _differs(value: Any, field: dataclasses.Field[Any]) -> bool:
-    """Whether a flag asks for something that its default does not."""
-    return not (value is None or value is False or value in ("", [])) and value != _default(field)
+    values = {name: (getattr(instance, name), _default(field)) for name, (instance, field) in fields.items()}
+    checks = {name: field.metadata["check"] for name, (_, field) in fields.items()}
+    for name, (value, _) in values.items():
+        checks[name].check(name, value)
+    for name, (value, default) in values.items():
+        if _is_asked(value, default):
+            checks[name].check_with(name, value, values)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -273,7 +279,7 @@ def _parser(types: tuple[type, ...], description: str, prog: str | None) -> OneL
     )
     for kind in types:
         hints = get_type_hints(kind)
-        for field in dataclasses.fields(kind):
+        for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):  # shared flags come last
             if field.init:
                 _add_flag(parser, field, hints[field.name])
     return parser

@@ -1,7 +1,7 @@
 """Flags, and config files that are checked like flags."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -15,7 +15,7 @@ class Own:
     """Flags of each kind."""
 
     learning_rate: float = option(0.1, help="Rate.")
-    shift: float = option(0.0, help="A number that may be negative.")
+    shift: float = option(0.0, finite=False, help="A number that may be negative.")
     steps: int = option(10, help="Updates. Default: ten.")
     color: Literal["red", "green"] = option("red", help="One of two.")
     save: str = option("steps", help="no, steps or epoch.")
@@ -38,8 +38,8 @@ class Common:
 class Full:
     """Stands for TrainingArguments."""
 
-    often: int = option(1, help="Often used.")
-    seldom: int = option(2, help="Seldom used.")
+    often: int = field(default=1, metadata={"help": "Often used."})
+    seldom: int = field(default=2, metadata={"help": "Seldom used."})
 
     def __post_init__(self):
         if self.seldom < 0:
@@ -120,7 +120,7 @@ def test_a_flag_is_read(argv, field, value):
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
         (["--color", "blue"], "argument --color: invalid choice: 'blue' (choose from 'red', 'green')"),
-        (["--quiet", "perhaps"], "Truthy value expected: got perhaps"),
+        (["--quiet", "perhaps"], "argument --quiet: perhaps is not a boolean; give True or False"),
         (["--steps"], "argument --steps: expected one argument"),
         (["--config"], "--config needs a file; give --config FILE.yaml"),
         (["--config", "--steps", "1"], "--config needs a file"),

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lm_trials.console import UsageError
 from lm_trials.flags import option
+from lm_trials.shared_flags import Quantization
 from lm_trials.training.flags import CommonTrainingArguments
 
 
@@ -37,7 +39,7 @@ class PairArguments:
 
 
 @dataclass
-class AdapterArguments:
+class AdapterArguments(Quantization):
     """What learns it."""
 
     model_name_or_path: str | None = option(
@@ -50,17 +52,11 @@ class AdapterArguments:
     adapter_name_or_path: str | None = option(
         None, help="Begin with the weights of this adapter, made on the same base."
     )
-    load_in_8bit: bool = option(
-        False,
-        not_with=("load_in_4bit", "full_finetune", "use_dora"),
-        help="Quantize the base to 8 bits (LLM.int8); on CUDA and on the CPU.",
-    )
-    load_in_4bit: bool = option(False, not_with="full_finetune", help="Quantize the base to 4 bits (nf4).")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Number format of the base's weights.")
     full_finetune: bool = option(
         False,
-        not_with=("adapter_name_or_path", "merge_output", "use_dora", "use_rslora"),
-        why="there is no adapter then",
+        not_with=("load_in_8bit", "load_in_4bit", "adapter_name_or_path", "merge_output", "use_dora", "use_rslora"),
+        why="it trains the base's own, unquantized weights",
         help="Train all weights instead of an adapter, for the comparison.",
     )
     lora_r: int = option(8, least=1, help="Rank of the adapter.")
@@ -72,7 +68,13 @@ class AdapterArguments:
         distinct=True,
         help="Names of the layers that carry adapters, as q_proj v_proj; or all-linear.",
     )
-    use_dora: bool = option(False, help="Weight-decomposed LoRA; not on an 8-bit base.")
+    # peft 0.21 and bitsandbytes 0.50: the second update finds no scales (`state.SCB` is None).
+    use_dora: bool = option(
+        False,
+        not_with="load_in_8bit",
+        why="it fails on an 8-bit base after one update",
+        help="Weight-decomposed LoRA; not on an 8-bit base.",
+    )
     use_rslora: bool = option(False, help="Scale by alpha / sqrt(r).")
     merge_output: str | None = option(
         None, help="Folder for the base with the adapter merged into its unquantized weights; the difference is told."
@@ -81,6 +83,25 @@ class AdapterArguments:
     accept_other_code: bool = option(
         False, help="Resume a run although this project or a library has changed since it was started."
     )
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """The names of `--lora_target_modules`, also those with commas between."""
+        return tuple(name for given in self.lora_target_modules for name in given.split(",") if name.strip())
+
+
+def check_targets(pair_args: PairArguments, adapter_args: AdapterArguments) -> None:
+    """Refuse `--lora_target_modules` without a name, or with all-linear beside names.
+
+    >>> check_targets(PairArguments(), AdapterArguments(lora_target_modules=["all-linear", "q_proj"]))
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --lora_target_modules all-linear q_proj: give all-linear alone, or names
+    """
+    names = adapter_args.target_modules
+    if not names:
+        raise UsageError("--lora_target_modules names no layer; give names as q_proj v_proj, or all-linear")
+    if "all-linear" in names and len(names) > 1:
+        raise UsageError(f"--lora_target_modules {' '.join(names)}: give all-linear alone, or names")
 
 
 @dataclass
