@@ -338,7 +338,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
         (["--dataset_name", "made", "--coverage", "nowhere"], "--coverage nowhere is not prepared in"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
         (["--prompts", "nowhere.yaml"], "--prompts nowhere.yaml: it cannot be read"),
-        (["--dataset_name", "made", "--num_prompts", "0"], "--num_prompts 0 leaves nothing to write"),
+        (["--dataset_name", "made", "--num_prompts", "0"], "--num_prompts 0 must be"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line_and_writes_nothing(flags, message, data, capsys):

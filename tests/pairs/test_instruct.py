@@ -472,13 +472,13 @@ BAD = [
     (["--vocab_size", "7"], "--vocab_size 7: no tokenizer in"),
     (["--max_length", "300"], "--max_length 300 is a number of tokens; give --vocab_size N or --tokenizer_name NAME"),
     (["--overlong", "cut"], "--overlong cut cuts by tokens; give --vocab_size N or --tokenizer_name NAME"),
-    (["--vocab_size", "400", "--max_length", "0"], "--max_length 0 is no length"),
+    (["--vocab_size", "400", "--max_length", "0"], "--max_length 0 must be"),
     (["--vocab_size", "400", "--max_length", "50"], "--max_length 50: nothing of tiny fits; the shortest example has "),
     (["--vocab_size", "400", "--max_length", "9", "--overlong", "cut"], "--max_length 9: the prompts of tiny fill it"),
     (["--turns", "2"], "--turns 2 are turns of a conversation; give --conversational True too"),
     (["--turns", "4", "--conversational"], "--turns 4: a conversation has 1, 2 or 3"),
     (["--conversational", "--overlong", "cut", "--vocab_size", "400"], "--overlong cut: a conversation is not cut"),
-    (["--seed", "-1"], "--seed -1 is no seed"),
+    (["--seed", "-1"], "--seed -1 must be"),
 ]
 
 

@@ -39,9 +39,9 @@ BOTH = {
     ),
     "accelerate's file": (("--accelerator_config", "nowhere.json"), "--accelerator_config nowhere.json cannot be read"),
     "fp16": (("--fp16", "True", "--use_cpu", "True"), "--fp16 True (or accelerate's mixed_precision fp16)"),
-    "passes": (("--num_train_epochs", "-2"), "--num_train_epochs -2 is no number of passes"),
-    "no pass": (("--num_train_epochs", "0"), "--num_train_epochs 0 is no number of passes"),
-    "endless": (("--num_train_epochs", "inf"), "--num_train_epochs inf is no number of passes"),
+    "passes": (("--num_train_epochs", "-2"), "--num_train_epochs -2 must be"),
+    "no pass": (("--num_train_epochs", "0"), "--num_train_epochs 0 must be"),
+    "endless": (("--num_train_epochs", "inf"), "--num_train_epochs inf must be"),
     "galore": (("--optim", "galore_adamw"), "--optim galore_adamw: You need to install `galore_torch`"),
     "lomo": (("--optim", "lomo"), "--optim lomo: You need to install `lomo_optim`"),
     "grokadamw": (("--optim", "grokadamw"), "--optim grokadamw: Please install grokadamw"),
@@ -77,7 +77,7 @@ TUNING = {
     "labels": (("--label_names", "labels"), "--label_names ['labels'] has no effect"),
     "lengths": (("--length_column_name", "size"), "--length_column_name size has no effect"),
     "predict": (("--do_predict", "True"), "--do_predict True has no effect"),
-    "length": (("--max_length", "1"), "--max_length 1 leaves nothing to predict"),
+    "length": (("--max_length", "1"), "--max_length 1 must be"),
 }
 RIGHT = (
     (),
@@ -177,9 +177,7 @@ def test_no_layer_and_no_share_are_refused_first():
     pairs = PairArguments(dataset_name="far")
     assert "names no layer" in refused(check_sft, pairs, AdapterArguments(**base, lora_target_modules=["", ","]))
     share = PairArguments(dataset_name="far", validation_split_percentage=150)
-    assert refused(check_sft, share, AdapterArguments(**base)).startswith(
-        "--validation_split_percentage 150 is no share"
-    )
+    assert refused(check_sft, share, AdapterArguments(**base)).startswith("--validation_split_percentage 150 must be")
     check_sft(PairArguments(dataset_name="far", validation_split_percentage=50), AdapterArguments(**base))
 
 

@@ -44,7 +44,7 @@ class AttentionArguments:
     layer: int | None = option(
         None, needs="head", help="Draw one head large: its layer, 0 to L-1, negative from the end."
     )
-    head: int | None = option(None, least=0, needs="layer", help="Draw one head large: which of that layer, from 0.")
+    head: int | None = option(None, needs="layer", help="Draw one head large: which of that layer, from 0.")
     statistic: Literal["previous", "first", "self", "distance", "entropy", "relative_entropy", "induction"] = option(
         "previous", needs={"induction": "induction_sequences"}, help="What the finding is about; all are in the tables."
     )
