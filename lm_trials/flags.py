@@ -123,7 +123,9 @@ class Check:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if isinstance(value, str) and value != value.strip() else str(value)
 
 
 def _named(flags: Any, value: Any) -> tuple[str, ...]:

@@ -328,7 +328,10 @@ def test_a_recipe_goes_on_after_one_that_failed_and_says_which(tmp_path, capsys)
         ),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: many\n", "entry 1 (HERE/one.jsonl): argument --num_proc"),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: 0\n", "--num_proc 0 must be"),
-        ("- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n", "90 is no share"),
+        (
+            "- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n",
+            "--validation_split_percentage 90",
+        ),
         ("- dataset_name: HERE/one.jsonl\n  vocab_size: 77\n", "no tokenizer in"),
         ("- wikitext\n", "entry 1: 'wikitext' is no entry; write `dataset_name: wikitext`"),
         ("dataset_name: HERE/one.jsonl\n", "it must hold a list of entries"),

@@ -109,7 +109,7 @@ def test_help_loads_neither_torch_nor_datasets():
         ("pretokenize --corpus tiny", "--tokenizer_name"),
         ("pretokenize --corpus tiny --tokenizer_name nowhere.model", "nowhere.model"),
         ("describe --corpus nowhere", "holds no records"),
-        ("describe --corpus tiny --max_held_out 0", "both must be at least 1"),
+        ("describe --corpus tiny --max_held_out 0", "--max_held_out 0 must be"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(tiny_data, tmp_path, monkeypatch, capsys, argv, message):

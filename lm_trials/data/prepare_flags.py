@@ -167,7 +167,12 @@ class InstructArguments(CorpusArguments):
         "prompt", help='prompt: the record\'s instruction, then "Possible story:". summary: "Write " and the summary.'
     )
     dataset_name: str | None = option(None, help="Name of the data set. Default: <corpus>-instruct-<style>.")
-    conversational: bool = option(False, help="Write them as messages of user and assistant, for chat models.")
+    conversational: bool = option(
+        False,
+        not_with="overlong",
+        why="later turns are about the whole story",
+        help="Write them as messages of user and assistant, for chat models.",
+    )
     turns: int = option(
         1,
         least=1,
@@ -196,8 +201,6 @@ class InstructArguments(CorpusArguments):
     overlong: Literal["drop", "cut"] = option(
         "drop",
         needs=("vocab_size", "tokenizer_name"),
-        not_with="conversational",
-        why="it cuts stories by tokens; later turns are about the whole story",
         help="What happens to longer ones: left out, or the story cut, after which no EOS is trained.",
     )
     dry_run: bool = option(False, help="Count and show, and write nothing.")

@@ -14,7 +14,10 @@ class EvaluationArguments(DataFolder, Device):
     """Which models are evaluated on which stories, and how."""
 
     model_name_or_path: list[str] = option(
-        [], aliases=["--model_dir"], help="Run, checkpoint, model folder or Hub name; several make a matrix."
+        [],
+        aliases=["--model_dir"],
+        required="RUN_OR_CHECKPOINT",
+        help="Run, checkpoint, model folder or Hub name; several make a matrix.",
     )
     dataset_name: list[str] = option(
         ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix."

@@ -298,7 +298,7 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
         (["a", "b"], ["--positions", "last"], "--positions last: of stories there are all, prompt, story, or numbers"),
         (["a", "b"], ["--num_generations", "4"], "--num_generations 4 needs --feature"),
         (["a", "b"], ["--feature", "Twist", "--num_generations", "4", "--positions", "0"], "is swapped whole"),
-        (["a", "b"], ["--answer", " sat"], "--answer  sat needs --prompt or --pairs"),
+        (["a", "b"], ["--answer", " sat"], "--answer ' sat' needs --prompt or --pairs"),
         (["a"], [*ONE, "--feature", "Twist"], "--feature Twist and --prompt cannot be combined"),
         (["a"], [*ONE, "--pairs", "pairs.csv"], "--pairs pairs.csv and --prompt cannot be combined"),
         (["a"], ONE[:4], "--prompt without --answer: there is nothing to measure"),
