@@ -385,7 +385,7 @@ BAD = {
     "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is no folder"),
     "both": (
         ("--load_in_8bit", "True", "--load_in_4bit", "True"),
-        "--load_in_8bit and --load_in_4bit cannot be combined",
+        "--load_in_8bit and --load_in_4bit cannot",
     ),
     "full and quantized": (
         ("--full_finetune", "True", "--load_in_8bit", "True"),
