@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import is_main_process, script
-from lm_trials.evaluation.flags import EvaluationArguments, check_arguments
+from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.flags import parse_arguments
 
 
@@ -44,7 +44,6 @@ from lm_trials.flags import parse_arguments
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Evaluate each model on each data set; returns the rows of all tables."""
     (args,) = parse_arguments(argv, (EvaluationArguments,), __doc__ or "", prog="eval_checkpoint.py")
-    check_arguments(args)
     import torch
     from accelerate import PartialState
 

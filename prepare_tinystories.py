@@ -44,10 +44,6 @@ def generate(args: GenerateArguments) -> dict[str, Any]:
     from lm_trials.stories.generated.generator import generate_stories
     from lm_trials.stories.records import SPLITS, record_from_row
 
-    if args.num_stories < 100:
-        raise UsageError(f"--num_stories {args.num_stories} leaves a split empty; give at least 100")
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed} is no seed; give 0 or more")
     stories = progress(generate_stories(args.num_stories, args.seed), "writing stories", "stories", args.num_stories)
     origin = {
         "reference": "prepare_tinystories.py generate",
@@ -104,8 +100,6 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     from lm_trials.stories.corpora import open_records
     from lm_trials.tokens.tokenizers import train_tokenizer
 
-    if args.max_stories < 1:
-        raise UsageError(f"--max_stories {args.max_stories} leaves nothing to read; give at least 1")
     folder = Path(args.data_cache_dir) / f"tok{args.vocab_size}"
     if folder.exists():
         raise UsageError(f"{folder} holds a tokenizer already; remove it to train it anew")
@@ -240,10 +234,6 @@ def describe_texts(args: DescribeArguments) -> dict[str, float]:
     from lm_trials.stories.corpora import open_records
     from lm_trials.stories.variety import describe_variety
 
-    if min(args.max_stories, args.max_held_out) < 1:
-        raise UsageError(
-            f"--max_stories {args.max_stories} --max_held_out {args.max_held_out}: both must be at least 1"
-        )
     records = open_records(args.folder)
     train = [row["story"] for row in islice(records["train"], args.max_stories)]
     rows = islice(chain(records["validation"], records["test"]), args.max_held_out)

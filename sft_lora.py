@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
-from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_sft
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_targets
 
 
 def run_arguments() -> type:
@@ -30,9 +30,14 @@ def run_arguments() -> type:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Fine-tune, save, evaluate and merge; returns the metrics of the final evaluation."""
     pair_args, adapter_args, args = parse_arguments(
-        argv, (PairArguments, AdapterArguments), __doc__ or "", CommonSftArguments, run_arguments, prog="sft_lora.py"
+        argv,
+        (PairArguments, AdapterArguments),
+        __doc__ or "",
+        CommonSftArguments,
+        run_arguments,
+        "sft_lora.py",
+        check_targets,
     )
-    check_sft(pair_args, adapter_args)
     from lm_trials.models.reference import read_run
     from lm_trials.training import hub
     from lm_trials.training.checkpoints import run_identity
@@ -43,7 +48,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         finish_tuning,
         finished_weights,
         load_base,
-        lora_spec,
     )
     from lm_trials.training.launch import check_processes
     from lm_trials.training.manifest import check_resumable, continued, describe_run, write_run
@@ -56,7 +60,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     check_processes(args.distributed_state)
     hub.check_push(args)
-    lora_spec(adapter_args)
     base = choose_base(adapter_args)
     name_run(args, base.name, pair_args)
     with args.main_process_first(desc="the data"):

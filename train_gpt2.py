@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
-from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments, check_numbers
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 
 
 def run_arguments() -> type:
@@ -33,7 +33,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     data_args, model_args, args = parse_arguments(
         argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="train_gpt2.py"
     )
-    check_numbers(data_args, model_args)
     from lm_trials.models.reference import positions_of
     from lm_trials.training import hub
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan

@@ -52,15 +52,15 @@ ENOUGH = 1 << 60
 class CaptureBenchmark:
     """What is read, and how often."""
 
-    num_stories: int = option(1000, help="Stories that are read.")
+    num_stories: int = option(1000, least=1, help="Stories that are read.")
     dataset_name: str | None = option(None, help="A prepared corpus or a file; default: generated stories.")
     dataset_split: str | None = option(None, help="Split of it. Default: its validation split; a file is read whole.")
     data_cache_dir: str = option("data", help="Folder of prepared corpora.")
     tokenizer_name: str | None = option(None, help="Tokenizer; default: one trained on the stories.")
     config_name: str = option("base8M", help="Shape of the model, a preset; its weights are random.")
-    batch_size: int = option(16, help="Stories of a batch.")
-    repetitions: int = option(5, help="Interleaved repetitions.")
-    seed: int = option(0, help="Seed of stories and weights.")
+    batch_size: int = option(16, least=1, help="Stories of a batch.")
+    repetitions: int = option(5, least=1, help="Interleaved repetitions.")
+    seed: int = option(0, least=0, help="Seed of stories and weights.")
 
 
 @dataclass
@@ -79,8 +79,6 @@ class Setting:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns the least seconds of each way."""
     (args,) = parse_arguments(argv, (CaptureBenchmark,), __doc__ or "")
-    if min(args.num_stories, args.batch_size, args.repetitions) < 1:
-        raise UsageError("--num_stories, --batch_size and --repetitions: nothing is left to measure; give at least 1")
     names = [PLAIN, BARE, *OURS, *LENSES]
     if find_spec("transformer_lens") is None:
         note("TransformerLens is not installed, so its lines are left out; benchmarks/capture.py --help says how")

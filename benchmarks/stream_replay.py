@@ -25,10 +25,10 @@ from lm_trials.flags import option, parse_arguments
 class ReplayArguments:
     """How much is replayed."""
 
-    num_stories: int = option(30_000, help="Generated stories.")
-    vocab_size: int = option(4096, help="Tokens of the vocabulary, trained on them.")
-    passes: float = option(1.5, help="Passes that are skipped: beyond 1 into the second.")
-    repetitions: int = option(5, help="Interleaved repetitions; the table has medians.")
+    num_stories: int = option(30_000, least=1, help="Generated stories.")
+    vocab_size: int = option(4096, least=1, help="Tokens of the vocabulary, trained on them.")
+    passes: float = option(1.5, above=0, help="Passes that are skipped: beyond 1 into the second.")
+    repetitions: int = option(5, least=1, help="Interleaved repetitions; the table has medians.")
 
 
 @script

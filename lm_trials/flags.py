@@ -1,19 +1,181 @@
-"""Arguments: flags from dataclasses, `--config FILE.yaml`, and `--help` without torch.
+"""Flags from dataclasses with their checks, `--config FILE.yaml`, and `--help` without torch.
 
-Every script's own flags are a dataclass that imports nothing heavy.  A training script has `TrainingArguments`' some
-hundred flags besides: `--help` shows the dozen most used, `--help_all` loads torch and shows them all.
+A script's own flags are a dataclass that imports nothing heavy; `option` declares a flag with its help and its bounds.
+A training script also takes the flags of `TrainingArguments`: `--help` shows the most used of them, `--help_all` loads
+torch and shows all.  Own flags are parsed and checked before that class is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+import types
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_trials.console import UsageError, did_you_mean
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, aliases: Sequence[str] = (), **checks: Any) -> Any:
+    """Declare one flag of a dataclass; a list default is copied for each use.
+
+    Args:
+        checks: the fields of `Check`.
+    """
+    metadata = {"help": help, "aliases": aliases, "check": Check(**checks)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a flag's value must be.  Bounds hold for each value of a list; None passes them.
+
+    Attributes:
+        least, above, most, below: bounds of a number.
+        unless: one number that the bounds do not apply to, for example 0 for "none".
+        finite: whether inf and nan are refused.
+        one_of: the valid words of a list or of an optional flag; `Literal` does the same for a single word.
+        distinct: whether no value of a list may be repeated.
+        filled: whether text must be more than spaces, and a list not empty.
+        required: what to give (a metavar) where the flag must be given.
+        needs: flags of which one must be set where this one is; or a dictionary from values of this flag to them.
+        not_with: flags that must not be set where this one is; or a dictionary likewise.
+        why: the reason, where it is not obvious.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    unless: float | None = None
+    finite: bool = True
+    one_of: Iterable[str] = ()
+    distinct: bool = False
+    filled: bool = False
+    required: str = ""
+    needs: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
+    not_with: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
+    why: str = ""
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words.
+
+        >>> Check(above=0, most=1).bounds, Check(least=8, unless=0).bounds
+        ('above 0 and at most 1', 'at least 8, or 0')
+        """
+        limits = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        words = " and ".join(f"{word} {_shown(limit)}" for word, limit in limits.items() if limit is not None)
+        return words if self.unless is None else f"{words}, or {_shown(self.unless)}"
+
+    def holds(self, number: float) -> bool:
+        """Whether a number is within the bounds.
+
+        >>> [Check(least=2, unless=0).holds(number) for number in (0, 1, 2)]
+        [True, False, True]
+        """
+        if self.unless is not None and number == self.unless:
+            return True
+        return (
+            (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that is wrong by itself."""
+        values = value if isinstance(value, list) else [value]
+        empty = not values or any(word is None or (isinstance(word, str) and not word.strip()) for word in values)
+        if self.required and empty:
+            raise UsageError(f"--{name} is missing; give --{name} {self.required}")
+        if self.filled and empty and value is not None:
+            raise UsageError(f"--{name} must not be empty{self._because}; give a value, or omit the flag")
+        for each in values:
+            if isinstance(each, (int, float)) and not isinstance(each, bool):
+                if self.finite and not math.isfinite(each):
+                    raise UsageError(f"--{name} {each} must be a finite number")
+                if not self.holds(each):
+                    raise UsageError(f"--{name} {_shown(each)} must be {self.bounds}{self._because}")
+            if self.one_of and each is not None and each not in self.one_of:
+                raise UsageError(f"--{name} {each}: {did_you_mean(each, self.one_of)}")
+            if self.distinct and values.count(each) > 1:
+                raise UsageError(f"--{name} {_shown(each)} is given twice; give each value once")
+
+    def check_with(self, name: str, value: Any, others: dict[str, tuple[Any, Any]]) -> None:
+        """Refuse a value that another flag forbids, or that needs another; `others` are values and defaults."""
+        shown = f"--{name}" if isinstance(value, (bool, list)) else f"--{name} {_shown(value)}"
+        needs = _named(self.needs, value)
+        if needs and not any(_is_set(*others[other]) for other in needs):
+            raise UsageError(f"{shown} needs {' or '.join(f'--{other}' for other in needs)}{self._because}")
+        for other in _named(self.not_with, value):
+            if _is_asked(*others[other]):
+                raise UsageError(f"{shown} and --{other} cannot be combined{self._because}; remove one of them")
+
+    @property
+    def _because(self) -> str:
+        return f" ({self.why})" if self.why else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if isinstance(value, str) and value != value.strip() else str(value)
+
+
+def _named(flags: Any, value: Any) -> tuple[str, ...]:
+    named = flags.get(value, ()) if isinstance(flags, dict) else flags
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _is_set(value: Any, default: Any) -> bool:
+    """Whether a flag has a value that does something; 0 does where the default is None, as in `--head 0`."""
+    return value is not None and value is not False and (default is None or bool(value))
+
+
+def _is_asked(value: Any, default: Any) -> bool:
+    """Whether a flag is set to something that its default is not."""
+    return _is_set(value, default) and value != default
+
+
+def check_flags(*instances: Any, declared: type | None = None) -> None:
+    """Check the values of dataclasses of flags; `parse_arguments` and `parse_mapping` have done it.
+
+    Args:
+        declared: the dataclass whose options apply, where it is not the instances' own.
+
+    Raises:
+        UsageError: for the first wrong value.
+
+    >>> @dataclasses.dataclass
+    ... class Own:
+    ...     seeds: int = option(5, least=2, why="an interval needs two seeds", help="Seeds.")
+    >>> check_flags(Own(1))
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --seeds 1 must be at least 2 (an interval needs two seeds)
+    """
+    fields = {
+        field.name: (instance, field)
+        for instance in instances
+        for field in dataclasses.fields(declared or instance)
+        if "check" in field.metadata
+    }
+    values = {name: (getattr(instance, name), _default(field)) for name, (instance, field) in fields.items()}
+    checks = {name: field.metadata["check"] for name, (_, field) in fields.items()}
+    for name, (value, _) in values.items():
+        checks[name].check(name, value)
+    for name, (value, default) in values.items():
+        if _is_asked(value, default):
+            checks[name].check_with(name, value, values)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def parse_arguments(
@@ -23,6 +185,7 @@ def parse_arguments(
     common: type | None = None,
     full: Callable[[], type] | None = None,
     prog: str | None = None,
+    check: Callable[..., Any] | None = None,
 ) -> tuple[Any, ...]:
     """Parse `argv` (default: the command line) into one object for each dataclass.
 
@@ -31,40 +194,167 @@ def parse_arguments(
         description: the script's docstring.
         common: a torch-free dataclass that documents the most used flags of the class that `full` loads.
         full: loads the class with all further flags, for example a subclass of `TrainingArguments`.
+        check: checks of the own flags that `option` cannot declare; called with their objects before `full`.
 
     Raises:
         UsageError: for an unknown flag or key, a wrong value, or a config file that cannot be read.
         SystemExit: with status 0 after `--help` or `--help_all`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(own, description, prog)
     if "-h" in argv or "--help" in argv:
-        types = (*own, common) if common else own
-        _parser(types, description, prog, more=full is not None).print_help()
+        _with_help(_parser((*own, common) if common else own, description, prog), full is not None).print_help()
         raise SystemExit(0)
-    types = (*own, full()) if full else own
-    parser = _parser(types, description, prog)
-    if "--help_all" in argv:
-        parser.print_help()
+    if full and "--help_all" in argv:
+        _full_parser(full(), _with_help(parser, True)).print_help()
         raise SystemExit(0)
     path, arm, argv = _split_config(argv)
+    config = _read_config(path, arm) if path else {}
+    *parsed, rest, config = _parse(parser, own, argv, config, path, partly=full is not None)
+    check_flags(*parsed)
+    if common:
+        *most_used, _, _ = _parse(_parser((common,), "", prog), (common,), rest, dict(config), path, partly=True)
+        check_flags(*most_used)
+    if check:
+        check(*parsed)
+    if full:
+        full_type = full()
+        others = _full_parser(full_type, None)
+        others.known |= _flags(parser)
+        *parsed[len(own) :], _, _ = _parse(others, (full_type,), rest, config, path)
+    return tuple(parsed)
+
+
+def parse_mapping(values: dict[str, Any], own: type) -> Any:
+    """Parse `flag: value` pairs, as one entry of a YAML list holds them, into a dataclass, checked like typed flags.
+
+    Raises:
+        UsageError: for a key that is no flag, naming the nearest; for a wrong value.
+    """
+    parsed, *_ = _parse(_parser((own,), "", None), (own,), [], values)
+    check_flags(parsed)
+    return parsed
+
+
+def _parse(
+    parser: OneLineParser,
+    types: tuple[type, ...],
+    argv: list[str],
+    config: dict[str, Any],
+    path: Path | None = None,
+    partly: bool = False,
+) -> tuple[Any, ...]:
+    """Return the objects, and what `partly` leaves: words and keys that are other classes' flags."""
     try:
-        from_file = _config_as_flags(path, arm, parser) if path else []
-        if from_file:
-            parser.parse_known_args(from_file)  # a wrong value is reported with the file it stands in
+        from_file = _mapping_as_flags(config, parser, partly)
+        parser.parse_known_args(from_file)  # a wrong value is reported with the file it stands in
     except UsageError as error:
-        raise UsageError(f"--config {path}: {error}") from None
-    argv = from_file + _merged_lists(_spelled_out(argv, parser), parser)
+        raise UsageError(f"--config {path}: {error}" if path else str(error)) from None
+    found, rest = parser.parse_known_args(from_file + _merged_lists(_spelled_out(argv, parser), parser))
+    if rest and not partly:
+        known = [f"--{flag}" for flag in (*_flags(parser), *parser.known, "config", "arm")]
+        raise UsageError(f"{rest[0]} is no flag here; {_nearest(rest[0], known)}")
     try:
-        *parsed, rest = parser.parse_args_into_dataclasses(
-            argv, return_remaining_strings=True, look_for_args_file=False
-        )
+        names = ([field.name for field in dataclasses.fields(kind) if field.init] for kind in types)
+        objects = [kind(**{n: getattr(found, n) for n in own}) for kind, own in zip(types, names, strict=True)]
     except (ValueError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(str(error)) from None
-    if rest:
-        raise UsageError(f"{rest[0]} is no flag here; {_nearest(rest[0], [f'--{flag}' for flag in _flags(parser)])}")
-    return tuple(parsed[: len(types)])
+    flags = _flags(parser)
+    return *objects, rest, {key: value for key, value in config.items() if _plain(key) not in flags}
+
+
+class OneLineParser(ArgumentParser):
+    """Reports a wrong value in one line, as all scripts here report a user's mistake."""
+
+    known: dict[str, Action] = {}  # noqa: RUF012 - other classes' flags, named where a flag is unknown
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise what argparse prints with the usage."""
+        raise UsageError(message)
+
+
+def _parser(types: tuple[type, ...], description: str, prog: str | None) -> OneLineParser:
+    parser = OneLineParser(
+        description=description, prog=prog, allow_abbrev=False, formatter_class=HelpFormatter, add_help=False
+    )
+    for kind in types:
+        hints = get_type_hints(kind)
+        for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):  # shared flags come last
+            if field.init:
+                _add_flag(parser, field, hints[field.name])
+    return parser
+
+
+def _add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    """Add a flag of one of the types that own flags have: number, text, bool, Literal, a list of these, or None."""
+    default = _default(field)
+    if get_origin(hint) is types.UnionType or type(None) in get_args(hint):
+        (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
+    settings: dict[str, Any] = {"type": hint, "default": default, "help": field.metadata["help"]}
+    if get_origin(hint) is list:
+        settings |= {"type": get_args(hint)[0], "nargs": "+"}
+    elif get_origin(hint) is Literal:
+        settings |= {"type": str, "choices": get_args(hint)}
+    elif hint is bool:
+        settings |= {"type": string_to_bool} | ({} if default is None else {"nargs": "?", "const": True})
+    elif hint in (int, float) and default is None:
+        settings["type"] = _number_or_none(hint)
+    action = parser.add_argument(f"--{field.name}", *field.metadata["aliases"], **settings)
+    action.bounds = field.metadata["check"].bounds  # type: ignore[attr-defined]
+    if default is True:
+        parser.add_argument(
+            f"--no_{field.name}", action="store_false", dest=field.name, default=True, help=field.metadata["help"]
+        )
+
+
+def string_to_bool(word: str) -> bool:
+    """Read a boolean, as transformers' parser does.
+
+    >>> string_to_bool("False"), string_to_bool("yes")
+    (False, True)
+    """
+    if word.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if word.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise ArgumentTypeError(f"{word} is not a boolean; give True or False")
+
+
+def _full_parser(full: type, own: OneLineParser | None) -> Any:
+    """Return the parser of a class with transformers' types, after the flags of `own` in the help."""
+    from transformers import HfArgumentParser
+
+    class FullParser(OneLineParser, HfArgumentParser):
+        pass
+
+    parser = FullParser(
+        full,
+        parents=[own] if own else [],
+        description=own.description if own else "",
+        prog=own.prog if own else None,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        add_help=False,
+    )
+    _tidy(parser)
+    return parser
+
+
+def _with_help(parser: OneLineParser, more: bool) -> OneLineParser:
+    """Add the flags that every script has, for its help."""
+    parser.add_argument("--config", metavar="FILE.yaml", help="Read flags from a YAML file; the command line wins.")
+    parser.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
+    if more:
+        parser.add_argument("--help_all", action="store_true", help="Show every flag and exit.")
+        parser.epilog = "--help_all also shows every flag of transformers.TrainingArguments."
+    return parser
+
+
+def _plain(key: Any) -> str:
+    return str(key).replace("-", "_")
 
 
 def _flags(parser: ArgumentParser) -> dict[str, Action]:
@@ -77,32 +367,6 @@ def _nearest(flag: str, flags: list[str]) -> str:
     """Name the nearest flag; all of them would be a page."""
     near = did_you_mean(flag.partition("=")[0].replace("-", "_"), [name.replace("-", "_") for name in flags])
     return near.partition("valid:")[0].strip().replace("mean __", "mean --") or "--help lists them"
-
-
-def _parser(types: tuple[type, ...], description: str, prog: str | None, more: bool = False) -> Any:
-    from transformers import HfArgumentParser
-
-    class OneLineParser(HfArgumentParser):
-        """Reports a wrong value in one line, as all scripts here report a user's mistake."""
-
-        def error(self, message: str) -> None:
-            raise UsageError(message)
-
-    epilog = "--help_all shows every flag of transformers.TrainingArguments too." if more else None
-    parser = OneLineParser(
-        types,
-        description=description,
-        epilog=epilog,
-        prog=prog,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="Read flags from a YAML file; the command line wins.")
-    parser.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
-    if more:
-        parser.add_argument("--help_all", action="store_true", help="Show every flag and leave.")
-    _tidy(parser)
-    return parser
 
 
 def _tidy(parser: ArgumentParser) -> None:
@@ -131,10 +395,13 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
+        bounds = getattr(action, "bounds", "")
+        notes = [] if bounds in ("", "at least 0", "at least 1", "above 0") else [bounds]  # these are expected anyway
         known = action.default not in (None, SUPPRESS, "", [])
         if known and action.nargs != 0 and "default" not in text.lower():
             default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
-            text = f"{text} [{str(default).replace('%', '%%')}]"
+            notes = [str(default).replace("%", "%%"), *notes]
+        text += f" [{'; '.join(notes)}]" if notes else ""
         return text
 
 
@@ -203,16 +470,19 @@ def _merged_lists(argv: list[str], parser: ArgumentParser) -> list[str]:
     return rest + [word for dest, values in merged.items() for word in (f"--{dest}", *values)]
 
 
-def _config_as_flags(path: Path, arm: str | None, parser: ArgumentParser) -> list[str]:
-    """Turn a YAML file into flags, so that its values are checked like typed ones.
+def _read_config(path: Path, arm: str | None) -> dict[str, Any]:
+    """Read a YAML file of flags, whose values are then checked like typed ones.
 
     Under `arms:` it may hold, by name, the flags in which the arms of a trial differ; one of them is then chosen.
     `HfArgumentParser.parse_yaml_file` and defaults set from a file skip types and choices: `lr: 3e-4` stays a string.
     """
-    config = read_yaml(path)
-    if not isinstance(config, dict):
-        raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
-    return _mapping_as_flags(_chosen_arm(config, arm), parser)
+    try:
+        config = read_yaml(path)
+        if not isinstance(config, dict):
+            raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
+        return _chosen_arm(config, arm)
+    except UsageError as error:
+        raise UsageError(f"--config {path}: {error}") from None
 
 
 def _chosen_arm(config: dict[str, Any], arm: str | None) -> dict[str, Any]:
@@ -247,30 +517,15 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"it is no YAML ({str(error).splitlines()[0]}); mend it") from None
 
 
-def parse_mapping(values: dict[str, Any], own: type) -> Any:
-    """Parse `flag: value` pairs, as one entry of a YAML list holds them, into a dataclass, checked like typed flags.
-
-    Raises:
-        UsageError: for a key that is no flag, naming the nearest; for a wrong value.
-    """
-    parser = _parser((own,), "", None)
-    try:
-        parsed, *_ = parser.parse_args_into_dataclasses(_mapping_as_flags(values, parser), look_for_args_file=False)
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from None
-    return parsed
-
-
-def _mapping_as_flags(config: dict[str, Any], parser: ArgumentParser) -> list[str]:
-    actions = {
-        name: action for name, action in _flags(parser).items() if name not in ("help", "config", "arm", "help_all")
-    }
+def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: bool) -> list[str]:
+    """Turn `flag: value` pairs into words of a command line; `partly` leaves out keys that are no flags here."""
+    actions = _flags(parser)
     flags: list[str] = []
     for key, value in config.items():
-        name = str(key).replace("-", "_")
-        if name not in actions:
-            raise UsageError(f"{key} is no flag; {_nearest(name, list(actions))}")
-        flags += _flag(name, actions[name], value)
+        if _plain(key) in actions:
+            flags += _flag(_plain(key), actions[_plain(key)], value)
+        elif not partly:
+            raise UsageError(f"{key} is no flag; {_nearest(_plain(key), [*actions, *parser.known])}")
     return flags
 
 
@@ -312,10 +567,3 @@ def _flag(name: str, action: Action, value: Any) -> list[str]:
 
         return [f"--{name}={json.dumps(value)}"]
     return [f"--{name}={value}"]
-
-
-def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:
-    """Declare one flag of a dataclass with its help text; a list default is copied for each use."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
-    return dataclasses.field(default=default, metadata={"help": help, **metadata})

@@ -160,7 +160,7 @@ def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
     ("argv", "message"),
     [
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
-        (["--dataset_name", "x", "--num_proc", "0"], "--num_proc 0 is too few"),
+        (["--dataset_name", "x", "--num_proc", "0"], "--num_proc 0 must be"),
         (["--num_proc", "2"], "no data set is named; give --dataset_name"),
         (["--dataset_name", "a++b"], "a++b has an empty part"),
         (["--dataset_nam", "x"], "--dataset_nam is no flag here; did you mean --dataset_name?"),
@@ -328,8 +328,11 @@ def test_a_recipe_goes_on_after_one_that_failed_and_says_which(tmp_path, capsys)
             "entry 2 (HERE/two.jsonl): HERE/two",
         ),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: many\n", "entry 1 (HERE/one.jsonl): argument --num_proc"),
-        ("- dataset_name: HERE/one.jsonl\n  num_proc: 0\n", "--num_proc 0 is too few"),
-        ("- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n", "90 is no share"),
+        ("- dataset_name: HERE/one.jsonl\n  num_proc: 0\n", "--num_proc 0 must be"),
+        (
+            "- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n",
+            "--validation_split_percentage 90",
+        ),
         ("- dataset_name: HERE/one.jsonl\n  vocab_size: 77\n", "no tokenizer in"),
         ("- wikitext\n", "entry 1: 'wikitext' is no entry; write `dataset_name: wikitext`"),
         ("dataset_name: HERE/one.jsonl\n", "it must hold a list of entries"),

@@ -419,15 +419,15 @@ def refused(run, tmp_path, capfd):
     [
         (["--by", "feature"], "--by feature: did you mean features? valid: features, source"),
         (["--by", "features", "length"], "--by length: valid: features, source"),
-        (["--max_eval_samples", "0"], "--max_eval_samples 0 leaves nothing to evaluate"),
-        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0 leaves nothing"),
-        (["--generate", "-1"], "--generate -1 is no number of stories"),
-        (["--prompt_share", "1"], "--prompt_share 1 leaves nothing to show or to write"),
-        (["--temperature", "-1"], "--temperature -1 is no temperature"),
-        (["--seed", "-1"], "--seed -1 is no seed"),
+        (["--max_eval_samples", "0"], "--max_eval_samples 0 must be"),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0 must be"),
+        (["--generate", "-1"], "--generate -1 must be"),
+        (["--prompt_share", "1"], "--prompt_share 1 must be"),
+        (["--temperature", "-1"], "--temperature -1 must be"),
+        (["--seed", "-1"], "--seed -1 must be"),
         (["--layout", "paked"], "argument --layout: invalid choice: 'paked' (choose from 'per_story', 'packed')"),
         (["--block_size", "65"], "--block_size 65: the model sees 2 to 64 tokens"),
-        (["--block_size", "1"], "--block_size 1: the model sees 2 to 64 tokens"),
+        (["--block_size", "1"], "--block_size 1 must be"),
         (["--dataset_split", "valid"], "--dataset_split valid: did you mean validation?"),
         (["--dataset_name", "no/such/file.jsonl"], "no/such/file.jsonl does not exist"),
         (["--model_dir", "./nowhere"], "./nowhere is no folder"),
@@ -445,7 +445,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(refused, flags, text):
 
 
 def test_no_model_is_named(refused):
-    assert refused(model=None) == "no model is named; give --model_dir RUN_OR_CHECKPOINT"
+    assert refused(model=None) == "--model_name_or_path is missing; give --model_name_or_path RUN_OR_CHECKPOINT"
 
 
 def test_a_folder_without_a_model_and_one_with_pickled_weights(refused, tmp_path):

@@ -1,13 +1,19 @@
 """Flags, and config files that are checked like flags."""
 
+import importlib
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Literal, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
-from lm_trials.flags import option, parse_arguments
+from lm_trials.flags import Check, option, parse_arguments, parse_mapping
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 @dataclass
@@ -15,7 +21,7 @@ class Own:
     """Flags of each kind."""
 
     learning_rate: float = option(0.1, help="Rate.")
-    shift: float = option(0.0, help="A number that may be negative.")
+    shift: float = option(0.0, finite=False, help="A number that may be negative.")
     steps: int = option(10, help="Updates. Default: ten.")
     color: Literal["red", "green"] = option("red", help="One of two.")
     save: str = option("steps", help="no, steps or epoch.")
@@ -38,8 +44,8 @@ class Common:
 class Full:
     """Stands for TrainingArguments."""
 
-    often: int = option(1, help="Often used.")
-    seldom: int = option(2, help="Seldom used.")
+    often: int = field(default=1, metadata={"help": "Often used."})
+    seldom: int = field(default=2, metadata={"help": "Seldom used."})
 
     def __post_init__(self):
         if self.seldom < 0:
@@ -120,7 +126,7 @@ def test_a_flag_is_read(argv, field, value):
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
         (["--color", "blue"], "argument --color: invalid choice: 'blue' (choose from 'red', 'green')"),
-        (["--quiet", "perhaps"], "Truthy value expected: got perhaps"),
+        (["--quiet", "perhaps"], "argument --quiet: perhaps is not a boolean; give True or False"),
         (["--steps"], "argument --steps: expected one argument"),
         (["--config"], "--config needs a file; give --config FILE.yaml"),
         (["--config", "--steps", "1"], "--config needs a file"),
@@ -270,3 +276,219 @@ def test_an_arm_without_a_file_that_has_it_is_named(tmp_path):
     assert "--arm low names an arm of a config file" in refusal("--arm", "low")
     path.write_text("arms: [low]\n")
     assert "its arms are no names" in refusal("--config", str(path), "--arm", "low")
+
+
+# Checks that flags declare
+
+
+@dataclass
+class Checked:
+    """Flags with each kind of check."""
+
+    seeds: int = option(5, least=2, why="an interval needs two seeds", help="Seeds.")
+    share: float | None = option(None, above=0, most=1, help="Share.")
+    below: float = option(0.0, least=-1, below=0.5, help="Number.")
+    controls: int = option(0, least=3, unless=0, help="Controls.")
+    sizes: list[int] = option([1], least=1, distinct=True, filled=True, help="Sizes.")
+    words: list[str] = option([], one_of=("cat", "dog"), help="Words.")
+    text: str | None = option(None, filled=True, help="Text.")
+    merge: str | None = option(None, needs="rank", not_with=("eight", "four"), help="Folder.")
+    rank: int | None = option(None, help="Rank.")
+    eight: bool = option(False, not_with="four", why="weights have one format", help="8 bits.")
+    four: bool = option(False, help="4 bits.")
+    judge: Literal["rules", "model", "people"] = option("rules", needs={"model": ("corpus", "eight")}, help="Judge.")
+    corpus: str | None = option(None, help="Corpus.")
+
+
+@dataclass
+class Demanding:
+    """A flag that must be given."""
+
+    model: list[str] = option([], required="RUN_OR_MODEL", help="Models.")
+
+
+def check_refusal(*argv, kind=Checked):
+    with pytest.raises(UsageError) as raised:
+        parse_arguments(argv, (kind,), "")
+    with pytest.raises(UsageError) as again:  # a mapping, as of a recipe, is checked too
+        parse_mapping(mapping_of(argv), kind)
+    assert str(again.value) == str(raised.value)
+    return str(raised.value)
+
+
+def mapping_of(argv):
+    found = {}
+    for word in argv:
+        if word.startswith("--"):
+            name, found[name] = word[2:], []
+        else:
+            found[name].append(word)
+    return {name: values if len(values) > 1 else values[0] if values else True for name, values in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--seeds 1", "--seeds 1 must be at least 2 (an interval needs two seeds)"),
+        ("--share 0", "--share 0 must be above 0 and at most 1"),
+        ("--share 1.5", "--share 1.5 must be above 0 and at most 1"),
+        ("--share nan", "--share nan must be a finite number"),
+        ("--share inf", "--share inf must be a finite number"),
+        ("--below 0.5", "--below 0.5 must be at least -1 and below 0.5"),
+        ("--controls 2", "--controls 2 must be at least 3, or 0"),
+        ("--sizes 3 0", "--sizes 0 must be at least 1"),
+        ("--sizes 3 3", "--sizes 3 is given twice; give each value once"),
+        ("--words cat dig", "--words dig: did you mean dog? valid: cat, dog"),
+        ("--merge out", "--merge out needs --rank"),
+        ("--merge out --rank 0 --four", "--merge out and --four cannot be combined; remove one of them"),
+        ("--eight --four", "--eight and --four cannot be combined (weights have one format); remove one of them"),
+        ("--judge model", "--judge model needs --corpus or --eight"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_must_be(argv, message):
+    assert check_refusal(*argv.split()) == message
+
+
+def test_an_empty_value_is_named():
+    assert check_refusal("--text", " ") == "--text must not be empty; give a value, or omit the flag"
+    for argv in ((), ("--model", "")):
+        message = check_refusal(*argv, kind=Demanding)
+        assert message == "--model is missing; give --model RUN_OR_MODEL"
+    assert parse_arguments(["--model", "a"], (Demanding,), "")[0].model == ["a"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "",
+        "--share None",
+        "--controls 0",
+        "--controls 3",
+        "--words cat dog",
+        "--merge out --rank 0",  # 0 is a value where the default is None
+        "--judge model --eight",
+        "--judge people",
+        "--eight False --four",
+    ],
+)
+def test_a_right_value_passes(argv):
+    parse_arguments(argv.split(), (Checked,), "")
+
+
+@given(
+    limits=st.tuples(st.integers(-50, 50), st.integers(0, 50)),
+    strict=st.tuples(st.booleans(), st.booleans()),
+    beyond=st.integers(1, 50),
+)
+def test_each_bound_holds_at_its_value_or_just_beyond(limits, strict, beyond):
+    low, high = limits[0], limits[0] + limits[1]
+    check = Check(**{"above" if strict[0] else "least": low, "below" if strict[1] else "most": high})
+    if low < high:
+        assert check.holds((low + high) / 2)
+        assert check.holds(low) is not strict[0]
+        assert check.holds(high) is not strict[1]
+    assert not check.holds(low - beyond)
+    assert not check.holds(high + beyond)
+    excepted = Check(least=low, unless=low - beyond)
+    assert excepted.holds(low - beyond)
+    assert not excepted.holds(low - beyond - 1)
+
+
+@given(values=st.lists(st.integers(-3, 6), min_size=1, max_size=5))
+def test_bounds_hold_for_each_value_of_a_list(values):
+    wrong = [value for value in values if value < 1]
+    if wrong:
+        with pytest.raises(UsageError, match=f"--sizes {wrong[0]} must be at least 1"):
+            Check(least=1).check("sizes", values)
+    else:
+        Check(least=1).check("sizes", values)
+
+
+def test_own_and_common_flags_are_checked_before_the_full_class_is_loaded(config):
+    def never():
+        raise AssertionError("a wrong value must be reported before")
+
+    @dataclass
+    class Often:
+        often: int = option(1, least=1, help="Often used.")
+
+    def full():
+        return Full
+
+    options = {"common": Often, "full": never}
+    for argv in (["--seeds", "1"], [config("seeds: 1\nseldom: 3\n")]):
+        with pytest.raises(UsageError, match="--seeds 1 must be"):
+            parse_arguments(["--seldom", "-1e-3", *argv], (Checked,), "", **options)
+    for argv in (["--often", "0"], [config("often: 0\n")]):
+        with pytest.raises(UsageError, match="--often 0 must be"):
+            parse_arguments(argv, (Checked,), "", **options)
+
+    def refuse(checked):
+        raise UsageError(f"{checked.seeds} seeds")
+
+    with pytest.raises(UsageError, match="7 seeds"):
+        parse_arguments(["--seeds", "7"], (Checked,), "", **options, check=refuse)
+    own, others = parse_arguments(
+        [config("often: 4\nseeds: 3\nseldom: 9\n"), "--seldom", "8"], (Checked,), "", common=Often, full=full
+    )
+    assert (own.seeds, others.often, others.seldom) == (3, 4, 8)
+    with pytest.raises(UsageError, match="seedz is no flag; did you mean seeds"):
+        parse_arguments([config("seedz: 4\n")], (Checked,), "", common=Often, full=full)
+    with pytest.raises(UsageError, match="--seedz is no flag here; did you mean --seeds"):
+        parse_arguments(["--seedz", "4"], (Checked,), "", common=Often, full=full)
+
+
+def test_help_shows_a_bound_that_is_not_expected(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"], (Checked,), "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Seeds. [5; at least 2]" in shown
+    assert "Sizes. [1]" in shown
+
+
+def test_a_check_that_does_not_exist_is_an_error_of_the_declaration():
+    with pytest.raises(TypeError, match="leest"):
+        option(1, leest=1, help="Number.")
+
+
+UNBOUNDED = {
+    "layer": "counts from the end where negative; the model says how many there are",
+    "layers": "as layer",
+    "head": "as layer",
+    "heads": "as layer",
+    "TrainVocabArguments.vocab_size": "the least depends on the characters of the stories",
+    "eval_steps": "transformers checks it, with --eval_strategy",
+    "save_steps": "transformers checks it, with --save_strategy",
+    "logging_steps": "transformers checks it, with --logging_strategy",
+}
+
+
+def flag_dataclasses():
+    for path in sorted((REPOSITORY / "lm_trials").rglob("*.py")):
+        if "= option(" in path.read_text():
+            module = importlib.import_module(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+            for kind in vars(module).values():
+                if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.__name__:
+                    yield kind
+
+
+def test_every_number_has_a_bound_or_a_reason_for_none_and_checks_name_flags():
+    kinds = list(flag_dataclasses())
+    assert len(kinds) > 30
+    used = set()
+    for kind in kinds:
+        hints, declared = get_type_hints(kind), [each for each in fields(kind) if "check" in each.metadata]
+        for each in declared:
+            check = each.metadata["check"]
+            related = [flags for rule in (check.needs, check.not_with) for flags in rule_flags(rule)]
+            assert set(related) <= {other.name for other in declared}, (kind, each.name)
+            if re.search(r"\b(int|float)\b", str(hints[each.name])) and not check.bounds:
+                reason = {each.name, f"{kind.__name__}.{each.name}"} & set(UNBOUNDED)
+                assert reason, f"{kind.__name__}.{each.name} has no bound"
+                used |= reason
+    assert used == set(UNBOUNDED)
+
+
+def rule_flags(rule):
+    rules = rule.values() if isinstance(rule, dict) else [rule]
+    return [name for each in rules for name in ([each] if isinstance(each, str) else each)]

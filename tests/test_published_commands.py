@@ -45,7 +45,9 @@ def test_the_papers_command_starts_a_model_of_its_size(shared_data, tmp_path, mo
 
 def arm(name):
     config = str(REPOSITORY / "configs" / "diversity_51M.yaml")
-    return parse_arguments(["--config", config, "--arm", name], (DataArguments, ModelArguments, RunArguments), "")
+    return parse_arguments(
+        ["--config", config, "--arm", name], (DataArguments, ModelArguments), "", full=lambda: RunArguments
+    )
 
 
 def test_the_three_arms_are_at_full_size_and_differ_in_their_data_alone():

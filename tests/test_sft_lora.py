@@ -380,18 +380,21 @@ def refused(argv, capsys):
 
 BAD = {
     "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is no folder"),
-    "both": (("--load_in_8bit", "True", "--load_in_4bit", "True"), "drop one"),
+    "both": (
+        ("--load_in_8bit", "True", "--load_in_4bit", "True"),
+        "--load_in_8bit and --load_in_4bit cannot",
+    ),
     "full and quantized": (
         ("--full_finetune", "True", "--load_in_8bit", "True"),
-        "quantized weights cannot be trained",
+        "--full_finetune and --load_in_8bit cannot be combined",
     ),
-    "rank": (("--lora_r", "0"), "--lora_r 0 is no rank; give at least 1"),
+    "rank": (("--lora_r", "0"), "--lora_r 0 must be"),
     "alpha": (("--lora_alpha", "0"), "--lora_alpha 0"),
-    "dropout": (("--lora_dropout", "1"), "--lora_dropout 1 is no share"),
+    "dropout": (("--lora_dropout", "1"), "--lora_dropout 1 must be"),
     "module": (("--lora_target_modules", "q_prj"), "did you mean q_proj"),
     "one of two modules": (("--lora_target_modules", "q_proj", "c_attn"), "--lora_target_modules c_attn"),
     "head": (("--lora_target_modules", "lm_head"), "lm_head is the output head"),
-    "dora": (("--use_dora", "True", "--load_in_8bit", "True"), "--use_dora fails on an 8-bit base"),
+    "dora": (("--use_dora", "True", "--load_in_8bit", "True"), "--use_dora and --load_in_8bit cannot be combined"),
     "positions": (("--max_length", "100000"), "--max_length 100000 is longer than the model's"),
     "all too long": (("--max_length", "5"), "the shortest has"),
     "wrapped": (("--packing", "True", "--packing_strategy", "wrapped"), "lets an example see the one before it"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lm_trials.flags import option
+from lm_trials.shared_flags import DataFolder
 
 
 @dataclass
-class FetchArguments:
+class FetchArguments(DataFolder):
     """Fetch a data set and prepare it, so that train_gpt2.py with the same flags finds it and reads nothing again.
 
     Stopped or killed, the same command goes on where it was.
@@ -18,13 +19,17 @@ class FetchArguments:
     dataset_config_name: str | None = option(
         None, help="Configuration of a Hub data set or part of a folder; of a+b each is a corpus of its own."
     )
-    num_proc: int = option(1, help="Processes that download and read; the result does not depend on them.")
+    num_proc: int = option(1, least=1, help="Processes that download and read; the result does not depend on them.")
     text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
     validation_split_percentage: float | None = option(
-        None, help="Share of a train split without a validation split that becomes one, by hash of the document."
+        None,
+        above=0,
+        most=50,
+        help="Share of a train split without a validation split that becomes one, by hash of the document.",
     )
-    data_cache_dir: str = option("data", help="Folder of prepared corpora, token stores and tokenizers.")
-    vocab_size: int | None = option(None, help="Make the tokens too, with the tokenizer trained with this size.")
+    vocab_size: int | None = option(
+        None, least=0, help="Make the tokens too, with the tokenizer trained with this size."
+    )
     tokenizer_name: str | None = option(None, help="Make the tokens too: a folder, a .model file or a Hub name.")
     append_eos: bool = option(False, help="Close each story with EOS in those tokens.")
 
@@ -34,21 +39,14 @@ class FetchArguments:
 
 
 @dataclass
-class CacheArguments:
-    """Where to look."""
-
-    data_cache_dir: str = option("data", help="Folder of prepared corpora, token stores and tokenizers.")
-
-
-@dataclass
-class ListArguments(CacheArguments):
+class ListArguments(DataFolder):
     """List what is prepared: stories, size on disk, content, source, token stores."""
 
     json: str | None = option(None, help="File that the same goes to as JSON.")
 
 
 @dataclass
-class VerifyArguments(CacheArguments):
+class VerifyArguments(DataFolder):
     """Compare what is prepared (all, or `verify NAME ...`) with the checksums and counts of its manifest."""
 
     names: list[str] = option([], help="Names of corpora and sets. Default: all.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.protocols.transforms import transforms_help
+from lm_trials.shared_flags import DataFolder
 
 if TYPE_CHECKING:
     from lm_trials.pairs.instruct import Recipe
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class CorpusArguments:
+class CorpusArguments(DataFolder):
     """Where the corpus lies."""
 
     corpus: str = option("generated", help="Name of the corpus, a folder in --data_cache_dir.")
-    data_cache_dir: str = option("data", help="Folder of prepared corpora, token stores and tokenizers.")
 
     @property
     def folder(self) -> Path:
@@ -42,15 +42,13 @@ class CorpusArguments:
 class GenerateArguments(CorpusArguments):
     """Write stories from this project's grammar, with their words and features."""
 
-    num_stories: int = option(20_000, help="Stories to write.")
-    seed: int = option(0, help="Seed of the stories; story i is the same in a corpus of any size.")
+    num_stories: int = option(20_000, least=100, why="each split needs a story", help="Stories to write.")
+    seed: int = option(0, least=0, help="Seed of the stories; story i is the same in a corpus of any size.")
 
 
 @dataclass
-class DownloadArguments:
+class DownloadArguments(DataFolder):
     """Fetch the TinyStories archive (1.6 GB) from the Hub, check it and unpack its 50 shards."""
-
-    data_cache_dir: str = option("data", help="Folder that the archive and its shards go to.")
 
 
 @dataclass
@@ -68,7 +66,10 @@ class IngestArguments(CorpusArguments):
     dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
     dataset_split: str | None = option(None, help="Split of a Hub or saved data set to read, then split by hash.")
     validation_split_percentage: float | None = option(
-        None, help="Validation stories, by hash, of a source without a validation split. Without any splits: 1."
+        None,
+        above=0,
+        most=50,
+        help="Validation stories, by hash, of a source without a validation split. Without any splits: 1.",
     )
 
 
@@ -77,14 +78,14 @@ class TrainVocabArguments(CorpusArguments):
     """Train a byte-fallback BPE tokenizer on the train split, Llama-style, into data/tok<N>."""
 
     vocab_size: int = option(8192, help="Tokens of the vocabulary, with 3 special ones and 256 bytes.")
-    max_stories: int = option(1_000_000, help="Stories read, from the start; the seeds read 10 of 50 shards.")
+    max_stories: int = option(1_000_000, least=1, help="Stories read, from the start; the seeds read 10 of 50 shards.")
 
 
 @dataclass
 class TokenizerArguments(CorpusArguments):
     """Which tokenizer."""
 
-    vocab_size: int = option(0, help="The tokenizer trained with this size; 0: --tokenizer_name, Llama 2's.")
+    vocab_size: int = option(0, least=0, help="The tokenizer trained with this size; 0: --tokenizer_name, Llama 2's.")
     tokenizer_name: str | None = option(None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name.")
     append_eos: bool = option(False, help="Close each story with EOS too.")
 
@@ -104,7 +105,7 @@ class SetArguments(TokenizerArguments):
     transform: list[str] = option(
         [], help=f"Transforms applied to each record, in this order, after the other changes. {transforms_help()}"
     )
-    protocol_seed: int = option(0, help="Seed of what is drawn per record: line order, sentence, chances.")
+    protocol_seed: int = option(0, least=0, help="Seed of what is drawn per record: line order, sentence, chances.")
     dry_run: bool = option(False, help="Count and show, and write nothing.")
 
     def written(self) -> dict[str, Any]:
@@ -166,19 +167,41 @@ class InstructArguments(CorpusArguments):
         "prompt", help='prompt: the record\'s instruction, then "Possible story:". summary: "Write " and the summary.'
     )
     dataset_name: str | None = option(None, help="Name of the data set. Default: <corpus>-instruct-<style>.")
-    conversational: bool = option(False, help="Write them as messages of user and assistant, for chat models.")
-    turns: int = option(1, help="Turns of a conversation, 1 to 3: the story, its summary, its words.")
-    seed: int = option(0, help="Seed of how the questions of later turns are worded.")
-    vocab_size: int = option(0, help="Count tokens with the tokenizer trained with this size; 0: --tokenizer_name.")
+    conversational: bool = option(
+        False,
+        not_with="overlong",
+        why="later turns are about the whole story",
+        help="Write them as messages of user and assistant, for chat models.",
+    )
+    turns: int = option(
+        1,
+        least=1,
+        most=3,
+        needs="conversational",
+        help="Turns of a conversation, 1 to 3: the story, its summary, its words.",
+    )
+    seed: int = option(0, least=0, help="Seed of how the questions of later turns are worded.")
+    vocab_size: int = option(
+        0,
+        least=0,
+        not_with="tokenizer_name",
+        help="Count tokens with the tokenizer trained with this size; 0: --tokenizer_name.",
+    )
     tokenizer_name: str | None = option(
         None,
         help="Count tokens with this tokenizer: a folder, a .model file or a Hub name. Default: none, count nothing.",
     )
     max_length: int | None = option(
-        None, help="Tokens of an example at most, [EOS] prompt [BOS] story [EOS]. Default: 350, the published length."
+        None,
+        least=1,
+        needs=("vocab_size", "tokenizer_name"),
+        why="to count tokens",
+        help="Tokens of an example at most, [EOS] prompt [BOS] story [EOS]. Default: 350, the published length.",
     )
     overlong: Literal["drop", "cut"] = option(
-        "drop", help="What happens to longer ones: left out, or the story cut, after which no EOS is trained."
+        "drop",
+        needs=("vocab_size", "tokenizer_name"),
+        help="What happens to longer ones: left out, or the story cut, after which no EOS is trained.",
     )
     dry_run: bool = option(False, help="Count and show, and write nothing.")
 
@@ -197,12 +220,7 @@ class InstructArguments(CorpusArguments):
         return Path(self.data_cache_dir) / name
 
     def recipe(self) -> Recipe:
-        """Check what is asked for together, and load the tokenizer.
-
-        Raises:
-            UsageError: for flags that contradict one another, or say nothing.
-        """
-        self._check()
+        """Return what is asked for, with the tokenizer loaded."""
         from lm_trials.pairs.instruct import MAX_LENGTH, Recipe
 
         tokenizer = None
@@ -213,35 +231,6 @@ class InstructArguments(CorpusArguments):
         max_length = MAX_LENGTH if self.max_length is None else self.max_length
         return Recipe(self.style, self.conversational, self.turns, self.seed, tokenizer, max_length, self.overlong)
 
-    def _check(self) -> None:
-        """Refuse flags that contradict one another, or say nothing."""
-        if not 1 <= self.turns <= 3:
-            raise UsageError(f"--turns {self.turns}: a conversation has 1, 2 or 3")
-        if self.turns > 1 and not self.conversational:
-            raise UsageError(f"--turns {self.turns} are turns of a conversation; give --conversational True too")
-        if self.conversational and self.overlong == "cut":
-            raise UsageError(
-                "--overlong cut: a conversation is not cut, since its later turns are about the whole story; leave it "
-                "away and longer ones are left out"
-            )
-        if self.vocab_size and self.tokenizer_name:
-            raise UsageError(
-                f"--vocab_size {self.vocab_size} and --tokenizer_name {self.tokenizer_name} name two tokenizers; "
-                "give one"
-            )
-        counted_with = bool(self.vocab_size or self.tokenizer_name)
-        if self.max_length is not None and not counted_with:
-            raise UsageError(
-                f"--max_length {self.max_length} is a number of tokens; give --vocab_size N or --tokenizer_name NAME "
-                "to count them"
-            )
-        if self.overlong == "cut" and not counted_with:
-            raise UsageError("--overlong cut cuts by tokens; give --vocab_size N or --tokenizer_name NAME")
-        if self.max_length is not None and self.max_length < 1:
-            raise UsageError(f"--max_length {self.max_length} is no length; give 350 or so")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} is no seed; give 0 or more")
-
 
 @dataclass
 class DescribeArguments(CorpusArguments):
@@ -249,5 +238,9 @@ class DescribeArguments(CorpusArguments):
 
     dataset_name: str | None = option(None, help="Name of a set.")
     json: str | None = option(None, help="File that the same goes to as JSON.")
-    max_stories: int = option(20_000, help="Train stories compared, from the start; 20,000 take about 6 seconds.")
-    max_held_out: int = option(1_000, help="Stories of the validation and test splits that are compared with them.")
+    max_stories: int = option(
+        20_000, least=1, help="Train stories compared, from the start; 20,000 take about 6 seconds."
+    )
+    max_held_out: int = option(
+        1_000, least=1, help="Stories of the validation and test splits that are compared with them."
+    )

@@ -9,7 +9,6 @@ from lm_trials.console import UsageError
 from lm_trials.data.cache_flags import FetchArguments
 from lm_trials.data.datasets import dataset_of
 from lm_trials.flags import parse_mapping, read_yaml
-from lm_trials.stories.records import validation_from
 from lm_trials.tokens.tokenizers import resolve_vocab
 
 
@@ -46,11 +45,6 @@ def check_fetch(args: FetchArguments) -> None:
     Raises:
         UsageError: for a name, number or tokenizer that fetch would refuse later.
     """
-    if args.num_proc < 1:
-        raise UsageError(f"--num_proc {args.num_proc} is too few; give at least 1")
-    percent = args.validation_split_percentage
-    if percent is not None:
-        validation_from(percent)
     for member in dataset_of(args).members:
         member.check_splits()
     if args.wants_tokens():

@@ -61,10 +61,8 @@ def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
     """Return the models to evaluate: as named, or each run's checkpoints in order and its final model.
 
     Raises:
-        UsageError: for no name, or a run without checkpoints.
+        UsageError: for a run without checkpoints.
     """
-    if not names:
-        raise UsageError("no model is named; give --model_dir RUN_OR_CHECKPOINT")
     if not all_checkpoints:
         return names
     expanded = []

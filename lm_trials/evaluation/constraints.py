@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_trials.console import note, script
-from lm_trials.evaluation.constraint_flags import ConstraintArguments, check_arguments
+from lm_trials.evaluation.constraint_flags import ConstraintArguments, sampling_of
 from lm_trials.flags import parse_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     (args,) = parse_arguments(
         argv, (ConstraintArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.constraints"
     )
-    sampling, seeds = check_arguments(args)
+    sampling, seeds = sampling_of(args)
     from lm_trials.evaluation.constraint_scores import score, write_for
     from lm_trials.evaluation.constraint_tables import ConstraintResult, show_result, write_result
     from lm_trials.evaluation.storytellers import open_storyteller

@@ -19,30 +19,29 @@ from typing import TYPE_CHECKING
 from lm_trials.console import UsageError, note, script
 from lm_trials.evaluation.sampling import Mode, Sampling
 from lm_trials.flags import option, parse_arguments
+from lm_trials.shared_flags import Device, Quantization, TokenSampling
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from lm_trials.evaluation.storytellers import Storyteller
 
 
 @dataclass
-class GenerationArguments:
+class GenerationArguments(TokenSampling, Quantization, Device):
     """What is written, and how."""
 
-    model_name_or_path: str = option("", aliases=["--model", "--model_dir"], help="Run, checkpoint or Hub model.")
+    model_name_or_path: str = option(
+        "", aliases=["--model", "--model_dir"], required="RUN_OR_CHECKPOINT", help="Run, checkpoint or Hub model."
+    )
     tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
     mode: Mode | None = option(
         None, help="How it is asked. Default: as run.json says that it was trained, else completion."
     )
     prompt: str = option("", help="Beginning of the story, or what is asked for; empty: the model begins, or a chat.")
-    num_samples: int = option(1, help="Stories to write.")
-    max_new_tokens: int | None = option(None, help="Most tokens written. Default: what the model's positions leave.")
-    temperature: float = option(0.7, help="Sampling temperature; 0 takes the likeliest token each time.")
-    top_k: int = option(0, help="Sample among this many tokens; 0 is all.")
-    top_p: float = option(1.0, help="Sample among the likeliest tokens of this summed probability.")
-    seed: int = option(0, help="Seed of the sampling.")
-    load_in_8bit: bool = option(False, help="Quantize the weights, an adapter's base, to 8 bits.")
-    load_in_4bit: bool = option(False, help="Quantize the weights, an adapter's base, to 4 bits (nf4).")
-    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
+    num_samples: int = option(1, least=1, help="Stories to write.")
+    max_new_tokens: int | None = option(
+        None, least=1, help="Most tokens written. Default: what the model's positions leave."
+    )
+    seed: int = option(0, least=0, help="Seed of the sampling.")
 
 
 @script
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     (args,) = parse_arguments(
         argv, (GenerationArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.generate"
     )
-    sampling = check_arguments(args)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     from lm_trials.evaluation.storytellers import open_storyteller
 
     teller = open_storyteller(
@@ -67,23 +66,6 @@ def main(argv: list[str] | None = None) -> list[str]:
     if teller.mode == "instruct" and not args.prompt:
         raise UsageError(f"--mode instruct asks {teller.name} for something; give --prompt, or --mode completion")
     return _write(teller, sampling, args)
-
-
-def check_arguments(args: GenerationArguments) -> Sampling:
-    """Refuse values that mean nothing, before anything is loaded; returns how tokens are chosen.
-
-    Raises:
-        UsageError: for the first of them.
-    """
-    if not args.model_name_or_path:
-        raise UsageError("no model is named; give --model_name_or_path RUN_OR_CHECKPOINT")
-    if args.num_samples < 1:
-        raise UsageError(f"--num_samples {args.num_samples} leaves nothing to write; give at least 1")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UsageError(f"--max_new_tokens {args.max_new_tokens} leaves nothing to write; give at least 1")
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    sampling.check()
-    return sampling
 
 
 def _write(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -> list[str]:

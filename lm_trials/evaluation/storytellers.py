@@ -169,8 +169,6 @@ def open_storyteller(
     Raises:
         UsageError: where it cannot be had; in chat mode for a model without a chat template.
     """
-    if not name:
-        raise UsageError("no model is named; give --model_name_or_path RUN_OR_CHECKPOINT")
     reference = resolve_model(name)
     tokenizer = load_tokenizer_of(reference, tokenizer_name)
     run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None

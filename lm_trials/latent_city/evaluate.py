@@ -30,7 +30,7 @@ PROG = "python -m lm_trials.latent_city.evaluate"
 def main(argv: list[str] | None = None) -> list[Score]:
     """Ask all questions, write the tables, say what was found; returns the scores."""
     (args,) = parse_arguments(argv, (LatentCityArguments,), __doc__ or "", prog=PROG)
-    args.check()
+    args.sampling_seeds()
     from lm_trials.data.datasets import open_prepared
     from lm_trials.files import write_csv
     from lm_trials.latent_city.asking import Interview, baseline_scores, check_placeholder, opened, read_knowledge

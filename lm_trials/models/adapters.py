@@ -42,26 +42,6 @@ class LoraSpec:
     use_dora: bool = False
     use_rslora: bool = False
 
-    def check(self, load_in_8bit: bool) -> None:
-        """Refuse numbers that mean nothing, and what the libraries cannot do together.
-
-        Raises:
-            UsageError: for the first of them.
-        """
-        if self.r < 1:
-            raise UsageError(f"--lora_r {self.r} is no rank; give at least 1")
-        if not self.lora_alpha > 0:
-            raise UsageError(f"--lora_alpha {self.lora_alpha:g} would scale the adapter to nothing; give more than 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise UsageError(f"--lora_dropout {self.lora_dropout:g} is no share; give 0 to below 1")
-        if ALL_LINEAR in self.target_modules and len(self.target_modules) > 1:
-            raise UsageError(
-                f"--lora_target_modules {' '.join(self.target_modules)}: give all-linear or names, not both"
-            )
-        if self.use_dora and load_in_8bit:
-            # peft 0.21 and bitsandbytes 0.50: the second update finds no scales (`state.SCB` is None).
-            raise UsageError("--use_dora fails on an 8-bit base after one update; drop --load_in_8bit or --use_dora")
-
 
 def quantization(
     load_in_8bit: bool, load_in_4bit: bool, device_type: str, compute_dtype: torch.dtype

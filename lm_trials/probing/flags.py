@@ -10,28 +10,27 @@ from typing import Literal
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
+from lm_trials.shared_flags import DataFolder, Device, Quantization
 
 
 @dataclass
-class SubjectArguments:
+class SubjectArguments(Quantization, Device):
     """Which models are read, and where the results go."""
 
     model_name_or_path: list[str] = option(
         [],
         aliases=["--model_dir"],
+        required="RUN_OR_CHECKPOINT",
         help="Run, checkpoint, model folder, LoRA adapter or Hub name (NAME@revision); several are set side by side.",
     )
     tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
-    load_in_8bit: bool = option(False, help="Quantize the weights, an adapter's base, to 8 bits.")
-    load_in_4bit: bool = option(False, help="Quantize the weights, an adapter's base, to 4 bits (nf4).")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Type of the weights.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <first local model>/probes/<probe>.")
-    seed: int = option(0, help="Seed of the intervals, the draws and the controls.")
-    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
+    seed: int = option(0, least=0, help="Seed of the intervals, the draws and the controls.")
 
 
 @dataclass
-class TextArguments:
+class TextArguments(DataFolder):
     """Which texts the models read."""
 
     dataset_name: str = option(
@@ -42,10 +41,11 @@ class TextArguments:
         None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is read whole."
     )
     text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
-    data_cache_dir: str = option("data", help="Folder of prepared corpora.")
-    max_eval_samples: int | None = option(None, help="Texts read, from the start; default all.")
-    block_size: int | None = option(None, help="Longest text, in tokens; the rest is cut off. Default: the positions.")
-    per_device_eval_batch_size: int = option(16, help="Texts of a batch; changes speed and memory, no result.")
+    max_eval_samples: int | None = option(None, least=1, help="Texts read, from the start; default all.")
+    block_size: int | None = option(
+        None, least=2, help="Longest text, in tokens; the rest is cut off. Default: the positions."
+    )
+    per_device_eval_batch_size: int = option(16, least=1, help="Texts of a batch; changes speed and memory, no result.")
     # No flag: set when the texts are read, so that each result tells which they were, whatever folder they lay in.
     texts_sha256: str | None = field(default=None, init=False)
 
@@ -54,16 +54,13 @@ def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int
     """Refuse what means nothing, before anything is loaded.
 
     Raises:
-        UsageError: for too few or too many models, both quantizations, a seed below 0, or a place that cannot be
-            written to.
+        UsageError: for too few or too many models, one model twice, or a place that cannot be written to.
 
-    >>> check_subjects(SubjectArguments(), "lens")
+    >>> check_subjects(SubjectArguments(["runs/a"]), "weights", least=2)
     Traceback (most recent call last):
-    lm_trials.console.UsageError: no model is named; give --model_name_or_path RUN_OR_CHECKPOINT
+    lm_trials.console.UsageError: --model_name_or_path names 1 models (runs/a); this probe takes 2 or more
     """
     names = args.model_name_or_path
-    if not names or not all(names):
-        raise UsageError("no model is named; give --model_name_or_path RUN_OR_CHECKPOINT")
     if len(names) < least or (most is not None and len(names) > most):
         wanted = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
         raise UsageError(
@@ -72,23 +69,7 @@ def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int
     places = [str(path.resolve()) if (path := Path(name).expanduser()).is_dir() else name for name in names]
     if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
         raise UsageError(f"--model_name_or_path {' '.join(twice[:2])}: one model twice; name each once")
-    if args.load_in_8bit and args.load_in_4bit:
-        raise UsageError("--load_in_8bit and --load_in_4bit: a model has one of them; drop one")
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed} is no seed; give 0 or more")
     check_place(probe_folder(args, probe))
-
-
-def check_texts(args: TextArguments) -> None:
-    """Refuse numbers that mean nothing.
-
-    Raises:
-        UsageError: for the first of them.
-    """
-    for flag in ("max_eval_samples", "per_device_eval_batch_size"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag} {value} leaves nothing to read; give at least 1")
 
 
 def probe_folder(args: SubjectArguments, probe: str) -> Path:

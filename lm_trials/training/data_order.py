@@ -28,7 +28,7 @@ class OrderArguments:
     """Which update of which run."""
 
     run: str = option("runs/demo", help="Folder of the run.")
-    step: int = option(1, help="Update, counted from 1 as in the logs.")
+    step: int = option(1, least=1, help="Update, counted from 1 as in the logs.")
     text: bool = option(False, help="Show the text of each block too.")
     data_cache_dir: str | None = option(None, help="Where the data lies now. Default: where it lay for the run.")
 

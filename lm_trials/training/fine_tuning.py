@@ -90,21 +90,15 @@ def _init_kwargs(args: TrainingArguments) -> dict[str, Any]:
 
 
 def lora_spec(adapter_args: AdapterArguments) -> LoraSpec:
-    """Return what the adapter is to be.
-
-    Raises:
-        UsageError: for numbers that mean nothing.
-    """
-    spec = LoraSpec(
+    """Return what the adapter is to be."""
+    return LoraSpec(
         adapter_args.lora_r,
         adapter_args.lora_alpha,
         adapter_args.lora_dropout,
-        tuple(name for given in adapter_args.lora_target_modules for name in given.split(",") if name),
+        adapter_args.target_modules,
         adapter_args.use_dora,
         adapter_args.use_rslora,
     )
-    spec.check(adapter_args.load_in_8bit)
-    return spec
 
 
 def choose_base(adapter_args: AdapterArguments) -> InitialModel:

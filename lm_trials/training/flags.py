@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lm_trials.console import UsageError
 from lm_trials.flags import option
 
 
@@ -28,7 +27,10 @@ class DataArguments:
         "all first. The blocks and their order are the same.",
     )
     validation_split_percentage: float | None = option(
-        None, help="Share of a train split without a validation split that becomes one, by hash of the document."
+        None,
+        above=0,
+        most=50,
+        help="Share of a train split without a validation split that becomes one, by hash of the document.",
     )
     eval_datasets: str | None = option(
         None, help="Sets or corpora, as a,b, whose validation splits are evaluated too, with the train and test splits."
@@ -38,11 +40,13 @@ class DataArguments:
         None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name. Default: --vocab_size's."
     )
     vocab_size: int = option(
-        0, help="Use the tokenizer made by `prepare_tinystories.py train_vocab --vocab_size N`; 0: --tokenizer_name."
+        0,
+        least=0,
+        help="Use the tokenizer made by `prepare_tinystories.py train_vocab --vocab_size N`; 0: --tokenizer_name.",
     )
     text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
     block_size: int | None = option(
-        None, help="Tokens of a training block. Default: the shape's positions, at most 1024."
+        None, least=2, help="Tokens of a training block. Default: the shape's positions, at most 1024."
     )
     append_eos: bool = option(False, help="Close each story with EOS, beside the BOS before it.")
     document_separator: Literal["bos", "eos", "none"] = option("bos", help="Token before each story.")
@@ -51,21 +55,24 @@ class DataArguments:
     )
     shuffle_buffer_size: int | None = option(
         None,
+        least=1,
         help="Documents of the shuffle buffer. Default: all, a full shuffle, or of a stream 10000; 1 keeps the order.",
     )
     max_train_tokens: int | None = option(
-        None, help="Train on so many tokens, met within one update; instead of --max_steps."
+        None, least=1, help="Train on so many tokens, met within one update; instead of --max_steps."
     )
-    max_eval_samples: int | None = option(500, help="Stories of each split that are evaluated during training.")
-    dense_eval_steps: int = option(0, help="Updates at the start with ten times as many evaluations.")
+    max_eval_samples: int | None = option(
+        500, least=1, help="Stories of each split that are evaluated during training."
+    )
+    dense_eval_steps: int = option(0, least=0, help="Updates at the start with ten times as many evaluations.")
     dense_eval_spacing: Literal["linear", "geometric"] = option(
         "linear", help="geometric: those evaluations grow apart by a constant factor."
     )
     generate_every: int = option(
-        5, help="Let the model write for prompts of the sets at each N-th evaluation; 0: never."
+        5, least=0, help="Let the model write for prompts of the sets at each N-th evaluation; 0: never."
     )
-    num_generations: int = option(16, help="Stories written for each set then.")
-    generation_tokens: int = option(200, help="Most tokens of such a story.")
+    num_generations: int = option(16, least=1, help="Stories written for each set then.")
+    generation_tokens: int = option(200, least=1, help="Most tokens of such a story.")
 
 
 @dataclass
@@ -85,40 +92,19 @@ class ModelArguments:
         None, help="Fields of the model's config, as n_embd=512,n_layer=8,n_head=8 or hidden_size=256,..."
     )
     dropout: float | None = option(
-        None, help="GPT-2: residual, embedding and attention dropout (library default 0.1). Llama: attention only."
+        None,
+        least=0,
+        below=1,
+        help="GPT-2: residual, embedding and attention dropout (library default 0.1). Llama: attention only.",
     )
-    num_sampled_stories: int = option(2, help="Stories written at each evaluation, into TensorBoard; 0 for none.")
-    sample_tokens: int = option(200, help="Most tokens of a sampled story.")
+    num_sampled_stories: int = option(
+        2, least=0, help="Stories written at each evaluation, into TensorBoard; 0 for none."
+    )
+    sample_tokens: int = option(200, least=1, help="Most tokens of a sampled story.")
     overwrite_output_dir: bool = option(False, help="Remove another run that --output_dir holds.")
     accept_other_code: bool = option(
         False, help="Resume a run although this project or a library has changed since it was started."
     )
-
-
-def check_numbers(data_args: DataArguments, model_args: ModelArguments) -> None:
-    """Refuse numbers that mean nothing, before anything is loaded.
-
-    Raises:
-        UsageError: for the first of them.
-
-    >>> check_numbers(DataArguments(max_eval_samples=0), ModelArguments())
-    Traceback (most recent call last):
-    lm_trials.console.UsageError: --max_eval_samples 0 is too few; give at least 1
-    """
-    least = {
-        **dict.fromkeys(
-            ("max_eval_samples", "shuffle_buffer_size", "num_generations", "generation_tokens", "max_train_tokens"), 1
-        ),
-        **dict.fromkeys(("dense_eval_steps", "generate_every"), 0),
-    }
-    given = {name: (getattr(data_args, name), minimum) for name, minimum in least.items()}
-    given |= {
-        "num_sampled_stories": (model_args.num_sampled_stories, 0),
-        "sample_tokens": (model_args.sample_tokens, 1),
-    }
-    for name, (value, minimum) in given.items():
-        if value is not None and value < minimum:
-            raise UsageError(f"--{name} {value} is too few; give at least {minimum}")
 
 
 @dataclass
@@ -127,20 +113,23 @@ class CommonTrainingArguments:
 
     output_dir: str = option("runs/<run_name>", help="Folder of the run.")
     run_name: str = option("<model>-<data>-s<seed>", help="Name of the run.")
-    max_steps: int = option(-1, help="Updates to make; overrides --num_train_epochs.")
-    num_train_epochs: float = option(3.0, help="Passes over the training split.")
-    per_device_train_batch_size: int = option(8, help="Blocks of a process's batch.")
-    gradient_accumulation_steps: int = option(1, help="Batches of an update.")
-    learning_rate: float = option(5e-5, help="Peak learning rate of AdamW; docs/choosing_sizes.md says what suits.")
+    max_steps: int = option(-1, least=1, unless=-1, help="Updates to make; overrides --num_train_epochs.")
+    num_train_epochs: float = option(3.0, above=0, help="Passes over the training split.")
+    per_device_train_batch_size: int = option(8, least=1, help="Blocks of a process's batch.")
+    per_device_eval_batch_size: int = option(8, least=1, help="Blocks of a batch in evaluation.")
+    gradient_accumulation_steps: int = option(1, least=1, help="Batches of an update.")
+    learning_rate: float = option(
+        5e-5, least=0, help="Peak learning rate of AdamW; docs/choosing_sizes.md says what suits."
+    )
     lr_scheduler_type: str = option("linear", help="Schedule: linear, cosine, constant, constant_with_warmup, ...")
-    warmup_steps: float = option(0, help="Updates of warm-up, or their share if below 1.")
-    weight_decay: float = option(0.0, help="Weight decay of AdamW, on matrices only.")
+    warmup_steps: float = option(0, least=0, help="Updates of warm-up, or their share if below 1.")
+    weight_decay: float = option(0.0, least=0, help="Weight decay of AdamW, on matrices only.")
     eval_strategy: str = option("no", help="no, steps or epoch.")
     eval_steps: float = option(None, help="Updates between evaluations, or their share if below 1.")
     save_steps: float = option(500, help="Updates between checkpoints, or their share if below 1.")
     logging_steps: float = option(10, help="Updates between log lines, or their share if below 1.")
-    seed: int = option(42, help="Seed of weights and dropout.")
-    data_seed: int = option(None, help="Seed of the data order. Default: --seed.")
+    seed: int = option(42, least=0, most=2**32 - 1, help="Seed of weights and dropout.")
+    data_seed: int = option(None, least=0, most=2**32 - 1, help="Seed of the data order. Default: --seed.")
     bf16: bool = option(False, help="Mixed precision; for GPUs that have it.")
     report_to: str = option("tensorboard", help="tensorboard, wandb, trackio, none.")
     do_train: bool = option(False, help="Train; the default unless only --do_eval is given.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import re
 import warnings
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
@@ -20,8 +20,9 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.utils import is_liger_kernel_available
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.flags import check_flags
+from lm_trials.training.flags import CommonTrainingArguments
 
-POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 OPTIONAL_REPORTERS = ("wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")
 FROM_FILES = ("accelerator_config", "fsdp_config")  # flags that name a JSON file or hold its content
 # What accelerate would do to the batches: each changes how many examples an update has, or in which order they come.
@@ -38,6 +39,7 @@ class RunArguments(TrainingArguments):
     model is used; and a machine without an accelerator trains on its CPU without `--use_cpu`.
     """
 
+    declared: ClassVar[type] = CommonTrainingArguments  # whose bounds apply
     # As TrainingArguments writes it: HfArgumentParser wants None first.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none."}
@@ -56,8 +58,6 @@ class RunArguments(TrainingArguments):
             )
         if self.ignore_data_skip:
             raise UsageError("--ignore_data_skip True would begin the data anew after a resume; leave it away")
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise UsageError(f"--max_steps {self.max_steps} is no number of updates; give at least 1, or -1 for epochs")
         self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         # `--output_dir` has no default until the run has a name; see `lm_trials.training.plan.name_run`.
         self.has_output_dir = self.output_dir is not None
@@ -67,16 +67,7 @@ class RunArguments(TrainingArguments):
             self.do_train = True
         if self.data_seed is None:
             self.data_seed = self.seed
-        for name in POSITIVE:
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)} is no number to train with; give at least 1")
-        for name in ("seed", "data_seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise UsageError(f"--{name} {getattr(self, name)} is no seed; give 0 to {2**32 - 1}")
-        if not self.learning_rate >= 0:
-            raise UsageError(f"--learning_rate {self.learning_rate:g} is no rate; give 0 or more")
-        if not 0 < self.num_train_epochs < math.inf:
-            raise UsageError(f"--num_train_epochs {self.num_train_epochs:g} is no number of passes; give more than 0")
+        check_flags(self, declared=self.declared)
         check_json(self, self._VALID_DICT_FIELDS)
         check_batches(self)
         check_machine(self)

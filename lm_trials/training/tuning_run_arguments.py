@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from trl import SFTConfig
@@ -12,6 +12,7 @@ from trl import SFTConfig
 from lm_trials.console import UsageError
 from lm_trials.evaluation.example_losses import KINDS, loss_estimates
 from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.tuning_flags import CommonSftArguments
 
 # What trl would do to the data is done before it gets them, so that it is counted; these flags would have no effect.
 WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
@@ -40,6 +41,7 @@ class SftRunArguments(RunArguments, SFTConfig):
     `bf16` and `gradient_checkpointing` are off unless asked for: on a CPU the first is ten times slower.
     """
 
+    declared: ClassVar[type] = CommonSftArguments
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int | None = field(
         default=None,
@@ -61,8 +63,6 @@ class SftRunArguments(RunArguments, SFTConfig):
             raise UsageError(
                 "--packing_strategy wrapped lets an example see the one before it in the row; give bfd or bfd_split"
             )
-        if self.max_length is not None and self.max_length < 2:
-            raise UsageError(f"--max_length {self.max_length} leaves nothing to predict; give at least 2")
         super().__post_init__()
         if self.activation_offloading and self.device.type == "cpu":
             raise UsageError(

@@ -47,9 +47,13 @@ class CompareArguments:
         [], help="Folders under <run>/eval to compare on. Default: all that every run has."
     )
     table: str | None = option(
-        None, help="Compare a number of this table, under each run (probes/lens/lens.csv) or of all runs, not losses."
+        None,
+        not_with="dataset_name",
+        help="Compare a number of this table, under each run (probes/lens/lens.csv) or of all runs, not losses.",
     )
-    where: list[str] = option([], help="Which row of --table: COLUMN=VALUE, as many as leave one row of each run.")
+    where: list[str] = option(
+        [], needs="table", help="Which row of --table: COLUMN=VALUE, as many as leave one row of each run."
+    )
     output: str = option("out/compare", help="Folder of compare.json, compare.csv and compare.png.")
 
 
@@ -122,10 +126,6 @@ def compare_arguments(argv: list[str]) -> CompareArguments:
     if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
     (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="python -m lm_trials.trials.compare")
-    if args.where and not args.table:
-        raise UsageError(f"--where {args.where[0]} is of a table; give --table too, such as probes/lens/lens.csv")
-    if args.table and args.dataset_name:
-        raise UsageError("--table and --dataset_name: losses or a table's number; leave one of them away")
     return args
 
 

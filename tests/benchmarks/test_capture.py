@@ -48,7 +48,7 @@ def test_every_way_is_measured_and_told(benchmark, capsys, tiny_data):
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    (["--num_stories", "0"], "nothing is left to measure; give at least 1"),
+    (["--num_stories", "0"], "--num_stories 0 must be"),
     (["--config_name", "base8m"], "--config_name base8m is no preset; give one of demo,"),
     (["--dataset_name", "./nowhere.txt"], "nowhere.txt"),
 ])  # fmt: skip

@@ -328,19 +328,22 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give --dataset_name, a data set of pairs, or --prompts, a file; one of them"),
+        ([], "give --dataset_name, a data set of pairs, or --prompts, a file"),
         (["--dataset_name", "nowhere"], "--dataset_name nowhere is not prepared in"),
         (["--dataset_name", "bare"], "bare has no column words and features, so what its prompts ask for is not known"),
         (["--dataset_name", "made", "--max_new_tokens", "511"], "have room for 1; give a smaller --max_new_tokens"),
         (["--dataset_name", "made", "--seeds", "1,1"], "--seeds 1,1: give different whole numbers, as 0,1,2"),
         (["--dataset_name", "made", "--seeds", "a"], "--seeds a: give different whole numbers"),
         (["--dataset_name", "made", "--temperature", "0", "--seeds", "0,1"], "give one of --seeds"),
-        (["--dataset_name", "made", "--feature_judge", "classifier"], "give --judge_corpus CORPUS"),
+        (
+            ["--dataset_name", "made", "--feature_judge", "classifier"],
+            "classifier needs --judge_corpus",
+        ),
         (["--dataset_name", "made", "--judge_corpus", "nowhere"], "--judge_corpus nowhere is not prepared in"),
         (["--dataset_name", "made", "--coverage", "nowhere"], "--coverage nowhere is not prepared in"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
         (["--prompts", "nowhere.yaml"], "--prompts nowhere.yaml: it cannot be read"),
-        (["--dataset_name", "made", "--num_prompts", "0"], "--num_prompts 0 leaves nothing to write"),
+        (["--dataset_name", "made", "--num_prompts", "0"], "--num_prompts 0 must be"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line_and_writes_nothing(flags, message, data, capsys):

@@ -466,17 +466,20 @@ BAD = [
     (["--dataset_name", "tiny"], "--dataset_name tiny is the corpus itself; give another name"),
     (["--dataset_name", "../x"], "--dataset_name '../x' is no name for a data set"),
     (["--dataset_name", ""], "--dataset_name '' is no name for a data set"),
-    (["--vocab_size", "400", "--tokenizer_name", "x"], "--vocab_size 400 and --tokenizer_name x name two tokenizers"),
+    (["--vocab_size", "400", "--tokenizer_name", "x"], "--vocab_size 400 and --tokenizer_name cannot be combined"),
     (["--vocab_size", "7"], "--vocab_size 7: no tokenizer in"),
-    (["--max_length", "300"], "--max_length 300 is a number of tokens; give --vocab_size N or --tokenizer_name NAME"),
-    (["--overlong", "cut"], "--overlong cut cuts by tokens; give --vocab_size N or --tokenizer_name NAME"),
-    (["--vocab_size", "400", "--max_length", "0"], "--max_length 0 is no length"),
+    (["--max_length", "300"], "--max_length 300 needs --vocab_size or --tokenizer_name"),
+    (["--overlong", "cut"], "--overlong cut needs --vocab_size or --tokenizer_name"),
+    (["--vocab_size", "400", "--max_length", "0"], "--max_length 0 must be"),
     (["--vocab_size", "400", "--max_length", "50"], "--max_length 50: nothing of tiny fits; the shortest example has "),
     (["--vocab_size", "400", "--max_length", "9", "--overlong", "cut"], "--max_length 9: the prompts of tiny fill it"),
-    (["--turns", "2"], "--turns 2 are turns of a conversation; give --conversational True too"),
-    (["--turns", "4", "--conversational"], "--turns 4: a conversation has 1, 2 or 3"),
-    (["--conversational", "--overlong", "cut", "--vocab_size", "400"], "--overlong cut: a conversation is not cut"),
-    (["--seed", "-1"], "--seed -1 is no seed"),
+    (["--turns", "2"], "--turns 2 needs --conversational"),
+    (["--turns", "4", "--conversational"], "--turns 4 must be"),
+    (
+        ["--conversational", "--overlong", "cut", "--vocab_size", "400"],
+        "--conversational and --overlong cannot",
+    ),
+    (["--seed", "-1"], "--seed -1 must be"),
 ]
 
 

@@ -149,7 +149,7 @@ MISTAKES = {
     "a file": (["--categories", __file__], "give a .json of {word: category} or a .csv of both"),
     "few words": (["--categories", "words"], "fewer than two categories have 3 tokens"),
     "nearest": (["--nearest", "9"], "--nearest 9 is not below the 9 tokens that are compared; give at most 8"),
-    "neighbours": (["--neighbours", "0"], "--neighbours 0 is too few; give at least 1"),
+    "neighbours": (["--neighbours", "0"], "--neighbours 0 must be"),
     "umap": (["--projection", "umap"], "umap-learn, which is not installed; pip install 'lm_trials[umap]'"),
     "no run": (["--all_checkpoints"], "--all_checkpoints with 2 models"),
     "a data set": (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl"),

@@ -260,24 +260,24 @@ def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
         ("--layers", "last"): "--layers last is no layer",
         ("--layers", "1", "1"): "--layers 1 is given twice",
         ("--pooling", "max"): "--pooling max: valid: last_10, mean",
-        ("--features", "Twist", "twist"): "--features Twist is given twice",
+        ("--features", "Twist", "twist"): "--features Twist twist: one feature is given twice",
         ("--features", "Plot"): "unknown feature 'Plot'",
-        ("--l2", "0"): "--l2 0 is no weight",
-        ("--l2", "nan"): "--l2 nan is no weight",
-        ("--num_shuffles", "1"): "--num_shuffles 1 shows no spread",
-        ("--num_train_stories", "1"): "--num_train_stories 1 leaves nothing to fit",
+        ("--l2", "0"): "--l2 0 must be",
+        ("--l2", "nan"): "--l2 nan must be",
+        ("--num_shuffles", "1"): "--num_shuffles 1 must be",
+        ("--num_train_stories", "1"): "--num_train_stories 1 must be",
         ("--num_train_stories", "60"): "no feature can be probed: Dialogue: ",
-        ("--validation_split_percentage", "60"): "--validation_split_percentage 60 is no share",
+        ("--validation_split_percentage", "60"): "--validation_split_percentage 60 must be",
         ("--dataset_split", "train"): "--dataset_split train: the probes are fitted on train",
         ("--dataset_config_name", "a+b"): "--dataset_config_name a+b is a mixture",
         ("--all_checkpoints",): "holds no checkpoint-N folder",
-        ("--max_eval_samples", "0"): "--max_eval_samples 0 leaves nothing",
-        ("--seed", "-1"): "--seed -1 is no seed",
+        ("--max_eval_samples", "0"): "--max_eval_samples 0 must be",
+        ("--seed", "-1"): "--seed -1 must be",
     }
     for flags, expected in cases.items():
         assert expected in refused(capsys, *base, *flags), flags
     assert not (tmp_path / "x").exists()
-    assert "no model is named" in refused(capsys, "--dataset_name", stories)
+    assert "--model_name_or_path is missing" in refused(capsys, "--dataset_name", stories)
     assert "--long_stories cut" in refused(capsys, *base, "--model_name_or_path", models / "short")
 
 

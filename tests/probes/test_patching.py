@@ -291,11 +291,11 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
         (["a", "b"], ["--components", "mlp", "--heads", "0"], "--heads is of the component heads"),
         (["a", "b"], ["--feature", "Twits"], "--feature Twits: did you mean Twist?"),
         (["a", "b"], ["--positions", "last"], "--positions last: of stories there are all, prompt, story, or numbers"),
-        (["a", "b"], ["--num_generations", "4"], "--num_generations: the score of which feature?"),
+        (["a", "b"], ["--num_generations", "4"], "--num_generations 4 needs --feature"),
         (["a", "b"], ["--feature", "Twist", "--num_generations", "4", "--positions", "0"], "is swapped whole"),
-        (["a", "b"], ["--answer", " sat"], "--answer without --prompt"),
-        (["a"], [*ONE, "--feature", "Twist"], "--feature is of stories"),
-        (["a"], [*ONE, "--pairs", "pairs.csv"], "the file has it; give one of them"),
+        (["a", "b"], ["--answer", " sat"], "--answer ' sat' needs --prompt or --pairs"),
+        (["a"], [*ONE, "--feature", "Twist"], "--feature Twist and --prompt cannot be combined"),
+        (["a"], [*ONE, "--pairs", "pairs.csv"], "--pairs pairs.csv and --prompt cannot be combined"),
         (["a"], ONE[:4], "--prompt without --answer: there is nothing to measure"),
         (["a"], [*ONE[:2], *ONE[4:]], "one model and no --other_prompt: there is nothing to swap"),
         (["a", "b"], ONE, "two things would differ at once"),
@@ -306,9 +306,8 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
 )
 def test_what_means_nothing_is_refused_before_anything_is_loaded(tmp_path, models, flags, message):
     named = [word for name in models for word in ("--model_name_or_path", f"runs/{name}")]
-    parsed = parse_arguments([*named, *flags, "--output_dir", str(tmp_path / "out")], ARGUMENTS, "")
     with pytest.raises(UsageError) as error:
-        check_arguments(*parsed)
+        check_arguments(*parse_arguments([*named, *flags, "--output_dir", str(tmp_path / "out")], ARGUMENTS, ""))
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
 

@@ -274,7 +274,7 @@ def test_an_empty_data_set_is_refused(tmp_path, base, towards_the_true_one, caps
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "no model is named"),
+        ((), "--model_name_or_path is missing"),
         (("--template", "How far is {city}?"), "has neither {term} nor foo; write {term} where the term goes"),
         (("--template", "How far is food?"), "has neither {term} nor foo"),
         (("--template", "Is foo foo?"), "has the term 2 times; write {term} once"),
@@ -282,13 +282,13 @@ def test_an_empty_data_set_is_refused(tmp_path, base, towards_the_true_one, caps
         (("--template", "Is foo in?", "Is {term} in?"), "is given twice"),
         (("--template", "{city} {term}", "{term}"), "only some --template have {city}"),
         (("--term_a", "Paris"), "--term_a and --term_b are both Paris, so that the prompts are the same"),
-        (("--true", " "), "--term_b is empty; give a word, as Paris"),
-        (("--num_queries", "0"), "--num_queries 0 is too few; give at least 1"),
-        (("--vocabulary_sample", "5"), "--vocabulary_sample 5 words cannot show p = 0.05; give at least 19"),
+        (("--true", " "), "--term_b must not be empty"),
+        (("--num_queries", "0"), "--num_queries 0 must be"),
+        (("--vocabulary_sample", "5"), "--vocabulary_sample 5 must be"),
         (("--query", "nowhere.txt"), "--query nowhere.txt cannot be read (No such file or directory)"),
         (("--control_model", "a"), "--control_model a is named before; name each model once"),
         (("--dataset_name", "tiny"), "--dataset_name tiny is read for CKA alone; add --measure cka"),
-        (("--measure", "cka", "--max_eval_samples", "0"), "--max_eval_samples 0 leaves nothing to read"),
+        (("--measure", "cka", "--max_eval_samples", "0"), "--max_eval_samples 0 must be"),
         (("--align", "middle"), "invalid choice: 'middle'"),
     ],
 )

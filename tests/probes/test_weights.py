@@ -216,11 +216,11 @@ def test_generations_are_scored_where_a_set_has_prompts(tiny_data, tiny_base, tm
 MISTAKES = {
     "one model": (["--model_name_or_path", "one"], "names 1 models (one); this probe takes 2 or more"),
     "8 bits": (["--load_in_8bit", "True"], "quantized weights are codes"),
-    "no directions": (["--directions", "0"], "--directions 0 removes nothing; give at least 1"),
-    "a share": (["--prune_shares", "1.5"], "--prune_shares 1.5 is no share; give above 0 to 1"),
-    "top": (["--top", "0"], "--top 0 is too few; give at least 1"),
+    "no directions": (["--directions", "0"], "--directions 0 must be"),
+    "a share": (["--prune_shares", "1.5"], "--prune_shares 1.5 must be"),
+    "top": (["--top", "0"], "--top 0 must be"),
     "a feature": (["--feature", "Twis"], "--feature Twis: did you mean Twist?"),
-    "which feature": (["--num_generations", "2"], "which feature is searched for is not said; give --feature Twist"),
+    "which feature": (["--num_generations", "2"], "--num_generations 2 needs --feature"),
     "prompts": (["--num_generations", "2", "--feature", "Twist"], "has no prompts; name a protocol set"),
     "no set": (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl"),
 }

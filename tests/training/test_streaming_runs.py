@@ -197,7 +197,7 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
         (("--streaming", "True", "--max_steps", "-1"), "give --max_steps or --max_train_tokens"),
         (("--max_train_tokens", "500"), "--max_train_tokens 500 and --max_steps 4 say two lengths"),
         (("--ignore_data_skip", "True"), "--ignore_data_skip True would begin the data anew"),
-        (("--max_steps", "0"), "--max_steps 0 is no number of updates"),
+        (("--max_steps", "0"), "--max_steps 0 must be"),
         (
             (
                 *("--dense_eval_steps", "4", "--load_best_model_at_end", "True", "--eval_strategy", "steps"),
@@ -205,7 +205,7 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
             ),
             "sought among models that are not saved",
         ),
-        (("--max_train_tokens", "0"), "--max_train_tokens 0 is too few"),
+        (("--max_train_tokens", "0"), "--max_train_tokens 0 must be"),
         (("--streaming", "True", "--save_strategy", "epoch"), "--save_strategy epoch: a stream's end is not known"),
         (("--validation_split_percentage", "5"), "tiny is prepared and has its splits"),
         ((*FEW, "--streaming", "True", "--block_size", "8192", "--config_overrides", LONG), "does not fill one block"),

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from trl import pack_dataset
 
 from lm_trials.console import UsageError
-from lm_trials.flags import parse_arguments
+from lm_trials.flags import check_flags, parse_arguments
 from lm_trials.pairs import examples as pair_tokens
 from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE
@@ -25,7 +25,7 @@ from lm_trials.training import tuning_examples as examples_module
 from lm_trials.training import tuning_trainer as sft_trainer
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.tuning_examples import Examples, open_examples, pack_examples
-from lm_trials.training.tuning_flags import AdapterArguments, PairArguments, check_sft
+from lm_trials.training.tuning_flags import AdapterArguments, PairArguments, check_targets
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 
 # Flags of transformers.TrainingArguments, which both scripts refuse.
@@ -40,9 +40,9 @@ BOTH = {
     ),
     "accelerate's file": (("--accelerator_config", "nowhere.json"), "--accelerator_config nowhere.json cannot be read"),
     "fp16": (("--fp16", "True", "--use_cpu", "True"), "--fp16 True (or accelerate's mixed_precision fp16)"),
-    "passes": (("--num_train_epochs", "-2"), "--num_train_epochs -2 is no number of passes"),
-    "no pass": (("--num_train_epochs", "0"), "--num_train_epochs 0 is no number of passes"),
-    "endless": (("--num_train_epochs", "inf"), "--num_train_epochs inf is no number of passes"),
+    "passes": (("--num_train_epochs", "-2"), "--num_train_epochs -2 must be"),
+    "no pass": (("--num_train_epochs", "0"), "--num_train_epochs 0 must be"),
+    "endless": (("--num_train_epochs", "inf"), "--num_train_epochs inf must be"),
     "galore": (("--optim", "galore_adamw"), "--optim galore_adamw: You need to install `galore_torch`"),
     "lomo": (("--optim", "lomo"), "--optim lomo: You need to install `lomo_optim`"),
     "grokadamw": (("--optim", "grokadamw"), "--optim grokadamw: Please install grokadamw"),
@@ -78,7 +78,7 @@ TUNING = {
     "labels": (("--label_names", "labels"), "--label_names ['labels'] has no effect"),
     "lengths": (("--length_column_name", "size"), "--length_column_name size has no effect"),
     "predict": (("--do_predict", "True"), "--do_predict True has no effect"),
-    "length": (("--max_length", "1"), "--max_length 1 leaves nothing to predict"),
+    "length": (("--max_length", "1"), "--max_length 1 must be"),
 }
 RIGHT = (
     (),
@@ -169,12 +169,15 @@ def test_named_data_sets_may_choose_the_best_of_a_pretraining(parsed):
 def test_no_layer_and_no_share_are_refused_first():
     base = {"model_name_or_path": "runs/demo"}
     pairs = PairArguments(dataset_name="far")
-    assert "names no layer" in refused(check_sft, pairs, AdapterArguments(**base, lora_target_modules=["", ","]))
+    layers = ["", ","]
+    assert "names no layer" in refused(check_targets, pairs, AdapterArguments(**base, lora_target_modules=layers))
+    layers = ["all-linear,q_proj"]
+    assert "all-linear alone" in refused(check_targets, pairs, AdapterArguments(**base, lora_target_modules=layers))
     share = PairArguments(dataset_name="far", validation_split_percentage=150)
-    assert refused(check_sft, share, AdapterArguments(**base)).startswith(
-        "--validation_split_percentage 150 is no share"
-    )
-    check_sft(PairArguments(dataset_name="far", validation_split_percentage=50), AdapterArguments(**base))
+    assert "--validation_split_percentage 150 must be" in refused(check_flags, share)
+    adapter = AdapterArguments(**base)
+    check_flags(pairs, adapter)
+    check_targets(pairs, adapter)
 
 
 @pytest.fixture(scope="module")

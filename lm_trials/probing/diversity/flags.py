@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,20 +9,11 @@ from typing import Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.probing.flags import check_place
-
-SMALLEST_NUMBERS = {
-    "num_batches": (3, "an interval over batches needs 3"),
-    "num_control_batches": (0, "0 leaves the controls out"),
-    "batch_size": (1, "a batch holds texts"),
-    "max_length": (3, "a beginning and two tokens"),
-    "finetune_steps": (0, "0 leaves the final layer as it is"),
-    "fisher_draws": (2, "two halves tell the noise"),
-    "seed": (0, "seeds count from 0"),
-}
+from lm_trials.shared_flags import DataFolder, Device
 
 
 @dataclass
-class DiversityArguments:
+class DiversityArguments(DataFolder, Device):
     """Which texts are measured by which model, and how."""
 
     model_name_or_path: str = option(
@@ -31,7 +21,9 @@ class DiversityArguments:
     )
     tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
     dataset_name: list[str] = option(
-        ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several are compared."
+        ["generated"],
+        distinct=True,
+        help="A prepared corpus, else a file or folder, else a Hub data set; several are compared.",
     )
     dataset_config_name: str | None = option(
         None, help="Configuration of a Hub data set or part of a folder; a+b mixes."
@@ -44,19 +36,31 @@ class DiversityArguments:
     )
     text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
     text_separator: str = option("<|endoftext|>", help="What stands between two texts of a text file.")
-    data_cache_dir: str = option("data", help="Folder of prepared corpora.")
     num_batches: int = option(
-        30, help="Batches of each data set: the sample size. The paper takes 200 to 600; 30 suit a CPU."
+        30,
+        least=3,
+        why="an interval over batches needs 3",
+        help="Batches of each data set: the sample size. The paper takes 200 to 600; 30 suit a CPU.",
     )
-    num_control_batches: int = option(10, help="Batches of each control; 0: no controls.")
-    batch_size: int = option(32, help="Texts of a batch. The paper takes 512; the coefficient falls as it grows.")
+    num_control_batches: int = option(
+        10, least=3, unless=0, why="an interval needs 3", help="Batches of each control; 0: no controls."
+    )
+    batch_size: int = option(
+        32, least=1, help="Texts of a batch. The paper takes 512; the coefficient falls as it grows."
+    )
     max_length: int = option(
-        128, help="Tokens of a text, with its beginning mark; the rest is cut off, as in the paper."
+        128,
+        least=3,
+        why="a beginning and two tokens",
+        help="Tokens of a text, with its beginning mark; the rest is cut off, as in the paper.",
     )
-    finetune_steps: int = option(10, help="Updates of the final layer on each batch, each on the whole batch.")
-    finetune_learning_rate: float = option(1e-3, help="AdamW's learning rate in these updates.")
+    finetune_steps: int = option(10, least=0, help="Updates of the final layer on each batch, each on the whole batch.")
+    finetune_learning_rate: float = option(1e-3, least=0, help="AdamW's learning rate in these updates.")
     fisher_draws: int = option(
-        4, help="Draws of the model's own next tokens for each text, even: two halves tell the noise."
+        4,
+        least=2,
+        why="two halves tell the noise",
+        help="Draws of the model's own next tokens for each text, even: two halves tell the noise.",
     )
     fisher_drawing: Literal["signs", "tokens"] = option(
         "signs", help="tokens: draw from the model, as the paper; signs: the same expectation with far less noise."
@@ -64,11 +68,13 @@ class DiversityArguments:
     random_weights: bool = option(False, help="Measure with random weights of the same shape too, as a control.")
     text_only: bool = option(False, help="Only the measures that need no model: compression and distinct n-grams.")
     words_per_batch: int | None = option(
-        None, help="Words of each batch that those see. Default: as many as the shortest batch has."
+        None,
+        least=3,
+        why="for a 3-gram",
+        help="Words of each batch that those see. Default: as many as the shortest batch has.",
     )
-    seed: int = option(0, help="Seed of the batches, the draws and the controls.")
+    seed: int = option(0, least=0, help="Seed of the batches, the draws and the controls.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <model>/probes/diversity/<data sets>.")
-    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
 
     @property
     def texts_needed(self) -> int:
@@ -96,30 +102,12 @@ def check_arguments(args: DiversityArguments) -> None:
     Raises:
         UsageError: for the first of them.
 
-    >>> check_arguments(DiversityArguments(num_batches=2))
+    >>> check_arguments(DiversityArguments(fisher_draws=3))
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --num_batches 2 is too few; give at least 3 (an interval over batches needs 3)
+    lm_trials.console.UsageError: --fisher_draws 3 has no two halves; give an even number
     """
-    for flag, (smallest, reason) in SMALLEST_NUMBERS.items():
-        if getattr(args, flag) < smallest:
-            raise UsageError(
-                f"--{flag} {getattr(args, flag)} is too few; give at least {smallest} ({reason})"
-                if flag != "seed"
-                else f"--seed {args.seed} is no seed; give 0 or more"
-            )
     if args.fisher_draws % 2:
         raise UsageError(f"--fisher_draws {args.fisher_draws} has no two halves; give an even number")
-    if args.num_control_batches in (1, 2):
-        raise UsageError(f"--num_control_batches {args.num_control_batches} give no interval; give 0 or at least 3")
-    if not (math.isfinite(args.finetune_learning_rate) and args.finetune_learning_rate >= 0):
-        raise UsageError(
-            f"--finetune_learning_rate {args.finetune_learning_rate:g} is no rate; give 0 or more, such as 1e-3"
-        )
-    if args.words_per_batch is not None and args.words_per_batch < 3:
-        raise UsageError(f"--words_per_batch {args.words_per_batch} hold no 3-gram; give at least 3, such as 1000")
-    twice = [name for name in args.dataset_name if args.dataset_name.count(name) > 1]
-    if twice:
-        raise UsageError(f"--dataset_name {twice[0]} is given twice; name each data set once")
     if len(args.dataset_name) > 1 and args.dataset_config_name:
         raise UsageError(
             f"--dataset_config_name {args.dataset_config_name} with {len(args.dataset_name)} data sets: of which? "

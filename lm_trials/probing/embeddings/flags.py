@@ -10,13 +10,14 @@ from typing import Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.probing.flags import SubjectArguments, check_subjects
+from lm_trials.shared_flags import DataFolder
 
 PROBE = "embeddings"
 BUILT_IN = ("surface", "words", "continents")
 
 
 @dataclass
-class EmbeddingsArguments:
+class EmbeddingsArguments(DataFolder):
     """Which embeddings are read, and what they are set beside."""
 
     all_checkpoints: bool = option(False, help="Read every checkpoint of a run, and its final model.")
@@ -26,23 +27,26 @@ class EmbeddingsArguments:
         help="What colours tokens: surface (how they are written), words (groups of the generated stories' words), "
         "continents (of cities), or a .json or .csv file of words and categories.",
     )
-    max_tokens: int = option(2000, help="Most tokens with a category that are looked at; of more, these are drawn.")
+    max_tokens: int = option(
+        2000, least=10, help="Most tokens with a category that are looked at; of more, these are drawn."
+    )
     basis: Literal["joint", "last"] = option(
         "joint", help="The picture's axes, one for all: fitted on all models together, or on the last."
     )
     projection: Literal["pca", "umap"] = option("pca", help="How the picture is made; umap needs umap-learn.")
     words: list[str] = option([], help="Words whose nearest neighbours are told.")
-    neighbours: int = option(8, help="How many of them.")
-    nearest: int = option(10, help="Nearest tokens that are asked whether they are of a token's category.")
-    permutations: int = option(200, help="Shuffles of the categories, the control of how far they are apart.")
+    neighbours: int = option(8, least=1, help="How many of them.")
+    nearest: int = option(10, least=1, help="Nearest tokens that are asked whether they are of a token's category.")
+    permutations: int = option(200, least=20, help="Shuffles of the categories, the control of how far they are apart.")
     dataset_name: str | None = option(
         None,
         help="What the models were trained on: categories are among tokens that occur in it, and these have moved "
         "beside those that never do.",
     )
     dataset_split: str | None = option(None, help="Its split. Default: train of a prepared one.")
-    data_cache_dir: str = option("data", help="Folder of prepared corpora.")
-    max_train_samples: int | None = option(None, help="Texts of it that are read, from the start; default all.")
+    max_train_samples: int | None = option(
+        None, least=1, help="Texts of it that are read, from the start; default all."
+    )
 
 
 ARGUMENTS = (SubjectArguments, EmbeddingsArguments)
@@ -71,10 +75,5 @@ def check_arguments(subject: SubjectArguments, args: EmbeddingsArguments) -> Non
             raise UsageError(f"--categories {args.categories}: no file of that name; give {known} or a file")
         if path.suffix not in (".json", ".csv"):
             raise UsageError(f"--categories {args.categories}: give a .json of {{word: category}} or a .csv of both")
-    for flag, least in (("neighbours", 1), ("nearest", 1), ("permutations", 20), ("max_tokens", 10)):
-        if getattr(args, flag) < least:
-            raise UsageError(f"--{flag} {getattr(args, flag)} is too few; give at least {least}")
-    if args.max_train_samples is not None and args.max_train_samples < 1:
-        raise UsageError(f"--max_train_samples {args.max_train_samples} leaves nothing to read; give at least 1")
     if args.projection == "umap" and find_spec("umap") is None:
         raise UsageError("--projection umap needs umap-learn, which is not installed; pip install 'lm_trials[umap]'")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError
 from lm_trials.flags import option
-from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects, check_texts
+from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects
 from lm_trials.stories.records import FEATURES, canonical_feature
 
 PROBE = "feature_probe"
@@ -21,25 +20,45 @@ SCORED_SPLITS = ("validation", "test", "validation+test")
 class FeatureProbeArguments:
     """What is read from the hidden states, and how."""
 
-    features: list[str] = option([], help="Features to be read. Default: all six.")
+    features: list[str] = option([], distinct=True, help="Features to be read. Default: all six.")
     pooling: list[str] = option(
-        list(POOLINGS), help="last_10: mean of the last 10 positions; mean: of the whole story."
+        list(POOLINGS),
+        one_of=POOLINGS,
+        distinct=True,
+        filled=True,
+        help="last_10: mean of the last 10 positions; mean: of the whole story.",
     )
     layers: list[str] = option(
-        [], help="Hidden-state layers, 0 the embeddings, and normed, after the final norm. Default: all of them."
+        [],
+        distinct=True,
+        help="Hidden-state layers, 0 the embeddings, and normed, after the final norm. Default: all of them.",
     )
     all_checkpoints: bool = option(False, help="Read every checkpoint of each run: the curve over training.")
-    num_train_stories: int = option(2000, help="Stories of the train split that the probes are fitted on, at most.")
+    num_train_stories: int = option(
+        2000, least=2, help="Stories of the train split that the probes are fitted on, at most."
+    )
     validation_split_percentage: float = option(
-        20.0, help="Share of the stories that is held out, by hash, where the data set has no splits of its own."
+        20.0,
+        above=0,
+        most=50,
+        help="Share of the stories that is held out, by hash, where the data set has no splits of its own.",
     )
     labels: Literal["auto", "records", "detectors"] = option(
         "auto", help="Who says which features a story has; auto: the records where they name any, else the detectors."
     )
     l2: list[float] = option(
-        [1.0, 10.0, 100.0], help="Weights of the L2 penalty; the best on a part of the training stories is taken."
+        [1.0, 10.0, 100.0],
+        above=0,
+        distinct=True,
+        filled=True,
+        help="Weights of the L2 penalty; the best on a part of the training stories is taken.",
     )
-    num_shuffles: int = option(10, help="Fittings on shuffled labels, for each layer: the control of chance.")
+    num_shuffles: int = option(
+        10,
+        least=2,
+        why="a spread needs two",
+        help="Fittings on shuffled labels, for each layer: the control of chance.",
+    )
     long_stories: Literal["leave_out", "cut"] = option(
         "leave_out", help="Stories longer than a model reads: cut, the end that a label speaks of may be gone."
     )
@@ -63,12 +82,11 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Feat
     Raises:
         UsageError: for the first of them.
 
-    >>> check_arguments(SubjectArguments(["runs/a"]), TextArguments(), FeatureProbeArguments(pooling=["first"]))
+    >>> check_arguments(SubjectArguments(["runs/a"]), TextArguments(), FeatureProbeArguments(layers=["first"]))
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --pooling first: valid: last_10, mean
+    lm_trials.console.UsageError: --layers first is no layer; give numbers from 0, the embeddings, or normed
     """
     check_subjects(subjects, PROBE)
-    check_texts(texts)
     if texts.dataset_split not in (None, *SCORED_SPLITS):
         raise UsageError(
             f"--dataset_split {texts.dataset_split}: the probes are fitted on train and scored on one of "
@@ -76,26 +94,8 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Feat
         )
     if "+" in (texts.dataset_config_name or ""):
         raise UsageError(f"--dataset_config_name {texts.dataset_config_name} is a mixture; name one part")
-    for pooling in args.pooling:
-        if pooling not in POOLINGS:
-            raise UsageError(f"--pooling {pooling}: {did_you_mean(pooling, POOLINGS)}")
     for layer in args.layers:
         if layer != NORMED and not layer.removeprefix("-").isdigit():
             raise UsageError(f"--layers {layer} is no layer; give numbers from 0, the embeddings, or {NORMED}")
-    given = {"features": args.chosen, "pooling": args.pooling, "layers": args.layers, "l2": args.l2}
-    for flag, values in given.items():
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise UsageError(f"--{flag} {twice[0]} is given twice; give it once")
-    if wrong := [weight for weight in args.l2 if not (math.isfinite(weight) and weight > 0)]:
-        raise UsageError(f"--l2 {wrong[0]:g} is no weight of a penalty; give more than 0, such as 10")
-    if not args.pooling or not args.l2:
-        raise UsageError("--pooling and --l2 need a value; leave the flag away for the default")
-    if args.num_shuffles < 2:
-        raise UsageError(f"--num_shuffles {args.num_shuffles} shows no spread; give at least 2")
-    if args.num_train_stories < 2:
-        raise UsageError(f"--num_train_stories {args.num_train_stories} leaves nothing to fit; give some hundred")
-    if not 0 < args.validation_split_percentage <= 50:
-        raise UsageError(
-            f"--validation_split_percentage {args.validation_split_percentage:g} is no share; give more than 0 and at "
-            "most 50"
-        )
+    if len(set(args.chosen)) < len(args.chosen):
+        raise UsageError(f"--features {' '.join(args.features)}: one feature is given twice; give each once")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError
 from lm_trials.flags import option
-from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects, check_texts
+from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects
 from lm_trials.stories.records import FEATURES
 
 COMPONENTS = {
@@ -27,6 +27,8 @@ class PatchingArguments:
 
     components: list[str] = option(
         list(COMPONENTS),
+        one_of=COMPONENTS,
+        filled=True,
         help="Which parts are swapped, each by itself: embeddings, residual (the whole hidden state after a block), "
         "attention and mlp (what a block's adds), heads (each head).",
     )
@@ -41,19 +43,37 @@ class PatchingArguments:
         "both", help="forward: from the first model (or --prompt) into the second (--other_prompt); backward; both."
     )
     feature: str | None = option(
-        None, help="Of stories: measure the sentence that shows this feature by itself, and the feature score."
+        None,
+        one_of=FEATURES,
+        not_with=("prompt", "pairs"),
+        why="it is of stories",
+        help="Of stories: measure the sentence that shows this feature by itself, and the feature score.",
     )
     num_generations: int = option(
-        0, help="Of stories: prompts of the set that are continued with each part swapped, for the feature score."
+        0,
+        least=0,
+        needs="feature",
+        not_with=("prompt", "pairs"),
+        why="stories are searched for that feature",
+        help="Of stories: prompts of the set that are continued with each part swapped, for the feature score.",
     )
-    max_new_tokens: int = option(200, help="Longest continuation, in tokens.")
-    temperature: float = option(1.0, help="Of the sampling of continuations; 0 is greedy.")
+    max_new_tokens: int = option(200, least=1, help="Longest continuation, in tokens.")
+    temperature: float = option(1.0, least=0, help="Of the sampling of continuations; 0 is greedy.")
     prompt: str | None = option(None, help="A prompt, whose next token is measured, instead of stories.")
-    other_prompt: str | None = option(None, help="The prompt beside it, of one model; as many tokens long.")
-    answer: str | None = option(None, help="Next token of --prompt, with its space: ' Paris'. One token.")
-    other_answer: str | None = option(None, help="Next token of --other_prompt; the measure is then their difference.")
+    other_prompt: str | None = option(
+        None, needs=("prompt", "pairs"), help="The prompt beside it, of one model; as many tokens long."
+    )
+    answer: str | None = option(
+        None, needs=("prompt", "pairs"), help="Next token of --prompt, with its space: ' Paris'. One token."
+    )
+    other_answer: str | None = option(
+        None, needs=("prompt", "pairs"), help="Next token of --other_prompt; the measure is then their difference."
+    )
     pairs: str | None = option(
-        None, help="CSV or JSONL of many pairs: columns prompt, other_prompt, answer, other_answer, as the flags."
+        None,
+        not_with=("prompt", "other_prompt", "answer", "other_answer"),
+        why="the file has them",
+        help="CSV or JSONL of many pairs: columns prompt, other_prompt, answer, other_answer, as the flags.",
     )
 
     @property
@@ -89,22 +109,24 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Patc
 --prompt, --other_prompt and --answer
     """
     check_subjects(subjects, "patching", most=2)
-    check_texts(texts)
     several = len(subjects.model_name_or_path) == 2
-    if not args.components:
-        raise UsageError(f"--components names none; give some of {' '.join(COMPONENTS)}")
-    for name in args.components:
-        if name not in COMPONENTS:
-            raise UsageError(f"--components {name}: {did_you_mean(name, COMPONENTS)}")
     if args.heads and "heads" not in args.components:
         raise UsageError("--heads is of the component heads; add heads to --components")
-    if args.feature is not None and args.feature not in FEATURES:
-        raise UsageError(f"--feature {args.feature}: {did_you_mean(args.feature, FEATURES)}")
     _check_positions(args)
+    if args.prompt is not None:
+        check_pair(vars(args), several, "--")
     if args.by_prompts:
-        _check_prompts(args, several)
-    else:
-        _check_stories(args, several)
+        return
+    if not several:
+        raise UsageError(
+            "one model and no prompts: there is nothing to swap; name a second model, or give --prompt, --other_prompt "
+            "and --answer"
+        )
+    if args.num_generations and args.where != "all":
+        raise UsageError(
+            f"--num_generations and --positions {args.where}: a text that is being written is swapped whole; "
+            "leave one of them away"
+        )
 
 
 def _check_positions(args: PatchingArguments) -> None:
@@ -118,18 +140,6 @@ def _check_positions(args: PatchingArguments) -> None:
         numbers = None
     if numbers is None or len(set(numbers)) < len(numbers):
         raise UsageError(f"--positions {args.where}: of {of} there are {', '.join(named)}, or numbers as 3,5,-1")
-
-
-def _check_prompts(args: PatchingArguments, several: bool) -> None:
-    for flag in ("feature", "num_generations"):
-        if getattr(args, flag):
-            raise UsageError(f"--{flag} is of stories; leave it away, or --prompt and --pairs")
-    if args.pairs is not None:
-        for flag in ("prompt", "other_prompt", "answer", "other_answer"):
-            if getattr(args, flag) is not None:
-                raise UsageError(f"--pairs {args.pairs} and --{flag}: the file has it; give one of them")
-        return
-    check_pair(vars(args), several, "--")
 
 
 def check_pair(pair: dict[str, str | None], several: bool, before: str) -> None:
@@ -161,26 +171,3 @@ def check_pair(pair: dict[str, str | None], several: bool, before: str) -> None:
         raise UsageError(f"{before}other_prompt is {before}prompt, and the model is one; give two that differ")
     if pair.get("other_answer") == pair["answer"]:
         raise UsageError(f"{before}other_answer is {before}answer ({pair['answer']!r}); give two that differ")
-
-
-def _check_stories(args: PatchingArguments, several: bool) -> None:
-    for flag in ("other_prompt", "answer", "other_answer"):
-        if getattr(args, flag) is not None:
-            raise UsageError(f"--{flag} without --prompt; give --prompt too")
-    if not several:
-        raise UsageError(
-            "one model and no prompts: there is nothing to swap; name a second model, or give --prompt, --other_prompt "
-            "and --answer"
-        )
-    if args.num_generations < 0 or args.max_new_tokens < 1 or args.temperature < 0:
-        raise UsageError(
-            f"--num_generations {args.num_generations}, --max_new_tokens {args.max_new_tokens}, --temperature "
-            f"{args.temperature:g}: the least are 0, 1 and 0"
-        )
-    if args.num_generations and args.feature is None:
-        raise UsageError("--num_generations: the score of which feature? give --feature Twist, or another")
-    if args.num_generations and args.where != "all":
-        raise UsageError(
-            f"--num_generations and --positions {args.where}: a text that is being written is swapped whole; "
-            "leave one of them away"
-        )

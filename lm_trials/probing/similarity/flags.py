@@ -10,7 +10,7 @@ from typing import Literal
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
-from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects, check_texts
+from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects
 
 TERM, QUERY = "{term}", "{city}"
 FEWEST = 20
@@ -24,9 +24,12 @@ class SimilarityArguments:
     measure: Literal["terms", "cka", "both"] = option(
         "terms", help="terms: two prompts that differ in one term; cka: two models' layers over a data set."
     )
-    term_a: str = option("foo", aliases=["--placeholder"], help="The term that is asked about.")
+    term_a: str = option("foo", aliases=["--placeholder"], filled=True, help="The term that is asked about.")
     term_b: str = option(
-        "Paris", aliases=["--true", "--true_term"], help="The term that it is held against: what it truly is."
+        "Paris",
+        aliases=["--true", "--true_term"],
+        filled=True,
+        help="The term that it is held against: what it truly is.",
     )
     template: list[str] = option(
         ["What is the distance between {city} and {term}?"],
@@ -36,15 +39,23 @@ class SimilarityArguments:
     query: list[str] = option(
         [], aliases=["--queries"], help="Words for {city}, or a file with one a line. Default: drawn capitals."
     )
-    num_queries: int = option(24, help="How many capitals are drawn for {city}; they are no candidates.")
+    num_queries: int = option(24, least=1, help="How many capitals are drawn for {city}; they are no candidates.")
     candidates: list[str] = option(
         [], help="Words that the true term is ranked among, or a file with one a line. Default: the other capitals."
     )
-    min_population: int = option(500_000, help="Capitals with fewer people are neither queries nor candidates.")
+    min_population: int = option(
+        500_000, least=0, help="Capitals with fewer people are neither queries nor candidates."
+    )
     candidate_tokens: Literal["same", "any"] = option(
         "same", help="same: only candidates with as many tokens as the true term."
     )
-    vocabulary_sample: int = option(0, help="Words of one token, drawn from the vocabulary, as further candidates.")
+    vocabulary_sample: int = option(
+        0,
+        least=FEWEST - 1,
+        unless=0,
+        why="for p = 0.05",
+        help="Words of one token, drawn from the vocabulary, as further candidates.",
+    )
     align: Literal["last", "mean", "first"] = option(
         "last", help="Which token of a term is compared, or the mean over its tokens."
     )
@@ -52,7 +63,7 @@ class SimilarityArguments:
         "auto", help="How the prompts are laid out. auto: as the first trained model was trained."
     )
     control_model: list[str] = option(
-        [], help="Trained as the others, on what says nothing of the true term (scrambled distances)."
+        [], distinct=True, help="Trained as the others, on what says nothing of the true term (scrambled distances)."
     )
     cka_pooling: Literal["mean", "last"] = option(
         "mean", help="What stands for a story in CKA: the mean over its tokens, or its last token."
@@ -86,29 +97,17 @@ term goes
     """
     check_subjects(subject_args, "similarity")
     for name in args.control_model:
-        if not name or name in subject_args.model_name_or_path or args.control_model.count(name) > 1:
+        if not name or name in subject_args.model_name_or_path:
             raise UsageError(f"--control_model {name or 'without a name'} is named before; name each model once")
-    if args.of_layers:
-        check_texts(text_args)
-    elif text_args.dataset_name != TextArguments().dataset_name:
+    if not args.of_layers and text_args.dataset_name != TextArguments().dataset_name:
         raise UsageError(
             f"--dataset_name {text_args.dataset_name} is read for CKA alone; add --measure cka, or --measure both"
         )
     if not args.of_terms:
         return
-    for flag in ("term_a", "term_b"):
-        if not getattr(args, flag).strip():
-            raise UsageError(f"--{flag} is empty; give a word, as {'foo' if flag == 'term_a' else 'Paris'}")
     if args.term_a.strip() == args.term_b.strip():
         raise UsageError(f"--term_a and --term_b are both {args.term_a}, so that the prompts are the same; give two")
     templates(args)
-    for flag, least in (("num_queries", 1), ("min_population", 0), ("vocabulary_sample", 0)):
-        if getattr(args, flag) < least:
-            raise UsageError(f"--{flag} {getattr(args, flag)} is too few; give at least {least}")
-    if 0 < args.vocabulary_sample < FEWEST - 1:
-        raise UsageError(
-            f"--vocabulary_sample {args.vocabulary_sample} words cannot show p = 0.05; give at least {FEWEST - 1}"
-        )
     words(args.query, "--query")
     words(args.candidates, "--candidates")
 

@@ -1,0 +1,40 @@
+"""Flags that several commands have; no torch.  They follow the command's own flags in `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lm_trials.flags import option
+
+
+@dataclass(kw_only=True)
+class DataFolder:
+    """Where prepared data lies."""
+
+    data_cache_dir: str = option("data", help="Folder of prepared corpora, data sets, token stores and tokenizers.")
+
+
+@dataclass(kw_only=True)
+class Quantization:
+    """How a model's weights are stored."""
+
+    load_in_8bit: bool = option(
+        False, not_with="load_in_4bit", help="Quantize the weights, an adapter's base, to 8 bits (LLM.int8)."
+    )
+    load_in_4bit: bool = option(False, help="Quantize the weights, an adapter's base, to 4 bits (nf4).")
+
+
+@dataclass(kw_only=True)
+class Device:
+    """Where a model runs."""
+
+    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
+
+
+@dataclass(kw_only=True)
+class TokenSampling:
+    """How the tokens of an answer are chosen."""
+
+    temperature: float = option(0.7, least=0, help="Sampling temperature; 0 takes the likeliest token each time.")
+    top_k: int = option(0, least=0, help="Sample among this many tokens; 0 is all.")
+    top_p: float = option(1.0, above=0, most=1, help="Sample among the likeliest tokens of this summed probability.")
