@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
-from lm_trials.files import read_object, weights_digest
+from lm_trials.files import read_object, weights_digest, write_file
 from lm_trials.models.adapters import (
     LoraSpec,
     add_lora,
@@ -257,7 +258,8 @@ def _write_results(trainer: FineTuner, examples: Examples, metrics: dict[str, fl
             {key: value for key, value in row.items() if not key.startswith(("eval_completion", "eval_unmasked"))}
             for row in trainer.state.log_history
         ]
-        loss_figure(drawn, title=trainer.args.run_name).savefig(folder / LOSS_PICTURE, dpi=150)
+        figure = loss_figure(drawn, title=trainer.args.run_name)
+        write_file(folder / LOSS_PICTURE, partial(figure.savefig, format="png", dpi=150))
         trainer.save_state()
         mark_finished(folder, trainer.state.global_step, trainer.run_identity)
 

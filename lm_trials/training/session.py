@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
+from lm_trials.files import write_file
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields
 from lm_trials.reporting.figures import loss_figure
@@ -151,7 +153,7 @@ def finish(trainer: StoryTrainer) -> dict[str, float]:
         return metrics
     if trained:  # an evaluation alone leaves the run's own record as it is
         figure = loss_figure(trainer.state.log_history, title=trainer.args.run_name)
-        figure.savefig(folder / LOSS_PICTURE, dpi=150)
+        write_file(folder / LOSS_PICTURE, partial(figure.savefig, format="png", dpi=150))
         trainer.save_state()
         mark_finished(folder, trainer.state.global_step, trainer.run_identity)
     limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
