@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lm_trials.flags import option
 
@@ -12,6 +13,21 @@ class DataFolder:
     """Where prepared data lies."""
 
     data_cache_dir: str = option("data", help="Folder of prepared corpora, data sets, token stores and tokenizers.")
+
+
+@dataclass(kw_only=True)
+class DataReading(DataFolder):
+    """How a data set is read that is not prepared."""
+
+    dataset_config_name: str | None = option(
+        None, help="Configuration of a Hub data set or part of a folder; a+b is a mixture, as is --dataset_name a+b."
+    )
+    text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
+    streaming: Literal["True", "CacheStream", "False"] = option(
+        "False",
+        help="True: read as a stream, from the Hub or here; CacheStream: download and prepare first, then stream; "
+        "False: download and prepare first. The result is the same.",
+    )
 
 
 @dataclass(kw_only=True)

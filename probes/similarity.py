@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     stories, found = [record["story"] for record in read_stories(text_args)] if args.of_layers else [], []
     if args.of_terms:
         plan, batch_size = (
-            plan_terms(find_layout(asked, args.layout), args, seed, asked.window),
+            plan_terms(find_layout(asked, args.prompt_layout), args, seed, asked.window),
             text_args.per_device_eval_batch_size,
         )
         readings, checks = report.read_terms(compared, plan, args.align, batch_size, subject_args)

@@ -371,7 +371,7 @@ def test_conversations_give_a_model_without_a_template_one(tune_flags, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     ids = tokenizer.apply_chat_template(rows[0]["messages"], return_dict=True)["input_ids"]
     assert ids.count(tokenizer.eos_token_id) == 3  # before the first turn and after each answer
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]["layout"] == "chat"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]["prompt_layout"] == "chat"
 
 
 def refused(argv, capsys):
@@ -399,8 +399,8 @@ BAD = {
     "all too long": (("--max_length", "5"), "the shortest has"),
     "wrapped": (("--packing", "True", "--packing_strategy", "wrapped"), "lets an example see the one before it"),
     "code": (("--trust_remote_code", "True"), "no code of a model's is run here"),
-    "layout": (("--layout", "text"), "has prompts; give instruct or chat"),
-    "template": (("--layout", "chat"), "has no chat template"),
+    "layout": (("--prompt_layout", "text"), "has prompts; give instruct or chat"),
+    "template": (("--prompt_layout", "chat"), "has no chat template"),
     "no updates": (("--max_steps", "-1", "--num_train_epochs", "0.001"), "makes no update of 4"),
     "nothing held out": (
         ("--validation_split_percentage", "0.01", "--eval_strategy", "steps"),

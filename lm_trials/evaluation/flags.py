@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lm_trials.flags import option
-from lm_trials.shared_flags import DataFolder, Device
+from lm_trials.shared_flags import DataReading, Device
 
 SLICES = ("features", "source")
 
 
 @dataclass
-class EvaluationArguments(DataFolder, Device):
+class EvaluationArguments(DataReading, Device):
     """Which models are evaluated on which stories, and how."""
 
     model_name_or_path: list[str] = option(
@@ -22,17 +22,10 @@ class EvaluationArguments(DataFolder, Device):
     dataset_name: list[str] = option(
         ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix."
     )
-    dataset_config_name: str | None = option(
-        None, help="Configuration of a Hub data set or part of a folder; a+b mixes."
-    )
     data_mix: str | None = option(None, help="Shares of the parts a+b, as .3,.7. Default: equal.")
     dataset_split: str | None = option(
         None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is evaluated whole."
     )
-    streaming: Literal["CacheStream", "True", "False"] = option(
-        "True", help="Hub data: stream it (True), or download it first (CacheStream, False)."
-    )
-    text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
     tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
     max_eval_samples: int | None = option(None, least=1, help="Stories evaluated, from the start; default all.")
     layout: Literal["per_story", "packed"] = option(

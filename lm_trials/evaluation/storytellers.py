@@ -143,10 +143,10 @@ class Storyteller:
 def trained_mode(run: Mapping[str, Any] | None) -> Mode | None:
     """Return how a run's model wants to be asked; None where its `run.json` does not tell.
 
-    >>> trained_mode({"outcome": {"layout": "chat"}}), trained_mode({"outcome": {"layout": "text"}}), trained_mode(None)
-    ('chat', 'completion', None)
+    >>> [trained_mode(run) for run in (None, {"outcome": {"prompt_layout": "text"}})]
+    [None, 'completion']
     """
-    layout = run["outcome"].get("layout") if run else None
+    layout = run["outcome"].get("prompt_layout") if run else None
     return {"instruct": "instruct", "chat": "chat", "text": "completion"}.get(layout)  # type: ignore[return-value]
 
 

@@ -186,7 +186,7 @@ def base_of(name: str) -> str | None:
 
 def open_asked(name: str, args: LatentCityArguments) -> Storyteller:
     """Load a model to be asked as it was trained; where nothing tells, by its chat template where it has one."""
-    mode = None if args.layout == "auto" else args.layout
+    mode = None if args.prompt_layout == "auto" else args.prompt_layout
     quantized = {"load_in_8bit": args.load_in_8bit, "load_in_4bit": args.load_in_4bit}
     asked = open_storyteller(name, mode, use_cpu=args.use_cpu, **quantized)
     told = read_run(Path(name)) if Path(name).is_dir() else None

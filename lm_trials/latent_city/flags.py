@@ -137,7 +137,7 @@ class LatentCityArguments(DataFolder, Quantization, Device):
     knowledge: str | None = option(
         None, help="Questions of cache_datasets.py atlas; their test split asks for pairs that were never stated."
     )
-    layout: Literal["auto", "instruct", "chat", "completion"] = option(
+    prompt_layout: Literal["auto", "instruct", "chat", "completion"] = option(
         "auto", help="How models are asked. auto: as they were trained, else by their chat template, else completing."
     )
     num_samples: int = option(20, least=1, help="Free answers a seed to which country it is in.")

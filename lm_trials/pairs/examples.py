@@ -43,25 +43,27 @@ BATCH = 1000
 Overlong = Literal["drop", "cut"]
 
 
-def choose_layout(pairs: PairSet, tokenizer: PreTrainedTokenizerBase, asked: Layout | None) -> Layout:
+def choose_layout(
+    pairs: PairSet, tokenizer: PreTrainedTokenizerBase, asked: Layout | Literal["auto"] = "auto"
+) -> Layout:
     """Return the layout of a data set's examples: as asked, else by what its rows are and what the tokenizer knows.
 
     Raises:
         UsageError: for a layout that the rows cannot have, or `chat` without a template.
     """
     if pairs.kind == "texts":
-        if asked not in (None, "text"):
+        if asked not in ("auto", "text"):
             raise UsageError(
-                f"--layout {asked}: {pairs.name} has texts and no prompts; leave it away, or give a data set with "
-                "columns prompt and completion"
+                f"--prompt_layout {asked}: {pairs.name} has texts and no prompts; remove the flag, or give a data set "
+                "with columns prompt and completion"
             )
         return "text"
     if asked == "text":
-        raise UsageError(f"--layout text: {pairs.name} has prompts; give instruct or chat")
+        raise UsageError(f"--prompt_layout text: {pairs.name} has prompts; give instruct or chat")
     if pairs.kind == "conversations" and asked == "instruct":
-        raise UsageError(f"--layout instruct: {pairs.name} holds conversations; leave it away, or give chat")
+        raise UsageError(f"--prompt_layout instruct: {pairs.name} holds conversations; leave it away, or give chat")
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    layout = asked or ("chat" if pairs.kind == "conversations" or has_template else "instruct")
+    layout = asked if asked != "auto" else ("chat" if pairs.kind == "conversations" or has_template else "instruct")
     if layout == "chat":
         check_chat(tokenizer, tokenizer.name_or_path or "this tokenizer")
     return layout

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
-from lm_trials.shared_flags import DataFolder, Device, Quantization
+from lm_trials.shared_flags import DataReading, Device, Quantization
 
 
 @dataclass
@@ -30,17 +30,15 @@ class SubjectArguments(Quantization, Device):
 
 
 @dataclass
-class TextArguments(DataFolder):
+class TextArguments(DataReading):
     """Which texts the models read."""
 
     dataset_name: str = option(
         "generated", help="A prepared corpus or set, else a file or folder, else a Hub data set."
     )
-    dataset_config_name: str | None = option(None, help="Configuration of a Hub data set or part of a folder.")
     dataset_split: str | None = option(
         None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is read whole."
     )
-    text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
     max_eval_samples: int | None = option(None, least=1, help="Texts read, from the start; default all.")
     block_size: int | None = option(
         None, least=2, help="Longest text, in tokens; the rest is cut off. Default: the positions."

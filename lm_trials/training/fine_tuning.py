@@ -275,7 +275,7 @@ def describe_tuning(
     outcome, tokens = described["outcome"], described["outcome"].pop("num_tokens")
     outcome["model"].pop("quantization_config", None)
     outcome["data"] = {**examples.describe(), "tokenizer_hash": tokenizer_hash(base.tokenizer)}
-    outcome["layout"] = examples.layout
+    outcome["prompt_layout"] = examples.layout
     outcome["num_examples"] = plan.num_steps * plan.blocks_per_step
     described["logistics"] |= {
         "num_tokens": tokens,

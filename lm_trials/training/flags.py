@@ -4,27 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lm_trials.flags import option
+from lm_trials.shared_flags import DataReading
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DataReading):
     """What is trained on."""
 
     dataset_name: str = option(
         "generated", help="A prepared corpus in --data_cache_dir, else a file or folder, else a Hub data set."
     )
-    dataset_config_name: str | None = option(
-        None, help="Configuration of a Hub data set or part of a folder; a+b+c is a mixture, as is --dataset_name a+b."
-    )
     data_mix: str | None = option(None, help="Share of each part of a mixture, as .3,.7. Default: equal shares.")
     data_mix_unit: Literal["tokens", "documents"] = option("tokens", help="What those are shares of.")
     stop_when: Literal["first_exhausted", "all_exhausted"] = option(
         "first_exhausted", help="When a pass over a mixture ends; all_exhausted: parts that end early begin anew."
-    )
-    streaming: Literal["True", "CacheStream", "False"] = option(
-        "False",
-        help="True: read as a stream, from the Hub or here; CacheStream: cache all first, then stream; False: tokenise "
-        "all first. The blocks and their order are the same.",
     )
     validation_split_percentage: float | None = option(
         None,
@@ -35,7 +28,6 @@ class DataArguments:
     eval_datasets: str | None = option(
         None, help="Sets or corpora, as a,b, whose validation splits are evaluated too, with the train and test splits."
     )
-    data_cache_dir: str = option("data", help="Folder of prepared corpora, token stores and tokenizers.")
     tokenizer_name: str | None = option(
         None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name. Default: --vocab_size's."
     )
@@ -44,7 +36,6 @@ class DataArguments:
         least=0,
         help="Use the tokenizer made by `prepare_tinystories.py train_vocab --vocab_size N`; 0: --tokenizer_name.",
     )
-    text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
     block_size: int | None = option(
         None, least=2, help="Tokens of a training block. Default: the shape's positions, at most 1024."
     )

@@ -160,7 +160,7 @@ def open_examples(
     """
     arguments.max_length = max_length = _example_length(arguments.max_length, config)
     if arguments.chat_template_path:
-        _check_layout_of_template(arguments.chat_template_path, pair_args.layout)
+        _check_layout_of_template(arguments.chat_template_path, pair_args.prompt_layout)
         template = _template(arguments.chat_template_path)
         check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
     pairs = dataset_of(pair_args).pairs(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
@@ -168,7 +168,7 @@ def open_examples(
         tokenizer.chat_template = template
     if pairs.kind == "conversations" and not tokenizer.chat_template:
         tokenizer.chat_template = STORY_CHAT_TEMPLATE
-    layout = choose_layout(pairs, tokenizer, pair_args.layout)
+    layout = choose_layout(pairs, tokenizer, pair_args.prompt_layout)
     if arguments.chat_template_path:
         _check_layout_of_template(arguments.chat_template_path, layout)
     folder = make_examples(
@@ -191,10 +191,10 @@ def open_examples(
     return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
 
 
-def _check_layout_of_template(path: str, layout: Layout | None) -> None:
-    if layout not in (None, "chat"):
+def _check_layout_of_template(path: str, layout: str) -> None:
+    if layout not in ("auto", "chat"):
         raise UsageError(
-            f"--chat_template_path {path} has no effect on the layout {layout}; leave it away, or give --layout chat "
+            f"--chat_template_path {path} has no effect on the layout {layout}; remove it or give --prompt_layout chat "
             "and prompts or messages"
         )
 

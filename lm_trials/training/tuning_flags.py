@@ -27,10 +27,10 @@ class PairArguments:
         help="Share of a train split without a validation split that becomes one, by hash of the row.",
     )
     data_cache_dir: str = option("data", help="Folder of prepared data sets.")
-    layout: Literal["instruct", "chat", "text"] | None = option(
-        None,
+    prompt_layout: Literal["auto", "instruct", "chat", "text"] = option(
+        "auto",
         help="instruct: [EOS] prompt [BOS] completion [EOS]; chat: the tokenizer's chat template; text: of a set "
-        "without prompts. Default: chat where the tokenizer has a template or rows are conversations, else instruct.",
+        "without prompts; auto: chat where the tokenizer has a template or rows are conversations, else instruct.",
     )
     overlong: Literal["drop", "cut"] = option(
         "drop", help="What becomes of examples longer than --max_length; how many is told."

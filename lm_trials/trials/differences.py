@@ -43,7 +43,10 @@ FOLLOWS_FROM = (
     # Of a fine-tuning: how its examples came out, and how many it saw.
     (
         r"data\.(examples|counts\..*)",
-        ("data", "tokenizer", "block_size", "overlong", "chat_template_path", "layout", "initial_model", "data"),
+        (
+            *("data", "tokenizer", "block_size", "overlong", "chat_template_path", "prompt_layout", "initial_model"),
+            "data",
+        ),
     ),
     (r"num_examples", ("max_steps", "total_train_batch_size", "num_examples")),
     (r"max_length", ("block_size",)),
@@ -140,7 +143,7 @@ def owner_of(
 def _owners(
     name: str, different: Mapping[str, tuple[Any, ...]], decisive: set[str], steps_follow: bool
 ) -> Iterator[str]:
-    if name == "layout":
+    if name == "prompt_layout":
         yield from _owners_of_layout(different, decisive)
     if name == "max_steps" and steps_follow:
         yield from (owner for owner in OF_A_PASS if _differs(owner, decisive))

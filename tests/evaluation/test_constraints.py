@@ -152,7 +152,7 @@ def data(tiny_data, tmp_path_factory):
         tiny_model("llama", vocab_size=400, positions=512, seed=seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
         (folder / name / "run.json").write_text(
-            json.dumps({"outcome": {"layout": "instruct"}, "replicate": {"seed": seed}})
+            json.dumps({"outcome": {"prompt_layout": "instruct"}, "replicate": {"seed": seed}})
         )
     more = Features({"words": List(Value("string")), "features": List(Value("string"))})
     write_pairs(rows_of("pairs"), folder / "data" / "made", "pairs", {"source": "test"}, more)

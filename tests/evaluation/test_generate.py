@@ -83,7 +83,7 @@ def test_without_a_word_the_model_begins(model, given):
     ("layout", "mode"), [("instruct", "instruct"), ("chat", "chat"), ("text", "completion"), (None, "completion")]
 )
 def test_a_run_is_asked_as_it_was_trained(layout, mode, model, given):
-    outcome = {"layout": layout} if layout else {}
+    outcome = {"prompt_layout": layout} if layout else {}
     (model / "run.json").write_text(json.dumps({"outcome": outcome, "replicate": {"seed": 3}}))
     write(model, "--prompt", PROMPT)
     ((prompt,),) = given

@@ -348,7 +348,7 @@ def test_a_model_is_asked_from_end_to_end(models, data, tmp_path, capsys):
         (["--num_samples", "0"], "--num_samples 0 must be"),
         (["--control_model", "/no/such"], "/no/such is no folder"),
         (["--knowledge", "distances"], "distances has no distances of real cities"),
-        (["--layout", "chat"], "has no chat template"),
+        (["--prompt_layout", "chat"], "has no chat template"),
         (["--max_new_tokens", "5000"], "positions"),
     ],
 )

@@ -62,7 +62,7 @@ def flags(vocabulary):
     term, true, *rest = vocabulary
     return [
         "--term_a", term, "--term_b", true, "--template", "the {city} and the {term} saw", "--query", *rest[:4],
-        "--candidates", *rest[4 : 4 + WORDS], "--layout", "completion", "--use_cpu", "True",
+        "--candidates", *rest[4 : 4 + WORDS], "--prompt_layout", "completion", "--use_cpu", "True",
     ]  # fmt: skip
 
 
@@ -254,10 +254,8 @@ def test_models_that_cannot_be_set_side_by_side_are_refused(tmp_path, base, flag
         capsys, "--model_name_or_path", tmp_path / "other", "--measure", "cka", "--output_dir", tmp_path / "out"
     )
     alone = ["--model_name_or_path", base, "--output_dir", tmp_path / "out"]
-    asked = [*flags, "--layout", "chat"]
-    assert "has no chat template, so it knows no conversations; give --layout instruct" in refused(
-        capsys, *alone, *asked
-    )
+    asked = [*flags, "--prompt_layout", "chat"]
+    assert "has no chat template, give --prompt_layout instruct" in refused(capsys, *alone, *asked)
     assert not (tmp_path / "out").exists()
 
 

@@ -244,7 +244,9 @@ def test_a_template_without_effect_is_refused(parsed, far, tokenizer, tmp_path, 
     (tmp_path / "mine.jinja").write_text(STORY_CHAT_TEMPLATE)
     arguments = parsed(SftRunArguments, "--chat_template_path", str(tmp_path / "mine.jinja"))
     monkeypatch.setattr(examples_module, "dataset_of", lambda *args, **kwargs: pytest.fail("it was opened first"))
-    assert f"has no effect on the layout {layout}" in refused(lambda: opened(far, tokenizer, arguments, layout=layout))
+    assert f"has no effect on the layout {layout}" in refused(
+        lambda: opened(far, tokenizer, arguments, prompt_layout=layout)
+    )
 
 
 def test_a_template_has_no_effect_on_texts(parsed, tokenizer, tmp_path):
@@ -265,12 +267,12 @@ def test_an_error_in_a_template_is_told_as_one(parsed, far, tokenizer, tmp_path,
     assert ", line 2); mend it" in line
     monkeypatch.setattr(tokenizer, "chat_template", BROKEN)
     monkeypatch.setattr(tokenizer, "name_or_path", "ours")
-    line = refused(choose_layout, PairSet("far", "pairs", {}, {}), tokenizer, None)
+    line = refused(choose_layout, PairSet("far", "pairs", {}, {}), tokenizer)
     assert line.startswith("the chat template of ours is none (")
     assert "roles" not in line
     refusing = "{{ raise_exception('it begins with a user') }}"  # of a conversation, and this is none
     monkeypatch.setattr(tokenizer, "chat_template", refusing)
-    assert choose_layout(PairSet("far", "pairs", {}, {}), tokenizer, None) == "chat"
+    assert choose_layout(PairSet("far", "pairs", {}, {}), tokenizer) == "chat"
 
 
 @pytest.mark.parametrize("column", ["prompt", "completion", "text", "messages"])

@@ -14,7 +14,7 @@ from lm_trials.trials.compare import compare_runs
 from lm_trials.trials.runs import read_run
 
 TUNED = {
-    "layout": "instruct",
+    "prompt_layout": "instruct",
     "chat_template_path": None,
     "packing": False,
     "overlong": "drop",
@@ -75,13 +75,13 @@ OTHER_BASE = {"initial_model.name_or_path": "runs/tuned", "initial_model.weights
         ({"packing": True}, 4800, ["packing"]),
         ({**OTHER_DATA, **FEWER}, 2950, ["dataset_name"]),
         ({**OTHER_DATA, **FEWER}, 9000, ["dataset_name", "max_steps"]),
-        ({**OTHER_DATA, "data.kind": "texts", "layout": "text"}, 2950, ["dataset_name"]),
-        ({"layout": "chat", **CUT}, 3000, ["layout"]),
-        ({"layout": "chat", "chat_template_path": "t.jinja", **CUT}, 3000, ["chat_template_path"]),
+        ({**OTHER_DATA, "data.kind": "texts", "prompt_layout": "text"}, 2950, ["dataset_name"]),
+        ({"prompt_layout": "chat", **CUT}, 3000, ["prompt_layout"]),
+        ({"prompt_layout": "chat", "chat_template_path": "t.jinja", **CUT}, 3000, ["chat_template_path"]),
         (OTHER_BASE, 3321, ["model_name_or_path"]),
         # The base was tuned in the instruct layout and has it as its template: the same tokens.
-        ({**OTHER_BASE, "layout": "chat", "data.examples": "examples-2"}, 3321, ["model_name_or_path"]),
-        ({**OTHER_BASE, "layout": "chat", **CUT}, 3000, ["layout", "model_name_or_path"]),
+        ({**OTHER_BASE, "prompt_layout": "chat", "data.examples": "examples-2"}, 3321, ["model_name_or_path"]),
+        ({**OTHER_BASE, "prompt_layout": "chat", **CUT}, 3000, ["prompt_layout", "model_name_or_path"]),
         ({**OTHER_BASE, **CUT, "data.tokenizer_hash": "t1", "model.pad_token_id": 2}, 3000, ["model_name_or_path"]),
         ({"dtype": "bfloat16", "model.dtype": "bfloat16"}, 3321, ["dtype"]),
         (

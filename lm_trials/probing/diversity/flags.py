@@ -9,11 +9,11 @@ from typing import Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.probing.flags import check_place
-from lm_trials.shared_flags import DataFolder, Device
+from lm_trials.shared_flags import DataReading, Device
 
 
 @dataclass
-class DiversityArguments(DataFolder, Device):
+class DiversityArguments(DataReading, Device):
     """Which texts are measured by which model, and how."""
 
     model_name_or_path: str = option(
@@ -25,16 +25,12 @@ class DiversityArguments(DataFolder, Device):
         distinct=True,
         help="A prepared corpus, else a file or folder, else a Hub data set; several are compared.",
     )
-    dataset_config_name: str | None = option(
-        None, help="Configuration of a Hub data set or part of a folder; a+b mixes."
-    )
     data_mix: str | None = option(
         None, help="Shares, as .3,.7: of the parts a+b, or of several data sets, whose mixture is then measured too."
     )
     dataset_split: str | None = option(
         None, help="Split. Default: train of a prepared corpus or Hub data set; a path is read whole."
     )
-    text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
     text_separator: str = option("<|endoftext|>", help="What stands between two texts of a text file.")
     num_batches: int = option(
         30,

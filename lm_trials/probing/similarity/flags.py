@@ -59,7 +59,7 @@ class SimilarityArguments:
     align: Literal["last", "mean", "first"] = option(
         "last", help="Which token of a term is compared, or the mean over its tokens."
     )
-    layout: Literal["auto", "instruct", "chat", "completion"] = option(
+    prompt_layout: Literal["auto", "instruct", "chat", "completion"] = option(
         "auto", help="How the prompts are laid out. auto: as the first trained model was trained."
     )
     control_model: list[str] = option(

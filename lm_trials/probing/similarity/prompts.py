@@ -105,7 +105,7 @@ class PromptLayout:
         at = whole.rfind(text.strip())
         if at < 0:
             raise UsageError(
-                f"the chat template does not show the prompt {text!r} as it is; give --layout instruct or completion"
+                f"the chat template changes the prompt {text!r}; give --prompt_layout instruct or completion"
             )
         return whole, at - (len(text) - len(text.lstrip()))
 
@@ -196,8 +196,7 @@ def find_layout(subject: Subject, layout: str) -> PromptLayout:
     if mode == "chat":
         if not template:
             raise UsageError(
-                f"{subject.reference.name} has no chat template, so it knows no conversations; give --layout instruct "
-                "or completion"
+                f"{subject.reference.name} has no chat template; give --prompt_layout instruct or completion"
             )
         check_template(tokenizer, None, f"the chat template of {subject.reference.name}")
     return PromptLayout(tokenizer, mode, separator_of(run))

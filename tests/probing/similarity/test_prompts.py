@@ -118,7 +118,7 @@ def test_a_prompt_that_cannot_be_read_is_refused(tokenizer):
         PromptLayout(tokenizer, "chat").prompts(["</s> a {term}"], ["cat"])
     PromptLayout(tokenizer, "instruct").prompts(["</s> a {term}"], ["cat"])  # where it is text as any other
     tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
-    with pytest.raises(UsageError, match="does not show the prompt 'a cat' as it is; give --layout instruct"):
+    with pytest.raises(UsageError, match="changes the prompt 'a cat'; give --prompt_layout instruct"):
         PromptLayout(tokenizer, "chat").prompts(["a {term}"], ["cat"])
     deaf = joined_tokenizer()
     deaf.backend_tokenizer.normalizer = normalizers.Replace("foo", "")
