@@ -255,7 +255,7 @@ def test_models_that_cannot_be_set_side_by_side_are_refused(tmp_path, base, flag
     )
     alone = ["--model_name_or_path", base, "--output_dir", tmp_path / "out"]
     asked = [*flags, "--prompt_layout", "chat"]
-    assert "has no chat template, give --prompt_layout instruct" in refused(capsys, *alone, *asked)
+    assert "has no chat template; give --prompt_layout instruct" in refused(capsys, *alone, *asked)
     assert not (tmp_path / "out").exists()
 
 

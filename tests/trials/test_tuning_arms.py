@@ -81,7 +81,7 @@ OTHER_BASE = {"initial_model.name_or_path": "runs/tuned", "initial_model.weights
         (OTHER_BASE, 3321, ["model_name_or_path"]),
         # The base was tuned in the instruct layout and has it as its template: the same tokens.
         ({**OTHER_BASE, "prompt_layout": "chat", "data.examples": "examples-2"}, 3321, ["model_name_or_path"]),
-        ({**OTHER_BASE, "prompt_layout": "chat", **CUT}, 3000, ["prompt_layout", "model_name_or_path"]),
+        ({**OTHER_BASE, "prompt_layout": "chat", **CUT}, 3000, ["model_name_or_path", "prompt_layout"]),
         ({**OTHER_BASE, **CUT, "data.tokenizer_hash": "t1", "model.pad_token_id": 2}, 3000, ["model_name_or_path"]),
         ({"dtype": "bfloat16", "model.dtype": "bfloat16"}, 3321, ["dtype"]),
         (
