@@ -18,7 +18,7 @@ from lm_trials.models.shapes import build_config, describe_shape, dropout_fields
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import SITES, Capture, check_capture
-from lm_trials.probing.interventions import Part, Patched
+from lm_trials.probing.interventions import ModelPart, Patched
 from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
 from lm_trials.training.initial import check_trainable
 from lm_trials.training.run_arguments import RunArguments
@@ -265,7 +265,7 @@ def test_what_is_swapped_is_what_is_captured(kind):
         with Capture(other, [site, "hidden"]) as capture:
             other(input_ids=TEXT)
         rows = capture.activations.of(site, 1)
-        with Capture(model, [site, "hidden"]) as changed, Patched(model, {Part(site, 1): rows}):
+        with Capture(model, [site, "hidden"]) as changed, Patched(model, {ModelPart(site, 1): rows}):
             model(input_ids=TEXT)
         with Capture(model, [site, "hidden"]) as plain:
             model(input_ids=TEXT)

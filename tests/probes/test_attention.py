@@ -247,8 +247,8 @@ def test_the_same_command_gives_the_same_files(models, stories, tmp_path):
 
 REFUSED = [
     (["--text", " "], "--text must not be empty"),
-    (["--layer", "2", "--head", "0"], "--layer 2: .*llama has layers 0 to 1; give one of them"),
-    (["--layer", "0", "--head", "-5"], "--head -5: .*llama has heads 0 to 3 in each layer; give one of them"),
+    (["--layer", "2", "--head", "0"], "--layer 2: .*llama has blocks 0 to 1 .the first is 0.; give one of them"),
+    (["--layer", "0", "--head", "-5"], "--head -5: .*llama has heads 0 to 3 .the first is 0.; give one of them"),
     (["--layer", "1"], "--layer 1 needs --head"),
     (["--head", "1"], "--head 1 needs --layer"),
     (["--map_tokens", "1"], "--map_tokens 1 must be"),

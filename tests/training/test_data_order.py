@@ -70,7 +70,7 @@ def test_the_command_names_records_and_shows_their_text(watched, tiny_data, caps
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--step", "0"], "--step 0: the run has updates 1 to 4"),
+        (["--step", "0"], "--step 0 must be at least 1"),
         (["--step", "5"], "--step 5: the run has updates 1 to 4"),
         (["--data_cache_dir", "elsewhere"], "tiny"),
     ],
