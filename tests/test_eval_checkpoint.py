@@ -83,6 +83,7 @@ def test_each_documented_command_on_local_files_runs(command, tiny_data, tmp_pat
     assert "nats per token" in capsys.readouterr().out
 
 
+@pytest.mark.end_to_end
 def test_help_does_not_load_torch():
     """One launch: the flags are shown by a process that ends without torch."""
     code = (
@@ -351,6 +352,7 @@ def test_one_story_has_a_loss_and_no_interval_and_the_json_stays_json(run, tmp_p
     assert metrics["eval_loss_lower"] is None
 
 
+@pytest.mark.end_to_end
 def test_continuations_are_scored_into_tables(run, tmp_path, capsys):
     rows = run("--generate", 4, "--tables_dir", "tables", "--temperature", 1)
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [

@@ -75,6 +75,7 @@ def test_each_command_has_help(command, capsys):
     assert len(capsys.readouterr().out) > 200
 
 
+@pytest.mark.end_to_end
 def test_help_loads_neither_torch_nor_datasets():
     code = (
         "import sys, prepare_tinystories\n"

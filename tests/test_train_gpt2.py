@@ -103,6 +103,7 @@ def test_two_processes_see_the_same_examples_as_one(run, train_flags, tmp_path):
     assert described["outcome"]["total_train_batch_size"] == 4
 
 
+@pytest.mark.end_to_end
 def test_help_needs_no_torch(tmp_path):
     code = (
         "import sys, train_gpt2\n"

@@ -115,6 +115,7 @@ def test_a_value_that_does_not_vary_has_wilsons_interval_or_none():
 GENERATED = list(generate_stories(1200, seed=4))
 
 
+@pytest.mark.end_to_end
 def test_a_classifier_tells_features_and_its_error_is_measured():
     texts, labels = [r["story"] for r in GENERATED], [r["features"] for r in GENERATED]
     judge = train_classifiers(texts[:800], labels[:800])

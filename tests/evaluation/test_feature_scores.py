@@ -101,6 +101,7 @@ def test_prompts_are_the_sets_and_results_come_in_its_order(data):
     assert write_generations(model, tokenizer, texts, max_new_tokens=5, seed=2) != sampled
 
 
+@pytest.mark.end_to_end
 def test_a_long_prompt_does_not_shorten_the_stories_of_others(data):
     tokenizer = load_tokenizer(str(data / "tok400"))
     model = tiny_model("llama", vocab_size=400, positions=512)

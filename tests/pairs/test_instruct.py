@@ -313,6 +313,7 @@ def test_overlong_examples_are_counted_and_dropped(data, tokenizer, capsys):
     assert manifest["tokenizer_hash"] == tokenizer_hash(tokenizer)
 
 
+@pytest.mark.end_to_end
 def test_a_cut_story_fits_and_has_no_end(data, tokenizer, capsys):
     prepare_tinystories.main(flags(data, "--dataset_name", "all"))
     everything = rows_of(data / "all")

@@ -87,6 +87,7 @@ ODD = {
 }
 
 
+@pytest.mark.end_to_end
 def test_any_other_protocol_too(tmp_path, tokenizer):
     """Words changed, lines left out, stories without summaries, words or sentences, and letters outside ASCII."""
     rows = list(generate_stories(300, seed=5))
@@ -135,6 +136,7 @@ TRANSFORMED = {
 }
 
 
+@pytest.mark.end_to_end
 def test_sets_with_transforms_are_the_rendered_texts_tokenised(tiny_data, tokenizer):
     """Labels alone leave a set composed; a changed story is tokenised whole; both are made in one call."""
     manifests = make_sets(tiny_data / "tiny", tokenizer, TRANSFORMED | {"plain": parse_protocol()}, tiny_data)

@@ -103,6 +103,7 @@ def test_a_piece_that_a_crash_of_the_machine_left_empty_is_read_again(tmp_path):
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("form", [shards, saved])
 def test_the_number_of_processes_changes_nothing(tmp_path, monkeypatch, form):
     monkeypatch.setattr(pieces, "PIECE_ROWS", 70)

@@ -189,6 +189,7 @@ def real_stories(shared_data):
     return [json.loads(line)["text"] for line in lines]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", MODELS)
 def test_real_models_give_sentencepieces_ids_on_every_real_story(shared_data, real_stories, name):
     converted, original = both(shared_data / "llama_tokenizers" / MODELS[name])

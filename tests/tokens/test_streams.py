@@ -50,6 +50,7 @@ MIXES = [
 ]
 
 
+@pytest.mark.end_to_end
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 9), st.integers(1, 90), st.integers(2, 40), st.booleans())
 def test_a_stream_gives_the_blocks_of_the_store_in_every_pass(seed, buffer_size, block_size, attention):

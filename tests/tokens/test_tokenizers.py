@@ -136,6 +136,7 @@ def test_the_same_texts_give_the_same_file_and_others_do_not(trained, tmp_path):
     assert digest(train_tokenizer(stories(), 599), "smaller") != first
 
 
+@pytest.mark.end_to_end
 def test_the_number_of_threads_changes_nothing(trained):
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"

@@ -61,6 +61,7 @@ def by_hand(model, documents):
     return nats / tokens
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_evaluation_is_sums_over_tokens_for_any_batch_size(tmp_path, tokenizer, model_type):
     found = [

@@ -222,6 +222,7 @@ def test_two_spellings_of_a_length_are_one_arm(parsed, far, tokenizer, flags):
     assert (arguments.max_length, found.max_length) == (64, 64)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("asked", [65, 1024, 100000])
 def test_a_length_that_was_asked_for_is_not_lowered(parsed, far, tokenizer, asked):
     arguments = parsed(SftRunArguments, "--max_length", str(asked))
@@ -348,6 +349,7 @@ def test_masks_are_counted_without_a_copy_of_all():
     assert peak < size / 2  # as int64 they are 8 bytes a token
 
 
+@pytest.mark.end_to_end
 def test_a_run_says_its_settled_length(parsed, far, tokenizer):
     arguments = parsed(SftRunArguments)
     opened(far, tokenizer, arguments, positions=48)

@@ -131,6 +131,7 @@ def test_a_layer_that_says_the_same_of_all_stories_has_none():
     assert np.isnan([estimate.estimate, estimate.lower, estimate.upper]).all()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_pooled_stories_are_transformers_own_states(kind, pooling, monkeypatch):
