@@ -6,17 +6,21 @@ A section's test takes the Python blocks between its heading and the next one wi
 import json
 import math
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 import eval_checkpoint
 import prepare_tinystories
 import train_gpt2
+from lm_trials import probing
 from lm_trials.console import UsageError
 from lm_trials.evaluation.summary import STATISTICS
 from lm_trials.probing import anatomy
@@ -200,3 +204,47 @@ def test_the_word_of_the_page_lets_probes_read_another_name(monkeypatch):
     monkeypatch.setattr("lm_trials.probing.anatomy.MLPS", anatomy.MLPS)
     example_of("A model family")
     assert anatomy_of(model).mlp(0) is model.model.layers[0].feed_forward
+
+
+# --- A probe
+
+
+@pytest.fixture
+def norms_probe(tmp_path, monkeypatch):
+    """The script of the probe on the page, its files where the page puts them, importable for one test."""
+    blocks = re.findall(r'^```python title="([^"]+)"\n(.*?)^```', section("A probe"), flags=re.MULTILINE | re.DOTALL)
+    for name, code in blocks:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code)
+    folders = {str(Path(name).parent) for name, _ in blocks}
+    assert folders == {"lm_trials/probing/norms", "probes"}  # one folder and one script
+    monkeypatch.setattr("lm_trials.probing.__path__", [*probing.__path__, str(tmp_path / "lm_trials" / "probing")])
+    yield runpy.run_path(str(tmp_path / "probes" / "norms.py"))["main"]
+    for name in [name for name in sys.modules if name.startswith("lm_trials.probing.norms")]:
+        del sys.modules[name]
+
+
+def test_the_probe_of_the_page_measures_what_the_model_computes(norms_probe, tiny_base, tiny_data, tmp_path):
+    flags = {
+        "model_name_or_path": tiny_base,
+        "dataset_name": "tiny",
+        "data_cache_dir": tiny_data,
+        "output_dir": tmp_path,
+    }
+    rows = norms_probe([word for flag, value in flags.items() for word in (f"--{flag}", str(value))])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_base), load_tokenizer(str(tiny_base))
+    encode, means = batch_encoder(tokenizer), []
+    for story in open_records(tiny_data / "tiny", "validation")["story"]:
+        ids = torch.tensor([[tokenizer.bos_token_id, *encode([story])[0]]])[:, : model.config.max_position_embeddings]
+        hooked: list = []
+        hook = model.model.layers[0].register_forward_pre_hook(lambda _, given: hooked.append(given[0]))  # noqa: B023
+        with torch.no_grad():
+            model(ids)
+        hook.remove()
+        means.append(float(hooked[0][0, 1:].norm(dim=-1).mean()))
+    (first,) = [row for row in rows if row["layer"] == 0 and row["role"] == "model"]
+    assert first["estimate"] == pytest.approx(sum(means) / len(means), rel=1e-5)
+    assert (first["n"], first["unit"]) == (len(means), "L2 norm")
+    (control,) = [row for row in rows if row["layer"] == 0 and row["role"] == "untrained"]
+    assert control["estimate"] != pytest.approx(first["estimate"], rel=1e-2)
+    assert {"norms.csv", "norms.json", "norms.png", "norms.svg"} <= {path.name for path in tmp_path.iterdir()}
