@@ -1,7 +1,7 @@
 """Losses: the cross-entropy of a causal language model, token by token, summed by story.
 
 Trainer's own `eval_loss` is a mean of batch means, so it moves with the batch size wherever documents differ in
-length (pitfall P3).  Here a story's loss is a float64 sum over its tokens, whatever the batch, its padding or the
+length.  Here a story's loss is a float64 sum over its tokens, whatever the batch, its padding or the
 number of processes; every mean is taken afterwards, over all tokens.
 
 Shape suffixes: B = windows, T = tokens of a window, V = vocabulary.

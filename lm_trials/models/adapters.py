@@ -204,7 +204,7 @@ def check_adapter_state(model: PeftModel, folder: Path) -> None:
     """Check that a model's adapter is the one that lies in `folder`, key by key and bit by bit.
 
     Trainer and PEFT load what fits and only warn of the rest: keys with another prefix (`_orig_mod.`, from
-    `torch.compile`) leave a fresh adapter that trains on as if it were the old one (pitfall P7).
+    `torch.compile`) leave a fresh adapter that trains on as if it were the old one.
 
     Raises:
         UsageError: naming the keys that are missing or unexpected, or the first that differs.

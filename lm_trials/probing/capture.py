@@ -337,7 +337,7 @@ class CaptureCheck:
 
 @torch.no_grad()
 def check_capture(model: Any, ids_T: Sequence[int], sites: Sites, name: str = "") -> CaptureCheck:
-    """Check that a model says the same of a text while it is read: the guard against a probe of another model (P8).
+    """Check that a model says the same of a text while it is read: the guard against a probe of another model.
 
     Hooks and a cache change nothing, so next to nothing is allowed.  With `attention` that is held against the same
     eager attention; eager attention itself rounds otherwise than another kind, which is told, and in 8-bit or 16-bit

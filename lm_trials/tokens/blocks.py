@@ -2,7 +2,7 @@
 
 A block is a view: nothing is packed beforehand, and one pass over the whole stream defines all blocks, so they are
 the same for any worker count or batch size.  Packing inside a batched, multi-process `map`, as the common recipe
-does, makes another training set for each batch size and drops a remainder per batch (pitfall P13); here there is
+does, makes another training set for each batch size and drops a remainder per batch; here there is
 one remainder a pass, at its end, and it is counted.
 
 Shape suffixes: T = tokens of a block, P = parts of a mixture.
@@ -94,7 +94,7 @@ class RunBlocks(ABC):
 
     Each pass orders the documents anew by (data_seed, pass) and packs them.  One long data set, read in sequence, keeps
     the Trainer's own resuming exact (it skips batches by their number; of an `IterableDataset` it would replay the
-    first pass, pitfall P4) and leaves no partial batch at the end of a pass.
+    first pass) and leaves no partial batch at the end of a pass.
 
     Attributes:
         block_size: tokens of a block.

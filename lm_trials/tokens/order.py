@@ -3,7 +3,7 @@
 Each pass sends its documents through a buffer of stated size, seeded by (data seed, pass): the buffer fills, then
 each new document takes the place of a random one, which goes out; at the end the rest goes out shuffled.  A buffer
 as large as the corpus is a full shuffle.  `datasets`' own buffer is not used because its content is lost when a
-stream is resumed (pitfall P5); this one is resumed by replaying it.
+stream is resumed; this one is resumed by replaying it.
 """
 
 from __future__ import annotations

@@ -89,8 +89,7 @@ class StreamBlocks(RunBlocks):
 
     Trainer, its data loaders' workers and every process of several ask in rising order, each for its own blocks, so
     each reads the streams once; what it is not asked for it tokenises, for the boundaries, and lets go.  A resumed run
-    asks first for the block that comes next, and the stream is replayed up to it: nothing of a buffer can be lost
-    (pitfall P5).
+    asks first for the block that comes next, and the stream is replayed up to it: nothing of a buffer can be lost.
 
     Args:
         streams: the parts, in order.

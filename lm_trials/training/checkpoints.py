@@ -2,7 +2,7 @@
 
 Trainer writes a checkpoint file by file under its final name.  Killed meanwhile, it leaves a newest folder on which
 resuming fails or, where `optimizer.pt` is what is missing, goes on with a fresh optimizer and says nothing; flipped
-bytes are loaded (pitfall P6).  Here a folder has its name only when every file is on the disk, and `sums.json` in it
+bytes are loaded.  Here a folder has its name only when every file is on the disk, and `sums.json` in it
 has the SHA-256 of each.
 """
 

@@ -36,8 +36,8 @@ from lm_trials.training.throughput import Clock, RunProgress, flops_per_token, p
 class StoryTrainer(ExactResume):
     """`transformers.Trainer` on blocks of stories.
 
-    `evaluate` is exact: Trainer's own loss is a mean of batch means and moves with the batch size (pitfall P3), and
-    called before `train` under DDP it leaves the model unwrapped, so that the processes train apart (pitfall P2).
+    `evaluate` is exact: Trainer's own loss is a mean of batch means and moves with the batch size, and
+    called before `train` under DDP it leaves the model unwrapped, so that the processes train apart.
     This one sums over tokens, in every process alike, and never prepares the model.
 
     Args:

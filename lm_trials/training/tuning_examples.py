@@ -226,7 +226,7 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -
 
     Its own, else the unknown token, as is usual for Llama's; a tokenizer with nothing to spare (GPT-2's) pads with EOS.
     No token is added: one more row of the embeddings would be another model, that its adapter no longer fits.  Where
-    EOS pads, it is trained all the same, since labels go by place and not by id (pitfall P12).
+    EOS pads, it is trained all the same, since labels go by place and not by id.
     """
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:

@@ -131,7 +131,7 @@ class FineTuner(ExactResume, SFTTrainer):
         self._metrics["train"].update({name: list(values) for name, values in parts[0]["train_metrics"].items()})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint; of an adapter each key and bit, or nothing (pitfall P7)."""
+        """Load a checkpoint; of an adapter each key and bit, or nothing."""
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         if isinstance(target, PeftModel):
             load_adapter_weights(target, Path(resume_from_checkpoint))

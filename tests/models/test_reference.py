@@ -89,7 +89,7 @@ def test_a_model_is_loaded_as_it_was_in_float32_and_evaluation_mode(kind, tmp_pa
     loaded = load_model(resolve_model(str(tmp_path)))
     assert loaded.dtype == torch.float32
     assert not loaded.training
-    assert loaded.loss_type == "ForCausalLM"  # pitfall P1
+    assert loaded.loss_type == "ForCausalLM"  # else it is another loss
     weights, kept = model.state_dict(), loaded.state_dict()
     assert all(torch.equal(kept[name], weights[name].float()) for name in weights)
     assert not torch.equal(logits(loaded), logits(tiny_model(kind, seed=1)))

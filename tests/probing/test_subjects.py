@@ -73,7 +73,7 @@ def bases(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def adapters(bases):
-    """By kind, an adapter on it, with what PEFT usually targets: GPT-2's c_attn among them (P8)."""
+    """By kind, an adapter on it, with what PEFT usually targets: GPT-2's c_attn among them."""
     for kind, targets in {"gpt2": ("c_attn", "c_fc"), "llama": ("q_proj", "v_proj", "down_proj")}.items():
         model = loaded(bases / kind)
         model.name_or_path = str(bases / kind)

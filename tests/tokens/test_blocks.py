@@ -73,7 +73,7 @@ def test_a_store_smaller_than_a_block_is_refused():
 
 
 def group_texts(documents, block_size, batch_size):
-    """The common recipe: pack each batch of a batched map by itself and drop what is left of it (pitfall P13)."""
+    """The common recipe: pack each batch of a batched map by itself and drop what is left of it."""
     blocks = []
     for at in range(0, len(documents), batch_size):
         stream = [token for document in documents[at : at + batch_size] for token in document]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked before they are loaded; and what stock Trainer does without (pitfall P6)."""
+"""Checkpoints: whole or not there, checked before they are loaded; and what stock Trainer does without."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""An evaluation before training leaves several processes training together (pitfall P2)."""
+"""An evaluation before training leaves several processes training together."""
 
 import pytest
 import torch

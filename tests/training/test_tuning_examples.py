@@ -65,7 +65,7 @@ def test_packed_examples_do_not_see_one_another(model, made, attention):
     model.set_attn_implementation(attention)
     batch = made(EXAMPLES)
     assert batch["input_ids"].shape[0] == 1
-    assert "attention_mask" not in batch  # with one, positions would keep nothing apart (pitfall P9)
+    assert "attention_mask" not in batch  # with one, positions would keep nothing apart
     expected = sorted(alone(model, example) for example in EXAMPLES)
     assert sorted(losses_by_example(model, batch)) == pytest.approx(expected, abs=1e-4)
     model.set_attn_implementation("sdpa")

@@ -141,7 +141,7 @@ def test_what_was_measured_otherwise_is_refused(measured):
 def test_flags_that_mean_nothing_together():
     with pytest.raises(UsageError, match="--where needs --table"):
         compare_arguments(["runs/a", "--where", "metric=loss"])
-    with pytest.raises(UsageError, match="--table .* and --dataset_name"):
+    with pytest.raises(UsageError, match=r"--table .* and --dataset_name"):
         compare_arguments(["runs/a", "--table", TABLE, "--dataset_name", "d"])
 
 
