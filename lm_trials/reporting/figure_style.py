@@ -168,7 +168,8 @@ def legend(figure: Figure, *handles: Artist) -> None:
     room = _characters(figure.get_figwidth(), LEGEND)
     labels = [wrapped(label, room - 6) for label in named]
     widest = max(len(line) for label in labels for line in label.splitlines() or [""])
-    columns = max(1, min(4, len(labels), room // (widest + 6)))  # 6: the handle and the space between columns
+    most = max(1, min(4, room // (widest + 6)))  # 6: the handle and the space between columns
+    columns = -(-len(labels) // -(-len(labels) // most))  # of even length
     where = {"loc": "outside lower center", "frameon": False}
     figure.legend(list(named.values()), labels, ncols=columns, fontsize=LEGEND, **where)
 

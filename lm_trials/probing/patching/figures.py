@@ -105,7 +105,7 @@ def _draw_bars(axes: Axes, rows: Rows, unchanged: Rows, quantity: str) -> None:
             marks = [row for row in of_component if row["role"] == "control" and row["run"] == name]
             at = [_place(row, blocks) + place + 0.15 * width for row in marks]
             label = f"control: {name}" if marks else None
-            axes.plot(at, [row["estimate"] for row in marks], marker, color=color, markersize=3.5, label=label,
+            axes.plot(at, [row["estimate"] for row in marks], marker, color=color, markersize=4.5, label=label,
                       markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
             _whiskers(axes, at, marks, color)
     ticks = ([-1] if "embeddings" in components else []) + list(range(len(blocks)))
