@@ -12,13 +12,13 @@ from lm_trials.reporting.figure_style import COLORS, Row, distinct, dress, legen
 LOSSES = "Loss of each run and mean of each arm"
 
 
-def arms_figure(rows: Iterable[Row], title: str = LOSSES) -> Figure:
+def arms_figure(rows: Iterable[Row], title: str | None = None) -> Figure:
     """Draw each run as a point and each arm with its 95 % interval, a panel for each data set.
 
     Args:
         rows: the rows of `compare.csv`: kind, arm, data set, estimate, lower, upper, unit, and what the interval is
             over; an interval that does not exist is NaN.
-        title: of the figure; it stands for the name of a table's row, which is no data set.
+        title: of the figure of a table's row; it stands for the name of the data set.  None for losses.
 
     >>> shared = {"dataset": "d", "arm": "A", "unit": "nats per token", "interval": "seeds", "seeds": 1}
     >>> run, arm = {**shared, "row": "run", "estimate": 2.0}, {**shared, "row": "arm", "estimate": 2.0}
@@ -29,7 +29,7 @@ def arms_figure(rows: Iterable[Row], title: str = LOSSES) -> Figure:
     shown = [row for row in rows if row["row"] in ("run", "arm")]
     labels = distinct(shown, "arm")
     datasets = distinct(shown, "dataset")
-    figure, panels = new_figure(title, len(datasets), (5.5, 0.6 * len(labels) + 0.9), least_width=6.0)
+    figure, panels = new_figure(title or LOSSES, len(datasets), (5.5, 0.6 * len(labels) + 0.9), least_width=6.0)
     for axes, dataset in zip(panels, datasets, strict=True):
         here = [row for row in shown if row["dataset"] == dataset]
         ticks = {}
@@ -48,7 +48,7 @@ def arms_figure(rows: Iterable[Row], title: str = LOSSES) -> Figure:
                     label="mean of an arm",
                 )  # fmt: skip
                 ticks[label] = f"{_named(label, [each.get('run') for each in runs])}\n95 % over {row['interval']}"
-        dress(axes, dataset if title == LOSSES else "", here[0]["unit"], grid="x")
+        dress(axes, "" if title else dataset, here[0]["unit"], grid="x")
         axes.set_yticks(range(len(labels)), [ticks.get(label, label) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
     legend(figure)
