@@ -82,7 +82,7 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
 def measurement_title(table: str, where: Sequence[str]) -> str:
     """Return the title of a figure of a table's row: what was measured, of what, by which probe.
 
-    >>> measurement_title("probes/x/feature_probe.csv", ["role=finding", "metric=accuracy", "feature=Twist", "site=normed"])
+    >>> measurement_title("probes/x/feature_probe.csv", ["metric=accuracy", "feature=Twist", "site=normed"])
     'Accuracy of Twist after the final norm (feature probe)'
     >>> measurement_title("probes/lens/lens.csv", ["layer=2", "lens=tuned"])
     'Estimate of layer 2, lens tuned (lens)'

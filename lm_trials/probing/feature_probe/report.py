@@ -275,7 +275,7 @@ def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArg
     told = [one.name for one in told_models(series)]
     figures = {
         f"{PROBE}-{pooling}": layers_figure(
-            rows, pooling, told, f"Features decoded from hidden states, {_pooled(pooling)}"
+            rows, pooling, told, f"Features decoded from the states, {_pooled(pooling)}"
         )
         for pooling in args.pooling
     }
@@ -287,7 +287,7 @@ def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArg
         for pooling in args.pooling:
             name = f"{PROBE}-checkpoints-{pooling}" + (f"-{file_name(run)}" if len(runs) > 1 else "")
             figures[name] = heat_figure(
-                rows, run, pooling, f"Features decoded from hidden states of {run}, {_pooled(pooling)}"
+                rows, run, pooling, f"Features decoded from states of {run}, {_pooled(pooling)}"
             )
     return figures
 
