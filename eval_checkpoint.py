@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     show_results(results)
     if len(results) > 1 and is_main_process():
         matrix = evaluation_matrix(results, candidates, datasets, args)
-        picture = matrix_figure(matrix.cells, "each model on each data set [95 % over stories]")
+        picture = matrix_figure(matrix.cells, "Each model on each data set, with 95 % intervals over stories")
         write_matrix(matrix, Path(args.matrix_dir), picture)
         show_matrix(matrix, Path(args.matrix_dir))
     return [row for result in results for row in result.rows] + continuations

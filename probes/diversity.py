@@ -54,7 +54,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         groups = make_groups(sets, tokenizer, args)
         results = embed_groups(load_probes(reference, args), groups)
         rows = ProbeTable([row for result in results for row in result.rows()] + rows)
-        heat_maps = {r.probe: distance_figure(*r.of_data(), f"{reference.name}, {r.probe}") for r in results}
+        heat_maps = {
+            r.probe: distance_figure(
+                *r.of_data(), f"Distances between batches, embedded by {reference.name} ({r.probe})"
+            )
+            for r in results
+        }
         show_diversity(rows, reference.name)
     show_text_measures(rows, num_words)
     write_diversity(args, rows, results, heat_maps)

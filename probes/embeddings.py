@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     shown = [model.label for model in report.chosen(models, 6)]
     kind = "PCA" if args.projection == "pca" else "UMAP"
     fitted = "all models together" if args.basis == "joint" else models[-1].label
-    figure = points_figure(points, shown, f"{args.which} embeddings, one {kind} for all, fitted on {fitted}", names)
+    title = f"{args.which.capitalize()} embeddings on the axes of one {kind}, fitted on {fitted}"
+    figure = points_figure(points, shown, title, names)
     rows += movement + report.picture_rows(picture)
     finding = report.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
     about = {"models": [subject.reference.name for subject in subjects], "categories": categories.counts,

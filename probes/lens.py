@@ -59,15 +59,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     said = ProbeTable(row for result in shown for row in report.text_rows(result))
 
     over = f"{texts.dataset_name.rstrip('/').rpartition('/')[2]}, n={rows[0]['n']:,}"
-    figures = {"lens": lens_figure([row for one in shown for row in one.rows], f"what layers say of {over}")}
+    figures = {"lens": lens_figure([row for one in shown for row in one.rows], f"Predictions of each layer on {over}")}
     if args.all_checkpoints:
         steps = [
             row | {"run": run} for run, group in report.by_run(results).items() for one in group for row in one.rows
         ]
-        figures["lens_checkpoints"] = checkpoints_figure(steps, f"over training, {over}")
+        figures["lens_checkpoints"] = checkpoints_figure(steps, f"Predictions of each layer over training, on {over}")
     for label in said.distinct("model"):
         name = "lens_text" if len(shown) == 1 else f"lens_text-{file_name(label)}"
-        figures[name] = text_figure(said.where(model=label), label)
+        figures[name] = text_figure(said.where(model=label), f"Next token predicted at each layer of {label}")
     report.show_lens(shown)
     if said:
         report.show_text(said)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from textwrap import fill
-from typing import Any
 
 from matplotlib.figure import Figure
 
-RUN, ARM = "#4c78a8", "#e45756"
-LONGEST_LINE = 48
+from lm_trials.reporting.figure_style import COLORS, Row, distinct, dress, legend, new_figure, number
+
+LOSSES = "Loss of each run and mean of each arm"
 
 
-def arms_figure(rows: Iterable[Mapping[str, Any]]) -> Figure:
+def arms_figure(rows: Iterable[Row], title: str | None = None) -> Figure:
     """Draw each run as a point and each arm with its 95 % interval, a panel for each data set.
 
     Args:
         rows: the rows of `compare.csv`: kind, arm, data set, estimate, lower, upper, unit, and what the interval is
             over; an interval that does not exist is NaN.
+        title: of the figure of a table's row; it stands for the name of the data set.  None for losses.
 
     >>> shared = {"dataset": "d", "arm": "A", "unit": "nats per token", "interval": "seeds", "seeds": 1}
     >>> run, arm = {**shared, "row": "run", "estimate": 2.0}, {**shared, "row": "arm", "estimate": 2.0}
@@ -27,31 +27,31 @@ def arms_figure(rows: Iterable[Mapping[str, Any]]) -> Figure:
     'nats per token'
     """
     shown = [row for row in rows if row["row"] in ("run", "arm")]
-    datasets = list(dict.fromkeys(row["dataset"] for row in shown))
-    labels = list(dict.fromkeys(row["arm"] for row in shown))
-    figure = Figure(figsize=(4.5 * len(datasets) + 1, 0.6 * len(labels) + 1.6), layout="constrained")
-    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+    labels = distinct(shown, "arm")
+    datasets = distinct(shown, "dataset")
+    figure, panels = new_figure(title or LOSSES, len(datasets), (5.5, 0.6 * len(labels) + 0.9), least_width=6.0)
+    for axes, dataset in zip(panels, datasets, strict=True):
         here = [row for row in shown if row["dataset"] == dataset]
-        for row in here:
-            place = labels.index(row["arm"])
-            if row["row"] == "run":
-                axes.plot(row["estimate"], place, "o", color=RUN, alpha=0.5, markersize=5)
-            else:
-                axes.plot((row["lower"], row["upper"]), (place, place), color=ARM, linewidth=1.5)
-                axes.plot(row["estimate"], place, "|", color=ARM, markersize=14)
-        runs = {
-            label: [row.get("run") for row in here if row["row"] == "run" and row["arm"] == label] for label in labels
-        }
-        ticks = {
-            row["arm"]: f"{_named(row['arm'], runs[row['arm']])}\n95 % over {row['interval']}"
-            for row in here
-            if row["row"] == "arm"
-        }
-        axes.set(xlabel=here[0]["unit"], title=fill(dataset, LONGEST_LINE))
-        axes.set_yticks(range(len(labels)), [ticks[label] for label in labels])
+        ticks = {}
+        for label in labels:
+            place = labels.index(label)
+            runs = [row for row in here if row["row"] == "run" and row["arm"] == label]
+            axes.plot(
+                [number(row["estimate"]) for row in runs], [place] * len(runs), "o", color=COLORS[0], alpha=0.5,
+                markersize=5, label="a run",
+            )  # fmt: skip
+            for row in (row for row in here if row["row"] == "arm" and row["arm"] == label):
+                reach = [number(row["lower"]), number(row["upper"])]
+                axes.plot(reach, [place, place], color=COLORS[1], linewidth=1.5, label="95 % interval of an arm")
+                axes.plot(
+                    number(row["estimate"]), place, "|", color=COLORS[1], markersize=14, markeredgewidth=2,
+                    label="mean of an arm",
+                )  # fmt: skip
+                ticks[label] = f"{_named(label, [each.get('run') for each in runs])}\n95 % over {row['interval']}"
+        dress(axes, "" if title else dataset, here[0]["unit"], grid="x")
+        axes.set_yticks(range(len(labels)), [ticks.get(label, label) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    legend(figure)
     return figure
 
 

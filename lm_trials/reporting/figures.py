@@ -1,25 +1,35 @@
-"""Figures: each takes a table that lies in a file and returns a `Figure`; axes have units, nothing is computed."""
+"""Figures that several rooms use: each takes a table as it lies in a file; axes have units, nothing is computed."""
 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
-TRAIN, VALIDATION = "#4c78a8", "#e45756"
-NAMED = ("#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#ff9da7")
-OUTLINE = {"fill": False, "edgecolor": VALIDATION, "linewidth": 3}
+from lm_trials.reporting.figure_style import (
+    COLORS,
+    SEQUENTIAL,
+    TICK,
+    Row,
+    color_bar,
+    distinct,
+    draw_curve,
+    dress,
+    heat_map,
+    legend,
+    new_figure,
+    number,
+    wrapped,
+)
+
+OUTLINE = {"fill": False, "edgecolor": COLORS[1], "linewidth": 3}
 NAMED_LOSS = re.compile(r"eval_(.+)_loss")
 
 
-def loss_figure(log_history: Iterable[Mapping[str, Any]], title: str) -> Figure:
+def loss_figure(log_history: Iterable[Row], title: str) -> Figure:
     """Draw training and validation loss over steps, the latter with its interval over stories; named sets beside it.
 
     Args:
@@ -27,41 +37,30 @@ def loss_figure(log_history: Iterable[Mapping[str, Any]], title: str) -> Figure:
         title: the run's name.
 
     >>> evaluation = {"step": 2, "eval_loss": 2.5, "eval_loss_lower": 2.4, "eval_loss_upper": 2.6}
-    >>> history = [{"step": 1, "loss": 3.0}, evaluation]
-    >>> [line.get_label() for line in loss_figure(history, "a run").axes[0].lines]
-    ['training', 'validation, 95 % over stories']
+    >>> figure = loss_figure([{"step": 1, "loss": 3.0}, evaluation], "a run")
+    >>> figure.get_suptitle(), [line.get_label() for line in figure.axes[0].lines]
+    ('Loss of a run', ['training', 'validation, 95 % over stories'])
     """
     rows = list(log_history)
-    train = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    figure, (axes,) = new_figure(f"Loss of {title}")
+    if train := [(row["step"], row["loss"]) for row in rows if "loss" in row]:
+        axes.plot(*zip(*train, strict=True), color=COLORS[0], linewidth=1.2, label="training")
     named = dict.fromkeys(match[1] for row in rows for key in row if (match := NAMED_LOSS.fullmatch(key)))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    if train:
-        axes.plot(*zip(*train, strict=True), color=TRAIN, linewidth=1.2, label="training")
-    _draw(axes, rows, "eval_loss", VALIDATION, "validation, 95 % over stories")
+    labels = {"eval_loss": "validation, 95 % over stories"}
     # The Trainer's own training and test splits are drawn already, or kept for the end.
-    shown = [name for name in named if name not in ("train", "test")]
-    for place, name in enumerate(shown):
-        _draw(axes, rows, f"eval_{name}_loss", NAMED[place % len(NAMED)], name)
-    axes.set(xlabel="step", ylabel="nats per token", title=title)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if shown:  # so many lines leave no free corner
-        figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    elif axes.lines:
-        axes.legend(frameon=False)
+    labels |= {f"eval_{name}_loss": name for name in named if name not in ("train", "test")}
+    for color, (key, label) in enumerate(labels.items(), start=1):
+        if own := [row for row in rows if key in row]:
+            estimates = [
+                {"estimate": row[key], "lower": row[f"{key}_lower"], "upper": row[f"{key}_upper"]} for row in own
+            ]
+            draw_curve(axes, [row["step"] for row in own], estimates, COLORS[color % len(COLORS)], label)
+    dress(axes, xlabel="step", ylabel="nats per token")
+    legend(figure)
     return figure
 
 
-def _draw(axes: Axes, rows: Iterable[Mapping[str, Any]], key: str, color: str, label: str) -> None:
-    points = [(row["step"], row[key], row[f"{key}_lower"], row[f"{key}_upper"]) for row in rows if key in row]
-    if points:
-        steps, losses, lower, upper = zip(*points, strict=True)
-        axes.plot(steps, losses, color=color, marker="o", markersize=4, label=label)
-        axes.fill_between(steps, lower, upper, color=color, alpha=0.2, linewidth=0)
-
-
-def matrix_figure(rows: Iterable[Mapping[str, Any]], title: str) -> Figure:
+def matrix_figure(rows: Iterable[Row], title: str) -> Figure:
     """Draw a heat map of one metric, models by data sets; each cell with its value and interval, in-domain outlined.
 
     Args:
@@ -81,52 +80,33 @@ def matrix_figure(rows: Iterable[Mapping[str, Any]], title: str) -> Figure:
     units = {str(row["unit"]) for row in cells.values()}
     if len(units) != 1:
         raise ValueError(f"{len(units)} units ({', '.join(sorted(units))}) are no one colour scale; give one metric")
-    models, datasets = (list(dict.fromkeys(pair[axis] for pair in cells)) for axis in (0, 1))
+    models, datasets = distinct(cells.values(), "model"), distinct(cells.values(), "dataset")
+    places = {(models.index(model), datasets.index(dataset)): row for (model, dataset), row in cells.items()}
     values = np.full((len(models), len(datasets)), np.nan)
-    for (model, dataset), row in cells.items():
-        values[models.index(model), datasets.index(dataset)] = _number(row["estimate"])
-    figure = Figure(figsize=(3.5 + 1.3 * len(datasets), 2.2 + 0.7 * len(models)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
-    figure.colorbar(image, ax=axes, label=units.pop())
-    axes.set(title=title, xlabel="data set", ylabel="model")
-    stories = [{int(row["n"]) for pair, row in cells.items() if pair[1] == dataset} for dataset in datasets]
+    for place, row in places.items():
+        values[place] = number(row["estimate"])
+    size = (3.5 + 1.3 * len(datasets), 1.6 + 0.7 * len(models))
+    figure, (axes,) = new_figure(title, size=size, least_width=6.0)
+    stories = [{int(row["n"]) for row in cells.values() if row["dataset"] == dataset} for dataset in datasets]
     counts = ["–".join(f"{n:,}" for n in sorted({min(found), max(found)})) for found in stories]
-    columns = [f"{_wrapped(name, 17)}\nn = {count}" for name, count in zip(datasets, counts, strict=True)]
-    axes.set_xticks(range(len(datasets)), columns, fontsize=8)
-    axes.set_yticks(range(len(models)), [_wrapped(name, 26) for name in models], fontsize=8)
-    for (model, dataset), row in cells.items():
-        _write_cell(axes, image, datasets.index(dataset), models.index(model), row)
+    columns = [f"{wrapped(name, 17)}\nn = {count}" for name, count in zip(datasets, counts, strict=True)]
+    lines, most = [wrapped(name, 26) for name in models], max(len(models), len(datasets))
+    texts = {place: _cell(row) for place, row in places.items()}
+    image = heat_map(axes, values, columns, lines, texts=texts, most_ticks=most)
+    color_bar(figure, image, [axes], units.pop())
+    axes.set(xlabel="data set", ylabel="model")
+    for (y, x), row in places.items():
+        if row["in_domain"] == "yes":
+            axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **OUTLINE))
     if axes.patches:
-        label = "in-domain: trained on that data"
-        figure.legend(handles=[Patch(**OUTLINE, label=label)], loc="outside lower center", frameon=False)
+        legend(figure, Patch(**OUTLINE, label="in-domain: trained on that data"))
     return figure
 
 
-def _write_cell(axes: Axes, image: AxesImage, x: int, y: int, row: Mapping[str, Any]) -> None:
-    value, lower, upper = (_number(row[key]) for key in ("estimate", "lower", "upper"))
-    red, green, blue, _ = image.cmap(image.norm(value)) if np.isfinite(value) else (1, 1, 1, 1)
-    color = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+def _cell(row: Row) -> str:
+    value, lower, upper = (number(row[key]) for key in ("estimate", "lower", "upper"))
     interval = f"[{lower:.3f}, {upper:.3f}]" if np.isfinite([lower, upper]).all() else "no interval"
-    axes.text(x, y, f"{value:.3f}\n{interval}", ha="center", va="center", color=color, fontsize=8)
-    if row["in_domain"] == "yes":
-        axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **OUTLINE))
-
-
-def _number(value: Any) -> float:
-    """Return a number as a table has it, from CSV or JSON; NaN where there is none."""
-    return float("nan") if value in (None, "") else float(value)
-
-
-def _wrapped(name: str, width: int) -> str:
-    """Return a name in lines of at most `width` characters, cut after a slash or hyphen where there is one.
-
-    >>> print(_wrapped("runs/filter-adv-Twist", 12))
-    runs/
-    filter-adv-
-    Twist
-    """
-    return textwrap.fill(name.replace("/", "/ "), width).replace("/ ", "/")
+    return f"{value:.3f}\n{interval}"
 
 
 def distance_figure(distances_NN: np.ndarray, places: Mapping[str, slice], title: str) -> Figure:
@@ -135,23 +115,24 @@ def distance_figure(distances_NN: np.ndarray, places: Mapping[str, slice], title
     Args:
         distances_NN: from 0 to 1, symmetric.
         places: the rows of each group, by its name, in their order.
-        title: the probe's name.
+        title: of the figure.
 
     >>> figure = distance_figure(np.ones((3, 3)) - np.eye(3), {"a": slice(0, 2), "b": slice(2, 3)}, "a probe")
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['a', 'b']
     """
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    picture = axes.imshow(np.where(np.eye(len(distances_NN), dtype=bool), np.nan, distances_NN), cmap="viridis")
+    figure, (axes,) = new_figure(title, size=(7, 5))
+    apart = np.where(np.eye(len(distances_NN), dtype=bool), np.nan, distances_NN)
+    picture = axes.imshow(apart, cmap=SEQUENTIAL)
     centres = [(place.start + place.stop - 1) / 2 for place in places.values()]
     for place in list(places.values())[1:]:
         axes.axhline(place.start - 0.5, color="white", linewidth=1)
         axes.axvline(place.start - 0.5, color="white", linewidth=1)
-    axes.set_yticks(centres, labels=list(places))
-    axes.set_xticks(centres, labels=list(places), rotation=30, ha="right", rotation_mode="anchor")
-    axes.set(xlabel="batches", ylabel="batches", title=title)
+    names = [wrapped(name, 26) for name in places]
+    axes.set_yticks(centres, labels=names, fontsize=TICK)
+    axes.set_xticks(centres, labels=names, fontsize=TICK, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set(xlabel="batches", ylabel="batches")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=axes, label="cosine distance of two batches", shrink=0.8)
+    color_bar(figure, picture, [axes], "cosine distance of two batches")
     return figure

@@ -31,7 +31,7 @@ from lm_trials.trials.evaluations import (
     own_validation,
     shared_sets,
 )
-from lm_trials.trials.measurements import read_measurement
+from lm_trials.trials.measurements import measurement_title, read_measurement
 from lm_trials.trials.report import show_arms, show_next, show_result
 from lm_trials.trials.results import DatasetResult, measured_result, own_result, paired_result
 from lm_trials.trials.runs import Arm, group_arms, read_runs
@@ -180,15 +180,19 @@ def check_output(output: str) -> Path:
     return folder
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """Write `compare.json`, and where there are results `compare.csv` and `compare.png`; older ones are replaced."""
+def write_comparison(folder: Path, comparison: Comparison, title: str | None = None) -> None:
+    """Write `compare.json`, and where there are results `compare.csv` and `compare.png`; older ones are replaced.
+
+    Args:
+        title: of the figure; None for losses.
+    """
     from lm_trials.reporting.arm_figures import arms_figure
 
     folder.mkdir(parents=True, exist_ok=True)
     table, figure = folder / "compare.csv", folder / "compare.png"
     if rows := comparison.rows():
         write_csv(table, rows)
-        write_file(figure, lambda place: arms_figure(rows).savefig(place, format="png", dpi=150))
+        write_file(figure, lambda place: arms_figure(rows, title).savefig(place, format="png", dpi=150))
     else:  # what an earlier comparison left must not be taken for this one's
         table.unlink(missing_ok=True)
         figure.unlink(missing_ok=True)
@@ -204,7 +208,7 @@ def main(argv: list[str] | None = None) -> Comparison:
     show_arms(comparison.arms, comparison.variables, comparison.names, comparison.logistics)
     for result in comparison.results:
         show_result(comparison.arms, result)
-    write_comparison(folder, comparison)
+    write_comparison(folder, comparison, measurement_title(args.table, args.where) if args.table else None)
     show_next(folder, bool(comparison.results), comparison.next_command)
     return comparison
 

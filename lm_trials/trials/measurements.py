@@ -79,6 +79,24 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
     )
 
 
+def measurement_title(table: str, where: Sequence[str]) -> str:
+    """Return the title of a figure of a table's row: what was measured, of what, by which probe.
+
+    >>> measurement_title("probes/x/feature_probe.csv", ["metric=accuracy", "feature=Twist", "site=normed"])
+    'Accuracy of Twist after the final norm (feature probe)'
+    >>> measurement_title("probes/lens/lens.csv", ["layer=2", "lens=tuned"])
+    'Estimate of layer 2, lens tuned (lens)'
+    """
+    given = {column: value for column, value in _conditions(where).items() if column != "role"}
+    measure = next((given.pop(column) for column in ("metric", "measure", "statistic") if column in given), "estimate")
+    parts = [given.pop("feature")] if "feature" in given else []
+    place = " after the final norm" if given.get("site") == "normed" and given.pop("site") else ""
+    parts += [f"{column.replace('_', ' ')} {value}" for column, value in given.items()]
+    of = f" of {parts[0]}{place}" if parts else place
+    title = ", ".join([f"{measure.replace('_', ' ')}{of}", *parts[1:]])
+    return f"{title[0].upper()}{title[1:]} ({Path(table).stem.replace('_', ' ')})"
+
+
 def _conditions(where: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in where:

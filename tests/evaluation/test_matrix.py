@@ -425,7 +425,7 @@ def test_the_picture_has_each_cell_with_its_value_and_outlines_those_in_domain(t
         writer.writerows(rows)
     figure = matrix_figure(table_in(tmp_path / "matrix.csv"), "a title")  # texts, as the file has them
     axes, bar = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("data set", "model", "a title")
+    assert (axes.get_xlabel(), axes.get_ylabel(), figure.get_suptitle()) == ("data set", "model", "a title")
     assert bar.get_ylabel() == "nats per token"
     assert [text.get_text().splitlines() for text in axes.texts] == [
         [f"{row['estimate']:.3f}", "[0.900, 1.100]"] for row in rows

@@ -4,7 +4,8 @@ import matplotlib as mpl
 import pytest
 from matplotlib.collections import PolyCollection
 
-from lm_trials.reporting.layer_figures import COLORS, CONTROL_COLORS, curves_figure
+from lm_trials.reporting.figure_style import COLORS, CONTROL_COLORS, legend, new_figure
+from lm_trials.reporting.layer_figures import curves_figure
 from lm_trials.reporting.pictures import save_pictures
 
 
@@ -31,6 +32,7 @@ def test_lines_are_the_rows_in_the_order_of_the_layers_and_controls_are_dashed()
     figure = curves_figure(rows("a"), "what it is", xlabel="hidden layer (0 = embeddings)", chance=0.5)
     (axes,) = figure.axes
     lines = drawn(axes)
+    chance = lines.pop("chance, 0.5")
     assert list(lines) == ["base", "tuned", "shuffled", "majority"]
     assert list(lines["tuned"].get_xdata()) == [0, 1, 2]
     assert list(lines["tuned"].get_ydata()) == pytest.approx([0.01, 0.11, 0.21])
@@ -39,11 +41,10 @@ def test_lines_are_the_rows_in_the_order_of_the_layers_and_controls_are_dashed()
     }  # fmt: skip
     colors = [line.get_color() for line in lines.values()]
     assert colors == [*COLORS[:2], *CONTROL_COLORS[:2]]
-    (chance,) = [line for line in axes.lines if line.get_linestyle() == ":"]
-    assert set(chance.get_ydata()) == {0.5}
+    assert (set(chance.get_ydata()), chance.get_linestyle()) == ({0.5}, ":")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("hidden layer (0 = embeddings)", "accuracy")
     assert figure.get_suptitle() == "what it is"
-    assert [text.get_text() for text in figure.legends[0].texts] == list(lines)
+    assert [text.get_text() for text in figure.legends[0].texts] == [*lines, "chance, 0.5"]
     assert len(curves_figure(rows("a"), "t").axes[0].lines) == 4  # without a chance there is no such line
 
 
@@ -60,14 +61,13 @@ def test_bands_are_the_intervals_and_no_interval_is_no_band():
 def test_panels_have_their_titles_units_and_numbers_where_nothing_stands_below():
     different = [*rows("a", "b", "c"), row(0, "base", 1.0, panel="d", unit="nats")]
     figure = curves_figure(different, "t", panel="panel")
-    shown = [axes for axes in figure.axes if axes.get_visible()]
+    shown = figure.axes
     assert [axes.get_title() for axes in shown] == ["a", "b", "c", "d"]
     assert [axes.get_ylabel() for axes in shown] == ["accuracy"] * 3 + ["nats"]
     assert [axes.get_xlabel() for axes in shown] == ["", "layer", "layer", "layer"]
     figure.draw_without_rendering()
     numbered = [any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) for axes in shown]
     assert numbered == [False, True, True, True]
-    assert len(figure.axes) - len(shown) == 2
     assert [text.get_text() for text in figure.legends[0].texts] == ["base", "tuned", "shuffled", "majority"]
 
 
@@ -108,3 +108,21 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
         False
     ] * 2
     assert (mpl.rcParams["svg.hashsalt"], mpl.rcParams["svg.fonttype"]) == before
+
+
+@pytest.mark.parametrize("panels", [1, 4])
+def test_titles_and_legends_lie_within_the_figure_however_long_they_are(panels):
+    name = "runs/filter-adv-Twist-specialise-Foreshadowing-llama-8m-seed-1234/checkpoint-2000"
+    figure, drawn_on = new_figure(f"Validation loss of {name} and of {name}", panels)
+    for axes in drawn_on:
+        axes.plot([0, 1], label=name)
+        axes.plot([1, 0], label=name * 2)
+    legend(figure)
+    figure.draw_without_rendering()
+    for artist in (figure._suptitle, figure.legends[0]):
+        box = artist.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height
+    assert len(figure.get_suptitle().splitlines()) > 1
+    plain = figure.suptitle(f"Validation loss of {name} and of {name}")
+    assert plain.get_window_extent().x1 > figure.bbox.width or panels > 1  # in one line it would be cut

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lm_trials.reporting.layer_figures import COLORS, COLUMNS, CONTROL_COLORS
+from lm_trials.reporting.figure_style import (
+    COLORS,
+    CONTROL_COLORS,
+    SHARES,
+    Row,
+    color_bar,
+    distinct,
+    draw_curve,
+    dress,
+    legend,
+    new_figure,
+    number,
+    numbers,
+    one_unit,
+)
 
-SHADES = "Blues"
 AHEAD = "#eeeeee"
 """What a token cannot see, since it comes later."""
+WEIGHT = "share of attention"
 LABELLED = 40
 """Most tokens that are written beside a small map."""
 
@@ -47,22 +61,17 @@ def maps_figure(maps_LHTT: np.ndarray, tokens: Sequence[str], title: str) -> Fig
     labelled = length <= LABELLED and heads <= 8
     # A label of 4.5 points needs a sixteenth of an inch; without labels a map is a thumbnail.
     side = max(1.7, length / 15) if labelled else 1.15
-    figure = Figure(figsize=(1.6 + side * heads, 1.3 + (side + 0.12) * layers), layout="constrained")
-    grid = figure.subplots(layers, heads, squeeze=False)
-    image = None
-    for (layer, head), axes in np.ndenumerate(grid):
+    figure, panels = new_figure(title, layers * heads, (side + 0.2, side + 0.12), heads, least_width=4.0)
+    for place, axes in enumerate(panels):
+        layer, head = divmod(place, heads)
         image = _draw_map(axes, maps_LHTT[layer, head])
         axes.set_title(f"layer {layer}, head {head}" if labelled else f"{layer}.{head}", fontsize=7, pad=2)
         axes.set(xticks=[], yticks=[])
         if labelled:
             _label(axes, tokens, down=head == 0, across=layer == layers - 1, size=4.5)
     figure.supxlabel("token that is read", fontsize=9)
-    figure.supylabel("token that reads", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    if image is not None:
-        figure.colorbar(
-            image, ax=grid, label="share of attention", fraction=0.03, shrink=min(1.0, 3.5 / (side * layers))
-        )
+    figure.supylabel("token that reads" + ("" if labelled else " (above each map: layer.head)"), fontsize=9)
+    color_bar(figure, image, panels, WEIGHT, shrink=min(1.0, 3.5 / (side * layers)))
     return figure
 
 
@@ -75,20 +84,14 @@ def head_figure(maps: Mapping[str, np.ndarray], tokens: Sequence[str], title: st
         title: of the figure.
     """
     side = max(3.5, len(tokens) * 0.17)
-    columns = min(COLUMNS, len(maps))
-    lines = -(-len(maps) // columns)
-    figure = Figure(figsize=(2.0 + (side + 0.7) * columns, 1.2 + (side + 0.7) * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat[len(maps) :]:
-        axes.set_visible(False)
-    for axes, (name, weights_TT) in zip(grid.flat, maps.items(), strict=False):
+    figure, panels = new_figure(title, len(maps), (side + 1.2, side + 0.7), least_width=4.0)
+    for axes, (name, weights_TT) in zip(panels, maps.items(), strict=True):
         image = _draw_map(axes, weights_TT)
         axes.set(xlabel="token that is read", ylabel="token that reads")
         if len(maps) > 1:
             axes.set_title(name, fontsize=10)
         _label(axes, tokens, down=True, across=True, size=8 if len(tokens) <= 64 else 5)
-    figure.suptitle(title, fontsize=11)
-    figure.colorbar(image, ax=grid, label="share of attention", fraction=0.05, shrink=0.7)
+    color_bar(figure, image, panels, WEIGHT, shrink=0.7)
     return figure
 
 
@@ -98,7 +101,7 @@ def _draw_map(axes: Axes, weights_TT: np.ndarray) -> AxesImage:
     for spine in axes.spines.values():
         spine.set_linewidth(0.4)
     # Square roots: else a head that looks at thirty tokens looks at none.
-    return axes.imshow(seen, cmap=SHADES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    return axes.imshow(seen, cmap=SHARES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
 
 
 def _label(axes: Axes, tokens: Sequence[str], down: bool, across: bool, size: float) -> None:
@@ -110,9 +113,7 @@ def _label(axes: Axes, tokens: Sequence[str], down: bool, across: bool, size: fl
     axes.tick_params(length=1.5, width=0.4, pad=1)
 
 
-def statistics_figure(
-    rows: Iterable[Mapping[str, Any]], leaders: Iterable[Mapping[str, Any]], names: Mapping[str, str], title: str
-) -> Figure:
+def statistics_figure(rows: Iterable[Row], leaders: Iterable[Row], names: Mapping[str, str], title: str) -> Figure:
     """Draw the statistics of every head by layer, a panel for each, beside the untrained models and even attention.
 
     Args:
@@ -122,23 +123,31 @@ def statistics_figure(
         title: of the figure.
     """
     rows = list(rows)
-    models = list(dict.fromkeys(str(row["model"]) for row in rows if row["role"] == "finding"))
+    models = distinct((row for row in rows if row["role"] == "finding"), "model")
     # A row that is not repeated is of a model's own; it is in the table.
     untrained = [row for row in rows if row["role"] == "control" and str(row["model"]).startswith("untrained")]
     untrained = [row for row in untrained if "," not in str(row["model"])]
     ringed = {(str(r["model"]), r["statistic"], r["layer"], r["head"]) for r in leaders if r["role"] == "finding"}
-    grid, figure = _panels(len(names), title)
-    for axes, (statistic, name) in zip(grid, names.items(), strict=False):
+    figure, panels = new_figure(title, len(names), (4.0, 2.9))
+    for axes, (statistic, name) in zip(panels, names.items(), strict=True):
         inside = [row for row in rows if row["statistic"] == statistic]
         random = [row for row in untrained if row["statistic"] == statistic]
-        axes.plot(*_points(random, -0.42), "_", color=CONTROL_COLORS[0], markersize=5, label="untrained models")
+        left = [int(row["layer"]) - 0.42 for row in random]
+        axes.plot(
+            left,
+            numbers(random, "estimate"),
+            "_",
+            color=CONTROL_COLORS[0],
+            markersize=5,
+            label="heads of untrained models",
+        )
         for place, model in enumerate(models):
             mine = [row for row in inside if row["model"] == model and row["role"] == "finding"]
             shift = 0.7 * (place + 0.5) / len(models) - 0.3
             width = 0.5 / len(models)
             heads = 1 + max(int(row["head"]) for row in mine)
             xs = [int(row["layer"]) + shift + width * ((int(row["head"]) + 0.5) / heads - 0.5) for row in mine]
-            ys, lower, upper = (np.array([_number(row[key]) for row in mine]) for key in ("estimate", "lower", "upper"))
+            ys, lower, upper = (np.array(numbers(mine, key)) for key in ("estimate", "lower", "upper"))
             color = COLORS[place % len(COLORS)]
             reach = np.nan_to_num(np.maximum([ys - lower, upper - ys], 0))
             axes.errorbar(xs, ys, reach, fmt="o", color=color, markersize=3.2, elinewidth=0.8, label=model)
@@ -149,16 +158,16 @@ def statistics_figure(
                     where = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 7}
                     axes.annotate(f"{row['layer']}.{row['head']}", (x, y), color=color, **where)
         _draw_even(axes, inside)
-        _dress(axes, name, inside[0]["unit"], "layer")
+        dress(axes, name, "layer", one_unit(inside))
+        axes.margins(y=0.1)
         axes.set_xticks(range(1 + max(int(row["layer"]) for row in inside if row["role"] == "finding")))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    _legend(figure, grid[0])
+    ring = {"linestyle": "", "marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgecolor": "black"}
+    legend(figure, Line2D([], [], label="head that leads (layer.head)", **ring))
     return figure
 
 
-def steps_figure(
-    rows: Iterable[Mapping[str, Any]], steps: Iterable[Mapping[str, Any]], names: Mapping[str, str], title: str
-) -> Figure:
+def steps_figure(rows: Iterable[Row], steps: Iterable[Row], names: Mapping[str, str], title: str) -> Figure:
     """Draw the statistics of heads over training: all heads thin, and with its interval the one that leads in the end.
 
     Args:
@@ -169,9 +178,9 @@ def steps_figure(
     """
     steps = list(steps)
     rows = [row for row in rows if row["role"] == "control" or row["step"] is not None]
-    runs = list(dict.fromkeys(str(row["run"]) for row in steps))
-    grid, figure = _panels(len(names), title)
-    for axes, (statistic, name) in zip(grid, names.items(), strict=False):
+    runs = distinct(steps, "run")
+    figure, panels = new_figure(title, len(names), (4.0, 2.9))
+    for axes, (statistic, name) in zip(panels, names.items(), strict=True):
         inside = [row for row in rows if row["statistic"] == statistic]
         for place, run in enumerate(runs):
             color = COLORS[place % len(COLORS)]
@@ -181,58 +190,25 @@ def steps_figure(
                 axes.plot(sorted(line), [line[step] for step in sorted(line)], color=color, linewidth=0.6, alpha=0.35)
             lead = [row for row in steps if (row["run"], row["statistic"]) == (run, statistic)]
             told = [row for row in lead if row["role"] == "finding"]
-            xs, ys, lower, upper = ([_number(r[key]) for r in told] for key in ("step", "estimate", "lower", "upper"))
-            label = "the head that leads in the end (layer.head)" + (f", {run}" if len(runs) > 1 else "")
-            axes.plot(xs, ys, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
-            axes.fill_between(xs, lower, upper, color=color, alpha=0.2, linewidth=0)
+            label = "head that leads in the end (layer.head)" + (f", {run}" if len(runs) > 1 else "")
+            xs, ys = numbers(told, "step"), numbers(told, "estimate")
+            draw_curve(axes, xs, told, color, label)
             if told:
                 where = f"{told[-1]['layer']}.{told[-1]['head']}"
                 axes.annotate(where, (xs[-1], ys[-1]), (4, 3), textcoords="offset points", fontsize=7, color=color)
         random = next((r for r in steps if (r.get("control"), r["statistic"]) == ("untrained", statistic)), None)
         if random is not None:
-            axes.axhline(
-                _number(random["estimate"]), color=CONTROL_COLORS[0], linewidth=1, label="untrained, its leader"
-            )
+            level = number(random["estimate"])
+            axes.axhline(level, color=CONTROL_COLORS[0], linewidth=1, label="leading head of untrained models")
         _draw_even(axes, inside)
-        _dress(axes, name, inside[0]["unit"], "step")
+        dress(axes, name, "step", one_unit(inside))
+        axes.margins(y=0.1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    _legend(figure, grid[0])
+    legend(figure)
     return figure
 
 
-def _panels(count: int, title: str) -> tuple[list[Axes], Figure]:
-    columns = min(COLUMNS, count)
-    lines = -(-count // columns)
-    figure = Figure(figsize=(max(7, 4.0 * columns), 1.2 + 2.9 * lines), layout="constrained")
-    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes in grid[count:]:
-        axes.set_visible(False)
-    figure.suptitle(title, fontsize=11)
-    return grid, figure
-
-
-def _points(rows: Sequence[Mapping[str, Any]], shift: float) -> tuple[list[float], list[float]]:
-    return [int(row["layer"]) + shift for row in rows], [_number(row["estimate"]) for row in rows]
-
-
-def _draw_even(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_even(axes: Axes, rows: Sequence[Row]) -> None:
     for row in rows:
         if row["model"] == "even attention":
-            axes.axhline(_number(row["estimate"]), color="black", linewidth=0.9, linestyle=":", label="even attention")
-
-
-def _dress(axes: Axes, name: str, unit: str, x: str) -> None:
-    axes.set_title(name, fontsize=10)
-    axes.set(xlabel=x, ylabel=unit)
-    axes.margins(y=0.1)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value in (None, "") else float(value)
+            axes.axhline(number(row["estimate"]), color="black", linewidth=0.9, linestyle=":", label="even attention")

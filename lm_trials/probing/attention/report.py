@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from lm_trials.console import UsageError, show_table
 from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means
+from lm_trials.files import write_file
 from lm_trials.probing.attention.figures import head_figure, maps_figure, statistics_figure, steps_figure
 from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS, AttentionArguments
-from lm_trials.probing.attention.page import attention_page, page_model, write_page
+from lm_trials.probing.attention.page import attention_page, page_model
 from lm_trials.probing.attention.statistics import AttentionTexts, Measured, even_statistics
 from lm_trials.probing.capture import CaptureCheck
 from lm_trials.probing.findings import Finding, file_name, write_findings
@@ -322,7 +323,7 @@ class Results:
             tables["attention-changes"] = self.change_rows()
         over = f"{len(self.texts.documents):,} stories of {short_names([stories.dataset_name])[0]}"
         try:
-            write_page(folder / PAGE, self.page(over, args, large))
+            write_file(folder / PAGE, self.page(over, args, large))
         except OSError as error:
             raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
         self.show()
@@ -341,7 +342,7 @@ class Results:
         labels = {model.label for model in finals}
         shown = [row for row in rows if row["role"] == "control" or row["model"] in labels]
         leaders = tables["attention-leaders"]
-        figures = {"attention": statistics_figure(shown, leaders, names, f"Statistics of {over}")}
+        figures = {"attention": statistics_figure(shown, leaders, names, f"Statistics of heads on {over}")}
         for model in finals:
             name = "attention-maps" + (f"-{file_name(model.label)}" if len(finals) > 1 else "")
             figures[name] = maps_figure(model.maps_LHTT, tokens, f"Attention of {model.label}")
@@ -349,9 +350,11 @@ class Results:
             layer, head = large
             maps = {model.label: model.maps_LHTT[layer, head] for model in finals}
             whose = f" of {finals[0].label}" if len(finals) == 1 else ""
-            figures["attention-head"] = head_figure(maps, tokens, f"Layer {layer}, head {head}{whose}")
+            figures["attention-head"] = head_figure(maps, tokens, f"Attention of layer {layer}, head {head}{whose}")
         if steps := tables.get("attention-steps"):
-            figures["attention-steps"] = steps_figure(rows, steps, names, f"Over training: {over}")
+            figures["attention-steps"] = steps_figure(
+                rows, steps, names, f"Statistics of heads over training, on {over}"
+            )
         return figures
 
     def page(self, over: str, args: AttentionArguments, large: tuple[int, int] | None) -> str:

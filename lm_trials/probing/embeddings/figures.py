@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lm_trials.reporting.layer_figures import COLORS, COLUMNS
+from lm_trials.reporting.figure_style import COLORS, Row, distinct, dress, legend, lowest, new_figure
 
 MARKERS = "o^sDvP*X"
+MARGIN = 0.04
 
 
-def points_figure(
-    points: Iterable[Mapping[str, Any]], shown: Sequence[str], title: str, axes_names: tuple[str, str]
-) -> Figure:
+def points_figure(points: Iterable[Row], shown: Sequence[str], title: str, axes_names: tuple[str, str]) -> Figure:
     """Draw one panel for each of the models, all on the same axes and with the same limits.
 
     Args:
@@ -25,18 +23,11 @@ def points_figure(
         axes_names: what the axes are, for the labels.
     """
     points = list(points)
-    names = list(dict.fromkeys(point["category"] for point in points))
+    names = distinct(points, "category")
     names = sorted(names, key=lambda name: -sum(point["category"] == name for point in points))
-    xs, ys = ([point[axis] for point in points if point["model"] in shown] for axis in ("x", "y"))
-    columns = min(COLUMNS, len(shown))
-    lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(0.6 + 3.6 * columns, 1.3 + 3.3 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(shown):
-            axes.set_visible(False)
-            continue
-        mine = [point for point in points if point["model"] == shown[place]]
+    figure, panels = new_figure(title, len(shown), (3.8, 3.3), sharex=True, sharey=True)
+    for place, (axes, model) in enumerate(zip(panels, shown, strict=True)):
+        mine = [point for point in points if point["model"] == model]
         for number, name in enumerate(names):  # the largest first, so that it lies below
             chosen = np.array([[point["x"], point["y"]] for point in mine if point["category"] == name])
             axes.scatter(
@@ -44,20 +35,18 @@ def points_figure(
                 color=COLORS[number % len(COLORS)], marker=MARKERS[number // len(COLORS) % len(MARKERS)],
             )  # fmt: skip
         step = mine[0].get("step")
-        axes.set_title(shown[place] + (f" (step {step:,})" if step is not None else ""), fontsize=9)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(axes_names[1])
-    for axes in list(grid.flat)[: len(shown)][-columns:]:  # the lowest of each column
-        axes.set_xlabel(axes_names[0])
-        axes.tick_params(labelbottom=True)
-    margin = 0.04
-    for limits, values in ((grid[0, 0].set_xlim, xs), (grid[0, 0].set_ylim, ys)):
+        below = axes not in lowest(panels)
+        dress(
+            axes,
+            model + (f" (step {step:,})" if step is not None else ""),
+            "" if below else axes_names[0],
+            "" if place % axes.get_gridspec().ncols else axes_names[1],
+        )
+        axes.tick_params(labelbottom=not below)
+    for axis, limits in (("x", panels[0].set_xlim), ("y", panels[0].set_ylim)):
+        values = [point[axis] for point in points if point["model"] in shown]
         low, high = min(values), max(values)
-        room = margin * (high - low) or 1.0
+        room = MARGIN * (high - low) or 1.0
         limits(low - room, high + room)
-    figure.suptitle(title, fontsize=11)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
+    legend(figure)
     return figure

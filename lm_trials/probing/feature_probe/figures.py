@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from lm_trials.reporting.figure_style import Row, color_bar, distinct, dress, heat_map, new_figure
 from lm_trials.reporting.layer_figures import curves_figure
 
-Row = Mapping[str, Any]
 CHANCE = 0.5
 BALANCED = "balanced accuracy"
 SHUFFLED = "shuffled labels"
 FLAT = ("text statistics", "bag of words")
-COLUMNS = 3
 
 
 def layers_figure(rows: Sequence[Row], pooling: str, models: Sequence[str], title: str) -> Figure:
@@ -82,28 +81,19 @@ def heat_figure(rows: Sequence[Row], run: str, pooling: str, title: str) -> Figu
         and row.get("run") == run
         and row.get("pooling") == pooling
     ]
-    features = list(dict.fromkeys(row["feature"] for row in own))
-    steps = sorted({row["step"] for row in own})
+    features = distinct(own, "feature")
+    steps = sorted(distinct(own, "step"))
     places = sorted({_place(row) for row in own})
     values = {(row["feature"], _place(row), row["step"]): row["estimate"] for row in own}
-    columns = min(COLUMNS, len(features))
-    lines = -(-len(features) // columns)
-    figure = Figure(figsize=(max(6, 3.6 * columns), 1.0 + 2.6 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    image = None
-    for place, axes in enumerate(grid.flat):
-        if place >= len(features):
-            axes.set_visible(False)
-            continue
-        cells = [[values[features[place], at, step] for step in steps] for at in places]
-        image = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis", vmin=CHANCE, vmax=1)
-        every = 1 + (len(steps) - 1) // 6
-        axes.set_xticks(range(0, len(steps), every), [f"{step:,}" for step in steps[::every]], fontsize=8)
-        axes.set_yticks(range(len(places)), ["n" if late else str(layer) for late, layer in places], fontsize=8)
-        axes.set(xlabel="update of training", ylabel="layer")
-        axes.set_title(features[place], fontsize=10)
-    figure.suptitle(title, fontsize=11)
-    figure.colorbar(image, ax=list(grid.flat), label=BALANCED)
+    figure, panels = new_figure(title, len(features), (3.6, 2.6))
+    for axes, feature in zip(panels, features, strict=True):
+        cells = np.array([[values[feature, at, step] for step in steps] for at in places])
+        layers = ["n" if late else str(layer) for late, layer in places]
+        image = heat_map(
+            axes, cells, [f"{step:,}" for step in steps], layers, limits=(CHANCE, 1), upwards=True, most_ticks=7
+        )
+        dress(axes, feature, "update of training", "layer (n: after the final norm)", grid=None)
+    color_bar(figure, image, panels, BALANCED)
     return figure
 
 

@@ -274,17 +274,21 @@ def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArg
     """Return the figures by name: over layers for each pooling, and over training for each run."""
     told = [one.name for one in told_models(series)]
     figures = {
-        f"{PROBE}-{pooling}": layers_figure(rows, pooling, told, f"read from hidden states, {_pooled(pooling)}")
+        f"{PROBE}-{pooling}": layers_figure(
+            rows, pooling, told, f"Features decoded from the states, {_pooled(pooling)}"
+        )
         for pooling in args.pooling
     }
     runs = list(dict.fromkeys(one.run for one in series if one.role == "finding"))
     if not args.all_checkpoints:
         return figures
-    figures[f"{PROBE}-steps"] = steps_figure(rows, "read from hidden states over training")
+    figures[f"{PROBE}-steps"] = steps_figure(rows, "Features decoded from hidden states over training")
     for run in runs:
         for pooling in args.pooling:
             name = f"{PROBE}-checkpoints-{pooling}" + (f"-{file_name(run)}" if len(runs) > 1 else "")
-            figures[name] = heat_figure(rows, run, pooling, f"{run}: read from hidden states, {_pooled(pooling)}")
+            figures[name] = heat_figure(
+                rows, run, pooling, f"Features decoded from states of {run}, {_pooled(pooling)}"
+            )
     return figures
 
 

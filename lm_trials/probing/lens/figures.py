@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from lm_trials.reporting.figure_style import (
+    SHARES,
+    Row,
+    color_bar,
+    distinct,
+    draw_curve,
+    dress,
+    heat_map,
+    legend,
+    new_figure,
+)
 from lm_trials.reporting.layer_figures import curves_figure
 
 PANELS = {
@@ -20,7 +32,7 @@ DRAWN_TOKENS = 40
 """A text's last tokens that are drawn; the table has all."""
 
 
-def lens_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def lens_figure(rows: Sequence[Row], title: str) -> Figure:
     """Draw the measures of each lens by layer, controls dashed; what has no layer is a level line.
 
     >>> row = {"model": "m", "lens": "logit", "role": "finding", "metric": "kl", "unit": "nats", "layer": 0}
@@ -43,73 +55,65 @@ def lens_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         }
         drawn += [{**shared, "layer": end} for end in ends] if row["layer"] is None else [shared]
     figure = curves_figure(drawn, title, panel="panel", xlabel="layer (0: embeddings)")
-    for axes in figure.axes:  # early layers of a logit lens are tens of nats away
+    for axes in figure.axes:
         if axes.get_title() in (PANELS["kl"], PANELS["loss"]):
-            axes.set_yscale("symlog", linthresh=1)
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+            _shrink_far(axes)
     return figure
 
 
-def checkpoints_figure(rows: Iterable[Mapping[str, Any]], title: str) -> Figure:
+def _shrink_far(axes: Axes) -> None:
+    """Give an axis of nats a logarithmic scale from 1 on: early layers of a logit lens are tens of nats away."""
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set_ylabel(f"{axes.get_ylabel()} (symlog)")
+
+
+def checkpoints_figure(rows: Iterable[Row], title: str) -> Figure:
     """Draw the distance of each layer from its model's final prediction over training: a line a layer, a panel a run.
 
     Args:
         rows: each with run, lens, step, layer, metric, estimate, lower, upper, unit.
     """
     rows = [row for row in rows if row["metric"] == "kl" and row["lens"] in ("logit", "tuned")]
-    panels = list(dict.fromkeys((row["run"], row["lens"]) for row in rows))
-    layers = sorted({row["layer"] for row in rows})
-    colors = mpl.colormaps["viridis"]
-    figure = Figure(figsize=(1.5 + 5 * len(panels), 4), layout="constrained")
-    for axes, (run, lens) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    names, layers = distinct(rows, "run", "lens"), sorted(distinct(rows, "layer"))
+    figure, panels = new_figure(title, len(names), (5, 3.2))
+    for axes, (run, lens) in zip(panels, names, strict=True):
         for place, layer in enumerate(layers):
-            here = [row for row in rows if (row["run"], row["lens"], row["layer"]) == (run, lens, layer)]
-            line = sorted(here, key=lambda row: row["step"])
-            steps, middle, *bounds = ([row[key] for row in line] for key in ("step", "estimate", "lower", "upper"))
-            color = colors(0.9 * place / max(len(layers) - 1, 1))
-            axes.plot(steps, middle, marker="o", markersize=3.5, color=color, label=f"layer {layer}")
-            axes.fill_between(steps, *bounds, color=color, alpha=0.18, linewidth=0)
-        axes.set(xlabel="update", ylabel=f"KL(final || {lens} lens), {rows[0]['unit']}", title=run)
-        axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+            line = [row for row in rows if (row["run"], row["lens"], row["layer"]) == (run, lens, layer)]
+            line.sort(key=lambda row: row["step"])
+            color = mpl.colormaps["viridis"](0.9 * place / max(len(layers) - 1, 1))
+            draw_curve(axes, [row["step"] for row in line], line, color, f"layer {layer}")
+        dress(axes, run, "update of training", f"KL(final || {lens} lens), {rows[0]['unit']}")
+        _shrink_far(axes)
+    legend(figure)
     return figure
 
 
-def text_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def text_figure(rows: Sequence[Row], title: str) -> Figure:
     """Draw what each layer would say after each token of a text, coloured by its probability; a panel for each lens.
 
     Args:
         rows: each with lens, layer, position, after, prediction, estimate (a probability).
     """
-    lenses = list(dict.fromkeys(row["lens"] for row in rows))
-    layers = sorted({row["layer"] for row in rows}, reverse=True)
-    places = sorted({row["position"] for row in rows})[-DRAWN_TOKENS:]
+    lenses = distinct(rows, "lens")
+    layers = sorted(distinct(rows, "layer"), reverse=True)
+    places = sorted(distinct(rows, "position"))[-DRAWN_TOKENS:]
     cells = {(row["lens"], row["layer"], row["position"]): row for row in rows}
     font = drawable()
-    size = (1.6 + 0.78 * len(places), 0.7 + len(lenses) * (1.0 + 0.34 * len(layers)))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(lenses), 1, squeeze=False)[:, 0]
-    for axes, lens in zip(grid, lenses, strict=True):
-        shares = [[cells[lens, layer, place]["estimate"] for place in places] for layer in layers]
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for line, layer in enumerate(layers):
-            for column, place in enumerate(places):
-                text = fitting(cells[lens, layer, place]["prediction"], font)
-                color = "white" if shares[line][column] > 0.6 else "black"
-                axes.text(column, line, text, ha="center", va="center", fontsize=7, color=color, parse_math=False)
-        labels = [fitting(cells[lens, layers[0], place]["after"], font) for place in places]
-        axes.set_xticks(range(len(places)), labels, fontsize=7, parse_math=False)
-        axes.set_yticks(range(len(layers)), map(str, layers))
-        axes.set(ylabel="layer", title=f"{lens} lens")
-    grid[-1].set_xlabel("after the token")
-    figure.colorbar(image, ax=list(grid), label="probability", shrink=0.8)
-    figure.suptitle(title, fontsize=11)
+    size = (1.6 + 0.78 * len(places), 1.0 + 0.34 * len(layers))
+    figure, panels = new_figure(title, len(lenses), size, columns=1)
+    for axes, lens in zip(panels, lenses, strict=True):
+        grid = [[cells[lens, layer, place] for place in places] for layer in layers]
+        texts = {
+            (i, j): fitting(cell["prediction"], font) for i, line in enumerate(grid) for j, cell in enumerate(line)
+        }
+        shares = np.array([[cell["estimate"] for cell in line] for line in grid])
+        after = [fitting(cell["after"], font) for cell in grid[0]]
+        most = max(len(places), len(layers))
+        image = heat_map(axes, shares, after, list(map(str, layers)), SHARES, (0, 1), texts=texts, most_ticks=most)
+        dress(axes, f"{lens} lens", "" if axes is not panels[-1] else "after the token", "layer", grid=None)
+    color_bar(figure, image, panels, "probability", shrink=0.8)
     return figure
 
 

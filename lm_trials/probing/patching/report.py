@@ -438,9 +438,9 @@ def write_patching(
         of_measure = rows.where(measure=measure)
         quantity = SHARE if of_measure.find(quantity=SHARE) else CHANGE
         name = "patching" if number == 0 else f"patching-{measure.replace(' ', '-')}"
-        figures[name] = patching_figure(of_measure, f"{measure}: {quantity}", quantity)
+        figures[name] = patching_figure(of_measure, f"Effect of each swap on the {measure}", quantity)
     if scored := [row for row in rows if row["measure"].endswith(" score") and row["component"] != "heads"]:
-        figures["patching-score"] = patching_figure(scored, scored[0]["measure"], VALUE)
+        figures["patching-score"] = patching_figure(scored, f"Effect of each swap on the {scored[0]['measure']}", VALUE)
     about = {
         "models": subjects.model_name_or_path,
         "swaps": {str(direction): asdict(direction.check) for direction in directions},

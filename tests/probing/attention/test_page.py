@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm_trials.files import write_file
 from lm_trials.probing.attention.figures import head_figure, maps_figure, shown_token
-from lm_trials.probing.attention.page import attention_page, packed, page_model, write_page
+from lm_trials.probing.attention.page import attention_page, packed, page_model
 
 VOID = {"meta", "link", "input", "br", "img"}
 EVIL = [
@@ -190,7 +191,7 @@ def test_the_page_of_gpt2_small_stays_small():
 
 def test_a_page_is_written_whole(tmp_path):
     path = tmp_path / "new" / "page.html"
-    write_page(path, "<p>\N{OWL}</p>\n")
+    write_file(path, "<p>\N{OWL}</p>\n")
     assert path.read_text(encoding="utf-8") == "<p>\N{OWL}</p>\n"
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
