@@ -50,7 +50,7 @@ def new_figure(
         least_width: of the figure, in inches, so that title and legend have room.
         grid: more for `Figure.subplots`.
 
-    >>> figure, panels = new_figure("Validation loss of " + "a long name " * 9, panels=4)
+    >>> figure, panels = new_figure("Validation loss of " + "a long name " * 15, panels=4)
     >>> len(panels), len(figure.get_suptitle().splitlines())
     (4, 2)
     """
