@@ -222,7 +222,7 @@ def test_checkpoints_of_a_run(models, stories, tmp_path, capsys, figures):
     assert set(figures) == {"attention", "attention-maps", "attention-steps"}
     panel = figures["attention-steps"].axes[0]
     assert panel.get_title() == "previous-token mass"
-    thick = next(line for line in panel.lines if str(line.get_label()).startswith("the head that leads"))
+    thick = next(line for line in panel.lines if str(line.get_label()).startswith("head that leads"))
     assert thick.get_xdata().tolist() == [2, 10]
     assert thick.get_ydata().tolist() == [float(row["estimate"]) for row in steps]
     thin = [list(line.get_ydata()) for line in panel.lines if len(line.get_xdata()) == 2 and line is not thick]
