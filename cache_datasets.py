@@ -1,4 +1,4 @@
-"""Cache data sets: fetch them and prepare them once, list what is there, verify it.
+r"""Cache data sets: fetch them and prepare them once, list what is there, verify it.
 
     python cache_datasets.py --dataset_name roneneldan/TinyStories --num_proc 8
     python cache_datasets.py --dataset_name stories.jsonl --vocab_size 8192

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import types
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
@@ -305,7 +306,11 @@ def _add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], hint: Any) 
     action.bounds = field.metadata["check"].bounds  # type: ignore[attr-defined]
     if default is True:
         parser.add_argument(
-            f"--no_{field.name}", action="store_false", dest=field.name, default=True, help=field.metadata["help"]
+            f"--no_{field.name}",
+            action="store_false",
+            dest=field.name,
+            default=True,
+            help=f"The same as --{field.name} False.",
         )
 
 
@@ -349,7 +354,7 @@ def _with_help(parser: OneLineParser, more: bool) -> OneLineParser:
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if more:
         parser.add_argument("--help_all", action="store_true", help="Show every flag and exit.")
-        parser.epilog = "--help_all also shows every flag of transformers.TrainingArguments."
+        parser.epilog = "--help_all also shows every flag of the Trainer's arguments."
     return parser
 
 
@@ -398,7 +403,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         bounds = getattr(action, "bounds", "")
         notes = [] if bounds in ("", "at least 0", "at least 1", "above 0") else [bounds]  # these are expected anyway
         known = action.default not in (None, SUPPRESS, "", [])
-        if known and action.nargs != 0 and "default" not in text.lower():
+        if known and action.nargs != 0 and not re.search(r"\bdefault (all|unless)|Default:|the default", text):
             default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
             notes = [str(default).replace("%", "%%"), *notes]
         text += f" [{'; '.join(notes)}]" if notes else ""

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 import eval_checkpoint
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.flags import parse_arguments
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.features import FEATURES
 from lm_trials.tokens.tokenizers import batch_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -440,20 +440,26 @@ class Mixture(DataSet):
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
         """Return the records of a split of each, in their shares, up to the first that ends."""
         selected = [member.select(split) for member in self.several]
+        return Selection(
+            self.label + (f"-{split}" if split else ""),
+            lambda: itertools.islice(self._mixed([each.read() for each in selected]), limit),
+            "+".join(each.fingerprint for each in selected),
+            limit,
+            tuple(names for each in selected for names in each.parts),
+        )
 
+    def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
+        """Yield the records of a split of each, as they were before a protocol changed them, in their shares."""
+        return self._mixed([member.stories(split, validation_split_percentage) for member in self.several])
+
+    def _mixed(self, streams: Sequence[Iterator[Any]]) -> Iterator[Any]:
         def ended(place: int, taken: list[int]) -> None:
             member = self.several[place]
             name = member.config or member.label
             note(f"note: the part {name} of {self.name} has no more than {taken[place]:,} stories, and so the mixture "
                  f"ends after {sum(taken):,}")  # fmt: skip
 
-        return Selection(
-            self.label + (f"-{split}" if split else ""),
-            lambda: itertools.islice(mixed([each.read() for each in selected], list(self.shares), ended), limit),
-            "+".join(each.fingerprint for each in selected),
-            limit,
-            tuple(names for each in selected for names in each.parts),
-        )
+        return mixed(streams, list(self.shares), ended)
 
 
 def open_dataset(
@@ -548,9 +554,9 @@ def _prepared(name: str, place: Path) -> DataSet | None:
     """Return what is prepared under a name; a corpus or pairs by their path too."""
     if not name:
         return None
-    if is_set(place / name):
-        return ProtocolSet(name=name, place=place)
     for folder in (place / name, Path(name)):
+        if is_set(folder):
+            return ProtocolSet(name=folder.name, place=folder.parent)
         if is_pairs(folder):
             return PreparedPairs(name=name, place=place)
         if is_corpus(folder):

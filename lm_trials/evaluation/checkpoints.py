@@ -19,7 +19,7 @@ from lm_trials.data.datasets import Selection
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
-from lm_trials.evaluation.summary import LossSummary, record_documents
+from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documents
 from lm_trials.models.reference import (
     CONFIG_FILES,
     ModelReference,
@@ -241,7 +241,7 @@ def _result(
 
 def show_results(results: list[EvaluationResult]) -> None:
     """Print what came out, each number above its interval, and where the files lie."""
-    names = ("loss", "perplexity", "accuracy", "bits_per_byte")
+    names = tuple(STATISTICS)
     rows = []
     for result in results:
         by_slice: dict[str, dict[str, Any]] = {}
@@ -251,7 +251,8 @@ def show_results(results: list[EvaluationResult]) -> None:
             first = f"{folded(result.model)}\n{result.dataset}" if name == "all" else f"  {slice_label(name)}"
             loss = metrics["loss"]
             rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}\n{loss['tokens']:,}"])
-    columns = ["model\ndata", "nats per token", "perplexity", "accuracy", "bits per byte", "stories\ntokens"]
+    units = [unit.removeprefix("next-token ") for _, unit in STATISTICS.values()]
+    columns = ["model\ndata", *units, "stories\ntokens"]
     show_table("evaluation", columns, rows, caption="[95 % bootstrap interval over stories]")
     labels = [f"{Path(result.model).name} on {result.dataset}" for result in results]
     if len(set(labels)) < len(labels):

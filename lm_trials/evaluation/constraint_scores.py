@@ -23,7 +23,7 @@ from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.features import FEATURES
 
 WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
 CONSTRAINTS = {"words_used": "share of words", "features_present": "share of features", "satisfied": "share of stories"}

@@ -27,8 +27,8 @@ from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.models.reference import positions_of
 from lm_trials.protocols.protocols import LINES
 from lm_trials.protocols.set_texts import SetText
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.detectors import detect_features
-from lm_trials.stories.records import FEATURES
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 

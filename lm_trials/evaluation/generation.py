@@ -55,7 +55,7 @@ def write_stories(
     and its key alone, and nothing is drawn from torch's own random state.
 
     Args:
-        prompts: token ids, each opened by the tokenizer's BOS (`tokens.document_marks`).
+        prompts: token ids, each opened by the tokenizer's BOS (`tokens.stores.document_marks`).
         max_new_tokens: of every story; or a limit for each, which the positions may lower for all of its batch.
         temperature: 0 is greedy.
         top_k: 0 is no limit.

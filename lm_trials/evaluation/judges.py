@@ -17,8 +17,8 @@ from lm_trials.console import UsageError, progress
 from lm_trials.data.datasets import open_prepared
 from lm_trials.estimates import Estimate, proportion
 from lm_trials.stories.corpora import open_records
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.detectors import detect_features
-from lm_trials.stories.records import FEATURES
 
 JudgeName = Literal["detector", "classifier"]
 TRAIN_RECORDS = 20_000

@@ -4,7 +4,7 @@
     instruct      [EOS] prompt [BOS]       as `sft_lora.py` trains it
     chat          the chat template        a conversation
 
-The ids come from `data.layouts`, as those of training do; a story is cut at EOS and at the BOS of the next.
+The ids come from `pairs.layouts`, as those of training do; a story is cut at EOS and at the BOS of the next.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import numpy as np
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.evaluation.losses import Document, StoryLoss
-from lm_trials.stories.records import FEATURES, Record
+from lm_trials.stories.features import FEATURES
+from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import TokenStore
 
 SliceBy = Literal["features", "source"]
@@ -47,7 +48,7 @@ def record_documents(
     marks: tuple[list[int], list[int]],
     by: Sequence[SliceBy] = (),
 ) -> Iterator[Document]:
-    """Tokenise records as they come, marks before and after each story (`tokens.document_marks`)."""
+    """Tokenise records as they come, marks before and after each story (`tokens.stores.document_marks`)."""
     (bos, eos), records = marks, iter(records)
     while batch := list(islice(records, BATCH)):
         for record, ids in zip(batch, encode([record["story"] for record in batch]), strict=True):

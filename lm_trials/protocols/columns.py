@@ -19,7 +19,8 @@ from lm_trials.console import UsageError, did_you_mean
 from lm_trials.protocols.protocols import Chance, Condition, Protocol
 from lm_trials.protocols.transforms import TransformStep
 from lm_trials.stories.draws import draw_integers, draw_uniform, record_keys
-from lm_trials.stories.records import FEATURES, Record
+from lm_trials.stories.features import FEATURES, canonical_feature
+from lm_trials.stories.records import Record
 
 Labels = tuple[str, ...]
 
@@ -202,6 +203,11 @@ def _changed(step: TransformStep, record: Record, draw: int) -> Record:
     """Return one record after one step; its function may change the record that it is given in place."""
     given = record | {"words": [*record["words"]], "features": [*record["features"]]}
     after = step.transform.function(given, draw, *step.arguments)
+    if not isinstance(after, dict) or after.keys() != record.keys():
+        raise UsageError(f"--transform {step} does not return a record; return a dict with the fields it was given")
+    if not after["story"].strip():
+        raise UsageError(f"--transform {step} leaves no text of story {record['record_id']}; let it keep some")
+    after["features"] = [canonical_feature(feature) for feature in after["features"]]
     kept = ["record_id"] if step.changes_story else [field for field in record if field not in ("words", "features")]
     if changed := [field for field in kept if after[field] != record[field]]:
         raise UsageError(

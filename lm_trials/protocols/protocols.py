@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.protocols.transforms import TransformStep, parse_transforms
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.features import FEATURES
 
 Key = Literal["features", "words", "length"]
 FeatureStyle = Literal["canonical", "capitalized"]

@@ -13,7 +13,7 @@ from lm_trials.console import show_facts, show_pairs, show_table
 from lm_trials.protocols.instructions import apply_protocol
 from lm_trials.protocols.protocols import Protocol, protocol_from_dict
 from lm_trials.stories.corpora import open_records
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.features import FEATURES
 
 LEFT_OUT = "(left out by the filter)"
 SEARCHED = 2000

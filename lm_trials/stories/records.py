@@ -10,13 +10,11 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from datasets import Features, List, Value
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError
+from lm_trials.stories.features import canonical_feature
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-FEATURES = ("Dialogue", "Twist", "BadEnding", "MoralValue", "Foreshadowing", "Conflict")
-"""The narrative features of TinyStories, in the order in which this project lists them."""
 
 RECORD_SCHEMA = Features(
     {
@@ -93,21 +91,6 @@ def make_record(
         summary=summary,
         source=source,
     )
-
-
-_SPELLINGS = {feature.lower(): feature for feature in FEATURES}
-
-
-def canonical_feature(name: str) -> str:
-    """Return the project's spelling of a feature; the published models were trained on `Badending`.
-
-    >>> canonical_feature("moralvalue")
-    'MoralValue'
-    """
-    try:
-        return _SPELLINGS[name.strip().lower()]
-    except KeyError:
-        raise UsageError(f"unknown feature {name!r}; {did_you_mean(name, FEATURES)}") from None
 
 
 def record_from_row(row: Any, text_column: str | None = None) -> Record:

@@ -45,7 +45,7 @@ class RecordStream:
         name: for messages.
         pairs: starts the stream of (record id, story); a data loader's workers may want to pickle it.
         tokenizer: turns stories into ids.
-        marks: ids before and after each document (`tokens.document_marks`).
+        marks: ids before and after each document (`tokens.stores.document_marks`).
     """
 
     name: str

@@ -238,9 +238,8 @@ def resolve_vocab(
         )
     if vocab_size == 0:
         raise UsageError(
-            "--vocab_size 0 means Llama 2's tokenizer, which must be named: "
-            "--tokenizer_name PATH/tokenizer.model "
-            "(Meta ships it with Llama 2; karpathy/llama2.c on GitHub has it too)"
+            "no tokenizer is named; give --vocab_size N for one that prepare_tinystories.py train_vocab made, or "
+            "--tokenizer_name, for Llama 2's PATH/tokenizer.model (karpathy/llama2.c on GitHub has it)"
         )
     folder = Path(data_cache_dir) / f"tok{vocab_size}"
     if not folder.is_dir():

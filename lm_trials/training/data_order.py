@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> list[ReadDocument]:
         {
             "blocks": f"{order.blocks_per_step} of {order.block_size} tokens{at_most}, from pass "
             + " and ".join(map(str, passes)),
-            "documents": f"{len(parts):,}, whole or in part",
+            "documents": f"{len({(p.pass_index, p.corpus, p.document) for p in parts}):,}, whole or in part",
         },
     )
     several = len(order.names) > 1

@@ -5,7 +5,7 @@
     push(trainer)            at the end; push_finished(args) for a run that came to its end before
 
 Trainer uploads whole folders, pickles the token into them, and says nothing where an upload fails.  What is uploaded
-here is `reporting.public_copy`, in one commit, so that the repository never holds half of an update.
+here is `training.public_copy`, in one commit, so that the repository never holds half of an update.
 """
 
 from __future__ import annotations

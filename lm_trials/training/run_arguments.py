@@ -20,6 +20,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.utils import is_liger_kernel_available
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.evaluation.summary import STATISTICS
 from lm_trials.flags import check_flags
 from lm_trials.training.flags import CommonTrainingArguments
 
@@ -84,7 +85,7 @@ class RunArguments(TrainingArguments):
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
         """Return what `--metric_for_best_model` may name, and whether something may stand before it."""
-        return ("loss", "perplexity", "bits_per_byte", "accuracy"), True
+        return tuple(STATISTICS), True
 
 
 def check_json(arguments: TrainingArguments, names: Sequence[str]) -> None:

@@ -157,7 +157,7 @@ def sets_to_write_for(stores: RunStores, data_args: DataArguments, positions: in
         return stores.sets
     chosen = []
     for name in stores.sets:
-        store = stores.validation if name == data_args.dataset_name else stores.named[name]
+        store = stores.named.get(name, stores.validation)
         longest = max(len(store.prompt(n)) for n in range(min(len(store), data_args.num_generations)))
         if longest < positions:
             chosen.append(name)

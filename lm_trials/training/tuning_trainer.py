@@ -49,7 +49,7 @@ class FineTuner(ExactResume, SFTTrainer):
         arguments = kwargs["args"]
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
         arguments.remove_unused_columns = False  # rows are made as they are read; Trainer would take their sources away
-        arguments.chat_template_path = None  # settled, see `examples.open_examples`
+        arguments.chat_template_path = None  # settled, see `tuning_examples.open_examples`
         arguments.max_length = None if arguments.padding_free and not arguments.packing else arguments.max_length
         adapter = as_trained(kwargs["model"]) if isinstance(kwargs["model"], PeftModel) else {}
         if eval_store:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap
 
@@ -84,6 +83,8 @@ def sign_flip_p(differences_N: np.ndarray, seed: int = 0, resamples: int = RESAM
     >>> sign_flip_p(np.array([2.0, 1.0, 3.0]))
     0.25
     """
+    from scipy import stats  # takes most of a second to import
+
     if len(differences_N) <= math.log2(resamples):
         result = stats.permutation_test(
             (differences_N,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples
@@ -112,6 +113,8 @@ def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
     >>> print(mean_over_seeds([1.0, 1.2, 1.1], n=500, unit="nats per token"))
     1.100 [0.852, 1.348] nats per token (n=500)
     """
+    from scipy import stats  # takes most of a second to import
+
     values = np.asarray(losses_S, dtype=np.float64)
     lower, upper = NO_INTERVAL
     if len(values) > 1 and np.ptp(values) > 0:
@@ -134,6 +137,8 @@ def seed_test(
     >>> f"{test.difference}, p = {test.p:.2f}"
     '0.200 [-0.027, 0.427] nats per token (n=500), p = 0.07'
     """
+    from scipy import stats  # takes most of a second to import
+
     first, second = np.asarray(first_S, dtype=np.float64), np.asarray(second_S, dtype=np.float64)
     if min(len(first), len(second)) < 2:
         return None

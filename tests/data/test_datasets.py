@@ -129,3 +129,40 @@ def test_a_set_with_transforms_is_evaluated_on_the_changed_text_and_is_data_of_i
             other: "yes" if other == name else "no" for other in found
         }
     assert len(set(map(tuple, texts.values()))) == 3
+
+
+@pytest.fixture(scope="module")
+def adversarial(tiny_data):
+    """A protocol set whose instructions name a feature that the stories do not have."""
+    flags = ["pretokenize", "--corpus", "tiny", "--data_cache_dir", str(tiny_data), "--vocab_size", "400"]
+    if not (tiny_data / "lies").exists():
+        more = [
+            "--adversarial_training",
+            "features=Twist:1",
+            "--refusal",
+            "features=BadEnding:1",
+            "--dataset_name",
+            "lies",
+        ]
+        prepare_tinystories.main([*flags, *more])
+    return "lies"
+
+
+def test_a_protocol_set_is_found_by_its_path_and_with_a_slash_too(tiny_data, adversarial, tmp_path):
+    by_name = opened(adversarial, data_cache_dir=str(tiny_data))
+    for name, place in ((f"{adversarial}/", tiny_data), (tiny_data / adversarial, tmp_path)):
+        found = opened(name, data_cache_dir=str(place))
+        assert (found.name, found.fingerprint) == (by_name.name, by_name.fingerprint)
+        assert ids(found) == ids(by_name)
+
+
+def test_stories_of_a_mixture_are_those_of_its_members_before_their_protocols(tiny_data, adversarial):
+    names = (adversarial, "tiny")
+    alone = {name: list(open_dataset(name, tiny_data).stories("train")) for name in names}
+    mixed = list(open_dataset("+".join(names), tiny_data).stories("train"))
+    assert None in alone[adversarial]  # a refusal
+    both = [record for pair in zip(*(alone[name] for name in names), strict=True) for record in pair]
+    assert mixed == both[: len(mixed)]
+    assert len(mixed) >= len(both) - 1
+    asked = [record["features"] for record in open_dataset(adversarial, tiny_data).select("train").read()]
+    assert asked != [record and record["features"] for record in alone[adversarial]]  # what the instructions say

@@ -31,8 +31,9 @@ from lm_trials.pairs.prompts import (
     cleaned_prompt,
 )
 from lm_trials.stories.corpora import open_records, read_manifest, write_corpus
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.phrases import PROMPTS
-from lm_trials.stories.records import FEATURES, SPLITS, make_record
+from lm_trials.stories.records import SPLITS, make_record
 from lm_trials.stories.sources import open_source
 from lm_trials.tokens.tokenizers import batch_encoder, load_tokenizer, tokenizer_hash
 

@@ -269,7 +269,6 @@ def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
         ("--num_train_stories", "60"): "no feature can be probed: Dialogue: ",
         ("--validation_split_percentage", "60"): "--validation_split_percentage 60 must be",
         ("--dataset_split", "train"): "--dataset_split train: the probes are fitted on train",
-        ("--dataset_config_name", "a+b"): "--dataset_config_name a+b is a mixture",
         ("--all_checkpoints",): "holds no checkpoint-N folder",
         ("--max_eval_samples", "0"): "--max_eval_samples 0 must be",
         ("--seed", "-1"): "--seed -1 must be",

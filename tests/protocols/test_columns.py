@@ -12,8 +12,9 @@ from lm_trials.console import UsageError
 from lm_trials.protocols.columns import RecordColumns, check_values, transform_columns
 from lm_trials.protocols.instructions import LINES, apply_protocol, chosen_sentence, eligible_sentences
 from lm_trials.protocols.protocols import deletion_recovery_protocols, parse_protocol
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.generator import generate_stories
-from lm_trials.stories.records import FEATURES, RECORD_SCHEMA, make_record, record_from_row
+from lm_trials.stories.records import RECORD_SCHEMA, make_record, record_from_row
 
 RECORDS = [record_from_row(story) for story in generate_stories(400, seed=3)]
 BATCH = {key: [record[key] for record in RECORDS] for key in RECORD_SCHEMA}

@@ -15,7 +15,7 @@ from lm_trials.protocols.protocols import (
     parse_subset,
     protocol_from_dict,
 )
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.features import FEATURES
 
 
 def test_conditions_are_read_as_the_seed_writes_them():

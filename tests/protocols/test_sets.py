@@ -21,8 +21,9 @@ from lm_trials.protocols.sets import make_sets
 from lm_trials.protocols.transforms import TRANSFORMS, Transform
 from lm_trials.stories.corpora import open_records, read_manifest, write_corpus
 from lm_trials.stories.draws import draw_uniform, record_keys
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.generator import generate_stories
-from lm_trials.stories.records import FEATURES, SPLITS, record_from_row
+from lm_trials.stories.records import SPLITS, record_from_row
 from lm_trials.stories.sources import open_source
 from lm_trials.tokens.blocks import Blocks, TrainingBlocks
 from lm_trials.tokens.stores import document_marks

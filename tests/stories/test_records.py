@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
+from lm_trials.stories.features import FEATURES, canonical_feature
 from lm_trials.stories.records import (
-    FEATURES,
     RECORD_SCHEMA,
     SPLITS,
-    canonical_feature,
     count_duplicates,
     make_record,
     record_from_row,

@@ -493,7 +493,7 @@ def test_resolve_vocab(trained, tmp_path):
 @pytest.mark.parametrize(
     ("vocab_size", "name", "said"),
     [
-        (0, None, r"--vocab_size 0 means Llama 2's tokenizer.*--tokenizer_name PATH/tokenizer\.model"),
+        (0, None, r"no tokenizer is named; give --vocab_size N.*PATH/tokenizer\.model"),
         (None, None, r"no tokenizer: give --tokenizer_name PATH, or --vocab_size N"),
         (-3, None, r"--vocab_size -3 is no size"),
         (

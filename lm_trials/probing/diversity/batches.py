@@ -57,7 +57,13 @@ def open_text_sets(args: DiversityArguments) -> list[TextSet]:
         streams = [(member.config or member.label, texts_of(member, args)) for member in dataset.members]
         return [_draw(dataset.label, streams, dataset.weights, args, is_mixture=len(streams) > 1)]
     datasets = {
-        name: open_dataset(name, args.data_cache_dir, text_column=args.text_column, text_separator=args.text_separator)
+        name: open_dataset(
+            name,
+            args.data_cache_dir,
+            text_column=args.text_column,
+            text_separator=args.text_separator,
+            streaming=args.streaming,
+        )
         for name in names
     }
     weights = parse_weights(args.data_mix, len(names)) if args.data_mix else None

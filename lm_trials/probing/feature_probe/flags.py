@@ -8,7 +8,7 @@ from typing import Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects
-from lm_trials.stories.records import FEATURES, canonical_feature
+from lm_trials.stories.features import FEATURES, canonical_feature
 
 PROBE = "feature_probe"
 POOLINGS = ("last_10", "mean")
@@ -92,8 +92,6 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Feat
             f"--dataset_split {texts.dataset_split}: the probes are fitted on train and scored on one of "
             f"{', '.join(SCORED_SPLITS)}; give one of these"
         )
-    if "+" in (texts.dataset_config_name or ""):
-        raise UsageError(f"--dataset_config_name {texts.dataset_config_name} is a mixture; name one part")
     for layer in args.layers:
         if layer != NORMED and not layer.removeprefix("-").isdigit():
             raise UsageError(f"--layers {layer} is no layer; give numbers from 0, the embeddings, or {NORMED}")

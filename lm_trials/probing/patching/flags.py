@@ -8,7 +8,7 @@ from typing import Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects
-from lm_trials.stories.records import FEATURES
+from lm_trials.stories.features import FEATURES
 
 COMPONENTS = {
     "embeddings": "what the first block reads",

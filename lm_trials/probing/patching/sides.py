@@ -20,7 +20,7 @@ class Target:
     """One thing that is swapped.
 
     Attributes:
-        component: a name of `arguments.COMPONENTS`.
+        component: a name of `flags.COMPONENTS`.
         block: which block's; None of the embeddings.
         head: which head, of heads.
     """
