@@ -92,7 +92,7 @@ def show_list(args: ListArguments) -> list[dict[str, Any]]:
         rows.append([item.name, stories, f"{item.num_bytes / 1e6:,.1f}", item.content or "-", source, stores])
     columns = ["name", "train /\nvalidation / test", "MB", "content", "source", "token stores"]
     stopped = unfinished(place)
-    caption = f"stopped, to be gone on with by the same command: {', '.join(stopped)}" if stopped else None
+    caption = f"interrupted; run the same command again to resume: {', '.join(stopped)}" if stopped else None
     if rows or stopped:
         show_table(str(place), columns, rows, caption)
     else:

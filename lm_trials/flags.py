@@ -230,7 +230,7 @@ def parse_mapping(values: dict[str, Any], own: type) -> Any:
     """Parse `flag: value` pairs, as one entry of a YAML list holds them, into a dataclass, checked like typed flags.
 
     Raises:
-        UsageError: for a key that is no flag, naming the nearest; for a wrong value.
+        UsageError: for an unrecognized flag, naming the nearest; for a wrong value.
     """
     parsed, *_ = _parse(_parser((own,), "", None), (own,), [], values)
     check_flags(parsed)
@@ -254,7 +254,7 @@ def _parse(
     found, rest = parser.parse_known_args(from_file + _merged_lists(_spelled_out(argv, parser), parser))
     if rest and not partly:
         known = [f"--{flag}" for flag in (*_flags(parser), *parser.known, "config", "arm")]
-        raise UsageError(f"{rest[0]} is no flag here; {_nearest(rest[0], known)}")
+        raise UsageError(f"unrecognized flag {rest[0]}; {_nearest(rest[0], known)}")
     try:
         names = ([field.name for field in dataclasses.fields(kind) if field.init] for kind in types)
         objects = [kind(**{n: getattr(found, n) for n in own}) for kind, own in zip(types, names, strict=True)]
@@ -495,7 +495,7 @@ def _chosen_arm(config: dict[str, Any], arm: str | None) -> dict[str, Any]:
     arms = config.pop("arms", None)
     if arms is None:
         if arm is not None:
-            raise UsageError(f"it has no arms, so there is no --arm {arm}; leave it away")
+            raise UsageError(f"it has no arms, so there is no --arm {arm}; remove it")
         return config
     if not isinstance(arms, dict) or not all(isinstance(flags, dict) for flags in arms.values()):
         raise UsageError("its arms are no names with `flag: value` lines under each")
@@ -519,7 +519,7 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"it is no YAML ({str(error).splitlines()[0]}); mend it") from None
+        raise UsageError(f"it is no YAML ({str(error).splitlines()[0]}); correct it") from None
 
 
 def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: bool) -> list[str]:
@@ -530,7 +530,7 @@ def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: boo
         if _plain(key) in actions:
             flags += _flag(_plain(key), actions[_plain(key)], value)
         elif not partly:
-            raise UsageError(f"{key} is no flag; {_nearest(_plain(key), [*actions, *parser.known])}")
+            raise UsageError(f"unrecognized flag {key}; {_nearest(_plain(key), [*actions, *parser.known])}")
     return flags
 
 

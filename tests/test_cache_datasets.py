@@ -125,7 +125,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, monkeypatc
         f"--data_cache_dir {tmp_path}/data"
     ]
     assert run(tmp_path, "list") == []
-    assert "stopped, to be gone on with" in capsys.readouterr().out
+    assert "interrupted; run the same command again to resume" in capsys.readouterr().out
     (corpus,) = run(tmp_path, *flags)
     assert "going on after 1 of 3 parts" in capsys.readouterr().err
     source = open_source(str(tmp_path / "source"))
@@ -163,7 +163,7 @@ def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
         (["--dataset_name", "x", "--num_proc", "0"], "--num_proc 0 must be"),
         (["--num_proc", "2"], "no data set is named; give --dataset_name"),
         (["--dataset_name", "a++b"], "a++b has an empty part"),
-        (["--dataset_nam", "x"], "--dataset_nam is no flag here; did you mean --dataset_name?"),
+        (["--dataset_nam", "x"], "unrecognized flag --dataset_nam; did you mean --dataset_name?"),
         (["fetsh"], "fetsh is no command; did you mean fetch?"),
         (["verify"], "holds nothing prepared; make something with"),
         (["recipe", "nowhere.yaml"], "recipe"),
@@ -321,7 +321,7 @@ def test_a_recipe_goes_on_after_one_that_failed_and_says_which(tmp_path, capsys)
     [
         (
             "- dataset_name: HERE/one.jsonl\n- dataset_nam: x\n",
-            "entry 2: dataset_nam is no flag; did you mean dataset_name?",
+            "entry 2: unrecognized flag dataset_nam; did you mean dataset_name?",
         ),
         (
             "- dataset_name: HERE/one.jsonl\n- dataset_name: HERE/two.jsonl\n",

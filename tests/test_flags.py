@@ -118,11 +118,11 @@ def test_a_flag_is_read(argv, field, value):
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["--learning_rat", "1"], "--learning_rat is no flag here; did you mean --learning_rate?"),
-        (["--learning-rat=1"], "--learning-rat=1 is no flag here; did you mean --learning_rate?"),
-        (["--zzz"], "--zzz is no flag here; --help lists them"),
-        (["--learning", "1"], "--learning is no flag here"),  # no abbreviations: a later flag would change them
-        (["stray"], "stray is no flag here"),
+        (["--learning_rat", "1"], "unrecognized flag --learning_rat; did you mean --learning_rate?"),
+        (["--learning-rat=1"], "unrecognized flag --learning-rat=1; did you mean --learning_rate?"),
+        (["--zzz"], "unrecognized flag --zzz; --help lists them"),
+        (["--learning", "1"], "unrecognized flag --learning"),  # no abbreviations: a later flag would change them
+        (["stray"], "unrecognized flag stray"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
         (["--color", "blue"], "argument --color: invalid choice: 'blue' (choose from 'red', 'green')"),
@@ -165,9 +165,9 @@ def test_no_and_off_stay_words_and_false_is_a_boolean(config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1\n", "learning_rat is no flag; did you mean learning_rate?"),
-        ("help: 1\n", "help is no flag"),
-        ("config: other.yaml\n", "config is no flag"),
+        ("learning_rat: 1\n", "unrecognized flag learning_rat; did you mean learning_rate?"),
+        ("help: 1\n", "unrecognized flag help"),
+        ("config: other.yaml\n", "unrecognized flag config"),
         ("learning_rate: fast\n", "argument --learning_rate: invalid float value: 'fast'"),
         ("color: revesred\n", "argument --color: invalid choice: 'revesred' (choose from 'red', 'green')"),
         ("steps: [1, 2]\n", "steps is given a list [1, 2]; it takes one value"),
@@ -432,9 +432,9 @@ def test_own_and_common_flags_are_checked_before_the_full_class_is_loaded(config
         [config("often: 4\nseeds: 3\nseldom: 9\n"), "--seldom", "8"], (Checked,), "", common=Often, full=full
     )
     assert (own.seeds, others.often, others.seldom) == (3, 4, 8)
-    with pytest.raises(UsageError, match="seedz is no flag; did you mean seeds"):
+    with pytest.raises(UsageError, match="unrecognized flag seedz; did you mean seeds"):
         parse_arguments([config("seedz: 4\n")], (Checked,), "", common=Often, full=full)
-    with pytest.raises(UsageError, match="--seedz is no flag here; did you mean --seeds"):
+    with pytest.raises(UsageError, match="unrecognized flag --seedz; did you mean --seeds"):
         parse_arguments(["--seedz", "4"], (Checked,), "", common=Often, full=full)
 
 

@@ -144,7 +144,7 @@ class PretokenizeArguments(SetArguments):
 
         changes = (self.filtering, self.mix_match, self.adversarial_training, self.refusal, self.transform)
         if self.refusal_text is not None and not self.refusal:
-            raise UsageError(f"--refusal_text {self.refusal_text!r} without --refusal says nothing; leave it away")
+            raise UsageError(f"--refusal_text {self.refusal_text!r} without --refusal says nothing; remove it")
         named = self.dataset_name is not None or self.feature_style != "canonical"
         if not any(changes) and not self.instruction_subset and not named:
             return None

@@ -61,7 +61,7 @@ def choose_layout(
     if asked == "text":
         raise UsageError(f"--prompt_layout text: {pairs.name} has prompts; give instruct or chat")
     if pairs.kind == "conversations" and asked == "instruct":
-        raise UsageError(f"--prompt_layout instruct: {pairs.name} holds conversations; leave it away, or give chat")
+        raise UsageError(f"--prompt_layout instruct: {pairs.name} holds conversations; remove it, or give chat")
     has_template = bool(getattr(tokenizer, "chat_template", None))
     layout = asked if asked != "auto" else ("chat" if pairs.kind == "conversations" or has_template else "instruct")
     if layout == "chat":

@@ -143,7 +143,8 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, nam
         render_jinja_template([[]], chat_template=template)
     except TemplateSyntaxError as error:
         raise UsageError(
-            f"{name} is none ({error.message}, line {error.lineno}); mend it, or give another with --chat_template_path"
+            f"{name} is not a template ({error.message}, line {error.lineno}); correct it, or give another with "
+            "--chat_template_path"
         ) from None
     except Exception:  # it was read; that it does not take a conversation of no message is no mistake
         return
@@ -244,7 +245,7 @@ def _applied(
             )["input_ids"]
         )
     except TemplateError as error:  # what templates raise for roles that they do not know
-        raise UsageError(f"the chat template does not take this conversation ({error}); mend its roles") from None
+        raise UsageError(f"the chat template does not take this conversation ({error}); correct its roles") from None
 
 
 def fitted(example: Example, max_length: int, overlong: Literal["drop", "cut"]) -> Example | None:

@@ -136,9 +136,9 @@ def ingest(
     source.check_splits()
     if split_by == "shard":
         if source.has_own_splits():
-            raise UsageError(f"--split_by shard: {source.reference} has splits of its own; leave it away")
+            raise UsageError(f"--split_by shard: {source.reference} has splits of its own; remove it")
         if source.validation_split_percentage is not None:
-            raise UsageError("--validation_split_percentage with --split_by shard: leave one of them away")
+            raise UsageError("--validation_split_percentage with --split_by shard: remove one of them")
         return write_corpus(watch(source.records_by_shard()), folder, source.origin(), split_by)
     origin = source.origin()
     described = {

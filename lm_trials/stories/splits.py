@@ -78,7 +78,7 @@ def check_own_splits(reference: str, names: Mapping[str, Split | None], percent:
         )
     if "validation" in own and percent is not None:
         raise UsageError(
-            f"--validation_split_percentage {percent:g}: {reference} has a validation split of its own; leave it away"
+            f"--validation_split_percentage {percent:g}: {reference} has a validation split of its own; remove it"
         )
 
 

@@ -125,7 +125,7 @@ def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> Init
         if tokenizer_hash(given) != tokenizer_hash(tokenizer):
             flag = "tokenizer_name" if data_args.tokenizer_name else "vocab_size"
             raise UsageError(
-                f"--{flag} {getattr(data_args, flag)} is another tokenizer than that of {reference.name}; leave it away"
+                f"--{flag} {getattr(data_args, flag)} is another tokenizer than that of {reference.name}; remove it"
             )
     _settle_block(data_args, config)
     return InitialModel(config, tokenizer, reference)

@@ -116,7 +116,7 @@ def check_best(arguments: TrainingArguments, data_args: DataArguments) -> None:
     if arguments.load_best_model_at_end and data_args.dense_eval_steps:
         raise UsageError(
             f"--load_best_model_at_end True and --dense_eval_steps {data_args.dense_eval_steps}: the best would be "
-            "sought among models that are not saved; leave one away"
+            "sought among models that are not saved; remove one of them"
         )
 
 

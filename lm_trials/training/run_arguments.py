@@ -54,11 +54,11 @@ class RunArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.train_sampling_strategy != "sequential":
             raise UsageError(
-                f"--train_sampling_strategy {self.train_sampling_strategy} would reorder a fixed order; leave it away "
+                f"--train_sampling_strategy {self.train_sampling_strategy} would reorder a fixed order; remove it "
                 "and use --data_seed (in train_gpt2.py --shuffle_buffer_size too)"
             )
         if self.ignore_data_skip:
-            raise UsageError("--ignore_data_skip True would begin the data anew after a resume; leave it away")
+            raise UsageError("--ignore_data_skip True would begin the data anew after a resume; remove it")
         self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         # `--output_dir` has no default until the run has a name; see `lm_trials.training.plan.name_run`.
         self.has_output_dir = self.output_dir is not None
@@ -81,7 +81,7 @@ class RunArguments(TrainingArguments):
             if name not in INTEGRATION_TO_CALLBACK:
                 raise UsageError(f"--report_to {name}: {did_you_mean(name, [*INTEGRATION_TO_CALLBACK, 'all', 'none'])}")
             if name in OPTIONAL_REPORTERS and find_spec(name) is None:
-                raise UsageError(f"--report_to {name}: {name} is not installed; pip install {name}, or leave it away")
+                raise UsageError(f"--report_to {name}: {name} is not installed; pip install {name}, or remove it")
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
         """Return what `--metric_for_best_model` may name, and whether something may stand before it."""
@@ -119,21 +119,21 @@ def check_batches(arguments: TrainingArguments) -> None:
     if arguments.dataloader_persistent_workers and not arguments.dataloader_num_workers:
         raise UsageError(
             "--dataloader_persistent_workers True: there are no workers; give --dataloader_num_workers 1 or more, or "
-            "leave it away"
+            "remove it"
         )
 
 
 def check_machine(arguments: TrainingArguments) -> None:
     """Refuse what this machine, or what is installed on it, cannot do."""
     if arguments.use_liger_kernel and not is_liger_kernel_available():
-        raise UsageError("--use_liger_kernel True: it is not installed; pip install liger-kernel, or leave it away")
+        raise UsageError("--use_liger_kernel True: it is not installed; pip install liger-kernel, or remove it")
     if arguments.deepspeed and find_spec("deepspeed") is None:
-        raise UsageError("--deepspeed: it is not installed; pip install deepspeed, or leave it away")
+        raise UsageError("--deepspeed: it is not installed; pip install deepspeed, or remove it")
     if not arguments.use_cpu:
         return
     for name in ("fsdp", "deepspeed"):
         if getattr(arguments, name):
-            raise UsageError(f"--{name} shards a model over GPUs, and this run has none; leave it away")
+            raise UsageError(f"--{name} shards a model over GPUs, and this run has none; remove it")
     if arguments.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise UsageError(
             "--fp16 True (or accelerate's mixed_precision fp16): a CPU would compute float32 without a word; leave it "

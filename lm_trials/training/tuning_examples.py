@@ -185,7 +185,7 @@ def open_examples(
     completion_only = arguments.completion_only_loss
     if completion_only and layout == "text":
         raise UsageError(
-            f"--completion_only_loss True: {pairs.name} has texts without prompts; leave it away, or give prompt and "
+            f"--completion_only_loss True: {pairs.name} has texts without prompts; remove it, or give prompt and "
             "completion"
         )
     return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
@@ -263,7 +263,7 @@ def plan_fine_tuning(arguments: TrainingArguments, examples: Examples, rows: Row
     if not len(examples.validation) and (arguments.eval_strategy != "no" or arguments.load_best_model_at_end):
         raise UsageError(
             f"--eval_strategy {arguments.eval_strategy.value}: {examples.pairs.name} has no validation examples; give "
-            "--validation_split_percentage 5, or leave it away"
+            "--validation_split_percentage 5, or remove it"
         )
     for name in ("eval", "save", "logging"):
         if getattr(arguments, f"{name}_strategy") == "epoch":

@@ -17,7 +17,7 @@ from lm_trials.training.tuning_flags import CommonSftArguments
 # What trl would do to the data is done before it gets them, so that it is counted; these flags would have no effect.
 WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "dataset_text_field": ("text", "name the column text, prompt and completion, or messages"),
-    "dataset_kwargs": (None, "leave it away"),
+    "dataset_kwargs": (None, "remove it"),
     "shuffle_dataset": (False, "the order is made by --data_seed"),
     "truncation_mode": ("keep_start", "--overlong says what becomes of long examples"),
     "eval_packing": (None, "evaluation never packs"),

@@ -97,7 +97,7 @@ def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
     nats_RN, tokens_RN, bytes_RN = np.moveaxis(values_RNK, 2, 0)
     for run, nats_N in zip(runs, nats_RN, strict=True):
         if not np.isfinite(nats_N).all():
-            raise UsageError(f"{run.name} has losses on {dataset} that are not finite (it diverged); leave it away")
+            raise UsageError(f"{run.name} has losses on {dataset} that are not finite (it diverged); remove it")
     same_tokens = bool((tokens_RN == tokens_RN[0]).all())
     notes += _check_layouts(runs, dataset, same_tokens)
     if same_tokens:

@@ -193,7 +193,7 @@ def group_arms(runs: Sequence[Run], baseline: str | None = None) -> list[Arm]:
             if other.seeds == run.seeds:
                 raise UsageError(
                     f"{run.name} is {other.name} once more (seed {run.seeds[0]}, data_seed {run.seeds[1]}, all "
-                    "else equal), which is no replicate; leave one of them away or train with another --seed"
+                    "else equal), which is no replicate; remove one of them or train with another --seed"
                 )
         group.append(run)
     ordered = list(groups.values())

@@ -376,6 +376,6 @@ def test_the_documented_commands_parse():
     for command in commands:
         parsed = parse_arguments(shlex.split(command)[2:], ARGUMENTS, "")
         check_arguments(*parsed)
-        with pytest.raises(UsageError, match="is no flag"):
+        with pytest.raises(UsageError, match="unrecognized flag"):
             parse_arguments([*shlex.split(command)[2:], "--not_there"], ARGUMENTS, "")
     assert TextArguments().dataset_name == "generated"

@@ -264,12 +264,12 @@ def test_an_error_in_a_template_is_told_as_one(parsed, far, tokenizer, tmp_path,
     (tmp_path / "mine.jinja").write_text(BROKEN)
     arguments = parsed(SftRunArguments, "--chat_template_path", str(tmp_path / "mine.jinja"))
     line = refused(lambda: opened(far, tokenizer, arguments))
-    assert line.startswith(f"--chat_template_path {tmp_path / 'mine.jinja'} is none (")
-    assert ", line 2); mend it" in line
+    assert line.startswith(f"--chat_template_path {tmp_path / 'mine.jinja'} is not a template (")
+    assert ", line 2); correct it" in line
     monkeypatch.setattr(tokenizer, "chat_template", BROKEN)
     monkeypatch.setattr(tokenizer, "name_or_path", "ours")
     line = refused(choose_layout, PairSet("far", "pairs", {}, {}), tokenizer)
-    assert line.startswith("the chat template of ours is none (")
+    assert line.startswith("the chat template of ours is not a template (")
     assert "roles" not in line
     refusing = "{{ raise_exception('it begins with a user') }}"  # of a conversation, and this is none
     monkeypatch.setattr(tokenizer, "chat_template", refusing)

@@ -195,7 +195,7 @@ def test_a_comparison_without_results_leaves_no_table_of_an_earlier_one(make_run
         (["--dataset_name", "extra"], "--dataset_name extra: runs/b lack it; evaluate all alike: python eval_checkp"),
         (["--output", "runs/a/run.json"], "--output runs/a/run.json: runs/a/run.json is a file; name another folder"),
         (["--baseline", "runs/x"], "--baseline runs/x is none of the runs"),
-        (["--verbose"], "--verbose is no flag here"),
+        (["--verbose"], "unrecognized flag --verbose"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2_and_nothing_is_written(make_run, capsys, more, text):

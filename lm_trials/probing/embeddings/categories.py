@@ -203,7 +203,7 @@ def read_categories(path: Path) -> dict[str, str]:
         else:
             pairs = [tuple(row[:2]) for row in csv.reader(text.splitlines()) if row][1:]
     except (OSError, ValueError) as error:
-        raise UsageError(f"--categories {path} cannot be read ({error}); mend it") from None
+        raise UsageError(f"--categories {path} cannot be read ({error}); correct it") from None
     if not pairs or any(len(pair) != 2 or not all(isinstance(part, str) and part for part in pair) for pair in pairs):
         raise UsageError(f"--categories {path}: give {{word: category}}, or a CSV with a header and both in each line")
     return dict(pairs)

@@ -125,7 +125,7 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Patc
     if args.num_generations and args.where != "all":
         raise UsageError(
             f"--num_generations and --positions {args.where}: a text that is being written is swapped whole; "
-            "leave one of them away"
+            "remove one of them"
         )
 
 
