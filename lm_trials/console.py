@@ -57,7 +57,7 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
             print(f"error: {place} cannot be written ({error.strerror}); make room and try again", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            note("\nstopped; nothing is half-written, and the same command goes on or begins anew")
+            note("\nInterrupted. Run the same command again to resume.")
             raise SystemExit(128 + signal.SIGINT) from None
 
     return wrapped

@@ -146,7 +146,7 @@ def test_ctrl_c_is_one_line_and_the_shells_status(capsys):
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 130
-    assert capsys.readouterr().err.strip().startswith("stopped; nothing is half-written")
+    assert capsys.readouterr().err.strip().startswith("Interrupted. Run the same command again")
 
 
 def test_progress_counts_by_size(monkeypatch):

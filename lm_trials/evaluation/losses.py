@@ -297,7 +297,7 @@ def story_losses(
     """Yield the loss of each document, in order; the same in every process, for any batch size and process count.
 
     Every process reads all documents and scores its share of the batches.  A document of one token has nothing to
-    predict and comes out with 0 tokens.
+    predict: its loss has 0 tokens.
 
     Args:
         documents: read as they are needed; only those of the windows at hand are kept.

@@ -76,7 +76,7 @@ class DataOrder:
         return self._documents_of(step)
 
     def _documents_of(self, step: int) -> list[ReadDocument]:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of run packs its blocks differently
 
     def text_of(self, part: ReadDocument) -> str:
         """Return the text of a part, as far as whole tokens spell it."""

@@ -147,7 +147,11 @@ def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path):
     [
         (lambda f: named_files(f, ["test"]), {}, "has no validation split; it has train, test; .*_percentage 1"),
         (lambda f: named_files(f, []), {}, "has no validation split; it has train; take one per cent"),
-        (named_files, {"validation_split_percentage": 1}, "_percentage 1: .* has a validation split of its own; remove"),
+        (
+            named_files,
+            {"validation_split_percentage": 1},
+            "_percentage 1: .* has a validation split of its own; remove",
+        ),
         (saved_splits, {"validation_split_percentage": 2.5}, "_percentage 2.5: .* has a validation split of its own"),
         (one_file, {"validation_split_percentage": 0}, "_percentage 0 is no share; give more than 0 and at most 50"),
         (one_file, {"validation_split_percentage": 50.5}, "50.5 is no share"),

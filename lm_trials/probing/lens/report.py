@@ -236,7 +236,7 @@ def _told(result: LensResult) -> str:
     table, lens, middle, label = result.table, result.best, result.middle, result.subject.label
     onset, beyond = (first_layer(result, f"kl_below_{what}") for what in ("frequencies", "layer_0"))
     if middle == result.depth:
-        return f"{label}: only the last layer is read, so nothing is shown."
+        return f"{label}: only the last layer is read, so there is nothing to compare."
     kl = table[lens, middle, "kl"]
     logit = f"; logit lens {interval(table['logit', middle, 'kl'])}" if lens == "tuned" else ""
     numbers = (
