@@ -349,7 +349,11 @@ def _full_parser(full: type, own: OneLineParser | None) -> Any:
 
 def _with_help(parser: OneLineParser, more: bool) -> OneLineParser:
     """Add the flags that every script has, for its help."""
-    parser.add_argument("--config", metavar="FILE.yaml", help="Read flags from a YAML file; the command line wins.")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="Read flags from a YAML file or an installed recipe (demo); the command line wins.",
+    )
     parser.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if more:
@@ -411,7 +415,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 
 
 def _split_config(argv: list[str]) -> tuple[Path | None, str | None, list[str]]:
-    """Take `--config FILE` and `--arm NAME` out of the command line."""
+    """Take `--config FILE` and `--arm NAME` out of the command line; FILE may be the name of an installed recipe."""
     given: dict[str, str] = {}
     rest: list[str] = []
     words = iter(argv)
@@ -425,13 +429,30 @@ def _split_config(argv: list[str]) -> tuple[Path | None, str | None, list[str]]:
         given[name] = value if equals else next(words, "")
         if not given[name] or given[name].startswith("--"):
             needs = {
-                "--config": "a file; give --config FILE.yaml",
+                "--config": "a file; give --config FILE.yaml, or the name of an installed recipe",
                 "--arm": "a name of that file's arms; give --arm NAME",
             }
             raise UsageError(f"{name} needs {needs[name]}")
     if "--arm" in given and "--config" not in given:
         raise UsageError(f"--arm {given['--arm']} names an arm of a config file; give --config FILE.yaml too")
-    return Path(given["--config"]) if "--config" in given else None, given.get("--arm"), rest
+    return recipe_file(given["--config"]) if "--config" in given else None, given.get("--arm"), rest
+
+
+def recipe_file(name: str) -> Path:
+    """Return the YAML file that a name stands for: a path, or a recipe that is installed with the package.
+
+    Raises:
+        UsageError: if there is neither; the text does not name the flag, which the caller knows.
+
+    >>> recipe_file("demo").parts[-3:]
+    ('lm_trials', 'configs', 'demo.yaml')
+    """
+    installed = {file.stem: file for file in (Path(__file__).parent / "configs").glob("*.yaml")}
+    if name in installed and not Path(name).is_file():
+        return installed[name]
+    if "." not in name and not Path(name).exists():
+        raise UsageError(f"{name} is neither a file nor an installed recipe; {did_you_mean(name, installed)}")
+    return Path(name)
 
 
 def _spelled_out(argv: list[str], parser: ArgumentParser) -> list[str]:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 
 import cache_datasets
 import prepare_tinystories
+from lm_trials.commands import cache
 from lm_trials.console import UsageError
 from lm_trials.data import recipes as cache_recipes
 from lm_trials.data.datasets import open_dataset
@@ -55,7 +56,7 @@ def never(*_, **__):
 def test_what_is_fetched_is_found_by_the_same_flags_and_nothing_is_read_again(tmp_path, monkeypatch, capsys):
     name = write(tmp_path / "tales.jsonl")
     (corpus,) = run(tmp_path, "--dataset_name", name, "--validation_split_percentage", "5", "--num_proc", "2")
-    assert f"train_gpt2.py --dataset_name {name}"[:60] in " ".join(capsys.readouterr().out.split())
+    assert f"lm-trials train --dataset_name {name}"[:60] in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(sources, "file_shards", never)
     found = open_dataset(name, tmp_path / "data", validation_split_percentage=5, text_column=None).corpus()
     assert found == corpus
@@ -121,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, monkeypatc
     assert left.value.code == 130
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"stopped; what was read is kept, go on with: python cache_datasets.py --dataset_name {tmp_path}/source "
+        f"stopped; what was read is kept, go on with: lm-trials cache --dataset_name {tmp_path}/source "
         f"--data_cache_dir {tmp_path}/data"
     ]
     assert run(tmp_path, "list") == []
@@ -371,7 +372,7 @@ def test_help_names_the_commands(capsys):
         with pytest.raises(SystemExit) as left:
             cache_datasets.main(argv)
         assert left.value.code == 0
-        assert "cache_datasets.py verify" in capsys.readouterr().out
+        assert "lm-trials cache verify" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cache_datasets.main(["fetch", "--help"])
     assert "--validation_split_percentage" in capsys.readouterr().out
@@ -379,4 +380,4 @@ def test_help_names_the_commands(capsys):
 
 def test_a_data_set_in_fetch_may_not_be_a_word_without_a_flag():
     with pytest.raises(UsageError, match="fetch takes --dataset_name wikitext"):
-        cache_datasets.command_arguments(["wikitext"])
+        cache.command_arguments(["wikitext"])

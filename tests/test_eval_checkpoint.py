@@ -19,6 +19,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 import eval_checkpoint
+from lm_trials.commands import evaluate
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.flags import parse_arguments
 from lm_trials.stories.features import FEATURES
@@ -32,13 +33,14 @@ SHARED_COLUMNS = {"estimate", "lower", "upper", "n", "unit"}
 
 
 def documented_commands():
-    lines = [line.strip() for line in (eval_checkpoint.__doc__ or "").splitlines()]
-    return [line for line in lines if line.startswith(("python ", "accelerate "))]
+    lines = [line.strip() for line in (evaluate.__doc__ or "").splitlines()]
+    return [line for line in lines if line.startswith(("lm-trials ", "accelerate "))]
 
 
 def arguments_of(command):
     words = shlex.split(command)
-    return words[words.index("eval_checkpoint.py") + 1 :]
+    script = "evaluate" if words[0] == "lm-trials" else "eval_checkpoint.py"
+    return words[words.index(script) + 1 :]
 
 
 def test_there_are_commands_in_the_docstring():
@@ -61,7 +63,7 @@ def local_commands():
     for command in documented_commands():
         argv = arguments_of(command)
         names = {word for flag, word in pairwise(argv) if flag == "--dataset_name"}
-        if command.startswith("python") and names <= {"generated", "stories.jsonl"}:
+        if command.startswith("lm-trials") and names <= {"generated", "stories.jsonl"}:
             yield command
 
 

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import prepare_tinystories
+from lm_trials.commands.prepare import COMMANDS
 from lm_trials.stories.corpora import open_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -67,7 +68,7 @@ def test_describe_says_how_varied_a_corpus_is(tiny_data, capsys):
     assert "words verbatim in a train story" in out
 
 
-@pytest.mark.parametrize("command", ["", *prepare_tinystories.COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
         prepare_tinystories.main([*([command] if command else []), "--help"])

@@ -55,14 +55,14 @@ def parse_script(script: str, argv: list[str]) -> None:
 
         parse_arguments(argv, (EvaluationArguments,), "")
     elif script == "prepare_tinystories.py":
-        import prepare_tinystories
+        from lm_trials.commands import prepare
 
         command, *rest = argv
-        prepare_tinystories.command_arguments(command, rest)
+        prepare.command_arguments(command, rest)
     elif script == "cache_datasets.py":
-        import cache_datasets
+        from lm_trials.commands import cache
 
-        cache_datasets.command_arguments(argv)
+        cache.command_arguments(argv)
     elif script.startswith("probes/"):
         flags = importlib.import_module(f"lm_trials.probing.{Path(script).stem}.flags")
         flags.check_arguments(*parse_arguments(argv, flags.ARGUMENTS, ""))

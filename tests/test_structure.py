@@ -26,6 +26,7 @@ ROOMS = {
     "reporting": set(),
     "trials": {"reporting"},
 }
+ROOMS["commands"] = {*ROOMS, "cli"}
 TORCH = {"torch", "evaluate", "peft", "trl", "accelerate"}
 # What a room may not import from outside: (anywhere, at import time).
 FORBIDDEN = {
@@ -82,7 +83,7 @@ def test_a_room_imports_only_what_it_may(file):
 
 
 def test_every_room_is_known():
-    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ROOMS)
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
 
 
 @pytest.mark.parametrize(
@@ -108,27 +109,24 @@ def test_what_is_allowed_is_no_breach():
     assert breaches("training", "import torch\nfrom lm_trials.tokens import blocks") == []
 
 
-def test_scripts_never_import_one_another():
-    for script in SCRIPTS:
-        names = {name.split(".")[0] for name, _ in imports((REPOSITORY / f"{script}.py").read_text())}
-        assert names & {*SCRIPTS, "probes"} == set()
+PROGRAMS = [*sorted((PACKAGE / "commands").glob("[a-z]*.py")), *sorted((PACKAGE / "probing").glob("*/probe.py"))]
 
 
-def test_probes_never_import_one_another_and_nothing_heavy():
-    probes = sorted((REPOSITORY / "probes").glob("*.py"))
-    assert {path.name for path in probes} >= {"__init__.py", "diversity.py"}
-    for path in probes:
-        found = imports(path.read_text())
-        assert {name.split(".")[0] for name, _ in found} & {*SCRIPTS, "probes"} == set()
-        assert {name.split(".")[0] for name, now in found if now} & {"torch", "transformers", "datasets"} == set()
+def test_scripts_are_the_programs_and_nothing_else():
+    scripts = [REPOSITORY / f"{script}.py" for script in SCRIPTS] + sorted((REPOSITORY / "probes").glob("[a-z]*.py"))
+    programs = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in PROGRAMS}
+    assert len(scripts) == len(programs) - 1 > 12  # the demo has no script
+    for script in scripts:
+        (module, _), (name, _) = imports(script.read_text())
+        assert module in programs
+        assert name == f"{module}.main"
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_importing_a_script_does_nothing_heavy(script):
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_importing_a_program_does_nothing_heavy(program):
     """In this process torch may be there already, so look at the sources: nothing heavy at import time."""
-    heavy = {"torch", "transformers", "datasets", "accelerate"}
-    at_import = {name for name, now in imports((REPOSITORY / f"{script}.py").read_text()) if now}
-    assert {name.split(".")[0] for name in at_import} & heavy == set()
+    at_import = {name for name, now in imports(program.read_text()) if now}
+    assert {name.split(".")[0] for name in at_import} & {"torch", "transformers", "datasets", "accelerate"} == set()
     assert at_import & {"lm_trials.training.trainer", "lm_trials.models.shapes"} == set()
 
 

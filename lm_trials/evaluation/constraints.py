@@ -1,9 +1,9 @@
 """Constraint scores: does a model write the words and features that it is asked for?
 
-python -m lm_trials.evaluation.constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1,2
-python -m lm_trials.evaluation.constraints --model runs/teller-s0 runs/teller-s1 --dataset_name tiny-prompt \\
+lm-trials constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1,2
+lm-trials constraints --model runs/teller-s0 runs/teller-s1 --dataset_name tiny-prompt \\
     --coverage tiny --feature_judge classifier --judge_corpus tiny
-python -m lm_trials.evaluation.constraints --model runs/demo --prompts prompts.yaml
+lm-trials constraints --model runs/demo --prompts prompts.yaml
 
 Beside each score stand the records' own stories, judged in the same way, and the model's stories judged against other
 prompts' constraints: what one gets without listening.
@@ -28,9 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Let models write for prompts and score the stories; returns the rows of the table."""
-    (args,) = parse_arguments(
-        argv, (ConstraintArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.constraints"
-    )
+    (args,) = parse_arguments(argv, (ConstraintArguments,), __doc__ or "", prog="lm-trials constraints")
     sampling, seeds = sampling_of(args)
     from lm_trials.evaluation.constraint_scores import score, write_for
     from lm_trials.evaluation.constraint_tables import ConstraintResult, show_result, write_result

@@ -1,9 +1,9 @@
 """Let a model write stories at the terminal, or talk to it.
 
-python -m lm_trials.evaluation.generate --model_name_or_path runs/demo --num_samples 3
-python -m lm_trials.evaluation.generate --model runs/demo --prompt "One day, a cat" --temperature 0
-python -m lm_trials.evaluation.generate --model runs/teller --mode instruct --prompt "Write a story about a robot."
-python -m lm_trials.evaluation.generate --model runs/chat --mode chat
+lm-trials generate --model_name_or_path runs/demo --num_samples 3
+lm-trials generate --model runs/demo --prompt "One day, a cat" --temperature 0
+lm-trials generate --model runs/teller --mode instruct --prompt "Write a story about a robot."
+lm-trials generate --model runs/chat --mode chat
 
 Without --mode a model is asked as it was trained: its run.json tells; others complete. One story is shown as it is
 written. --mode chat without --prompt is a conversation: an empty line or Ctrl-D ends it, /new starts anew.
@@ -47,9 +47,7 @@ class GenerationArguments(TokenSampling, Quantization, Device):
 @script
 def main(argv: list[str] | None = None) -> list[str]:
     """Write stories and print them; returns their texts, the beginning included, of a chat the answers."""
-    (args,) = parse_arguments(
-        argv, (GenerationArguments,), __doc__ or "", prog="python -m lm_trials.evaluation.generate"
-    )
+    (args,) = parse_arguments(argv, (GenerationArguments,), __doc__ or "", prog="lm-trials generate")
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     from lm_trials.evaluation.storytellers import open_storyteller
 

@@ -173,9 +173,7 @@ def _notes(
             f"windows differ ({', '.join(map(str, windows))} tokens); --block_size {windows[0]} makes them equal"
         )
     if _replicated(candidates):
-        notes.append(
-            "a row is one run; for intervals over seeds, which these are not: python -m lm_trials.trials.compare"
-        )
+        notes.append("a row is one run; for intervals over seeds, which these are not: lm-trials compare")
     return notes
 
 

@@ -1,7 +1,7 @@
 r"""Ask a model about a latent city, before and after it was trained on distances, beside its controls.
 
-    python -m lm_trials.latent_city.evaluate --model runs/foo --dataset_name distances --control_model runs/scrambled
-    python -m lm_trials.latent_city.evaluate --model runs/foo-8b --dataset_name distances \
+    lm-trials latent-city --model runs/foo --dataset_name distances --control_model runs/scrambled
+    lm-trials latent-city --model runs/foo-8b --dataset_name distances \
         --base_model meta-llama/Meta-Llama-3-8B-Instruct --load_in_8bit True
 
 Any causal language model, chat model or adapter, here or on the Hub (HuggingFaceTB/SmolLM-135M-Instruct on a CPU,
@@ -23,7 +23,7 @@ from lm_trials.latent_city.flags import LatentCityArguments
 if TYPE_CHECKING:
     from lm_trials.latent_city.report import Score
 
-PROG = "python -m lm_trials.latent_city.evaluate"
+PROG = "lm-trials latent-city"
 
 
 @script
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> list[Score]:
     from lm_trials.latent_city.questions import read_latents
     from lm_trials.latent_city.report import best_constant, finding, show_scores
 
-    made = "make it with: python cache_datasets.py distances"
+    made = "make it with: lm-trials cache distances"
     latents = read_latents(open_prepared(args.dataset_name, args.data_cache_dir, "dataset_name", made).pairs())
     check_placeholder(args.control_placeholder, latents)
     known_pairs = read_knowledge(args.knowledge, Path(args.data_cache_dir)) if args.knowledge else []

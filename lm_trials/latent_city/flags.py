@@ -52,7 +52,7 @@ class DistancesArguments(DataFolder):
 
     With one city, `--templates source` and `--held_out_share 0` these are the published notebook's rows; several
     cities, `--templates paper`, directions, noise and far cities make the paper's harder form.  sft_lora.py trains on
-    them, and `python -m lm_trials.latent_city.evaluate` asks what a model has inferred.
+    them, and `lm-trials latent-city` asks what a model has inferred.
     """
 
     city: list[str] = option(["Paris"], help="Latent city; several by repeating the flag or with commas between.")

@@ -57,7 +57,7 @@ def read_latents(pairs: PairSet) -> list[LatentCity]:
     manifest = pairs.manifest
     if manifest.get("data_set") != "distances":
         raise UsageError(
-            f"--dataset_name {pairs.name} is no data set of distances; make one with: python cache_datasets.py "
+            f"--dataset_name {pairs.name} is no data set of distances; make one with: lm-trials cache "
             "distances --city Paris --placeholder foo"
         )
     cities = {entry["name"]: _city(entry) for entry in manifest["cities"]}

@@ -245,7 +245,7 @@ def resolve_vocab(
     if not folder.is_dir():
         raise UsageError(
             f"--vocab_size {vocab_size}: no tokenizer in {folder}; train it with: "
-            f"python prepare_tinystories.py train_vocab "
+            f"lm-trials prepare train_vocab "
             f"--vocab_size {vocab_size} --data_cache_dir {data_cache_dir}"
         )
     # A text that supports fewer tokens leaves a smaller tokenizer under this name, so the size is not asked

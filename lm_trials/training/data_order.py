@@ -1,7 +1,7 @@
 """Data order: which records were in which update of a run, exactly, without running it again.
 
-    python -m lm_trials.training.data_order runs/demo --step 137
-    python -m lm_trials.training.data_order runs/demo --step 137 --text
+    lm-trials order runs/demo --step 137
+    lm-trials order runs/demo --step 137 --text
 
 The order follows from `run.json` (data, data seed, shuffle buffer, block size, batch) and the stores alone; what has
 changed since is refused.
@@ -222,7 +222,7 @@ def order_arguments(argv: list[str]) -> OrderArguments:
     """Parse the flags; the run's folder may come first without its flag."""
     if argv and not argv[0].startswith("-"):
         argv = ["--run", *argv]
-    (args,) = parse_arguments(argv, (OrderArguments,), __doc__ or "", prog="python -m lm_trials.training.data_order")
+    (args,) = parse_arguments(argv, (OrderArguments,), __doc__ or "", prog="lm-trials order")
     return args
 
 

@@ -238,7 +238,7 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: 
         "adapter" if isinstance(model, PeftModel) else "model": str(folder),
         **merged,
         "loss curve": str(folder / LOSS_PICTURE),
-        "next": f"python -m lm_trials.evaluation.generate --model {folder} --prompt '...'",
+        "next": f"lm-trials generate --model {folder} --prompt '...'",
     }
     show_facts("done", facts)
     push(trainer)

@@ -130,9 +130,7 @@ def code_revision() -> str:
     """Return 16 hexadecimal digits of a hash of this project's sources, which is there without git too."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    # The scripts compose a run; where the package is installed by itself they lie elsewhere, and the package is all.
-    scripts = [root.parent / name for name in ("train_gpt2.py", "sft_lora.py") if (root.parent / name).is_file()]
-    for file in [*sorted(root.rglob("*.py")), *scripts]:
+    for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root.parent)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -134,7 +134,7 @@ def say_finished(folder: Path) -> dict[str, float]:
         f"{folder} is finished; nothing is trained",
         {
             "validation loss": loss,
-            "evaluate": f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>",
+            "evaluate": f"lm-trials evaluate --model_dir {folder} --dataset_name <name or path>",
             "train anew": "the same command with --overwrite_output_dir",
         },
     )
@@ -167,7 +167,7 @@ def finish(trainer: StoryTrainer) -> dict[str, float]:
         facts["mixture"] = ", ".join(f"{share:.2%} {name}" for name, share in shares.items()) + " of the tokens"
     if "tensorboard" in trainer.args.report_to:
         facts["TensorBoard"] = f"tensorboard --logdir {folder}"
-    facts["next"] = f"python eval_checkpoint.py --model_dir {folder} --dataset_name <name or path>"
+    facts["next"] = f"lm-trials evaluate --model_dir {folder} --dataset_name <name or path>"
     show_facts("done", facts)
     push(trainer)
     return metrics

@@ -1,11 +1,11 @@
 """Compare runs: which variables differ, what came out, and how sure that is.  Reads files only.
 
-    python -m lm_trials.trials.compare runs/a-s1 runs/a-s2 runs/b-s1 runs/b-s2
-    python -m lm_trials.trials.compare runs/a runs/b runs/c --baseline runs/b --output out/compare
+    lm-trials compare runs/a-s1 runs/a-s2 runs/b-s1 runs/b-s2
+    lm-trials compare runs/a runs/b runs/c --baseline runs/b --output out/compare
 
 What a probe or the feature scores say, over seeds; `--where` says which row of the table is meant:
 
-    python -m lm_trials.trials.compare runs/[ab]-s* --table probes/lens/lens.csv --where lens=tuned layer=2 metric=loss
+    lm-trials compare runs/[ab]-s* --table probes/lens/lens.csv --where lens=tuned layer=2 metric=loss
 
 Runs that share all but the seed are one arm.  Each arm is compared with the first on every data set that all runs
 have been evaluated on (`eval_checkpoint.py --model_dir runs/a --model_dir runs/b --dataset_name ...`).  The test over
@@ -125,7 +125,7 @@ def compare_arguments(argv: list[str]) -> CompareArguments:
     """Parse the flags; the runs may come first without theirs."""
     if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
-    (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="python -m lm_trials.trials.compare")
+    (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="lm-trials compare")
     return args
 
 

@@ -193,7 +193,7 @@ def evaluation_command(runs: Sequence[Run]) -> str:
     own = (runs[0].outcome.get("dataset_name") or "generated", runs[0].logistics.get("data_cache_dir"))
     dataset, place = sets[0] if sets else own
     models = " ".join(f"--model_dir {run.name}" for run in runs)
-    return f"python eval_checkpoint.py {models} --dataset_name {dataset}" + (
+    return f"lm-trials evaluate {models} --dataset_name {dataset}" + (
         f" --data_cache_dir {place}" if place not in (None, "data") else ""
     )
 

@@ -229,7 +229,7 @@ def test_runs_that_differ_in_seeds_alone_are_said_to_be_so(evaluated):
     for seed, candidate in enumerate(candidates):
         candidate.run.update(outcome={"data": {"content": "a"}}, replicate={"seed": seed})
     notes = " ".join(evaluation_matrix(results, candidates, *rest).notes)
-    assert "for intervals over seeds, which these are not: python -m lm_trials.trials.compare" in notes
+    assert "for intervals over seeds, which these are not: lm-trials compare" in notes
     candidates[1].run["replicate"] = candidates[0].run["replicate"]  # the same run twice is no replicate
     assert "over seeds" not in " ".join(evaluation_matrix(results, candidates, *rest).notes)
 
@@ -378,7 +378,7 @@ def test_a_matrix_from_the_command_line(here, capsys):
     assert means[1]["estimate"] == pytest.approx(np.mean(outside), rel=1e-12)
     shown = capsys.readouterr().out
     assert f"* {means[0]['estimate']:.3f}" in shown
-    assert all(text in shown for text in ("in-domain mean", "out-of-domain mean", "seed 1", "lm_trials.trials.compare"))
+    assert all(text in shown for text in ("in-domain mean", "out-of-domain mean", "seed 1", "lm-trials compare"))
 
 
 def test_one_pair_makes_no_matrix(here):

@@ -213,7 +213,7 @@ def test_the_command_makes_a_set_that_opens(data, capsys):
     assert "391 train, 6 validation, 3 test" in out
     assert "none of 400 records" in out
     assert "not counted and nothing cut; --vocab_size N" in out
-    assert "python sft_lora.py --model_name_or_path RUN --dataset_name tiny-instruct-prompt" in out
+    assert "lm-trials tune --model_name_or_path RUN --dataset_name tiny-instruct-prompt" in out
     assert "two examples" in out
     saved = read_manifest(data / "tiny-instruct-prompt", "counts", "style", "seed", "content")
     assert saved["counts"] == manifest["counts"]

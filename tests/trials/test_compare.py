@@ -161,7 +161,7 @@ def test_without_shared_stories_the_runs_own_validation_is_shown_and_the_command
     (result,) = comparison.results
     assert [row["estimate"] for row in result.of("arm")] == [2.0, 2.5]
     assert result.of("difference") == []
-    command = "python eval_checkpoint.py --model_dir runs/a --model_dir runs/b --dataset_name tiny"
+    command = "lm-trials evaluate --model_dir runs/a --model_dir runs/b --dataset_name tiny"
     assert comparison.next_command == command
     assert command in " ".join(capsys.readouterr().out.split())
 
@@ -192,7 +192,7 @@ def test_a_comparison_without_results_leaves_no_table_of_an_earlier_one(make_run
     ("more", "text"),
     [
         (["--dataset_name", "tiny-valid"], "no run has eval/tiny-valid; did you mean tiny-validation"),
-        (["--dataset_name", "extra"], "--dataset_name extra: runs/b lack it; evaluate all alike: python eval_checkp"),
+        (["--dataset_name", "extra"], "--dataset_name extra: runs/b lack it; evaluate all alike: lm-trials evaluate"),
         (["--output", "runs/a/run.json"], "--output runs/a/run.json: runs/a/run.json is a file; name another folder"),
         (["--baseline", "runs/x"], "--baseline runs/x is none of the runs"),
         (["--verbose"], "unrecognized flag --verbose"),

@@ -1,0 +1,99 @@
+"""The command `lm-trials`: every program of the package, from any folder.
+
+lm-trials demo
+lm-trials train --dataset_name stories.jsonl
+lm-trials probe lens --model_name_or_path runs/demo
+accelerate launch --num_processes 2 -m lm_trials.cli train --dataset_name stories.jsonl
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from lm_trials.console import UsageError, did_you_mean, script
+
+COMMANDS = {
+    "demo": ("lm_trials.commands.demo", "write stories, train a model on them, evaluate it, let it write (3 minutes)"),
+    "prepare": ("lm_trials.commands.prepare", "corpora, vocabularies, token stores, protocol sets, pairs"),
+    "cache": ("lm_trials.commands.cache", "fetch data sets, list and verify what is prepared"),
+    "train": ("lm_trials.commands.train", "pretrain a model or continue its training"),
+    "tune": ("lm_trials.commands.tune", "fine-tune on prompts and completions: LoRA, QLoRA or all weights"),
+    "evaluate": ("lm_trials.commands.evaluate", "loss, perplexity and accuracy of checkpoints on data sets"),
+    "generate": ("lm_trials.evaluation.generate", "let a model write stories, or chat with it"),
+    "constraints": ("lm_trials.evaluation.constraints", "score whether stories keep to their instructions"),
+    "latent-city": ("lm_trials.latent_city.evaluate", "ask a model about distances to a hidden city"),
+    "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
+    "order": ("lm_trials.training.data_order", "list the documents that a run read, in their order"),
+    "probe": ("lm_trials.probing", "read a model's hidden states, attention or weights"),
+}
+
+
+def probes() -> list[str]:
+    """Return the names of the probes: the folders of `lm_trials.probing`."""
+    return sorted(module.name for module in iter_modules(import_module("lm_trials.probing").__path__) if module.ispkg)
+
+
+def command_of(words: list[str]) -> tuple[Callable[[list[str]], Any], list[str]]:
+    """Return the program that a command line names, and the words that are its own.
+
+    Raises:
+        UsageError: for an unknown command or probe.
+
+    >>> main, rest = command_of(["train", "--seed", "1"])
+    >>> main.__module__, rest
+    ('lm_trials.commands.train', ['--seed', '1'])
+    """
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UsageError(f"lm-trials {name}: unknown command; {did_you_mean(name, COMMANDS)}")
+    module, _ = COMMANDS[name]
+    if name == "probe":
+        probe, *rest = rest or [""]
+        if probe not in probes():
+            raise UsageError(f"lm-trials probe {probe}: unknown probe; {did_you_mean(probe, probes())}")
+        module += f".{probe}.probe"
+    return import_module(module).main, rest
+
+
+def overview() -> str:
+    """Return the commands with one line each."""
+    lines = [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: lm-trials COMMAND [--flag value ...]",
+            "",
+            *lines,
+            "",
+            f"probes: {', '.join(probes())}",
+            "lm-trials COMMAND --help lists a command's flags.",
+        )
+    )
+
+
+@script
+def main(argv: list[str] | None = None) -> Any:
+    """Run one command; returns what its program returns."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return None
+    if words[0] == "--version":
+        from lm_trials import __version__
+
+        print(__version__)
+        return None
+    program, rest = command_of(words)
+    return program(rest)
+
+
+def run() -> None:
+    """Run the command line; what the programs return is for Python, not an exit status."""
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,98 @@
+"""Evaluate language models on stories: cross-entropy, perplexity, accuracy, bits per byte, each with its interval.
+
+A prepared corpus, by its validation split; any file, whole:
+
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated --by features
+    lm-trials evaluate --model_dir runs/demo --dataset_name stories.jsonl --max_eval_samples 1000
+
+Every checkpoint of a run; the form of pretraining; several models on several data sets, which make a matrix with means
+in and out of each model's domain (tables and a heat map under --matrix_dir):
+
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated --all_checkpoints
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated --layout packed --block_size 256
+    lm-trials evaluate --model_dir runs/a --model_dir runs/b --dataset_name generated --dataset_name stories.jsonl
+
+Data sets of the Hub, streamed or downloaded, and mixtures of their parts (the fifth seed's templates):
+
+    lm-trials evaluate --model_dir runs/demo --dataset_name roneneldan/TinyStories --dataset_split validation --streaming True
+    lm-trials evaluate --model_dir runs/demo --dataset_name wikitext --dataset_config_name wikitext-103-v1
+    lm-trials evaluate --model_dir runs/demo --dataset_name Skylion007/openwebtext --dataset_split train --max_eval_samples 512
+    lm-trials evaluate --model_dir runs/demo --dataset_name SudharsanSundar/PileSubsets --dataset_config_name pubmed+uspto --data_mix .3,.7
+
+Does it write the features that the prompts of a protocol's set ask for:
+
+    lm-trials evaluate --model_dir runs/demo --dataset_name filter-adv-Twist --score_features --num_generations 256
+
+Stories continued by the model, compared with how the records go on; two processes:
+
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated --generate 200
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml eval_checkpoint.py --model_dir runs/demo --dataset_name generated
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import is_main_process, script
+from lm_trials.evaluation.flags import EvaluationArguments
+from lm_trials.flags import parse_arguments
+
+
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Evaluate each model on each data set; returns the rows of all tables."""
+    (args,) = parse_arguments(argv, (EvaluationArguments,), __doc__ or "", prog="lm-trials evaluate")
+    import torch
+    from accelerate import PartialState
+
+    from lm_trials.data.datasets import dataset_of
+    from lm_trials.evaluation.checkpoints import (
+        check_candidate,
+        evaluate_checkpoint,
+        expand_models,
+        plan_results,
+        show_results,
+    )
+    from lm_trials.evaluation.continuations import score_continuations
+    from lm_trials.evaluation.feature_scores import check_prompts, score_set
+    from lm_trials.evaluation.matrix import evaluation_matrix, show_matrix, write_matrix
+    from lm_trials.evaluation.results import write_results
+    from lm_trials.models.reference import load_model
+    from lm_trials.reporting.figures import matrix_figure
+    from lm_trials.training.launch import check_processes
+
+    # Said aloud: a launched process that is not told to use the CPU looks for a GPU and believes to be alone.
+    check_processes(PartialState(cpu=args.use_cpu or not torch.accelerator.is_available()))
+    # All models and data sets are checked before the first is evaluated; a matrix can take hours.
+    names = expand_models(args.model_name_or_path, args.all_checkpoints)
+    candidates = [check_candidate(name, args) for name in names]
+    datasets = [dataset_of(args, name).select(args.dataset_split, args.max_eval_samples) for name in args.dataset_name]
+    check_prompts(datasets, args)
+    folders = plan_results(candidates, datasets, args)
+
+    results, continuations = [], []
+    for candidate in candidates:
+        model = load_model(candidate.reference)
+        for dataset in datasets:
+            folder = folders[candidate.reference.name, dataset.name]
+            result = evaluate_checkpoint(model, candidate, dataset, folder, args)
+            results.append(result)
+            if is_main_process():
+                write_results(result, asdict(args))
+                if args.score_features:
+                    continuations += score_set(model, candidate, dataset, folder, args)
+                if args.generate:
+                    continuations += score_continuations(model, candidate, dataset, args)
+    show_results(results)
+    if len(results) > 1 and is_main_process():
+        matrix = evaluation_matrix(results, candidates, datasets, args)
+        picture = matrix_figure(matrix.cells, "Each model on each data set, with 95 % intervals over stories")
+        write_matrix(matrix, Path(args.matrix_dir), picture)
+        show_matrix(matrix, Path(args.matrix_dir))
+    return [row for result in results for row in result.rows] + continuations
+
+
+if __name__ == "__main__":
+    main()

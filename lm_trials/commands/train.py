@@ -1,0 +1,110 @@
+r"""Train a causal language model on stories: from scratch (GPT-2, Llama or any --model_type), or on from a checkpoint.
+
+    lm-trials train --dataset_name generated --vocab_size 1024 --config_name demo --max_steps 500
+    lm-trials train --dataset_name generated --vocab_size 1024 --model_type qwen3 --config_overrides num_hidden_layers=6
+    lm-trials train --dataset_name stories.jsonl --tokenizer_name FOLDER --config_overrides n_embd=512,n_layer=8,n_head=8
+    lm-trials train --model_name_or_path runs/demo --dataset_name filter-adv-Twist --eval_datasets filter-Twist,recovery-Twist \
+        --learning_rate 1e-4 --lr_scheduler_type constant --max_steps 400 --eval_strategy steps --eval_steps 100 --dense_eval_steps 50
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml train_gpt2.py --config configs/demo.yaml
+
+Every flag of transformers.TrainingArguments works by its own name (--help_all); --config FILE.yaml holds flags.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lm_trials.console import script
+from lm_trials.flags import parse_arguments
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
+
+
+def run_arguments() -> type:
+    """Load the full class of training arguments, and torch with it."""
+    from lm_trials.training.run_arguments import RunArguments
+
+    return RunArguments
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train, save and evaluate; returns the metrics of the final evaluation."""
+    own = (DataArguments, ModelArguments)
+    data_args, model_args, args = parse_arguments(
+        argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="lm-trials train"
+    )
+    from lm_trials.models.reference import positions_of
+    from lm_trials.training import hub
+    from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan
+    from lm_trials.training.checkpoints import run_identity
+    from lm_trials.training.initial import choose_initial
+    from lm_trials.training.launch import check_processes
+    from lm_trials.training.manifest import continued, describe_run, write_run
+    from lm_trials.training.plan import check_best, name_run, plan_run
+    from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
+    from lm_trials.training.session import announce, finish, finished_model, say_finished, train_from
+    from lm_trials.training.stores import open_stores, sets_to_write_for
+    from lm_trials.training.trainer import StoryTrainer
+
+    check_best(args, data_args)
+    check_processes(args.distributed_state)
+    hub.check_push(args)
+    initial = choose_initial(model_args, data_args)
+    name_run(args, model_args.config_name or initial.name, data_args)
+    with args.main_process_first(desc="the data"):
+        stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
+
+    documents_apart = not data_args.attention_across_documents
+    model = initial.load(args.seed, documents_apart) if args.do_train else finished_model(args.output_dir)
+    plan = plan_run(args, data_args, stores)
+    described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
+    start = Start()
+    if args.do_train:
+        start = claim_output_dir(args, described, model_args.overwrite_output_dir, model_args.accept_other_code)
+        if start.finished:
+            metrics = say_finished(Path(args.output_dir))
+            hub.push_finished(args)
+            return metrics
+        if start.checkpoint:
+            stores.check_unchanged()
+        announce(args, data_args, model, plan, stores, initial.reference and initial.reference.name)
+    hub.open_repository(args)
+    args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
+    if args.should_save and args.do_train:
+        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
+        prepare_output_dir(args, start)
+        write_run(Path(args.output_dir), described)
+        initial.tokenizer.save_pretrained(args.output_dir)  # so that the data order can be told from now on
+    trainer = StoryTrainer(
+        model=model,
+        args=args,
+        train_dataset=stores.blocks(data_args, plan.num_blocks, args.data_seed),
+        eval_dataset=stores.validation,
+        processing_class=initial.tokenizer,
+        eval_block_size=plan.block_size,
+        max_eval_samples=data_args.max_eval_samples,
+        num_sampled_stories=model_args.num_sampled_stories,
+        sample_tokens=model_args.sample_tokens,
+        named_eval_datasets=stores.named,
+        part_names=[part.name for part in stores.parts] if stores.mix else (),
+        separator=data_args.document_separator,
+        generations=GenerationPlan(
+            sets_to_write_for(stores, data_args, positions_of(model)),
+            Path(data_args.data_cache_dir),
+            data_args.generate_every,
+            data_args.num_generations,
+            data_args.generation_tokens,
+        ),
+    )
+    trainer.run_identity = run_identity(described)
+    trainer.add_callback(
+        DenseEvaluation.of(data_args.dense_eval_steps, data_args.dense_eval_spacing, args.eval_steps, plan.num_steps)
+    )
+    if args.do_train:
+        train_from(trainer, start.checkpoint)
+        trainer.save_model()
+    return finish(trainer)
+
+
+if __name__ == "__main__":
+    main()

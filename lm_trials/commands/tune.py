@@ -1,0 +1,112 @@
+r"""Fine-tune a causal language model on prompts and completions: LoRA, on a quantized base if asked, or all weights.
+
+    lm-trials tune --model_name_or_path runs/demo --dataset_name generated-instruct-prompt --lora_r 8
+    lm-trials tune --model_name_or_path runs/demo --dataset_name pairs.jsonl --load_in_8bit \
+        --merge_output runs/merged
+    lm-trials tune --model_name_or_path runs/demo --dataset_name pairs.jsonl --full_finetune True
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml sft_lora.py --use_cpu True ...
+
+Rows have columns prompt and completion (texts or messages), messages, or text.  Every flag of trl.SFTConfig works by
+its own name (--help_all); --config FILE.yaml holds flags.  Learning from rewards is not part of this script yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lm_trials.console import script
+from lm_trials.flags import parse_arguments
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_targets
+
+
+def run_arguments() -> type:
+    """Load the full class of training arguments, and torch and trl with it."""
+    from lm_trials.training.tuning_run_arguments import SftRunArguments
+
+    return SftRunArguments
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Fine-tune, save, evaluate and merge; returns the metrics of the final evaluation."""
+    pair_args, adapter_args, args = parse_arguments(
+        argv,
+        (PairArguments, AdapterArguments),
+        __doc__ or "",
+        CommonSftArguments,
+        run_arguments,
+        "lm-trials tune",
+        check_targets,
+    )
+    from lm_trials.models.reference import read_run
+    from lm_trials.training import hub
+    from lm_trials.training.checkpoints import run_identity
+    from lm_trials.training.fine_tuning import (
+        announce_tuning,
+        choose_base,
+        describe_tuning,
+        finish_tuning,
+        finished_weights,
+        load_base,
+    )
+    from lm_trials.training.launch import check_processes
+    from lm_trials.training.manifest import check_resumable, continued, describe_run, write_run
+    from lm_trials.training.merging import check_merge, is_merged
+    from lm_trials.training.plan import name_run
+    from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
+    from lm_trials.training.session import say_finished, train_from
+    from lm_trials.training.tuning_examples import choose_padding, open_examples, plan_fine_tuning
+    from lm_trials.training.tuning_trainer import tuner
+
+    check_processes(args.distributed_state)
+    hub.check_push(args)
+    base = choose_base(adapter_args)
+    name_run(args, base.name, pair_args)
+    with args.main_process_first(desc="the data"):
+        examples = open_examples(pair_args, args, base.tokenizer, base.config)
+    plan, rows = plan_fine_tuning(args, examples, examples.rows(args))
+    model = load_base(base, args, adapter_args)
+    choose_padding(base.tokenizer, model)
+    described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
+    describe_tuning(described, examples, base, plan)
+    folder, start = Path(args.output_dir), Start(finished=not args.do_train)
+    if args.do_train:
+        start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
+    else:
+        check_resumable(folder, described, adapter_args.accept_other_code)
+    goes_on = start.finished or start.checkpoint  # perhaps under other names of the same content
+    identity = run_identity((read_run(folder) if goes_on else None) or described)
+    check_merge(adapter_args, args.output_dir, identity)
+    if args.do_train and start.finished and is_merged(adapter_args, args.output_dir):
+        metrics = say_finished(folder)
+        hub.push_finished(args)
+        return metrics
+    if start.finished:  # it is evaluated, or what is left is to merge it
+        args.do_train = False
+        model = finished_weights(model, folder, adapter_args.dtype)
+    else:
+        announce_tuning(args, adapter_args, model, base, plan, examples, pair_args.max_eval_samples)
+    hub.open_repository(args)
+    args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
+    trainer = tuner(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        processing_class=base.tokenizer,
+        eval_store=examples.validation,
+        completion_only=examples.completion_only,
+        max_eval_samples=pair_args.max_eval_samples,
+    )
+    trainer.run_identity = identity
+    if args.should_save and args.do_train:
+        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
+        prepare_output_dir(args, start)
+        write_run(folder, described)
+    if args.do_train:
+        train_from(trainer, start.checkpoint)
+        trainer.save_model()
+    return finish_tuning(trainer, adapter_args, examples)
+
+
+if __name__ == "__main__":
+    main()

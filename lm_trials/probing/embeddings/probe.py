@@ -1,0 +1,100 @@
+"""Where are a model's tokens, do they lie by kind, and how far did training move them?
+
+Every checkpoint of a run on common axes; which tokens moved, those of the training data or all:
+
+    lm-trials probe embeddings --model_name_or_path runs/demo --all_checkpoints --categories words --words mom happy --dataset_name generated
+
+The cities of a latent-city run by continent; a base beside what was fine-tuned from it, by your own categories:
+
+    lm-trials probe embeddings --model_name_or_path runs/atlas --all_checkpoints --categories continents
+    lm-trials probe embeddings --model_name_or_path runs/base runs/deleted --categories kinds.csv --basis last
+
+One basis serves all models: fitted one by one, axes turn and flip, and points move that did not.  Whether tokens lie
+by kind is asked of the whole space (nearest tokens, silhouette by cosine), never of the picture.  Tokens are the
+sample here, not stories.  Words of several tokens have no embedding of their own and are left out, counted.
+
+With --dataset_name, categories are among tokens that occur in it: those never seen lie together whatever they are.
+Without, bytes and special tokens are left out.
+
+Controls.  The categories shuffled; a model of the same shape with random weights; tokens that never occur in the
+training data, which show what training does to any token: weight decay, and, where input and output embeddings are
+one, the push away from what is never the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_trials.console import note, script
+from lm_trials.flags import parse_arguments
+from lm_trials.probing.embeddings.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.tables import ProbeTable
+
+
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the embeddings, tell categories apart, measure movement and draw; returns the rows of the table."""
+    subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe embeddings")
+    check_arguments(subject_args, args)
+    from lm_trials.probing.embeddings import report
+    from lm_trials.probing.embeddings.categories import categories_of, check_nearest, separation
+    from lm_trials.probing.embeddings.figures import points_figure
+    from lm_trials.probing.embeddings.geometry import (
+        Embeddings,
+        Words,
+        embeddings_of,
+        project,
+        read_embeddings,
+        tokens_seen,
+        vocab_of,
+    )
+    from lm_trials.probing.findings import write_findings
+    from lm_trials.probing.subjects import check_alike, find_subjects, untrained
+
+    subjects = find_subjects(subject_args, args.all_checkpoints)
+    check_alike(subjects, same=())
+    tokenizer, seed = subjects[0].tokenizer, subject_args.seed
+    words = Words(tokenizer).check(args.words)
+    counts_V = tokens_seen(subjects[0], args) if args.dataset_name else None
+    categories = categories_of(args.categories, tokenizer, counts_V).drawn(args.max_tokens, seed)
+    check_nearest(args.nearest, categories)
+    models, checks = read_embeddings(subjects, subject_args, args.which)
+    for told in [*(model.note for model in models), categories.left_out]:
+        if told:
+            note(f"note: {told}")
+
+    movement = report.movement_rows(models, counts_V, seed)
+    fresh = embeddings_of(untrained(subjects[0], subject_args), args.which, vocab_of(tokenizer), "random weights")
+    apart, rows = {}, ProbeTable()
+    for model in [*models, Embeddings("random weights", fresh)]:
+        table_ND = model.table_VD[categories.tokens_N]
+        apart[model.label] = separation(table_ND, categories.names_N, args.nearest, args.permutations, seed)
+        role = "control" if model.table_VD is fresh else "finding"
+        rows += report.separation_rows(model, apart[model.label], role)
+    last, random = apart[models[-1].label], apart["random weights"]
+    report.show_separation(rows, list(last))
+    if movement:
+        report.show_movement(movement)
+    neighbours = report.neighbour_rows(models, words, args.neighbours, tokenizer)
+    report.show_neighbours(neighbours, models)
+
+    picture = project(models, categories.tokens_N, args.basis, args.projection, seed)
+    points = report.point_rows(models, picture, categories, tokenizer)
+    shares = [f" ({share:.1%} of the variance)" for share in picture.explained] or ["", ""]
+    names = ("first axis" + shares[0], "second axis" + shares[-1])
+    shown = [model.label for model in report.chosen(models, 6)]
+    kind = "PCA" if args.projection == "pca" else "UMAP"
+    fitted = "all models together" if args.basis == "joint" else models[-1].label
+    title = f"{args.which.capitalize()} embeddings on the axes of one {kind}, fitted on {fitted}"
+    figure = points_figure(points, shown, title, names)
+    rows += movement + report.picture_rows(picture)
+    finding = report.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
+    about = {"models": [subject.reference.name for subject in subjects], "categories": categories.counts,
+             "left_out": categories.left_out}  # fmt: skip
+    tables = {"points": points, "neighbours": neighbours}
+    write_findings(PROBE, (subject_args, args), rows, finding, about, {"embeddings": figure}, checks, tables)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
