@@ -1,20 +1,29 @@
-r"""Train a causal language model on stories: from scratch (GPT-2, Llama or any --model_type), or on from a checkpoint.
+r"""Train a causal language model: from random weights, or from a checkpoint.
 
-    lm-trials train --dataset_name generated --vocab_size 1024 --config_name demo --max_steps 500
-    lm-trials train --dataset_name generated --vocab_size 1024 --model_type qwen3 --config_overrides num_hidden_layers=6
-    lm-trials train --dataset_name stories.jsonl --tokenizer_name FOLDER --config_overrides n_embd=512,n_layer=8,n_head=8
-    lm-trials train --model_name_or_path runs/demo --dataset_name filter-adv-Twist --eval_datasets filter-Twist,recovery-Twist \
-        --learning_rate 1e-4 --lr_scheduler_type constant --max_steps 400 --eval_strategy steps --eval_steps 100 --dense_eval_steps 50
-    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml train_gpt2.py --config configs/demo.yaml
+    lm-trials train --dataset_name stories.jsonl
+    lm-trials train --dataset_name generated --vocab_size 1000 \
+        --config_name demo --learning_rate 4e-3 --max_steps 500
+    lm-trials train --dataset_name generated --vocab_size 1000 \
+        --model_type qwen3 --config_overrides num_hidden_layers=6
+    lm-trials train --dataset_name stories.jsonl --tokenizer_name FOLDER \
+        --config_overrides n_embd=512,n_layer=8,n_head=8
+    lm-trials train --model_name_or_path runs/demo \
+        --dataset_name filter-adv-Twist --eval_datasets filter-Twist \
+        --learning_rate 1e-4 --lr_scheduler_type constant --max_steps 400
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml \
+        train_gpt2.py --config demo
 
-Every flag of transformers.TrainingArguments works by its own name (--help_all); --config FILE.yaml holds flags.
+Without a model, shape, tokenizer or recipe the recipe start_cpu or start_gpu is
+used, and a tokenizer is trained on the data.  All flags of
+transformers.TrainingArguments work (--help_all); --config FILE.yaml holds flags.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from lm_trials.console import script
+from lm_trials.console import note, script
 from lm_trials.flags import parse_arguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 
@@ -26,12 +35,34 @@ def run_arguments() -> type:
     return RunArguments
 
 
+def with_recipe(argv: list[str]) -> list[str]:
+    """Add the recipe for this device to a command line that names no model, shape, tokenizer or recipe.
+
+    >>> with_recipe(["--config", "demo"])
+    ['--config', 'demo']
+    """
+    named = {"config", "model_name_or_path", "model_dir", "config_name", "config_overrides", "model_type"}
+    flags = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if flags & {*named, "vocab_size", "tokenizer_name", "help", "help_all", "do_eval"} or "-h" in argv:
+        return argv
+    from torch.cuda import is_available
+
+    recipe = "start_gpu" if is_available() and "use_cpu" not in flags else "start_cpu"
+    note(f"no model, shape, tokenizer or recipe is named: using --config {recipe}")
+    return ["--config", recipe, *argv]
+
+
 @script
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train, save and evaluate; returns the metrics of the final evaluation."""
     own = (DataArguments, ModelArguments)
     data_args, model_args, args = parse_arguments(
-        argv, own, __doc__ or "", common=CommonTrainingArguments, full=run_arguments, prog="lm-trials train"
+        with_recipe(list(sys.argv[1:] if argv is None else argv)),
+        own,
+        __doc__ or "",
+        common=CommonTrainingArguments,
+        full=run_arguments,
+        prog="lm-trials train",
     )
     from lm_trials.models.reference import positions_of
     from lm_trials.training import hub
@@ -49,7 +80,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_best(args, data_args)
     check_processes(args.distributed_state)
     hub.check_push(args)
-    initial = choose_initial(model_args, data_args)
+    with args.main_process_first(desc="the tokenizer"):
+        initial = choose_initial(model_args, data_args)
     name_run(args, model_args.config_name or initial.name, data_args)
     with args.main_process_first(desc="the data"):
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)

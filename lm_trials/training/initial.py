@@ -10,6 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from lm_trials.console import UsageError
+from lm_trials.data.datasets import dataset_of
+from lm_trials.data.default_tokenizer import default_tokenizer
 from lm_trials.evaluation.losses import check_causal, check_documents_apart, check_loss
 from lm_trials.files import weights_digest
 from lm_trials.models.presets import PRESETS
@@ -98,13 +100,15 @@ def check_trainable(model: PreTrainedModel, name: str, documents_apart: bool) ->
 
 
 def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> InitialModel:
-    """Return what a run starts from, and settle `--block_size` in `data_args`, in place.
+    """Return what a run starts from, and settle `--block_size` and `--tokenizer_name` in `data_args`, in place.
 
     Raises:
         UsageError: for a shape given beside a model, a model folder without a model, a tokenizer other than the
             model's, a block longer than its positions, or whatever is wrong with a shape.
     """
     if model_args.model_name_or_path is None:
+        if not (data_args.vocab_size or data_args.tokenizer_name or data_args.streaming == "True"):
+            data_args.tokenizer_name = str(default_tokenizer(dataset_of(data_args)))
         tokenizer = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
         config = _shape(model_args, data_args, tokenizer)
         _settle_block(data_args, config)

@@ -1,0 +1,54 @@
+"""The tokenizer of a training that names none: trained on its corpus, once, and kept beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import note, progress
+from lm_trials.data.datasets import DataSet
+from lm_trials.files import finished_folder
+from lm_trials.stories.corpora import open_records
+from lm_trials.tokens.tokenizers import train_tokenizer
+
+MAX_STORIES = 1_000_000
+SMALLEST, LARGEST = 512, 8192
+CHARACTERS_PER_TOKEN = 2000
+
+
+def default_tokenizer(dataset: DataSet) -> Path:
+    """Return the folder of the tokenizer of a data set, of a mixture that of all its parts, trained if it is missing.
+
+    Raises:
+        UsageError: for a data set that is not a corpus and cannot become one.
+    """
+    corpora = [member.corpus() for member in dataset.members]
+    folder = corpora[0] / "-".join(["tokenizer", *(corpus.name for corpus in corpora[1:])])
+    if not folder.exists():
+        records = [open_records(corpus, "train").select_columns(["story"]) for corpus in corpora]
+        stories = [rows.select(range(min(MAX_STORIES, len(rows)))) for rows in records]
+        vocab_size = default_vocab_size(sum(map(_characters, stories)))
+        note(f"no tokenizer is named: training one of {vocab_size:,} tokens on {dataset.label}, kept in {folder}")
+        texts = (story for rows in stories for batch in rows.iter(1000) for story in batch["story"])
+        tokenizer = train_tokenizer(progress(texts, "reading stories", "stories", sum(map(len, stories))), vocab_size)
+        with finished_folder(folder) as unfinished:
+            tokenizer.save_pretrained(unfinished)
+    return folder
+
+
+def default_vocab_size(characters: int) -> int:
+    """Return a power of two between 512 and 8,192: one token for each 2,000 characters of the corpus, rounded down.
+
+    At that rate a token occurs some 500 times on average, so that its embedding can be learned; the published story
+    models end at 8,192.
+
+    >>> [default_vocab_size(characters) for characters in (10_000, 2_800_000, 2_000_000_000)]
+    [512, 1024, 8192]
+    """
+    return min(LARGEST, max(SMALLEST, 1 << ((characters // CHARACTERS_PER_TOKEN) or 1).bit_length() - 1))
+
+
+def _characters(rows: Any) -> int:
+    """Estimate the characters of all stories by the first thousand."""
+    first = rows[:1000]["story"]
+    return sum(map(len, first)) * len(rows) // max(len(first), 1)
