@@ -8,16 +8,19 @@ accelerate launch --num_processes 2 -m lm_trials.cli train --dataset_name storie
 
 from __future__ import annotations
 
+import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
+from textwrap import fill
 from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean, script
 
 COMMANDS = {
-    "demo": ("lm_trials.commands.demo", "write stories, train a model on them, evaluate it, let it write (3 minutes)"),
+    "demo": ("lm_trials.commands.demo", "write stories, train and evaluate a model on them (3 minutes)"),
     "prepare": ("lm_trials.commands.prepare", "corpora, vocabularies, token stores, protocol sets, pairs"),
     "cache": ("lm_trials.commands.cache", "fetch data sets, list and verify what is prepared"),
     "train": ("lm_trials.commands.train", "pretrain a model or continue its training"),
@@ -68,7 +71,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            f"probes: {', '.join(probes())}",
+            fill("probes: " + ", ".join(probes()), 80),
             "lm-trials COMMAND --help lists a command's flags.",
         )
     )
@@ -78,6 +81,8 @@ def overview() -> str:
 def main(argv: list[str] | None = None) -> Any:
     """Run one command; returns what its program returns."""
     words = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:
+        return _complete()
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return None
@@ -88,6 +93,24 @@ def main(argv: list[str] | None = None) -> Any:
         return None
     program, rest = command_of(words)
     return program(rest)
+
+
+def _complete() -> Any:
+    """Complete a command's name, or let its program complete its flags.
+
+    argcomplete counts in `_ARGCOMPLETE` the words that belong to the command's name; argparse sees the others.
+    """
+    import argcomplete
+
+    names = argcomplete.split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))[3]
+    if len(names) == 1 or (names[1] == "probe" and len(names) == 2):
+        parser = ArgumentParser(add_help=False)
+        parser.add_argument("command", choices=list(COMMANDS))
+        parser.add_argument("probe", choices=probes(), nargs="?")
+        return argcomplete.autocomplete(parser)
+    program, _ = command_of(names[1:])
+    os.environ["_ARGCOMPLETE"] = "3" if names[1] in ("probe", "prepare") else "2"
+    return program(names[3:] if names[1] == "probe" else names[2:])
 
 
 def run() -> None:

@@ -48,19 +48,46 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
             return main(*args, **kwargs)
         except UsageError as error:
             if is_main_process():
+                _close_bars()
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             place = error.filename or "a file"
+            _close_bars()
             print(f"error: {place} cannot be written ({error.strerror}); make room and try again", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
+            _close_bars()
             note("\nInterrupted. Run the same command again to resume.")
             raise SystemExit(128 + signal.SIGINT) from None
 
     return wrapped
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars that are open, so that what is printed next has a line of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+
+
+def load_libraries() -> None:
+    """Import torch and transformers, which takes seconds, and say so; switch off bars that last an instant."""
+    if "transformers" not in sys.modules:
+        note("loading torch and transformers ...")
+    import torch  # noqa: F401 - most of the time is torch's
+    from transformers.utils import logging
+
+    logging.set_tqdm_hook(_bar)
+
+
+def _bar(bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+    """Make a progress bar of transformers, hidden where it counts the tensors or files of one model."""
+    if settings.get("desc") in ("Loading weights", "Writing model shards"):
+        settings = {**settings, "disable": True}
+    return bar(*args, **settings)
 
 
 def did_you_mean(value: str, valid: Iterable[str]) -> str:

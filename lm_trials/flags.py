@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import sys
 import types
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import cleandoc, get_annotations
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError, did_you_mean, load_libraries
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, aliases: Sequence[str] = (), **checks: Any) -> Any:
+def option(
+    default: Any = dataclasses.MISSING, *, help: str, aliases: Sequence[str] = (), group: str = "", **checks: Any
+) -> Any:
     """Declare one flag of a dataclass; a list default is copied for each use.
 
     Args:
+        group: heading in `--help`; by default the `flag_group` of the dataclass that declares the flag.
         checks: the fields of `Check`.
     """
-    metadata = {"help": help, "aliases": aliases, "check": Check(**checks)}
+    metadata = {"help": help, "aliases": aliases, "group": group, "check": Check(**checks)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -203,6 +209,10 @@ def parse_arguments(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(own, description, prog)
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(_with_help(_parser((*own, common) if common else own, "", prog), False))
     if "-h" in argv or "--help" in argv:
         _with_help(_parser((*own, common) if common else own, description, prog), full is not None).print_help()
         raise SystemExit(0)
@@ -219,11 +229,23 @@ def parse_arguments(
     if check:
         check(*parsed)
     if full:
+        load_libraries()
         full_type = full()
         others = _full_parser(full_type, None)
         others.known |= _flags(parser)
         *parsed[len(own) :], _, _ = _parse(others, (full_type,), rest, config, path)
     return tuple(parsed)
+
+
+def show_commands(prog: str, description: str, commands: Mapping[str, tuple[type, Any]]) -> None:
+    """Print the help of a program that has commands of its own: its docstring, and each command with one line."""
+    parser = ArgumentParser(prog=prog, usage="%(prog)s COMMAND [--flag value ...]", add_help=False)
+    parser.formatter_class = HelpFormatter
+    parser.description = cleandoc(description)
+    group = parser.add_argument_group("commands")
+    for name, (arguments, _) in commands.items():
+        group.add_argument(name, help=(arguments.__doc__ or "").partition("\n")[0])
+    parser.print_help()
 
 
 def parse_mapping(values: dict[str, Any], own: type) -> Any:
@@ -278,17 +300,31 @@ class OneLineParser(ArgumentParser):
 
 def _parser(types: tuple[type, ...], description: str, prog: str | None) -> OneLineParser:
     parser = OneLineParser(
-        description=description, prog=prog, allow_abbrev=False, formatter_class=HelpFormatter, add_help=False
+        description=cleandoc(description),
+        prog=prog,
+        usage="%(prog)s [--flag value ...]",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        add_help=False,
     )
+    groups: dict[str, Any] = {}
     for kind in types:
         hints = get_type_hints(kind)
         for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):  # shared flags come last
             if field.init:
-                _add_flag(parser, field, hints[field.name])
+                title = field.metadata["group"] or _group_of(kind, field.name)
+                group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+                _add_flag(group, field, hints[field.name])
     return parser
 
 
-def _add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+def _group_of(kind: type, name: str) -> str:
+    """Return the heading of a flag: the `flag_group` of the class that declares it, else of `kind`."""
+    declaring = next(base for base in kind.__mro__ if name in get_annotations(base))
+    return str(declaring.__dict__.get("flag_group") or kind.__dict__.get("flag_group", "flags"))
+
+
+def _add_flag(parser: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     """Add a flag of one of the types that own flags have: number, text, bool, Literal, a list of these, or None."""
     default = _default(field)
     if get_origin(hint) is types.UnionType or type(None) in get_args(hint):
@@ -310,7 +346,7 @@ def _add_flag(parser: ArgumentParser, field: dataclasses.Field[Any], hint: Any) 
             action="store_false",
             dest=field.name,
             default=True,
-            help=f"The same as --{field.name} False.",
+            help=SUPPRESS,
         )
 
 
@@ -339,6 +375,7 @@ def _full_parser(full: type, own: OneLineParser | None) -> Any:
         parents=[own] if own else [],
         description=own.description if own else "",
         prog=own.prog if own else None,
+        usage="%(prog)s [--flag value ...]",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
         add_help=False,
@@ -349,15 +386,16 @@ def _full_parser(full: type, own: OneLineParser | None) -> Any:
 
 def _with_help(parser: OneLineParser, more: bool) -> OneLineParser:
     """Add the flags that every script has, for its help."""
-    parser.add_argument(
+    group = parser.add_argument_group("every command")
+    group.add_argument(
         "--config",
         metavar="FILE.yaml",
         help="Read flags from a YAML file or an installed recipe (demo); the command line wins.",
     )
-    parser.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
-    parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
+    group.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
+    group.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if more:
-        parser.add_argument("--help_all", action="store_true", help="Show every flag and exit.")
+        group.add_argument("--help_all", action="store_true", help="Show every flag and exit.")
         parser.epilog = "--help_all also shows every flag of the Trainer's arguments."
     return parser
 
@@ -400,16 +438,41 @@ def _number_or_none(kind: Callable[[str], float]) -> Callable[[str], float | Non
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
-    """Keeps the lines of a script's docstring, and adds a flag's default where its help does not say it."""
+    """Keeps a docstring's commands, names a value by its kind, and adds a flag's default where its help lacks it."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, max_help_position=31, **settings)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap paragraphs to the terminal; keep the lines of those that are indented, which are commands."""
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else fill(part, width) for part in paragraphs)
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        if action.dest.endswith(("_dir", "folder")):
+            return "FOLDER"
+        return {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "TEXT")
+
+    def _format_action_invocation(self, action: Action) -> str:
+        """Write `--flag N`, and a boolean without a value."""
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        value = "" if getattr(action.type, "__name__", "") == "string_to_bool" and action.nargs == "?" else None
+        if action.nargs == 0 or value == "":
+            return ", ".join(action.option_strings)
+        kind = self._get_default_metavar_for_optional(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, kind)}"
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
         bounds = getattr(action, "bounds", "")
-        notes = [] if bounds in ("", "at least 0", "at least 1", "above 0") else [bounds]  # these are expected anyway
+        expected = ("", "at least 0", "at least 1", "above 0", f"at least 0 and at most {2**32 - 1}")
+        notes = [] if bounds in expected else [bounds]
         known = action.default not in (None, SUPPRESS, "", [])
         if known and action.nargs != 0 and not re.search(r"\bdefault (all|unless)|Default:|the default", text):
             default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
-            notes = [str(default).replace("%", "%%"), *notes]
+            also = f"; --no_{action.dest} for False" if default is True else ""
+            notes = [str(default).replace("%", "%%") + also, *notes]
         text += f" [{'; '.join(notes)}]" if notes else ""
         return text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lm_trials.flags import option
 
@@ -12,12 +12,16 @@ from lm_trials.flags import option
 class DataFolder:
     """Where prepared data lies."""
 
+    flag_group: ClassVar[str] = "data"
+
     data_cache_dir: str = option("data", help="Folder of prepared corpora, data sets, token stores and tokenizers.")
 
 
 @dataclass(kw_only=True)
 class DataReading(DataFolder):
     """How a data set is read that is not prepared."""
+
+    flag_group: ClassVar[str] = "data"
 
     dataset_config_name: str | None = option(
         None, help="Configuration of a Hub data set or part of a folder; a+b is a mixture, as is --dataset_name a+b."
@@ -34,6 +38,8 @@ class DataReading(DataFolder):
 class Quantization:
     """How a model's weights are stored."""
 
+    flag_group: ClassVar[str] = "model"
+
     load_in_8bit: bool = option(
         False, not_with="load_in_4bit", help="Quantize the weights, an adapter's base, to 8 bits (LLM.int8)."
     )
@@ -44,12 +50,16 @@ class Quantization:
 class Device:
     """Where a model runs."""
 
+    flag_group: ClassVar[str] = "model"
+
     use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
 
 
 @dataclass(kw_only=True)
 class TokenSampling:
     """How the tokens of an answer are chosen."""
+
+    flag_group: ClassVar[str] = "sampling"
 
     temperature: float = option(0.7, least=0, help="Sampling temperature; 0 takes the likeliest token each time.")
     top_k: int = option(0, least=0, help="Sample among this many tokens; 0 is all.")

@@ -165,7 +165,7 @@ def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
         (["--num_proc", "2"], "no data set is named; give --dataset_name"),
         (["--dataset_name", "a++b"], "a++b has an empty part"),
         (["--dataset_nam", "x"], "unrecognized flag --dataset_nam; did you mean --dataset_name?"),
-        (["fetsh"], "fetsh is no command; did you mean fetch?"),
+        (["fetsh"], "fetsh is not a command; did you mean fetch?"),
         (["verify"], "holds nothing prepared; make something with"),
         (["recipe", "nowhere.yaml"], "recipe"),
     ],

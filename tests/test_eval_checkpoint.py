@@ -33,7 +33,7 @@ SHARED_COLUMNS = {"estimate", "lower", "upper", "n", "unit"}
 
 
 def documented_commands():
-    lines = [line.strip() for line in (evaluate.__doc__ or "").splitlines()]
+    lines = [line.strip() for line in (evaluate.__doc__ or "").replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith(("lm-trials ", "accelerate "))]
 
 

@@ -204,10 +204,10 @@ def test_the_full_class_is_loaded_to_parse_and_not_for_help(capsys):
     own, full = parse_arguments(["--seldom", "5", "--steps", "3"], (Own,), "", common=Common, full=lambda: Full)
     assert (own.steps, full.seldom) == (3, 5)
     with pytest.raises(SystemExit) as left:
-        parse_arguments(["--help"], (Own,), "A script:\n\n    python it.py\n", common=Common, full=never)
+        parse_arguments(["--help"], (Own,), "A script:\n\n    python it.py\n\nMore.", common=Common, full=never)
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert "A script:\n\n    python it.py\n" in shown
+    assert "A script:\n\n    python it.py\n\nMore." in shown
     assert re.search(r"--often OFTEN\s+Often used. \[1\]", shown)
     assert "--seldom" not in shown
     assert "--help_all" in shown
@@ -226,7 +226,7 @@ def test_help_says_each_default_once_and_each_flag_in_one_spelling(capsys):
     shown = capsys.readouterr().out
     assert re.search(r"Rate. \[0\.1\]", shown)
     assert re.search(r"Updates. Default: ten.\n", shown)
-    assert re.search(r"In random order. \[True\]", shown)
+    assert re.search(r"In random order. \[True; --no_shuffle for\s+False\]", shown)
     assert "--learning-rate" not in shown
     assert "--model_dir" in shown
     assert "[None]" not in shown

@@ -90,7 +90,7 @@ def test_help_loads_neither_torch_nor_datasets():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("genrate", "genrate is no command; did you mean generate?"),
+        ("genrate", "genrate is not a command; did you mean generate?"),
         ("generate --num_stories 99", "--num_stories 99 must be"),
         ("generate --num_stories 1e3", "--num_stories"),
         ("generate --seed -1", "--seed -1 must be"),

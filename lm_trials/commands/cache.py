@@ -1,17 +1,19 @@
-r"""Cache data sets: fetch them and prepare them once, list what is there, verify it.
+r"""Fetch data sets and prepare them once; list and verify what is prepared.
 
     lm-trials cache --dataset_name roneneldan/TinyStories --num_proc 8
     lm-trials cache --dataset_name stories.jsonl --vocab_size 8192
-    lm-trials cache --dataset_name SudharsanSundar/PileSubsets --dataset_config_name pubmed+uspto \
-        --validation_split_percentage 1 --tokenizer_name gpt2
+    lm-trials cache --dataset_name SudharsanSundar/PileSubsets \
+        --dataset_config_name pubmed+uspto --validation_split_percentage 1 \
+        --tokenizer_name gpt2
     lm-trials cache list
     lm-trials cache verify
     lm-trials cache recipe cache_pile
     lm-trials cache atlas
     lm-trials cache distances --city Paris --placeholder foo
 
-Flags alone mean `fetch`; each command has its own --help.  Stopped or killed, the same command goes on where it was.
-train_gpt2.py with the same --dataset_name and flags finds what was prepared and reads nothing again.
+Flags alone mean `fetch`; each command has its own --help.  An interrupted command
+resumes when it is run again.  Training with the same --dataset_name and flags
+uses the prepared data.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts, show_table
 from lm_trials.data.cache_flags import FetchArguments, ListArguments, RecipeArguments, VerifyArguments
-from lm_trials.flags import parse_arguments, recipe_file
+from lm_trials.flags import parse_arguments, recipe_file, show_commands
 from lm_trials.latent_city.flags import AtlasArguments, DistancesArguments
 
 if TYPE_CHECKING:
@@ -221,7 +223,7 @@ def command_arguments(argv: list[str]) -> tuple[str, Any]:
     """Parse a command line into its command and arguments; flags alone are those of `fetch`."""
     name, *rest = argv if not argv[0].startswith("-") else ["fetch", *argv]
     if name not in COMMANDS:
-        raise UsageError(f"{name} is no command; {did_you_mean(name, COMMANDS)}; fetch takes --dataset_name {name}")
+        raise UsageError(f"{name} is not a command; {did_you_mean(name, COMMANDS)}; fetch takes --dataset_name {name}")
     arguments, _ = COMMANDS[name]
     words = next((place for place, word in enumerate(rest) if word.startswith("-")), len(rest))
     if name == "verify" and words:
@@ -237,7 +239,7 @@ def main(argv: list[str] | None = None) -> Any:
     """Run one command; returns what it made."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
+        show_commands("lm-trials cache", __doc__ or "", COMMANDS)
         raise SystemExit(0)
     name, args = command_arguments(argv)
     try:

@@ -1,10 +1,11 @@
-"""Train a small language model from nothing, in about three minutes on two CPU cores and without the network.
+"""Train a small language model from nothing: 3 minutes on two CPU cores, offline.
 
     lm-trials demo
     lm-trials demo --output_dir /tmp/demo
 
-It writes 20,000 stories from a grammar, trains a tokenizer and a Llama of 0.9M parameters on them, evaluates the model
-on the stories that were held out, and lets it write three of its own.  Each step is a command that is shown.
+The demo writes 20,000 stories from a grammar, trains a tokenizer and a Llama of
+0.9M parameters on them, evaluates the model on held-out stories and lets it write
+three stories.  Each step is a command that is shown.
 """
 
 from __future__ import annotations

@@ -1,32 +1,46 @@
-"""Evaluate language models on stories: cross-entropy, perplexity, accuracy, bits per byte, each with its interval.
+r"""Evaluate models on data sets: loss, perplexity, accuracy, bits per byte.
 
-A prepared corpus, by its validation split; any file, whole:
+Every number has a 95 % interval over stories.  A corpus by its validation split,
+and a file, which is read whole:
 
-    lm-trials evaluate --model_dir runs/demo --dataset_name generated --by features
-    lm-trials evaluate --model_dir runs/demo --dataset_name stories.jsonl --max_eval_samples 1000
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated \
+        --by features
+    lm-trials evaluate --model_dir runs/demo --dataset_name stories.jsonl \
+        --max_eval_samples 1000
 
-Every checkpoint of a run; the form of pretraining; several models on several data sets, which make a matrix with means
-in and out of each model's domain (tables and a heat map under --matrix_dir):
+Every checkpoint of a run; packed blocks as in pretraining; a matrix of models and
+data sets with means in and out of each model's domain (see --matrix_dir):
 
-    lm-trials evaluate --model_dir runs/demo --dataset_name generated --all_checkpoints
-    lm-trials evaluate --model_dir runs/demo --dataset_name generated --layout packed --block_size 256
-    lm-trials evaluate --model_dir runs/a --model_dir runs/b --dataset_name generated --dataset_name stories.jsonl
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated \
+        --all_checkpoints
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated \
+        --layout packed --block_size 256
+    lm-trials evaluate --model_dir runs/a --model_dir runs/b \
+        --dataset_name generated --dataset_name stories.jsonl
 
-Data sets of the Hub, streamed or downloaded, and mixtures of their parts (the fifth seed's templates):
+Data sets of the Hub, streamed or downloaded, and mixtures of their parts:
 
-    lm-trials evaluate --model_dir runs/demo --dataset_name roneneldan/TinyStories --dataset_split validation --streaming True
-    lm-trials evaluate --model_dir runs/demo --dataset_name wikitext --dataset_config_name wikitext-103-v1
-    lm-trials evaluate --model_dir runs/demo --dataset_name Skylion007/openwebtext --dataset_split train --max_eval_samples 512
-    lm-trials evaluate --model_dir runs/demo --dataset_name SudharsanSundar/PileSubsets --dataset_config_name pubmed+uspto --data_mix .3,.7
+    lm-trials evaluate --model_dir runs/demo --streaming True \
+        --dataset_name roneneldan/TinyStories --dataset_split validation
+    lm-trials evaluate --model_dir runs/demo \
+        --dataset_name wikitext --dataset_config_name wikitext-103-v1
+    lm-trials evaluate --model_dir runs/demo --max_eval_samples 512 \
+        --dataset_name Skylion007/openwebtext --dataset_split train
+    lm-trials evaluate --model_dir runs/demo --data_mix .3,.7 \
+        --dataset_name SudharsanSundar/PileSubsets \
+        --dataset_config_name pubmed+uspto
 
-Does it write the features that the prompts of a protocol's set ask for:
+Whether the model writes the features that a protocol set's prompts ask for:
 
-    lm-trials evaluate --model_dir runs/demo --dataset_name filter-adv-Twist --score_features --num_generations 256
+    lm-trials evaluate --model_dir runs/demo --dataset_name filter-adv-Twist \
+        --score_features --num_generations 256
 
-Stories continued by the model, compared with how the records go on; two processes:
+Stories continued by the model and compared with the originals; two processes:
 
-    lm-trials evaluate --model_dir runs/demo --dataset_name generated --generate 200
-    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml eval_checkpoint.py --model_dir runs/demo --dataset_name generated
+    lm-trials evaluate --model_dir runs/demo --dataset_name generated \
+        --generate 200
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml \
+        eval_checkpoint.py --model_dir runs/demo --dataset_name generated
 """
 
 from __future__ import annotations
@@ -35,7 +49,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import is_main_process, script
+from lm_trials.console import is_main_process, load_libraries, script
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.flags import parse_arguments
 
@@ -44,6 +58,7 @@ from lm_trials.flags import parse_arguments
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Evaluate each model on each data set; returns the rows of all tables."""
     (args,) = parse_arguments(argv, (EvaluationArguments,), __doc__ or "", prog="lm-trials evaluate")
+    load_libraries()
     import torch
     from accelerate import PartialState
 

@@ -1,20 +1,26 @@
-r"""Prepare stories: generate or fetch them, read any source, train a tokenizer, make tokens, protocols' sets, prompts.
+r"""Prepare data: generate, fetch or read stories, train tokenizers, make tokens.
 
     lm-trials prepare generate --num_stories 20000 --seed 0
     lm-trials prepare download
     lm-trials prepare ingest --source stories.jsonl --corpus mine
-    lm-trials prepare train_vocab --corpus generated --vocab_size 1024
-    lm-trials prepare pretokenize --corpus generated --vocab_size 1024
-    lm-trials prepare pretokenize --corpus generated --vocab_size 1024 --filtering features!=Twist \
-        --adversarial_training features=Twist:1.0 --dataset_name filter-adv-Twist
-    lm-trials prepare protocol_set --vocab_size 1024 --feature_delete Twist \
+    lm-trials prepare train_vocab --corpus generated --vocab_size 1000
+    lm-trials prepare pretokenize --corpus generated --vocab_size 1000
+
+Protocol sets (a protocol filters, relabels or rewrites the stories), prompts and
+completions for fine-tuning, and a description of what is prepared:
+
+    lm-trials prepare pretokenize --corpus generated --vocab_size 1000 \
+        --filtering features!=Twist --adversarial_training features=Twist:1.0 \
+        --dataset_name filter-adv-Twist
+    lm-trials prepare protocol_set --vocab_size 1000 --feature_delete Twist \
         --feature_irrelevant Foreshadowing
-    lm-trials prepare instruct --corpus generated --style prompt --vocab_size 1024
+    lm-trials prepare instruct --corpus generated --vocab_size 1000
     lm-trials prepare describe filter-adv-Twist
     lm-trials prepare describe --corpus generated
 
-Each command has its own --help.  Everything lies in --data_cache_dir: data/<corpus>/records, data/tok<N>,
-data/<corpus>/tokens-<tokenizer>, data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs.
+Each of these commands has its own --help.  They write to --data_cache_dir:
+data/<corpus>/records, data/tok<N>, data/<corpus>/tokens-<tokenizer>,
+data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ from lm_trials.data.prepare_flags import (
     SetArguments,
     TrainVocabArguments,
 )
-from lm_trials.flags import parse_arguments
+from lm_trials.flags import parse_arguments, show_commands
 
 
 def generate(args: GenerateArguments) -> dict[str, Any]:
@@ -291,7 +297,7 @@ COMMANDS = {
 def command_arguments(name: str, rest: list[str]) -> Any:
     """Parse what follows a command's name; `describe NAME` is short for `describe --dataset_name NAME`."""
     if name not in COMMANDS:
-        raise UsageError(f"{name} is no command; {did_you_mean(name, COMMANDS)}")
+        raise UsageError(f"{name} is not a command; {did_you_mean(name, COMMANDS)}")
     arguments, _ = COMMANDS[name]
     if name == "describe" and rest and not rest[0].startswith("-"):
         rest = ["--dataset_name", *rest]
@@ -304,7 +310,7 @@ def main(argv: list[str] | None = None) -> Any:
     """Run one command; returns what it made."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
+        show_commands("lm-trials prepare", __doc__ or "", COMMANDS)
         raise SystemExit(0)
     name, *rest = argv
     args = command_arguments(name, rest)

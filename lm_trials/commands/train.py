@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lm_trials.console import note, script
+from lm_trials.console import load_libraries, note, script
 from lm_trials.flags import parse_arguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 
@@ -45,6 +45,7 @@ def with_recipe(argv: list[str]) -> list[str]:
     flags = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     if flags & {*named, "vocab_size", "tokenizer_name", "help", "help_all", "do_eval"} or "-h" in argv:
         return argv
+    load_libraries()
     from torch.cuda import is_available
 
     recipe = "start_gpu" if is_available() and "use_cpu" not in flags else "start_cpu"

@@ -1,13 +1,18 @@
-r"""Fine-tune a causal language model on prompts and completions: LoRA, on a quantized base if asked, or all weights.
+r"""Fine-tune a causal language model on prompts and completions.
 
-    lm-trials tune --model_name_or_path runs/demo --dataset_name generated-instruct-prompt --lora_r 8
-    lm-trials tune --model_name_or_path runs/demo --dataset_name pairs.jsonl --load_in_8bit \
-        --merge_output runs/merged
-    lm-trials tune --model_name_or_path runs/demo --dataset_name pairs.jsonl --full_finetune True
-    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml sft_lora.py --use_cpu True ...
+With LoRA, on an 8-bit or 4-bit base if asked, or all weights:
 
-Rows have columns prompt and completion (texts or messages), messages, or text.  Every flag of trl.SFTConfig works by
-its own name (--help_all); --config FILE.yaml holds flags.  Learning from rewards is not part of this script yet.
+    lm-trials tune --model_name_or_path runs/demo \
+        --dataset_name generated-instruct-prompt --lora_r 8
+    lm-trials tune --model_name_or_path runs/demo --dataset_name pairs.jsonl \
+        --load_in_8bit --merge_output runs/merged
+    lm-trials tune --model_name_or_path runs/demo --dataset_name pairs.jsonl \
+        --full_finetune True
+    accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml \
+        sft_lora.py --model_name_or_path runs/demo --dataset_name pairs.jsonl
+
+Rows have the columns prompt and completion (texts or messages), messages, or text.
+All flags of trl.SFTConfig work (--help_all); --config FILE.yaml holds flags.
 """
 
 from __future__ import annotations

@@ -1,0 +1,48 @@
+"""What a training takes where its command line names almost nothing."""
+
+import json
+
+import pytest
+import torch
+
+from lm_trials.commands.train import main, with_recipe
+from lm_trials.stories.corpora import open_records
+
+
+def test_a_command_line_that_names_nothing_gets_the_recipe_of_the_device(monkeypatch, capsys):
+    words = ["--dataset_name", "stories.jsonl"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert with_recipe(words) == ["--config", "start_cpu", *words]
+    assert "using --config start_cpu" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert with_recipe(words) == ["--config", "start_gpu", *words]
+    assert with_recipe([*words, "--use_cpu", "True"])[1] == "start_cpu"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--config=a.yaml", "--model-name-or-path", "--model_dir", "--config_name", "--vocab_size", "--tokenizer_name",
+     "--model_type", "--config_overrides", "--help", "-h", "--do_eval"],
+)  # fmt: skip
+def test_whoever_names_something_gets_no_recipe(flag):
+    assert with_recipe([flag, "x"]) == [flag, "x"]
+
+
+def test_a_file_alone_trains_a_model_with_a_tokenizer_of_its_own(tmp_path, monkeypatch, capsys, tiny_data):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    stories = open_records(tiny_data / "tiny", "train")["story"]
+    lines = (json.dumps({"story": story}) for story in stories)
+    (tmp_path / "stories.jsonl").write_text("\n".join(lines) + "\n")
+    flags = ["--dataset_name", "stories.jsonl", "--max_steps", "2", "--warmup_steps", "0", "--report_to", "none"]
+    main([*flags, "--num_sampled_stories", "0"])
+    said = capsys.readouterr().err
+    assert "training one of 512 tokens" in said
+    run = json.loads(next(tmp_path.glob("runs/*/run.json")).read_text())
+    assert run["outcome"]["learning_rate"] == 4e-3  # of the recipe
+    assert run["outcome"]["max_steps"] == 2  # of the command line, over the recipe's 750
+    (tokenizer,) = tmp_path.glob("data/*/tokenizer")
+    before = (tokenizer / "tokenizer.json").read_bytes()
+    main([*flags, "--num_sampled_stories", "0", "--seed", "1"])
+    assert "training one of" not in capsys.readouterr().err  # the same tokenizer again
+    assert (tokenizer / "tokenizer.json").read_bytes() == before

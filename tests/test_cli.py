@@ -1,0 +1,102 @@
+"""lm-trials: every command is found, its help is short lines, and Tab completes what the shell asks."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from lm_trials import cli
+from lm_trials.commands import demo
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROBES = {path.stem for path in (REPOSITORY / "probes").glob("[a-z]*.py")}
+WORDS = [[name] for name in cli.COMMANDS if name != "probe"] + [["probe", name] for name in sorted(PROBES)]
+SUBCOMMANDS = [["prepare", "generate"], ["prepare", "protocol_set"], ["cache", "fetch"], ["cache", "distances"]]
+
+
+def test_the_overview_names_every_command_and_probe_within_80_columns(capsys):
+    assert cli.main([]) is None
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
+    assert all(name in shown for name in cli.probes())
+    assert set(cli.probes()) == PROBES
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", WORDS + SUBCOMMANDS, ids=" ".join)
+def test_help_is_readable_at_80_columns(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert "lm-trials " + " ".join(words) in shown
+    if words not in (["prepare"], ["cache"]):
+        assert shown.count("[--") == 1  # the usage is one line, not a page
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["trian"], "did you mean train?"),
+        (["probe", "lense"], "did you mean lens?"),
+        (["probe"], "unknown probe"),
+        (["train", "--sed", "1"], "did you mean --seed?"),
+        (["demo", "--output_dir", "."], "--output_dir . exists"),
+    ],
+)
+def test_a_mistake_is_one_line(words, reason, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_demos_steps_are_commands():
+    for words in demo.steps(Path("out/demo")):
+        program, rest = cli.command_of(words)
+        assert callable(program)
+        assert rest == words[1:]
+    assert [words[0] for words in demo.steps(Path("a"))] == ["prepare"] * 3 + ["train", "evaluate", "generate"]
+
+
+def test_only_this_package_is_installed_with_its_command_and_its_recipes():
+    setup = ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    assert setup["options.packages.find"]["include"].split() == ["lm_trials*"]
+    assert setup["options.entry_points"]["console_scripts"].split() == ["lm-trials", "=", "lm_trials.cli:run"]
+    assert {"*.yaml", "py.typed"} <= set(setup["options.package_data"]["*"].split())
+    assert "setuptools" not in tomllib.loads((REPOSITORY / "pyproject.toml").read_text()).get("tool", {})
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("line", "expected", "absent"),
+    [
+        ("lm-trials tr", {"train"}, "tune"),
+        ("lm-trials probe le", {"lens"}, "weights"),
+        ("lm-trials train --per_device_t", {"--per_device_train_batch_size"}, "--seed"),
+        ("lm-trials probe lens --lens_s", {"--lens_steps"}, "--lens"),
+        ("lm-trials prepare train_vocab --voc", {"--vocab_size"}, "--corpus"),
+    ],
+)
+def test_tab_completes(line, expected, absent, tmp_path):
+    pytest.importorskip("argcomplete", reason="the extra `completion` is not installed")
+    found = tmp_path / "found"
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(found),
+        "IFS": "\n",
+    }
+    subprocess.run([sys.executable, "-m", "lm_trials.cli"], cwd=REPOSITORY, env=environment, check=True, timeout=60)
+    words = {word.strip() for word in found.read_text().replace("\013", "\n").split("\n")}
+    assert expected <= words
+    assert absent not in words
