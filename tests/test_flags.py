@@ -208,7 +208,7 @@ def test_the_full_class_is_loaded_to_parse_and_not_for_help(capsys):
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert "A script:\n\n    python it.py\n\nMore." in shown
-    assert re.search(r"--often OFTEN\s+Often used. \[1\]", shown)
+    assert re.search(r"--often N\s+Often used. \[1\]", shown)
     assert "--seldom" not in shown
     assert "--help_all" in shown
 

@@ -31,8 +31,8 @@ def test_whoever_names_something_gets_no_recipe(flag):
 def test_a_file_alone_trains_a_model_with_a_tokenizer_of_its_own(tmp_path, monkeypatch, capsys, tiny_data):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    stories = open_records(tiny_data / "tiny", "train")["story"]
-    lines = (json.dumps({"story": story}) for story in stories)
+    splits = open_records(tiny_data / "tiny").values()  # all three: a story's split follows from its text
+    lines = (json.dumps({"story": story}) for rows in splits for story in rows["story"])
     (tmp_path / "stories.jsonl").write_text("\n".join(lines) + "\n")
     flags = ["--dataset_name", "stories.jsonl", "--max_steps", "2", "--warmup_steps", "0", "--report_to", "none"]
     main([*flags, "--num_sampled_stories", "0"])
