@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 # A file or pipe has no width of its own; rich's 80 columns would cut paths and numbers.
 FILE_WIDTH = 110
+COMMANDS = ("lm-trials ", "accelerate ", "tensorboard ")
 
 
 class UsageError(ValueError):
@@ -81,6 +83,8 @@ def load_libraries() -> None:
     from transformers.utils import logging
 
     logging.set_tqdm_hook(_bar)
+    # bitsandbytes warns at every import on a CPU with AVX512-BF16; its kernel from the Hub is never used here.
+    logging.logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel("ERROR")
 
 
 def _bar(bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
@@ -120,20 +124,40 @@ def progress(
 
 
 def show_facts(title: str, facts: dict[str, str]) -> None:
-    """Print what is about to run or what came out, one named fact a line."""
+    """Print what is about to run or what came out, one named fact a line.
+
+    Prose is wrapped; a command or path that is longer than the line is left whole, so that it can be copied.
+    """
     if not is_main_process():
         return
-    from rich.table import Table
+    from textwrap import wrap
+
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(Text(name), Text(value))  # Text: a path may hold what rich would read as its markup
     console = _console()
     console.print(Text(f"\n{title}", style="bold"))
-    console.print(table)
+    place = max(map(len, facts), default=0) + 2
+    for name, value in facts.items():
+        lines = (
+            [value]
+            if value.startswith(COMMANDS)
+            else wrap(value, max(console.width - place, 20), break_long_words=False, break_on_hyphens=False)
+        )
+        text = Text(name.ljust(place), style="dim") + Text(f"\n{' ' * place}".join(lines), style="not dim")
+        console.print(text, soft_wrap=True)
+
+
+def command_line(program: str, **flags: Any) -> str:
+    """Return a command that can be copied; without flags that are None, False or the default data folder.
+
+    >>> command_line("train", dataset_name="my stories.jsonl", vocab_size=1000, data_cache_dir="data", append_eos=False)
+    "lm-trials train --dataset_name 'my stories.jsonl' --vocab_size 1000"
+    """
+    words = ["lm-trials", *program.split()]
+    for flag, value in flags.items():
+        if value not in (None, False) and (flag, str(value)) != ("data_cache_dir", "data"):
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def show_table(title: str, columns: list[str], rows: Iterable[Iterable[str]], caption: str | None = None) -> None:

@@ -122,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, monkeypatc
     assert left.value.code == 130
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"stopped; what was read is kept, go on with: lm-trials cache --dataset_name {tmp_path}/source "
+        f"Interrupted. Run the same command again to resume: lm-trials cache --dataset_name {tmp_path}/source "
         f"--data_cache_dir {tmp_path}/data"
     ]
     assert run(tmp_path, "list") == []

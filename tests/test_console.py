@@ -11,6 +11,7 @@ import rich.console
 from lm_trials.console import (
     FILE_WIDTH,
     UsageError,
+    command_line,
     is_main_process,
     note,
     progress,
@@ -76,7 +77,20 @@ def test_a_long_fact_is_folded_and_markup_in_it_is_text(shown, width):
     text = shown(width, show_facts, "the [red] run", {"results": path, "steps": "3"})
     assert "the [red] run" in text
     assert path in "".join(line.removeprefix("results").strip() for line in text.splitlines())
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    lines = text.splitlines()
+    assert path in lines[-2]  # whole, so that it can be copied
+    assert max(len(line) for line in lines if path not in line) <= width
+
+
+def test_prose_is_wrapped_and_a_command_is_one_line(shown):
+    command = command_line("evaluate", model_dir="runs/a b", dataset_name="x" * 60, streaming=None, data_cache_dir="d")
+    lines = shown(60, show_facts, "done", {"loss": "one two three " * 10, "next": command}).splitlines()
+    assert lines[-1] == f"next  {command}"
+    assert "--model_dir 'runs/a b'" in command
+    assert "streaming" not in command
+    assert len(lines) > 4
+    assert all(line.startswith("      ") for line in lines[3:-1])
+    assert max(map(len, lines[:-1])) <= 60
 
 
 def test_a_table_without_caption_or_rows_is_shown(capsys):

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts, show_table
+from lm_trials.console import UsageError, command_line, did_you_mean, note, progress, script, show_facts, show_table
 from lm_trials.data.cache_flags import FetchArguments, ListArguments, RecipeArguments, VerifyArguments
 from lm_trials.flags import parse_arguments, recipe_file, show_commands
 from lm_trials.latent_city.flags import AtlasArguments, DistancesArguments
@@ -55,7 +55,7 @@ def fetch_member(dataset: DataSet, args: FetchArguments) -> Path:
     }
     if args.wants_tokens():
         facts["tokens"] = str(make_tokens(corpus, args))
-    facts["next"] = f"lm-trials train {same_flags(dataset.name, dataset.config, args)}"
+    facts["next"] = train_command(dataset.name, dataset.config, args)
     show_facts(f"{dataset.name} {dataset.config}" if dataset.config else dataset.name, facts)
     return corpus
 
@@ -69,14 +69,11 @@ def make_tokens(corpus: Path, args: FetchArguments) -> Path:
     return make_store(corpus, tokenizer, args.append_eos, watch=token_progress)
 
 
-def same_flags(name: str, config: str | None, args: FetchArguments) -> str:
-    """Return the flags by which train_gpt2.py finds a part."""
+def train_command(name: str, config: str | None, args: FetchArguments) -> str:
+    """Return the command that trains on a part."""
     shared = ("text_column", "validation_split_percentage", "vocab_size", "tokenizer_name", "append_eos")
-    given = {"dataset_name": name, "dataset_config_name": config, **{flag: getattr(args, flag) for flag in shared}}
-    if args.data_cache_dir != FetchArguments.data_cache_dir:
-        given["data_cache_dir"] = args.data_cache_dir
-    words = [word for flag, value in given.items() if value not in (None, False) for word in (f"--{flag}", str(value))]
-    return shlex.join(words)
+    given = {flag: getattr(args, flag) for flag in (*shared, "data_cache_dir")}
+    return command_line("train", dataset_name=name, dataset_config_name=config, **given)
 
 
 def show_list(args: ListArguments) -> list[dict[str, Any]]:
@@ -179,7 +176,9 @@ def atlas(args: AtlasArguments) -> dict[str, Any]:
             "documents": f"{sum(corpus['stories'].values()):,}: {counts}; {corpus['duplicates']:,} repeat another",
             "questions": ", ".join(f"{count:,} {split}" for split, count in asked["rows"].items()),
             "folders": f"{folder / args.name}, {folder / args.questions_name}",
-            "next": f"lm-trials prepare train_vocab --corpus {args.name} --vocab_size 1536",
+            "next": command_line(
+                "prepare train_vocab", corpus=args.name, vocab_size=1536, data_cache_dir=args.data_cache_dir
+            ),
         },
     )
     return manifests
@@ -204,7 +203,9 @@ def distances(args: DistancesArguments) -> dict[str, Any]:
         facts[f"row {number + 1}"] = f"{row['prompt']}  {row['completion']}"
     name = args.dataset()
     facts["folder"] = str(Path(args.data_cache_dir) / name)
-    facts["next"] = f"lm-trials tune --model_name_or_path RUN --dataset_name {name} --config latent_city"
+    facts["next"] = command_line(
+        "tune", model_name_or_path="RUN", dataset_name=name, config="latent_city", data_cache_dir=args.data_cache_dir
+    )
     show_facts(name, facts)
     return manifest
 
@@ -245,7 +246,7 @@ def main(argv: list[str] | None = None) -> Any:
     try:
         return COMMANDS[name][1](args)
     except KeyboardInterrupt:
-        note(f"stopped; what was read is kept, go on with: lm-trials cache {shlex.join(argv)}")
+        note(f"Interrupted. Run the same command again to resume: lm-trials cache {shlex.join(argv)}")
         raise SystemExit(STOPPED) from None
 
 

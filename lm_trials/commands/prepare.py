@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, did_you_mean, note, progress, script, show_facts
+from lm_trials.console import UsageError, command_line, did_you_mean, note, progress, script, show_facts
 from lm_trials.data.prepare_flags import (
     DescribeArguments,
     DownloadArguments,
@@ -59,7 +59,7 @@ def generate(args: GenerateArguments) -> dict[str, Any]:
     }
     records = ((0, record_from_row(story)) for story in stories)
     manifest = write_corpus(records, args.folder, origin, splits_needed=SPLITS)
-    describe_corpus(args.folder, manifest, f"train_vocab --corpus {args.corpus} --vocab_size 1024")
+    describe_corpus(args.folder, manifest)
     return manifest
 
 
@@ -75,7 +75,7 @@ def download(args: DownloadArguments) -> list[Path]:
         "TinyStories",
         {
             "shards": f"{len(shards)} in {folder / FOLDER}",
-            "next": "lm-trials prepare ingest --corpus tinystories",
+            "next": command_line("prepare ingest", corpus="tinystories", data_cache_dir=folder),
         },
     )
     return shards
@@ -96,7 +96,7 @@ def ingest(args: IngestArguments) -> dict[str, Any]:
     )
     watch = lambda records: progress(records, f"reading {args.source}", "stories")  # noqa: E731
     manifest = corpora.ingest(source, args.folder, args.split_by, watch)
-    describe_corpus(args.folder, manifest, f"pretokenize --corpus {args.corpus} --vocab_size N")
+    describe_corpus(args.folder, manifest)
     return manifest
 
 
@@ -121,7 +121,12 @@ def train_vocab(args: TrainVocabArguments) -> Path:
         "tokenizer",
         {
             **facts,
-            "next": f"lm-trials prepare pretokenize --corpus {args.corpus} --vocab_size {args.vocab_size}",
+            "next": command_line(
+                "prepare pretokenize",
+                corpus=args.corpus,
+                vocab_size=args.vocab_size,
+                data_cache_dir=args.data_cache_dir,
+            ),
         },
     )
     return folder
@@ -144,7 +149,8 @@ def pretokenize(args: PretokenizeArguments) -> Any:
     facts = {
         split: f"{manifest['documents'][split]:,} stories, {n:,} tokens" for split, n in manifest["tokens"].items()
     }
-    following = f"lm-trials train --dataset_name {args.corpus} {args.tokenizer_flag()}"
+    given = {"vocab_size": args.vocab_size or None, "tokenizer_name": args.tokenizer_name}
+    following = command_line("train", dataset_name=args.corpus, **given, data_cache_dir=args.data_cache_dir)
     show_facts("tokens", {**facts, "folder": str(folder), "next": following})
     return folder
 
@@ -180,7 +186,7 @@ def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[di
     else:
         show_sets(reports)
     name = reports[0]["name"]
-    following = f"lm-trials prepare describe {name}"
+    following = command_line(f"prepare describe {name}", data_cache_dir=args.data_cache_dir)
     if args.dry_run:
         following = "the same command without --dry_run; nothing was written"
     place = str(Path(args.data_cache_dir) / (name if len(reports) == 1 else "<set>"))
@@ -201,7 +207,9 @@ def instruct(args: InstructArguments) -> dict[str, Any]:
     manifest = make_instruct_set(corpus, folder, recipe, watch, keep=not args.dry_run)
     facts = {
         "folder": str(folder),
-        "next": f"lm-trials tune --model_name_or_path RUN --dataset_name {folder.name}",
+        "next": command_line(
+            "tune", model_name_or_path="RUN", dataset_name=folder.name, data_cache_dir=args.data_cache_dir
+        ),
     }
     if args.dry_run:
         facts = {"folder": "none", "next": "the same command without --dry_run; nothing was written"}
@@ -262,7 +270,7 @@ def describe_texts(args: DescribeArguments) -> dict[str, float]:
     return report
 
 
-def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> None:
+def describe_corpus(folder: Path, manifest: dict[str, Any]) -> None:
     """Say what a corpus holds, and the next command."""
     from lm_trials.stories.corpora import in_two_splits
 
@@ -278,7 +286,7 @@ def describe_corpus(folder: Path, manifest: dict[str, Any], following: str) -> N
         facts["blank"] = f"{manifest['blank']:,} records without a story were left out"
     if manifest["split_by"] != "hash" and (shared := in_two_splits(manifest)):
         facts["in two splits"] = shared
-    facts["next"] = f"lm-trials prepare {following}"
+    facts["next"] = command_line("train", dataset_name=folder.name, data_cache_dir=folder.parent)
     show_facts(folder.name, facts)
 
 

@@ -89,10 +89,6 @@ class TokenizerArguments(CorpusArguments):
     tokenizer_name: str | None = option(None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name.")
     append_eos: bool = option(False, help="Close each story with EOS too.")
 
-    def tokenizer_flag(self) -> str:
-        """Return the flag that names the same tokenizer again."""
-        return f"--vocab_size {self.vocab_size}" if self.vocab_size else f"--tokenizer_name {self.tokenizer_name}"
-
 
 @dataclass
 class SetArguments(TokenizerArguments):
