@@ -6,7 +6,6 @@ A section's test takes the Python blocks between its heading and the next one wi
 import json
 import math
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -21,6 +20,7 @@ import eval_checkpoint
 import prepare_tinystories
 import train_gpt2
 from lm_trials import probing
+from lm_trials.cli import command_of
 from lm_trials.console import UsageError
 from lm_trials.evaluation.summary import STATISTICS
 from lm_trials.probing import anatomy
@@ -185,7 +185,7 @@ def test_the_field_of_the_page_is_as_if_the_run_had_not_been_interrupted(train_f
 
 
 def test_the_command_of_the_page_trains_the_family(train_flags, tmp_path):
-    (command,) = re.findall(r"^```bash\npython train_gpt2.py (.*?)\n```", section("A model family"), flags=re.M | re.S)
+    (command,) = re.findall(r"^```bash\nlm-trials train (.*?)\n```", section("A model family"), flags=re.M | re.S)
     given = shlex.split(command)
     family = given[given.index("--model_type") + 1]
     train_gpt2.main(train_flags("run", *given, "--dataset_name", "tiny", "--vocab_size", "400"))
@@ -211,15 +211,14 @@ def test_the_word_of_the_page_lets_probes_read_another_name(monkeypatch):
 
 @pytest.fixture
 def norms_probe(tmp_path, monkeypatch):
-    """The script of the probe on the page, its files where the page puts them, importable for one test."""
+    """The program of the probe on the page, its files where the page puts them, found by its name for one test."""
     blocks = re.findall(r'^```python title="([^"]+)"\n(.*?)^```', section("A probe"), flags=re.MULTILINE | re.DOTALL)
     for name, code in blocks:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(code)
-    folders = {str(Path(name).parent) for name, _ in blocks}
-    assert folders == {"lm_trials/probing/norms", "probes"}  # one folder and one script
+    assert {str(Path(name).parent) for name, _ in blocks} == {"lm_trials/probing/norms"}  # one folder
     monkeypatch.setattr("lm_trials.probing.__path__", [*probing.__path__, str(tmp_path / "lm_trials" / "probing")])
-    yield runpy.run_path(str(tmp_path / "probes" / "norms.py"))["main"]
+    yield command_of(["probe", "norms"])[0]
     for name in [name for name in sys.modules if name.startswith("lm_trials.probing.norms")]:
         del sys.modules[name]
 

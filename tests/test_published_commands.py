@@ -1,4 +1,4 @@
-"""The fifth seed's own command starts here, and the configuration of its experiment is what was published."""
+"""beyond-scale's own command starts here, and the configuration of its experiment is what was published."""
 
 import json
 from pathlib import Path
