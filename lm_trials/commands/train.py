@@ -50,7 +50,10 @@ def with_recipe(argv: list[str]) -> list[str]:
 
     recipe = "start_gpu" if is_available() and "use_cpu" not in flags else "start_cpu"
     note(f"no model, shape, tokenizer or recipe is named: using --config {recipe}")
-    return ["--config", recipe, *argv]
+    # Of a small file 1 %, the default, may be no story at all.
+    file = "--dataset_name" in argv and Path("".join(argv[argv.index("--dataset_name") + 1 :][:1])).is_file()
+    share = ["--validation_split_percentage", "5"] if file and "validation_split_percentage" not in flags else []
+    return ["--config", recipe, *share, *argv]
 
 
 @script

@@ -10,7 +10,7 @@ from lm_trials.stories.corpora import open_records
 
 
 def test_a_command_line_that_names_nothing_gets_the_recipe_of_the_device(monkeypatch, capsys):
-    words = ["--dataset_name", "stories.jsonl"]
+    words = ["--dataset_name", "stories"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert with_recipe(words) == ["--config", "start_cpu", *words]
     assert "using --config start_cpu" in capsys.readouterr().err
@@ -35,6 +35,7 @@ def test_a_file_alone_trains_a_model_with_a_tokenizer_of_its_own(tmp_path, monke
     lines = (json.dumps({"story": story}) for rows in splits for story in rows["story"])
     (tmp_path / "stories.jsonl").write_text("\n".join(lines) + "\n")
     flags = ["--dataset_name", "stories.jsonl", "--max_steps", "2", "--warmup_steps", "0", "--report_to", "none"]
+    assert with_recipe(flags)[2:4] == ["--validation_split_percentage", "5"]
     main([*flags, "--num_sampled_stories", "0"])
     said = capsys.readouterr().err
     assert "training one of 512 tokens" in said
