@@ -70,7 +70,9 @@ def test_only_this_package_is_installed_with_its_command_and_its_recipes():
     setup.read(REPOSITORY / "setup.cfg")
     assert setup["options.packages.find"]["include"].split() == ["lm_trials*"]
     assert setup["options.entry_points"]["console_scripts"].split() == ["lm-trials", "=", "lm_trials.cli:run"]
-    assert {"*.yaml", "py.typed"} <= set(setup["options.package_data"]["*"].split())
+    patterns = setup["options.package_data"]["lm_trials"].split()
+    installed = {file for pattern in patterns for file in (REPOSITORY / "lm_trials").glob(pattern)}
+    assert installed == {*(REPOSITORY / "lm_trials").rglob("*.yaml"), REPOSITORY / "lm_trials" / "py.typed"}
     assert "setuptools" not in tomllib.loads((REPOSITORY / "pyproject.toml").read_text()).get("tool", {})
 
 
