@@ -13,6 +13,7 @@ from lm_trials.console import (
     UsageError,
     command_line,
     is_main_process,
+    load_libraries,
     note,
     progress,
     script,
@@ -168,3 +169,26 @@ def test_progress_counts_by_size(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(progress(["ab", "cde"], "reading", "letters", total=5, size=len)) == ["ab", "cde"]
     assert "5.00/5.00" in stream.getvalue()
+
+
+def test_an_open_bar_ends_its_line_before_an_error(capsys):
+    @script
+    def main():
+        for _ in progress(range(10), "reading", "stories"):
+            raise UsageError("--flag 1 is wrong; give 2")
+
+    with pytest.raises(SystemExit):
+        main()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "error: --flag 1 is wrong; give 2"
+    assert any("reading" in line for line in lines[:-1])
+
+
+def test_bars_of_an_instant_are_hidden_and_others_are_not(monkeypatch):
+    load_libraries()
+    from transformers.utils import logging
+
+    for name, hidden in (("Loading weights", True), ("Writing model shards", True), ("Downloading", False)):
+        bar = logging.tqdm(range(3), desc=name, file=io.StringIO())
+        assert bar.disable is hidden
+        bar.close()
