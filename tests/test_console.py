@@ -174,9 +174,11 @@ def test_progress_counts_by_size(monkeypatch):
 def test_an_open_bar_ends_its_line_before_an_error(capsys):
     @script
     def main():
-        for _ in progress(range(10), "reading", "stories"):
-            raise UsageError("--flag 1 is wrong; give 2")
+        held.append(progress(range(10), "reading", "stories"))  # as the Trainer holds its own bar
+        next(held[0])
+        raise UsageError("--flag 1 is wrong; give 2")
 
+    held = []
     with pytest.raises(SystemExit):
         main()
     lines = capsys.readouterr().err.splitlines()
