@@ -12,9 +12,10 @@ Slots (He, His, The ... capitalised where a sentence begins):
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Protocol, TypeVar
 
 from lm_trials.stories.generated import phrases
 from lm_trials.stories.generated import vocabulary as words
@@ -28,7 +29,13 @@ from lm_trials.stories.generated.thing_plots import MISHAPS, THING_PLOTS
 FEATURE_PROBABILITY = 0.4
 
 Sentence = tuple[str, str | None]  # template, and the feature that it carries
-Pick = Callable[[tuple], object]
+Option = TypeVar("Option")
+
+
+class Pick(Protocol):
+    """Draws one of some options, each as likely as the others."""
+
+    def __call__(self, options: Sequence[Option]) -> Option: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def article(phrase: str) -> str:
 
 
 def _capital(phrase: str) -> str:
-    return phrase[0].upper() + phrase[1:]
+    return phrase[0].upper() + phrase[1:]  # `str.capitalize` would make the rest lower case
 
 
 # --- Tables made once, so that a story costs little more than its draws and one `format_map`.
@@ -132,12 +139,12 @@ def _fitting(plot: Plot, templates: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(template for template in templates if not any(word in template for word in unfit))
 
 
-def _speech(lines: tuple[tuple[str, str], ...], speaker: str, listener: str | None) -> tuple[str, ...]:
-    """Put every line into every frame of its kind; frames that name a listener only if there is one."""
+def _speech(lines: tuple[str, ...], speaker: str, listener: str | None) -> tuple[str, ...]:
+    """Put every line into every frame of its end mark; frames that name a listener only if there is one."""
     return tuple(
-        frame.replace("<U>", text).replace("<S>", speaker).replace("<L>", listener or "")
-        for mark, text in lines
-        for frame in phrases.SPEECH_FRAMES[mark]
+        frame.replace("<U>", line[:-1]).replace("<S>", speaker).replace("<L>", listener or "")
+        for line in lines
+        for frame in phrases.SPEECH_FRAMES[line[-1]]
         if listener or "<L>" not in frame
     )
 
@@ -150,7 +157,7 @@ def _expand(frames: tuple[str, ...], slot: str, fillers: tuple[str, ...]) -> tup
 class _Tables:
     """Everything that a plot can draw from, expanded and filtered once."""
 
-    objects: tuple
+    objects: tuple[tuple[words.Noun, tuple[words.Verb, ...]], ...]
     foreshadowing: tuple[str, ...]
     talk: tuple[str, ...]
     replies: tuple[str, ...]
@@ -167,7 +174,7 @@ class _Tables:
 def _tables(plot: Plot) -> _Tables:
     anywhere = _fitting(plot, phrases.TWISTS_ANYWHERE)
     good_remarks, bad_remarks = (
-        tuple(line for line in lines if not (plot.at_home and "home" in line[1]))
+        tuple(line for line in lines if not (plot.at_home and "home" in line))
         for lines in (phrases.GOOD_REMARKS, phrases.BAD_REMARKS)
     )
     return _Tables(
@@ -176,17 +183,11 @@ def _tables(plot: Plot) -> _Tables:
         talk=_speech(plot.talk, "{hero}", "{friend}"),
         replies=_speech(plot.replies or phrases.REPLIES, "{friend}", "{hero}"),
         quarrels=_expand(phrases.QUARREL_FRAMES, "<A>", plot.quarrels),
-        remarks={
-            False: _speech(good_remarks, "{hero}", "{friend}"),
-            True: _speech(bad_remarks, "{hero}", None),
-        },
+        remarks={False: _speech(good_remarks, "{hero}", "{friend}"), True: _speech(bad_remarks, "{hero}", None)},
         outcomes={False: plot.good, True: plot.bad},
         # A plot's own twists explain it best, so they are drawn as often as all the others together.
         twists={False: plot.twists_good * 3 + anywhere, True: plot.twists_bad * 3 + anywhere},
-        closings={
-            False: _fitting(plot, phrases.HAPPY_CLOSINGS),
-            True: _fitting(plot, phrases.SAD_CLOSINGS),
-        },
+        closings={False: _fitting(plot, phrases.HAPPY_CLOSINGS), True: _fitting(plot, phrases.SAD_CLOSINGS)},
         morals=_expand(phrases.MORAL_FRAMES, "<M>", plot.morals),
         openings=_fitting(plot, phrases.OPENINGS),
         start=phrases.VISITS if plot.at_home else phrases.OUTINGS,
@@ -202,7 +203,7 @@ def _picker(seed: int, index: int) -> tuple[Pick, Callable[[], float]]:
         raise ValueError(f"seed {seed} and index {index} must not be negative, and the index below 2**64")
     draw = random.Random((seed << 64) | index).random
 
-    def pick(options):
+    def pick(options: Sequence[Option]) -> Option:
         return options[int(draw() * len(options))]
 
     return pick, draw
@@ -217,12 +218,13 @@ def _cast_slots(pick: Pick, draw: Callable[[], float]) -> dict[str, str]:
     kind = pick(_ANIMAL_KINDS) if draw() < 0.5 else _CHILD[he]
     friend_kind = pick(_ANIMAL_KINDS) if draw() < 0.5 else _CHILD[friend_he]
     slots = _HEROES[name] | _FRIENDS[friend] | pick(_PARENTS) | pick(_HELPER_PAIRS) | pick(pick(_SITES))
-    slots["kind"] = kind
-    slots["hand"] = words.ANIMALS.get(kind, "hand")
-    slots["a_kind"] = article(f"{pick(words.TRAITS)} {kind}")
-    slots["a_friend_kind"] = article(f"{pick(words.TRAITS)} {friend_kind}")
-    slots["a_royal"] = pick(phrases.ROYALS[friend_he])
-    return slots
+    return slots | {
+        "kind": kind,
+        "hand": words.ANIMALS.get(kind, "hand"),
+        "a_kind": article(f"{pick(words.TRAITS)} {kind}"),
+        "a_friend_kind": article(f"{pick(words.TRAITS)} {friend_kind}"),
+        "a_royal": pick(phrases.ROYALS[friend_he]),
+    }
 
 
 def _object_slots(pick: Pick, noun: words.Noun, verb: words.Verb, adjective: str) -> dict[str, str]:
@@ -266,20 +268,16 @@ def plan_story(seed: int, index: int) -> Plan:
     noun, verbs = pick(tables.objects)
     verb = pick(verbs)
     adjective = pick(words.CATEGORY_ADJECTIVES[noun.category])
-    slots = _cast_slots(pick, draw)
-    slots |= _object_slots(pick, noun, verb, adjective)
-    for slot, options in (
-        ("mishap", MISHAPS[noun.mishap]),
-        ("oops", OOPS_FOOD if noun.category in EDIBLE else OOPS_THINGS),
-    ):
-        slots[slot] = pick(options).format_map(slots)
+    slots = _cast_slots(pick, draw) | _object_slots(pick, noun, verb, adjective)
+    oops = OOPS_FOOD if noun.category in EDIBLE else OOPS_THINGS
+    slots["mishap"] = pick(MISHAPS[noun.mishap]).format_map(slots)
+    slots["oops"] = pick(oops).format_map(slots)
     # Every feature brings a sentence or two; without them there is room for more description, so that
     # the length of a story (80 to 160 words) tells little about its features.
     optional = 0.85 - 0.13 * len(features)
     scene = _Scene(plot, tables, features, optional, noun, verb, adjective, slots, pick, draw)
     paragraphs = scene.paragraphs()
-    record_words = (verb.lemma, noun.word, adjective)
-    return Plan(plot, paragraphs, slots, record_words, features, pick(phrases.PROMPTS))
+    return Plan(plot, paragraphs, slots, (verb.lemma, noun.word, adjective), features, pick(phrases.PROMPTS))
 
 
 @dataclass(frozen=True)
@@ -299,10 +297,11 @@ class _Scene:
 
     def paragraphs(self) -> tuple[tuple[Sentence, ...], ...]:
         """Return two to four paragraphs: the first two and the last two are sometimes one."""
-        opening, event, outcome, end = self.opening(), self.event(), self.outcome(), self.end()
+        parts = self.opening(), self.event(), self.outcome(), self.end()
+        opening, event, outcome, end = map(tuple, parts)  # drawn here, in this order
         first = (opening + event,) if self.draw() < 0.3 else (opening, event)
         last = (outcome + end,) if self.draw() < 0.4 else (outcome, end)
-        return tuple(map(tuple, first + last))
+        return first + last
 
     def opening(self) -> list[Sentence]:
         """Who it is about; what the hero owns; a hint of what comes."""
@@ -322,66 +321,60 @@ class _Scene:
             sentences.append((pick(self.tables.foreshadowing), "Foreshadowing"))
         return sentences
 
-    def object_sentences(self) -> list[Sentence]:
+    def object_sentences(self) -> Iterator[Sentence]:
         """Name the object with its adjective and the action, and often remark on the adjective."""
-        sentences: list[Sentence] = [(self.pick(self.plot.setup), None)]
+        yield self.pick(self.plot.setup), None
         # In the other plots the last thing named is not the object, and "it" would go astray.
         if (self.plot.owns_object or self.plot.name == "found") and self.draw() < self.optional:
-            sentences.append((self.pick(words.ADJECTIVE_REMARKS[self.adjective]), None))
-        return sentences
+            yield self.pick(words.ADJECTIVE_REMARKS[self.adjective]), None
 
-    def event(self) -> list[Sentence]:
+    def event(self) -> Iterator[Sentence]:
         """What happens one day: the problem, what is said about it, the quarrel about it."""
         pick, draw, plot = self.pick, self.draw, self.plot
-        sentences: list[Sentence] = [(pick(self.tables.start), None)]
+        yield pick(self.tables.start), None
         if not plot.owns_object:
-            sentences += self.object_sentences()
+            yield from self.object_sentences()
         elif draw() < self.optional - 0.1:
-            sentences.append((pick(phrases.PLAYING), None))
+            yield pick(phrases.PLAYING), None
             if draw() < self.optional:
-                sentences.append((self.verb.remarks[0], None))
-        sentences.append((pick(plot.problem), None))
+                yield self.verb.remarks[0], None
+        yield pick(plot.problem), None
         if plot.hero_worries and draw() < self.optional - 0.15:
-            sentences.append((pick(phrases.WORRIES), None))
+            yield pick(phrases.WORRIES), None
         if "Dialogue" in self.features:
-            sentences.append((pick(self.tables.talk), "Dialogue"))
+            yield pick(self.tables.talk), "Dialogue"
             if draw() < 0.95 - 0.1 * len(self.features):
-                sentences.append((pick(self.tables.replies), "Dialogue"))
+                yield pick(self.tables.replies), "Dialogue"
         if "Conflict" in self.features:
-            sentences.append((pick(self.tables.quarrels), "Conflict"))
+            yield pick(self.tables.quarrels), "Conflict"
             if draw() < 0.5:
-                sentences.append((pick(phrases.PEACE), "Conflict"))
-        return sentences
+                yield pick(phrases.PEACE), "Conflict"
 
-    def outcome(self) -> list[Sentence]:
+    def outcome(self) -> Iterator[Sentence]:
         """The attempt, how it ends, and the twist."""
         pick, draw, plot = self.pick, self.draw, self.plot
         bad = "BadEnding" in self.features
-        sentences: list[Sentence] = [(pick(plot.attempt), None)]
-        sentences.append((pick(self.tables.outcomes[bad]), "BadEnding" if bad else None))
+        yield pick(plot.attempt), None
+        yield pick(self.tables.outcomes[bad]), "BadEnding" if bad else None
         twist = "Twist" in self.features
         # Only an object that is there, and not eaten, can turn out to be something else.
         of_object = twist and not bad and self.noun.category not in EDIBLE and draw() < 0.5
         if twist and not of_object:
-            sentences.append((pick(self.tables.twists[bad]), "Twist"))
+            yield pick(self.tables.twists[bad]), "Twist"
         if not bad and plot.hero_acts and (of_object or draw() < self.optional):
             celebration = pick(phrases.CELEBRATIONS)
-            sentences.append((celebration, None))
+            yield celebration, None
             # After "and Sue clapped", the remark's "she" would be Sue.
             if not of_object and "{friend}" not in celebration and draw() < self.optional:
-                sentences.append((pick(self.verb.remarks[1:]), None))  # the first may stand above
+                yield pick(self.verb.remarks[1:]), None  # the first may stand above
         if of_object:
-            sentences.append((pick(phrases.TWISTS_WITH_OBJECT), "Twist"))
-        return sentences
+            yield pick(phrases.TWISTS_WITH_OBJECT), "Twist"
 
-    def end(self) -> list[Sentence]:
+    def end(self) -> Iterator[Sentence]:
         """A last word, the closing sentence and the moral."""
-        pick, draw = self.pick, self.draw
         bad = "BadEnding" in self.features
-        sentences: list[Sentence] = []
-        if "Dialogue" in self.features and draw() < 0.4:
-            sentences.append((pick(self.tables.remarks[bad]), "Dialogue"))
-        sentences.append((pick(self.tables.closings[bad]), "BadEnding" if bad else None))
+        if "Dialogue" in self.features and self.draw() < 0.4:
+            yield self.pick(self.tables.remarks[bad]), "Dialogue"
+        yield self.pick(self.tables.closings[bad]), "BadEnding" if bad else None
         if "MoralValue" in self.features:
-            sentences.append((pick(self.tables.morals), "MoralValue"))
-        return sentences
+            yield self.pick(self.tables.morals), "MoralValue"

@@ -1,11 +1,11 @@
 """The plots of the generated stories: what happens to a hero, a friend and one object.
 
-Each field of a `Plot` is a tuple of alternatives, and each alternative a template of one or more
-sentences; slots are listed in `plans.py`.  A plot is told as setup, problem, attempt and one of two
-outcomes, so that every field can be drawn independently of the others and still follow from them.
-`setup` and `wish` together always name the object with its adjective and the action with its verb.
+A plot is told as setup, problem, attempt and one of two outcomes.  Each part is a tuple of alternatives, which are
+templates of one or more sentences (slots: `plans.py`), so that every part can be drawn independently of the others.
+`setup` always names the object with its adjective and the action with its verb.
 """
 
+import re
 from dataclasses import dataclass
 
 PLAYTHINGS = ("toy", "tool", "cuddly", "music", "clothes", "treasure", "paper", "nature", "dish", "container")
@@ -14,7 +14,7 @@ EDIBLE = ("food", "fruit")
 
 @dataclass(frozen=True)
 class Plot:
-    """One kind of story.  `categories` of objects that fit; `at_home` tells of a visit, not an outing."""
+    """One kind of story: the `categories` of objects that fit, and the alternatives of its parts."""
 
     name: str
     categories: tuple[str, ...]
@@ -26,21 +26,41 @@ class Plot:
     bad: tuple[str, ...]
     twists_good: tuple[str, ...]
     twists_bad: tuple[str, ...]
-    talk: tuple[tuple[str, str], ...]  # (end mark, what the hero says to the friend)
+    talk: tuple[str, ...]  # what the hero says to the friend, with its end mark
     quarrels: tuple[str, ...]
     morals: tuple[str, ...]
     summaries: tuple[str, str]  # of the good and the bad outcome
-    replies: tuple[tuple[str, str], ...] = ()  # of the friend, if the general ones do not fit
-    at_home: bool = False
+    replies: tuple[str, ...] = ()  # of the friend, if the general ones do not fit
+    at_home: bool = False  # a visit, not an outing
     hero_worries: bool = True  # the problem is the hero's own, and came unbidden
     hero_acts: bool = True  # it is the hero, not somebody else, who does the action in the end
     parent_is_near: bool = True
 
 
-OWNING = (
-    "{He} had {a_noun} and loved to {do_it}.",
-    "{His} {parent} had given {him} {a_noun}, and {he} loved to {do_it}.",
-    "The thing that {he} loved most was {a_noun}. {He} liked to {do_it}.",
-    "{He} had {a_noun}. Most of all, {he} liked to {do_it}.",
-    "For {his} birthday, {he} got {a_noun}, and {he} wanted to {do_it} every day.",
-)
+def alternatives(text: str) -> tuple[str, ...]:
+    """Split a text at line ends and slashes.
+
+    >>> alternatives("Tom ran. / Tom sat.\\n  Tom ate.")
+    ('Tom ran.', 'Tom sat.', 'Tom ate.')
+    """
+    return tuple(part.strip() for part in re.split(" / |\n", text) if part.strip())
+
+
+OWNING = alternatives("""
+  {He} had {a_noun} and loved to {do_it}.
+  {His} {parent} had given {him} {a_noun}, and {he} loved to {do_it}.
+  The thing that {he} loved most was {a_noun}. {He} liked to {do_it}.
+  {He} had {a_noun}. Most of all, {he} liked to {do_it}.
+  For {his} birthday, {he} got {a_noun}, and {he} wanted to {do_it} every day.
+""")
+
+
+def plot(name: str, categories: tuple[str, ...], text: str, **traits: bool) -> Plot:
+    """Read a plot from a text in which each part begins with its name; without a setup the hero owns the object."""
+    parts = {}
+    for part in re.split(r"\n(?=\w+:)", text.strip()):
+        field, _, content = part.partition(":")
+        parts[field] = alternatives(content)
+    good, bad = parts.pop("summaries")
+    owns = {"owns_object": "setup" not in parts}
+    return Plot(name, categories, summaries=(good, bad), **{"setup": OWNING, **parts}, **owns, **traits)  # type: ignore[arg-type]

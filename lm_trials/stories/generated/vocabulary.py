@@ -9,16 +9,13 @@ Remarks on verbs and adjectives are sentence templates.  Their slots are those o
 `{hero}`, `{he}`, `{him}`, `{his}`, `{He}`, `{His}`, `{hand}` (an animal has a paw), `{noun}`.
 """
 
+import re
 from typing import NamedTuple
 
-BOY_NAMES = (
-    "Tim", "Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Finn", "Billy", "Charlie", "Danny", "Jimmy", "Joe",
-    "Luke", "Mark", "Oscar", "Peter", "Toby",
-)  # fmt: skip
-GIRL_NAMES = (
-    "Lily", "Mia", "Anna", "Sue", "Amy", "Lucy", "Sara", "Emma", "Ella", "Daisy", "Jane", "Kate", "Lola",
-    "Molly", "Nina", "Sally", "Zoe", "Clara",
-)  # fmt: skip
+from lm_trials.stories.generated.plots import alternatives
+
+BOY_NAMES = tuple("Tim Tom Ben Max Sam Leo Jack Finn Billy Charlie Danny Jimmy Joe Luke Mark Oscar Peter Toby".split())
+GIRL_NAMES = tuple("Lily Mia Anna Sue Amy Lucy Sara Emma Ella Daisy Jane Kate Lola Molly Nina Sally Zoe Clara".split())
 
 # animal -> what it holds things with
 ANIMALS = {
@@ -27,27 +24,25 @@ ANIMALS = {
     "bird": "wing", "penguin": "wing",
 }  # fmt: skip
 
-TRAITS = (
-    "kind", "brave", "happy", "shy", "curious", "clever", "silly", "quiet", "little", "friendly", "gentle",
-    "small", "cheerful", "young", "eager",
-)  # fmt: skip
+TRAITS = tuple(
+    "kind brave happy shy curious clever silly quiet little friendly gentle small cheerful young eager".split()
+)
 
-LIKES = (
-    "sing in the morning", "look at the clouds", "play in the sun", "tell funny jokes", "count the stars",
-    "splash in puddles", "pick berries", "listen to stories", "roll down the hill", "look for bugs",
-    "make new friends", "dance in the rain", "run with the wind", "play hide and seek", "watch the birds",
-    "build towers",
-)  # fmt: skip
+LIKES = alternatives("""
+  sing in the morning / look at the clouds / play in the sun / tell funny jokes / count the stars / splash in puddles
+  pick berries / listen to stories / roll down the hill / look for bugs / make new friends / dance in the rain
+  run with the wind / play hide and seek / watch the birds / build towers
+""")
 
-DAYS = (
-    "day", "morning", "afternoon", "sunny day", "warm day", "bright morning", "windy day", "summer day",
-    "spring morning", "fine day", "quiet afternoon", "cool morning",
-)  # fmt: skip
+DAYS = alternatives("""
+  day / morning / afternoon / sunny day / warm day / bright morning / windy day / summer day / spring morning
+  fine day / quiet afternoon / cool morning
+""")
 
-JUNK = (
-    "an old sock", "a sleepy snail", "some dry leaves", "a little bug", "two gray pebbles", "an empty bottle",
-    "a spider", "a muddy spoon",
-)  # fmt: skip
+JUNK = alternatives("""
+  an old sock / a sleepy snail / some dry leaves / a little bug / two gray pebbles / an empty bottle / a spider
+  a muddy spoon
+""")
 
 PARENTS = {"mom": "she", "dad": "he", "grandma": "she", "grandpa": "he"}
 
@@ -61,12 +56,9 @@ HELPERS = {
 }  # fmt: skip
 
 BABIES = ("lamb", "chick", "kitten", "puppy", "fawn", "piglet")
-CRYING_REASONS = (
-    "had lost its mother",
-    "could not find its way home",
-    "was all alone",
-    "was cold and scared",
-)
+CRYING_REASONS = alternatives("""
+  had lost its mother / could not find its way home / was all alone / was cold and scared
+""")
 
 
 class Place(NamedTuple):
@@ -77,35 +69,22 @@ class Place(NamedTuple):
     spots: tuple[str, ...]
 
 
-PLACES = (
-    Place("in the park", "to the park", ("under a bench", "behind a tree", "near the gate", "in the grass")),
-    Place(
-        "in the garden",
-        "to the garden",
-        ("under a bush", "behind the shed", "by the fence", "near the roses"),
-    ),
-    Place("in the forest", "to the forest", ("under a log", "behind a tree", "near a path", "in the moss")),
-    Place("at the beach", "to the beach", ("under a towel", "behind a rock", "near the water", "in the sand")),
-    Place("on the farm", "to the farm", ("behind the barn", "by the fence", "near the well", "in the hay")),
-    Place(
-        "in the meadow",
-        "to the meadow",
-        ("under a bush", "behind a rock", "near a brook", "in the tall grass"),
-    ),
-    Place(
-        "at the playground",
-        "to the playground",
-        ("under the slide", "behind the swing", "by the wall", "in the sand"),
-    ),
-    Place("by the lake", "to the lake", ("under an old boat", "behind a rock", "near the water", "in the reeds")),
-    Place("by the pond", "to the pond", ("under a bush", "behind a log", "near the ducks", "in the reeds")),
-    Place("on the hill", "to the hill", ("under an oak", "behind a rock", "near the path", "in the tall grass")),
-    Place("at the market", "to the market", ("under a table", "behind a cart", "near a shop", "by the wall")),
-    Place(
-        "in the village",
-        "to the village",
-        ("under a bench", "behind a house", "near the well", "by the wall"),
-    ),
+_PLACES = """
+in the park, to the park: under a bench / behind a tree / near the gate / in the grass
+in the garden, to the garden: under a bush / behind the shed / by the fence / near the roses
+in the forest, to the forest: under a log / behind a tree / near a path / in the moss
+at the beach, to the beach: under a towel / behind a rock / near the water / in the sand
+on the farm, to the farm: behind the barn / by the fence / near the well / in the hay
+in the meadow, to the meadow: under a bush / behind a rock / near a brook / in the tall grass
+at the playground, to the playground: under the slide / behind the swing / by the wall / in the sand
+by the lake, to the lake: under an old boat / behind a rock / near the water / in the reeds
+by the pond, to the pond: under a bush / behind a log / near the ducks / in the reeds
+on the hill, to the hill: under an oak / behind a rock / near the path / in the tall grass
+at the market, to the market: under a table / behind a cart / near a shop / by the wall
+in the village, to the village: under a bench / behind a house / near the well / by the wall
+"""
+PLACES = tuple(
+    Place(inside, toward, alternatives(spots)) for inside, toward, spots in re.findall(r"(.+?), (.+?): (.+)", _PLACES)
 )
 
 
@@ -122,88 +101,69 @@ class Verb(NamedTuple):
         return self.base.split()[0]
 
 
+_VERBS = """
+throw, threw: It flew high into the air. / It went up and up and came down again.
+catch, caught: {He} did not drop it once. / It landed right in {his} arms.
+kick, kicked: It went very far. / It rolled and rolled until it stopped.
+roll, rolled: It went round and round. / It made a soft sound on the ground.
+bounce, bounced: It went up and down, up and down. / It jumped like a little frog.
+chase, chased: It was always a little faster than {him}. / {He} ran and ran and laughed.
+push, pushed: It moved slowly over the ground. / {He} used both arms and all {his} strength.
+pull, pulled: It came along behind {him}. / {He} took big, slow steps.
+ride, rode: The wind blew in {his} face. / {He} went faster and faster.
+hug, hugged: It made {him} feel warm and safe. / It was the best hug of all.
+light, lit: It was as bright as day. / A warm light fell on everything.
+carry, carried: {He} was careful with every step. / It was not easy, but it was fun.
+wash, washed: There were bubbles everywhere. / Soon it was nice and clean.
+clean, cleaned: Soon there was no dust on it. / {He} wiped every part of it.
+paint, painted: Soon there was paint on {his} nose. / {He} made little dots and long lines.
+draw, drew: The picture looked just right. / {He} used all of {his} crayons.
+open, opened: {He} looked inside and smiled. / {He} did it very slowly.
+fill, filled: Soon it was full to the top. / {He} put berries and pebbles in it.
+shake, shook: It made a funny sound. / Something inside went click, click, click.
+ring, rang: The sound was loud and clear. / Ding, dong, it went.
+play, played: The music was loud and clear. / Everyone could hear the happy song.
+blow, blew: It made a loud toot. / The birds sang along.
+read, read: The words were fun to say. / {He} looked at every page twice.
+study, studied: {He} looked at every line. / There was so much to see on it.
+wear, wore: It was just the right size. / {He} felt like a star. / {He} turned around and around.
+eat, ate: It was the best thing {he} had ever tasted. / {He} licked {his} lips.
+share, shared: Everyone got a piece. / It tasted even better that way.
+cut, cut: All the pieces were the same size. / {He} was very careful.
+smell, smelled: It smelled so very sweet. / It made {his} nose happy.
+plant, planted: Soon a small green leaf came up. / {He} gave it some water and a kiss.
+water, watered: Every drop made it a little stronger. / It lifted its head to the sun.
+fly, flew: It danced in the wind. / It went up to the clouds.
+sail, sailed: It floated like a duck. / The little waves made it rock.
+drive, drove: It went around every corner. / Beep, beep, it went.
+spin, spun: It went round and round. / It turned so fast that {he} felt dizzy.
+polish, polished: {He} rubbed it until {he} could see {his} face in it. / Soon it sparkled.
+touch, touched: It felt nice under {his} {hand}. / {He} did it very gently.
+wave, waved: It moved like a bird in the wind. / Everyone could see it from far away.
+tie, tied: {He} made a big bow. / The knot was good and strong.
+fold, folded: {He} made it as small as a book. / Every corner was neat.
+squeeze, squeezed: It felt so nice. / It made a soft, funny sound.
+drag, dragged: It left a long line on the ground. / It was hard work.
+lift, lifted: {He} felt very strong. / {He} held it up over {his} head.
+sing to, sang to: {His} song was soft and sweet. / The song had a happy end.
+talk to, talked to: {He} told it all {his} secrets. / {He} had a lot to say.
+dance with, danced with: {His} feet moved fast. / They went round and round.
+run with, ran with: {His} feet were very fast. / The wind blew in {his} face.
+jump over, jumped over: {His} feet hardly touched the ground. / {He} went higher every time.
+sit on, sat on: It was a good place to rest. / {He} felt very cozy.
+look at, looked at: {He} saw every little line on it. / {He} could look at it all day.
+drink from, drank from: The water was cool and sweet. / {He} did not spill a drop.
+"""
 VERBS = {
-    verb.base: verb
-    for verb in (
-        Verb("throw", "threw", ("It flew high into the air.", "It went up and up and came down again.")),
-        Verb("catch", "caught", ("{He} did not drop it once.", "It landed right in {his} arms.")),
-        Verb("kick", "kicked", ("It went very far.", "It rolled and rolled until it stopped.")),
-        Verb("roll", "rolled", ("It went round and round.", "It made a soft sound on the ground.")),
-        Verb("bounce", "bounced", ("It went up and down, up and down.", "It jumped like a little frog.")),
-        Verb("chase", "chased", ("It was always a little faster than {him}.", "{He} ran and ran and laughed.")),
-        Verb(
-            "push",
-            "pushed",
-            ("It moved slowly over the ground.", "{He} used both arms and all {his} strength."),
-        ),
-        Verb("pull", "pulled", ("It came along behind {him}.", "{He} took big, slow steps.")),
-        Verb("ride", "rode", ("The wind blew in {his} face.", "{He} went faster and faster.")),
-        Verb("hug", "hugged", ("It made {him} feel warm and safe.", "It was the best hug of all.")),
-        Verb("light", "lit", ("It was as bright as day.", "A warm light fell on everything.")),
-        Verb("carry", "carried", ("{He} was careful with every step.", "It was not easy, but it was fun.")),
-        Verb("wash", "washed", ("There were bubbles everywhere.", "Soon it was nice and clean.")),
-        Verb("clean", "cleaned", ("Soon there was no dust on it.", "{He} wiped every part of it.")),
-        Verb(
-            "paint",
-            "painted",
-            ("Soon there was paint on {his} nose.", "{He} made little dots and long lines."),
-        ),
-        Verb("draw", "drew", ("The picture looked just right.", "{He} used all of {his} crayons.")),
-        Verb("open", "opened", ("{He} looked inside and smiled.", "{He} did it very slowly.")),
-        Verb("fill", "filled", ("Soon it was full to the top.", "{He} put berries and pebbles in it.")),
-        Verb("shake", "shook", ("It made a funny sound.", "Something inside went click, click, click.")),
-        Verb("ring", "rang", ("The sound was loud and clear.", "Ding, dong, it went.")),
-        Verb("play", "played", ("The music was loud and clear.", "Everyone could hear the happy song.")),
-        Verb("blow", "blew", ("It made a loud toot.", "The birds sang along.")),
-        Verb("read", "read", ("The words were fun to say.", "{He} looked at every page twice.")),
-        Verb("study", "studied", ("{He} looked at every line.", "There was so much to see on it.")),
-        Verb(
-            "wear",
-            "wore",
-            ("It was just the right size.", "{He} felt like a star.", "{He} turned around and around."),
-        ),
-        Verb("eat", "ate", ("It was the best thing {he} had ever tasted.", "{He} licked {his} lips.")),
-        Verb("share", "shared", ("Everyone got a piece.", "It tasted even better that way.")),
-        Verb("cut", "cut", ("All the pieces were the same size.", "{He} was very careful.")),
-        Verb("smell", "smelled", ("It smelled so very sweet.", "It made {his} nose happy.")),
-        Verb("plant", "planted", ("Soon a small green leaf came up.", "{He} gave it some water and a kiss.")),
-        Verb("water", "watered", ("Every drop made it a little stronger.", "It lifted its head to the sun.")),
-        Verb("fly", "flew", ("It danced in the wind.", "It went up to the clouds.")),
-        Verb("sail", "sailed", ("It floated like a duck.", "The little waves made it rock.")),
-        Verb("drive", "drove", ("It went around every corner.", "Beep, beep, it went.")),
-        Verb("spin", "spun", ("It went round and round.", "It turned so fast that {he} felt dizzy.")),
-        Verb(
-            "polish",
-            "polished",
-            ("{He} rubbed it until {he} could see {his} face in it.", "Soon it sparkled."),
-        ),
-        Verb("touch", "touched", ("It felt nice under {his} {hand}.", "{He} did it very gently.")),
-        Verb("wave", "waved", ("It moved like a bird in the wind.", "Everyone could see it from far away.")),
-        Verb("tie", "tied", ("{He} made a big bow.", "The knot was good and strong.")),
-        Verb("fold", "folded", ("{He} made it as small as a book.", "Every corner was neat.")),
-        Verb("squeeze", "squeezed", ("It felt so nice.", "It made a soft, funny sound.")),
-        Verb("drag", "dragged", ("It left a long line on the ground.", "It was hard work.")),
-        Verb("lift", "lifted", ("{He} felt very strong.", "{He} held it up over {his} head.")),
-        Verb("sing to", "sang to", ("{His} song was soft and sweet.", "The song had a happy end.")),
-        Verb("talk to", "talked to", ("{He} told it all {his} secrets.", "{He} had a lot to say.")),
-        Verb("dance with", "danced with", ("{His} feet moved fast.", "They went round and round.")),
-        Verb("run with", "ran with", ("{His} feet were very fast.", "The wind blew in {his} face.")),
-        Verb(
-            "jump over",
-            "jumped over",
-            ("{His} feet hardly touched the ground.", "{He} went higher every time."),
-        ),
-        Verb("sit on", "sat on", ("It was a good place to rest.", "{He} felt very cozy.")),
-        Verb("look at", "looked at", ("{He} saw every little line on it.", "{He} could look at it all day.")),
-        Verb("drink from", "drank from", ("The water was cool and sweet.", "{He} did not spill a drop.")),
-    )
+    base: Verb(base, past, alternatives(remarks)) for base, past, remarks in re.findall(r"(.+?), (.+?): (.+)", _VERBS)
 }
 
 # Verbs that one has to learn: the plot about practice uses only these.
-SKILLS = frozenset((
-    "throw", "catch", "kick", "bounce", "ride", "paint", "draw", "play", "blow", "read", "fly", "sail",
-    "drive", "spin", "tie", "fold", "jump over",
-))  # fmt: skip
+SKILLS = frozenset(
+    alternatives(
+        "throw / catch / kick / bounce / ride / paint / draw / play / blow / read / fly / sail / drive / spin / tie / fold / jump over"
+    )
+)
 
 
 class Noun(NamedTuple):
