@@ -1,15 +1,15 @@
 """Detectors: does a story show a feature?  Decided from the text alone.
 
-A detector matches the *frame* of a feature's sentence (`it turned out that ...`, `... learned that it is
-good to ...`), not the names and things in it, so that it also recognises what a small model writes after
-training on the generated language.  On the output of `generator.py` every detector has precision and
-recall of 1.0 (tested on 10,000 stories); on other prose, such as TinyStories, it is a lower bound.
+A detector matches the *frame* of a feature's sentence (`it turned out that ...`, `... learned that it is good to ...`),
+not the names and things in it, so that it also recognises what a small model writes after training on the generated
+language.  On generated stories every detector has precision and recall of 1.0 (tested on 10,000); on other prose, such
+as TinyStories, it is a lower bound.
 """
 
 import re
 from dataclasses import dataclass
 
-FEATURES = ("Dialogue", "Twist", "BadEnding", "MoralValue", "Foreshadowing", "Conflict")
+from lm_trials.stories.features import FEATURES
 
 _NAME = r"(?:\w+|the \w+)"
 _SPEECH = r"(?:said|asked|answered|replied|told|whispered|cried|called|shouted|yelled)"
@@ -19,7 +19,6 @@ _SPEECH = r"(?:said|asked|answered|replied|told|whispered|cried|called|shouted|y
 class Detector:
     """A feature's frames as regular expressions; `ending_only` looks at the last paragraph alone."""
 
-    feature: str
     pattern: re.Pattern[str]
     ending_only: bool = False
 
@@ -33,77 +32,68 @@ class Detector:
         return self.pattern.search(story, start)
 
 
-def _detector(feature: str, *frames: str, ending_only: bool = False) -> Detector:
-    return Detector(feature, re.compile("|".join(f"(?:{frame})" for frame in frames)), ending_only)
+def _detector(*frames: str, ending_only: bool = False) -> Detector:
+    return Detector(re.compile("|".join(f"(?:{frame})" for frame in frames)), ending_only)
 
 
 DETECTORS = {
-    detector.feature: detector
-    for detector in (
-        _detector(
-            "Dialogue",
-            rf'"[^"\n]+[.,!?]" (?:{_NAME} )?{_SPEECH}\b',  # "...," said Tom.   "...," Tom told Sue.
-            rf'\b{_SPEECH}(?: to| out)?(?: {_NAME})?, "[^"\n]+[.!?]"',  # Tom whispered to Sue, "..."
-        ),
-        _detector(
-            "Twist",
-            r"\bnot (?:[^.!?\n]+ )?at all(?:;|\. It was\b)",  # But it was not a ball at all; it was ...
-            r"\bnot been \w+ at all\b",
-            r"\b[Ii]t turned out that\b",
-            r"\b[Tt]o everyone's surprise\b",
-            r"\bNobody had guessed\b",
-            r"\bThen came a (?:big )?surprise\b",
-            r"\bin disguise\b",
-            r"\ball along\b",
-        ),
-        _detector(
-            "BadEnding",
-            r"\bwent home alone and cried\b",
-            r"\bwalked home in tears\b",
-            r"\bcried (?:until|all night)\b",
-            r"\bthe (?:saddest|worst) day\b",
-            r"\bno happy end",
-            r"\bNothing [^.!?\n]*could make [^.!?\n]+ (?:smile|happy|laugh)",
-            r"\bdid not (?:laugh|smile|go back [^.!?\n]+) for a long,? long time",
-            r"\bheavy heart\b",
-            r"\ball alone in the dark and (?:wept|cried)",
-            r"\bNobody came to dry \w+(?:'s)? tears\b",
-            ending_only=True,
-        ),
-        _detector(
-            "MoralValue",
-            r"\bThe moral (?:of the story )?is\b",
-            r"\blearned (?:that it is (?:good|important)|a lesson)\b",
-            r"\bknew (?:that it is (?:good|important)|how good it is) to\b",
-            r"\blearned one thing:",
-            r"\btaught \w+ a lesson\b",
-            r"\bThis story teaches us\b",
-            r"\bAlways remember to\b",
-            r"\bnever forget to\b",
-        ),
-        _detector(
-            "Foreshadowing",
-            r"\bdid not know it yet\b",
-            r"\bLittle did \w+ know\b",
-            r"\bhad a strange feeling that\b",
-            r"\bas if (?:it|he|she|they) knew what would come\b",
-            r"\bSoon \w+ would find out\b",
-            r"\bNobody could guess what was going to happen\b",
-            r"\ba sign of things to come\b",
-            r"\bLater, (?:\w+ )?\w+ would often think of\b",
-        ),
-        _detector(
-            "Conflict",
-            r"\bhad a (?:\w+ )?fight\b",
-            r"\b(?:began|started) to (?:fight|argue|quarrel)\b",
-            r"\bargued\b",
-            r"\bquarreled\b",
-            r"\bshouted at\b",
-            r"\bpushed \w+, and \w+ pushed \w+ back\b",
-            r"\bneither would give in\b",
-            r"\byelled even louder\b",
-        ),
-    )
+    "Dialogue": _detector(
+        rf'"[^"\n]+[.,!?]" (?:{_NAME} )?{_SPEECH}\b',  # "...," said Tom.   "...," Tom told Sue.
+        rf'\b{_SPEECH}(?: to| out)?(?: {_NAME})?, "[^"\n]+[.!?]"',  # Tom whispered to Sue, "..."
+    ),
+    "Twist": _detector(
+        r"\bnot (?:[^.!?\n]+ )?at all(?:;|\. It was\b)",  # But it was not a ball at all; it was ...
+        r"\bnot been \w+ at all\b",
+        r"\b[Ii]t turned out that\b",
+        r"\b[Tt]o everyone's surprise\b",
+        r"\bNobody had guessed\b",
+        r"\bThen came a (?:big )?surprise\b",
+        r"\bin disguise\b",
+        r"\ball along\b",
+    ),
+    "BadEnding": _detector(
+        r"\bwent home alone and cried\b",
+        r"\bwalked home in tears\b",
+        r"\bcried (?:until|all night)\b",
+        r"\bthe (?:saddest|worst) day\b",
+        r"\bno happy end",
+        r"\bNothing [^.!?\n]*could make [^.!?\n]+ (?:smile|happy|laugh)",
+        r"\bdid not (?:laugh|smile|go back [^.!?\n]+) for a long,? long time",
+        r"\bheavy heart\b",
+        r"\ball alone in the dark and (?:wept|cried)",
+        r"\bNobody came to dry \w+(?:'s)? tears\b",
+        ending_only=True,
+    ),
+    "MoralValue": _detector(
+        r"\bThe moral (?:of the story )?is\b",
+        r"\blearned (?:that it is (?:good|important)|a lesson)\b",
+        r"\bknew (?:that it is (?:good|important)|how good it is) to\b",
+        r"\blearned one thing:",
+        r"\btaught \w+ a lesson\b",
+        r"\bThis story teaches us\b",
+        r"\bAlways remember to\b",
+        r"\bnever forget to\b",
+    ),
+    "Foreshadowing": _detector(
+        r"\bdid not know it yet\b",
+        r"\bLittle did \w+ know\b",
+        r"\bhad a strange feeling that\b",
+        r"\bas if (?:it|he|she|they) knew what would come\b",
+        r"\bSoon \w+ would find out\b",
+        r"\bNobody could guess what was going to happen\b",
+        r"\ba sign of things to come\b",
+        r"\bLater, (?:\w+ )?\w+ would often think of\b",
+    ),
+    "Conflict": _detector(
+        r"\bhad a (?:\w+ )?fight\b",
+        r"\b(?:began|started) to (?:fight|argue|quarrel)\b",
+        r"\bargued\b",
+        r"\bquarreled\b",
+        r"\bshouted at\b",
+        r"\bpushed \w+, and \w+ pushed \w+ back\b",
+        r"\bneither would give in\b",
+        r"\byelled even louder\b",
+    ),
 }
 assert tuple(DETECTORS) == FEATURES
 
@@ -121,7 +111,7 @@ def detect_features(story: str) -> tuple[str, ...]:
 
 # A sentence ends at a mark and perhaps a quotation mark, before a space and a capital or a quotation mark;
 # `"Look!" cried Tom` has a capital only in a name, which the detector's match already spans.
-_BOUNDARY = re.compile(r'(?<=[.!?])"? (?=[A-Z"])|\n')
+SENTENCE_END = re.compile(r'(?<=[.!?])"? (?=[A-Z"])|\n')
 
 
 def matched_sentence(story: str, feature: str) -> str | None:
@@ -136,12 +126,12 @@ def matched_sentence(story: str, feature: str) -> str | None:
     True
     """
     if feature not in DETECTORS:
-        raise KeyError(f"{feature!r} is no feature; choose one of {', '.join(FEATURES)}")
+        raise KeyError(f"{feature!r} is not a feature; choose one of {', '.join(FEATURES)}")
     match = DETECTORS[feature].search(story)
     if match is None:
         return None
     start, end = 0, len(story)
-    for boundary in _BOUNDARY.finditer(story):
+    for boundary in SENTENCE_END.finditer(story):
         if boundary.end() <= match.start():
             start = boundary.end()
         elif boundary.start() >= match.end() - 1:

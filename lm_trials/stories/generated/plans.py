@@ -153,49 +153,32 @@ def _expand(frames: tuple[str, ...], slot: str, fillers: tuple[str, ...]) -> tup
     return tuple(frame.replace(slot, filler) for frame in frames for filler in fillers)
 
 
-@dataclass(frozen=True)
 class _Tables:
-    """Everything that a plot can draw from, expanded and filtered once."""
+    """Everything that a plot can draw from, expanded and filtered once; dictionaries are by "the end is bad"."""
 
-    objects: tuple[tuple[words.Noun, tuple[words.Verb, ...]], ...]
-    foreshadowing: tuple[str, ...]
-    talk: tuple[str, ...]
-    replies: tuple[str, ...]
-    quarrels: tuple[str, ...]
-    remarks: dict[bool, tuple[str, ...]]  # by "the end is bad", as all below
-    outcomes: dict[bool, tuple[str, ...]]
-    twists: dict[bool, tuple[str, ...]]
-    closings: dict[bool, tuple[str, ...]]
-    morals: tuple[str, ...]
-    openings: tuple[str, ...]
-    start: tuple[str, ...]
-
-
-def _tables(plot: Plot) -> _Tables:
-    anywhere = _fitting(plot, phrases.TWISTS_ANYWHERE)
-    good_remarks, bad_remarks = (
-        tuple(line for line in lines if not (plot.at_home and "home" in line))
-        for lines in (phrases.GOOD_REMARKS, phrases.BAD_REMARKS)
-    )
-    return _Tables(
-        objects=_objects(plot),
-        foreshadowing=_fitting(plot, phrases.FORESHADOWING),
-        talk=_speech(plot.talk, "{hero}", "{friend}"),
-        replies=_speech(plot.replies or phrases.REPLIES, "{friend}", "{hero}"),
-        quarrels=_expand(phrases.QUARREL_FRAMES, "<A>", plot.quarrels),
-        remarks={False: _speech(good_remarks, "{hero}", "{friend}"), True: _speech(bad_remarks, "{hero}", None)},
-        outcomes={False: plot.good, True: plot.bad},
+    def __init__(self, plot: Plot) -> None:
+        anywhere = _fitting(plot, phrases.TWISTS_ANYWHERE)
+        good_remarks, bad_remarks = (
+            tuple(line for line in lines if not (plot.at_home and "home" in line))
+            for lines in (phrases.GOOD_REMARKS, phrases.BAD_REMARKS)
+        )
+        self.objects = _objects(plot)
+        self.openings = _fitting(plot, phrases.OPENINGS)
+        self.start = phrases.VISITS if plot.at_home else phrases.OUTINGS
+        self.foreshadowing = _fitting(plot, phrases.FORESHADOWING)
+        self.talk = _speech(plot.talk, "{hero}", "{friend}")
+        self.replies = _speech(plot.replies or phrases.REPLIES, "{friend}", "{hero}")
+        self.quarrels = _expand(phrases.QUARREL_FRAMES, "<A>", plot.quarrels)
+        self.outcomes = {False: plot.good, True: plot.bad}
         # A plot's own twists explain it best, so they are drawn as often as all the others together.
-        twists={False: plot.twists_good * 3 + anywhere, True: plot.twists_bad * 3 + anywhere},
-        closings={False: _fitting(plot, phrases.HAPPY_CLOSINGS), True: _fitting(plot, phrases.SAD_CLOSINGS)},
-        morals=_expand(phrases.MORAL_FRAMES, "<M>", plot.morals),
-        openings=_fitting(plot, phrases.OPENINGS),
-        start=phrases.VISITS if plot.at_home else phrases.OUTINGS,
-    )
+        self.twists = {False: plot.twists_good * 3 + anywhere, True: plot.twists_bad * 3 + anywhere}
+        self.remarks = {False: _speech(good_remarks, "{hero}", "{friend}"), True: _speech(bad_remarks, "{hero}", None)}
+        self.closings = {False: _fitting(plot, phrases.HAPPY_CLOSINGS), True: _fitting(plot, phrases.SAD_CLOSINGS)}
+        self.morals = _expand(phrases.MORAL_FRAMES, "<M>", plot.morals)
 
 
 _PLOTS = THING_PLOTS + FRIEND_PLOTS
-_TABLES = {plot.name: _tables(plot) for plot in _PLOTS}
+_TABLES = {plot.name: _Tables(plot) for plot in _PLOTS}
 
 
 def _picker(seed: int, index: int) -> tuple[Pick, Callable[[], float]]:

@@ -2,8 +2,7 @@
 
 Every noun lists the verbs that it affords, and its category lists the adjectives that fit it, so that a
 draw can never ask for a sentence such as "the cat opened the lake".  Sentences that use these words are in
-`thing_plots.py` and `friend_plots.py` (events) and `phrases.py` (the six
-features); `plans.py` puts them together.
+`thing_plots.py` and `friend_plots.py` (events) and `phrases.py` (the six features); `plans.py` puts them together.
 
 Remarks on verbs and adjectives are sentence templates.  Their slots are those of `plans.py`:
 `{hero}`, `{he}`, `{him}`, `{his}`, `{He}`, `{His}`, `{hand}` (an animal has a paw), `{noun}`.
@@ -14,8 +13,14 @@ from typing import NamedTuple
 
 from lm_trials.stories.generated.plots import alternatives
 
-BOY_NAMES = tuple("Tim Tom Ben Max Sam Leo Jack Finn Billy Charlie Danny Jimmy Joe Luke Mark Oscar Peter Toby".split())
-GIRL_NAMES = tuple("Lily Mia Anna Sue Amy Lucy Sara Emma Ella Daisy Jane Kate Lola Molly Nina Sally Zoe Clara".split())
+BOY_NAMES, GIRL_NAMES, TRAITS = (
+    tuple(words.split())
+    for words in (
+        "Tim Tom Ben Max Sam Leo Jack Finn Billy Charlie Danny Jimmy Joe Luke Mark Oscar Peter Toby",
+        "Lily Mia Anna Sue Amy Lucy Sara Emma Ella Daisy Jane Kate Lola Molly Nina Sally Zoe Clara",
+        "kind brave happy shy curious clever silly quiet little friendly gentle small cheerful young eager",
+    )
+)
 
 # animal -> what it holds things with
 ANIMALS = {
@@ -23,10 +28,6 @@ ANIMALS = {
     "squirrel": "paw", "hedgehog": "paw", "monkey": "hand", "frog": "hand", "pig": "foot", "duck": "wing",
     "bird": "wing", "penguin": "wing",
 }  # fmt: skip
-
-TRAITS = tuple(
-    "kind brave happy shy curious clever silly quiet little friendly gentle small cheerful young eager".split()
-)
 
 LIKES = alternatives("""
   sing in the morning / look at the clouds / play in the sun / tell funny jokes / count the stars / splash in puddles
@@ -159,11 +160,10 @@ VERBS = {
 }
 
 # Verbs that one has to learn: the plot about practice uses only these.
-SKILLS = frozenset(
-    alternatives(
-        "throw / catch / kick / bounce / ride / paint / draw / play / blow / read / fly / sail / drive / spin / tie / fold / jump over"
-    )
-)
+SKILLS = alternatives("""
+  throw / catch / kick / bounce / ride / paint / draw / play / blow / read / fly / sail / drive / spin / tie / fold
+  jump over
+""")
 
 
 class Noun(NamedTuple):
