@@ -1,4 +1,4 @@
-"""Tokens of pairs: the examples of a fine-tuning, tokenised once for a tokenizer, a layout and a length.
+"""Tokens of pairs: the examples of fine-tuning, tokenized once for a tokenizer, a layout and a length.
 
 data/<set>/examples-<hash>/   DatasetDict: record_id, input_ids, completion_mask; memory-mapped
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, Features, List, Value
 
 from lm_trials.console import UsageError
 from lm_trials.files import file_sums, finished_folder, write_json
@@ -46,7 +46,7 @@ Overlong = Literal["drop", "cut"]
 def choose_layout(
     pairs: PairSet, tokenizer: PreTrainedTokenizerBase, asked: Layout | Literal["auto"] = "auto"
 ) -> Layout:
-    """Return the layout of a data set's examples: as asked, else by what its rows are and what the tokenizer knows.
+    """Return the layout of a data set's examples: as asked, else by the kind of its rows and the tokenizer's template.
 
     Raises:
         UsageError: for a layout that the rows cannot have, or `chat` without a template.
@@ -61,9 +61,9 @@ def choose_layout(
     if asked == "text":
         raise UsageError(f"--prompt_layout text: {pairs.name} has prompts; give instruct or chat")
     if pairs.kind == "conversations" and asked == "instruct":
-        raise UsageError(f"--prompt_layout instruct: {pairs.name} holds conversations; remove it, or give chat")
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    layout = asked if asked != "auto" else ("chat" if pairs.kind == "conversations" or has_template else "instruct")
+        raise UsageError(f"--prompt_layout instruct: {pairs.name} has conversations; remove the flag, or give chat")
+    is_chat = pairs.kind == "conversations" or bool(tokenizer.chat_template)
+    layout: Layout = asked if asked != "auto" else "chat" if is_chat else "instruct"
     if layout == "chat":
         check_chat(tokenizer, tokenizer.name_or_path or "this tokenizer")
     return layout
@@ -78,7 +78,7 @@ def make_examples(
     overlong: Overlong,
     watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda rows, total, split: rows,
 ) -> Path:
-    """Tokenise a data set of pairs and return the folder of its examples; one that is there already stays as it is.
+    """Tokenize a data set of pairs, once, and return the folder of its examples.
 
     Args:
         folder: of the data set, `data/<set>`.
@@ -86,13 +86,12 @@ def make_examples(
         watch: may wrap the rows of a split with a progress bar.
 
     Raises:
-        UsageError: where no example of the train split fits.
+        UsageError: if no example of the train split fits.
     """
+    template = str(tokenizer.chat_template or "")
     made_from = {
         "tokenizer_hash": tokenizer_hash(tokenizer),
-        "chat_template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
-        if layout == "chat"
-        else None,
+        "chat_template": hashlib.sha256(template.encode()).hexdigest()[:16] if layout == "chat" else None,
         "layout": layout,
         "max_length": max_length,
         "overlong": overlong,
@@ -108,12 +107,12 @@ def make_examples(
     with finished_folder(place) as unfinished:
         for split in SPLITS:
             rows = watch(pairs.splits[split], len(pairs.splits[split]), split)
-            counts[split] = _write(unfinished / f"{split}.arrow", schema, _examples(rows, tokenizer, layout), made_from)
+            with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
+                counts[split] = _write(file, _examples(rows, tokenizer, layout), max_length, overlong)
         if not counts["train"]["examples"]:
             shortest = counts["train"]["shortest"]
             raise UsageError(
-                f"--max_length {max_length}: no example of {pairs.name} has a place in it; the shortest has {shortest} "
-                "tokens"
+                f"--max_length {max_length}: no example of {pairs.name} fits; the shortest has {shortest} tokens"
             )
         save_splits(unfinished, unfinished)
         manifest = {**made_from, "counts": counts, "files": file_sums(unfinished)}
@@ -122,57 +121,46 @@ def make_examples(
 
 
 def _write(
-    path: Path, schema: Features, examples: Iterator[tuple[str, Example]], made_from: dict[str, Any]
+    file: ArrowFile, examples: Iterable[tuple[str, Example]], max_length: int, overlong: Overlong
 ) -> dict[str, int]:
     names = ("examples", "tokens", "completion_tokens", "overlong", "dropped", "cut", "shortest")
     counts = dict.fromkeys(names, 0)
-    with ArrowFile(path, schema) as file:
-        for identifier, example in examples:
-            length = len(example.input_ids)
-            counts["shortest"] = min(counts["shortest"] or length, length)
-            kept = fitted(example, made_from["max_length"], made_from["overlong"])
-            if kept is not example:
-                counts["overlong"] += 1
-                counts["dropped" if kept is None else "cut"] += 1
-            if kept is None:
-                continue
-            counts["examples"] += 1
-            counts["tokens"] += len(kept.input_ids)
-            # The first token of an example is predicted from nothing and counts in no loss.
-            counts["completion_tokens"] += sum(kept.completion_mask[1:])
-            file.write({"record_id": identifier, **kept._asdict()})
+    for identifier, example in examples:
+        length = len(example.input_ids)
+        counts["shortest"] = min(counts["shortest"] or length, length)
+        kept = fitted(example, max_length, overlong)
+        if kept is not example:
+            counts["overlong"] += 1
+            counts["dropped" if kept is None else "cut"] += 1
+        if kept is None:
+            continue
+        counts["examples"] += 1
+        counts["tokens"] += len(kept.input_ids)
+        # The first token of an example is predicted from nothing and counts in no loss.
+        counts["completion_tokens"] += sum(kept.completion_mask[1:])
+        file.write({"record_id": identifier, **kept._asdict()})
     return counts
 
 
 def _examples(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Iterator[tuple[str, Example]]:
+    """Yield the name and the example of each row; a UsageError names the row that a chat template does not take."""
     rows = iter(rows)
     while batch := list(islice(rows, BATCH)):
-        yield from tokenised(batch, tokenizer, layout)
-
-
-def tokenised(
-    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
-) -> Iterator[tuple[str, Example]]:
-    """Yield the name and the example of each row.
-
-    Raises:
-        UsageError: naming the row, where a chat template does not take it.
-    """
-    names = [row["record_id"] for row in rows]
-    if layout == "text":
-        yield from zip(names, text_examples(tokenizer, [row["text"] for row in rows]), strict=True)
-    elif layout == "instruct":
-        prompts, completions = ([row[column] for row in rows] for column in ("prompt", "completion"))
-        ended = [row.get("ended") is not False for row in rows]
-        yield from zip(names, instruct_examples(tokenizer, prompts, completions, ended), strict=True)
-    else:
-        for row in rows:
-            try:
-                yield row["record_id"], chat_example(tokenizer, *as_conversation(row))
-            except UsageError as error:
-                raise UsageError(f"row {row['record_id']}: {error}") from None
+        names = [row["record_id"] for row in batch]
+        if layout == "text":
+            yield from zip(names, text_examples(tokenizer, [row["text"] for row in batch]), strict=True)
+        elif layout == "instruct":
+            prompts, completions = ([row[column] for row in batch] for column in ("prompt", "completion"))
+            ended = [row.get("ended") is not False for row in batch]
+            yield from zip(names, instruct_examples(tokenizer, prompts, completions, ended), strict=True)
+        else:
+            for row in batch:
+                try:
+                    yield row["record_id"], chat_example(tokenizer, *as_conversation(row))
+                except UsageError as error:
+                    raise UsageError(f"row {row['record_id']}: {error}") from None
 
 
 class ExampleStore:
@@ -194,9 +182,7 @@ class ExampleStore:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = folder
         self.counts: dict[str, int] = read_manifest(folder, "counts")["counts"][split]
-        splits = load_splits(folder)
-        assert isinstance(splits, DatasetDict)
-        self.rows: Dataset = splits[split].with_format("numpy")
+        self.rows: Dataset = load_splits(folder)[split].with_format("numpy")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -214,7 +200,7 @@ class ExampleStore:
         return np.asarray(self.rows[number]["completion_mask"], dtype=np.int64)
 
     def lengths(self, completion_only: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (N,) tokens of each example, and (N,) how many of them count in the loss."""
+        """Return the (N,) number of tokens of each example, and the (N,) number of those that count in the loss."""
         table = self.rows.with_format("arrow")[:]
         lengths_N = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
         if not completion_only or not len(lengths_N):
@@ -222,19 +208,16 @@ class ExampleStore:
         return lengths_N, np.concatenate([_counted(chunk) for chunk in table["completion_mask"].chunks])
 
     def labelled(self, completion_only: bool) -> Dataset:
-        """Return a Dataset of `input_ids` and `labels`, -100 where a token counts in no loss, made as they are read."""
-        # trl takes a column of this name for a mask that nobody has made labels of.
+        """Return a Dataset of `input_ids` and `labels`, -100 for tokens that count in no loss, computed when read."""
+        # From a column named `completion_mask`, trl would compute labels of its own.
         rows = self.rows.with_format(None).rename_column("completion_mask", "of_completion")
         return rows.with_transform(partial(with_labels, completion_only=completion_only))
 
 
 def _counted(masks: pa.ListArray) -> np.ndarray:
-    """Return how many tokens of each mask are 1, the first left out; no example is empty.
-
-    A thousand at a time: numpy sums bytes by first making each an int64.
-    """
+    """Return the number of ones in each mask, without the first token; no example is empty."""
     counted = [np.zeros(0, dtype=np.int64)]
-    for first in range(0, len(masks), BATCH):
+    for first in range(0, len(masks), BATCH):  # a part at a time: numpy copies bytes to int64 before it sums them
         some = masks.slice(first, BATCH)
         flat_T = some.flatten().to_numpy()
         starts_N = np.concatenate([[0], np.cumsum(pc.list_value_length(some).to_numpy())[:-1]])
@@ -243,7 +226,7 @@ def _counted(masks: pa.ListArray) -> np.ndarray:
 
 
 def with_labels(batch: dict[str, list], completion_only: bool) -> dict[str, list]:
-    """Return ids and labels of a batch of examples; the first token of each is predicted from nothing.
+    """Return ids and labels of a batch of examples; the first token of each is not predicted.
 
     >>> with_labels({"input_ids": [[2, 5, 1, 6]], "of_completion": [[0, 0, 1, 1]]}, completion_only=True)["labels"]
     [[-100, -100, 1, 6]]

@@ -1,6 +1,6 @@
-"""Instruct sets: the stories of a corpus, each with the words that ask for it, as pairs or as conversations.
+"""Instruct sets: the stories of a corpus, each with a prompt, as pairs or as conversations.
 
-What becomes of a record depends on the record, the style and the seed alone.
+A row depends on its record, the style and the seed alone.
 """
 
 from __future__ import annotations
@@ -28,23 +28,20 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 BATCH = 1000
-MAX_LENGTH = 350
-"""Tokens of an example at most, as published."""
-
+MAX_LENGTH = 350  # tokens of an example at most, as published
 COLUMNS = Features({"words": List(Value("string")), "features": List(Value("string")), "ended": Value("bool")})
-"""What the rows have beside those of their kind."""
+"""Columns beside those of the rows' kind."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is made of each record.
+    """How records become rows.
 
     Attributes:
         turns: most turns of a conversation: the story, its summary, its words.
         seed: of the wording of the questions in later turns.
-        tokenizer: what lengths are counted with; without one nothing is counted, dropped or cut.
-        max_length: most tokens of an example.
-        overlong: what happens to those that have more.
+        tokenizer: counts the tokens; without one nothing is counted, dropped or cut.
+        max_length: most tokens of an example; longer ones are dropped or cut.
     """
 
     style: Style
@@ -57,11 +54,11 @@ class Recipe:
 
     @property
     def kind(self) -> Kind:
-        """What the rows are."""
+        """The kind of the rows."""
         return "conversations" if self.conversational else "pairs"
 
     def described(self) -> dict[str, Any]:
-        """Return what the manifest says of it."""
+        """Return the recipe's entries in the manifest."""
         said: dict[str, Any] = {"style": self.style, "turns": self.turns, "seed": self.seed}
         if self.tokenizer is not None:
             said |= {"tokenizer_hash": tokenizer_hash(self.tokenizer), "max_length": self.max_length}
@@ -73,7 +70,7 @@ class Recipe:
 
 @dataclass
 class Tally:
-    """Counts of one split, and the shortest example that was measured, in tokens."""
+    """Counts of one split, and the length of its shortest measured example, in tokens."""
 
     counts: Counter[str] = field(default_factory=Counter)
     shortest: int | None = None
@@ -91,10 +88,10 @@ def make_instruct_set(
 
     Args:
         watch: `watch(batches, number_of_records, split)` may wrap the stream of batches with a progress bar.
-        keep: False counts, and writes nothing.
+        keep: False only counts and writes nothing.
 
     Raises:
-        UsageError: for a folder that is taken, a corpus that is none, or where nothing is left of the train split.
+        UsageError: if the folder exists, the corpus does not, or the train split has no row.
     """
     check_free(folder)
     records = open_records(corpus)
@@ -117,7 +114,7 @@ def make_instruct_set(
                     if len(examples) < 2:
                         examples.append(row)
                     elif examples[1]["ended"] and not row["ended"]:
-                        examples[1] = row  # one that was cut tells more
+                        examples[1] = row  # show one that was cut, if there is one
                     yield split, row
             if split == "train" and not tally.counts["rows"]:
                 raise _nothing_left(corpus.name, recipe, tally)
@@ -131,7 +128,7 @@ def make_instruct_set(
 
 
 def instruct_rows(records: Iterable[Mapping[str, Any]], recipe: Recipe, tally: Tally) -> Iterator[Row]:
-    """Yield what becomes of some records, in their order; those that are left out are counted."""
+    """Yield the rows of some records, in their order; count those that are left out."""
     asked = []
     for record in records:
         tally.counts["records"] += 1
@@ -141,20 +138,18 @@ def instruct_rows(records: Iterable[Mapping[str, Any]], recipe: Recipe, tally: T
             asked.append((record, prompt, story))
     if not asked:
         return
-    more = [
-        {"words": list(record["words"]), "features": list(record["features"]), "ended": True} for record, _, _ in asked
-    ]
-    named = [{"record_id": record["record_id"]} for record, _, _ in asked]
+    texts: list[Row] = [{"prompt": prompt, "completion": story} for _, prompt, story in asked]
     if recipe.conversational:
         following = later_turns([record for record, _, _ in asked], recipe.turns, recipe.seed, tally.counts)
         turns = [[(prompt, story), *more] for (_, prompt, story), more in zip(asked, following, strict=True)]
-        said = [{"messages": _messages(conversation), "num_prompt": 0} for conversation in turns]
-        rows = [{**name, **row, **rest} for name, row, rest in zip(named, said, more, strict=True)]
-        yield from _short_conversations(rows, recipe, tally)
-    else:
-        said = [{"prompt": prompt, "completion": story} for _, prompt, story in asked]
-        rows = [{**name, **row, **rest} for name, row, rest in zip(named, said, more, strict=True)]
-        yield from _short_pairs(rows, recipe, tally)
+        texts = [{"messages": _messages(conversation), "num_prompt": 0} for conversation in turns]
+    rows = [
+        {"record_id": record["record_id"], **text}
+        | {"words": list(record["words"]), "features": list(record["features"]), "ended": True}
+        for (record, _, _), text in zip(asked, texts, strict=True)
+    ]
+    short = _short_conversations if recipe.conversational else _short_pairs
+    yield from short(rows, recipe, tally)
 
 
 def _messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -162,7 +157,7 @@ def _messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
 
 
-def _short_conversations(rows: Iterable[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:
+def _short_conversations(rows: Sequence[Row], recipe: Recipe, tally: Tally) -> Iterator[Row]:
     for row in rows:
         if recipe.tokenizer is not None:
             length = chat_length(recipe.tokenizer, row["messages"])
@@ -197,9 +192,9 @@ def _short_pairs(rows: Sequence[Row], recipe: Recipe, tally: Tally) -> Iterator[
 
 
 def story_cutter(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, int], str]:
-    """Return what cuts a text after so many tokens: the cut text has no more of them when it is tokenised again.
+    """Return a function that cuts a text after some number of tokens; the cut text has no more when tokenized again.
 
-    A character that takes several tokens is left whole or out.
+    A character of several tokens is never split.
 
     >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
@@ -211,7 +206,7 @@ def story_cutter(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, int], str
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True  # as `batch_encoder`, which leaves out where tokens end
+    backend.encode_special_tokens = True  # as in `batch_encoder`, which does not return where tokens end
 
     def cut(text: str, num_tokens: int) -> str:
         ends = [end for _, end in backend.encode(text, add_special_tokens=False).offsets]
@@ -227,28 +222,21 @@ def story_cutter(tokenizer: PreTrainedTokenizerFast) -> Callable[[str, int], str
 
 
 def _nothing_left(corpus: str, recipe: Recipe, tally: Tally) -> UsageError:
-    """Return the one line for a train split of which nothing is left."""
+    """Return the error for a train split without a row."""
     if tally.shortest is not None and recipe.overlong == "cut":
-        return UsageError(
-            f"--max_length {recipe.max_length}: the prompts of {corpus} fill it alone; give at least {tally.shortest}, "
-            "where one story's first token has a place"
-        )
-    if tally.shortest is not None:
-        other = "" if recipe.conversational else ", or --overlong cut"
-        return UsageError(
-            f"--max_length {recipe.max_length}: nothing of {corpus} fits; the shortest example has {tally.shortest} "
-            f"tokens; give at least that{other}"
-        )
-    if recipe.style == "summary":
+        advice = f"the prompts of {corpus} leave no room for a story; give at least {tally.shortest}"
+    elif tally.shortest is not None:
+        advice = f"nothing of {corpus} fits; give at least {tally.shortest}, the tokens of the shortest example"
+        advice += "" if recipe.conversational else ", or --overlong cut"
+    elif recipe.style == "summary":
         return UsageError(f"--style summary: no story of {corpus} has a summary; give --style prompt")
-    return UsageError(
-        f"--style prompt: no story of {corpus} has a prompt, words or features; give --style summary, or records with "
-        "a prompt"
-    )
+    else:
+        return UsageError(f"--style prompt: no story of {corpus} has a prompt, words or features; give --style summary")
+    return UsageError(f"--max_length {recipe.max_length}: {advice}")
 
 
 def show_instruct_set(manifest: Mapping[str, Any], recipe: Recipe, facts: Mapping[str, str]) -> None:
-    """Print what was made, what was left out and why, two examples, and further `facts`."""
+    """Print the counts, the reasons for what was left out, two examples, and further `facts`."""
     total: Counter[str] = sum(manifest["counts"].values(), Counter())
     names = {
         "no_story": "without a story",
@@ -268,9 +256,9 @@ def show_instruct_set(manifest: Mapping[str, Any], recipe: Recipe, facts: Mappin
     missing = {"turns_without_summary": "the summary", "turns_without_words": "the words"}
     for turn, (name, what) in enumerate(missing.items(), start=2):
         if recipe.turns >= turn:
-            shown[f"turn {turn}"] = f"{what}; left away for {total[name]:,} records that have none"
+            shown[f"turn {turn}"] = f"{what}; left out for {total[name]:,} records that have none"
     show_facts(f"{manifest['source']['corpus']}, style {recipe.style}", {**shown, **facts})
-    columns = ("prompt", "completion") if recipe.kind == "pairs" else ("first message", "what follows")
+    columns = ("prompt", "completion") if recipe.kind == "pairs" else ("first message", "next messages")
     show_pairs("two examples", columns, [_sides(row) for row in manifest["examples"]])
 
 
@@ -280,12 +268,12 @@ def _overlong_shown(recipe: Recipe, total: Mapping[str, int]) -> str:
     what = f"{total['overlong']:,} of {total['measured']:,} have more than {recipe.max_length} tokens"
     if recipe.overlong == "drop" or not total["overlong"]:
         return f"{what}; left out" if total["overlong"] else what
-    dropped = f", {total['dropped']:,} left out, their prompts alone fill it" if total["dropped"] else ""
+    dropped = f", {total['dropped']:,} left out because of long prompts" if total["dropped"] else ""
     return f"{what}; {total['cut']:,} cut, and no EOS after them{dropped}"
 
 
 def _sides(row: Row) -> tuple[str, str]:
-    """Return an example's prompt, and what is to be learned."""
+    """Return an example's prompt and completion as text."""
     if "messages" not in row:
         return row["prompt"], row["completion"] + ("" if row["ended"] else " [cut here]")
     first, *rest = row["messages"]

@@ -1,12 +1,12 @@
-"""Layouts: how a prompt and what answers it become tokens; one place for training and for inference.
+"""Layouts: how a prompt and its completion become tokens; one place for training and inference.
 
-    instruct    [EOS] prompt [BOS] completion [EOS]     story-tellers; trained and asked in the same form
-    chat        the tokenizer's own chat template       chat models, and `STORY_CHAT_TEMPLATE` of ours
+    instruct    [EOS] prompt [BOS] completion [EOS]     story-tellers
+    chat        the tokenizer's own chat template       chat models, or `STORY_CHAT_TEMPLATE`
     text        [BOS] text [EOS]                        a text without a prompt
 
-The published instruct story-teller was trained on `prompt [BOS] story [EOS]` and asked with `[BOS] prompt`.  In all of
-them the first EOS counts in no loss, since nothing predicts a first token; BOS counts as the first of the completion,
-as it was published.  A tokenizer without BOS (GPT-2's) has its EOS there.
+The published instruct story-teller was trained on `prompt [BOS] story [EOS]` but prompted with `[BOS] prompt`.  The
+first token of an example counts in no loss; BOS counts as the first token of the completion, as published.  A
+tokenizer without BOS (GPT-2's) uses its EOS instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from lm_trials.console import UsageError
 from lm_trials.tokens.stores import Separator, document_marks, opening_of
@@ -38,20 +38,20 @@ STORY_CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ bos_token or eos_token }}{%- endif -%}"
 )
-"""The instruct layout as a chat template: one turn is that layout, and the EOS of an answer opens the next turn."""
+"""The instruct layout as a chat template: one turn is that layout, and the EOS of an answer begins the next turn."""
 
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 
 class Example(NamedTuple):
-    """A tokenised example: (n,) ids, and 1 for each token that belongs to the completion, 0 for the prompt's."""
+    """A tokenized example: (n,) ids, and an (n,) mask, 1 for tokens of the completion and 0 for those of the prompt."""
 
     input_ids: list[int]
     completion_mask: list[int]
 
 
 def instruct_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return `[EOS] prompt [BOS]` for each prompt: what an instructed model is given.
+    """Return `[EOS] prompt [BOS]` for each prompt, to be continued by an instructed model.
 
     >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["Write. One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
@@ -79,7 +79,7 @@ def instruct_examples(
     (['<s>', '▁a', '▁cat', '</s>'], 4)
     """
     bos, eos = document_marks(tokenizer, append_eos=True)
-    # One call for both, since the encoder copies the tokenizer, which takes 0.3 s for GPT-2's.
+    # One call for both: the encoder copies the tokenizer, which takes 0.3 s for GPT-2's.
     encoded = batch_encoder(tokenizer)([*prompts, *completions])
     examples = []
     for number, (ids, body) in enumerate(zip(encoded[: len(prompts)], encoded[len(prompts) :], strict=True)):
@@ -90,14 +90,14 @@ def instruct_examples(
 
 
 def _asked(bos: list[int], ids: list[int], eos: list[int]) -> list[int]:
-    """Return what stands before a completion, when it is trained and when it is asked for."""
+    """Return the tokens before a completion, in training and in inference."""
     return [*eos, *ids, *bos]
 
 
 def completion_prompts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], separator: Separator = "bos"
 ) -> list[list[int]]:
-    """Return `[BOS] text` for each beginning of a text that is to be continued; `separator` as in pretraining."""
+    """Return `[BOS] text` for each text that is to be continued; `separator` as in pretraining."""
     bos = opening_of(tokenizer, separator)
     return [[*bos, *ids] for ids in batch_encoder(tokenizer)(list(texts))]
 
@@ -116,25 +116,17 @@ def text_examples(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Check that a model can be talked to.
-
-    Raises:
-        UsageError: where its tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
+    """Raise a UsageError if the model `name` has no chat template, or a broken one."""
+    if not tokenizer.chat_template:
         raise UsageError(
-            f"{name} has no chat template, so it knows no conversations; use --mode instruct or completion, or "
-            "fine-tune it with sft_lora.py, which gives it one"
+            f"{name} has no chat template, so it has no chat mode; use --mode instruct or completion, or fine-tune it "
+            "with sft_lora.py, which adds a template"
         )
     check_template(tokenizer, None, f"the chat template of {name}")
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, name: str) -> None:
-    """Check that a chat template, by default the tokenizer's own, is one; which roles it takes, the rows will show.
-
-    Raises:
-        UsageError: for one with an error in its syntax, naming it and the line.
-    """
+    """Check the syntax of a chat template, by default the tokenizer's own; a UsageError names it and the line."""
     from jinja2 import TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -146,34 +138,33 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, nam
             f"{name} is not a template ({error.message}, line {error.lineno}); correct it, or give another with "
             "--chat_template_path"
         ) from None
-    except Exception:  # it was read; that it does not take a conversation of no message is no mistake
+    except Exception:  # the syntax is valid; many templates refuse a conversation without messages
         return
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Return the ids of a conversation up to where the assistant is to answer."""
+    """Return the ids of a conversation up to the assistant's next answer."""
     return _applied(tokenizer, messages, add_generation_prompt=True)
 
 
 def story_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a tokenizer's chat template, or ours where it has none."""
-    return tokenizer.chat_template or STORY_CHAT_TEMPLATE
+    return str(tokenizer.chat_template or STORY_CHAT_TEMPLATE)
 
 
 def chat_length(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> int:
-    """Return how many tokens a whole conversation has, by `story_template`."""
+    """Return the number of tokens of a whole conversation, by `story_template`."""
     return len(_applied(tokenizer, messages, chat_template=story_template(tokenizer)))
 
 
 def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_prompt: int = 0) -> Example:
-    """Return a conversation's ids; its completion is what the assistant says after the first `num_prompt` messages.
+    """Return a conversation's ids; its completion is the assistant's messages after the first `num_prompt` messages.
 
-    Templates that mark it with `{% generation %}` say themselves what that is; of others it is what follows the opening
-    of each of its turns, up to the next turn.
+    A template can mark the completion with `{% generation %}`; else it is the assistant's turn without its opening.
 
     Raises:
-        UsageError: where the template renders the beginning of a conversation otherwise than the whole, so that
-            training and inference would differ; where the assistant says nothing, or speaks first.
+        UsageError: if the template renders the beginning of a conversation differently from the whole, so that
+            training and inference would differ; if the assistant has no message, or the first one.
     """
     ids = _applied(tokenizer, messages)
     mask = [0] * len(ids)
@@ -182,25 +173,23 @@ def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
             continue
         if number == 0:
             raise UsageError(
-                "a conversation begins with the assistant, and nothing asks for what it says; give it a first message "
-                "of role user"
+                "a conversation begins with the assistant, so its first message has no prompt; add a message of role "
+                "user before it"
             )
         prompt = chat_prompt(tokenizer, messages[:number])
         through = ids if number + 1 == len(messages) else _applied(tokenizer, messages[: number + 1])
         if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
             raise UsageError(
                 f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders the beginning of a "
-                "conversation otherwise than the whole, so that no loss can be told apart by turns; give another with "
-                "--chat_template_path"
+                "conversation differently from the whole, so the tokens of an answer cannot be located; give another "
+                "template with --chat_template_path"
             )
         roles = tuple(said["role"] for said in messages[: number + 1])
         before, after = _margins(tokenizer, tokenizer.chat_template, len(tokenizer), roles)
         start, end = len(prompt) - before, len(through) - after
         mask[start:end] = [1] * (end - start)
     if not any(mask):
-        raise UsageError(
-            "a conversation has no answer of the assistant's; give one with a last message of role assistant"
-        )
+        raise UsageError("a conversation has no answer; add a last message of role assistant")
     return Example(ids, mask)
 
 
@@ -208,17 +197,15 @@ def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 def _margins(
     tokenizer: PreTrainedTokenizerBase, chat_template: str, num_tokens: int, roles: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Return how many tokens `{% generation %}` adds to the last turn's completion before it, and takes off after it.
+    """Return how many tokens `{% generation %}` adds to the last turn's completion before it, and removes after it.
 
-    They belong to the template and not to what is said, so a stand-in shows them: transformers does not mark the
-    assistant's tokens and guard the texts in one call.
+    These tokens belong to the template, so a conversation of stand-ins shows them: transformers cannot mark the
+    assistant's tokens and sanitize the texts in one call.
     """
     if not _GENERATION.search(chat_template):
         return 0, 0
-    messages = [{"role": role, "content": "a"} for role in roles]
-    marked = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )["assistant_masks"]
+    messages: list[Message] = [{"role": role, "content": "a"} for role in roles]
+    marked = _apply(tokenizer, messages, return_assistant_tokens_mask=True)["assistant_masks"]
     places = [place for place in range(len(_applied(tokenizer, messages[:-1])), len(marked)) if marked[place]]
     if not places:
         return 0, 0
@@ -233,26 +220,24 @@ def _applied(
 ) -> list[int]:
     from jinja2 import TemplateError
 
-    try:
-        return list(
-            tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=chat_template,
-                tokenize=True,
-                add_generation_prompt=add_generation_prompt,
-                return_dict=True,
-                sanitize_control_tokens=True,  # "</s>" in a text is text, as in the instruct layout
-            )["input_ids"]
-        )
-    except TemplateError as error:  # what templates raise for roles that they do not know
+    options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
+    try:  # sanitized: "</s>" in a text is text, as in the instruct layout
+        return list(_apply(tokenizer, messages, **options, sanitize_control_tokens=True)["input_ids"])
+    except TemplateError as error:  # raised by templates for roles that they do not know
         raise UsageError(f"the chat template does not take this conversation ({error}); correct its roles") from None
 
 
-def fitted(example: Example, max_length: int, overlong: Literal["drop", "cut"]) -> Example | None:
-    """Return an example as it is, where it fits; cut at its end, or None where it is dropped.
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Mapping[str, list[int]]:
+    conversation = cast("list[dict[str, str]]", list(messages))
+    applied = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True, **options)
+    return cast("Mapping[str, list[int]]", applied)  # with return_dict always, which its annotation cannot express
 
-    One that is cut has no EOS, so that no story learns to end where it was cut; one without a token of its completion
-    left is dropped.
+
+def fitted(example: Example, max_length: int, overlong: Literal["drop", "cut"]) -> Example | None:
+    """Return an example unchanged if it fits, else cut at its end, or None if it is dropped.
+
+    A cut example has no EOS, so that the model does not learn to end there; one that would have no token of its
+    completion left is dropped.
 
     >>> fitted(Example([2, 5, 1, 6, 7, 2], [0, 0, 1, 1, 1, 1]), 4, "cut")
     Example(input_ids=[2, 5, 1, 6], completion_mask=[0, 0, 1, 1])
@@ -266,7 +251,7 @@ def fitted(example: Example, max_length: int, overlong: Literal["drop", "cut"]) 
 
 
 def as_conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
-    """Return the messages of a row of pairs or of conversations, and how many of them are the prompt.
+    """Return the messages of a row of pairs or of conversations, and the number of them that are the prompt.
 
     >>> as_conversation({"prompt": "How far is Rome?", "completion": "1105.76 km"})
     ([{'role': 'user', 'content': 'How far is Rome?'}, {'role': 'assistant', 'content': '1105.76 km'}], 1)

@@ -1,10 +1,10 @@
-"""Pairs: prompts with what answers them, conversations, or plain texts, made ready for fine-tuning.
+"""Pairs: prompts with completions, conversations, or plain texts, prepared for fine-tuning.
 
     data/<name>/pairs/          DatasetDict with train, validation and test
-    data/<name>/manifest.json   kind, counts, content, where they came from
+    data/<name>/manifest.json   kind, counts, content, source
 
 A data set of pairs is made here (`prepare_tinystories.py instruct`, `cache_datasets.py distances`) or read from any
-file, folder, saved data set or the Hub, whose columns say what it is: `prompt` and `completion` (texts, or lists of
+file, folder, saved data set or the Hub.  Its columns determine its kind: `prompt` and `completion` (texts, or lists of
 messages), `messages`, or `text`.
 """
 
@@ -23,8 +23,8 @@ from datasets import DatasetDict, Features, List, Value
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
-from lm_trials.stories.corpora import MANIFEST, read_manifest
-from lm_trials.stories.records import SPLITS, Split, record_id
+from lm_trials.stories.corpora import MANIFEST, check_free, read_manifest
+from lm_trials.stories.records import SPLITS, Split, check_unicode, record_id
 from lm_trials.stories.shards import kind_of
 from lm_trials.stories.sources import Source
 from lm_trials.stories.splits import split_for
@@ -35,25 +35,23 @@ ROLES = ("system", "user", "assistant", "tool")
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 COLUMNS: dict[Kind, Features] = {
     "pairs": Features({"record_id": Value("string"), "prompt": Value("string"), "completion": Value("string")}),
-    # num_prompt: how many of the messages are the prompt, in whose answers nothing counts.
+    # num_prompt: the number of messages that are the prompt, whose answers count in no loss.
     "conversations": Features({"record_id": Value("string"), "messages": MESSAGES, "num_prompt": Value("int32")}),
     "texts": Features({"record_id": Value("string"), "text": Value("string")}),
 }
-"""What rows of each kind have; more columns may stand beside, `ended` (bool) among them: whether EOS follows."""
+"""Columns of each kind; rows may have more, such as `ended` (bool): whether EOS follows."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """A data set of pairs, opened.
+    """An opened data set of pairs.
 
     Attributes:
         name: as the user called it.
-        kind: what its rows are.
         splits: memory-mapped; the columns of `COLUMNS[kind]` at least.
-        described: what identifies it in `run.json`.
-        manifest: what was written down when it was prepared.
+        described: its identity in `run.json`.
     """
 
     name: str
@@ -69,11 +67,11 @@ def write_pairs(
     """Write rows, each with its split, as a prepared data set; returns its manifest.
 
     Args:
-        facts: what the manifest says besides, `source` for one.
+        facts: further entries of the manifest, such as `source`.
         more: further columns, beside those of the kind.
 
     Raises:
-        UsageError: where the folder is taken, or there is no row of the train split.
+        UsageError: if the folder exists, or the train split has no row.
     """
     check_free(folder)
     schema = Features({**COLUMNS[kind], **(more or {})})
@@ -86,50 +84,29 @@ def write_pairs(
                 counts[split] += 1
                 digests[split].update(json.dumps(row, sort_keys=True).encode())
         if not counts["train"]:
-            raise UsageError(f"there is no row for the train split of {folder.name}; give more")
+            raise UsageError(f"{folder.name} has no row for the train split; give more rows")
         save_splits(unfinished, unfinished / FOLDER)
-        manifest = {
-            "kind": kind,
-            **facts,
-            "rows": counts,
-            "content": hashlib.sha256("".join(digests[split].hexdigest() for split in SPLITS).encode()).hexdigest()[
-                :16
-            ],
-            "files": file_sums(unfinished),
-        }
+        content = hashlib.sha256("".join(digests[split].hexdigest() for split in SPLITS).encode()).hexdigest()[:16]
+        manifest = {"kind": kind, **facts, "rows": counts, "content": content, "files": file_sums(unfinished)}
         write_json(unfinished / MANIFEST, manifest)
     return manifest
 
 
-def check_free(folder: Path) -> None:
-    """Check that a data set can be made in a folder.
-
-    Raises:
-        UsageError: where something is there already.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; remove it, or give another name")
-
-
 def is_pairs(folder: Path) -> bool:
-    """Say whether a folder is a prepared data set of pairs."""
+    """Whether a folder is a prepared data set of pairs."""
     return (folder / MANIFEST).is_file() and (folder / FOLDER).is_dir()
 
 
 def open_pairs(name: str, data_cache_dir: Path, called: str | None = None) -> PairSet:
-    """Open a prepared data set of pairs by its name or its path; `called` is what messages call it, if not that.
+    """Open a prepared data set of pairs by its name or its path; `called` is its name in messages, if another.
 
     Raises:
-        UsageError: for a name that is none.
+        UsageError: for a name that does not exist.
     """
     folder = next((place for place in (data_cache_dir / name, Path(name)) if name and is_pairs(place)), None)
     if folder is None:
-        known = (
-            sorted(place.name for place in data_cache_dir.iterdir() if is_pairs(place))
-            if data_cache_dir.is_dir()
-            else []
-        )
-        raise UsageError(f"{name} is not a prepared data set of pairs; there are: {', '.join(known) or 'none'}")
+        known = sorted(place.name for place in data_cache_dir.glob("*") if is_pairs(place))
+        raise UsageError(f"{name} is not a prepared data set of pairs; prepared: {', '.join(known) or 'none'}")
     manifest = read_manifest(folder, "kind", "rows", "content")
     described = {"name": folder.name, **{key: manifest[key] for key in ("kind", "content", "rows")}}
     return PairSet(called or name, manifest["kind"], load_splits(folder / FOLDER), described, manifest)
@@ -138,10 +115,10 @@ def open_pairs(name: str, data_cache_dir: Path, called: str | None = None) -> Pa
 def prepare_pairs(
     source: Source, label: str, data_cache_dir: Path, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter
 ) -> Path:
-    """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name holds its fingerprint.
+    """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
 
     Raises:
-        UsageError: for rows that are not pairs, naming the columns that there are.
+        UsageError: for rows that are not pairs, naming their columns.
     """
     folder = data_cache_dir / f"{label}-{FOLDER}-{source.fingerprint()[:8]}"
     if not is_pairs(folder):
@@ -164,7 +141,7 @@ def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]
         for name, _, rows in source.rows(part):
             for place, row in watch(rows):
                 if part.path is not None and kind_of(part.path) == "text":
-                    if not row["story"].strip():  # what follows the last separator
+                    if not row["story"].strip():  # after the last separator
                         continue
                     row = {"text": row["story"].strip()}
                 try:
@@ -175,39 +152,35 @@ def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]
                     kind = this
                     yield kind
                 if this != kind:
-                    raise UsageError(
-                        f"{name}: {place}: it is one of {this}, and those before are {kind}; give one kind"
-                    )
+                    raise UsageError(f"{name}: {place} is one of {this}, the rows before are {kind}; give one kind")
                 split = split_for(part.split if own else None, pair["record_id"], percent)
                 if split is not None:
                     yield split, pair
     if kind is None:
-        raise UsageError(f"{source.reference} holds no row; give a data set with at least some")
+        raise UsageError(f"{source.reference} has no rows; give another data set")
 
 
 def read_row(row: Any) -> tuple[Kind, Row]:
-    """Read a row of any data set: what it is, and its columns in one form.
+    """Return the kind of a row of any data set, and its columns in one form.
 
     Raises:
-        UsageError: for one without prompt and completion, messages or text; for one of them that holds something else.
+        UsageError: for a row without prompt and completion, messages or text, or with one of another type.
 
     >>> read_row({"prompt": "How far?", "completion": "12 km", "city": "Rome"})[1]["completion"]
     '12 km'
-    >>> read_row({"question": "How far?", "answer": "12 km"})
-    Traceback (most recent call last):
-    lm_trials.console.UsageError: it has no columns prompt and completion, nor messages or text, but question, answer; \
-rename them
     """
     if not isinstance(row, Mapping):
-        raise UsageError(f"{row!r:.60} is no object; give rows with prompt and completion")
-    given = [column for column in ("prompt", "completion", "messages", "text") if row.get(column) is not None]
+        raise UsageError(f"{row!r:.60} is not an object; give rows with prompt and completion")
+    known = [column for column in ("prompt", "completion", "messages", "text") if column in row]
+    given = [column for column in known if row[column] is not None]
     if {"prompt", "completion"} <= set(given):
         texts = [column for column in ("prompt", "completion") if isinstance(row[column], str)]
         if len(texts) == 2:
             return "pairs", _named({"prompt": row["prompt"], "completion": row["completion"]})
-        for other in {"prompt", "completion"} - set(texts) if texts else ():
+        if texts:
+            (other,) = {"prompt", "completion"} - set(texts)
             raise UsageError(
-                f"{texts[0]} holds text and {other} {type(row[other]).__name__}; both must hold text, or both messages"
+                f"{texts[0]} is text and {other} is {type(row[other]).__name__}; both must be text, or both messages"
             )
         prompt, completion = _messages(row["prompt"], "prompt"), _messages(row["completion"], "completion")
         return "conversations", _named({"messages": prompt + completion, "num_prompt": len(prompt)})
@@ -215,43 +188,33 @@ rename them
         return "conversations", _named({"messages": _messages(row["messages"], "messages"), "num_prompt": 0})
     if "text" in given:
         if not isinstance(row["text"], str):
-            raise UsageError(f"text holds {type(row['text']).__name__}; it must hold text")
+            raise UsageError(f"column text is {type(row['text']).__name__}; it must be text")
         return "texts", _named({"text": row["text"]})
-    if missing := [column for column in ("prompt", "completion", "messages", "text") if column in row]:
-        missing = [column for column in missing if row[column] is None]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} is missing a value; give one, or leave the row away")
+    if missing := [column for column in known if row[column] is None]:
+        raise UsageError(f"{' and '.join(missing)} is missing a value; add it, or remove the row")
+    advice = "rename them"
+    if "story" in row:
+        advice = "make pairs of stories with prepare_tinystories.py ingest and instruct"
     columns = ", ".join(map(str, row)) or "none"
-    advice = (
-        "make pairs of stories with prepare_tinystories.py ingest and instruct" if "story" in row else "rename them"
-    )
-    raise UsageError(f"it has no columns prompt and completion, nor messages or text, but {columns}; {advice}")
+    raise UsageError(f"no columns prompt and completion, messages, or text; the columns are {columns}; {advice}")
 
 
 def _named(row: Row) -> Row:
-    """Add a row's name: of its content, as a story's."""
-    content = json.dumps(row, sort_keys=True, ensure_ascii=False)
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{error.object[error.start]!r} is half of a surrogate pair, which no UTF-8 file can hold; mend the text"
-        ) from None
+    """Add a row's name, which follows from its content, as for a story."""
+    check_unicode(json.dumps(row, ensure_ascii=False))
     return {"record_id": record_id(json.dumps(row, sort_keys=True)), **row}
 
 
 def _messages(value: Any, column: str) -> list[dict[str, str]]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise UsageError(
-            f"{column} holds {value!r:.40}; it must hold text, or a list of messages with role and content"
-        )
+        raise UsageError(f"{column} is {value!r:.40}; it must be text, or a list of messages with role and content")
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise UsageError(f"{column} holds {message!r:.60}; a message has role and content")
-        if message["role"] not in ROLES:
-            raise UsageError(
-                f"a message of {column} has the role {message['role']!r}; {did_you_mean(message['role'], ROLES)}"
-            )
+            raise UsageError(f"{column} contains {message!r:.60}; a message has role and content")
+        if (role := message["role"]) not in ROLES:
+            raise UsageError(f"a message of {column} has the role {role!r}; {did_you_mean(role, ROLES)}")
         if not isinstance(message["content"], str):
-            raise UsageError(f"a message of {column} holds {type(message['content']).__name__}; it must hold text")
+            raise UsageError(
+                f"content of a message of {column} is {type(message['content']).__name__}; it must be text"
+            )
     return [{"role": message["role"], "content": message["content"]} for message in value]

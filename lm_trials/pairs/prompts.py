@@ -1,9 +1,9 @@
-"""Story prompts: the words that ask for a record's story, and the questions that may follow it.
+"""Story prompts: the prompt for a record's story, and the questions of later turns.
 
-    style prompt     the record's instruction, cleaned as the published story-teller's was, then "Possible story:"
+    style prompt     the record's instruction, cleaned as for the published story-teller, then "Possible story:"
     style summary    "Write " and the record's summary
 
-What they are depends on the record, the style and the seed alone.
+They depend on the record, the style and the seed alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FEATURE_PHRASES = {
     "Foreshadowing": "the narrative uses foreshadowing or setup and payoff",
     "Conflict": "the story has some form of conflict in it",
 }
-"""How the archive's prompts ask for each feature."""
+"""The phrase for each feature in the archive's prompts."""
 
 SUMMARY_QUESTIONS = ("What happens in the story?", "What is the story about?", "Can you say in short what happened?")
 WORDS_TURNS = (
@@ -52,7 +52,7 @@ WORDS_TURNS = (
 
 
 def cleaned_prompt(prompt: str) -> str:
-    """Return an instruction as the published story-teller was given it, without its last words "Possible story:".
+    """Return an instruction as the published story-teller got it, without "Possible story:".
 
     >>> cleaned_prompt(
     ...     "Write a short story (3-5 paragraphs) which only uses very simple words that a 3 year old child would "
@@ -66,10 +66,10 @@ def cleaned_prompt(prompt: str) -> str:
 
 
 def written_prompt(words: Sequence[str], features: Sequence[str], source: str = "") -> str:
-    """Return a cleaned instruction for a record that has none, or an empty one where it has no words or features.
+    """Return a cleaned instruction for a record without one; an empty text if it has no words or features.
 
-    Three words are a verb, a noun and an adjective, as TinyStories has them.  Each of the two models that wrote
-    TinyStories was asked in a wording of its own.
+    Three words are a verb, a noun and an adjective, as in TinyStories.  The two models that wrote TinyStories were
+    prompted in different wordings.
 
     >>> written_prompt(["hang", "foot", "cute"], ["Dialogue"])
     'Write a story. The story should use the verb "hang", the noun "foot" and the adjective "cute". The story has the \
@@ -97,7 +97,7 @@ def _listed_words(words: Sequence[str], parts_of_speech: bool = False) -> str:
 
 
 def asked_prompt(record: Mapping[str, Any], style: Style, counts: Counter[str] | None = None) -> str:
-    """Return the words that ask for a record's story, or an empty text where it has none for this style.
+    """Return the prompt for a record's story; an empty text if the record has none for this style.
 
     >>> asked_prompt({"summary": " Tom finds a cat. "}, "summary")
     'Write Tom finds a cat.'
@@ -121,10 +121,9 @@ def asked_prompt(record: Mapping[str, Any], style: Style, counts: Counter[str] |
 def later_turns(
     records: Sequence[Mapping[str, Any]], turns: int, seed: int, counts: Counter[str] | None = None
 ) -> list[list[tuple[str, str]]]:
-    """Return, for each record, the questions that follow its story, each with its answer, up to `turns` with the story.
+    """Return the later turns of each record, as questions with answers: its summary, then its words.
 
-    The second turn asks for the summary, the third for the words.  One for which the record has nothing is left away
-    and counted.
+    The story is the first of `turns`.  A turn for which the record has no answer is left out and counted.
 
     >>> record = {"record_id": "0123456789abcdef", "summary": "", "words": ["sit", "mat"]}
     >>> later_turns([record], turns=3, seed=0)

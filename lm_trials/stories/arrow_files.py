@@ -1,4 +1,4 @@
-"""Folders: written beside their place and renamed when whole; splits as Arrow files that `datasets` reads."""
+"""Splits as Arrow files that `datasets` reads, written in batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm_trials.stories.records import SPLITS
 from lm_trials.stories.shards import first_line
 
 WRITE_BATCH = 1000
-# A split is copied in a blink below this; a bar for each would be noise.
+# Splits with fewer rows in all are copied within a second, without a progress bar for each.
 QUIET_ROWS = 200_000
 
 
@@ -32,9 +32,10 @@ class ArrowFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.rows = []  # of a file that will be thrown away
-        self.close()
+        if kind is None:
+            self.flush()
+        self.stream.close()
+        self.file.close()
 
     def write(self, row: Any) -> None:
         """Add one row, a dict of the schema's fields."""
@@ -53,26 +54,20 @@ class ArrowFile:
             self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
             self.rows = []
 
-    def close(self) -> None:
-        """Write what is left and close the file."""
-        self.flush()
-        self.stream.close()
-        self.file.close()
-
 
 def save_splits(folder: Path, destination: Path) -> None:
     """Turn the raw Arrow file of each split into a folder that `datasets.load_from_disk` reads."""
     files = {split: folder / f"{split}.arrow" for split in SPLITS}
     splits = DatasetDict({split: Dataset.from_file(str(file)) for split, file in files.items()})
     for split, file in files.items():
-        # `datasets` would put the time into it, and no two corpora would have the same bytes.
+        # The fingerprint of `datasets` contains the time, and no two corpora would have the same bytes.
         with file.open("rb") as stream:
             splits[split]._fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     quiet = sum(map(len, splits.values())) < QUIET_ROWS and datasets.is_progress_bar_enabled()
     if quiet:
         datasets.disable_progress_bars()
     try:
-        # An empty split would be saved as no file at all, and datasets 5.2 cannot load that again.
+        # Without num_shards, datasets 5.2 saves an empty split as no file, which it cannot load again.
         splits.save_to_disk(destination, num_shards={split: None if len(splits[split]) else 1 for split in SPLITS})
     finally:
         if quiet:
@@ -85,7 +80,7 @@ def load_splits(folder: Path) -> DatasetDict:
     """Load what `save_splits` wrote, memory-mapped.
 
     Raises:
-        UsageError: if a file of it is missing, cut off or changed.
+        UsageError: if one of its files is missing, truncated or changed.
     """
     try:
         return load_from_disk(str(folder))

@@ -18,7 +18,7 @@ from lm_trials.console import UsageError, did_you_mean, note
 from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.pieces import read_pieces, resumable_folder, split_batches
-from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, Split, count_duplicates, split_of
+from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, count_duplicates, split_of
 from lm_trials.stories.shards import first_line
 from lm_trials.stories.sources import Source
 
@@ -37,14 +37,13 @@ def write_corpus(
     """Write records, given with the index of their shard, as a `DatasetDict` of three splits; return the manifest.
 
     With `split_by="hash"` a story's split follows from its content, so that no story is in two splits.  With
-    `"shard"`, as the seeds do it, shard 0 is the test split and 1 per cent of the rest, by hash, is validation; the
-    manifest then counts the stories of the other splits that shard 0 holds too.  Records without a story are
-    counted and left out.
+    `"shard"`, as in llama2.c, shard 0 is the test split and 1% of the rest, by hash, is validation; the manifest
+    counts the stories of the other splits that are in shard 0 too.  Records without a story are counted and left out.
 
     Raises:
-        UsageError: if `folder` already holds a corpus, or the records leave one of `splits_needed` empty.
+        UsageError: if `folder` already exists, or the records leave one of `splits_needed` empty.
     """
-    _refuse_existing(folder)
+    check_free(folder, "--corpus")
     advice = "shard 0 is the test split, so give more shards" if split_by == "shard" else "give more stories"
     tally = Tally()
     with finished_folder(folder) as unfinished:
@@ -54,21 +53,19 @@ def write_corpus(
                 if not record["story"]:
                     tally.blank += 1
                     continue
-                split = _shard_split(shard, record) if split_by == "shard" else split_of(record["record_id"])
+                split = split_of(record["record_id"])
+                if split_by == "shard":
+                    split = "test" if shard == 0 else "validation" if split == "validation" else "train"
                 tally.add(split, [record["record_id"]], record["features"])
                 writers[split].write(record)
         described = {"corpus": folder.name, "split_by": split_by, "origin": origin}
         return _finish(unfinished, described, tally, splits_needed, advice)
 
 
-def _refuse_existing(folder: Path) -> None:
+def check_free(folder: Path, named_by: str = "name") -> None:
+    """Raise a UsageError if a folder exists and is not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder} already holds a corpus; give another --corpus or remove that folder")
-
-
-def _shard_split(shard: int, record: Record) -> Split:
-    by_hash = split_of(record["record_id"])
-    return "test" if shard == 0 else "validation" if by_hash == "validation" else "train"
+        raise UsageError(f"{folder} already exists; remove it, or give another {named_by}")
 
 
 def _finish(
@@ -80,11 +77,11 @@ def _finish(
 ) -> dict[str, Any]:
     """Turn the Arrow files in `unfinished` into a corpus and return its manifest."""
     manifest = {**described, **tally.summary()}
+    counts = manifest["stories"]
     for split in splits_needed:
-        if not manifest["stories"][split]:
-            total = sum(manifest["stories"].values())
+        if not counts[split]:
             following = advice if split == "train" else "give more stories"
-            raise UsageError(f"{total:,} stories leave the {split} split empty; {following}")
+            raise UsageError(f"{sum(counts.values()):,} stories leave the {split} split empty; {following}")
     save_splits(unfinished, unfinished / "records")
     manifest["files"] = file_sums(unfinished)
     write_json(unfinished / MANIFEST, manifest)
@@ -92,20 +89,20 @@ def _finish(
 
 
 class Tally:
-    """Counts what goes into a corpus: stories, features and duplicates, at 8 bytes a story."""
+    """Counts the stories, features and duplicates of a corpus, at 8 bytes a story."""
 
     def __init__(self) -> None:
-        self.identifiers = {split: array("Q") for split in SPLITS}
+        self.identifiers: dict[str, array[int]] = {split: array("Q") for split in SPLITS}
         self.features: Counter[str] = Counter()
         self.blank = 0
 
     def add(self, split: str, record_ids: Iterable[str], features: Iterable[str]) -> None:
-        """Count stories of a split, and the features named by them."""
+        """Count stories of a split, and their features."""
         self.identifiers[split].extend(int(name[:16], 16) for name in record_ids)
         self.features.update(features)
 
     def summary(self) -> dict[str, Any]:
-        """Return the manifest's counts and the hash of all names, which stands for the content."""
+        """Return the manifest's counts, and a hash of all names, which identifies the content."""
         arrays = {split: np.frombuffer(names, dtype=np.uint64) for split, names in self.identifiers.items()}
         everything = np.concatenate(list(arrays.values()))
         in_test = np.isin(np.concatenate([arrays["train"], arrays["validation"]]), arrays["test"])
@@ -125,29 +122,25 @@ def ingest(
 ) -> dict[str, Any]:
     """Read a whole source into the corpus `folder`; `watch` may wrap the count of records with a progress bar.
 
-    A source with splits of its own keeps them, and the manifest says `split_by: source`.  What was read is kept,
-    part by part, in a hidden folder beside: the same call after a kill reads only what is missing.  The corpus is the
-    same, byte for byte, for any number of processes and interruptions.
+    A source with splits of its own keeps them (`split_by: source` in the manifest).  The parts that are read are kept
+    in a hidden folder, so that the same call resumes after an interruption.  The corpus is the same, byte for byte,
+    for any number of processes and interruptions.
 
     Raises:
-        UsageError: as `Source.records_of`; for shards as splits of a source that has its own.
+        UsageError: as `Source.records_of`; for `split_by="shard"` with a source that has splits of its own.
     """
-    _refuse_existing(folder)
+    check_free(folder, "--corpus")
     source.check_splits()
     if split_by == "shard":
         if source.has_own_splits():
-            raise UsageError(f"--split_by shard: {source.reference} has splits of its own; remove it")
+            raise UsageError(f"--split_by shard: {source.reference} has splits of its own; remove the flag")
         if source.validation_split_percentage is not None:
             raise UsageError("--validation_split_percentage with --split_by shard: remove one of them")
         return write_corpus(watch(source.records_by_shard()), folder, source.origin(), split_by)
     origin = source.origin()
-    described = {
-        "corpus": folder.name,
-        "split_by": "source" if source.has_own_splits() else "hash",
-        "origin": origin,
-    }
+    split_as = "source" if source.has_own_splits() else "hash"
     with resumable_folder(folder, origin["fingerprint"]) as work:
-        _refuse_existing(folder)  # another process may have made it while this one waited
+        check_free(folder, "--corpus")  # another process may have made it while this one waited
         pieces = read_pieces(source, work, watch, num_proc)
         with finished_folder(folder) as unfinished:
             tally = Tally()
@@ -159,11 +152,11 @@ def ingest(
                         file.write_batch(batch)
             if not any(map(len, tally.identifiers.values())):
                 raise source.no_story()
-            return _finish(unfinished, described, tally)
+            return _finish(unfinished, {"corpus": folder.name, "split_by": split_as, "origin": origin}, tally)
 
 
 def in_two_splits(manifest: dict[str, Any]) -> str | None:
-    """Say how many stories the train split shares with the others, or None where it shares none.
+    """Describe how many stories the splits share, or return None if they share none.
 
     >>> print(in_two_splits({"also_in_test": 2, "also_in_validation": 0}))
     2 stories of other splits are in the test split too, 0 of the train split in the validation split
@@ -182,7 +175,7 @@ def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDic
     """Open the records of a corpus, memory-mapped; of one split, or of all.
 
     Raises:
-        UsageError: for a folder without records, or a split there is not.
+        UsageError: for a folder without records, or a split that does not exist.
     """
     records = folder / "records"
     if not records.is_dir():
@@ -196,10 +189,10 @@ def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDic
 
 
 def read_manifest(folder: Path, *needed: str) -> dict[str, Any]:
-    """Read what a corpus or token store says of itself, the `needed` fields at least.
+    """Read the manifest of a corpus, token store or data set.
 
     Raises:
-        UsageError: if its manifest is missing, cut off, or lacks one of them.
+        UsageError: if the manifest is missing or truncated, or lacks one of the `needed` fields.
     """
     path = folder / MANIFEST
     try:
@@ -214,41 +207,34 @@ def read_manifest(folder: Path, *needed: str) -> dict[str, Any]:
 
 
 def is_corpus(folder: Path) -> bool:
-    """Say whether `folder` holds a prepared corpus."""
+    """Whether `folder` is a prepared corpus."""
     return (folder / MANIFEST).is_file() and (folder / "records").is_dir()
 
 
 def prepare_source(source: Source, name: str, data_cache_dir: Path, watch: Watch = iter) -> Path:
-    """Read a source into a corpus in `data_cache_dir`, once; return the corpus's folder.
+    """Read a source, which the user called `name`, into a corpus in `data_cache_dir`, once; return its folder.
 
-    The folder's name holds the source's fingerprint, so a source that has changed since, or is read with other
-    options, becomes another corpus.  Without a network a Hub data set is the newest corpus of that name and options.
-
-    Args:
-        name: what the user called the source.
+    The folder's name contains the source's fingerprint, so a source that has changed, or is read with other options,
+    becomes another corpus.  Without a network a Hub data set is the newest corpus of that name and those options.
 
     Raises:
         UsageError: as `ingest`.
     """
-    folder = corpus_folder(source, name, data_cache_dir)
-    if not is_corpus(folder):
-        _ingest_once(source, folder, watch, source.num_proc)
+    folder = _corpus_folder(source, name, data_cache_dir)
+    if is_corpus(folder):
+        return folder
+    try:
+        manifest = ingest(source, folder, watch=watch, num_proc=source.num_proc)
+    except UsageError:
+        if is_corpus(folder):  # another process was faster
+            return folder
+        raise
+    if shared := in_two_splits(manifest):
+        note(f"note: {folder.name}: {shared}")
     return folder
 
 
-def _ingest_once(source: Source, folder: Path, watch: Watch, num_proc: int) -> None:
-    try:
-        manifest = ingest(source, folder, watch=watch, num_proc=num_proc)
-    except UsageError:
-        if not is_corpus(folder):  # else another process was faster
-            raise
-        return
-    if shared := in_two_splits(manifest):
-        note(f"note: {folder.name}: {shared}")
-
-
-def corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> Path:
-    """Return where the corpus of a source lies, or will lie, under `data_cache_dir`."""
+def _corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> Path:
     if source.kind == "hub" and source.revision is None and data_cache_dir.is_dir():
         read_as, found = source.fingerprint(with_revision=False), []
         for folder in filter(is_corpus, data_cache_dir.iterdir()):

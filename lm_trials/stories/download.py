@@ -3,54 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lm_trials.console import UsageError, progress
 from lm_trials.files import finished_folder
-from lm_trials.stories.shards import check_archive_end, first_line, natural_key
+from lm_trials.stories.hub import TIMEOUT, network_errors
+from lm_trials.stories.shards import CHUNK, check_archive_end, first_line, natural_key
 
 REPOSITORY = "roneneldan/TinyStories"
 ARCHIVE = "TinyStories_all_data.tar.gz"
 FOLDER = "TinyStories_all_data"
-CHUNK = 1 << 20
-# A server that says nothing for so long has gone; the client of huggingface_hub would wait for ever.
-TIMEOUT = 30.0  # seconds
 
 
 def download_archive(data_cache_dir: Path, endpoint: str | None = None) -> Path:
     """Fetch the archive of JSON shards (1.6 GB) from the Hub and return its file.
 
-    An interrupted download goes on where it stopped; huggingface_hub 2.4 begins anew with each process.  The archive
+    An interrupted download is resumed, also by another process, which huggingface_hub 2.4 does not do.  The archive
     gets its name only when its SHA-256 is the one that the Hub states; a file that differs is removed.
 
     Raises:
         UsageError: without a network, with a full disk, or for a file that is not the one the Hub states.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     partial = None
-    # The bases of HfHubHTTPError are the HTTP client's own error and OSError: a cut connection, a full disk.
     try:
         url = hf_hub_url(REPOSITORY, ARCHIVE, repo_type="dataset", endpoint=endpoint)
         stated = get_hf_file_metadata(url, token=False, timeout=TIMEOUT, endpoint=endpoint)
         sha256 = stated.etag or ""
         if len(sha256) != 64:
-            raise UsageError(f"the server states no SHA-256 for {ARCHIVE} ({sha256!r}); fetch it from the Hub itself")
-        # The name holds the checksum, so that the beginning of one version is never continued with another.
+            raise UsageError(
+                f"the server states no SHA-256 for {ARCHIVE} ({sha256!r}); download it from the Hub itself"
+            )
+        # The name contains the checksum, so that the beginning of one version is never continued with another.
         partial = data_cache_dir / f".{ARCHIVE}.{sha256[:12]}.partial"
         data_cache_dir.mkdir(parents=True, exist_ok=True)
         _fetch(stated.location, partial, stated.size)
-    except (OfflineModeIsEnabled, *HfHubHTTPError.__bases__) as error:
+    except network_errors() as error:  # of offline mode and a full disk too
         there = f"; {partial.stat().st_size:,} bytes are here" if partial and partial.is_file() else ""
         raise UsageError(
-            f"{ARCHIVE} cannot be fetched from {REPOSITORY} ({first_line(error)}){there}; run the same command again "
-            "to go on where it stopped, or put the archive into the data folder yourself"
+            f"{ARCHIVE} cannot be downloaded from {REPOSITORY} ({first_line(error)}){there}; run the same command "
+            "again to resume, or copy the archive into the data folder yourself"
         ) from None
     check_sha256(partial, sha256)
     return partial.rename(data_cache_dir / ARCHIVE)
@@ -70,15 +65,12 @@ def _fetch(url: str, partial: Path, size: int | None) -> None:
             have = 0
         with partial.open("ab") as file:
             file.truncate(have)
-            for chunk in _watched(response.iter_raw(CHUNK), None if size is None else size - have):
+            missing = None if size is None else size - have
+            for chunk in progress(response.iter_raw(CHUNK), f"downloading {ARCHIVE}", "B", missing, size=len):
                 file.write(chunk)
     found = partial.stat().st_size
     if size is not None and found < size:
         raise ConnectionError(f"the connection ended after {found:,} of {size:,} bytes")
-
-
-def _watched(chunks: Iterator[bytes], num_bytes: int | None) -> Iterator[Any]:
-    return progress(chunks, f"fetching {ARCHIVE}", "B", num_bytes, size=len)
 
 
 def check_sha256(file: Path, stated: str) -> None:
@@ -92,7 +84,8 @@ def check_sha256(file: Path, stated: str) -> None:
     if found != stated:
         file.unlink()
         raise UsageError(
-            f"{file.name} has SHA-256 {found[:12]}..., the Hub states {stated[:12]}...; it is removed, fetch it again"
+            f"{file.name} has SHA-256 {found[:12]}..., but the Hub states {stated[:12]}...; the file was removed, run "
+            "the same command again"
         )
 
 
@@ -113,23 +106,23 @@ def unpack_archive(archive: Path, folder: Path) -> list[Path]:
                 check_archive_end(tar, archive)
         except tarfile.FilterError as error:
             raise UsageError(
-                f"{archive} is not safe to unpack ({first_line(error)}); remove it and fetch it from the Hub itself"
+                f"{archive} is not safe to unpack ({first_line(error)}); remove it and download it from the Hub itself"
             ) from None
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise UsageError(
-                f"{archive} is cut off or broken ({first_line(error)}); remove it and fetch it again"
+                f"{archive} is truncated or broken ({first_line(error)}); remove it and run the same command again"
             ) from None
         if not unpacked_shards(unfinished):
-            raise UsageError(f"{archive} holds no data*.json shard; remove it and fetch {ARCHIVE}")
+            raise UsageError(f"{archive} has no data*.json shard; remove it and download {ARCHIVE}")
     return unpacked_shards(folder)
 
 
 def unpacked_shards(folder: Path) -> list[Path]:
-    """Return the shards that an unpacked archive holds, in natural order; none where it is not unpacked."""
+    """Return the shards of an unpacked archive, in natural order; none if it is not unpacked."""
     return sorted(folder.rglob("data*.json"), key=lambda shard: natural_key(shard.name))
 
 
 def local_archive(data_cache_dir: Path) -> Path | None:
-    """Return an archive that already lies in the data folder."""
+    """Return the archive in the data folder, if there is one."""
     archive = data_cache_dir / ARCHIVE
-    return archive if archive.is_file() and os.path.getsize(archive) else None
+    return archive if archive.is_file() and archive.stat().st_size else None

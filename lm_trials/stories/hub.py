@@ -1,4 +1,4 @@
-"""Hub data sets and saved ones: the two kinds of source that `datasets` itself reads."""
+"""Hub data sets and saved data sets: the two kinds of source that `datasets` itself reads."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ from typing import Any
 from lm_trials.console import UsageError
 from lm_trials.stories.shards import first_line, reading
 
-# A Hub that says nothing for so long has gone.
-TIMEOUT = 30.0  # seconds
+TIMEOUT = 30.0  # seconds without an answer; the client of huggingface_hub has no limit of its own
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised without a network: the bases of HfHubHTTPError are the HTTP client's error and OSError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 
 def hub_revision(reference: str) -> str | None:
-    """Return the commit that a Hub data set is at now; None without a network, where it comes from the cache.
+    """Return the current commit of a Hub data set; None without a network, where the data set comes from the cache.
 
     Raises:
-        UsageError: for a name that the Hub does not have, or does not show.
+        UsageError: for a name that does not exist on the Hub, or needs rights.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return HfApi().dataset_info(reference, timeout=TIMEOUT).sha
     except (RepositoryNotFoundError, GatedRepoError, HFValidationError) as error:
         raise not_from_hub(reference, error) from None
-    except HfHubHTTPError.__bases__:  # the HTTP client's own error and OSError: no network, a Hub that is down
+    except network_errors():
         return None
 
 
@@ -38,44 +44,41 @@ def load_hub(
     """Load a split of a Hub data set, or for None the dictionary of all; without `streaming` all of it is downloaded.
 
     Raises:
-        UsageError: where it cannot be had.
+        UsageError: if it cannot be loaded.
     """
     from datasets import load_dataset
 
-    processes = {} if streaming or num_proc == 1 else {"num_proc": num_proc}  # a stream takes no number of them
+    processes = None if streaming or num_proc == 1 else num_proc  # a stream refuses `num_proc`
     with reading_hub(reference):
-        return load_dataset(reference, config, split=split, streaming=streaming, revision=revision, **processes)
+        return load_dataset(reference, config, split=split, streaming=streaming, revision=revision, num_proc=processes)
 
 
 @contextmanager
 def reading_hub(reference: str) -> Iterator[None]:
-    """Turn what is raised for a wrong name, split or network into one line."""
+    """Turn the exceptions for a wrong name, split or network, which have no common base, into one line."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         yield
-    # What is raised for a wrong name, split, or network has no common base; the bases of HfHubHTTPError are the HTTP
-    # client's own error and OSError.
-    except (ValueError, RuntimeError, DatasetsError, *HfHubHTTPError.__bases__) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except (ValueError, RuntimeError, DatasetsError, *network_errors()) as error:
         raise not_from_hub(reference, error) from None
 
 
 def not_from_hub(reference: str, error: Exception) -> UsageError:
-    """Return the one line for a Hub data set that cannot be had."""
+    """Return the one line for a Hub data set that cannot be loaded."""
     return UsageError(
-        f"{reference} is no path here and cannot be had from the Hub ({first_line(error)}); "
+        f"{reference} is not a local path and cannot be loaded from the Hub ({first_line(error)}); "
         "check the name, the split and the network, or give a path"
     )
 
 
 def saved_split_names(folder: Path) -> list[str]:
-    """Return the splits of a saved data set in their order; none for one that was saved without splits.
+    """Return the splits of a saved data set in their order, none for one that was saved without splits.
 
     Raises:
-        UsageError: if what lists them is broken.
+        UsageError: if `dataset_dict.json` is broken.
     """
     listed = folder / "dataset_dict.json"
     if not listed.is_file():
@@ -91,7 +94,7 @@ def load_saved(folder: Path) -> Any:
     """Load what `save_to_disk` wrote, memory-mapped: one data set, or the dictionary of its splits.
 
     Raises:
-        UsageError: if it is not whole; the file is named where one is to blame.
+        UsageError: if it is incomplete; names the broken file if there is one.
     """
     import pyarrow
     from datasets import load_from_disk
@@ -100,12 +103,12 @@ def load_saved(folder: Path) -> Any:
         try:
             return load_from_disk(str(folder))
         except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            named = _broken_arrow_file(folder) or folder
-            raise UsageError(f"{named} is no whole saved data set ({first_line(error)}); write it again") from None
+            named = _broken_arrow_file(folder) or f"{folder} is not a complete saved data set"
+            raise UsageError(f"{named} ({first_line(error)}); write the data set again") from None
 
 
 def _broken_arrow_file(folder: Path) -> str | None:
-    """Find the Arrow file that ends before it should, and after which of its records."""
+    """Describe the Arrow file that is truncated or broken, and its last complete record."""
     import pyarrow as pa
 
     for path in sorted(folder.rglob("*.arrow")):
@@ -115,5 +118,5 @@ def _broken_arrow_file(folder: Path) -> str | None:
                 for batch in batches:
                     num_rows += batch.num_rows
         except (pa.ArrowException, OSError):
-            return f"{path} is cut off or broken after record {num_rows}, so that {folder}"
+            return f"{path} is truncated or broken after record {num_rows}"
     return None

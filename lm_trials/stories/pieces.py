@@ -1,7 +1,7 @@
-"""Pieces: a source read part by part into Arrow files that a killed process leaves whole for the next one.
+"""Pieces: a source is read part by part into Arrow files, so that an interrupted command resumes after the last one.
 
-Each piece is a folder with an Arrow file for each split and its counts.  It is written beside and renamed, so one
-that is there under its number is whole.
+Each piece is a folder with its counts and an Arrow file for each split, written atomically: a folder that is named by
+its number is complete.
 """
 
 from __future__ import annotations
@@ -22,33 +22,27 @@ import pyarrow as pa
 
 from lm_trials.console import UsageError, note
 from lm_trials.stories.arrow_files import WRITE_BATCH, ArrowFile
-from lm_trials.stories.records import RECORD_SCHEMA, SPLITS
+from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Split
 from lm_trials.stories.sources import Source, SourcePart
 from lm_trials.stories.workers import StoppedError, run_tasks
 
-# Rows of a saved or downloaded data set that are lost, and read again, when a process is killed.
+# Rows of a saved or downloaded data set that are read again, at most, when a process is killed.
 PIECE_ROWS = 50_000
 COUNTS = "counts.json"
-# Rows between two reports of a worker.
-REPORT_ROWS = 100
+REPORT_ROWS = 100  # between two reports of a worker
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What was read of one part of a source: its Arrow files by split, and how many records, blank ones and not."""
+    """One part of a source as it was read: its Arrow files by split, and the number of records and of blank ones."""
 
-    files: dict[str, Path]
+    files: dict[Split, Path]
     num_rows: int
     blank: int
 
 
 class Ticks:
-    """An iterable with one item for each record read, of a known number or not; for a progress bar.
-
-    >>> from operator import length_hint
-    >>> length_hint(Ticks(iter("ab"), 2)), length_hint(Ticks(iter("ab"), None))
-    (2, 0)
-    """
+    """One item for each record that is read, with the total where it is known; for a progress bar."""
 
     def __init__(self, ticks: Iterator[Any], total: int | None) -> None:
         self.ticks = ticks
@@ -64,13 +58,13 @@ class Ticks:
 def read_pieces(
     source: Source, work: Path, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, num_proc: int = 1
 ) -> list[Piece]:
-    """Read what is not yet in the folder `work`, and return all pieces in the order of the source.
+    """Read the parts that are missing in the folder `work`, and return all pieces in the order of the source.
 
     Args:
         watch: wraps one item for each record, of this call or an earlier one, with a progress bar.
 
     Raises:
-        UsageError: for a broken file or record (named), a disk that is full, or fewer than one process.
+        UsageError: for a broken file or record (named), a full disk, or fewer than one process.
     """
     if num_proc < 1:
         raise UsageError(f"--num_proc {num_proc} is too few; give at least 1")
@@ -78,10 +72,10 @@ def read_pieces(
     there = {number: piece for number in range(len(parts)) if (piece := _finished(work, number))}
     missing = [number for number in range(len(parts)) if number not in there]
     if there:
-        note(f"going on after {len(there)} of {len(parts)} parts of {source.reference}")
-    ranges = [part.rows for part in parts]
-    total = None if None in ranges else sum(map(len, ranges))
-    # What is loaded of the source does not go to other processes, only what it is loaded by.
+        note(f"resuming after {len(there)} of {len(parts)} parts of {source.reference}")
+    lengths = [len(part.rows) for part in parts if part.rows is not None]
+    total = sum(lengths) if len(lengths) == len(parts) else None
+    # `replace` gives other processes a source without the data that is already loaded: each loads its own.
     task = partial(_read_piece, source if num_proc == 1 else replace(source), parts, work)
 
     def ticks() -> Iterator[None]:
@@ -92,12 +86,11 @@ def read_pieces(
 
     for _ in watch(Ticks(ticks(), total)):
         pass
-    pieces = [_finished(work, number) for number in range(len(parts))]
-    return [piece for piece in pieces if piece is not None]
+    return [piece for number in range(len(parts)) if (piece := _finished(work, number))]
 
 
 def _read_piece(source: Source, parts: Sequence[SourcePart], work: Path, number: int) -> Iterator[int]:
-    """Write one piece; yields how many records were read since it last did."""
+    """Write one piece; yields the number of records read since the last yield."""
     unfinished = work / f"{number}.{os.getpid()}.unfinished"
     counts = {"num_rows": 0, "blank": 0}
     with writing(work):
@@ -120,7 +113,7 @@ def _read_piece(source: Source, parts: Sequence[SourcePart], work: Path, number:
     with writing(work):
         sizes = {split: (unfinished / f"{split}.arrow").stat().st_size for split in SPLITS}
         (unfinished / COUNTS).write_text(json.dumps({**counts, "bytes": sizes}))
-        if _finished(work, number) is None:  # else a process that outlived the one that started it was faster
+        if _finished(work, number) is None:  # else a process left over from an interrupted command was faster
             shutil.rmtree(work / str(number), ignore_errors=True)
             unfinished.rename(work / str(number))
     yield counts["num_rows"] % REPORT_ROWS
@@ -133,13 +126,13 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoppedError(
-            f"{folder.parent} cannot be written to ({error.strerror or error}); what was read is kept: make room, and "
-            "run the same command again"
+            f"{folder.parent} cannot be written to ({error.strerror or error}); free some space and run the same "
+            "command again, it resumes where it stopped"
         ) from None
 
 
 def _finished(work: Path, number: int) -> Piece | None:
-    """Return a piece that is there and whole: a crash of the machine can leave a renamed folder of empty files."""
+    """Return a piece if it is complete; a crash of the machine can leave a renamed folder with empty files."""
     folder = work / str(number)
     try:
         counts = json.loads((folder / COUNTS).read_text())
@@ -151,8 +144,13 @@ def _finished(work: Path, number: int) -> Piece | None:
         return None
 
 
-def split_batches(pieces: Iterable[Piece], split: str) -> Iterator[pa.RecordBatch]:
+def split_batches(pieces: Iterable[Piece], split: Split) -> Iterator[pa.RecordBatch]:
     """Yield the records of one split in batches of `WRITE_BATCH` rows, the last one shorter, piece after piece."""
+
+    def one_batch(table: pa.Table) -> pa.RecordBatch:
+        (batch,) = table.combine_chunks().to_batches()
+        return batch
+
     held: list[pa.RecordBatch] = []
     num_held = 0
     for piece in pieces:
@@ -162,27 +160,22 @@ def split_batches(pieces: Iterable[Piece], split: str) -> Iterator[pa.RecordBatc
                 num_held += batch.num_rows
                 while num_held >= WRITE_BATCH:
                     table = pa.Table.from_batches(held)
-                    yield _one_batch(table.slice(0, WRITE_BATCH))
+                    yield one_batch(table.slice(0, WRITE_BATCH))
                     held = table.slice(WRITE_BATCH).to_batches()
                     num_held -= WRITE_BATCH
     if num_held:
-        yield _one_batch(pa.Table.from_batches(held))
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    (batch,) = table.combine_chunks().to_batches()
-    return batch
+        yield one_batch(pa.Table.from_batches(held))
 
 
 @contextmanager
 def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
-    """Give a hidden folder beside `folder` for what is read on the way to it; the same for the same `key`.
+    """Give a hidden folder beside `folder` for its pieces; the same `key` gets the same folder again.
 
-    It stays when the process is killed or stopped, and goes when all went well or the user must do something else.
-    One process at a time has it; others wait.
+    It stays when the process is killed or stopped, and is removed at the end, or after an error that the same command
+    would meet again.  One process at a time has it; others wait.
 
     Raises:
-        UsageError: where the place cannot be written to.
+        UsageError: if the place cannot be written to.
     """
     outer = folder.with_name(f".{folder.name}.reading")
     made = [parent for parent in folder.parents if not parent.exists()]
@@ -190,7 +183,7 @@ def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
         lock = _locked(outer)
         work = outer / key
         for left in outer.iterdir():
-            if left.is_dir() and left != work:  # of the source as it was before
+            if left.is_dir() and left != work:  # of the source before it changed
                 shutil.rmtree(left)
         for left in work.glob("*.unfinished"):
             shutil.rmtree(left, ignore_errors=True)
@@ -212,7 +205,7 @@ def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Make a folder and lock it; who waited for a process that then removed it makes it again."""
+    """Make a folder and lock it; make it again if the process that had the lock has removed it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "lock"
@@ -220,7 +213,7 @@ def _locked(folder: Path) -> IO[str]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note(f"waiting for another process that reads into {folder.parent} ...")
+            note(f"waiting for another process that prepares data in {folder.parent} ...")
             fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:

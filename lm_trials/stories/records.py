@@ -1,9 +1,8 @@
-"""The record: one story with what is known about it, the unit that every later stage counts in."""
+"""The record: one story with its metadata, the unit of every later stage."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -16,19 +15,7 @@ from lm_trials.stories.features import canonical_feature
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-RECORD_SCHEMA = Features(
-    {
-        "record_id": Value("string"),
-        "story": Value("string"),
-        "prompt": Value("string"),
-        "words": List(Value("string")),
-        "features": List(Value("string")),
-        "summary": Value("string"),
-        "source": Value("string"),
-    }
-)
-
-# The last per cent of the range of a 32-bit hash, whatever part before it is the validation split.
+# The test split is the last 1% of the range of a 32-bit hash, whatever the size of the validation split before it.
 TEST_FROM = int(0.99 * 2**32)
 
 
@@ -44,11 +31,19 @@ class Record(TypedDict):
     source: str
 
 
+RECORD_SCHEMA = Features(
+    {
+        name: List(Value("string")) if name in ("words", "features") else Value("string")
+        for name in Record.__annotations__
+    }
+)
+
+
 def record_id(story: str) -> str:
     """Name a story by its content: 32 hexadecimal digits of a SHA-256.
 
-    Blanks are collapsed first, because the published forms of one story differ in leading blanks and in the empty
-    lines between paragraphs; the same story has the same name whichever file it came from.
+    Whitespace is collapsed first, because the published forms of one story differ in leading blanks and in the empty
+    lines between paragraphs; the same story has the same name in every form.
 
     >>> record_id(" \\nOne day.\\n\\nThe end.") == record_id("One day.\\nThe end.")
     True
@@ -66,22 +61,16 @@ def make_record(
     summary: str = "",
     source: str = "",
 ) -> Record:
-    """Complete a record around `story`; features are checked and put in the project's spelling.
+    """Make a record of `story`; features are checked and put in the project's spelling.
 
     Raises:
-        UsageError: for a feature that TinyStories does not have, or text that is no Unicode text.
+        UsageError: for a feature that TinyStories does not have, or text that is not Unicode.
 
     >>> make_record(" One day. ", features=["Badending"])["features"]
     ['BadEnding']
     """
-    story = story.strip()
-    words = list(words)
-    try:
-        "".join([story, prompt, summary, source, *words]).encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{error.object[error.start]!r} is half of a surrogate pair, which no UTF-8 file can hold; mend the text"
-        ) from None
+    story, words = story.strip(), list(words)
+    check_unicode("".join([story, prompt, summary, source, *words]))
     return Record(
         record_id=record_id(story),
         story=story,
@@ -93,33 +82,42 @@ def make_record(
     )
 
 
+def check_unicode(text: str) -> None:
+    """Raise a UsageError for a text with half of a surrogate pair, which JSON can contain and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{text[error.start]!r} is half of a surrogate pair, which UTF-8 cannot encode; correct the text"
+        ) from None
+
+
 def record_from_row(row: Any, text_column: str | None = None) -> Record:
     """Read a record from a row of any of the published forms.
 
-    The TinyStories archive nests `{"instruction": {"prompt:": ..., "words": ..., "features": ...}}`, and the key
-    really ends with a colon; without it is accepted too.  Flat rows have the fields beside the story.  The story is
+    The TinyStories archive nests `{"instruction": {"prompt:": ..., "words": ..., "features": ...}}`; the key really
+    ends with a colon, and is accepted without it too.  Flat rows have the fields beside the story.  The story is
     in `text_column`, else in `story`, else in `text`.
 
     Raises:
-        UsageError: for a row that is no object or has no story, naming the columns there are, or for a field that
-            holds something else than it should.
+        UsageError: for a row that is not an object or has no story (names the columns), or a field of a wrong type.
 
     >>> row = {"story": "Hi.", "instruction": {"prompt:": "Write.", "words": ["hi"], "features": ["Twist"]}}
     >>> record_from_row(row)["prompt"], record_from_row(row)["features"]
     ('Write.', ['Twist'])
     """
     if not isinstance(row, Mapping):
-        raise UsageError(f"{row!r:.60} is no object with a story; give records as objects")
+        raise UsageError(f"{row!r:.60} is not an object with a story; write one JSON object for each record")
     names = [text_column] if text_column else ["story", "text"]
     column = next((name for name in names if name in row), None)
     if column is None:
         raise UsageError(
             f"no column {' or '.join(map(repr, names))}; the columns are {', '.join(map(str, row))}; "
-            "name the one that holds the text with --text_column"
+            "name the column of the text with --text_column"
         )
     story = row[column]
     if not isinstance(story, str):
-        raise UsageError(f"column {column!r} holds {type(story).__name__} {story!r:.40}; it must hold text")
+        raise UsageError(f"column {column!r} is {type(story).__name__} {story!r:.40}; it must be text")
     details = row.get("instruction")
     if not isinstance(details, Mapping):
         details = row
@@ -137,15 +135,11 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if value is None or isinstance(value, str):
         return value or ""
-    raise UsageError(f"{name!r} holds {type(value).__name__} {value!r:.40}; it must hold text or nothing")
-
-
-# A list as CSV files hold it, written by Python or JSON: ['a', "b"].
-_WRITTEN_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+    raise UsageError(f"{name!r} is {type(value).__name__} {value!r:.40}; it must be text or null")
 
 
 def _listed(row: Mapping[str, Any], name: str) -> list[str]:
-    """Read a list of words, which a CSV file or TinyStories-Instruct writes as `a, b, c` or `['a', 'b']`.
+    """Read a list of words, which CSV files and TinyStories-Instruct write as `a, b, c` or `['a', "b"]`.
 
     >>> _listed({"words": "quit, don't"}, "words"), _listed({"words": "['quit', 'oak']"}, "words")
     (['quit', "don't"], ['quit', 'oak'])
@@ -155,21 +149,21 @@ def _listed(row: Mapping[str, Any], name: str) -> list[str]:
         return []
     if isinstance(value, str):
         parts = value.split(",")
-        if _WRITTEN_LIST.fullmatch(value):
+        if value.strip().startswith("[") and value.strip().endswith("]"):
             parts = [part.strip().strip("'\"") for part in value.strip().strip("[]").split(",")]
         return [part.strip() for part in parts if part.strip()]
     if isinstance(value, Sequence) and all(isinstance(part, str) for part in value):
         return list(value)
-    raise UsageError(f"{name!r} holds {type(value).__name__} {value!r:.40}; it must hold a list of words")
+    raise UsageError(f"{name!r} is {type(value).__name__} {value!r:.40}; it must be a list of words")
 
 
 def split_of(identifier: str, validation_percent: float = 1.0) -> Split:
-    """Return the split of a record: 98, 1 and 1 per cent by its name alone, whatever the order of the source.
+    """Return the split of a record, 98%, 1% and 1%, from its name alone.
 
-    Another `validation_percent` moves the border of train and validation; the test split stays what it is.
+    Another `validation_percent` moves the border between train and validation; the test split stays the same.
 
     Raises:
-        UsageError: for a share that is not above 0 and at most 50 per cent.
+        UsageError: for a percentage that is not above 0 and at most 50.
 
     >>> [split_of(f"{n:08x}") for n in (0, int(0.985 * 2**32), 2**32 - 1)]
     ['train', 'validation', 'test']
@@ -183,24 +177,20 @@ def split_of(identifier: str, validation_percent: float = 1.0) -> Split:
 
 
 def validation_from(percent: float) -> int:
-    """Return the first 32-bit hash of a validation split of that many per cent.
-
-    Raises:
-        UsageError: for a share that is not above 0 and at most 50 per cent.
+    """Return the first 32-bit hash of a validation split of `percent`, which must be above 0 and at most 50.
 
     >>> validation_from(1) == int(0.98 * 2**32)
     True
     """
     if not 0 < percent <= 50:
-        raise UsageError(f"--validation_split_percentage {percent:g} is no share; give more than 0 and at most 50")
+        raise UsageError(f"--validation_split_percentage {percent:g}: must be above 0 and at most 50")
     return int((99 - percent) / 100 * 2**32)
 
 
 def count_duplicates(identifiers_64: np.ndarray) -> int:
-    """Count the stories that repeat an earlier one, from (N,) 64-bit prefixes of their names.
+    """Count the stories that repeat an earlier one, from (N,) 64-bit prefixes of their names, 8 bytes a story.
 
-    Prefixes keep the memory at 8 bytes a story; among five million, two different stories share one with a
-    probability below one in a million.
+    Among five million different stories, two share a prefix with a probability below one in a million.
 
     >>> count_duplicates(np.array([7, 8, 7, 7], dtype=np.uint64))
     2

@@ -1,7 +1,7 @@
-"""Shards: one file of a source, or one inside an archive, read as a stream of rows, each with its place in it.
+"""Shards: one file of a source, or of an archive, read as a stream of rows, each with its place in the file.
 
-No file is ever whole in memory, compressed or not.  What a broken file raises becomes one line that names the file
-and, where it is known, the line or record.
+No file is ever completely in memory, compressed or not.  Exceptions for a broken file become one line that names the
+file and, where it is known, the line or record.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from typing import IO, Any
 from lm_trials.console import UsageError
 
 CHUNK = 1 << 20
-# No record of a published shard is longer than some thousand characters; one that has not ended after this many
-# is broken or has another separator, and reading on would put the whole file into memory.
+# Records of the published shards have some thousand characters; one that has not ended after this many is broken or
+# has another separator, and reading on would put the whole file into memory.
 LONGEST_RECORD = 64 << 20
 INSTRUCT_FIELDS = ("Features:", "Words:", "Summary:", "Random sentence:", "Story:")
 
 Row = tuple[str, Any]
-"""Where a row stands, as `line 3` or `record 3` (from 1), and what stands there."""
+"""The place of a row, such as `line 3` or `record 3` (from 1), and its content."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A file format.
 
     Attributes:
         suffixes: of file names, without `.gz`.
         read: yields the rows of a file, given its path and `--text_separator`; None for an archive of JSON files.
-        streams: whether a compressed file can be read without unpacking it.
+        streams: whether a compressed file can be read without unpacking it first.
     """
 
     suffixes: tuple[str, ...]
@@ -50,16 +50,12 @@ class Format:
 
 
 def formats_by_suffix() -> dict[str, str]:
-    """Return the name of the format of each suffix.
-
-    >>> formats_by_suffix()[".jsonl"]
-    'json'
-    """
+    """Return the name of the format of each suffix, also of formats that were added."""
     return {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that tells the kind: `a.jsonl.gz` is JSON lines, `a.tar.gz` and `a.tgz` are archives.
+    """Return the suffix that determines the format; `.gz` is ignored.
 
     >>> [suffix_of(Path(name)) for name in ("a.jsonl", "a.jsonl.gz", "v1.2/b.tgz", "c.gz", "d")]
     ['.jsonl', '.jsonl', '.tar', '', '']
@@ -69,22 +65,18 @@ def suffix_of(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Return the name of a file's format, a key of `FORMATS`.
-
-    Raises:
-        UsageError: for a suffix that no format has.
-    """
+    """Return the name of a file's format, a key of `FORMATS`; raise a UsageError for a suffix of no format."""
     known = formats_by_suffix()
     kind = known.get(suffix_of(path))
     if kind is None:
         raise UsageError(f"{path} has the suffix {path.suffix!r}; valid: {', '.join(known)}, also with .gz")
     if path.suffix == ".gz" and not FORMATS[kind].streams:
-        raise UsageError(f"{path} is a compressed {suffix_of(path)}, which cannot be read in parts; gunzip it first")
+        raise UsageError(f"{path}: a compressed {suffix_of(path)} file cannot be streamed; gunzip it first")
     return kind
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Order names as people count: data2 before data10.
+    """Return a key that sorts data2 before data10.
 
     >>> sorted(["data10.json", "data2.json", "data.json"], key=natural_key)
     ['data2.json', 'data10.json', 'data.json']
@@ -95,7 +87,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def file_shards(path: Path, text_separator: str) -> Iterator[tuple[str, Iterator[Row]]]:
     """Yield each shard of a file with its name: the file itself, or every JSON file in an archive.
 
-    Shards are to be read one after the other, each before the next is asked for.
+    Read each shard before asking for the next one.
     """
     read = FORMATS[kind_of(path)].read
     if read is None:
@@ -105,7 +97,7 @@ def file_shards(path: Path, text_separator: str) -> Iterator[tuple[str, Iterator
 
 
 def shard_names(path: Path) -> list[str]:
-    """Return the names of a file's shards in natural order; an archive's headers are read for it."""
+    """Return the names of a file's shards in natural order, from the headers of an archive."""
     if FORMATS[kind_of(path)].read is not None:
         return [str(path)]
     with reading(str(path)):
@@ -122,12 +114,12 @@ def _guarded(name: str, rows: Iterator[Row]) -> Iterator[Row]:
 
 @contextmanager
 def reading(name: str, after: Callable[[], str] = str) -> Iterator[None]:
-    """Turn what a broken file raises while it is read into one line that names it, and the last whole record.
+    """Turn exceptions for a broken file into one line that names the file and the last complete record.
 
     >>> with reading("stories.csv"):  # doctest: +ELLIPSIS
     ...     raise EOFError("Compressed file ended early")
     Traceback (most recent call last):
-    lm_trials.console.UsageError: stories.csv is cut off or broken (Compressed file ended early); fetch or ...
+    lm_trials.console.UsageError: stories.csv is truncated or broken (Compressed file ended early); download or ...
     """
     import pyarrow
 
@@ -140,16 +132,17 @@ def reading(name: str, after: Callable[[], str] = str) -> Iterator[None]:
             "convert it, for example with iconv"
         ) from None
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"{name} cannot be read ({error.strerror}); check the path and its rights") from None
+        raise UsageError(f"{name} cannot be read ({error.strerror}); check the path and its permissions") from None
     except (EOFError, OSError, zlib.error, tarfile.TarError, pyarrow.ArrowException, csv.Error) as error:
         place = f" after {after()}" if after() else ""
-        raise UsageError(f"{name} is cut off or broken{place} ({first_line(error)}); fetch or write it again") from None
+        problem = f"truncated or broken{place} ({first_line(error)})"
+        raise UsageError(f"{name} is {problem}; download or write it again") from None
     except RecursionError:
-        raise UsageError(f"{name} nests lists or objects too deeply to be a file of records; check it") from None
+        raise UsageError(f"{name} nests lists or objects too deeply for a file of records; correct it") from None
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line that an exception says, else its name.
+    """Return the first line of an exception's message, else its name.
 
     >>> first_line(OSError("no such host\\n(retried)")), first_line(EOFError())
     ('no such host', 'EOFError')
@@ -158,7 +151,7 @@ def first_line(error: Exception) -> str:
 
 
 def _undecodable_line(path: Path) -> int | None:
-    """Find the line of a file that is not UTF-8: decoding goes ahead of the records, so they cannot tell."""
+    """Find the line of a file that is not UTF-8; decoding runs ahead of the records, so their place is too early."""
     if not path.is_file():
         return None
     with open_binary(path) as stream:
@@ -171,7 +164,7 @@ def _undecodable_line(path: Path) -> int | None:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Open a file, through gzip where its name says so."""
+    """Open a file, through gzip if its name ends with `.gz`."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
@@ -186,12 +179,12 @@ def _json_rows(path: Path, text_separator: str) -> Iterator[Row]:
 
 
 def json_rows(stream: IO[bytes], name: str) -> Iterator[Row]:
-    """Yield the rows of a JSON file, be it one list (a shard of the archive holds 100,000) or one object a line.
+    """Yield the rows of a JSON file, one list (100,000 stories in a shard of the archive) or one object per line.
 
     Raises:
-        UsageError: for a line or an item that is no JSON, or a list that does not end.
+        UsageError: for a line or an item that is not valid JSON, or a list that does not end.
     """
-    start = stream.peek(1024)  # type: ignore[attr-defined]  # all three kinds of stream that come here can
+    start = stream.peek(1024)  # type: ignore[attr-defined]  # files, gzip files and members of an archive have it
     is_list = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
     with _decoded(stream) as text:
         yield from _json_list(text, name) if is_list else _json_lines(text, name)
@@ -211,7 +204,7 @@ def _json_list(stream: IO[str], name: str) -> Iterator[Row]:
             more = stream.read(CHUNK) if len(buffer) - at < LONGEST_RECORD else ""
             if not more:
                 raise UsageError(
-                    f"{name}: record {number} is cut off or broken ({error.msg}); fetch or write the file again"
+                    f"{name}: record {number} is truncated or broken ({error.msg}); download or write the file again"
                 ) from None
             buffer, at = buffer[at:] + more, 0
             continue
@@ -226,20 +219,21 @@ def _json_lines(stream: IO[str], name: str) -> Iterator[Row]:
                 yield f"line {number}", json.loads(line)
             except ValueError as error:
                 raise UsageError(
-                    f"{name}: line {number} is no JSON ({first_line(error)}); give one object a line, or one list"
+                    f"{name}: line {number} is not valid JSON ({first_line(error)}); write one object per line, or "
+                    "one list"
                 ) from None
 
 
 def _csv_rows(path: Path, text_separator: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # its default, 131,072 characters, is shorter than some texts
+    csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is shorter than some texts
     with open_binary(path) as stream, _decoded(stream, newline="") as text:
-        # Without `strict`, a quotation mark that is never closed takes the rest of the file into one field.
+        # Without `strict`, a quotation mark that is never closed puts the rest of the file into one field.
         reader = csv.DictReader(text, strict=True)
         for row in reader:
             if None in row or None in row.values():
                 raise UsageError(
                     f"{path}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the header's "
-                    f"{len(reader.fieldnames or ())}; fetch or write the file again, with quotation marks doubled"
+                    f"{len(reader.fieldnames or ())}; write the file again, with quotation marks doubled"
                 )
             yield f"line {reader.line_num}", row
 
@@ -253,11 +247,7 @@ def _parquet_rows(path: Path, text_separator: str) -> Iterator[Row]:
 
 
 def file_hashes(files: Iterable[Path]) -> list[bytes]:
-    """Return the SHA-256 of each file's bytes.
-
-    Raises:
-        UsageError: for one that cannot be read.
-    """
+    """Return the SHA-256 of each file's bytes; raise a UsageError for one that cannot be read."""
     found = []
     for file in files:
         with reading(str(file)), file.open("rb") as stream:
@@ -266,16 +256,12 @@ def file_hashes(files: Iterable[Path]) -> list[bytes]:
 
 
 def numbered(rows: Iterator[Any], first: int = 1) -> Iterator[Row]:
-    """Give each row its place, counted from 1 or from `first`.
-
-    >>> list(numbered(iter("ab")))
-    [('record 1', 'a'), ('record 2', 'b')]
-    """
+    """Give each row its place, `record N`, counted from `first`."""
     return ((f"record {number}", row) for number, row in enumerate(rows, start=first))
 
 
 def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the JSON files of a tar archive in its order, without unpacking it."""
+    """Yield the JSON files of a tar archive in its order, without unpacking the archive."""
     with tarfile.open(path) as archive:
         for member in archive:
             hidden = Path(member.name).name.startswith(".")  # macOS puts `._data00.json` beside data00.json
@@ -287,12 +273,9 @@ def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def check_archive_end(archive: tarfile.TarFile, path: Path) -> None:
-    """Check that an archive whose members are all read ends where it says so.
+    """Check the end of an archive whose members are all read; raise EOFError or tarfile.ReadError if it is broken.
 
-    `tarfile` takes one that ends, or goes on with rubbish, between two members for a whole one.
-
-    Raises:
-        EOFError, tarfile.ReadError: if it does not.
+    `tarfile` takes an archive that is truncated between two members, or continues with other bytes, for complete.
     """
     stream = archive.fileobj
     assert stream is not None, "the archive is open"
@@ -301,7 +284,7 @@ def check_archive_end(archive: tarfile.TarFile, path: Path) -> None:
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("its end mark is missing")
         return
-    while stream.read(CHUNK):  # up to the checksum of a compressed one; going back in it would begin anew
+    while stream.read(CHUNK):  # up to the checksum of gzip; seeking back would decompress from the beginning again
         pass
 
 
@@ -312,31 +295,28 @@ def _archive_shards(path: Path) -> Iterator[tuple[str, Iterator[Row]]]:
             empty = False
             yield name, _guarded(name, json_rows(stream, name))
         if empty:
-            raise UsageError(f"{path} holds no .json shard; give the archive of JSON shards, or unpack it first")
+            raise UsageError(f"{path} has no .json shard; give the archive of JSON shards, or unpack it first")
 
 
 def _text_rows(path: Path, separator: str) -> Iterator[Row]:
-    """Yield the stories of a text file, in plain or in TinyStories-Instruct form (told by its first story).
+    """Yield the stories of a text file, in plain or in TinyStories-Instruct form, as its first story has it.
 
-    Line ends become newlines, as Python's text files have it: `\\r\\n` is how a file was stored, not its content.
+    Line ends become `\\n`, as in Python's text files, so that a story has one name on every system.
     """
+    is_instruct = None
     with open_binary(path) as stream, _decoded(stream, newline=None) as text:
-        stories = _separated(text, separator, path)
-        opening = []
-        for story in stories:  # up to the first that is not blank
-            opening.append(story)
-            if story.strip():
-                break
-        read = instruct_row if opening and _is_instruct(opening[-1]) else _plain_row
-        yield from numbered(map(read, itertools.chain(opening, stories)))
+        for place, story in numbered(_separated(text, separator, path)):
+            if is_instruct is None and story.strip():
+                is_instruct = _is_instruct(story)
+            yield place, instruct_row(story) if is_instruct else {"story": story}
 
 
 def _separated(stream: IO[str], separator: str, path: Path) -> Iterator[str]:
     if not separator:
-        raise UsageError(r"--text_separator '' separates nothing; give one such as '<|endoftext|>' or '\n\n'")
+        raise UsageError(r"--text_separator '' separates nothing; use for example '<|endoftext|>' or '\n\n'")
     parts, unfinished = [""], 0
     while chunk := stream.read(CHUNK):
-        # A separator may begin in the chunk before; only the end of what is open is searched again.
+        # A separator may begin in the previous chunk, whose end is searched again.
         tail = parts[-1][1 - len(separator) :] if len(separator) > 1 else ""
         parts[-1] = parts[-1][: len(parts[-1]) - len(tail)]
         first, *others = (tail + chunk).split(separator)
@@ -348,14 +328,10 @@ def _separated(stream: IO[str], separator: str, path: Path) -> Iterator[str]:
             parts, unfinished = [others[-1]], len(others[-1])
         if unfinished > LONGEST_RECORD:
             raise UsageError(
-                f"{path} has no {separator!r} within {LONGEST_RECORD:,} characters; name what stands between its "
-                "stories with --text_separator"
+                f"{path} has no {separator!r} within {LONGEST_RECORD:,} characters; name the text between its stories "
+                "with --text_separator"
             )
     yield "".join(parts)
-
-
-def _plain_row(text: str) -> dict[str, Any]:
-    return {"story": text}
 
 
 def _is_instruct(text: str) -> bool:
@@ -366,7 +342,7 @@ def _is_instruct(text: str) -> bool:
 def instruct_row(text: str) -> dict[str, Any]:
     """Read one story of TinyStories-Instruct: fields in any order, the story last.
 
-    `Random sentence:` is a sentence of the story itself; it ends the field before it and is not kept.
+    `Random sentence:` repeats a sentence of the story; it ends the field before it and is left out.
 
     >>> row = instruct_row("Features: Dialogue\\nRandom sentence: Hi.\\nWords: quit, oak\\nStory: \\n\\nOne day.")
     >>> row["words"], row["features"], row["story"].strip()
@@ -396,4 +372,4 @@ FORMATS: dict[str, Format] = {
     "parquet": Format((".parquet",), _parquet_rows, streams=False),
     "archive": Format((".tar",), None),
 }
-"""The formats that are read; docs/extending.md shows how to add one."""
+"""The file formats; docs/extending.md shows how to add one."""

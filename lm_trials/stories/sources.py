@@ -1,8 +1,7 @@
 """Sources: where stories come from, each read as a stream of records, never a whole corpus in memory.
 
 A source is a file, a folder of shards, the TinyStories archive, a data set saved with `save_to_disk`, or a data set
-on the Hub.  What it is follows from its name; what it holds is checked record by record, and an error names the
-file and the record.
+on the Hub.  Records are checked one by one, and an error names the file and the record.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean
 from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
 from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of
 from lm_trials.stories.shards import (
@@ -29,15 +28,7 @@ from lm_trials.stories.shards import (
     shard_names,
     suffix_of,
 )
-from lm_trials.stories.splits import (
-    check_hash_split,
-    check_own_splits,
-    check_percentage,
-    file_split,
-    named_splits,
-    own_names,
-    split_for,
-)
+from lm_trials.stories.splits import check_own_splits, check_percentage, file_split, named_splits, own_names, split_for
 
 
 @dataclass(frozen=True)
@@ -45,10 +36,10 @@ class SourcePart:
     """A part of a source that can be read without the others.
 
     Attributes:
-        split: the source's own split that it belongs to; None where the source has none.
+        split: the source's own split that the part belongs to, if any.
         name: of that split in a saved or Hub data set; None for a file, or a data set saved without splits.
-        path: the file.
-        rows: the rows that are meant, of a saved or cached data set; None for all.
+        path: the file, if it is one.
+        rows: a range of the rows of a saved or downloaded data set; None for all.
     """
 
     split: Split | None = None
@@ -65,14 +56,14 @@ class Source:
         reference: the path or Hub name as the user gave it.
         shards: the files, in order; empty for a saved data set or the Hub.
         kind: `files`, `saved` or `hub`.
-        text_column: the column that holds the story; None means `story`, else `text`.
-        text_separator: what stands between two stories of a text file.
+        text_column: the column of the story; None means `story`, else `text`.
+        text_separator: between two stories of a text file.
         dataset_config_name: as in `datasets.load_dataset`, or a part of a folder.
-        dataset_split: one of the source's own splits, else a split by hash; None: all (of the Hub, `train`).
+        dataset_split: one of the source's own splits, else a split by hash; None for all (of the Hub, `train`).
         streaming: whether a Hub data set is streamed or downloaded first.
         validation_split_percentage: how much of the train split, or of all, is validation by hash; see `records_of`.
-        revision: the commit of a Hub data set that is read; None without a network.
-        num_proc: processes that download a Hub data set that is not streamed; they change nothing else.
+        revision: the commit of a Hub data set; None without a network.
+        num_proc: processes that download a Hub data set.
     """
 
     reference: str
@@ -102,12 +93,9 @@ class Source:
             raise self.no_story()
 
     def records_by_shard(self) -> Iterator[tuple[int, Record]]:
-        """Yield every record, blank ones too, with the number of its shard, which the seeds' shard split goes by.
+        """Yield every record, blank ones too, with the number of its shard, for `--split_by shard`.
 
         Shards count from 0 in the natural order of their names, whatever the order inside an archive.
-
-        Raises:
-            UsageError: as `records`.
         """
         paths = self.shards or (None,)
         names = [name for path in paths for name in (shard_names(path) if path else [self.reference])]
@@ -115,19 +103,15 @@ class Source:
         return ((numbers.get(name, 0), record) for _, name, record in self._read(self._parts_to_read()))
 
     def records_of(self, split: Split, validation_split_percentage: float | None = None) -> Iterator[Record]:
-        """Yield the records of one split that have a story, in the order of the source; nothing is written.
+        """Yield the records of one split that have a story: those of the ingested corpus, in the same order.
 
-        They are the records that ingesting the source puts into that split of the corpus, in the same order.  A
-        source with splits of its own keeps them.  One without a validation split takes that percentage of its train
-        split, by hash of the story, so that a story and its repetitions are in one split.  A source without any
-        splits is split 98, 1 and 1 by hash, or 99 - N, N and 1 for a percentage N.
-
-        Args:
-            validation_split_percentage: default: the source's own.
+        A source with splits of its own keeps them.  Without a validation split, that percentage of its train split
+        becomes one, by hash of the story, so that a story and its repetitions are in one split.  A source without
+        splits is split 98, 1 and 1% by hash, or 99 - N, N and 1% for a percentage N (default: the source's own).
 
         Raises:
-            UsageError: as `records`; if the train split has no story; without a validation split; for a percentage
-                where there is one already.
+            UsageError: as `records`; if the train split has no story; without a validation split and a percentage, or
+                with both.
         """
         source = self
         if validation_split_percentage is not None:
@@ -145,17 +129,13 @@ class Source:
             raise UsageError(f"{self.reference} leaves the train split empty; give more stories")
 
     def split_records(self, parts: Iterable[SourcePart]) -> Iterator[tuple[Split, Record]]:
-        """Yield every record of some parts, blank ones too, with its split.
-
-        Raises:
-            UsageError: for a broken file or record (named).
-        """
+        """Yield every record of some parts, blank ones too, with its split."""
         percent, own = self.validation_split_percentage, self.has_own_splits()
         for part, _, record in self._read(parts):
             yield split_for(part.split if own else None, record["record_id"], percent), record
 
     def parts_of(self, only: Split | None = None) -> list[SourcePart]:
-        """Return the parts that a corpus is made of, in their order, or those that hold something of one split."""
+        """Return the parts of a corpus, in their order, or those that have records of one split."""
         if not self.has_own_splits():
             return self._parts_to_read()
         wanted = set(SPLITS) if only is None else {only}
@@ -164,7 +144,7 @@ class Source:
         return [part for part in self.parts() if part.split in wanted]
 
     def pieces(self, num_rows: int) -> list[SourcePart]:
-        """Return the parts that a corpus is made of, cut into ranges of at most `num_rows` rows where they can be."""
+        """Return the parts of a corpus; saved and downloaded data sets are cut into ranges of `num_rows` rows."""
         pieces = []
         for part in self.parts_of():
             if part.path is not None or (self.kind == "hub" and self.streaming):
@@ -176,28 +156,21 @@ class Source:
         return pieces
 
     def check_splits(self) -> None:
-        """Check that the source can be split as asked, before anything is read.
-
-        Raises:
-            UsageError: as `records_of`.
-        """
+        """Raise a UsageError as `records_of`, before anything is read."""
         check_percentage(self.validation_split_percentage)
         if self.has_own_splits():
             check_own_splits(self.reference, self.own_splits, self.validation_split_percentage)
 
     def has_own_splits(self) -> bool:
-        """Whether the records of this source, as it is read, come in splits of its own.
-
-        One of them that is named by `dataset_split` has no further splits.
-        """
+        """Whether the source is read in splits of its own; one named by `dataset_split` has no further splits."""
         return self.dataset_split is None and bool(self.own_splits)
 
     @cached_property
     def own_splits(self) -> dict[str, Split | None]:
-        """The source's own splits by name, and which of train, validation and test each is; None is left out.
+        """The source's own splits by name, with the split of a corpus that each becomes; None is left out.
 
         Raises:
-            UsageError: for a folder in which only some files are named after a split, or a Hub that cannot be reached.
+            UsageError: for a folder in which only some files are named after a split, or without a network.
         """
         if self.kind == "files":
             return {split: split for split in SPLITS if split in self._file_splits}
@@ -207,7 +180,7 @@ class Source:
 
     @cached_property
     def _named_after(self) -> list[Split | None]:
-        """The split that each file of a folder is named after; of a single file none."""
+        """The split that each file of a folder is named after; None for a single file."""
         alone = self.shards == (Path(self.reference),)
         return [None if alone else file_split(path.name) for path in self.shards]
 
@@ -219,27 +192,21 @@ class Source:
             named = next(path.name for path, split in zip(self.shards, splits, strict=True) if split)
             unnamed = next(path.name for path, split in zip(self.shards, splits, strict=True) if not split)
             raise UsageError(
-                f"{self.reference} has files of a split ({named}) and files of none ({unnamed}); rename them, or put "
-                "them into folders of their own"
+                f"{self.reference} has files named after a split ({named}) and others ({unnamed}); rename them, or "
+                "put them into separate folders"
             )
         return splits
 
     @cached_property
     def _loaded(self) -> Any:
-        """What `datasets` loads of a saved or Hub data set: all its splits, or one."""
+        """A saved or Hub data set as `datasets` loads it: all its splits, or one."""
         if self.kind == "saved":
             return load_saved(Path(self.reference))
-        return load_hub(
-            self.reference,
-            self.dataset_config_name,
-            split=self.dataset_split,
-            streaming=self.streaming,
-            revision=self.revision,
-            num_proc=self.num_proc,
-        )
+        options = self.dataset_config_name, self.dataset_split, self.streaming, self.revision, self.num_proc
+        return load_hub(self.reference, *options)
 
     def parts(self) -> list[SourcePart]:
-        """Return the parts of the source in its order, all splits of it."""
+        """Return the parts of the source in its order, of all its splits."""
         if self.kind == "files":
             return [SourcePart(split, path=path) for path, split in zip(self.shards, self._named_after, strict=True)]
         if self.kind == "hub" and self.dataset_split is not None:
@@ -248,7 +215,7 @@ class Source:
         return named if self.kind == "hub" else named or [SourcePart()]
 
     def _parts_to_read(self) -> list[SourcePart]:
-        """The parts that `dataset_split` means, or all; of the Hub, the train split."""
+        """The parts of `dataset_split`, or all; of the Hub, the train split."""
         parts, wanted = self.parts(), self.dataset_split
         if self.kind == "hub":
             if wanted is not None:
@@ -273,11 +240,11 @@ class Source:
                         yield part, name, record
 
     def _hash_split(self) -> str | None:
-        """The split by hash that `dataset_split` means, of a source without splits of its own."""
+        """The split by hash that `dataset_split` names, for a source without splits of its own."""
         return None if self.dataset_split is None or self.kind == "hub" or self.own_splits else self.dataset_split
 
     def no_story(self) -> UsageError:
-        """Return the one line for a source in which nothing was found."""
+        """Return the error for a source without a story."""
         of_split = f" in its {self._hash_split()} split" if self._hash_split() else ""
         return UsageError(f"{self.reference} holds no story{of_split}; give a source with at least one")
 
@@ -302,7 +269,7 @@ class Source:
             yield from rows
 
     def fingerprint(self, with_revision: bool = True) -> str:
-        """Return 16 digits that change with the content (of the Hub: name and revision) and with how it is read."""
+        """Return 16 digits of a hash of the content (for the Hub: name and revision) and of the options that matter."""
         digest = hashlib.sha256()
         options = (self.text_column, self.text_separator, self.dataset_config_name, self.dataset_split)
         digest.update(repr(options).encode())
@@ -323,35 +290,33 @@ class Source:
         return file_hashes(self.shards or sorted(path for path in Path(self.reference).rglob("*") if path.is_file()))
 
     def file_names(self) -> list[str]:
-        """Return what each of its files is known by, however it is read: 16 digits of a hash."""
+        """Return 16 digits of the SHA-256 of each file, which identify it however it is read."""
         return [] if self.kind == "hub" else [sha256.hex()[:16] for sha256 in self._file_sums]
 
     def origin(self) -> dict[str, Any]:
-        """Return what a corpus made of this source says of where it came from."""
+        """Return the source's entry in the manifest of a corpus."""
         said: dict[str, Any] = {"reference": self.reference, "fingerprint": self.fingerprint()}
         if self.kind == "hub":
             said |= {"revision": self.revision, "read_as": self.fingerprint(with_revision=False)}
-        options = {
-            "dataset_config_name": self.dataset_config_name,
-            "dataset_split": self.dataset_split,
-            "validation_split_percentage": self.validation_split_percentage,
-        }
-        left_out = [name for name, split in self.own_splits.items() if split is None] if self.has_own_splits() else []
-        said |= {name: value for name, value in options.items() if value is not None}
+        for name in ("dataset_config_name", "dataset_split", "validation_split_percentage"):
+            if (value := getattr(self, name)) is not None:
+                said[name] = value
         if self.kind == "files":
             said["files"] = self.file_names()
-        return said | ({"left_out": left_out} if left_out else {})
+        if self.has_own_splits() and (left_out := [name for name, split in self.own_splits.items() if split is None]):
+            said["left_out"] = left_out
+        return said
 
 
 def open_source(reference: str, **options: Any) -> Source:
     """Find out what `reference` is; see `Source` for the options.
 
     Raises:
-        UsageError: for a path that does not exist, an empty file, a folder without data, a file of another kind, a
-            split that files cannot have.
+        UsageError: for a path that does not exist, an empty file, a folder without data, another file format, or a
+            split that does not exist.
     """
     if not reference:
-        raise UsageError("the source has no name; give a file, a folder of shards or a Hub data set")
+        raise UsageError("the name of the source is empty; give a file, a folder of shards or a Hub data set")
     path = Path(reference).expanduser()
     if path.is_dir():
         source = _open_folder(path, options)
@@ -373,8 +338,8 @@ def open_source(reference: str, **options: Any) -> Source:
     if source.kind != "hub" and source.dataset_split is not None:
         if source.own_splits:
             own_names(source.dataset_split, source.own_splits, source.reference)
-        else:
-            check_hash_split(source.dataset_split)
+        elif source.dataset_split not in SPLITS:
+            raise UsageError(f"--dataset_split {source.dataset_split}: {did_you_mean(source.dataset_split, SPLITS)}")
     return source
 
 
@@ -383,22 +348,22 @@ def _open_folder(path: Path, options: dict[str, Any]) -> Source:
         inner = next((p for p in (path / config, *sorted(path.glob(f"{config}.*"))) if p.exists()), None)
         if inner is None:
             parts = ", ".join(sorted(p.stem for p in path.iterdir() if not p.name.startswith("."))) or "none"
-            raise UsageError(f"{path} has no part {config!r}; --dataset_config_name can be: {parts}")
+            raise UsageError(f"--dataset_config_name {config}: {path} has no such part; valid: {parts}")
         return open_source(str(inner), **{**options, "dataset_config_name": None})
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return Source(str(path), kind="saved", **options)
-    if (path / "records" / "dataset_dict.json").exists():  # a corpus of this project, whose manifest is JSON too
-        return Source(str(path / "records"), kind="saved", **options)
+    # `records` is a corpus of this project, whose manifest is JSON too.
+    for saved in (path / "dataset_dict.json", path / "state.json", path / "records" / "dataset_dict.json"):
+        if saved.exists():
+            return Source(str(saved.parent), kind="saved", **options)
     by_kind: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir(), key=lambda file: natural_key(file.name)):
         if file.is_file() and not file.name.startswith(".") and (kind := formats_by_suffix().get(suffix_of(file))):
             by_kind.setdefault(kind, []).append(file)
     if not by_kind:
         raise UsageError(
-            f"{path} holds no {', '.join(formats_by_suffix())} file and no saved data set; give a folder that does"
+            f"{path} has no {', '.join(formats_by_suffix())} file and is not a saved data set; give another folder"
         )
     if len(by_kind) > 1:
         examples = ", ".join(f"{kind}: {files[0].name}" for kind, files in by_kind.items())
-        raise UsageError(f"{path} holds files of several kinds ({examples}); name one file or one kind's folder")
+        raise UsageError(f"{path} has files of several formats ({examples}); name one file, or a folder of one format")
     (shards,) = by_kind.values()
     return Source(str(path), shards=tuple(shards), **options)

@@ -1,30 +1,25 @@
-"""Splits of a source: its own where it has them, else by the hash of a story; never a story in two by hash."""
+"""Splits of a source: its own where it has them, else by hash of the story, so that no story is in two splits."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
-from lm_trials.console import UsageError, did_you_mean
-from lm_trials.stories.records import SPLITS, Split, split_of, validation_from
+from lm_trials.console import UsageError
+from lm_trials.stories.records import Split, split_of, validation_from
 
 NAMES: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-"""How splits are called in published data sets, as Hugging Face's own rules for file names have it."""
+"""Names of splits in published data sets, as in Hugging Face's rules for file names."""
 
 _OPENING = re.compile(rf"({'|'.join(sorted(NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
 
 
 def file_split(name: str) -> Split | None:
-    """Return the split that a file's name begins with, a word of its own as for Hugging Face.
+    """Return the split that a file's name begins with, as a whole word, as Hugging Face reads names.
 
     >>> [file_split(name) for name in ("train-000.parquet", "valid.jsonl", "test2.txt", "testament.txt", "a-train.csv")]
     ['train', 'validation', 'test', None, None]
@@ -34,7 +29,7 @@ def file_split(name: str) -> Split | None:
 
 
 def named_splits(names: Iterable[str]) -> dict[str, Split]:
-    """Return which of a data set's own splits is train, validation or test; others are in none.
+    """Return which of a data set's own splits is train, validation or test; others are left out.
 
     >>> named_splits(["train", "dev", "unsupervised"])
     {'train': 'train', 'dev': 'validation'}
@@ -43,10 +38,10 @@ def named_splits(names: Iterable[str]) -> dict[str, Split]:
 
 
 def own_names(wanted: str, names: Mapping[str, Split | None], reference: str) -> list[str]:
-    """Return which of a source's own splits `--dataset_split` means: that name itself, or another for the same split.
+    """Return the splits of a source that `--dataset_split` means: that name, or other names for the same split.
 
     Raises:
-        UsageError: if it is none of them.
+        UsageError: if it means none of them.
 
     >>> own_names("validation", {"train": "train", "dev": "validation"}, "tales")
     ['dev']
@@ -55,12 +50,12 @@ def own_names(wanted: str, names: Mapping[str, Split | None], reference: str) ->
         return [wanted]
     found = [name for name, split in names.items() if split == NAMES.get(wanted.lower(), wanted)]
     if not found:
-        raise UsageError(f"{reference} has no split {wanted!r}; --dataset_split can be: {', '.join(names)}")
+        raise UsageError(f"--dataset_split {wanted}: {reference} has no such split; valid: {', '.join(names)}")
     return found
 
 
 def check_own_splits(reference: str, names: Mapping[str, Split | None], percent: float | None) -> None:
-    """Check that a source with splits of its own has what a corpus needs, with `--validation_split_percentage` or not.
+    """Check that a source with splits of its own has those that a corpus needs.
 
     Raises:
         UsageError: without a train split; without a validation split and a percentage, or with both.
@@ -68,24 +63,24 @@ def check_own_splits(reference: str, names: Mapping[str, Split | None], percent:
     there, own = ", ".join(names), set(names.values())
     if "train" not in own:
         raise UsageError(
-            f"{reference} has no train split; it has {there}; name one of them with --dataset_split, or its file, to "
-            "have it split by hash"
+            f"{reference} has no train split, only {there}; name one of them with --dataset_split, or its file, to "
+            "split it by hash"
         )
     if "validation" not in own and percent is None:
         raise UsageError(
-            f"{reference} has no validation split; it has {there}; take one per cent of its train split, by hash, with "
+            f"{reference} has no validation split, only {there}; to take 1% of its train split, add "
             "--validation_split_percentage 1"
         )
     if "validation" in own and percent is not None:
         raise UsageError(
-            f"--validation_split_percentage {percent:g}: {reference} has a validation split of its own; remove it"
+            f"--validation_split_percentage {percent:g}: {reference} has a validation split of its own; remove the flag"
         )
 
 
 def split_for(own: Split | None, identifier: str, percent: float | None) -> Split:
-    """Return the split of a record that stands in the source's `own` split; None where the source has none.
+    """Return the split of a record from the source's `own` split, None for a source without splits.
 
-    Of a train split, `percent` of the stories are validation, by hash; no test split is made of it.
+    `percent` of the stories of a train split are validation, by hash; a test split is never taken from it.
 
     >>> late = f"{2**32 - 1:08x}"
     >>> split_for(None, late, None), split_for("train", late, 1.0), split_for("validation", late, None)
@@ -100,20 +95,6 @@ def split_for(own: Split | None, identifier: str, percent: float | None) -> Spli
 
 
 def check_percentage(percent: float | None) -> None:
-    """Refuse a `--validation_split_percentage` that is none.
-
-    Raises:
-        UsageError: unless it is above 0 and at most 50, or None.
-    """
+    """Raise a UsageError for a `--validation_split_percentage` that is not above 0 and at most 50, or None."""
     if percent is not None:
         validation_from(percent)
-
-
-def check_hash_split(wanted: str | None) -> None:
-    """Refuse a `--dataset_split` that a source without splits of its own cannot have.
-
-    Raises:
-        UsageError: unless it is one of the three, or None.
-    """
-    if wanted not in (None, *SPLITS):
-        raise UsageError(f"--dataset_split {wanted}: {did_you_mean(wanted, SPLITS)}")

@@ -1,7 +1,7 @@
-"""How varied a corpus is, and how much of a held-out story was seen word for word in training.
+"""How varied a corpus is, and how much of a held-out story occurs word for word in training.
 
-A language model can only be said to have learned structure if its training set is not a list of the
-held-out sentences.  Words are what white space separates, with their punctuation.
+A low loss shows learned structure only if the training set does not contain the held-out sentences.  Words are
+separated by white space and include their punctuation.
 """
 
 import lzma
@@ -30,7 +30,7 @@ def split_sentences(story: str) -> list[str]:
 
 
 def _word_ids(train: list[str], held_out: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Number the words of all stories; a number of its own after each story, so that none runs on."""
+    """Number the words of all stories; each story ends with a number of its own, so that no match crosses its end."""
     numbers: dict[str, int] = {}
     stories = [[numbers.setdefault(word, len(numbers)) for word in story.split()] for story in train + held_out]
     lengths = np.array([len(story) + 1 for story in stories])
@@ -71,10 +71,10 @@ def _common_words(tables: list[np.ndarray], first_M: np.ndarray, second_M: np.nd
 
 
 def longest_overlaps(train: Iterable[str], held_out: Iterable[str]) -> list[int]:
-    """Return, for each held-out story, its longest run of words that stands verbatim in a training story.
+    """Return, for each held-out story, the length in words of its longest run that occurs in a training story.
 
-    Exact: in the suffix array of all words, the best partner of a held-out position is the nearest
-    training position above or below.  20,000 training stories take a few seconds.
+    Exact: in the suffix array of all words, the best partner of a held-out position is the nearest training position
+    above or below.  20,000 training stories take a few seconds.
 
     Raises:
         ValueError: if either side has no stories.
@@ -106,8 +106,8 @@ def longest_overlaps(train: Iterable[str], held_out: Iterable[str]) -> list[int]
 def describe_variety(train: Iterable[str], held_out: Iterable[str]) -> dict[str, float]:
     """Describe how varied `train` is, and how far `held_out` stories repeat it.
 
-    Shares are of all stories or sentences of `train`; `compression_ratio` is bytes over bytes after xz
-    (preset 1); overlaps are in words, and `held_out_words_median` is what to hold them against.
+    Shares are of all stories or sentences of `train`; `compression_ratio` is bytes over bytes after xz (preset 1);
+    overlaps are in words, to be compared with `held_out_words_median`.
 
     Raises:
         ValueError: if either side has no stories.
@@ -131,7 +131,5 @@ def describe_variety(train: Iterable[str], held_out: Iterable[str]) -> dict[str,
         "overlap_median": statistics.median(overlaps),
         "overlap_max": max(overlaps),
         "held_out_words_median": statistics.median(len(story.split()) for story in held_out),
-        "held_out_seen_whole": sum(
-            overlap == len(story.split()) for overlap, story in zip(overlaps, held_out, strict=True)
-        ),
+        "held_out_seen_whole": sum(n == len(story.split()) for n, story in zip(overlaps, held_out, strict=True)),
     }

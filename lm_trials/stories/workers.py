@@ -1,4 +1,7 @@
-"""Workers: numbered tasks in several processes, which end with the one that started them, however that ends."""
+"""Workers: numbered tasks in several processes, which end when the process that started them ends in any way.
+
+`multiprocessing.Pool` waits for ever for a worker that the system has killed, so there is a pipe to each process.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,28 @@ from typing import Any
 from lm_trials.console import UsageError
 
 Task = Callable[[int], Iterable[int]]
-"""Does the work of one number and yields, every now and then, how many rows it has read since."""
+"""Does the work of one number and yields the number of rows read since its last yield."""
 
 
 class StoppedError(UsageError):
-    """Something outside has ended the work, a full disk or the system: what is done is kept for the same command."""
+    """The work was ended from outside, by a full disk or the system: the same command resumes it."""
 
 
 def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int]:
-    """Run `task` for each number, in `num_proc` processes, and yield the rows read by any of them as they go.
+    """Run `task` for each number, in `num_proc` processes, and yield the numbers of rows read by any of them.
 
     Args:
         task: for more than one process a function that can be pickled.
 
     Raises:
-        UsageError: what a task raised.
+        UsageError: as raised by a task.
         StoppedError: for a process that the system ended.
     """
     if num_proc == 1 or len(numbers) < 2:
         for number in numbers:
             yield from task(number)
         return
-    # Not forked from here: tqdm, pyarrow and tokenizers may have threads by now.
+    # A fork of this process would copy locks that threads of tqdm, pyarrow or tokenizers hold.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lm_trials.stories.pieces"])
     waiting = iter(numbers)
@@ -48,6 +51,7 @@ def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int
             here.send(number)
         while processes:
             for connection in wait(list(processes)):
+                assert isinstance(connection, Connection)  # `wait` takes sockets and handles too
                 yield from _answer(connection, processes, waiting)
     finally:
         for process in processes.values():
@@ -56,21 +60,21 @@ def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int
 
 
 def _answer(connection: Connection, processes: dict[Connection, Any], waiting: Iterator[int]) -> Iterator[int]:
-    """Take one message of a process, and give it the next number when it is done with one."""
+    """Take one message of a process, and give it the next number when it has finished one."""
     try:
         kind, value = connection.recv()
     except EOFError:
         processes[connection].join()
         raise StoppedError(
-            f"a reading process was ended from outside (status {processes[connection].exitcode}), perhaps for want of "
-            "memory; run the same command again, with a smaller --num_proc"
+            f"a worker process was ended from outside (status {processes[connection].exitcode}), perhaps for lack of "
+            "memory; run the same command again with a smaller --num_proc"
         ) from None
     if kind == "read":
         yield value
     elif kind == "refused":
         raise UsageError(value)
     elif kind == "failed":
-        raise RuntimeError(f"a reading process failed:\n{value}")
+        raise RuntimeError(f"a worker process failed:\n{value}")
     elif (number := next(waiting, None)) is not None:
         connection.send(number)
     else:
@@ -79,8 +83,8 @@ def _answer(connection: Connection, processes: dict[Connection, Any], waiting: I
 
 
 def _work(connection: Connection, task: Task) -> None:
-    """Do tasks as they are given; leave when there are none, or nobody is there to ask for more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started this ends it
+    """Do tasks as they are given; return when there are none, or when the starting process has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the starting one ends this one
     try:
         while (number := connection.recv()) is not None:
             for num_rows in task(number):
