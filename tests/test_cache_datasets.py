@@ -128,7 +128,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path, monkeypatc
     assert run(tmp_path, "list") == []
     assert "interrupted; run the same command again to resume" in capsys.readouterr().out
     (corpus,) = run(tmp_path, *flags)
-    assert "going on after 1 of 3 parts" in capsys.readouterr().err
+    assert "resuming after 1 of 3 parts" in capsys.readouterr().err
     source = open_source(str(tmp_path / "source"))
     assert ingest(source, tmp_path / "other" / corpus.name) == read_manifest(corpus)
 

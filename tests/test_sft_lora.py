@@ -422,7 +422,7 @@ def test_a_mistake_is_one_line(tune_flags, tmp_path, capsys, case):
 def test_rows_without_prompts_are_named(tune_flags, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"question": "How far?", "answer": "12 km"}\n')
     line = refused(tune_flags("run", "--dataset_name", str(tmp_path / "bad.jsonl")), capsys)
-    assert "line 1: it has no columns prompt and completion, nor messages or text, but question, answer" in line
+    assert "line 1: no columns prompt and completion, messages, or text; the columns are question, answer" in line
     assert not list(tmp_path.glob("run*"))
 
 

@@ -152,7 +152,7 @@ def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]
                     kind = this
                     yield kind
                 if this != kind:
-                    raise UsageError(f"{name}: {place} is one of {this}, the rows before are {kind}; give one kind")
+                    raise UsageError(f"{name}: {place}: a row of {this} after rows of {kind}; give one kind")
                 split = split_for(part.split if own else None, pair["record_id"], percent)
                 if split is not None:
                     yield split, pair

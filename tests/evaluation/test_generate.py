@@ -320,7 +320,7 @@ def test_a_model_without_a_chat_template_knows_no_conversations(tmp_path, capsys
     with pytest.raises(SystemExit) as left:
         write(tmp_path, "--mode", "chat", "--prompt", PROMPT)
     assert left.value.code == 2
-    assert f"{tmp_path} has no chat template, so it knows no conversations" in capsys.readouterr().err
+    assert f"{tmp_path} has no chat template" in capsys.readouterr().err
 
 
 def test_another_models_tokenizer_is_refused(tmp_path, capsys):

@@ -206,7 +206,7 @@ def test_a_name_that_is_taken_is_kept(make, tmp_path, capsys):
     before = (tmp_path / "data" / "d" / "manifest.json").read_text()
     with pytest.raises(SystemExit):
         make("--placeholder", "foo", "--seed", 1)
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert (tmp_path / "data" / "d" / "manifest.json").read_text() == before
 
 

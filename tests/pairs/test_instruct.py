@@ -464,7 +464,7 @@ BAD = [
     (["--style", "promt"], "argument --style: invalid choice: 'promt' (choose from 'prompt', 'summary')"),
     (["--corpus", "nope"], "nope holds no records; make them with prepare_tinystories.py ingest or generate"),
     (["--corpus", "a/b"], "--corpus 'a/b' is no plain name"),
-    (["--dataset_name", "tok400"], "tok400 is there already; remove it, or give another name"),
+    (["--dataset_name", "tok400"], "tok400 already exists; remove it, or give another name"),
     (["--dataset_name", "tiny"], "--dataset_name tiny is the corpus itself; give another name"),
     (["--dataset_name", "../x"], "--dataset_name '../x' is no name for a data set"),
     (["--dataset_name", ""], "--dataset_name '' is no name for a data set"),
@@ -473,8 +473,8 @@ BAD = [
     (["--max_length", "300"], "--max_length 300 needs --vocab_size or --tokenizer_name"),
     (["--overlong", "cut"], "--overlong cut needs --vocab_size or --tokenizer_name"),
     (["--vocab_size", "400", "--max_length", "0"], "--max_length 0 must be"),
-    (["--vocab_size", "400", "--max_length", "50"], "--max_length 50: nothing of tiny fits; the shortest example has "),
-    (["--vocab_size", "400", "--max_length", "9", "--overlong", "cut"], "--max_length 9: the prompts of tiny fill it"),
+    (["--vocab_size", "400", "--max_length", "50"], "--max_length 50: nothing of tiny fits; give at least "),
+    (["--vocab_size", "400", "--max_length", "9", "--overlong", "cut"], "9: the prompts of tiny leave no room"),
     (["--turns", "2"], "--turns 2 needs --conversational"),
     (["--turns", "4", "--conversational"], "--turns 4 must be"),
     (
@@ -518,7 +518,7 @@ def test_a_corpus_that_knows_nothing_of_its_stories_is_refused(tmp_path, capsys)
 def test_a_set_may_be_made_again_after_it_was_removed_but_not_over_another(data, capsys):
     prepare_tinystories.main(flags(data))
     line = refused(flags(data), capsys)
-    assert "tiny-instruct-prompt is there already; remove it, or give another name" in line
-    with pytest.raises(UsageError, match="is there already"):
+    assert "tiny-instruct-prompt already exists" in line
+    with pytest.raises(UsageError, match="already exists"):
         make_instruct_set(data / "tiny", data / "tiny-instruct-prompt", Recipe("prompt"))
     assert json.loads((data / "tiny-instruct-prompt" / "manifest.json").read_text())["style"] == "prompt"

@@ -208,18 +208,18 @@ def test_a_template_that_renders_a_beginning_otherwise_is_refused(chatml):
     last = "{{ '!' if loop.last and message['role'] == 'assistant' }}"
     chatml.chat_template = CHATML.replace("{{ message['content'] }}", "{{ message['content'] }}" + last)
     with pytest.raises(
-        UsageError, match=r"renders the beginning of a conversation otherwise than the whole, .*another"
+        UsageError, match=r"renders the beginning of a conversation differently from the whole, .*another"
     ):
         chat_example(chatml, [user("Write."), assistant("A cat."), user("And?"), assistant("It ran.")])
     chatml.chat_template = CHATML.replace("assistant\n{% endif %}", "assistant: {% endif %}")
-    with pytest.raises(UsageError, match="otherwise than the whole"):
+    with pytest.raises(UsageError, match="differently from the whole"):
         chat_example(chatml, [user("Write."), assistant("A cat.")])
 
 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([user("Write.")], "no answer of the assistant's"),
+        ([user("Write.")], "has no answer"),
         ([assistant("A cat."), user("Thanks.")], "begins with the assistant"),
         ([user("Write."), {"role": "tool", "content": "3"}], "does not take this conversation .no tools here."),
     ],

@@ -123,7 +123,7 @@ def test_a_source_without_a_validation_split_takes_one_by_hash(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
     write_as("jsonl", PAIRS, folder).rename(folder / "train.jsonl")
-    with pytest.raises(UsageError, match=r"has no validation split; .* --validation_split_percentage 1"):
+    with pytest.raises(UsageError, match=r"has no validation split, only train; .* --validation_split_percentage 1"):
         open_dataset(str(folder), tmp_path / "data").pairs()
     assert not (tmp_path / "data").exists()
     prepared = open_dataset(str(folder), tmp_path / "data", validation_split_percentage=30).pairs()
@@ -134,20 +134,20 @@ def test_a_source_without_a_validation_split_takes_one_by_hash(tmp_path):
 
 
 DAMAGED = [
-    ({"prompt": "How far?"}, "it has no columns prompt and completion, nor messages or text, but prompt; rename them"),
-    ({"question": "a", "answer": "b"}, "but question, answer; rename them"),
-    ({"story": "One day."}, "but story; make pairs of stories with prepare_tinystories.py ingest and instruct"),
-    ({"prompt": "a", "completion": 3}, "prompt holds text and completion int; both must hold text, or both messages"),
-    ({"prompt": "a", "completion": None}, "completion is missing a value; give one, or leave the row away"),
-    ({"prompt": [], "completion": []}, r"prompt holds \[\]; it must hold text, or a list of messages"),
+    ({"prompt": "How far?"}, "no columns prompt and completion, messages, or text; the columns are prompt; "),
+    ({"question": "a", "answer": "b"}, "the columns are question, answer; rename them"),
+    ({"story": "One day."}, "are story; make pairs of stories with prepare_tinystories.py ingest and instruct"),
+    ({"prompt": "a", "completion": 3}, "prompt is text and completion is int; both must be text, or both messages"),
+    ({"prompt": "a", "completion": None}, "completion is missing a value; add it, or remove the row"),
+    ({"prompt": [], "completion": []}, r"prompt is \[\]; it must be text, or a list of messages"),
     ({"messages": [{"role": "user"}]}, "a message has role and content"),
     ({"messages": ["Hello"]}, "a message has role and content"),
     ({"messages": [{"role": "human", "content": "a"}]}, "a message of messages has the role 'human'; valid: assistant"),
-    ({"messages": [{"role": "user", "content": 3}]}, "a message of messages holds int; it must hold text"),
-    ({"text": ["a"]}, "text holds list; it must hold text"),
+    ({"messages": [{"role": "user", "content": 3}]}, "content of a message of messages is int; it must be text"),
+    ({"text": ["a"]}, "text is list; it must be text"),
     ({"prompt": "a\ud800", "completion": "b"}, r"'\\ud800' is half of a surrogate pair"),
-    (["a", "b"], r"\['a', 'b'\] is no object; give rows with prompt and completion"),
-    ({"text": "a"}, "it is one of texts, and those before are pairs; give one kind"),
+    (["a", "b"], r"\['a', 'b'\] is not an object; give rows with prompt and completion"),
+    ({"text": "a"}, "a row of texts after rows of pairs; give one kind"),
 ]
 
 
@@ -163,19 +163,17 @@ def test_a_damaged_row_is_named_with_its_place(tmp_path, row, reason):
 @pytest.mark.parametrize(("form", "place"), [("csv", "rows.csv"), ("parquet", "rows.parquet"), ("saved", "rows")])
 def test_other_columns_are_named_in_every_form(tmp_path, form, place):
     path = write_as(form, [{"question": "How far?", "answer": "3 km"}], tmp_path)
-    with pytest.raises(UsageError, match=rf"{place}: \w+ \d: it has no columns .*but question, answer; rename them"):
+    with pytest.raises(UsageError, match=rf"{place}: \w+ \d: no columns .* are question, answer; rename them"):
         open_dataset(str(path), tmp_path / "data").pairs()
 
 
 def test_prompts_and_answers_that_are_of_two_kinds_are_refused():
     answer = [{"role": "assistant", "content": "b"}]
-    with pytest.raises(
-        UsageError, match="prompt holds text and completion list; both must hold text, or both messages"
-    ):
+    with pytest.raises(UsageError, match="prompt is text and completion is list; both must be text"):
         read_row({"prompt": "a", "completion": answer})
-    with pytest.raises(UsageError, match="completion holds text and prompt list; both must hold text"):
+    with pytest.raises(UsageError, match="completion is text and prompt is list"):
         read_row({"prompt": answer, "completion": "b"})
-    with pytest.raises(UsageError, match="prompt holds 3; it must hold text, or a list of messages"):
+    with pytest.raises(UsageError, match="prompt is 3; it must be text, or a list of messages"):
         read_row({"prompt": 3, "completion": answer})
 
 
@@ -246,16 +244,16 @@ def test_options_of_a_source_are_refused_for_what_is_prepared(tmp_path):
 
 def test_a_taken_folder_and_an_empty_train_split_are_refused(tmp_path):
     row = {"record_id": "a", "prompt": "How far?", "completion": "3 km"}
-    with pytest.raises(UsageError, match="there is no row for the train split of far; give more"):
+    with pytest.raises(UsageError, match="far has no row for the train split; give more rows"):
         write_pairs([("test", row)], tmp_path / "far", "pairs", {})
     assert not (tmp_path / "far").exists()
     manifest = write_pairs([("train", row)], tmp_path / "far", "pairs", {"source": {"by": "hand"}})
     assert manifest["rows"] == {"train": 1, "validation": 0, "test": 0}
     assert manifest["source"] == {"by": "hand"}
-    with pytest.raises(UsageError, match="far is there already; remove it, or give another name"):
+    with pytest.raises(UsageError, match="far already exists; remove it"):
         write_pairs([("train", row)], tmp_path / "far", "pairs", {})
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="file is there already"):
+    with pytest.raises(UsageError, match="file already exists"):
         write_pairs([("train", row)], tmp_path / "file", "pairs", {})
 
 

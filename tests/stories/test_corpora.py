@@ -84,7 +84,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path):
 def test_a_corpus_is_never_written_over(tmp_path):
     write_corpus(numbered(*STORIES[:100]), tmp_path / "mine", {})
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match="already holds a corpus; give another --corpus"):
+    with pytest.raises(UsageError, match="already exists; remove it, or give another --corpus"):
         write_corpus(numbered(*STORIES[100:200]), tmp_path / "mine", {})
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 

@@ -92,7 +92,7 @@ def hub(monkeypatch):
 
 def test_a_download_that_was_cut_off_goes_on_where_it_stopped(hub, tmp_path):
     hub.cut_after = 2_000_000
-    with pytest.raises(UsageError, match=r"cannot be fetched .*bytes are here; run the same command again") as error:
+    with pytest.raises(UsageError, match=r"cannot be downloaded .*bytes are here; run the same command again") as error:
         download_archive(tmp_path, hub.endpoint)
     assert "\n" not in str(error.value)
     (partial,) = tmp_path.iterdir()
@@ -108,14 +108,14 @@ def test_a_download_that_was_cut_off_goes_on_where_it_stopped(hub, tmp_path):
 def test_a_server_that_knows_no_ranges_sends_all_of_it_again(hub, tmp_path):
     hub.cut_after = 2_000_000
     hub.knows_ranges = False
-    with pytest.raises(UsageError, match="cannot be fetched"):
+    with pytest.raises(UsageError, match="cannot be downloaded"):
         download_archive(tmp_path, hub.endpoint)
     assert download_archive(tmp_path, hub.endpoint).read_bytes() == CONTENT
 
 
 def test_another_version_is_not_put_behind_the_beginning_of_one(hub, tmp_path):
     hub.cut_after = 2_000_000
-    with pytest.raises(UsageError, match="cannot be fetched"):
+    with pytest.raises(UsageError, match="cannot be downloaded"):
         download_archive(tmp_path, hub.endpoint)
     hub.content = CONTENT[::-1]
     hub.sha256 = hashlib.sha256(hub.content).hexdigest()
@@ -125,7 +125,7 @@ def test_another_version_is_not_put_behind_the_beginning_of_one(hub, tmp_path):
 
 def test_a_file_with_another_checksum_is_refused_and_removed(hub, tmp_path):
     hub.sha256 = "ab" * 32
-    with pytest.raises(UsageError, match=r"has SHA-256 .*the Hub states abababababab.*fetch it again"):
+    with pytest.raises(UsageError, match=r"has SHA-256 .*the Hub states abababababab.*run the same command again"):
         download_archive(tmp_path, hub.endpoint)
     assert list(tmp_path.iterdir()) == []
 
@@ -138,7 +138,7 @@ def test_a_server_without_a_checksum_is_refused(hub, tmp_path):
 
 
 def test_no_server_is_one_line(hub, tmp_path):
-    with pytest.raises(UsageError, match="cannot be fetched") as error:
+    with pytest.raises(UsageError, match="cannot be downloaded") as error:
         download_archive(tmp_path, "http://127.0.0.1:9")
     assert "\n" not in str(error.value)
 
@@ -148,7 +148,7 @@ def test_offline_is_one_line_with_status_2(tmp_path, capsys):
         prepare_tinystories.main(["download", "--data_cache_dir", str(tmp_path / "data")])
     assert left.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: TinyStories_all_data.tar.gz cannot be fetched from roneneldan/TinyStories (")
+    assert error.startswith("error: TinyStories_all_data.tar.gz cannot be downloaded from roneneldan/TinyStories (")
     assert "HF_HUB_OFFLINE" in error
     assert error.count("\n") == 1
 
@@ -196,7 +196,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path, evil):
         assert not os.path.exists(name)
         assert (tmp_path / "deep" / FOLDER / name.lstrip("/")).is_file()
         return
-    with pytest.raises(UsageError, match=r"is not safe to unpack \(.*\); remove it and fetch it from the Hub"):
+    with pytest.raises(UsageError, match=r"is not safe to unpack \(.*\); remove it and download it from the Hub"):
         unpack_archive(archive, tmp_path / "deep" / FOLDER)
     assert [path.name for path in tmp_path.rglob("*")] == ["deep", ARCHIVE]
 
@@ -204,7 +204,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path, evil):
 @pytest.mark.parametrize("keep", [0, 20, -200, -20])
 def test_an_archive_that_is_cut_off_is_one_line_and_leaves_nothing(tmp_path, keep):
     (tmp_path / ARCHIVE).write_bytes(tar_of(GOOD)[:keep])
-    with pytest.raises(UsageError, match="is cut off or broken") as error:
+    with pytest.raises(UsageError, match="is truncated or broken") as error:
         unpack_archive(tmp_path / ARCHIVE, tmp_path / FOLDER)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == [ARCHIVE]
@@ -212,7 +212,7 @@ def test_an_archive_that_is_cut_off_is_one_line_and_leaves_nothing(tmp_path, kee
 
 def test_an_archive_of_something_else_is_refused(tmp_path):
     (tmp_path / ARCHIVE).write_bytes(tar_of(("readme.txt", b"hello")))
-    with pytest.raises(UsageError, match=r"holds no data\*.json shard"):
+    with pytest.raises(UsageError, match=r"has no data\*.json shard"):
         unpack_archive(tmp_path / ARCHIVE, tmp_path / FOLDER)
     assert not (tmp_path / FOLDER).exists()
 

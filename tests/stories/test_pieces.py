@@ -80,7 +80,7 @@ def test_a_stopped_reading_goes_on_after_the_last_whole_shard(tmp_path, opened, 
     assert ingest(source, tmp_path / "stopped" / "mine") == whole
     assert opened == [f"data{number}.jsonl" for number in range(NUM_SHARDS - read_again, NUM_SHARDS)]
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")  # and nothing hidden is left
-    assert ("going on after" in capsys.readouterr().err) == (read_again < NUM_SHARDS)
+    assert ("resuming after" in capsys.readouterr().err) == (read_again < NUM_SHARDS)
 
 
 def test_a_source_that_has_changed_since_is_read_anew(tmp_path):
@@ -127,7 +127,7 @@ def test_a_full_disk_keeps_what_was_read(tmp_path, monkeypatch):
         write(self, row)
 
     monkeypatch.setattr(ArrowFile, "write", full)
-    with pytest.raises(UsageError, match=r"cannot be written to \(No space left on device\); what was read is kept"):
+    with pytest.raises(UsageError, match=r"cannot be written to \(No space left on device\); free some space"):
         ingest(source, tmp_path / "stopped" / "mine")
     assert len(list((tmp_path / "stopped").glob(".mine.reading/*/[0-9]"))) == 2
     ingest(source, tmp_path / "stopped" / "mine")
@@ -139,7 +139,7 @@ def test_a_broken_shard_in_another_process_is_one_line_and_nothing_is_left(tmp_p
     source = shards(tmp_path / "source")
     (tmp_path / "source" / "data2.jsonl").write_text('{"text": "One."}\n{"text": ')
     for num_proc in (1, 2):
-        with pytest.raises(UsageError, match=r"data2\.jsonl: line 2 is no JSON") as error:
+        with pytest.raises(UsageError, match=r"data2\.jsonl: line 2 is not valid JSON") as error:
             open_dataset(source, tmp_path / "data", num_proc=num_proc).corpus()
         assert "\n" not in str(error.value)
         assert not (tmp_path / "data").exists()

@@ -57,11 +57,11 @@ def test_the_archive_key_may_have_its_colon_or_not(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.json", json.dumps([ARCHIVE, ARCHIVE]).encode()[:-40], "cut off"),
+        ("a.json", json.dumps([ARCHIVE, ARCHIVE]).encode()[:-40], "truncated"),
         ("a.jsonl", b'{"story": "One."}\n{"story": ', "line 2"),
         ("a.jsonl", b'{"body": "One."}\n', "body"),
         ("a.txt", b"One day\xff\xfe.", "UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b'{"story": "One day."}\n' * 200, mtime=0)[:-20], "cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"story": "One day."}\n' * 200, mtime=0)[:-20], "truncated"),
         ("a.parquet", b"PAR1 and then nothing", "a.parquet"),
         ("a.jsonl", b"", "empty"),
         ("a.docx", b"x", "docx"),

@@ -73,7 +73,7 @@ def more_validation(folder):
 def from_hub(folder, monkeypatch, *held_out):
     """A Hub of one data set, with splits of its own."""
 
-    def load_dataset(name, config, split, streaming, revision):
+    def load_dataset(name, config, split, streaming, revision, num_proc):
         assert (name, config) == ("someone/tales", None)
         assert revision in (None, "a" * 40, "b" * 40)
         found = splits(*held_out)
@@ -145,29 +145,33 @@ def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("form", "options", "message"),
     [
-        (lambda f: named_files(f, ["test"]), {}, "has no validation split; it has train, test; .*_percentage 1"),
-        (lambda f: named_files(f, []), {}, "has no validation split; it has train; take one per cent"),
+        (lambda f: named_files(f, ["test"]), {}, "has no validation split, only train, test; .*_percentage 1"),
+        (lambda f: named_files(f, []), {}, "has no validation split, only train; "),
         (
             named_files,
             {"validation_split_percentage": 1},
             "_percentage 1: .* has a validation split of its own; remove",
         ),
         (saved_splits, {"validation_split_percentage": 2.5}, "_percentage 2.5: .* has a validation split of its own"),
-        (one_file, {"validation_split_percentage": 0}, "_percentage 0 is no share; give more than 0 and at most 50"),
-        (one_file, {"validation_split_percentage": 50.5}, "50.5 is no share"),
-        (one_file, {"validation_split_percentage": float("nan")}, "nan is no share"),
-        (lambda f: {"reference": str(write_lines(f / "a" / "test.jsonl", TRAIN).parent)}, {}, "has no train split; it"),
+        (one_file, {"validation_split_percentage": 0}, "_percentage 0: must be above 0 and at most 50"),
+        (one_file, {"validation_split_percentage": 50.5}, "_percentage 50.5: must"),
+        (one_file, {"validation_split_percentage": float("nan")}, "_percentage nan: must"),
+        (
+            lambda f: {"reference": str(write_lines(f / "a" / "test.jsonl", TRAIN).parent)},
+            {},
+            "has no train split, only test",
+        ),
         (
             lambda f: {
                 "reference": str(write_lines(f / "named" / "tales.jsonl", TRAIN) and named_files(f)["reference"])
             },
             {},
-            r"files of a split \(test.jsonl\) and files of none \(tales.jsonl\)",
+            r"files named after a split \(test.jsonl\) and others \(tales.jsonl\)",
         ),
         (
             named_files,
             {"dataset_split": "dev2"},
-            "has no split 'dev2'; --dataset_split can be: train, validation, test",
+            "--dataset_split dev2: .*; valid: train, validation, test",
         ),
     ],
 )
@@ -304,11 +308,11 @@ def cut_gzip(suffix):
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (cut_gzip(".jsonl.gz"), r"a\.jsonl\.gz is cut off or broken after line \d+"),
-        (cut_gzip(".txt.gz"), r"a\.txt\.gz is cut off or broken after record \d+"),
-        (cut_csv, r"a\.csv is cut off or broken after line 3"),
-        (cut_parquet, r"a\.parquet is cut off or broken"),
-        (cut_arrow, r"arrow is cut off or broken after record \d+"),
+        (cut_gzip(".jsonl.gz"), r"a\.jsonl\.gz is truncated or broken after line \d+"),
+        (cut_gzip(".txt.gz"), r"a\.txt\.gz is truncated or broken after record \d+"),
+        (cut_csv, r"a\.csv is truncated or broken after line 3"),
+        (cut_parquet, r"a\.parquet is truncated or broken"),
+        (cut_arrow, r"arrow is truncated or broken after record \d+"),
     ],
 )
 def test_a_shard_that_ends_within_a_record_is_one_line_read_whole_or_by_split(tmp_path, cut, message):
@@ -332,7 +336,7 @@ def test_ingest_takes_the_percentage(tmp_path, capsys):
     assert "--validation_split_percentage 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare_tinystories.main([*flags, "--validation_split_percentage", "10", "--split_by", "shard"])
-    assert "has splits of its own; remove it" in capsys.readouterr().err
+    assert "has splits of its own; remove the flag" in capsys.readouterr().err
     assert prepare_tinystories.main([*flags, "--validation_split_percentage", "10"])["split_by"] == "source"
 
 

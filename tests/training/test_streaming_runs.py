@@ -260,7 +260,7 @@ def test_a_shard_that_ends_in_the_middle_of_a_record_stops_with_its_name(stories
             run(streaming, "--dataset_name", str(path), "--streaming", streaming)
         err = capsys.readouterr().err
         assert stop.value.code == 2
-        assert "cut.jsonl: line 900 is no JSON" in err
+        assert "cut.jsonl: line 900 is not valid JSON" in err
 
 
 def test_a_sets_parts_are_not_streamed(tiny_data, run, capsys):

@@ -110,5 +110,5 @@ def test_the_matched_sentence_is_one_that_carries_the_feature():
 
 
 def test_an_unknown_feature_is_named_with_the_valid_ones():
-    with pytest.raises(KeyError, match="'Badending' .*choose one of Dialogue, Twist, BadEnding"):
+    with pytest.raises(KeyError, match=r"'Badending' .*choose one of Dialogue, Twist, BadEnding"):
         matched_sentence("Tom ran.", "Badending")
