@@ -95,7 +95,7 @@ def test_a_hub_data_set_is_downloaded_whole_and_found_without_a_network(tmp_path
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(sources, "hub_revision", lambda name: "a" * 40)
     (corpus,) = run(tmp_path, "--dataset_name", "someone/tales")
-    assert asked == [("someone/tales", False, "a" * 40, {})]
+    assert asked == [("someone/tales", False, "a" * 40, {"num_proc": None})]
     assert read_manifest(corpus)["stories"] == {"train": 99, "validation": 99, "test": 0}
     monkeypatch.setattr(sources, "hub_revision", lambda name: None)
     monkeypatch.setattr(datasets, "load_dataset", never)

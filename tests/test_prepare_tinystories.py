@@ -133,5 +133,5 @@ def test_a_corpus_that_is_there_is_left_as_it_is(tiny_data, capsys):
     before = contents(tiny_data / "tiny")
     with pytest.raises(SystemExit):
         prepare_tinystories.main(["generate", "--corpus", "tiny", "--data_cache_dir", str(tiny_data)])
-    assert "already holds a corpus" in capsys.readouterr().err
+    assert "tiny already exists" in capsys.readouterr().err
     assert contents(tiny_data / "tiny") == before

@@ -309,7 +309,7 @@ def test_texts_are_read_and_a_data_set_without_any_is_one_line(tmp_path, tiny_da
     assert len(corpus) > 300
     assert {"story", "features"} <= corpus[0].keys()
     said = refused(read_stories, TextArguments(dataset_name="tinny", data_cache_dir=str(tiny_data)))
-    assert said.startswith("tinny is no path here and cannot be had from the Hub")
+    assert said.startswith("tinny is not a local path and cannot be loaded from the Hub")
     assert refused(lambda: next(captured(tiny_model("llama"), [], description=None))) == (
         "no text is left to be read; give a data set with texts, or more --max_eval_samples"
     )
