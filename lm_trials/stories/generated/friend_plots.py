@@ -1,11 +1,10 @@
 """Plots about what people do with a thing: learn, give, share, obey, help."""
 
-from lm_trials.stories.generated.plots import EDIBLE, PLAYTHINGS, alternatives, plot
+from lm_trials.stories.generated.plots import alternatives, plots
 
-PRACTICE = plot(
-    "practice",
-    ("toy", "tool", "music", "vehicle", "paper", "clothes", "nature"),
-    """
+FRIEND_PLOTS = plots("""
+name: practice
+categories: toy tool music vehicle paper clothes nature
 setup: {friend} had {a_noun} and knew how to {do_it}. {hero} wanted to learn it too.
   There was {a_noun} {spot}, and {friend} showed {hero} how to {do_it}. It looked so easy.
   {hero} had {a_noun} from {his} {parent}, but {he} did not know how to {do_it}.
@@ -31,13 +30,10 @@ quarrels: about whose turn it was / about the {noun} / about the right way to do
 morals: try again and again / never give up / be patient / learn from your friends
 summaries: {hero} wants to learn how to {do_any}, tries many times and can do it in the end.
   {hero} wants to learn how to {do_any}, but it never works.
-""",
-)
 
-GIFT = plot(
-    "gift",
-    (*PLAYTHINGS, *EDIBLE, "plant"),
-    """
+name: gift
+categories: playthings edible plant
+traits: no hero_acts / no parent_is_near
 setup: They had {a_noun} for {hero}'s {parent}. {Phe} liked to {do_any} more than anything.
   {hero}'s {parent} had a birthday, and they had {a_noun} for {phim}. {Phe} would love to {do_it}.
   {His} {parent} was sick in bed. They wanted to bring {phim} {a_noun}, so that {phe} could {do_it}.
@@ -68,15 +64,10 @@ quarrels: about which way to go / about who should carry the {noun} / about the 
 morals: give with a happy heart / think of others / be kind to your family / never give up
 summaries: {hero} and {friend} bring {a_noun} to {hero}'s {parent}.
   {hero} and {friend} want to bring {a_noun} to {hero}'s {parent}, but it goes wrong.
-""",
-    hero_acts=False,
-    parent_is_near=False,
-)
 
-SHARE = plot(
-    "share",
-    ("toy", "cuddly", "music", "vehicle", "clothes", "dish", "paper"),
-    """
+name: share
+categories: toy cuddly music vehicle clothes dish paper
+traits: no hero_worries / no hero_acts
 problem: {friend} wanted to {do} too, but {hero} said no.
   {friend} asked for a turn, but {hero} held the {noun} behind {his} back.
   {friend} had no {noun} and only looked on.
@@ -104,15 +95,10 @@ quarrels: about the {noun} / about whose turn it was / about who should have the
 morals: share with your friends / take turns / think of others / be kind to your friends
 summaries: {hero} does not want to share {a_noun}, but then lets {friend} have a turn.
   {hero} does not want to share {a_noun} with {friend} and ends up alone.
-""",
-    hero_worries=False,
-    hero_acts=False,
-)
 
-RULE = plot(
-    "rule",
-    (*PLAYTHINGS, *EDIBLE),
-    """
+name: rule
+categories: playthings edible
+traits: at_home / no hero_worries / no hero_acts
 setup: On the table was {a_noun}. {His} {parent} had told them not to {do_it}.
   {His} {parent} had {a_noun}, and nobody was allowed to {do_it}.
   They saw {a_noun} on the shelf. {hero} wanted to {do_it}, but it belonged to {his} {parent}.
@@ -140,16 +126,10 @@ quarrels: about the {noun} / about what to tell {hero}'s {parent} / about who di
 morals: tell the truth / listen to your family / ask first / say sorry
 summaries: {hero} must not touch {a_noun}, does it all the same and then tells the truth.
   {hero} must not touch {a_noun}, does it all the same and is sorry for it.
-""",
-    at_home=True,
-    hero_worries=False,
-    hero_acts=False,
-)
 
-HELP = plot(
-    "help",
-    ("toy", "tool", "cuddly", "music", "clothes", "paper", "nature"),
-    """
+name: help
+categories: toy tool cuddly music clothes paper nature
+traits: no hero_worries
 problem: Then they heard a little voice {spot}. It was a {baby} that {crying_reason}.
   {spot_cap}, there was a {baby}. It {crying_reason}. / A little {baby} sat {spot} and trembled. It {crying_reason}.
   They met a little {baby} that {crying_reason}.
@@ -175,11 +155,7 @@ quarrels: about which way to go / about what to do / about who should hold the {
 morals: help others / be kind to everyone / be good to little ones / stop when someone needs you
 summaries: {hero} and {friend} help a {baby} and make it smile with {a_noun}.
   {hero} has {a_noun} and wants to help a {baby}, but its mother does not come.
-""",
-    hero_worries=False,
-)
-
-FRIEND_PLOTS = (PRACTICE, GIFT, SHARE, RULE, HELP)
+""")
 
 # What goes wrong when one does what one must not do, by the noun's category.
 OOPS_FOOD = alternatives(

@@ -7,6 +7,7 @@ templates of one or more sentences (slots: `plans.py`), so that every part can b
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 PLAYTHINGS = ("toy", "tool", "cuddly", "music", "clothes", "treasure", "paper", "nature", "dish", "container")
 EDIBLE = ("food", "fruit")
@@ -55,12 +56,19 @@ OWNING = alternatives("""
 """)
 
 
-def plot(name: str, categories: tuple[str, ...], text: str, **traits: bool) -> Plot:
-    """Read a plot from a text in which each part begins with its name; without a setup the hero owns the object."""
-    parts = {}
-    for part in re.split(r"\n(?=\w+:)", text.strip()):
-        field, _, content = part.partition(":")
-        parts[field] = alternatives(content)
-    good, bad = parts.pop("summaries")
-    owns = {"owns_object": "setup" not in parts}
-    return Plot(name, categories, summaries=(good, bad), **{"setup": OWNING, **parts}, **owns, **traits)  # type: ignore[arg-type]
+def plots(text: str) -> tuple[Plot, ...]:
+    """Read plots from a text with blank lines between them, in which each part of a plot begins with its name.
+
+    Without a setup the hero owns the object.  `traits` are the fields with a default; "no" makes one False.
+    """
+    return tuple(map(_plot, text.strip().split("\n\n")))
+
+
+def _plot(text: str) -> Plot:
+    parts = dict(part.split(":", 1) for part in re.split(r"\n(?=\w+:)", text))
+    name, categories = parts.pop("name").strip(), parts.pop("categories").split()
+    groups = {"playthings": PLAYTHINGS, "edible": EDIBLE}
+    traits = {trait.removeprefix("no "): not trait.startswith("no ") for trait in alternatives(parts.pop("traits", ""))}
+    told: dict[str, Any] = {"setup": OWNING} | {field: alternatives(content) for field, content in parts.items()}
+    fitting = tuple(one for category in categories for one in groups.get(category, (category,)))
+    return Plot(name, fitting, owns_object="setup" not in parts, **told, **traits)

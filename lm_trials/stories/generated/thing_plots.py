@@ -1,11 +1,10 @@
 """Plots about what happens to a thing: it is lost, found, stuck or broken."""
 
-from lm_trials.stories.generated.plots import PLAYTHINGS, alternatives, plot
+from lm_trials.stories.generated.plots import alternatives, plots
 
-LOST = plot(
-    "lost",
-    PLAYTHINGS,
-    """
+THING_PLOTS = plots("""
+name: lost
+categories: playthings
 problem: {hero} put the {noun} down for a moment. When {he} looked again, it was gone.
   They played hide and seek, and {hero} forgot the {noun}. Then {he} could not find it.
   After a while, {hero} saw that the {noun} was missing.
@@ -33,13 +32,10 @@ quarrels: about the {noun} / about where to look / about who had lost the {noun}
 morals: take care of your things / ask for help / never give up / help a friend who is sad
 summaries: {hero} loses {a_noun} {in_place} and finds it again with {friend}.
   {hero} loses {a_noun} {in_place} and never gets it back.
-""",
-)
 
-FOUND = plot(
-    "found",
-    (*PLAYTHINGS, "plant"),
-    """
+name: found
+categories: playthings plant
+traits: no hero_worries
 setup: There {hero} saw {a_noun} {spot}. {He} wanted to {do_it} right away.
   {friend} stopped and pointed at {a_noun} {spot}. {hero} wanted to {do} at once.
   {hero} looked {spot} and found {a_noun}. {He} could not wait to {do_it}.
@@ -71,14 +67,9 @@ quarrels: about who should keep the {noun} / about who saw the {noun} first / ab
 morals: give back what is not yours / be honest / think of others / tell the truth
 summaries: {hero} and {friend} find {a_noun} {in_place}, look for its owner and are allowed to keep it.
   {hero} and {friend} find {a_noun} {in_place}, but soon it is gone.
-""",
-    hero_worries=False,
-)
 
-STUCK = plot(
-    "stuck",
-    (*PLAYTHINGS, "vehicle"),
-    """
+name: stuck
+categories: playthings vehicle
 problem: {mishap}
 attempt: {hero} tried and tried, but {he} could not get it back.
   First {hero} tried alone. Then {friend} tried too, but it was too hard.
@@ -101,13 +92,9 @@ quarrels: about how to get the {noun} back / about who should try first / about 
 morals: work together / ask for help / never give up / be careful with your things
 summaries: {hero}'s {noun} gets stuck, and {friend} helps to get it back.
   {hero}'s {noun} gets stuck, and nobody can get it back.
-""",
-)
 
-BROKEN = plot(
-    "broken",
-    (*PLAYTHINGS, "vehicle"),
-    """
+name: broken
+categories: playthings vehicle
 problem: Then there was a loud crack, and the {noun} was broken. / But {friend} tripped over the {noun}, and it broke.
   Then the {noun} hit a rock and broke. / Suddenly {hero} heard a snap. The {noun} was broken!
   But {friend} took the {noun} too fast, and a part of it came off.
@@ -132,10 +119,7 @@ quarrels: about who broke the {noun} / about how to fix the {noun} / about the {
 morals: be careful with your things / say sorry / forgive your friends / be patient
 summaries: {hero}'s {noun} breaks, and {hero} and {friend} get it fixed.
   {hero}'s {noun} breaks, and nobody can fix it.
-""",
-)
-
-THING_PLOTS = (LOST, FOUND, STUCK, BROKEN)
+""")
 
 # How an object gets stuck, by the noun's `mishap`.
 MISHAPS = {
