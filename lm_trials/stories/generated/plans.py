@@ -1,7 +1,7 @@
 """Plans of generated stories: the plot, the cast, the three words, and every sentence as a template.
 
-A plan is a list of sentence templates per paragraph, each marked with the feature that it carries (or
-none); rendering fills all slots at once.
+A plan is a list of sentence templates per paragraph, each marked with the feature that it carries (or none); rendering
+fills all slots at once.
 
 Slots (He, His, The ... capitalised where a sentence begins):
 
@@ -244,39 +244,30 @@ def plan_story(seed: int, index: int) -> Plan:
     >>> plan_story(seed=0, index=3) == plan_story(seed=0, index=3)
     True
     """
-    pick, draw = _picker(seed, index)
-    plot = pick(_PLOTS)
-    tables = _TABLES[plot.name]
-    features = tuple(feature for feature in FEATURES if draw() < FEATURE_PROBABILITY)
-    noun, verbs = pick(tables.objects)
-    verb = pick(verbs)
-    adjective = pick(words.CATEGORY_ADJECTIVES[noun.category])
-    slots = _cast_slots(pick, draw) | _object_slots(pick, noun, verb, adjective)
-    oops = OOPS_FOOD if noun.category in EDIBLE else OOPS_THINGS
-    slots["mishap"] = pick(MISHAPS[noun.mishap]).format_map(slots)
-    slots["oops"] = pick(oops).format_map(slots)
-    # Every feature brings a sentence or two; without them there is room for more description, so that
-    # the length of a story (80 to 160 words) tells little about its features.
-    optional = 0.85 - 0.13 * len(features)
-    scene = _Scene(plot, tables, features, optional, noun, verb, adjective, slots, pick, draw)
+    scene = _Scene(seed, index)
     paragraphs = scene.paragraphs()
-    return Plan(plot, paragraphs, slots, (verb.lemma, noun.word, adjective), features, pick(phrases.PROMPTS))
+    asked_for = (scene.verb.lemma, scene.noun.word, scene.adjective)
+    return Plan(scene.plot, paragraphs, scene.slots, asked_for, scene.features, scene.pick(phrases.PROMPTS))
 
 
-@dataclass(frozen=True)
 class _Scene:
     """The draws of one story, with one method per paragraph."""
 
-    plot: Plot
-    tables: _Tables
-    features: tuple[str, ...]
-    optional: float  # probability of a sentence that the story could do without
-    noun: words.Noun
-    verb: words.Verb
-    adjective: str
-    slots: dict[str, str]
-    pick: Pick
-    draw: Callable[[], float]
+    def __init__(self, seed: int, index: int) -> None:
+        self.pick, self.draw = pick, draw = _picker(seed, index)
+        self.plot = pick(_PLOTS)
+        self.tables = _TABLES[self.plot.name]
+        self.features = tuple(feature for feature in FEATURES if draw() < FEATURE_PROBABILITY)
+        self.noun, verbs = pick(self.tables.objects)
+        self.verb = pick(verbs)
+        self.adjective = pick(words.CATEGORY_ADJECTIVES[self.noun.category])
+        self.slots = _cast_slots(pick, draw) | _object_slots(pick, self.noun, self.verb, self.adjective)
+        oops = OOPS_FOOD if self.noun.category in EDIBLE else OOPS_THINGS
+        self.slots["mishap"] = pick(MISHAPS[self.noun.mishap]).format_map(self.slots)
+        self.slots["oops"] = pick(oops).format_map(self.slots)
+        # The probability of a sentence that the story could do without.  Every feature brings a sentence or two, so
+        # that the length of a story (80 to 160 words) tells little about its features.
+        self.optional = 0.85 - 0.13 * len(self.features)
 
     def paragraphs(self) -> tuple[tuple[Sentence, ...], ...]:
         """Return two to four paragraphs: the first two and the last two are sometimes one."""
