@@ -20,16 +20,8 @@ from datasets import Dataset, Features, List, Value
 
 from lm_trials.console import UsageError
 from lm_trials.files import file_sums, finished_folder, write_json
-from lm_trials.pairs.layouts import (
-    Example,
-    Layout,
-    as_conversation,
-    chat_example,
-    check_chat,
-    fitted,
-    instruct_examples,
-    text_examples,
-)
+from lm_trials.pairs import layouts
+from lm_trials.pairs.layouts import Example, Layout
 from lm_trials.pairs.pairs import PairSet
 from lm_trials.stories.arrow_files import ArrowFile
 from lm_trials.stories.corpora import MANIFEST, load_splits, read_manifest, save_splits
@@ -65,7 +57,7 @@ def choose_layout(
     is_chat = pairs.kind == "conversations" or bool(tokenizer.chat_template)
     layout: Layout = asked if asked != "auto" else "chat" if is_chat else "instruct"
     if layout == "chat":
-        check_chat(tokenizer, tokenizer.name_or_path or "this tokenizer")
+        layouts.check_chat(tokenizer, tokenizer.name_or_path or "this tokenizer")
     return layout
 
 
@@ -128,7 +120,7 @@ def _write(
     for identifier, example in examples:
         length = len(example.input_ids)
         counts["shortest"] = min(counts["shortest"] or length, length)
-        kept = fitted(example, max_length, overlong)
+        kept = layouts.fitted(example, max_length, overlong)
         if kept is not example:
             counts["overlong"] += 1
             counts["dropped" if kept is None else "cut"] += 1
@@ -150,15 +142,15 @@ def _examples(
     while batch := list(islice(rows, BATCH)):
         names = [row["record_id"] for row in batch]
         if layout == "text":
-            yield from zip(names, text_examples(tokenizer, [row["text"] for row in batch]), strict=True)
+            yield from zip(names, layouts.text_examples(tokenizer, [row["text"] for row in batch]), strict=True)
         elif layout == "instruct":
             prompts, completions = ([row[column] for row in batch] for column in ("prompt", "completion"))
             ended = [row.get("ended") is not False for row in batch]
-            yield from zip(names, instruct_examples(tokenizer, prompts, completions, ended), strict=True)
+            yield from zip(names, layouts.instruct_examples(tokenizer, prompts, completions, ended), strict=True)
         else:
             for row in batch:
                 try:
-                    yield row["record_id"], chat_example(tokenizer, *as_conversation(row))
+                    yield row["record_id"], layouts.chat_example(tokenizer, *layouts.as_conversation(row))
                 except UsageError as error:
                     raise UsageError(f"row {row['record_id']}: {error}") from None
 

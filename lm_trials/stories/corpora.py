@@ -18,7 +18,7 @@ from lm_trials.console import UsageError, did_you_mean, note
 from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.pieces import read_pieces, resumable_folder, split_batches
-from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, count_duplicates, split_of
+from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, split_of
 from lm_trials.stories.shards import first_line
 from lm_trials.stories.sources import Source
 
@@ -108,7 +108,8 @@ class Tally:
         in_test = np.isin(np.concatenate([arrays["train"], arrays["validation"]]), arrays["test"])
         return {
             "stories": {split: len(names) for split, names in arrays.items()},
-            "duplicates": count_duplicates(everything),
+            # By 64-bit prefixes of the names: two of five million stories share one with a probability below 1e-6.
+            "duplicates": len(everything) - len(np.unique(everything)),
             "also_in_test": int(in_test.sum()),
             "also_in_validation": int(np.isin(arrays["train"], arrays["validation"]).sum()),
             "blank": self.blank,

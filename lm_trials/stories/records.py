@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-import numpy as np
 from datasets import Features, List, Value
 
 from lm_trials.console import UsageError
@@ -185,14 +184,3 @@ def validation_from(percent: float) -> int:
     if not 0 < percent <= 50:
         raise UsageError(f"--validation_split_percentage {percent:g}: must be above 0 and at most 50")
     return int((99 - percent) / 100 * 2**32)
-
-
-def count_duplicates(identifiers_64: np.ndarray) -> int:
-    """Count the stories that repeat an earlier one, from (N,) 64-bit prefixes of their names, 8 bytes a story.
-
-    Among five million different stories, two share a prefix with a probability below one in a million.
-
-    >>> count_duplicates(np.array([7, 8, 7, 7], dtype=np.uint64))
-    2
-    """
-    return len(identifiers_64) - len(np.unique(identifiers_64))

@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
-from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of
+from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of, validation_from
 from lm_trials.stories.shards import (
     Row,
     file_hashes,
@@ -28,7 +28,7 @@ from lm_trials.stories.shards import (
     shard_names,
     suffix_of,
 )
-from lm_trials.stories.splits import check_own_splits, check_percentage, file_split, named_splits, own_names, split_for
+from lm_trials.stories.splits import check_own_splits, file_split, named_splits, own_names, split_for
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class Source:
 
     def check_splits(self) -> None:
         """Raise a UsageError as `records_of`, before anything is read."""
-        check_percentage(self.validation_split_percentage)
+        if self.validation_split_percentage is not None:
+            validation_from(self.validation_split_percentage)
         if self.has_own_splits():
             check_own_splits(self.reference, self.own_splits, self.validation_split_percentage)
 
@@ -317,6 +318,8 @@ def open_source(reference: str, **options: Any) -> Source:
     """
     if not reference:
         raise UsageError("the name of the source is empty; give a file, a folder of shards or a Hub data set")
+    if (percent := options.get("validation_split_percentage")) is not None:
+        validation_from(percent)  # raises for a share that is not one
     path = Path(reference).expanduser()
     if path.is_dir():
         source = _open_folder(path, options)
@@ -332,9 +335,7 @@ def open_source(reference: str, **options: Any) -> Source:
         )
         if looks_like_path:
             raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")
-        check_percentage(options.get("validation_split_percentage"))
         source = Source(reference, kind="hub", **{"revision": hub_revision(reference), **options})
-    check_percentage(source.validation_split_percentage)
     if source.kind != "hub" and source.dataset_split is not None:
         if source.own_splits:
             own_names(source.dataset_split, source.own_splits, source.reference)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from lm_trials.console import UsageError
-from lm_trials.stories.records import Split, split_of, validation_from
+from lm_trials.stories.records import Split, split_of
 
 NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -92,9 +92,3 @@ def split_for(own: Split | None, identifier: str, percent: float | None) -> Spli
         return split_of(identifier, 1.0 if percent is None else percent)
     taken = own == "train" and percent is not None and split_of(identifier, percent) == "validation"
     return "validation" if taken else own
-
-
-def check_percentage(percent: float | None) -> None:
-    """Raise a UsageError for a `--validation_split_percentage` that is not above 0 and at most 50, or None."""
-    if percent is not None:
-        validation_from(percent)

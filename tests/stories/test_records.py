@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,6 @@ from lm_trials.stories.features import FEATURES, canonical_feature
 from lm_trials.stories.records import (
     RECORD_SCHEMA,
     SPLITS,
-    count_duplicates,
     make_record,
     record_from_row,
     record_id,
@@ -116,8 +114,3 @@ def test_splits_are_98_1_and_1_per_cent():
 def test_the_borders_of_the_splits_leave_no_gap():
     edges = [0, int(0.98 * 2**32) - 1, int(0.98 * 2**32), int(0.99 * 2**32) - 1, int(0.99 * 2**32), 2**32 - 1]
     assert [split_of(f"{edge:08x}") for edge in edges] == 2 * ["train"] + 2 * ["validation"] + 2 * ["test"]
-
-
-@given(st.lists(st.integers(0, 20), max_size=60))
-def test_duplicates_are_what_a_set_leaves_over(numbers):
-    assert count_duplicates(np.array(numbers, dtype=np.uint64)) == len(numbers) - len(set(numbers))

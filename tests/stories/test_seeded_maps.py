@@ -1,7 +1,7 @@
-"""Pitfall P11: a `datasets` map that draws unseeded random numbers is neither reproducible nor what it says it is.
+"""A `datasets` map that draws unseeded random numbers is not reproducible; the protocols' draws are.
 
-Its cache is keyed by the function's code, so a second call returns what the first one drew whatever was seeded since;
-without a cache, what a row becomes depends on the number of workers.  Every draw of the protocols is a hash of
+Its cache is keyed by the function's code, so a second call returns the first one's draws, whatever was seeded since;
+without a cache, a row depends on the number of workers.  Every draw of the protocols is a hash of
 (seed, purpose, record) instead, and the seed travels inside `fn_kwargs`, where the cache's key sees it.
 """
 

@@ -66,19 +66,3 @@ def generate_stories(num_stories: int, seed: int, start: int = 0) -> Iterator[di
         raise ValueError(f"num_stories is {num_stories}; ask for 0 or more stories")
     for index in range(start, start + num_stories):
         yield generate_story(seed, index)
-
-
-def feature_sentences(seed: int, index: int) -> dict[str, tuple[str, ...]]:
-    """Return, for each feature of a story, the sentences that carry it, as they stand in its text.
-
-    >>> carried = feature_sentences(seed=0, index=7)
-    >>> story = generate_story(seed=0, index=7)["story"]
-    >>> all(sentence in story for sentences in carried.values() for sentence in sentences)
-    True
-    """
-    plan = plan_story(seed, index)
-    sentences = [sentence for paragraph in plan.paragraphs for sentence in paragraph]
-    return {
-        feature: tuple(text.format_map(plan.slots) for text, carried in sentences if carried == feature)
-        for feature in plan.features
-    }

@@ -1,9 +1,10 @@
 import re
 
 import pytest
+from story_features import feature_sentences
 
 from lm_trials.stories.generated.detectors import DETECTORS, FEATURES, detect_features, matched_sentence
-from lm_trials.stories.generated.generator import feature_sentences, generate_story
+from lm_trials.stories.generated.generator import generate_story
 from lm_trials.stories.generated.plans import plan_story
 
 NUM_STORIES = 10_000

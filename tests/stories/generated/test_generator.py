@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from story_features import feature_sentences
 
 from lm_trials.stories.generated.detectors import FEATURES, detect_features
-from lm_trials.stories.generated.generator import feature_sentences, generate_stories, generate_story
+from lm_trials.stories.generated.generator import generate_stories, generate_story
 from lm_trials.stories.generated.plans import FEATURE_PROBABILITY
 from lm_trials.stories.generated.vocabulary import NOUNS, VERBS
 from lm_trials.stories.variety import split_sentences
