@@ -1,7 +1,7 @@
 """Detectors: does a story show a feature?  Decided from the text alone.
 
 A detector matches the *frame* of a feature's sentence (`it turned out that ...`, `... learned that it is good to ...`),
-not the names and things in it, so that it also recognises what a small model writes after training on the generated
+not the names and things in it, so that it also recognizes what a small model writes after training on the generated
 language.  On generated stories every detector has precision and recall of 1.0 (tested on 10,000); on other prose, such
 as TinyStories, it is a lower bound.
 """

@@ -131,7 +131,7 @@ name: help
 categories: toy tool cuddly music clothes paper nature
 traits: no hero_worries
 problem: Then they heard a little voice {spot}. It was a {baby} that {crying_reason}.
-  {spot_cap}, there was a {baby}. It {crying_reason}. / A little {baby} sat {spot} and trembled. It {crying_reason}.
+  {Spot}, there was a {baby}. It {crying_reason}. / A little {baby} sat {spot} and trembled. It {crying_reason}.
   They met a little {baby} that {crying_reason}.
 attempt: To make the {baby} smile, {hero} showed it the {adj} {noun}. It worked!
   {friend} held the {baby}, and {hero} {did} to make it laugh.

@@ -2,7 +2,7 @@
 
 Slots in braces are filled for each story (listed in `plans.py`).  Slots in angle brackets are filled
 once, at import: `<U>` an utterance, `<S>` and `<L>` speaker and listener, `<A>` what a quarrel is about,
-`<M>` a moral.  `detectors.py` recognises the frames of the features, whatever fills their slots.
+`<M>` a moral.  `detectors.py` recognizes the frames of the features, whatever fills their slots.
 """
 
 from lm_trials.stories.generated.plots import alternatives

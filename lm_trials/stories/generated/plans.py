@@ -3,7 +3,7 @@
 A plan is a list of sentence templates per paragraph, each marked with the feature that it carries (or none); rendering
 fills all slots at once.
 
-Slots (He, His, The ... capitalised where a sentence begins):
+Slots (He, His, The ... capitalized where a sentence begins):
 
     hero he him his hand kind a_kind like      friend fhe fhim fhis pal a_friend_kind a_royal
     noun adj a_noun a_bare_noun really          do do_it do_any did did_it
@@ -38,13 +38,27 @@ class Pick(Protocol):
     def __call__(self, options: Sequence[Option]) -> Option: ...  # noqa: D102
 
 
+class Slots(dict[str, str]):
+    """Values of the slots by name; a name with a capital, as at the beginning of a sentence, gives one to the value.
+
+    >>> "{He} sat. {A_helper} came.".format_map(Slots(he="she", a_helper="an old owl"))
+    'She sat. An old owl came.'
+    """
+
+    def __missing__(self, name: str) -> str:
+        if name.islower():
+            raise KeyError(name)
+        value = self[name.lower()]
+        return value[0].upper() + value[1:]  # `str.capitalize` would make the rest lower case
+
+
 @dataclass(frozen=True)
 class Plan:
     """A story before its slots are filled: templates by paragraph, the slots, and what was asked for."""
 
     plot: Plot
     paragraphs: tuple[tuple[Sentence, ...], ...]
-    slots: dict[str, str]
+    slots: Slots
     words: tuple[str, str, str]  # verb, noun, adjective
     features: tuple[str, ...]
     prompt_form: str
@@ -66,51 +80,27 @@ def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _capital(phrase: str) -> str:
-    return phrase[0].upper() + phrase[1:]  # `str.capitalize` would make the rest lower case
-
-
 # --- Tables made once, so that a story costs little more than its draws and one `format_map`.
 
 _PRONOUNS = {"he": ("he", "him", "his"), "she": ("she", "her", "her")}
 
 
-def _hero_slots(name: str, he: str) -> dict[str, str]:
-    subject, object_, possessive = _PRONOUNS[he]
-    return {
-        "hero": name, "he": subject, "He": _capital(subject), "him": object_,
-        "his": possessive, "His": _capital(possessive),
-    }  # fmt: skip
-
-
-def _friend_slots(name: str, he: str) -> dict[str, str]:
-    subject, object_, possessive = _PRONOUNS[he]
-    return {"friend": name, "fhe": subject, "fhim": object_, "fhis": possessive}
-
-
 _PEOPLE = tuple((name, "he") for name in words.BOY_NAMES) + tuple((name, "she") for name in words.GIRL_NAMES)
-_HEROES = {name: _hero_slots(name, he) for name, he in _PEOPLE}
-_FRIENDS = {name: _friend_slots(name, he) for name, he in _PEOPLE}
+_HEROES, _FRIENDS = (
+    {name: dict(zip(slots, (name, *_PRONOUNS[he]), strict=True)) for name, he in _PEOPLE}
+    for slots in (("hero", "he", "him", "his"), ("friend", "fhe", "fhim", "fhis"))
+)
 _CHILD = {"he": "boy", "she": "girl"}
 _ANIMAL_KINDS = tuple(words.ANIMALS)
-_PARENTS = tuple(
-    {"parent": parent, "phe": he, "Phe": _capital(he), "phim": _PRONOUNS[he][1]} for parent, he in words.PARENTS.items()
-)
+_PARENTS = tuple({"parent": parent, "phe": he, "phim": _PRONOUNS[he][1]} for parent, he in words.PARENTS.items())
 _HELPER_PAIRS = tuple(
-    {
-        "helper": f"the {one}",
-        "a_helper": words.HELPERS[one][0], "A_helper": _capital(words.HELPERS[one][0]),
-        "ahis": _PRONOUNS[words.HELPERS[one][1]][2],
-        "helper2": f"the {two}", "Helper2": f"The {two}",
-        "a_helper2": words.HELPERS[two][0], "A_helper2": _capital(words.HELPERS[two][0]),
-    }
-    for one, two in permutations(words.HELPERS, 2)
-)  # fmt: skip
+    {"helper": f"the {one}", "a_helper": a_one, "ahis": _PRONOUNS[he][2], "helper2": f"the {two}", "a_helper2": a_two}
+    for (one, (a_one, he)), (two, (a_two, _)) in permutations(words.HELPERS.items(), 2)
+)
 _SITES = tuple(
     tuple(
         {
-            "in_place": place.inside, "to_place": place.toward,
-            "spot": one, "spot_cap": _capital(one), "spot2": two, "spot3": three,
+            "in_place": place.inside, "to_place": place.toward, "spot": one, "spot2": two, "spot3": three,
             # People sit near a bench, not under it, and not where the lost thing is.
             "seat": next(spot for spot in (two, three, four) if spot.startswith(("near", "by", "in"))),
         }
@@ -261,7 +251,7 @@ class _Scene:
         self.noun, verbs = pick(self.tables.objects)
         self.verb = pick(verbs)
         self.adjective = pick(words.CATEGORY_ADJECTIVES[self.noun.category])
-        self.slots = _cast_slots(pick, draw) | _object_slots(pick, self.noun, self.verb, self.adjective)
+        self.slots = Slots(_cast_slots(pick, draw) | _object_slots(pick, self.noun, self.verb, self.adjective))
         oops = OOPS_FOOD if self.noun.category in EDIBLE else OOPS_THINGS
         self.slots["mishap"] = pick(MISHAPS[self.noun.mishap]).format_map(self.slots)
         self.slots["oops"] = pick(oops).format_map(self.slots)

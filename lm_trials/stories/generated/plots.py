@@ -68,7 +68,8 @@ def _plot(text: str) -> Plot:
     parts = dict(part.split(":", 1) for part in re.split(r"\n(?=\w+:)", text))
     name, categories = parts.pop("name").strip(), parts.pop("categories").split()
     groups = {"playthings": PLAYTHINGS, "edible": EDIBLE}
-    traits = {trait.removeprefix("no "): not trait.startswith("no ") for trait in alternatives(parts.pop("traits", ""))}
-    told: dict[str, Any] = {"setup": OWNING} | {field: alternatives(content) for field, content in parts.items()}
+    traits = alternatives(parts.pop("traits", ""))
+    fields: dict[str, Any] = {trait.removeprefix("no "): not trait.startswith("no ") for trait in traits}
+    fields |= {"setup": OWNING} | {field: alternatives(content) for field, content in parts.items()}
     fitting = tuple(one for category in categories for one in groups.get(category, (category,)))
-    return Plot(name, fitting, owns_object="setup" not in parts, **told, **traits)
+    return Plot(name, fitting, owns_object="setup" not in parts, **fields)
