@@ -57,8 +57,8 @@ def instruct_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str])
     >>> tokenizer = train_tokenizer(["Write. One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
     >>> (prompt,) = instruct_prompts(tokenizer, ["Write."])
     >>> (example,) = instruct_examples(tokenizer, ["Write."], ["a cat"])
-    >>> example.input_ids[: len(prompt)] == prompt, tokenizer.convert_ids_to_tokens(prompt)[0::len(prompt) - 1]
-    (True, ['</s>', '<s>'])
+    >>> example.input_ids[: len(prompt)] == prompt, tokenizer.convert_ids_to_tokens(example.input_ids)[-4:]
+    (True, ['<s>', '▁a', '▁cat', '</s>'])
     """
     bos, eos = document_marks(tokenizer, append_eos=True)
     return [_asked(bos, ids, eos) for ids in batch_encoder(tokenizer)(list(prompts))]
@@ -70,14 +70,7 @@ def instruct_examples(
     completions: Sequence[str],
     ended: Sequence[bool] | None = None,
 ) -> list[Example]:
-    """Return `[EOS] prompt [BOS] completion [EOS]` for each pair; where `ended` is False, without the last EOS.
-
-    >>> from lm_trials.tokens.tokenizers import train_tokenizer
-    >>> tokenizer = train_tokenizer(["Write. One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
-    >>> (example,) = instruct_examples(tokenizer, ["Write."], ["a cat"])
-    >>> tokenizer.convert_ids_to_tokens(example.input_ids)[-4:], sum(example.completion_mask)
-    (['<s>', '▁a', '▁cat', '</s>'], 4)
-    """
+    """Return `[EOS] prompt [BOS] completion [EOS]` for each pair; without the last EOS where `ended` is False."""
     bos, eos = document_marks(tokenizer, append_eos=True)
     # One call for both: the encoder copies the tokenizer, which takes 0.3 s for GPT-2's.
     encoded = batch_encoder(tokenizer)([*prompts, *completions])

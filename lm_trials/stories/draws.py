@@ -1,7 +1,7 @@
-"""Draws: random numbers that depend on a seed, a purpose and a record, and on nothing else.
+"""Draws: random numbers that depend only on a seed, a purpose and a record.
 
-No generator is stepped through, so the draw of a record is the same streamed, cached, sharded, shuffled, by one worker
-or eight.  Numbers are hashed in batches of integers; one `random.Random` a record would take 6.6 microseconds each.
+There is no generator with a state, so the draw of a record is the same streamed, cached, sharded or shuffled, for any
+number of workers.  Integers are hashed in batches; one `random.Random` per record would take 6.6 microseconds.
 
 Shape suffixes: N = records.
 """
@@ -40,7 +40,7 @@ def draw_integers(keys_N: np.ndarray, seed: int, purpose: str) -> np.ndarray:
 
 
 def draw_uniform(keys_N: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """Return (N,) floats in [0, 1), as `draw_integers`, with the 53 bits that a float holds."""
+    """Return (N,) floats in [0, 1) with 53 random bits, drawn as by `draw_integers`."""
     return (draw_integers(keys_N, seed, purpose) >> np.uint64(11)) * 2.0**-53
 
 

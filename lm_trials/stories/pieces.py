@@ -26,7 +26,7 @@ from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Split
 from lm_trials.stories.sources import Source, SourcePart
 from lm_trials.stories.workers import StoppedError, run_tasks
 
-# Rows of a saved or downloaded data set that are read again, at most, when a process is killed.
+# Rows of a saved or downloaded data set that are read again, at most, when a process is killed: some seconds of work.
 PIECE_ROWS = 50_000
 COUNTS = "counts.json"
 REPORT_ROWS = 100  # between two reports of a worker

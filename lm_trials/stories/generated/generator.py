@@ -1,7 +1,7 @@
 """Generated stories: a grammar that writes children's stories in the TinyStories record form.
 
 Story `index` of `seed` depends on these two numbers alone, so any range, order or number of workers
-writes the same stories.  What a story says is drawn in `plans.py`.
+writes the same stories.  The content is drawn in `plans.py`.
 
 Randomness: one `random.Random((seed << 64) | index)` per story, of which only `.random()` is called.
 Python promises both to be the same in every version ("Notes on Reproducibility", docs of `random`);

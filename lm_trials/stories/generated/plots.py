@@ -1,6 +1,6 @@
 """The plots of the generated stories: what happens to a hero, a friend and one object.
 
-A plot is told as setup, problem, attempt and one of two outcomes.  Each part is a tuple of alternatives, which are
+A plot consists of setup, problem, attempt and one of two outcomes.  Each part is a tuple of alternatives, which are
 templates of one or more sentences (slots: `plans.py`), so that every part can be drawn independently of the others.
 `setup` always names the object with its adjective and the action with its verb.
 """
