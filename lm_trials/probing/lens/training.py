@@ -70,8 +70,8 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
         whole = args.lens_dataset_name is not None and dataset_of(texts, name).default_split is None
         split = args.lens_dataset_split or (None if whole else "train")
         config = None if args.lens_dataset_name else texts.dataset_config_name
-        source = {"dataset_name": name, "dataset_config_name": config, "dataset_split": split}
-        training = read_stories(replace(texts, **source, max_eval_samples=args.max_train_samples))
+        own_texts = replace(texts, dataset_name=name, dataset_config_name=config, dataset_split=split)
+        training = read_stories(replace(own_texts, max_eval_samples=args.max_train_samples))
     held_out = {record["record_id"] for record in evaluation}
     kept = [record for record in training if record["record_id"] not in held_out][: args.max_train_samples]
     if not kept and not args.lens:

@@ -70,7 +70,7 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
     read: list[Record] = []
     names = [text.dataset_name, *([args.control_dataset_name] if args.control_dataset_name else [])]
     if len(set(names)) < len(names):
-        raise UsageError(f"--control_dataset_name {names[1]} is also --dataset_name; name a set without the deleted feature")
+        raise UsageError(f"--control_dataset_name {names[1]} is also --dataset_name; name another set")
     for name in names:
         own = replace(text, dataset_name=name)
         stories = read_stories(own)
@@ -82,7 +82,7 @@ def read_texts(subject: Subject, text: TextArguments, args: WeightsArguments) ->
             ranking[name] = documents(read_stories(more))
         else:
             if len(stories) < 2:
-                raise UsageError(f"--dataset_name {name} has one story; give at least 2, one to rank units and one to score")
+                raise UsageError(f"--dataset_name {name} has one story; give at least 2, to rank and to score")
             ranking[name] = documents(stories[1::2][: args.ranking_samples])
             stories = stories[::2]
             note(f"note: every other story of {name} ranks units for pruning; {len(stories):,} are scored")
@@ -138,7 +138,7 @@ def writer(subject: Subject, text: TextArguments, args: WeightsArguments, seed: 
     prompts = dataset_of(text).select(text.dataset_split).prompts(args.num_generations)
     asked = [prompt for prompt in prompts if args.feature in prompt.features]
     if not asked:
-        raise UsageError(f"--feature {args.feature}: no prompt of {text.dataset_name} has it; name a set with this feature")
+        raise UsageError(f"--feature {args.feature}: no prompt of {text.dataset_name} has it; name another set")
 
     def write(model: PreTrainedModel) -> tuple[int, int]:
         stories = write_generations(model, subject.tokenizer, asked, args.max_new_tokens, seed=seed)
@@ -159,7 +159,7 @@ def check_base(bench: Workbench, removal: Removal, base: Weights, expected: dict
     matrices = {change.matrix.parameter for change in removal.changes}
     bench.put({name: tensor if name in matrices else base[name] for name, tensor in weights.items()})
     apart = max(float(abs(sums - expected[name])[:, 0].max()) for name, sums in bench.sums().items())
-    # The removal is in float64, the losses in float32: well below 0.01 nats for a story of a thousand tokens.
+    # The losses of the tests' stories differ by less than 0.001 nats, the rounding of float32.
     if not apart < 0.01:
         raise RuntimeError(f"without its whole change the model is not the base: a story's loss is {apart:g} nats away")
     return apart

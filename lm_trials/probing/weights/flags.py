@@ -42,7 +42,7 @@ class WeightsArguments:
         help="Stories that each model generates from the set's prompts; 0: none.",
     )
     max_new_tokens: int = option(250, least=1, help="Longest generated story, in tokens.")
-    feature: str | None = option(None, one_of=FEATURES, help="The deleted feature to detect in them, for example Twist.")
+    feature: str | None = option(None, one_of=FEATURES, help="The deleted feature to detect in them, as Twist.")
     draws: int = option(8, least=2, help="Random matrices per shape, the control of effective ranks.")
     weights_only: bool = option(False, help="Compare the weights only: no data is read and no model is run.")
 

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.subjects import check_alike, find_subjects
     from lm_trials.probing.weights import experiments, report
-    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Workbench
+    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Trial, Workbench
     from lm_trials.probing.weights.figures import matrices_figure, trials_figure
 
     seed = subject_args.seed
@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     report.show_weights(steps, matrix_rows, args.top)
     figures = {"matrices": matrices_figure(matrix_rows, args.top)}
 
-    deletion, trials, sets, checks, apart = None, [], [], {}, None
+    deletion, checks, apart = None, {}, None
+    trials: list[Trial] = []
+    sets: list[str] = []
     if not args.weights_only:
         bench = Workbench(plain, texts.scored, subjects[0].window, text_args.per_device_eval_batch_size)
         trials, apart, check = experiments.run_trials(bench, models, steps[0].changes, texts, args, write, seed)
