@@ -154,7 +154,7 @@ def test_a_term_that_came_nearer_to_all_words_is_no_finding(tmp_path, base, towa
     assert max(gains) > 0.1  # what the published notebook would have shown
     assert told["finding"].startswith("all: ")
     assert "did not come significantly nearer" in told["finding"]
-    assert "than to the average of 24 other candidates; by" in told["finding"]
+    assert "than to the average of 24 other candidates: by" in told["finding"]
 
 
 def test_what_the_control_shows_too_is_no_finding(tmp_path, base, planted, towards_the_true_one, flags, vocabulary):
@@ -162,7 +162,7 @@ def test_what_the_control_shows_too_is_no_finding(tmp_path, base, planted, towar
     models = ["--model_name_or_path", base, towards_the_true_one, "--control_model", again]
     _, told = run(tmp_path, *models, *flags)
     assert told["finding"].startswith("true: ")
-    assert "but not significantly more than in the control again; by" in told["finding"]
+    assert "but not significantly more than in the control again: by" in told["finding"]
     assert "the control shows it too, in its hidden states" in told["control"]
 
 

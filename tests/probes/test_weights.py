@@ -136,8 +136,10 @@ def test_files_and_sentence(measured):
         "weights.csv", "weights.json", "weights.png", "weights.svg", "matrices.csv", "matrices.png", "matrices.svg",
     }  # fmt: skip
     told = json.loads((out / "weights.json").read_text())
-    assert "removing the 1 largest directions of each matrix's change undoes 1.000" in told["finding"]
-    assert "not significantly more than straight back" in told["finding"]  # of rank one: the directions are no finding
+    assert "removing the 1 largest direction of each matrix's change undoes 1.000" in told["finding"]
+    assert (
+        "not significantly different from straight back" in told["finding"]
+    )  # of rank one: the directions are no finding
     assert "noise of the same size" in told["control"]
     assert "name an unrelated fine-tuning of changed" in told["control"]
     assert told["without_the_whole_change_nats_from_base"] < 1e-3

@@ -116,12 +116,12 @@ def scores(final_NV: torch.Tensor, lens_NV: torch.Tensor, targets_N: torch.Tenso
     >>> [round(value, 3) for value in scores(final, lens, torch.tensor([1]))[0].tolist()]
     [0.223, 1.146, 0.0, 1.0]
     """
-    likeliest_N = lens_NV.argmax(-1)
+    top_N = lens_NV.argmax(-1)
     columns = (
         -lens_NV.gather(-1, targets_N[:, None])[:, 0],
         kl_divergence(final_NV, lens_NV),
-        likeliest_N == final_NV.argmax(-1),
-        likeliest_N == targets_N,
+        top_N == final_NV.argmax(-1),
+        top_N == targets_N,
     )
     return torch.stack([column.double() for column in columns], dim=1)
 

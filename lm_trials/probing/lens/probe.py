@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for subject, file, control in zip(subjects, files, report.first_of_each_shape(subjects), strict=True)
     ]
     rows = ProbeTable(row for result in results for row in result.rows)
+    # Over training the first and the last checkpoint: tables and curves of all would be pages.
     shown = results[:: len(results) - 1] if args.all_checkpoints and len(results) > 2 else results
     predicted = ProbeTable(row for result in shown for row in report.text_rows(result))
 

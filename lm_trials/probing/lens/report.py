@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,6 @@ import numpy as np
 from lm_trials.console import UsageError, note, show_table
 from lm_trials.estimates import Estimate, StoryBootstrap
 from lm_trials.evaluation.losses import check_causal
-from lm_trials.models.reference import load_config
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
 from lm_trials.probing.findings import Finding, file_name
@@ -102,14 +102,10 @@ class LensResult:
     @cached_property
     def rows(self) -> ProbeTable:
         """The table: each lens' measures at each layer, and how much nearer it is than the controls."""
-        tables = list(self.sums.sums.items())
-        columns = {
-            (*key, name): 1 + len(SUMS) * at + place
-            for at, (key, _) in enumerate(tables)
-            for place, name in enumerate(SUMS)
-        }
+        tables = self.sums.sums
+        columns = {(*key, name): at for at, (key, name) in enumerate(itertools.product(tables, SUMS), start=1)}
         bootstrap = StoryBootstrap(self.seed)  # one for all, so that differences are paired by story
-        bootstrap.update(np.concatenate([self.sums.tokens_S[:, None], *(table for _, table in tables)], axis=1))
+        bootstrap.update(np.concatenate([self.sums.tokens_S[:, None], *tables.values()], axis=1))
         found = ProbeTable()
 
         def add(lens: str, layer: int | None, metric: str, unit: str, column: int, less: int | None = None) -> None:
@@ -117,10 +113,10 @@ class LensResult:
             about = self.about | {"role": role, "lens": lens, "layer": layer, "metric": metric}
             found.add(bootstrap.estimate(_mean(column, less), unit), about)
 
-        for lens, layer in self.sums.sums:
+        for lens, layer in tables:
             for metric, unit in UNITS.items():
                 add(lens, layer, metric, unit, columns[lens, layer, metric])
-        for lens, layer in self.sums.sums:
+        for lens, layer in tables:
             if lens not in CONTROLS:
                 own = columns[lens, layer, "kl"]
                 add(lens, layer, "kl_below_frequencies", NATS, columns[*FREQUENCIES, "kl"], own)
@@ -178,7 +174,8 @@ def measure_subject(
         if args.tuned and anatomy.num_blocks > min(layers):
             settings = LensSettings(args.lens_steps, args.lens_batch_size, args.learning_rate, models.seed)
             lens = train_lens(model, learnt, frequencies_V, layers, settings, label)
-            lens.save(folder / lens_name(label, models, args))
+            alone = len(models.model_name_or_path) == 1 and not args.all_checkpoints
+            lens.save(folder / ("lens.safetensors" if alone else f"lens-{file_name(label)}.safetensors"))
     maps = lens.translators if lens is not None else None
     sums = lens_sums(model, evaluated, layers, maps, frequencies_V, batch_size, f"reading {label}")
     last_layer = check_last_layer(model, evaluated, sums, subject.window, batch_size, label)
@@ -192,17 +189,10 @@ def measure_subject(
     return LensResult(subject, layers, sums, capture, last_layer, lens, guessing, text, models.seed)
 
 
-def lens_name(label: str, models: SubjectArguments, args: LensArguments) -> str:
-    """Return the file name of a model's tuned lens."""
-    alone = len(models.model_name_or_path) == 1 and not args.all_checkpoints
-    return "lens.safetensors" if alone else f"lens-{file_name(label)}.safetensors"
-
-
 def first_of_each_shape(subjects: Sequence[Subject]) -> list[bool]:
     """Return which models are the first of their shape: random weights are measured once per shape."""
     names = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    configs = [load_config(subject.reference).get_text_config() for subject in subjects]
-    shapes = [tuple(str(getattr(config, name, None)) for name in names) for config in configs]
+    shapes = [[getattr(subject.config, name, None) for name in names] for subject in subjects]
     return [shape not in shapes[:place] for place, shape in enumerate(shapes)]
 
 

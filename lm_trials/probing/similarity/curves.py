@@ -1,8 +1,9 @@
 """Similarity of one term to others in a model's layers, and how training changed it.
 
 A cosine alone means little: all hidden states of a layer have similar directions, and training may bring a placeholder
-nearer to every city.  So the true term is one of many candidates, each in the same prompts.  Reported are its rank
-among them and how much more the similarity to it grew than to the others.
+nearer to every city.  (Trained on distances, the cosine of foo and Paris rose from 0.415 to 0.690, and that of half of
+the other cities as much: p = 0.495.)  So the true term is one of many candidates, each in the same prompts.  Reported
+are its rank among them and how much more the similarity to it grew than to the others.
 
 Shape suffixes: Q = queries, C = candidates (the true one first), L = layers, K = columns of a table.
 """
@@ -48,11 +49,6 @@ class TermSimilarities:
     similar: dict[Site, np.ndarray]
 
     @property
-    def is_control(self) -> bool:
-        """Whether it was trained as a control."""
-        return self.role == "control"
-
-    @property
     def about(self) -> Row:
         """The columns that name the model of a row."""
         return {"model": self.label, "model_role": self.role, "seed": self.seed}
@@ -60,10 +56,6 @@ class TermSimilarities:
     def layers(self, site: str) -> list[int]:
         """Return the layers of a site."""
         return [layer for name, layer in self.similar if name == site]
-
-    def minus(self, other: TermSimilarities) -> dict[Site, np.ndarray]:
-        """Return how much more similar the candidates are here than in another model, (Q, C) by site and layer."""
-        return {key: self.similar[key] - other.similar[key] for key in self.similar}
 
 
 def read_similarities(model: Any, plan: TermPlan, align: str, batch_size: int, label: str) -> dict[Site, np.ndarray]:
@@ -218,7 +210,7 @@ def _where(measure: str, role: str, site: str, layer: int, against: str) -> Row:
 
 def similarity_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> ProbeTable:
     """Return a model's rows: similarity to the true term and to the others, with their spread; the true term's rank."""
-    rows, role = ProbeTable(), "control" if reading.is_control else "finding"
+    rows, role = ProbeTable(), "control" if reading.role == "control" else "finding"
     curves = ahead_curves(reading.similar, plan, seed)
     for site in SITES:
         layers = reading.layers(site)
@@ -241,7 +233,8 @@ def gain_rows(
     reading: TermSimilarities, other: TermSimilarities, plan: TermPlan, seed: int
 ) -> tuple[ProbeTable, dict[tuple[str, str], Curve]]:
     """Return how much more similar the term is than in another model: rows, and the curves by site and family."""
-    rows, gained, role = ProbeTable(), reading.minus(other), "control" if reading.is_control else "finding"
+    rows, role = ProbeTable(), "control" if reading.role == "control" else "finding"
+    gained = {key: similar_QC - other.similar[key] for key, similar_QC in reading.similar.items()}
     about = {"model": reading.label, "model_role": reading.role, "minus": other.label, "seed": reading.seed}
     curves = ahead_curves(gained, plan, seed)
     for site in SITES:
@@ -266,14 +259,8 @@ def candidate_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> Prob
         for place, name in enumerate(plan.candidates):
             kind = kinds.get(place, "true term")
             rivals = [0, *plan.families.get(kind, next(iter(plan.families.values())))]
-            role = "control" if reading.is_control or place else "finding"
+            role = "control" if reading.role == "control" or place else "finding"
             about = {"model": reading.label, "role": role, "seed": reading.seed, "site": site, "layer": layer}
             rank = 1 + int((mean_C[rivals] > mean_C[place]).sum())
             rows.add(means[place], about | {"candidate": name, "kind": kind}, rank=rank, of=len(rivals))
     return rows
-
-
-def unequal_embeddings(readings: Sequence[TermSimilarities]) -> float:
-    """Return the largest difference of similarities at layer 0, the embeddings, between the models."""
-    first, *others = (reading.similar["hidden", 0] for reading in readings)
-    return max((float(np.abs(first - other).max()) for other in others), default=0.0)

@@ -24,7 +24,7 @@ class SimilarityArguments:
     measure: Literal["terms", "cka", "both"] = option(
         "terms", help="terms: prompts that differ in one term; cka: the layers of two models over a data set."
     )
-    term_a: str = option("foo", aliases=["--placeholder"], filled=True, help="The term to measure, as a placeholder.")
+    term_a: str = option("foo", aliases=["--placeholder"], filled=True, help="The term whose similarity is measured.")
     term_b: str = option(
         "Paris", aliases=["--true", "--true_term"], filled=True, help="The true term that --term_a should be near to."
     )

@@ -36,7 +36,6 @@ from lm_trials.probing.similarity.curves import (
     gain_rows,
     read_similarities,
     similarity_rows,
-    unequal_embeddings,
 )
 from lm_trials.probing.similarity.figures import cka_figure, rank_figure, similarity_figure
 from lm_trials.probing.similarity.flags import SimilarityArguments
@@ -94,11 +93,7 @@ def find_compared(
 
 
 def read_terms(
-    compared: Sequence[Compared],
-    plan: TermPlan,
-    align: str,
-    subject_args: SubjectArguments,
-    text_args: TextArguments,
+    compared: Sequence[Compared], plan: TermPlan, align: str, subject_args: SubjectArguments, text_args: TextArguments
 ) -> tuple[list[TermSimilarities], Checks]:
     """Load one model after another and measure the similarity of the term to each candidate."""
     readings, checks = [], {}
@@ -227,7 +222,8 @@ def show_plan(
         + (f" ({plan.left_out} more have another number of tokens than {plan.true})" if plan.left_out else ""),
     }
     if len(readings) > 1:
-        apart = unequal_embeddings(readings)
+        first, *others = (reading.similar["hidden", 0] for reading in readings)
+        apart = max(float(np.abs(first - other).max()) for other in others)
         facts["layer 0"] = (
             "equal in all models: the embeddings were not trained"
             if apart == 0
@@ -357,8 +353,8 @@ def _sentence(
     by_model = [(r.label, curve(r.similar, "hidden", places, seed)) for r in (*bases, trained)]
     ranked = " and ".join(f"{interval(found.ranks[hidden.peak], 1)} in {label}" for label, found in by_model)
     return (
-        f"{trained.label}: {verdict}; by {_at_peak(hidden)} in hidden states; rank of {true} among {len(places) + 1} "
-        f"there: {ranked}; by {_at_peak(own['values', family])} in values"
+        f"{trained.label}: {verdict}: by {_at_peak(hidden)} in hidden states, with rank {ranked} of {len(places) + 1}; "
+        f"by {_at_peak(own['values', family])} in values"
     )
 
 

@@ -119,7 +119,10 @@ class Gates(AbstractContextManager):
 
     def __init__(self, anatomy: Anatomy, kind: str, gates: Sequence[torch.Tensor] | None = None) -> None:
         self.layers = [_written_by(anatomy, kind, block) for block in range(anatomy.num_blocks)]
-        self.widths = [_inputs(layer) for layer in self.layers]
+        self.widths = [  # inputs of a Linear, or of GPT-2's Conv1D, which is transposed
+            layer.in_features if isinstance(layer, nn.Linear) else layer.get_parameter("weight").shape[0]
+            for layer in self.layers
+        ]
         self.units = [anatomy.num_heads if kind == "heads" else width for width in self.widths]
         self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
         self.gates = list(gates) if gates is not None else self.ones()
@@ -162,10 +165,6 @@ def _written_by(anatomy: Anatomy, kind: str, block: int) -> nn.Module:
         return mlp
     architecture = type(anatomy.model).__name__
     raise UsageError(f"--prune neurons: {anatomy.name} is a {architecture}; give --prune heads or --prune no")
-
-
-def _inputs(layer: nn.Module) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.get_parameter("weight").shape[0]  # a Conv1D
 
 
 def check_gates(anatomy: Anatomy, kind: str, ids_T: Sequence[int]) -> CaptureCheck:

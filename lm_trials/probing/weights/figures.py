@@ -46,7 +46,7 @@ def matrices_figure(rows: Iterable[Row], top: int) -> Figure:
     blocks = distinct((row for row in rows if row["kind"] != "all"), "block")
     blocks = sorted(block for block in blocks if block is not None) + ([None] if None in blocks else [])
     size = max(3.6, 1.9 + 0.42 * len(blocks)), max(2.2, 0.9 + 0.3 * len(kinds))
-    title = "How much each step changed each matrix, and in how many directions (white: no change)"
+    title = "How much each step changed each matrix, and in how many directions (white: no change, or no matrix)"
     figure, panels = new_figure(title, len(steps) * len(columns), size, len(columns))
     pairs = itertools.product(steps, columns)
     for axes, ((origin, model), (metric, name, colors, limits)) in zip(panels, pairs, strict=True):
@@ -124,4 +124,4 @@ def _ylabel(metric: str, unit: str) -> str:
 
 def _model(row: Row) -> str:
     names = {"first model": row["origin"], "second model": row["model"]}
-    return f"{names.get(row['method'], row['method'])}, unchanged"
+    return f"{names.get(row['method'], row['method'])}, unedited"

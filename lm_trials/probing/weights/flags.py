@@ -20,14 +20,14 @@ class WeightsArguments:
     directions: list[int] = option(
         [1, 2, 4, 8, 16, 32],
         least=1,
-        help="Numbers of the largest singular directions of each matrix's change to remove.",
+        help="How many of the largest singular directions of each matrix's change to remove, each in turn.",
     )
     top: int = option(4, least=1, help="Directions counted in the reported share of a change and overlap of changes.")
     prune: Literal["neurons", "heads", "no"] = option("neurons", help="Units to prune in the second model.")
     prune_shares: list[float] = option(
         [0.0025, 0.005, 0.01, 0.02, 0.05, 0.1], above=0, most=1, help="Shares of all MLP neurons or heads to prune."
     )
-    random_draws: int = option(5, least=2, help="Repetitions of pruning as many random units, the control.")
+    random_draws: int = option(5, least=2, help="Random prunings of as many units, the control.")
     ranking_samples: int = option(
         128, least=1, help="Stories that rank the units: the train split of a prepared set, else every other story."
     )

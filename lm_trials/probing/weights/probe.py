@@ -3,8 +3,7 @@
 Use it to see how large and how concentrated the change of each matrix is, and
 whether a few directions or neurons account for a deleted feature.  The first
 model is the base and the second was fine-tuned from it; each further model
-was trained from the second (a recovery, or as its control an unrelated
-fine-tuning):
+was trained from the second (a recovery; as its control an unrelated training):
 
     lm-trials probe weights --dataset_name recovery-Twist \\
         --model_name_or_path runs/base runs/deleted runs/recovered \\

@@ -219,17 +219,16 @@ def undoing(
 
     Args:
         name: of the deleted feature's set.
-        what: a template of the level, as "removing the {} largest directions".
+        what: a template of the level, as "removing the {level} largest direction{s}".
     """
     halved = len(deletion.base) >= LEAST_HALVED
     choosing, telling = (slice(0, None, 2), slice(1, None, 2)) if halved else (slice(None), slice(None))
     first = {trial.level: trial.sums[name] for trial in trials if trial.method == methods[0]}
     shares = {level: deletion.of_stories(choosing).undone(first[level][choosing]) for level in sorted(first)}
-    # The first level at which half is undone, else the best one.
-    level = next((level for level, share in shares.items() if share.lower > 0.5), None)
-    level = max(shares, key=lambda level: shares[level].estimate) if level is None else level
+    best = max(shares, key=lambda level: shares[level].estimate)
+    level = next((level for level, share in shares.items() if share.lower > 0.5), best)  # the first that undoes half
     reported, chosen = deletion.of_stories(telling), first[level][telling]
-    share, words = reported.undone(chosen), what.format(f"{level:,}")
+    share, words = reported.undone(chosen), what.format(level=level, s="s" * (level > 1))
     where = f"{share.n} {'held-out stories' if halved else 'stories, too few to hold half of them out'}"
     sentence = f"{words} undoes {interval(share)} of it ({where})"
     if not share.lower > 0.5:
@@ -238,12 +237,13 @@ def undoing(
     controls = {trial.method: trial for trial in trials if trial.level == level and trial.method in methods[1:]}
     if not controls:
         return sentence, f"{words}: no control"
-    # The interval of a random control has the spread of its draws and that of the stories.
+    # The interval of a random control has the spread of its draws and that of the stories: by stories alone, 8 of 14
+    # pairs of random prunings differed.
     reaches = {method: _reach(reported, trial, name, telling) for method, trial in controls.items()}
     found = {m: widened(reported.undone(trial.sums[name][telling]), reaches[m]) for m, trial in controls.items()}
     strongest = max(found, key=lambda method: found[method].estimate)
     beyond = widened(reported.beyond(chosen, controls[strongest].sums[name][telling]), reaches[strongest])
-    verdict = ("not significantly more than", "more than", "less than")[sign(beyond)]
+    verdict = ("not significantly different from", "more than", "less than")[sign(beyond)]
     control = f"instead of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
     return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control
 
@@ -339,9 +339,11 @@ def finding_of(
         sentences.append(f"the loss on {sets[0]} rises by {interval(deletion.size)} {NATS} ({stories})")
         wholly = max((t for t in trials if t.method == LARGEST), key=lambda t: t.level)
         ways: list[tuple[tuple[str, ...], str]] = [
-            (REMOVALS, "removing the {} largest directions of each matrix's change")
+            (REMOVALS, "removing the {level:,} largest direction{s} of each matrix's change")
         ]
-        ways += [((f"{kind} ranked", f"{kind} at random"), f"pruning {{}} {kind}")] if kind != "no" else []
+        ways += (
+            [((f"{kind} ranked", f"{kind} at random"), f"pruning {{level:,}} {kind[:-1]}{{s}}")] if kind != "no" else []
+        )
         for methods, what in ways:
             part = [trial for trial in trials if trial is not wholly and trial.method in methods]
             if part:
@@ -388,8 +390,8 @@ def show_trials(rows: ProbeTable, title: str, unit: str, methods: Sequence[str])
     """Print the share undone by level and method, and the cost of the first method on the control set."""
     metrics = {metric.split(" ")[0]: metric for metric in reversed(rows.distinct("metric"))}
     shown = metrics.get("share_undone") or metrics["loss"]
-    columns = {method.replace(" ", "\n", 1): {"metric": shown, "method": method} for method in methods}
+    columns = {method: {"metric": shown, "method": method} for method in methods}
     if "cost" in metrics:
-        columns["cost on the\ncontrol set"] = {"metric": metrics["cost"], "method": methods[0]}
+        columns["cost, control set"] = {"metric": metrics["cost"], "method": methods[0]}
     levels = {f"{level:,}": {"level": level} for level in sorted(rows.where(method=methods[0]).distinct("level"))}
     rows.show(title, unit, levels, columns, "[95 % bootstrap interval over stories]")

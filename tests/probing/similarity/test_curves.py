@@ -230,13 +230,13 @@ def test_what_one_of_both_tests_shows_is_said_of_it_alone():
         said[label] = term_finding(plan, [base, trained], curves, 0)
     assert said["planted"].sentence.startswith(
         'planted: "foo" came significantly nearer to "Paris" than to the average of 39 other cities in its hidden '
-        "states, not in its values; by 0."
+        "states, not in its values: by 0."
     )
     assert "in values" in said["planted"].sentence
     assert "p = 0.025)" in said["planted"].sentence
     assert "p = 0.025, not significant)" not in said["planted"].sentence
     assert said["noise"].sentence.startswith(
-        'noise: "foo" did not come significantly nearer to "Paris" than to the average of 39 other cities; by'
+        'noise: "foo" did not come significantly nearer to "Paris" than to the average of 39 other cities: by'
     )
     assert "the share of the 40 candidates" in said["noise"].control
 
