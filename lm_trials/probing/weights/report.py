@@ -162,15 +162,17 @@ def turning_rows(
     return overall, rows
 
 
+@dataclass(frozen=True)
 class Deletion:
     """The rise of the second model's loss on the deleted feature's stories, and how much of it a variant undoes.
 
-    Args:
+    Attributes:
         base, changed: nats and tokens of each story, (N, 2).
     """
 
-    def __init__(self, base: np.ndarray, changed: np.ndarray, seed: int) -> None:
-        self.base, self.changed, self.seed = base, changed, seed
+    base: np.ndarray
+    changed: np.ndarray
+    seed: int
 
     def _estimate(self, statistic: Any, unit: str, *sums: np.ndarray) -> Estimate:
         bootstrap = StoryBootstrap(self.seed)  # one seed, so that variants are paired by story
@@ -285,12 +287,12 @@ def weights_sentence(step: Step, concentration: Estimate | None) -> str:
     """Return how large a change is and how concentrated."""
     if concentration is None:
         return f"{step.origin} and {step.model} have equal matrices"
-    spread = "as spread as one" if concentration.upper >= 1 else "less spread than one"
+    verdict = "not more concentrated" if concentration.upper >= 1 else "more concentrated"
     if all(change.spectrum.rank < min(change.shape) for change in step.changes):  # an adapter's change
-        spread += f", of rank {max(change.spectrum.rank for change in step.changes)} at most"
+        verdict += f", of rank {max(change.spectrum.rank for change in step.changes)} at most"
     return (
-        f"{concentration.n} of {len(step.changes)} matrices change, by {step.relative:.3f} of the norm of all, with an "
-        f"effective rank {interval(concentration)} times that of a random matrix: {spread}"
+        f"{concentration.n} of {len(step.changes)} matrices change, by {step.relative:.3f} of the norm of all, with "
+        f"{interval(concentration)} times the effective rank of random matrices: {verdict}"
     )
 
 
