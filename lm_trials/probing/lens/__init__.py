@@ -1,1 +1,1 @@
-"""The lens probe: what a model would say if it stopped at a layer."""
+"""The lens probe: the next token that each layer of a model predicts."""

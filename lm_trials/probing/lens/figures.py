@@ -1,4 +1,4 @@
-"""Figures of lenses: distance by layer, over training, and what each layer says of a text; nothing is computed."""
+"""Figures of lenses: distance by layer, over training, and the tokens that each layer predicts for a text."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from lm_trials.reporting.layer_figures import curves_figure
 PANELS = {
     "kl": "KL(final || lens)",
     "loss": "cross-entropy of the true token",
-    "agreement": "top-1 as the final prediction",
+    "agreement": "same top token as the final prediction",
 }
+LENS_NAMES = {"frequencies": "token frequencies", "untrained": "untrained, logit lens"}
 DRAWN_TOKENS = 40
-"""A text's last tokens that are drawn; the table has all."""
+"""Only a text's last tokens are drawn, so that they can be read; the table has all."""
 
 
 def lens_figure(rows: Sequence[Row], title: str) -> Figure:
-    """Draw the measures of each lens by layer, controls dashed; what has no layer is a level line.
+    """Draw the measures of each lens by layer, controls dashed; a control without layers is a level line.
 
     >>> row = {"model": "m", "lens": "logit", "role": "finding", "metric": "kl", "unit": "nats", "layer": 0}
     >>> rows = [{**row, "layer": n, "estimate": 1 - n, "lower": 0, "upper": 1} for n in range(2)]
@@ -41,28 +42,23 @@ def lens_figure(rows: Sequence[Row], title: str) -> Figure:
     'symlog'
     """
     rows = [row for metric in PANELS for row in rows if row["metric"] == metric]
-    ends = [f([row["layer"] for row in rows if row["layer"] is not None]) for f in (min, max)]
-    several = len({row["model"] for row in rows}) > 1
+    layers = [row["layer"] for row in rows if row["layer"] is not None]
+    several = len(distinct(rows, "model")) > 1
     drawn = []
     for row in rows:
-        name = {"frequencies": "token frequencies", "untrained": "untrained, logit lens"}.get(
-            row["lens"], f"{row['lens']} lens"
-        )
-        shared = {
-            **row,
-            "series": f"{row['model']}, {name}" if several else name,
-            "panel": PANELS[row["metric"]],
-        }
-        drawn += [{**shared, "layer": end} for end in ends] if row["layer"] is None else [shared]
+        name = LENS_NAMES.get(row["lens"], f"{row['lens']} lens")
+        series = f"{row['model']}, {name}" if several else name
+        ends = (min(layers), max(layers)) if row["layer"] is None else (row["layer"],)
+        drawn += [{**row, "series": series, "panel": PANELS[row["metric"]], "layer": layer} for layer in ends]
     figure = curves_figure(drawn, title, panel="panel", xlabel="layer (0: embeddings)")
     for axes in figure.axes:
         if axes.get_title() in (PANELS["kl"], PANELS["loss"]):
-            _shrink_far(axes)
+            _symlog(axes)
     return figure
 
 
-def _shrink_far(axes: Axes) -> None:
-    """Give an axis of nats a logarithmic scale from 1 on: early layers of a logit lens are tens of nats away."""
+def _symlog(axes: Axes) -> None:
+    """Make an axis of nats logarithmic from 1 on: the first layers of a logit lens are some 20 nats away."""
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
@@ -84,23 +80,23 @@ def checkpoints_figure(rows: Iterable[Row], title: str) -> Figure:
             line.sort(key=lambda row: row["step"])
             color = mpl.colormaps["viridis"](0.9 * place / max(len(layers) - 1, 1))
             draw_curve(axes, [row["step"] for row in line], line, color, f"layer {layer}")
-        dress(axes, run, "update of training", f"KL(final || {lens} lens), {rows[0]['unit']}")
-        _shrink_far(axes)
+        dress(axes, run, "training step", f"KL(final || {lens} lens), {rows[0]['unit']}")
+        _symlog(axes)
     legend(figure)
     return figure
 
 
 def text_figure(rows: Sequence[Row], title: str) -> Figure:
-    """Draw what each layer would say after each token of a text, coloured by its probability; a panel for each lens.
+    """Draw the token that each layer predicts after each token of a text, coloured by its probability.
 
     Args:
-        rows: each with lens, layer, position, after, prediction, estimate (a probability).
+        rows: each with lens (a panel each), layer, position, after, prediction, estimate (a probability).
     """
     lenses = distinct(rows, "lens")
     layers = sorted(distinct(rows, "layer"), reverse=True)
     places = sorted(distinct(rows, "position"))[-DRAWN_TOKENS:]
     cells = {(row["lens"], row["layer"], row["position"]): row for row in rows}
-    font = drawable()
+    font = set(get_font(findfont(FontProperties())).get_charmap())
     size = (1.6 + 0.78 * len(places), 1.0 + 0.34 * len(layers))
     figure, panels = new_figure(title, len(lenses), size, columns=1)
     for axes, lens in zip(panels, lenses, strict=True):
@@ -117,13 +113,8 @@ def text_figure(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def drawable() -> set[int]:
-    """Return the characters that the figures' font has."""
-    return set(get_font(findfont(FontProperties())).get_charmap())
-
-
 def fitting(text: str, characters: set[int], longest: int = 9) -> str:
-    """Return a text that can be drawn in a cell: short, and with a box for what the font lacks.
+    """Return a text that fits a cell, with a box for each character that the font lacks.
 
     >>> fitting("a\u4f60b", {97, 98}), fitting("extraordinary", set(map(ord, "extraordinary…")))
     ('a□b', 'extraord…')

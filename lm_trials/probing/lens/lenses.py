@@ -1,13 +1,13 @@
-"""Lenses: what a model would say if it stopped at a layer.
+"""Lenses: the next token that a model's hidden states predict at each layer.
 
 The *logit lens* (nostalgebraist 2020) puts a layer's hidden states through the model's own final norm and output head.
-The *tuned lens* (Belrose et al. 2023, arXiv 2303.08112) first moves them by an affine map, learnt for each layer, to
-where the last layer would have them: h + A h + b.
+The *tuned lens* (Belrose et al. 2023, arXiv 2303.08112) first applies an affine map, trained for each layer, that
+approximates the last layer's hidden states: h + A h + b.
 
-Every place of a story but its last is read, and scored against the token after it, as `evaluation.losses` does, so
-that the last layer's loss is the model's.  Sums are kept by story.
+Each position of a story but its last is scored against the token after it, as in `evaluation.losses`, so that the last
+layer's loss is the model's.  Sums are kept by story.
 
-Shape suffixes: S = stories, N = places of a batch, D = width, V = vocabulary, L = blocks.
+Shape suffixes: S = stories, N = positions of a batch, D = width, V = vocabulary, L = blocks.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from lm_trials.probing.anatomy import Anatomy, anatomy_of
 from lm_trials.probing.capture import Activations, Capture
 
 SITES = ("hidden", "normed")
-# What is summed for each story.
 SUMS = ("loss", "kl", "agreement", "accuracy")
-# Logits that are held at once: 128 MB of float32, some of them at a time.
+"""What is summed for each story."""
 LOGITS = 1 << 25
-SMALLEST = float(torch.finfo(torch.float32).tiny)
-Layers = Mapping[int, torch.Tensor]
+"""Logits computed at once: 128 MB in float32.  All logits of a batch at a vocabulary of 50,257 would be gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,18 @@ class Translators:
 
     @classmethod
     def identity(cls, layers: Sequence[int], width: int, device: Any = None) -> Translators:
-        """Return maps that change nothing, with which training begins: a tuned lens that is the logit lens."""
+        """Return maps that change nothing, the start of training: a tuned lens equal to the logit lens."""
         return cls(
             {layer: torch.zeros(width, width, device=device) for layer in layers},
             {layer: torch.zeros(width, device=device) for layer in layers},
         )
 
     def of(self, layer: int) -> list[torch.Tensor]:
-        """Return the two parameters of a layer."""
+        """Return a layer's A and b."""
         return [self.weights[layer], self.biases[layer]]
 
     def __call__(self, layer: int, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Move hidden states of a layer to where the last layer would have them.
+        """Map a layer's hidden states to the last layer's.
 
         >>> maps = Translators({0: torch.eye(2)}, {0: torch.tensor([0.0, 1.0])})
         >>> maps(0, torch.tensor([[1.0, 2.0]])).tolist(), maps(1, torch.tensor([[1.0, 2.0]])).tolist()
@@ -67,44 +65,38 @@ class Translators:
 
     def to(self, device: Any) -> Translators:
         """Return the same maps on another device."""
-        return Translators(
-            {layer: values.to(device) for layer, values in self.weights.items()},
-            {layer: values.to(device) for layer, values in self.biases.items()},
-        )
+        weights, biases = ({n: values.to(device) for n, values in part.items()} for part in (self.weights, self.biases))
+        return Translators(weights, biases)
 
 
 class Decoder:
-    """What a model makes of its last hidden states: its final norm and its output head, in its own type of number."""
+    """Decodes hidden states with a model's final norm and output head, in the model's dtype; logits in float32.
+
+    Attributes:
+        device: of the model.
+        places: how many positions are decoded at once, so that their logits fit in memory.
+    """
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.norm, self.head = anatomy.final_norm, anatomy.head
-        self.model = anatomy.model
+        self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
         self.vocab_size = int(anatomy.model.config.get_text_config().vocab_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def places(self) -> int:
-        """How many places are decoded at once."""
-        return max(LOGITS // self.vocab_size, 1)
+        self.places = max(LOGITS // self.vocab_size, 1)
 
     def __call__(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of the next token, (N, V), of hidden states before the final norm."""
         return self.logits(hidden_ND).log_softmax(-1)
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Return the logits, (N, V) in float32 at least, of hidden states before the final norm."""
-        return self._headed(self.norm(hidden_ND.to(self.model.dtype)))
+        """Return the logits, (N, V), of hidden states before the final norm."""
+        return self._headed(self.norm(hidden_ND.to(self.dtype)))
 
     def of_normed(self, normed_ND: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities, (N, V), of hidden states after the final norm."""
         return self._headed(normed_ND).log_softmax(-1)
 
     def _headed(self, normed_ND: torch.Tensor) -> torch.Tensor:
-        logits_NV = self.head(normed_ND.to(self.model.dtype))
+        logits_NV = self.head(normed_ND.to(self.dtype))
         return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
 
@@ -118,54 +110,53 @@ def kl_divergence(final_NV: torch.Tensor, lens_NV: torch.Tensor) -> torch.Tensor
 
 
 def scores(final_NV: torch.Tensor, lens_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Return what `SUMS` names for each place, -> (N, 4) in float64; log-probabilities in.
+    """Return the values that `SUMS` names for each position, -> (N, 4) in float64, of log-probabilities (N, V).
 
     >>> final, lens = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()
     >>> [round(value, 3) for value in scores(final, lens, torch.tensor([1]))[0].tolist()]
     [0.223, 1.146, 0.0, 1.0]
     """
-    likeliest_N = lens_NV.argmax(-1)
+    top_N = lens_NV.argmax(-1)
     columns = (
         -lens_NV.gather(-1, targets_N[:, None])[:, 0],
         kl_divergence(final_NV, lens_NV),
-        likeliest_N == final_NV.argmax(-1),
-        likeliest_N == targets_N,
+        top_N == final_NV.argmax(-1),
+        top_N == targets_N,
     )
     return torch.stack([column.double() for column in columns], dim=1)
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of a batch of stories that are scored: all but the last of each.
+    """The positions of a batch of stories that are scored: all but the last of each.
 
     Attributes:
         hidden: by layer, (N, D).
-        normed_ND: the last layer's, after the final norm, as the model had it.
+        normed_ND: the last layer's, after the model's final norm.
         targets_N: the token after each.
-        story_N: which story of the whole data set each is of.
+        story_N: the number of each one's story in the whole data set.
     """
 
-    hidden: Layers
+    hidden: Mapping[int, torch.Tensor]
     normed_ND: torch.Tensor
     targets_N: torch.Tensor
     story_N: torch.Tensor
 
     @classmethod
     def of(cls, found: Activations, documents: Sequence[np.ndarray], layers: Sequence[int]) -> Places:
-        """Take them from what was captured of some of the documents."""
+        """Take them from the captured activations of some of the documents."""
         scored_N = found.position_N < found.lengths_B[found.text_N] - 1
-        story_N = found.document_B[found.text_N[scored_N]]
         targets = [documents[number][1:] for number in found.document_B.tolist()]
         [last] = found.layers("normed")
         return cls(
             {layer: found.of("hidden", layer)[scored_N] for layer in layers},
             found.of("normed", last)[scored_N],
             torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-            story_N,
+            found.document_B[found.text_N[scored_N]],
         )
 
     def chunks(self, size: int, device: torch.device) -> Iterator[Places]:
-        """Yield them in pieces of at most `size`, on a device: logits of all at once would not fit."""
+        """Yield them in pieces of at most `size`, on a device."""
         for start in range(0, len(self.targets_N), size):
             part = slice(start, start + size)
             yield Places(
@@ -178,7 +169,7 @@ class Places:
 
 @dataclass(frozen=True)
 class LensSums:
-    """What came out for each story: by (lens, layer) the (S, 4) sums of `SUMS`, and how many places were scored."""
+    """For each story the sums of `SUMS`, (S, 4) by (lens, layer), and its number of scored positions."""
 
     sums: dict[tuple[str, int | None], np.ndarray]
     tokens_S: np.ndarray
@@ -194,14 +185,13 @@ def lens_sums(
     batch_size: int = 16,
     description: str | None = "reading",
 ) -> LensSums:
-    """Read stories at each layer with the logit lens and, if given, with a tuned one and the token frequencies.
+    """Score stories at each layer with the logit lens and, if given, with a tuned lens and the token frequencies.
 
     Args:
         documents: the (T,) ids of each story, at least two.
         layers: hidden-state layers, 0 to L.
-        log_frequencies_V: log-probabilities of a prediction that is the same everywhere, summed under
-            ("frequencies", None).
-        description: what the progress bar is called; None for no bar.
+        log_frequencies_V: log-probabilities of a constant prediction, summed under ("frequencies", None).
+        description: of the progress bar; None for no bar.
     """
     decode = Decoder(anatomy_of(model))
     tuned = tuned.to(decode.device) if tuned is not None else None
@@ -213,7 +203,8 @@ def lens_sums(
         table_S4 = sums.setdefault((lens, layer), np.zeros((len(documents), len(SUMS))))
         np.add.at(table_S4, part.story_N.numpy(), values_N4)
 
-    for found in captured(model, documents, _sites(layers), None, batch_size, description):
+    sites = {"hidden": list(layers), "normed": None}
+    for found in captured(model, documents, sites, None, batch_size, description):
         for part in Places.of(found, documents, layers).chunks(decode.places, decode.device):
             final_NV = decode.of_normed(part.normed_ND)
             if everywhere_V is not None:
@@ -222,43 +213,39 @@ def lens_sums(
                 add("logit", layer, part, final_NV, decode(hidden_ND))
                 if tuned is not None and layer in tuned.weights:
                     add("tuned", layer, part, final_NV, decode(tuned(layer, hidden_ND)))
-    if tuned is not None:  # without a map, as the last layer is, both lenses are one
+    if tuned is not None:  # at a layer without a map, as the last, both lenses are the same
         sums |= {("tuned", layer): sums["logit", layer] for layer in layers if layer not in tuned.weights}
     ordered = sorted(sums, key=lambda key: (key[0], key[1] or 0))
     return LensSums({key: sums[key] for key in ordered}, np.array([len(ids_T) - 1 for ids_T in documents]))
-
-
-def _sites(layers: Sequence[int]) -> dict[str, Sequence[int] | None]:
-    return {"hidden": list(layers), "normed": None}
 
 
 @torch.no_grad()
 def mean_prediction(
     model: Any, documents: Sequence[np.ndarray], batch_size: int = 16, description: str | None = "token frequencies"
 ) -> torch.Tensor:
-    """Return the log of a model's mean prediction over all scored places, (V,) in float64.
+    """Return the log of a model's mean prediction over all scored positions, (V,) in float64.
 
-    Of all predictions that look at nothing it is the nearest to the model's in KL: what a lens gains beyond it, it has
-    read from the hidden states.
+    It is the constant prediction nearest to the model's in KL: whatever a lens gains beyond it comes from the hidden
+    states.
     """
-    anatomy = anatomy_of(model)
-    decode = Decoder(anatomy)
+    decode = Decoder(anatomy_of(model))
     total_V, places = torch.zeros(decode.vocab_size, dtype=torch.float64), 0
     for found in captured(model, documents, ("normed",), None, batch_size, description):
         for part in Places.of(found, documents, ()).chunks(decode.places, decode.device):
             total_V += decode.of_normed(part.normed_ND).exp().sum(0, dtype=torch.float64).cpu()
             places += len(part.targets_N)
-    # Where no prediction had anything in float32, the least that it has: 0 times infinity would be no number.
-    return (total_V / places).clamp_min(SMALLEST).log()
+    # A token whose probability is 0 in float32 at every position gets the smallest one: 0 times infinity would be NaN.
+    return (total_V / places).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 @dataclass(frozen=True)
 class LastLayerCheck:
-    """How far the lens at the last layer is from the model: the control that each reading carries.
+    """The control of every measurement: the lens at the last layer against the model itself.
 
     Attributes:
-        kl: largest KL of one place of a story, in nats.
-        loss: what `story_losses` says of all stories, and how far the lens is from it, in nats per token.
+        kl: largest KL at one position of a story, in nats.
+        loss: mean loss of all stories by `story_losses`, in nats per token.
+        apart: how far the lens' loss is from it.
     """
 
     kl: float
@@ -267,52 +254,46 @@ class LastLayerCheck:
 
     def __str__(self) -> str:
         return (
-            f"the lens at the last layer is the model (KL at most {max(self.kl, 0):.1e} nats; its loss of "
-            f"{self.loss:.4f} nats per token is eval_checkpoint's within {self.apart:.1e})"
+            f"the lens at the last layer equals the model (largest KL {max(self.kl, 0):.1e} nats; its loss of "
+            f"{self.loss:.4f} nats per token equals eval_checkpoint's within {self.apart:.1e})"
         )
-
-
-def rounding(model: Any) -> float:
-    """Return what rounding explains between two ways to one number, in nats."""
-    whole = anatomy_of(model).model
-    exact = whole.dtype in (torch.float32, torch.float64) and not getattr(whole, "is_quantized", False)
-    return 1e-3 if exact else 0.1
 
 
 @torch.no_grad()
 def check_last_layer(
     model: Any, documents: Sequence[np.ndarray], sums: LensSums, window: int, batch_size: int = 16, name: str = ""
 ) -> LastLayerCheck:
-    """Check that the lens at the last layer is the model: its own logits on a story, and its own loss on all.
+    """Check that the lens at the last layer is the model: its logits on the first story, its loss on all stories.
 
     Raises:
-        UsageError: for a model that does more to its logits than its output head, which no lens here knows of.
+        UsageError: for a model that caps or scales its logits after the output head.
         RuntimeError: where the losses are not those of `story_losses`.
     """
-    anatomy, allowed = anatomy_of(model, name), rounding(model)
-    last = anatomy.num_blocks
-    ids_BT = torch.from_numpy(np.asarray(documents[0], dtype=np.int64))[None].to(anatomy.model.device)
-    with quiet(anatomy.model), Capture(model, {"hidden": [last]}) as capture:
+    anatomy = anatomy_of(model, name)
+    last, whole = anatomy.num_blocks, anatomy.model
+    # Two ways to one number differ by rounding: by far less than 1e-3 nats in float32, by more in 16 or 8 bits.
+    exact = whole.dtype in (torch.float32, torch.float64) and not getattr(whole, "is_quantized", False)
+    allowed = 1e-3 if exact else 0.1
+    ids_BT = torch.from_numpy(np.asarray(documents[0], dtype=np.int64))[None].to(whole.device)
+    with quiet(whole), Capture(model, {"hidden": [last]}) as capture:
         logits_TV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0]
-        lens_TV = Decoder(anatomy)(capture.activations.of("hidden", last).to(anatomy.model.device))
+        lens_TV = Decoder(anatomy)(capture.activations.of("hidden", last).to(whole.device))
     kl = float(kl_divergence(logits_TV.to(lens_TV.dtype).log_softmax(-1), lens_TV).max())
     if not kl <= allowed:
         raise UsageError(
-            f"{anatomy.name}: its logits are not those of its final norm and output head (KL {kl:.2g} nats), as of a "
-            "model that caps or scales them; name another"
+            f"{anatomy.name}: its logits are not those of its final norm and output head (KL {kl:.2g} nats), as in a "
+            "model that caps or scales its logits; name another model"
         )
     stories = (Document(str(number), ids_T, 0) for number, ids_T in enumerate(documents))
     losses = story_losses(model, stories, window, batch_size=batch_size)
-    nats_S, tokens_S = zip(
-        *((story.nats, story.tokens) for story in progress(losses, "checking the loss", "stories", len(documents))),
-        strict=True,
-    )
-    loss, tokens = sum(nats_S) / sum(tokens_S), int(sums.tokens_S.sum())
+    scored = list(progress(losses, "checking the loss", "stories", len(documents)))
+    tokens, expected = int(sums.tokens_S.sum()), sum(story.tokens for story in scored)
+    loss = sum(story.nats for story in scored) / expected
     apart = abs(float(sums.sums["logit", last][:, 0].sum()) / tokens - loss)
-    if sum(tokens_S) != tokens or not apart <= allowed:
+    if tokens != expected or not apart <= allowed:
         raise RuntimeError(
             f"{anatomy.name}: the lens' loss at the last layer is {apart:.2g} nats per token from the model's over "
-            f"{tokens} and {sum(tokens_S)} tokens; more than rounding explains ({allowed:g})"
+            f"{tokens} and {expected} tokens; more than rounding explains ({allowed:g})"
         )
     return LastLayerCheck(kl, loss, apart)
 
@@ -321,29 +302,28 @@ def check_last_layer(
 def read_text(
     model: Any, ids_T: np.ndarray, layers: Sequence[int], tuned: Translators | None = None
 ) -> list[dict[str, Any]]:
-    """Return what each lens finds likeliest after each token of a text.
+    """Return each lens' most likely next token after each token of a text.
 
     Returns:
-        Rows with lens, layer, position, after (the token there), prediction (the one after it) and its probability.
+        Rows with lens, layer, position, after (the id there), prediction (the most likely next id) and its probability.
     """
     decode = Decoder(anatomy_of(model))
-    [found] = captured(model, [ids_T], _sites(layers), description=None)
-    lenses = {"logit": None} if tuned is None else {"logit": None, "tuned": tuned.to(decode.device)}
+    [found] = captured(model, [ids_T], {"hidden": list(layers)}, description=None)
+    lenses = {"logit": Translators({}, {})} | ({"tuned": tuned.to(decode.device)} if tuned is not None else {})
     rows = []
     for lens, maps in lenses.items():
         for layer in layers:
-            hidden_TD = found.of("hidden", layer).to(decode.device)
-            best = decode(hidden_TD if maps is None else maps(layer, hidden_TD)).max(-1)
-            said = zip(ids_T.tolist(), best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            best = decode(maps(layer, found.of("hidden", layer).to(decode.device))).max(-1)
+            predicted = zip(ids_T.tolist(), best.indices.tolist(), best.values.exp().tolist(), strict=True)
             rows += [
                 {"lens": lens, "layer": layer, "position": place, "after": after, "prediction": token, "probability": p}
-                for place, (after, token, p) in enumerate(said)
+                for place, (after, token, p) in enumerate(predicted)
             ]
     return rows
 
 
 def weights_sha256(model: Any) -> str:
-    """Return the SHA-256 over a loaded model's numbers, by which a lens knows the model it was trained for.
+    """Return the SHA-256 of a loaded model's parameters and buffers, which a lens file stores.
 
     >>> first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     >>> weights_sha256(first) == weights_sha256(first), weights_sha256(first) == weights_sha256(second)

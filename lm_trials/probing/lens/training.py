@@ -1,8 +1,8 @@
-"""Training of tuned lenses: on which stories, how, and the file that one is kept in.
+"""Training of tuned lenses: the stories, the training loop and the file of a lens.
 
-Each layer's map is trained for itself, on KL(final || lens) averaged over the places of a batch of stories, with the
-settings of the paper: SGD with Nesterov momentum 0.9, a rate that falls to 0 in a straight line, gradients cut to
-norm 1.  One forward pass of the frozen model serves all layers.
+Each layer's map is trained by itself on KL(final || lens), averaged over the positions of a batch of stories, with the
+settings of Belrose et al. (2023): SGD with Nesterov momentum 0.9, a learning rate that decays linearly to 0, gradients
+clipped to norm 1.  One forward pass of the frozen model serves all layers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from lm_trials.console import UsageError, progress
 from lm_trials.data.datasets import dataset_of
+from lm_trials.files import write_file
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import Anatomy, anatomy_of
 from lm_trials.probing.flags import TextArguments
@@ -29,25 +30,26 @@ from lm_trials.probing.lens.lenses import Decoder, Places, Translators, weights_
 from lm_trials.probing.subjects import Subject, read_stories, texts_digest
 from lm_trials.stories.records import Record
 
+# Held-out KL at layer 2 of a 0.9M model after 250 updates: 1.281; with Adam at 1e-2 1.288; of the logit lens 2.586.
 MOMENTUM = 0.9
 LARGEST_GRADIENT = 1.0
 HELD_OUT = 5
-"""Of a path that is read whole, one story in this many, by hash, is held out of training and evaluated on."""
+"""Of a path without splits, one story in this many, by hash, is held out of training and evaluated on."""
 
 
 @dataclass(frozen=True)
 class LensStories:
-    """The stories that lenses are trained on, and those that they are read on; none is in both."""
+    """The stories that lenses are trained on and those that they are evaluated on; none is in both."""
 
     training: list[Record]
     evaluation: list[Record]
 
 
 def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
-    """Read both sets of stories; what is in both is left out of the training.  With `--lens` nothing is trained.
+    """Read both sets of stories; a story of both is evaluated on only.  With `--lens` nothing is trained.
 
     Raises:
-        UsageError: for a data set that is not there, or where nothing is left to learn from.
+        UsageError: for a data set that does not exist, or without stories left to train on.
     """
     own = args.lens_dataset_name is None and args.lens_dataset_split is None
     if own and texts.dataset_split is None and dataset_of(texts).default_split is None:
@@ -57,8 +59,8 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
         evaluation = [record for record in records if int(record["record_id"][:8], 16) % HELD_OUT == 0][:wanted]
         if not evaluation:
             raise UsageError(
-                f"--dataset_name {texts.dataset_name} has {len(records)} stories, too few to hold one in {HELD_OUT} "
-                "out; give more, or other ones to learn from by --lens_dataset_name"
+                f"--dataset_name {texts.dataset_name} has {len(records)} stories, too few to hold out one in {HELD_OUT}"
+                "; give more stories, or a second data set to train on with --lens_dataset_name"
             )
         training = records
     elif args.lens:
@@ -67,20 +69,15 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
         evaluation = read_stories(texts)
         name = args.lens_dataset_name or texts.dataset_name
         whole = args.lens_dataset_name is not None and dataset_of(texts, name).default_split is None
-        training = read_stories(
-            replace(
-                texts,
-                dataset_name=name,
-                dataset_config_name=None if args.lens_dataset_name else texts.dataset_config_name,
-                dataset_split=args.lens_dataset_split or (None if whole else "train"),
-                max_eval_samples=args.max_train_samples,
-            )
-        )
+        split = args.lens_dataset_split or (None if whole else "train")
+        config = None if args.lens_dataset_name else texts.dataset_config_name
+        own_texts = replace(texts, dataset_name=name, dataset_config_name=config, dataset_split=split)
+        training = read_stories(replace(own_texts, max_eval_samples=args.max_train_samples))
     held_out = {record["record_id"] for record in evaluation}
     kept = [record for record in training if record["record_id"] not in held_out][: args.max_train_samples]
     if not kept and not args.lens:
         raise UsageError(
-            f"each of the {len(training)} stories to learn from is evaluated on too; give other ones by "
+            f"--dataset_name: all {len(training)} stories to train on are evaluated on too; give other stories with "
             "--lens_dataset_name or --lens_dataset_split"
         )
     texts.texts_sha256 = texts_digest([*evaluation, *kept])
@@ -88,15 +85,15 @@ def read_lens_stories(texts: TextArguments, args: LensArguments) -> LensStories:
 
 
 def story_documents(subject: Subject, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Return the ids of each story that has a token to be predicted, by its record id.
+    """Return the ids of each story of at least two tokens, by its record id.
 
     Raises:
-        UsageError: if none has.
+        UsageError: if there is none.
     """
     ids = subject.story_ids([record["story"] for record in records])
     found = {record["record_id"]: ids_T for record, ids_T in zip(records, ids, strict=True) if len(ids_T) > 1}
     if not found:
-        raise UsageError("no story has a second token, so nothing is predicted; give longer stories")
+        raise UsageError("--dataset_name: no story has two tokens, so no token is predicted; give longer stories")
     return found
 
 
@@ -112,12 +109,12 @@ class LensSettings:
 
 @dataclass(frozen=True)
 class TunedLens:
-    """A tuned lens with what it must be used with.
+    """A tuned lens, its control and its origin.
 
     Attributes:
         translators: its maps.
-        log_frequencies_V: the model's mean prediction on the stories it was trained on, the control beside it.
-        stories: numbers of these stories (`story_numbers`), none of which it may be evaluated on.
+        log_frequencies_V: the model's mean prediction on the training stories, the control.
+        stories: hashes of the training stories (`story_numbers`), on none of which it may be evaluated.
         about: the model's weights, blocks and width, and the settings.
     """
 
@@ -127,27 +124,28 @@ class TunedLens:
     about: Mapping[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, atomically; the same bytes for the same lens."""
+        """Write it as safetensors, atomically; the same lens gives the same bytes.
+
+        Raises:
+            UsageError: for a folder that cannot be written to.
+        """
         maps = self.translators
         tensors = {f"weight.{layer}": values.cpu().contiguous() for layer, values in maps.weights.items()}
         tensors |= {f"bias.{layer}": values.cpu().contiguous() for layer, values in maps.biases.items()}
         tensors |= {"log_frequencies": self.log_frequencies_V.cpu(), "stories": torch.from_numpy(self.stories)}
-        # One key: safetensors writes several in any order.
+        # One metadata key: safetensors writes several in any order.
         content = save(tensors, {"lens": json.dumps(dict(self.about), sort_keys=True)})
-        unfinished = path.with_name(f".{path.name}.unfinished")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
+            write_file(path, content)
         except OSError as error:
             raise UsageError(f"{path} cannot be written ({error.strerror}); give another --output_dir") from None
 
     @classmethod
     def load(cls, path: Path) -> TunedLens:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UsageError: for a file that holds no lens.
+            UsageError: for another file.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -160,20 +158,20 @@ class TunedLens:
             return cls(maps, tensors["log_frequencies"], tensors["stories"].numpy(), about)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UsageError(
-                f"--lens {path} holds no tuned lens ({error}); give the lens.safetensors that this probe wrote"
+                f"--lens {path} is not a tuned lens ({error}); give the lens.safetensors that this probe wrote"
             ) from None
 
     def check(self, path: str, anatomy: Anatomy, weights: str, layers: Sequence[int]) -> None:
-        """Refuse a lens of another model, or one that lacks a layer.
+        """Check that the lens belongs to a model with these weights and has these layers.
 
         Raises:
-            UsageError: naming both.
+            UsageError: where it does not.
         """
-        shape = [anatomy.num_blocks, anatomy.width]
-        if [self.about["num_blocks"], self.about["width"]] != shape:
+        blocks, width = self.about["num_blocks"], self.about["width"]
+        if (blocks, width) != (anatomy.num_blocks, anatomy.width):
             raise UsageError(
-                f"--lens {path} is of a model of {self.about['num_blocks']} blocks of width {self.about['width']} and "
-                f"{anatomy.name} has {shape[0]} of {shape[1]}; give the lens of this model, or remove --lens"
+                f"--lens {path} belongs to a model of {blocks} blocks of width {width} and {anatomy.name} has "
+                f"{anatomy.num_blocks} of {anatomy.width}; give the lens of this model, or remove --lens"
             )
         if self.about["weights_sha256"] != weights:
             raise UsageError(
@@ -185,20 +183,20 @@ class TunedLens:
             raise UsageError(f"--lens {path} has no layer {lacking[0]}; give --layers {there}, or remove --lens")
 
     def check_held_out(self, path: str, record_ids: Sequence[str]) -> None:
-        """Refuse to be evaluated on a story that it was trained on.
+        """Check that none of these stories is one that the lens was trained on.
 
         Raises:
-            UsageError: saying how many there are.
+            UsageError: with the number of those that are.
         """
         if known := int(np.isin(story_numbers(record_ids), self.stories).sum()):
             raise UsageError(
-                f"--lens {path} was trained on {known} of the {len(record_ids)} stories that it would be evaluated on; "
-                "give other stories by --dataset_name or --dataset_split"
+                f"--lens {path} was trained on {known} of the {len(record_ids)} stories to evaluate on; give other "
+                "stories with --dataset_name or --dataset_split"
             )
 
 
 def story_numbers(record_ids: Sequence[str]) -> np.ndarray:
-    """Return a 64-bit number for each story's name, sorted.
+    """Return the 64-bit hashes of record ids, sorted.
 
     >>> len(story_numbers(["a", "b"])), story_numbers(["a"]) == story_numbers(["a"])
     (2, array([ True]))
@@ -210,26 +208,19 @@ def story_numbers(record_ids: Sequence[str]) -> np.ndarray:
 def train_translators(
     batches: Iterable[Places], decode: Any, layers: Sequence[int], width: int, settings: LensSettings
 ) -> Translators:
-    """Train the maps of some layers on one batch of places for each update.
+    """Train the maps of some layers, one batch of positions for each update.
 
-    The layers do not see one another: a layer's map is the same whichever others are trained beside it.
+    A layer's map does not depend on which other layers are trained with it.
 
     Args:
-        decode: what makes predictions of hidden states (`Decoder`); nothing of it is changed.
+        decode: a `Decoder`; its weights are not changed.
 
     Raises:
         UsageError: where a map has become infinite.
     """
     maps = Translators.identity(layers, width, decode.device)
-    for layer in layers:
-        for values in maps.of(layer):
-            values.requires_grad_(True)
-    optimizer = torch.optim.SGD(
-        [values for layer in layers for values in maps.of(layer)],
-        lr=settings.learning_rate,
-        momentum=MOMENTUM,
-        nesterov=True,
-    )
+    parameters = [values.requires_grad_(True) for layer in layers for values in maps.of(layer)]
+    optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / settings.steps, 0))
     for places in batches:
         optimizer.zero_grad(set_to_none=True)
@@ -238,7 +229,7 @@ def train_translators(
                 chances_NV = decode.of_normed(part.normed_ND).exp()
             for layer in layers:
                 logits_NV = decode.logits(maps(layer, part.hidden[layer]))
-                # KL(final || lens) but for the final prediction's own entropy, which no map can change.
+                # KL(final || lens) without the final prediction's entropy, which no map can change.
                 nats_N = logits_NV.logsumexp(-1) - (chances_NV * logits_NV).sum(-1)
                 (nats_N.sum() / len(places.targets_N)).backward()
         for layer in layers:
@@ -250,13 +241,13 @@ def train_translators(
             values.requires_grad_(False)
             if not values.isfinite().all():
                 raise UsageError(
-                    f"--learning_rate {settings.learning_rate:g} made the lens of layer {layer} infinite; give a lower"
+                    f"--learning_rate {settings.learning_rate:g} made the lens of layer {layer} infinite; lower it"
                 )
     return maps
 
 
 def drawn_batches(count: int, settings: LensSettings) -> Iterator[list[int]]:
-    """Yield which of `count` stories each update sees: all of them in a new order for each pass.
+    """Yield the numbers of the stories of each update: all `count` stories, in a new order for each pass.
 
     >>> first = list(drawn_batches(3, LensSettings(steps=3, batch_size=2)))
     >>> first == list(drawn_batches(3, LensSettings(steps=3, batch_size=2))), sorted(sum(first, [])[:3])
@@ -279,7 +270,7 @@ def train_lens(
     settings: LensSettings,
     name: str = "",
 ) -> TunedLens:
-    """Train the tuned lens of a model on stories; the model is frozen, and checked to be what it was.
+    """Train the tuned lens of a model on stories; the model is frozen.
 
     Args:
         documents: the (T,) ids of each story, by its record id.
@@ -298,31 +289,22 @@ def train_lens(
         steps = drawn_batches(len(stories), settings)
         for numbers in progress(steps, f"tuning the lens of {anatomy.name}", "updates", settings.steps):
             chosen = [stories[number] for number in numbers]
-            # Cloned: what is computed in inference mode takes no part in a backward pass.
-            [places] = [
-                Places.of(found, chosen, layers)
-                for found in captured(model, chosen, sites, batch_size=len(chosen), description=None)
-            ]
-            yield Places(
-                {layer: values.clone() for layer, values in places.hidden.items()},
-                places.normed_ND.clone(),
-                places.targets_N,
-                places.story_N,
-            )
+            [found] = captured(model, chosen, sites, batch_size=len(chosen), description=None)
+            places = Places.of(found, chosen, layers)
+            # Cloned, because a tensor made in inference mode cannot take part in a backward pass.
+            hidden = {layer: values.clone() for layer, values in places.hidden.items()}
+            yield replace(places, hidden=hidden, normed_ND=places.normed_ND.clone())
 
     maps = train_translators(batches(), Decoder(anatomy), layers, anatomy.width, settings)
     if weights_sha256(model) != before:
-        raise RuntimeError(f"{anatomy.name} has changed while its lens was trained; nothing read of it would be it")
+        raise RuntimeError(f"{anatomy.name} has changed while its lens was trained, so the lens is not this model's")
     about = {
+        **asdict(settings),
         "model": anatomy.name,
         "weights_sha256": before,
         "num_blocks": anatomy.num_blocks,
         "width": anatomy.width,
         "layers": layers,
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
-        "seed": settings.seed,
         "stories": len(stories),
     }
     return TunedLens(maps.to("cpu"), log_frequencies_V, story_numbers(list(documents)), about)

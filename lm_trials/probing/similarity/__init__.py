@@ -1,1 +1,1 @@
-"""The similarity probe: one term beside others, and CKA of two models' layers."""
+"""The similarity probe: one term compared with others, and CKA of two models' layers."""

@@ -1,15 +1,16 @@
-"""Similarity of one term to others in a model's layers, and what a training did to it.
+"""Similarity of one term to others in a model's layers, and how training changed it.
 
-A cosine alone says little: all hidden states of a layer point much the same way, and training may bring a placeholder
-nearer to every city alike.  So the true term is one of many candidates, each in the same prompts, and what is told is
-its rank among them and how much more similar than to the others the term became.
+A cosine alone means little: all hidden states of a layer have similar directions, and training may bring a placeholder
+nearer to every city.  (Trained on distances, the cosine of foo and Paris rose from 0.415 to 0.690, and that of half of
+the other cities as much: p = 0.495.)  So the true term is one of many candidates, each in the same prompts.  Reported
+are its rank among them and how much more the similarity to it grew than to the others.
 
 Shape suffixes: Q = queries, C = candidates (the true one first), L = layers, K = columns of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,16 +20,16 @@ import torch
 from lm_trials.estimates import Estimate, bootstrap_means
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.capture import Activations, Site
-from lm_trials.probing.similarity.prompts import TermPlan
+from lm_trials.probing.similarity.prompts import TermPlan, TermPrompt
 from lm_trials.probing.tables import ProbeTable, Row
 
 SITES = ("hidden", "normed", "values")
 CURVES = {"hidden": "hidden states", "values": "values"}
-"""The sites that have a curve over layers; `normed` is one layer, on another scale than the others."""
+"""The sites with a curve over layers; `normed` is one layer on another scale."""
 COSINE = "cosine similarity"
 FLAT = 1e-6
-"""Candidates that differ by less than this are equal but for rounding: nothing was changed there."""
-SHOWN = 0.05
+"""Candidates that differ by less than this differ by rounding only: training changed nothing there."""
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,38 +49,30 @@ class TermSimilarities:
     similar: dict[Site, np.ndarray]
 
     @property
-    def is_control(self) -> bool:
-        """Whether it is told beside the others as a control."""
-        return self.role == "control"
-
-    @property
     def about(self) -> Row:
-        """The columns that say which model a row is of."""
+        """The columns that name the model of a row."""
         return {"model": self.label, "model_role": self.role, "seed": self.seed}
 
     def layers(self, site: str) -> list[int]:
         """Return the layers of a site."""
         return [layer for name, layer in self.similar if name == site]
 
-    def minus(self, other: TermSimilarities) -> dict[Site, np.ndarray]:
-        """Return how much more similar the candidates are here than in another model, (Q, C) by site and layer."""
-        return {key: self.similar[key] - other.similar[key] for key in self.similar}
-
 
 def read_similarities(model: Any, plan: TermPlan, align: str, batch_size: int, label: str) -> dict[Site, np.ndarray]:
     """Return the cosine of the term's vector with each candidate's in the same prompt, (Q, C) by site and layer.
 
-    Vectors are those of the compared token, or the mean over the term's tokens; values are flattened, all heads
-    together.
+    A vector is that of the compared token, or the mean over the term's tokens; values are those of all heads.
     """
 
     def rows(found: Activations) -> dict[str, torch.Tensor]:
         return {f"{site} {layer}": found.means(site, layer).flatten(1) for site, layer in found.values}
 
-    positions = [prompt.compared(align) for prompt in plan.own]
-    documents = [prompt.ids for prompt in plan.own]
-    batches = captured(model, documents, SITES, positions, batch_size, f"{label}: {plan.term}", label)
-    own = {name: torch.from_numpy(vectors).double() for name, vectors in reduced(batches, len(plan.own), rows).items()}
+    def batches(prompts: Sequence[TermPrompt], what: str) -> Iterator[Activations]:
+        positions, documents = [prompt.compared(align) for prompt in prompts], [prompt.ids for prompt in prompts]
+        return captured(model, documents, SITES, positions, batch_size, f"{label}: {what}", label)
+
+    vectors = reduced(batches(plan.own, plan.term), len(plan.own), rows)
+    own = {name: torch.from_numpy(vectors_QD).double() for name, vectors_QD in vectors.items()}
 
     def cosines(found: Activations) -> dict[str, torch.Tensor]:
         pair_B = found.document_B // len(plan.candidates)
@@ -88,13 +81,10 @@ def read_similarities(model: Any, plan: TermPlan, align: str, batch_size: int, l
             for name, vectors in rows(found).items()
         }
 
-    positions = [prompt.compared(align) for prompt in plan.others]
-    documents = [prompt.ids for prompt in plan.others]
-    batches = captured(model, documents, SITES, positions, batch_size, f"{label}: candidates", label)
-    # A query's templates lie together, so their mean is over one axis.
+    # The templates of a query are neighbours, so their mean is over one axis.
     shape = len(plan.queries), -1, len(plan.candidates)
     result = {}
-    for name, found in reduced(batches, len(plan.others), cosines).items():
+    for name, found in reduced(batches(plan.others, "candidates"), len(plan.others), cosines).items():
         site, layer = name.split()
         result[site, int(layer)] = found.astype(np.float64).reshape(shape).mean(axis=1)
     return result
@@ -112,13 +102,13 @@ def ranks(values_QC: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Permutation:
-    """Whether the first candidate stands out, over a curve of layers; all p are exact, over the candidates.
+    """Test of the first candidate over a curve of layers; all p are exact, over the candidates.
 
     Attributes:
-        p: how often the highest peak of a candidate chosen at random, over all layers, is as high as the true one's.
-        p_L: at each layer, uncorrected: how often a candidate's value is as high as the true one's.
-        corrected_L: the same, of its highest peak over all layers.
-        peak: place of the layer where the true one stands out most; None where the candidates differ at no layer.
+        p: share of candidates whose highest peak over all layers is as high as the true one's.
+        p_L: at each layer, uncorrected: share of candidates whose value is as high as the true one's.
+        corrected_L: the same, of a candidate's highest peak over all layers.
+        peak: index of the layer where the true one exceeds the others most; None where candidates differ at no layer.
     """
 
     p: float
@@ -128,12 +118,11 @@ class Permutation:
 
 
 def permutation_test(values_LC: np.ndarray) -> Permutation:
-    """Test whether the first of C candidates is as high as any, at L layers together.
+    """Test whether the first of C candidates exceeds the others, at L layers together.
 
-    Were the true candidate one like the others, it would be as likely as each of them to be the highest.  Layers are
-    set on one scale by the mean and spread of all candidates, and each candidate is held against the others by its
-    highest peak (Westfall and Young's max statistic, 1993): one p for the curve, whatever layer the peak is at, and
-    no layer's p is too small for there being many.
+    Under the null hypothesis the true candidate is exchangeable with the others.  Each layer is standardized by the
+    mean and spread of all candidates, and the statistic of a candidate is its highest peak over the layers (Westfall
+    and Young's max statistic, 1993), so one p holds for the whole curve and layers' p are corrected for their number.
 
     >>> test = permutation_test(np.array([[0.0, 1, 2, 3, 4], [9, 1, 2, 0, 3]]))
     >>> test.p, test.p_L.tolist(), test.peak
@@ -154,13 +143,13 @@ def permutation_test(values_LC: np.ndarray) -> Permutation:
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure at each layer of a site: how far the true term is ahead of the others, and the test of it.
+    """How far the true term is ahead of the others at each layer of a site, and the test of it.
 
     Attributes:
         ahead: true term minus the mean of the others, at each layer, over the queries.
         ranks: of the true term.
-        candidates: how many the true term is one of.
-        p_both: how often the highest peak of a candidate in hidden states or values is as high as the true one's here.
+        candidates: their number, with the true term.
+        p_both: share of candidates whose highest peak in hidden states or values is as high as the true one's here.
     """
 
     site: str
@@ -173,18 +162,18 @@ class Curve:
 
     @property
     def peak(self) -> int:
-        """Place of the layer where the true term stands out most."""
+        """Index of the layer where the true term exceeds the others most."""
         return self.test.peak if self.test.peak is not None else len(self.layers) - 1
 
     @property
     def p(self) -> float:
-        """That of the permutation test, over the layers of both curves where both are told of."""
+        """That of the permutation test, over the layers of both curves where both were tested."""
         return self.test.p if self.p_both is None else self.p_both
 
     @property
-    def shown(self) -> bool:
-        """Whether the true term stands out, by the permutation test and by the interval where it does most."""
-        return self.test.peak is not None and self.p <= SHOWN and self.ahead[self.peak].lower > 0
+    def significant(self) -> bool:
+        """Whether the true term is ahead, by the permutation test and by the interval at the peak."""
+        return self.test.peak is not None and self.p <= SIGNIFICANT and self.ahead[self.peak].lower > 0
 
     def tested(self, place: int) -> Row:
         """Return the columns of the test at one of the layers."""
@@ -193,7 +182,7 @@ class Curve:
 
 
 def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], seed: int) -> Curve:
-    """Hold the true term, the first column, against the candidates at `places`, at each layer of a site."""
+    """Compare the true term, the first column, with the candidates at `places`, at each layer of a site."""
     layers = tuple(layer for name, layer in values if name == site)
     columns = [values[site, layer][:, [0, *places]] for layer in layers]
     ahead = bootstrap_means(np.stack([c[:, 0] - c[:, 1:].mean(axis=1) for c in columns], axis=1), COSINE, seed)
@@ -220,8 +209,8 @@ def _where(measure: str, role: str, site: str, layer: int, against: str) -> Row:
 
 
 def similarity_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> ProbeTable:
-    """Return a model's rows: similarity to the true term; to the others, with their spread; the true term's rank."""
-    rows, role = ProbeTable(), "control" if reading.is_control else "finding"
+    """Return a model's rows: similarity to the true term and to the others, with their spread; the true term's rank."""
+    rows, role = ProbeTable(), "control" if reading.role == "control" else "finding"
     curves = ahead_curves(reading.similar, plan, seed)
     for site in SITES:
         layers = reading.layers(site)
@@ -243,8 +232,9 @@ def similarity_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> Pro
 def gain_rows(
     reading: TermSimilarities, other: TermSimilarities, plan: TermPlan, seed: int
 ) -> tuple[ProbeTable, dict[tuple[str, str], Curve]]:
-    """Return how much more similar than another model has it the term is; rows, and the curves by site and family."""
-    rows, gained, role = ProbeTable(), reading.minus(other), "control" if reading.is_control else "finding"
+    """Return how much more similar the term is than in another model: rows, and the curves by site and family."""
+    rows, role = ProbeTable(), "control" if reading.role == "control" else "finding"
+    gained = {key: similar_QC - other.similar[key] for key, similar_QC in reading.similar.items()}
     about = {"model": reading.label, "model_role": reading.role, "minus": other.label, "seed": reading.seed}
     curves = ahead_curves(gained, plan, seed)
     for site in SITES:
@@ -269,14 +259,8 @@ def candidate_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> Prob
         for place, name in enumerate(plan.candidates):
             kind = kinds.get(place, "true term")
             rivals = [0, *plan.families.get(kind, next(iter(plan.families.values())))]
-            role = "control" if reading.is_control or place else "finding"
+            role = "control" if reading.role == "control" or place else "finding"
             about = {"model": reading.label, "role": role, "seed": reading.seed, "site": site, "layer": layer}
             rank = 1 + int((mean_C[rivals] > mean_C[place]).sum())
             rows.add(means[place], about | {"candidate": name, "kind": kind}, rank=rank, of=len(rivals))
     return rows
-
-
-def unequal_embeddings(readings: Sequence[TermSimilarities]) -> float:
-    """Return by how much similarities at layer 0, the embeddings, differ between the models, at most."""
-    first, *others = (reading.similar["hidden", 0] for reading in readings)
-    return max((float(np.abs(first - other).max()) for other in others), default=0.0)

@@ -1,7 +1,8 @@
-"""Figures of similarity by layer, with the candidates' spread as the control, and of CKA; nothing is computed."""
+"""Figures of similarity by layer, with the spread of the candidates as the control, and of CKA."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -31,76 +32,59 @@ PANELS = {"hidden": "hidden states, before the final norm", "values": "values, a
 NORMED = "after the\nfinal norm"
 MOST_TICKS = 8
 WRITTEN = 9
-"""Layers up to which a cell's number is written into it."""
+"""With more layers the cells are too small for their numbers."""
 
 
 def similarity_figure(rows: Iterable[Row], title: str) -> Figure:
     """Draw by layer how similar a term is to the true one, a colour for each model, and to the other candidates.
 
     Args:
-        rows: with model, site, layer, role, estimate, lower, upper, unit. Those of the candidates have `low` and
+        rows: with model, site, layer, role, estimate, lower, upper, unit.  Those of the candidates have `low` and
             `high`, between which 90 % of them lie: a band, with their mean dashed.
-        title: of the figure.
 
     >>> row = {"model": "a", "site": "hidden", "layer": 0, "estimate": 1, "lower": 1, "upper": 1, "unit": "u"}
     >>> figure = similarity_figure([row, {**row, "low": 0, "high": 1}], "a title")
     >>> figure.axes[0].get_title(), figure.axes[0].get_ylabel(), len(figure.axes[0].lines)
     ('hidden states, before the final norm', 'u', 2)
     """
-    rows = list(rows)
-    figure = _by_layer(rows, title)
-    legend(
-        figure,
-        *_handles(rows),
-        Line2D([], [], color="#555555", linestyle="--", linewidth=1, label="the other candidates: mean"),
-        Patch(facecolor="#55555520", edgecolor="#55555580", label="where 90 % of the other candidates lie"),
-    )
+    figure, handles = _by_layer(list(rows), title)
+    mean = Line2D([], [], color="#555555", linestyle="--", linewidth=1, label="mean of the other candidates")
+    legend(figure, *handles, mean, Patch(facecolor="#55555510", edgecolor="#55555580", label="90 % of the others"))
     return figure
 
 
 def rank_figure(rows: Iterable[Row], title: str, chance: float) -> Figure:
-    """Draw by layer which rank the true term has among the candidates, a colour for each model; 1 is at the top.
+    """Draw by layer the rank of the true term among the candidates, a colour for each model; 1 is at the top.
 
     Args:
         rows: with model, site, layer, estimate, lower, upper, unit.
-        title: of the figure.
-        chance: the rank that a candidate at random has.
+        chance: the expected rank of a random candidate.
     """
     rows = list(rows)
-    figure = _by_layer(rows, title)
+    figure, handles = _by_layer(rows, title)
+    lowest_rank = 1.05 * max(chance, *(float(row["estimate"]) for row in rows)) + 1
     for axes in figure.axes:
         axes.axhline(chance, color="black", linewidth=0.9, linestyle=":")
-        worst = max(chance, *(float(row["estimate"]) for row in rows))
-        axes.set_ylim(1.05 * worst + 1, 0)
-        ticks = [tick for tick in axes.get_yticks() if 1 < tick < 1.05 * worst + 1]
-        axes.set_yticks([1, *ticks])
-    legend(
-        figure,
-        *_handles(rows),
-        Line2D([], [], color="black", linestyle=":", linewidth=0.9, label=f"chance, {chance:g}"),
-    )
+        axes.set_ylim(lowest_rank, 0)
+        axes.set_yticks([1, *(tick for tick in axes.get_yticks() if 1 < tick < lowest_rank)])
+    legend(figure, *handles, Line2D([], [], color="black", linestyle=":", linewidth=0.9, label=f"chance, {chance:g}"))
     return figure
 
 
-def _colors(rows: Iterable[Row]) -> dict[str, str]:
-    return {model: COLORS[place % len(COLORS)] for place, model in enumerate(distinct(rows, "model"))}
-
-
-def _handles(rows: Iterable[Row]) -> list[Line2D]:
-    return [Line2D([], [], color=color, label=model) for model, color in _colors(rows).items()]
-
-
-def _by_layer(rows: Sequence[Row], title: str) -> Figure:
+def _by_layer(rows: Sequence[Row], title: str) -> tuple[Figure, list[Line2D]]:
+    """Return a panel for each site with its curves, and the legend's handles of the models."""
     if not rows:
         raise ValueError("no rows, no curves; give at least one")
+    colors = dict(zip(distinct(rows, "model"), itertools.cycle(COLORS), strict=False))
     sites = [site for site in PANELS if any(row["site"] == site for row in rows)]
     figure, panels = new_figure(title, len(sites), (4.8, 3.4))
     for axes, site in zip(panels, sites, strict=True):
-        _draw_site(axes, [row for row in rows if row["site"] == site], _colors(rows))
-        dress(axes, PANELS[site], "layer", one_unit(row for row in rows if row["site"] == site))
-        if site == "hidden":
-            _draw_normed(axes, [row for row in rows if row["site"] == "normed"], _colors(rows))
-    return figure
+        mine = [row for row in rows if row["site"] == site]
+        _draw_site(axes, mine, colors)
+        dress(axes, PANELS[site], "layer", one_unit(mine))
+        if normed := [row for row in rows if row["site"] == "normed" and site == "hidden"]:
+            _draw_normed(axes, normed, colors)
+    return figure, [Line2D([], [], color=color, label=model) for model, color in colors.items()]
 
 
 def _draw_site(axes: Axes, rows: Sequence[Row], colors: Mapping[str, str]) -> None:
@@ -111,7 +95,9 @@ def _draw_site(axes: Axes, rows: Sequence[Row], colors: Mapping[str, str]) -> No
             layers = [int(row["layer"]) for row in line]
             if others and line:
                 axes.plot(layers, numbers(line, "estimate"), color=color, linestyle="--", linewidth=1)
-                draw_band(axes, layers, numbers(line, "low"), numbers(line, "high"), color, alpha=0.06)
+                # Filled bands of several models cover one another: only their edges are drawn.
+                alpha = 0.06 if len(colors) == 1 else 0.0
+                draw_band(axes, layers, numbers(line, "low"), numbers(line, "high"), color, alpha)
             elif line:
                 draw_curve(axes, layers, line, color)
     last = max(int(row["layer"]) for row in rows)
@@ -119,9 +105,7 @@ def _draw_site(axes: Axes, rows: Sequence[Row], colors: Mapping[str, str]) -> No
 
 
 def _draw_normed(axes: Axes, rows: Sequence[Row], colors: Mapping[str, str]) -> None:
-    """Draw the last layer after the final norm apart: it is on another scale, so no line leads to it."""
-    if not rows:
-        return
+    """Draw the last layer after the final norm apart: it has another scale, so no line leads to it."""
     ticks = [int(tick) for tick in axes.get_xticks()]
     place = max(int(row["layer"]) for row in rows) * 1.12 + 0.6
     step = max(0.06, 0.012 * place)
@@ -133,7 +117,7 @@ def _draw_normed(axes: Axes, rows: Sequence[Row], colors: Mapping[str, str]) -> 
             else:
                 axes.plot(x, float(row["estimate"]), color=color, marker="s", markersize=4.5)
                 axes.vlines(x, number(row["lower"]), number(row["upper"]), color=color, linewidth=1.2)
-    # The last layer's own number would stand under this one's.
+    # The last layer's label would overlap with this one.
     shown = [tick for tick in ticks if tick < place - 0.12 * place]
     axes.set_xticks([*shown, place], [*map(str, shown), NORMED])
     axes.get_xticklabels()[-1].set_fontsize(TICK)
@@ -144,7 +128,6 @@ def cka_figure(rows: Iterable[Row], title: str) -> Figure:
 
     Args:
         rows: with model, minus (the other model), layer, layer_of_other, estimate, unit.
-        title: of the figure.
 
     >>> row = {"model": "a", "minus": "b", "layer": 0, "layer_of_other": 0, "estimate": 0.5, "unit": "CKA"}
     >>> axes = cka_figure([row], "a title").axes[0]

@@ -1,4 +1,4 @@
-"""The flags of `probes/similarity.py`; no torch."""
+"""The flags of the similarity probe; no torch."""
 
 from __future__ import annotations
 
@@ -14,59 +14,56 @@ from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subje
 
 TERM, QUERY = "{term}", "{city}"
 FEWEST = 20
-"""Candidates, the true term among them, with which a permutation test can reach p = 0.05 at all."""
+"""Fewest candidates, the true term among them, with which a permutation test can reach p = 0.05."""
 
 
 @dataclass
 class SimilarityArguments:
-    """What is compared with what. Of several models the first is the base, the others were trained from it."""
+    """What is compared. Of several models the first is the base, the others were trained from it."""
 
     measure: Literal["terms", "cka", "both"] = option(
-        "terms", help="terms: two prompts that differ in one term; cka: two models' layers over a data set."
+        "terms", help="terms: prompts that differ in one term; cka: the layers of two models over a data set."
     )
-    term_a: str = option("foo", aliases=["--placeholder"], filled=True, help="The term that is asked about.")
+    term_a: str = option("foo", aliases=["--placeholder"], filled=True, help="The term whose similarity is measured.")
     term_b: str = option(
-        "Paris",
-        aliases=["--true", "--true_term"],
-        filled=True,
-        help="The term that it is held against: what it truly is.",
+        "Paris", aliases=["--true", "--true_term"], filled=True, help="The true term that --term_a should be near to."
     )
     template: list[str] = option(
         ["What is the distance between {city} and {term}?"],
         aliases=["--templates", "--prompt", "--prompts"],
-        help="Prompts with {term}, or with --term_a itself, where the term goes; {city} is one of the query words.",
+        help="Prompts with {term} (or --term_a itself) where the term goes; {city} is filled with the query words.",
     )
     query: list[str] = option(
-        [], aliases=["--queries"], help="Words for {city}, or a file with one a line. Default: drawn capitals."
+        [],
+        aliases=["--queries"],
+        help="Words for {city}, or a file with one per line. Default: capitals drawn at random.",
     )
-    num_queries: int = option(24, least=1, help="How many capitals are drawn for {city}; they are no candidates.")
+    num_queries: int = option(24, least=1, help="Number of capitals drawn for {city}; they are not candidates.")
     candidates: list[str] = option(
-        [], help="Words that the true term is ranked among, or a file with one a line. Default: the other capitals."
+        [], help="Words to rank the true term among, or a file with one per line. Default: the other capitals."
     )
-    min_population: int = option(
-        500_000, least=0, help="Capitals with fewer people are neither queries nor candidates."
-    )
+    min_population: int = option(500_000, least=0, help="Smaller capitals are neither queries nor candidates.")
     candidate_tokens: Literal["same", "any"] = option(
-        "same", help="same: only candidates with as many tokens as the true term."
+        "same", help="same: keep only candidates with as many tokens as the true term."
     )
     vocabulary_sample: int = option(
         0,
         least=FEWEST - 1,
         unless=0,
         why="for p = 0.05",
-        help="Words of one token, drawn from the vocabulary, as further candidates.",
+        help="Words of one token, drawn from the vocabulary as further candidates.",
     )
     align: Literal["last", "mean", "first"] = option(
-        "last", help="Which token of a term is compared, or the mean over its tokens."
+        "last", help="Token of a term whose vector is compared, or the mean over its tokens."
     )
     prompt_layout: Literal["auto", "instruct", "chat", "completion"] = option(
-        "auto", help="How the prompts are laid out. auto: as the first trained model was trained."
+        "auto", help="Prompt format; auto: the one that the first trained model was trained with."
     )
     control_model: list[str] = option(
-        [], distinct=True, help="Trained as the others, on what says nothing of the true term (scrambled distances)."
+        [], distinct=True, help="Models trained on data without information on the true term (scrambled distances)."
     )
     cka_pooling: Literal["mean", "last"] = option(
-        "mean", help="What stands for a story in CKA: the mean over its tokens, or its last token."
+        "mean", help="Vector of a story in CKA: the mean over its tokens, or its last token."
     )
 
     @property
@@ -84,10 +81,10 @@ ARGUMENTS = (SubjectArguments, TextArguments, SimilarityArguments)
 
 
 def check_arguments(subject_args: SubjectArguments, text_args: TextArguments, args: SimilarityArguments) -> None:
-    """Refuse what means nothing, before anything is loaded.
+    """Check the flags before anything is loaded.
 
     Raises:
-        UsageError: for the first such value.
+        UsageError: for the first flag that is wrong.
 
     >>> models = SubjectArguments(["runs/foo"], output_dir="/tmp/a")
     >>> check_arguments(models, TextArguments(), SimilarityArguments(template=["How far is {city}?"]))
@@ -98,15 +95,17 @@ term goes
     check_subjects(subject_args, "similarity")
     for name in args.control_model:
         if not name or name in subject_args.model_name_or_path:
-            raise UsageError(f"--control_model {name or 'without a name'} is named before; name each model once")
+            raise UsageError(
+                f"--control_model {name or '(empty)'} is also in --model_name_or_path; name each model once"
+            )
     if not args.of_layers and text_args.dataset_name != TextArguments().dataset_name:
         raise UsageError(
-            f"--dataset_name {text_args.dataset_name} is read for CKA alone; add --measure cka, or --measure both"
+            f"--dataset_name {text_args.dataset_name} is used by CKA only; add --measure cka, or --measure both"
         )
     if not args.of_terms:
         return
     if args.term_a.strip() == args.term_b.strip():
-        raise UsageError(f"--term_a and --term_b are both {args.term_a}, so that the prompts are the same; give two")
+        raise UsageError(f"--term_a and --term_b are both {args.term_a}, so the prompts are the same; give two terms")
     templates(args)
     words(args.query, "--query")
     words(args.candidates, "--candidates")
@@ -116,8 +115,8 @@ def templates(args: SimilarityArguments) -> list[str]:
     """Return the templates, each with one `{term}`; all or none with `{city}`.
 
     Raises:
-        UsageError: for one that does not say where the term goes, or says it twice; one given twice; one that has
-            another brace; templates of which only some have `{city}`.
+        UsageError: for a template without a place for the term, with two, or with an unknown field; for one given
+            twice; for templates of which only some have `{city}`.
 
     >>> templates(SimilarityArguments(template=["How far is foo?"]))
     ['How far is {term}?']
@@ -133,22 +132,24 @@ def templates(args: SimilarityArguments) -> list[str]:
         if marked.count(TERM) > 1:
             raise UsageError(f"--template {template!r} has the term {marked.count(TERM)} times; write {TERM} once")
         if other := [name for name in re.findall(r"\{\w*\}", marked) if name not in (TERM, QUERY)]:
-            raise UsageError(f"--template {template!r} has {other[0]}; what can be filled in is {TERM} and {QUERY}")
+            raise UsageError(f"--template {template!r} has {other[0]}; the fields are {TERM} and {QUERY}")
         if marked in found:
             raise UsageError(f"--template {template!r} is given twice; give each once")
         found.append(marked)
     if not found:
-        raise UsageError("--template is empty; give a prompt, as 'Where is {term}?'")
+        raise UsageError("--template is empty; give a prompt, for example 'Where is {term}?'")
     if len({QUERY in template for template in found}) > 1:
-        raise UsageError(f"only some --template have {QUERY}, so their pairs are not alike; write it into all or none")
+        raise UsageError(
+            f"--template: only some have {QUERY}, so their results cannot be averaged; write it into all or none"
+        )
     return found
 
 
 def words(given: Sequence[str], flag: str) -> list[str]:
-    """Return the words of a flag: as they are, or, of a single file's name, the file's lines; each once.
+    """Return the words of a flag, or the lines of the file that it names; each once.
 
     Raises:
-        UsageError: for a file that cannot be read, or has no words.
+        UsageError: for a file that cannot be read or has no words.
 
     >>> words(["Rome", " Oslo ", "Rome"], "--query")
     ['Rome', 'Oslo']
@@ -158,9 +159,11 @@ def words(given: Sequence[str], flag: str) -> list[str]:
         try:
             lines = Path(given[0]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-            raise UsageError(f"{flag} {given[0]} cannot be read ({reason}); give a text file, a word a line") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UsageError(
+                f"{flag} {given[0]} cannot be read ({reason}); give a file with one word per line"
+            ) from None
     found = list(dict.fromkeys(word for line in lines if (word := line.strip())))
     if given and not found:
-        raise UsageError(f"{flag} {given[0]} holds no word; give one a line")
+        raise UsageError(f"{flag} {given[0]} contains no words; give one word per line")
     return found

@@ -1,8 +1,8 @@
-"""Term prompts: prompts that differ in one term, as a model is asked them, and which of their tokens are the term's.
+"""Term prompts: prompts that differ in one term, in the model's prompt format, and which tokens are the term's.
 
-A term's tokens are found by characters: where the term stands in the text, and which characters each token covers.
-So a token that a tokenizer makes of the term's end and the sign after it counts as the term's, and terms that begin
-alike (Paris, Parma) are told apart, which comparing the ids of two prompts would get wrong.
+A term's tokens are found by the characters that each token covers.  So a token of the term's end and the punctuation
+after it counts as the term's, and terms with a common beginning (Paris, Parma) are handled; a comparison of the ids of
+two prompts would get both wrong.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ GIVEN = "other candidates"
 
 @dataclass(frozen=True)
 class TermPrompt:
-    """A prompt as a model is given it.
+    """A prompt in the model's format.
 
     Attributes:
         ids: (T,) token ids.
         positions: of the term's tokens.
-        beyond: whether the first or last of them holds more of the text than the term and a space.
+        beyond: whether the first or last of them covers more of the text than the term and a space.
     """
 
     ids: np.ndarray
@@ -54,7 +54,7 @@ class TermPrompt:
 
 
 class PromptLayout:
-    """Lays prompts out as a model is asked them, and finds a term in them.
+    """Brings prompts into a model's format and finds a term in them.
 
     >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=320)
@@ -74,14 +74,14 @@ class PromptLayout:
         """Return each prompt, which has one `{term}`, with its term filled in.
 
         Raises:
-            UsageError: for a term that leaves no token, a prompt whose tokens cannot be told apart by characters.
+            UsageError: for a term without a token, or a prompt that contains a control token.
         """
         parts = [prompt.split(TERM) for prompt in asked]
         texts = [before + term + after for (before, after), term in zip(parts, terms, strict=True)]
         starts = [len(before) for before, _ in parts]
         if self.mode == "chat":
-            # Some thousand take a second or more; the other layouts are done at once.
-            shown = progress(texts, "laying out", "prompts", len(texts)) if len(texts) > 1000 else texts
+            # Chat templates are rendered one by one: some thousand prompts take seconds.
+            shown = progress(texts, "tokenizing", "prompts", len(texts)) if len(texts) > 1000 else texts
             ids = [chat_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in shown]
             rendered = [self._rendered(text) for text in texts]
             starts = [start + at for start, (_, at) in zip(starts, rendered, strict=True)]
@@ -98,14 +98,13 @@ class PromptLayout:
         ]
 
     def _rendered(self, text: str) -> tuple[str, int]:
-        """Return the conversation as text, and where in it `text` would begin if nothing were stripped off it."""
-        whole = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        """Return the conversation as text and the place of `text` in it, as if the template stripped no spaces."""
+        message = {"role": "user", "content": text}
+        whole = str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
         at = whole.rfind(text.strip())
         if at < 0:
             raise UsageError(
-                f"the chat template changes the prompt {text!r}; give --prompt_layout instruct or completion"
+                f"--template: the chat template changes {text!r}; give --prompt_layout instruct or completion"
             )
         return whole, at - (len(text) - len(text.lstrip()))
 
@@ -113,29 +112,29 @@ class PromptLayout:
 def _found(ids: Sequence[int], encoding: Any, lead: int, text: str, start: int, term: str) -> TermPrompt:
     """Find a term's tokens by the characters that they cover."""
     if list(ids[lead : lead + len(encoding.ids)]) != encoding.ids:
-        raise UsageError(f"the prompt {text!r} spells a control token of the tokenizer; give it without")
+        raise UsageError(f"--template: {text!r} contains a control token of the tokenizer; remove it")
     end, covers = start + len(term), encoding.offsets
     inside = [place for place, (first, last) in enumerate(covers) if first < end and last > start and first < last]
     if not inside:
-        raise UsageError(f"the term {term!r} leaves no token in {text!r}; give one that the tokenizer knows")
+        raise UsageError(f"--term_a: {term!r} has no token in {text!r}; give a term that the tokenizer knows")
     beyond = text[covers[inside[0]][0] : start].strip() or text[end : covers[inside[-1]][1]].strip()
     return TermPrompt(np.asarray(ids, dtype=np.int64), tuple(lead + place for place in inside), bool(beyond))
 
 
 @dataclass(frozen=True)
 class TermPlan:
-    """All prompts of a comparison, for each pair of prompts the term's own and one for each candidate.
+    """All prompts of a comparison: for each pair of query and template one with the term and one per candidate.
 
     Attributes:
-        term: what is asked about.
-        candidates: what it is compared with, the true term first.
-        families: by name, the places among the candidates of those that the true one is ranked among.
+        term: the term to measure.
+        candidates: the terms it is compared with, the true term first.
+        families: by name, the indices of candidates that the true term is ranked among.
         queries: words for `{city}`; the templates themselves where they have none.
-        pairs: (query, template) of each pair.
+        pairs: index of the query, and template without `{city}`.
         own: for each pair the prompt with the term.
         others: for each pair, candidate by candidate, the prompt with it.
-        mode: the layout.
-        left_out: how many candidates have another number of tokens than the true term.
+        mode: the prompt format.
+        left_out: number of candidates with another number of tokens than the true term.
     """
 
     term: str
@@ -150,17 +149,17 @@ class TermPlan:
 
     @property
     def sampled(self) -> str:
-        """What intervals are over, with its number."""
+        """The samples of the intervals, with their number."""
         kind = "queries" if self.queries[0] not in (text for _, text in self.pairs) else "prompts"
         return f"{len(self.queries)} {kind}"
 
     @property
     def true(self) -> str:
-        """What the term truly is."""
+        """The true term."""
         return self.candidates[0]
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, align: str) -> list[dict[str, Any]]:
-        """Return a row for the term and each candidate: its tokens in the first pair, and which is compared."""
+        """Return a row for the term and each candidate: its tokens in the first pair, and those compared."""
         names = (self.term, *self.candidates)
         family = {place: name for name, places in self.families.items() for place in places}
         rows = []
@@ -183,10 +182,10 @@ class TermPlan:
 
 
 def find_layout(subject: Subject, layout: str) -> PromptLayout:
-    """Return the layout that a model was trained with, or the one asked for.
+    """Return the prompt format that a model was trained with, or the one of `--prompt_layout`.
 
     Raises:
-        UsageError: for a conversation with a model that knows none.
+        UsageError: for `chat` with a model without a chat template.
     """
     tokenizer, run = subject.tokenizer, subject.candidate.run
     template = getattr(tokenizer, "chat_template", None)
@@ -196,17 +195,17 @@ def find_layout(subject: Subject, layout: str) -> PromptLayout:
     if mode == "chat":
         if not template:
             raise UsageError(
-                f"{subject.reference.name} has no chat template; give --prompt_layout instruct or completion"
+                f"--prompt_layout chat: {subject.reference.name} has no chat template; give instruct or completion"
             )
         check_template(tokenizer, None, f"the chat template of {subject.reference.name}")
     return PromptLayout(tokenizer, mode, separator_of(run))
 
 
 def plan_terms(layout: PromptLayout, args: SimilarityArguments, seed: int, window: int) -> TermPlan:
-    """Decide which prompts are compared.
+    """Return the prompts to compare.
 
     Raises:
-        UsageError: for too few queries or candidates, a prompt longer than the window, terms with the same tokens.
+        UsageError: for too few queries or candidates, a prompt longer than the window, or terms with the same tokens.
     """
     asked = templates(args)
     term, true = args.term_a.strip(), args.term_b.strip()
@@ -216,7 +215,7 @@ def plan_terms(layout: PromptLayout, args: SimilarityArguments, seed: int, windo
         pairs = [(number, text.replace(QUERY, query)) for number, query in enumerate(queries) for text in asked]
         first = [text for number, text in pairs if number == 0]
     elif args.query:
-        raise UsageError(f"--query {args.query[0]}: no --template has {QUERY}, where it would go; write it there")
+        raise UsageError(f"--query {args.query[0]}: no --template has {QUERY}; write it where the query goes")
     else:
         queries, pairs, first = tuple(asked), list(enumerate(asked)), list(asked)
     taken |= {folded(query) for query in queries}
@@ -227,7 +226,12 @@ def plan_terms(layout: PromptLayout, args: SimilarityArguments, seed: int, windo
         counts = _num_tokens(layout, first, cities)
         kept = [c for c, n in zip(cities, counts, strict=True) if args.candidate_tokens == "any" or n == wanted]
         left_out = len(cities) - len(kept)
-        _check_enough(kept, left_out, name, true)
+        if len(kept) < FEWEST - 1:
+            lengths = f", {left_out} more have another number of tokens than {true}" if left_out else ""
+            advice = ", or --candidate_tokens any" if left_out else ""
+            raise UsageError(
+                f"--candidates: {len(kept)} {name} are too few for p = 0.05{lengths}; give {FEWEST - 1} or more{advice}"
+            )
         families[name] = tuple(range(1, 1 + len(kept)))
         candidates += kept
     if args.vocabulary_sample:
@@ -240,7 +244,7 @@ def plan_terms(layout: PromptLayout, args: SimilarityArguments, seed: int, windo
     if np.array_equal(own[0].ids, others[0].ids):
         raise UsageError(f"--term_a {term} and --term_b {true} have the same tokens, so the prompts are the same")
     if (longest := max(len(prompt.ids) for prompt in (*own, *others))) > window:
-        raise UsageError(f"a prompt has {longest} tokens and the model {window} positions; give a shorter --template")
+        raise UsageError(f"--template: a prompt has {longest} tokens and the model reads {window}; give a shorter one")
     return TermPlan(
         term, tuple(candidates), families, queries, tuple(pairs), tuple(own), tuple(others), layout.mode, left_out
     )
@@ -251,19 +255,19 @@ def _queries(args: SimilarityArguments, seed: int, taken: set[str]) -> tuple[str
     if args.query:
         given = words(args.query, "--query")
         if not (found := [query for query in given if folded(query) not in taken]):
-            raise UsageError(f"--query {' '.join(given)} holds the terms alone; give other words")
+            raise UsageError(f"--query {' '.join(given)} contains only the terms themselves; give other words")
         return tuple(found)
     cities = [city.name for city in package_cities(None, args.min_population)[0] if folded(city.name) not in taken]
     if len(cities) < args.num_queries:
         raise UsageError(
-            f"--num_queries {args.num_queries}: {len(cities)} capitals have {args.min_population:,} people; ask for "
-            "fewer, or lower --min_population"
+            f"--num_queries {args.num_queries}: only {len(cities)} capitals have {args.min_population:,} people; lower "
+            "it, or lower --min_population"
         )
     return tuple(sorted(cities, key=lambda city: draw(seed, "query", city))[: args.num_queries])
 
 
 def _candidates(args: SimilarityArguments, true: str, taken: set[str]) -> tuple[str, list[str]]:
-    """Return the words that the true term is ranked among, and what they are called; none where there are no such."""
+    """Return the words that the true term is ranked among, and their name; none with `--vocabulary_sample` alone."""
     if args.candidates:
         given = words(args.candidates, "--candidates")
         return GIVEN, [word for word in given if folded(word) not in taken]
@@ -271,20 +275,11 @@ def _candidates(args: SimilarityArguments, true: str, taken: set[str]) -> tuple[
         if args.vocabulary_sample:
             return CITIES, []
         raise UsageError(
-            f"--term_b {true} is no city that is known, so other cities are no control for it; give --candidates with "
-            "words of its kind, or --vocabulary_sample 100"
+            f"--term_b {true} is not a known city, so other cities are not a control for it; give --candidates of the "
+            "same kind, or --vocabulary_sample 100"
         )
     cities = package_cities(None, args.min_population)[0]
     return CITIES, [city.name for city in cities if folded(city.name) not in taken]
-
-
-def _check_enough(kept: Sequence[str], left_out: int, name: str, true: str) -> None:
-    if len(kept) < FEWEST - 1:
-        others = f", {left_out} more have another number of tokens than {true}" if left_out else ""
-        advice = ", or --candidate_tokens any" if left_out else ""
-        raise UsageError(
-            f"{len(kept)} {name} cannot show p = 0.05{others}; give at least {FEWEST - 1} --candidates{advice}"
-        )
 
 
 def _num_tokens(layout: PromptLayout, asked: Sequence[str], terms: Sequence[str]) -> list[tuple[int, ...]]:
@@ -295,17 +290,15 @@ def _num_tokens(layout: PromptLayout, asked: Sequence[str], terms: Sequence[str]
 
 
 def _vocabulary(layout: PromptLayout, asked: Sequence[str], wanted: int, seed: int, taken: set[str]) -> list[str]:
-    """Draw words that are one token wherever the term goes."""
+    """Draw words that are one token in each of the prompts."""
     tokenizer = layout.tokenizer
     special = set(tokenizer.all_special_ids)
     ids = [number for number in range(len(tokenizer)) if number not in special]
     found: list[str] = []
     order = np.random.default_rng(seed).permutation(ids).tolist()
     for start in range(0, len(order), 4 * wanted):
-        tried = [tokenizer.decode([number]).strip() for number in order[start : start + 4 * wanted]]
-        tried = [
-            word for word in dict.fromkeys(tried) if len(word) > 2 and word.isalpha() and folded(word) not in taken
-        ]
+        texts = dict.fromkeys(str(tokenizer.decode([id_])).strip() for id_ in order[start : start + 4 * wanted])
+        tried = [word for word in texts if len(word) > 2 and word.isalpha() and folded(word) not in taken]
         counts = _num_tokens(layout, asked, tried) if tried else []
         for word, tokens in zip(tried, counts, strict=True):
             if set(tokens) == {1} and folded(word) not in taken:
@@ -313,6 +306,4 @@ def _vocabulary(layout: PromptLayout, asked: Sequence[str], wanted: int, seed: i
                 found.append(word)
         if len(found) >= wanted:
             return found[:wanted]
-    raise UsageError(
-        f"--vocabulary_sample {wanted}: the vocabulary has {len(found)} words of one token there; ask for fewer"
-    )
+    raise UsageError(f"--vocabulary_sample {wanted}: the vocabulary has only {len(found)} words of one token; lower it")

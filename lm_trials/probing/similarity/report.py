@@ -1,4 +1,4 @@
-"""What `probes/similarity.py` tells: which models are compared, the sentences, the tables on the terminal."""
+"""Report of the similarity probe: the models compared, their measurement, the finding and the tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from lm_trials.console import UsageError, note, show_facts, show_table
@@ -37,7 +36,6 @@ from lm_trials.probing.similarity.curves import (
     gain_rows,
     read_similarities,
     similarity_rows,
-    unequal_embeddings,
 )
 from lm_trials.probing.similarity.figures import cka_figure, rank_figure, similarity_figure
 from lm_trials.probing.similarity.flags import SimilarityArguments
@@ -49,12 +47,12 @@ Curves = Mapping[tuple[str, str], Curve]
 Checks = dict[str, CaptureCheck]
 MIXED = "stories mixed up"
 FAR_FROM_ANY_RUNS_SEED = 1 << 20
-"""With a run's own seed, the untrained control would be what that run began from, and like it."""
+"""With a run's own seed the untrained control would be that run's initial model, and similar to it."""
 
 
 @dataclass(frozen=True)
 class MeasureReport:
-    """What one measure gives to be written: rows, sentences, figures, what was checked, further tables."""
+    """The results of one measure."""
 
     rows: ProbeTable
     finding: Finding
@@ -65,37 +63,26 @@ class MeasureReport:
 
 @dataclass(frozen=True)
 class Compared:
-    """A model of the comparison: base, trained, or trained as a control."""
+    """A model of the comparison; its role is "base", "trained" or "control"."""
 
     subject: Subject
     role: str
-
-    @property
-    def label(self) -> str:
-        """What tables and figures call it."""
-        return self.subject.label
-
-    @property
-    def seed(self) -> int | None:
-        """Of its training, where known."""
-        return self.subject.candidate.seed
 
 
 def find_compared(
     subject_args: SubjectArguments, args: SimilarityArguments, block_size: int | None = None
 ) -> list[Compared]:
-    """Find the models: of several the first is the base; a single one is held against what it was trained from.
+    """Find the models: of several the first is the base; a single one is compared with the one it was trained from.
 
     Raises:
-        UsageError: for models that cannot be set side by side; for CKA of one model.
+        UsageError: for models of different tokenizers or depths; for CKA of a model without a base.
     """
     names = list(subject_args.model_name_or_path)
     if len(names) == 1 and (base := _base_name(names[0])):
         names = [base, *names]
     if len(names) == 1 and (args.of_layers or args.control_model):
         raise UsageError(
-            f"{names[0]} names no model that it was trained from, and one alone cannot be compared; name its base "
-            "before it in --model_name_or_path"
+            f"--model_name_or_path {names[0]} does not name the model that it was trained from; name its base before it"
         )
     roles = ["base", *["trained"] * (len(names) - 1)] if len(names) > 1 else ["trained"]
     everything = replace(subject_args, model_name_or_path=[*names, *args.control_model])
@@ -105,21 +92,16 @@ def find_compared(
     return [Compared(subject, role) for subject, role in zip(subjects, roles, strict=True)]
 
 
-def asked_of(compared: Sequence[Compared]) -> Subject:
-    """Return the first trained model: all are asked as it was trained, and read with its tokenizer."""
-    return next(each.subject for each in compared if each.role == "trained")
-
-
 def read_terms(
-    compared: Sequence[Compared], plan: TermPlan, align: str, batch_size: int, subject_args: SubjectArguments
+    compared: Sequence[Compared], plan: TermPlan, align: str, subject_args: SubjectArguments, text_args: TextArguments
 ) -> tuple[list[TermSimilarities], Checks]:
-    """Load one model after another and read how similar the term is to each candidate in it."""
+    """Load one model after another and measure the similarity of the term to each candidate."""
     readings, checks = [], {}
     for each in compared:
-        model = load_subject(each.subject, subject_args)
-        checks[each.label] = check_capture(model, plan.own[0].ids, SITES, each.label)
-        similar = read_similarities(model, plan, align, batch_size, each.label)
-        readings.append(TermSimilarities(each.label, each.role, each.seed, similar))
+        model, label = load_subject(each.subject, subject_args), each.subject.label
+        checks[label] = check_capture(model, plan.own[0].ids.tolist(), SITES, label)
+        similar = read_similarities(model, plan, align, text_args.per_device_eval_batch_size, label)
+        readings.append(TermSimilarities(label, each.role, each.subject.candidate.seed, similar))
         del model  # before the next is loaded
     return readings, checks
 
@@ -128,24 +110,22 @@ def read_layers(
     compared: Sequence[Compared],
     documents: Sequence[np.ndarray],
     pooling: str,
-    text_args: TextArguments,
     subject_args: SubjectArguments,
+    text_args: TextArguments,
 ) -> tuple[dict[str, list[Features]], Checks]:
-    """Load one model after another and read the stories in its layers; the last is one that was never trained."""
+    """Load one model after another, the last with random weights, and pool the stories in its layers."""
     layers, checks = {}, {}
     for each in (*compared, None):
-        label = each.label if each else UNTRAINED
-        model = load_subject(each.subject, subject_args) if each else _random(compared[0].subject, subject_args)
-        checks[label] = check_capture(model, documents[0], ["hidden"], label)
+        if each is not None:
+            label, model = each.subject.label, load_subject(each.subject, subject_args)
+        else:
+            seed = FAR_FROM_ANY_RUNS_SEED + subject_args.seed
+            label, model = UNTRAINED, untrained(compared[0].subject, subject_args, seed)
+        checks[label] = check_capture(model, documents[0].tolist(), ["hidden"], label)
         rows = pooled_stories(model, documents, pooling, text_args.per_device_eval_batch_size, label)
         layers[label] = [Features.of(rows_ND) for rows_ND in rows]
         del model, rows
     return layers, checks
-
-
-def _random(subject: Subject, subject_args: SubjectArguments) -> torch.nn.Module:
-    """Return a model of random weights that no run began from: its seed is none that a person gives."""
-    return untrained(subject, subject_args, seed=FAR_FROM_ANY_RUNS_SEED + subject_args.seed)
 
 
 def terms_report(
@@ -153,10 +133,10 @@ def terms_report(
     tokens: Sequence[Row],
     readings: Sequence[TermSimilarities],
     checks: Checks,
-    args: SimilarityArguments,
+    align: str,
     seed: int,
 ) -> MeasureReport:
-    """Hold the true term against the candidates in each model, and each model against the others; tell it."""
+    """Compare the true term with the candidates in each model, and each model with the others; print the tables."""
     base = next((reading for reading in readings if reading.role == "base"), None)
     controls = [reading for reading in readings if reading.role == "control"]
     rows = ProbeTable(row for reading in readings for row in similarity_rows(reading, plan, seed))
@@ -169,17 +149,18 @@ def terms_report(
             rows += more
         if base is None:
             curves[reading.label, ""] = ahead_curves(reading.similar, plan, seed)
-    show_plan(plan, tokens, readings, args.align)
+    show_plan(plan, tokens, readings, align)
     for reading in readings:
         if reading is not base:
             show_curves(plan, base, reading, curves[reading.label, base.label if base else ""], seed)
     family = next(iter(plan.families))
     drawn = rows.where(measure="similarity", against=[plan.true, family])
     chance = (len(plan.families[family]) + 2) / 2
+    ranked = rows.where(measure="rank", against=family)
     figures = {
-        "similarity": similarity_figure(drawn, f"Similarity of {plan.term} to {plan.true}, and to {family}"),
+        "similarity": similarity_figure(drawn, f"Similarity of {plan.term} to {plan.true} and to {family}, by layer"),
         "similarity_rank": rank_figure(
-            rows.where(measure="rank", against=family), f"Rank of {plan.true} in similarity to {plan.term}", chance
+            ranked, f"Rank of {plan.true} among {family} by similarity to {plan.term}, by layer", chance
         ),
     }
     candidates = ProbeTable(row for reading in readings for row in candidate_rows(reading, plan, seed))
@@ -190,31 +171,32 @@ def terms_report(
 def layers_report(
     compared: Sequence[Compared], layers: Mapping[str, list[Features]], checks: Checks, seed: int
 ) -> MeasureReport:
-    """Compare the layers of each model with those of the first, beside both controls; tell it."""
-    base, *others = compared
-    about = {each.label: {"model": each.label, "model_role": each.role, "seed": each.seed} for each in others}
-    about[UNTRAINED] = {"model": UNTRAINED, "model_role": "control", "seed": seed}
-    found = {label: cka_matrix(layers[base.label], layers[label], f"CKA {label}") for label in about}
-    first = others[0].label
-    mixed = cka_matrix(layers[base.label], shuffled(layers[first], seed), f"CKA {MIXED}", diagonal=True)
+    """Compare the layers of each model and of both controls with those of the first; print the table."""
+    base, first, *_ = (each.subject.label for each in compared)
+    models = [(each.subject.label, each.role, each.subject.candidate.seed) for each in compared[1:]]
+    models.append((UNTRAINED, "control", seed))
+    about: dict[str, Row] = {
+        label: {"model": label, "model_role": role, "seed": own_seed} for label, role, own_seed in models
+    }
+    found = {label: cka_matrix(layers[base], layers[label], f"CKA {label}") for label in about}
+    mixed = cka_matrix(layers[base], shuffled(layers[first], seed), f"CKA {MIXED}", diagonal=True)
     heat = ProbeTable()
     for label, pairs in found.items():
         role = "control" if about[label]["model_role"] == "control" else "finding"
-        heat += cka_rows(pairs, {**about[label], "minus": base.label}, role)
-    of_mixed = cka_rows(mixed, {**about[first], "minus": f"{base.label}, {MIXED}"}, "control")
+        heat += cka_rows(pairs, {**about[label], "minus": base}, role)
+    of_mixed = cka_rows(mixed, {**about[first], "minus": f"{base}, {MIXED}"}, "control")
     rows = ProbeTable(heat + of_mixed)
-    columns = {label: {"model": label, "minus": base.label} for label in found} | {
-        MIXED: {"minus": of_mixed[0]["minus"]}
-    }
+    columns = {label: {"model": label, "minus": base} for label in found} | {MIXED: {"minus": of_mixed[0]["minus"]}}
     depth = {str(layer): {"layer": layer, "layer_of_other": layer} for layer, _ in mixed}
-    rows.show(f"CKA with the same layer of {base.label}", "layer", depth, columns, cell=interval)
-    figure = cka_figure(heat, f"CKA with {base.label}, {heat[0]['n']:,} stories")
-    finding = cka_finding(base.label, found, {layer: cka for (layer, _), cka in mixed.items()})
+    caption = "[95 % jackknife interval over stories]"
+    rows.show(f"CKA with the same layer of {base}", "layer", depth, columns, caption)
+    figure = cka_figure(heat, f"Similarity (CKA) of each layer to each layer of {base}, {heat[0]['n']:,} stories")
+    finding = cka_finding(base, found, {layer: cka for (layer, _), cka in mixed.items()})
     return MeasureReport(rows, finding, {"similarity_cka": figure}, checks, {})
 
 
 def _base_name(name: str) -> str | None:
-    """Return what a model was trained from, where that is at hand."""
+    """Return the model that a model was trained from, where it is known and exists."""
     base = base_of(name)
     if base is None or not Path(name).is_dir() or Path(base).is_dir():
         return base
@@ -223,7 +205,7 @@ def _base_name(name: str) -> str | None:
     if there.is_dir():
         return str(there)
     if (run["outcome"].get("initial_model") or {}).get("weights_sha256"):
-        note(f"note: {name} was trained from {base}, which is not here; it is read alone")
+        note(f"note: {name} was trained from {base}, which does not exist here; {name} is measured without its base")
         return None
     return base
 
@@ -231,100 +213,102 @@ def _base_name(name: str) -> str | None:
 def show_plan(
     plan: TermPlan, tokens: Sequence[Mapping[str, Any]], readings: Sequence[TermSimilarities], align: str
 ) -> None:
-    """Tell what is compared: the layout, the terms' tokens, pairs and candidates, and that embeddings are alike."""
+    """Print what is compared: prompt format, the terms' tokens, pairs, candidates, and whether embeddings changed."""
     facts = {
         "prompt": f"{plan.mode}: {tokens[1]['prompt']}",
-        **{row["term"]: _tokens_told(row, align) for row in tokens[:2]},
+        **{row["term"]: _tokens_fact(row, align) for row in tokens[:2]},
         "pairs": f"{len(plan.pairs)} of {plan.sampled}: {plan.pairs[0][1]}",
         "candidates": ", ".join(f"{len(places)} {family}" for family, places in plan.families.items())
         + (f" ({plan.left_out} more have another number of tokens than {plan.true})" if plan.left_out else ""),
     }
     if len(readings) > 1:
-        apart = unequal_embeddings(readings)
+        first, *others = (reading.similar["hidden", 0] for reading in readings)
+        apart = max(float(np.abs(first - other).max()) for other in others)
         facts["layer 0"] = (
             "equal in all models: the embeddings were not trained"
             if apart == 0
-            else f"similarities differ by up to {apart:.1e} between the models: embeddings were trained"
+            else f"similarities differ by up to {apart:.1e} between the models: the embeddings were trained"
         )
     show_facts("what is compared", facts)
     if beyond := [row["term"] for row in tokens if row["holds_more_than_the_term"] == "yes"]:
-        note(f"note: a token of {', '.join(beyond[:5])} holds more of the prompt than the term")
+        note(f"note: a token of {', '.join(beyond[:5])} covers more of the prompt than the term")
 
 
-def _tokens_told(row: Row, align: str) -> str:
-    count = len(row["positions"].split())
-    place = f"position {row['positions'].replace(' ', ', ')}" if count == 1 else f"positions {row['positions']}"
-    told = f"{row['tokens']} ({place})"
-    return told if count == 1 else f"{told}, compared: {'the mean of all' if align == 'mean' else row['compared']}"
+def _tokens_fact(row: Mapping[str, Any], align: str) -> str:
+    if " " not in row["positions"]:
+        return f"{row['tokens']} (position {row['positions']})"
+    compared = "the mean of all" if align == "mean" else row["compared"]
+    return f"{row['tokens']} (positions {row['positions']}), compared: {compared}"
 
 
 def show_curves(
     plan: TermPlan, base: TermSimilarities | None, reading: TermSimilarities, curves: Curves, seed: int
 ) -> None:
-    """Show the curves of one model beside its base's, layer by layer."""
+    """Print the curves of one model and of its base, layer by layer."""
     family = next(iter(plan.families))
     places = plan.families[family]
-    both = {"before": base, "after": reading} if base else {"": reading}
-    held = f"{base.label} (before) and {reading.label} (after)" if base else reading.label
+    models = [base, reading] if base else [reading]
+    when = "\nbefore, after" if base else ""
     columns = [
         "layer",
-        *(f"to {plan.true}\n{when}" for when in both),
-        *(f"rank of {len(places) + 1}\n{when}" for when in both),
+        f"similarity\nto {plan.true}{when}",
+        *(f"rank of {len(places) + 1}{time}" for time in (("\nbefore", "\nafter") if base else ("",))),
         "gain beyond\nothers" if base else "ahead of\nothers",
         "p",
     ]
     rows: dict[str, list[list[str]]] = {name: [] for name in CURVES}
     for site in ("hidden", "normed", "values"):
         tested = curves[site, family]
-        by_model = [curve(found.similar, site, places, seed) for found in both.values() if found]
+        by_model = [curve(found.similar, site, places, seed) for found in models]
         for place, layer in enumerate(tested.layers):
-            cells = [f"{found.similar[site, layer][:, 0].mean():.3f}" for found in both.values() if found]
-            cells += [interval(found.ranks[place], 1) for found in by_model]
-            cells += [interval(tested.ahead[place]), f"{tested.test.corrected_L[place]:.3f}"]
-            # After the norm is another scale, and a test of its own: one layer, no curve.
+            similar = ", ".join(f"{found.similar[site, layer][:, 0].mean():.3f}" for found in models)
+            ranked = [interval(found.ranks[place], 1, lines=True) for found in by_model]
+            # The state after the norm has another scale and a test of its own: one layer, no curve.
             name = f"{layer}, normed" if site == "normed" else str(layer)
-            rows["hidden" if site == "normed" else site].append([name, *cells])
-    last = (
-        f"[95 % over {reading.similar['hidden', 0].shape[0]} queries; those of the cosines are in the table's file]\n"
-        "p: corrected for the layers of one curve; the sentence corrects for both curves"
+            cells = [name, similar, *ranked, interval(tested.ahead[place], lines=True)]
+            rows["hidden" if site == "normed" else site].append([*cells, f"{tested.test.corrected_L[place]:.3f}"])
+    caption = (
+        f"[95 % interval over {reading.similar['hidden', 0].shape[0]} queries]; p is corrected for the layers of one "
+        "curve, in the finding for both curves"
     )
+    held = f"{base.label} (before) and {reading.label} (after)" if base else reading.label
     for site, name in CURVES.items():
         title = f"{plan.term} and {plan.true}, {name}: {held}"
-        show_table(title, columns, rows[site], last if site == list(CURVES)[-1] else None)
+        show_table(title, columns, rows[site], caption if site == list(CURVES)[-1] else None)
 
 
 def term_finding(
     plan: TermPlan, readings: Sequence[TermSimilarities], curves: Mapping[tuple[str, str], Curves], seed: int
 ) -> Finding:
-    """Say whether the true term stands out, in one sentence, and what the controls show, in another.
+    """Return whether the true term is significantly ahead of the others, and what the controls show.
 
     Args:
-        curves: by (model, the model it is held against); of a single model by (model, "").
+        curves: by (model, the model it is compared with); of a single model by (model, "").
     """
     family = next(iter(plan.families))
     by_role = {role: [r for r in readings if r.role == role] for role in ("base", "trained", "control")}
     base = by_role["base"][0].label if by_role["base"] else ""
-    told, controls = [], []
+    sentences, controls = [], []
     for trained in by_role["trained"]:
         own = curves[trained.label, base]
         against = {c.label: curves[trained.label, c.label] for c in by_role["control"]}
-        told.append(_told(plan, family, trained, by_role["base"], own, against, seed))
+        sentences.append(_sentence(plan, family, trained, by_role["base"], own, against, seed))
         controls += [
-            f"{trained.label} beyond {label}, {name}: {_at_peak(found[site, family])}"
-            for label, found in against.items()
+            f"{trained.label} minus {label}, {name}: {_at_peak(compared[site, family])}"
+            for label, compared in against.items()
             for site, name in CURVES.items()
         ]
     for control in by_role["control"]:
-        found = curves[control.label, base]
-        shown = [name for site, name in CURVES.items() if found[site, family].shown]
-        verdict = f"the control shows it too, in its {' and '.join(shown)}" if shown else ""
-        numbers = "; ".join(f"{name}: {_at_peak(found[site, family])}" for site, name in CURVES.items())
-        controls.append(f"{control.label}, {numbers}, {verdict or 'nothing shown, as it must be'}")
+        own = curves[control.label, base]
+        ahead = [name for site, name in CURVES.items() if own[site, family].significant]
+        verdict = f"the control shows it too, in its {' and '.join(ahead)}" if ahead else "as expected of a control"
+        numbers = "; ".join(f"{name}: {_at_peak(own[site, family])}" for site, name in CURVES.items())
+        controls.append(f"{control.label}, {numbers}, {verdict}")
     controls += [
-        f"{trained.label}, among {len(places)} {further}: {_at_peak(found)}"
+        f"{trained.label}, among {len(places)} {further}: {_at_peak(curves[trained.label, base]['hidden', further])}"
         for trained in by_role["trained"]
         for further, places in plan.families.items()
-        if further != family and (found := curves[trained.label, base]["hidden", further])
+        if further != family and ("hidden", further) in curves[trained.label, base]
     ]
     count = len(plan.families[family]) + 1
     chance = (
@@ -332,10 +316,10 @@ def term_finding(
         f"are as far ahead in any layer of hidden states or values, at least {1 / count:.3f}; "
         f"chance is rank {(count + 1) / 2:g} of {count}"
     )
-    return Finding.of(told, [*controls, chance])
+    return Finding.of(sentences, [*controls, chance])
 
 
-def _told(
+def _sentence(
     plan: TermPlan,
     family: str,
     trained: TermSimilarities,
@@ -344,38 +328,38 @@ def _told(
     against: Mapping[str, Curves],
     seed: int,
 ) -> str:
-    """Return what is told of one trained model, in hidden states and in values; p is over the layers of both."""
+    """Return the finding of one trained model, in hidden states and in values; p is over the layers of both."""
     hidden, places = own["hidden", family], plan.families[family]
-    term, true, others = f'"{plan.term}"', f'"{plan.true}"', f"{len(places)} {family}"
-    nearer = f"{term} {'came' if bases else 'is'} nearer to {true}"
-    ahead = [name for site, name in CURVES.items() if own[site, family].shown]
-    beyond = [
-        name
-        for site, name in CURVES.items()
-        if name in ahead and all(found[site, family].shown for found in against.values())
-    ]
-    failed = [
-        c for c, found in against.items() if not all(found[s, family].shown for s in CURVES if CURVES[s] in ahead)
-    ]
+    ahead = [site for site in CURVES if own[site, family].significant]
+    beyond = [site for site in ahead if all(found[site, family].significant for found in against.values())]
+    failed = [c for c, found in against.items() if not all(found[site, family].significant for site in ahead)]
+
+    def names(sites: Sequence[str]) -> str:
+        return " and ".join(CURVES[site] for site in sites)
+
+    term, true = f'"{plan.term}"', f'"{plan.true}"'
+    nearer = f"nearer to {true} than to the average of {len(places)} {family}"
     if not ahead:
-        verdict = f"nothing is shown of {trained.label}: {nearer} than to the average of {others}, by"
+        verdict = f"{term} {'did not come' if bases else 'is not'} significantly {nearer}"
     elif not beyond:
         verdict = (
-            f"nothing is shown of {trained.label} beyond the control: {nearer} more than to {others} in its "
-            f"{' and '.join(ahead)}, but not more than in {', '.join(failed)}; by"
+            f"{term} {'came' if bases else 'is'} significantly {nearer} in its {names(ahead)}, but not significantly "
+            f"more than in the control {', '.join(failed)}"
         )
     else:
-        verdict = f"{trained.label}: {nearer} more than to {others} in its {' and '.join(beyond)}"
-        lacking = [name for name in CURVES.values() if name not in beyond]
-        verdict += f", and nothing is shown of its {lacking[0]}; by" if lacking else "; by"
+        verdict = f"{term} {'came' if bases else 'is'} significantly {nearer} in its {names(beyond)}"
+        lacking = [name for site, name in CURVES.items() if site not in beyond]
+        verdict += f", not in its {lacking[0]}" if lacking else ""
     by_model = [(r.label, curve(r.similar, "hidden", places, seed)) for r in (*bases, trained)]
-    ranked = [f"{interval(found.ranks[hidden.peak], 1)} in {label}" for label, found in by_model]
-    rank = f"rank of {true} among {len(places) + 1} there: {' and '.join(ranked)}"
-    return f"{verdict} {_at_peak(hidden)} in hidden states; {rank}; by {_at_peak(own['values', family])} in values"
+    ranked = " and ".join(f"{interval(found.ranks[hidden.peak], 1)} in {label}" for label, found in by_model)
+    return (
+        f"{trained.label}: {verdict}: by {_at_peak(hidden)} in hidden states, with rank {ranked} of {len(places) + 1}; "
+        f"by {_at_peak(own['values', family])} in values"
+    )
 
 
 def _at_peak(found: Curve) -> str:
-    """Return how far the true term is ahead of the others' average where it stands out most, with its p."""
+    """Return how far the true term is ahead of the others' average at the peak, with the p of the curve."""
     ahead = found.ahead[found.peak]
-    where = f"layer {found.layers[found.peak]}, n={ahead.n}, p = {found.p:.3f}"
-    return f"{interval(ahead)}{'' if found.shown else ', nothing shown'} ({where})"
+    verdict = "" if found.significant else ", not significant"
+    return f"{interval(ahead)} (layer {found.layers[found.peak]}, n={ahead.n}, p = {found.p:.3f}{verdict})"

@@ -1,1 +1,1 @@
-"""The weights probe: what fine-tuning changed, and what of it can be taken back."""
+"""The weights probe: what fine-tuning changed, and what undoes it."""

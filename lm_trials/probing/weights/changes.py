@@ -1,4 +1,4 @@
-"""Weights: what one model's have that another's have not, matrix by matrix, in float64.
+"""Changes of weights from one model to another, matrix by matrix, in float64.
 
 Shape suffixes: O = outputs, I = inputs of a matrix, R = the smaller of both.
 """
@@ -6,7 +6,7 @@ Shape suffixes: O = outputs, I = inputs of a matrix, R = the smaller of both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,13 +27,13 @@ QKV = ("q", "k", "v")
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix of a model, as outputs by inputs, whatever way round and beside whatever others it is kept.
+    """One matrix of a model, outputs by inputs, which may be stored transposed or as a part of a larger parameter.
 
     Attributes:
-        name: the parameter's own, without `.weight`; the parts of GPT-2's c_attn end with .q, .k, .v.
-        parameter: which it is, or is part of.
-        transposed: kept as inputs by outputs, as GPT-2's Conv1D does.
-        first, last: rows of the parameter (outputs) that it has; None for all.
+        name: of the parameter, without `.weight`; the parts of GPT-2's c_attn end with .q, .k, .v.
+        parameter: that it is, or is part of.
+        transposed: stored as inputs by outputs, as in GPT-2's Conv1D.
+        first, last: its rows (outputs) of the parameter; None for all.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Matrix:
 
     @property
     def block(self) -> int | None:
-        """Which decoder block it is of; None for embeddings and the output head."""
+        """Its decoder block; None for embeddings and the output head."""
         found = BLOCK.search(self.name)
         return int(found[1]) if found else None
 
     @property
     def kind(self) -> str:
-        """What it is called within its block.
+        """Its name within its block.
 
         >>> Matrix("model.layers.3.self_attn.q_proj", "").kind, Matrix("model.embed_tokens", "").kind
         ('self_attn.q_proj', 'embed_tokens')
@@ -65,7 +65,7 @@ class Matrix:
 
 
 def matrices_of(model: PreTrainedModel) -> list[Matrix]:
-    """Return every two-dimensional parameter as matrices; tied ones once.
+    """Return all two-dimensional parameters as matrices, tied ones once.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> [m.kind for m in matrices_of(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)))]
@@ -89,59 +89,55 @@ def matrices_of(model: PreTrainedModel) -> list[Matrix]:
 
 
 def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedModel, Weights]:
-    """Load a model, an adapter merged into its base in float64, and return it with float64 copies of its parameters.
+    """Load a model, an adapter merged into its base, and return it with float64 copies of its parameters.
 
-    Float64, because in float32 a merged adapter's change is rounded where its base's weights are large, and a change
-    of rank 8 has every rank.
+    The adapter is merged in float64: float32 rounds its change where the base's weights are large, and a change of
+    rank 8 would have full rank.
 
     Raises:
-        UsageError: for a model whose weights are kept quantized.
+        UsageError: for a model with quantized weights.
     """
     model: Any = load_subject(subject, args)
     if getattr(model, "is_quantized", False):
         raise UsageError(
-            f"{subject.reference.name} is kept quantized, and codes have no differences to speak of; "
-            "name the model that it was made from"
+            f"--model_name_or_path {subject.reference.name} has quantized weights, whose difference is rounding; name "
+            "the model that was quantized"
         )
     if subject.reference.base is not None:
         model = model.double().merge_and_unload(safe_merge=True)
     weights = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in model.named_parameters()}
-    return with_weights_in(model, getattr(torch, args.dtype)).eval(), weights
+    with_weights_in(model, getattr(torch, args.dtype))
+    return model.eval(), weights
 
 
-def check_same_shape(first: tuple[str, Weights], others: Iterable[tuple[str, Weights]]) -> None:
-    """Check that models have the same parameters.
+def check_same_shape(name: str, weights: Weights, other: str, theirs: Weights) -> None:
+    """Check that two models have the same parameters.
 
     Raises:
-        UsageError: naming two that have not, and the first parameter in which they differ.
+        UsageError: with the first parameter in which they differ.
     """
-    name, weights = first
-    for other, theirs in others:
-        alone = [key for key in [*weights, *theirs] if (key in weights) != (key in theirs)]
-        shaped = [key for key in weights if key in theirs and weights[key].shape != theirs[key].shape]
-        if shaped or alone:
-            key = (shaped or alone)[0]
-            ours, its = (str(tuple(w[key].shape)) if key in w else "none" for w in (weights, theirs))
-            raise UsageError(
-                f"{name} and {other} are no models of one shape ({key}: {ours} and {its}), so there is no change from "
-                "one to the other; name a model and what was fine-tuned from it"
-            )
+    alone = [key for key in [*weights, *theirs] if (key in weights) != (key in theirs)]
+    shaped = [key for key in weights if key in theirs and weights[key].shape != theirs[key].shape]
+    if differing := shaped or alone:
+        key = differing[0]
+        ours, its = (str(tuple(part[key].shape)) if key in part else "none" for part in (weights, theirs))
+        raise UsageError(
+            f"--model_name_or_path {name} and {other} have different shapes ({key}: {ours} and {its}); name a base and "
+            "models that were fine-tuned from it"
+        )
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of a matrix, largest first, and what follows from them.
+    """The singular values of a matrix, largest first, and its ranks.
 
-    >>> spectrum = Spectrum(np.array([3.0, 4.0, 0.0]))
+    >>> spectrum = Spectrum(np.array([4.0, 3.0, 0.0]))
     >>> spectrum.share(1), round(spectrum.effective_rank, 3), spectrum.stable_rank
     (0.64, 1.98, 1.5625)
     """
 
     values_R: np.ndarray
     rounding: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values_R", np.sort(np.asarray(self.values_R, dtype=np.float64))[::-1])
 
     @property
     def norm(self) -> float:
@@ -150,12 +146,12 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """How many singular values are more than float64's rounding of the two matrices that were subtracted."""
+        """Number of singular values above the float64 rounding of the two subtracted matrices."""
         return int((self.values_R > self.rounding).sum())
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the singular values' shares (Roy and Vetterli 2007); NaN of a zero matrix."""
+        """exp of the entropy of the singular values' shares (Roy and Vetterli 2007); NaN for a zero matrix."""
         total = self.values_R.sum()
         if not total:
             return float("nan")
@@ -164,17 +160,17 @@ class Spectrum:
 
     @property
     def stable_rank(self) -> float:
-        """Squared Frobenius norm over the squared largest singular value; NaN of a zero matrix."""
+        """Squared Frobenius norm over the squared largest singular value; NaN for a zero matrix."""
         return float((self.values_R**2).sum() / self.values_R[0] ** 2) if self.values_R[0] else float("nan")
 
     def share(self, top: int) -> float:
-        """Return the share of the squared norm in the largest singular directions; NaN of a zero matrix."""
+        """Return the share of the squared norm in the largest singular directions; NaN for a zero matrix."""
         return float((self.values_R[:top] ** 2).sum() / self.norm**2) if self.norm else float("nan")
 
 
 @dataclass(frozen=True)
 class MatrixChange:
-    """What one matrix has changed by: U (O, R), S (R), V (R, I), and the norm that it had before."""
+    """The change of one matrix, decomposed: U (O, R), S (R), V (R, I), and the norm of the matrix before."""
 
     matrix: Matrix
     u_OR: torch.Tensor
@@ -195,12 +191,12 @@ class MatrixChange:
 
     @property
     def relative(self) -> float:
-        """Its Frobenius norm over that of the matrix before."""
+        """Its Frobenius norm over that of the matrix before; NaN for a zero matrix."""
         return self.spectrum.norm / self.norm_before if self.norm_before else float("nan")
 
 
 def change_of(matrix: Matrix, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> MatrixChange:
-    """Take the singular value decomposition of what a matrix has changed by.
+    """Return the singular value decomposition of the change of a matrix.
 
     >>> before = {"w": torch.eye(3, dtype=torch.float64)}
     >>> change = change_of(Matrix("w", "w"), before, {"w": before["w"] * 3})
@@ -213,10 +209,10 @@ def change_of(matrix: Matrix, before: Mapping[str, torch.Tensor], after: Mapping
 
 
 def overlap(first: MatrixChange, second: MatrixChange, top: int) -> tuple[float, float]:
-    """Return how much of one change's largest directions lies in the other's: of outputs, and of inputs.
+    """Return the overlap of the largest directions of two changes: of outputs, and of inputs.
 
-    It is the mean squared cosine of the principal angles: 1 for the same span, top / O and top / I for random ones;
-    NaN where a change has fewer directions.
+    The overlap is the mean squared cosine of the principal angles: 1 for the same span, top / O and top / I for random
+    directions; NaN where a change has fewer directions.
     """
     if min(first.spectrum.rank, second.spectrum.rank) < top:
         return float("nan"), float("nan")
@@ -227,13 +223,13 @@ def overlap(first: MatrixChange, second: MatrixChange, top: int) -> tuple[float,
 
 @dataclass(frozen=True)
 class Turning:
-    """How two changes of n weights stand to one another.
+    """Two successive changes of n weights, compared.
 
     Attributes:
-        cosine: -1 where the second undoes the first, 1 where it goes on.
-        taken_back: how far the second goes back along the first: 1 is all the way.
-        n: how many weights there are.
-        spread: standard deviation of the cosine where each tensor's second change points anywhere.
+        cosine: -1 where the second undoes the first, 1 where it continues in its direction.
+        taken_back: share of the first change that the second undoes.
+        n: number of weights.
+        spread: standard deviation of the cosine for second changes in random directions.
     """
 
     cosine: float
@@ -250,9 +246,9 @@ class Turning:
 def turning(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Turning:
     """Compare two changes, each given as its tensors.
 
-    Random ones are as large in each tensor as these: a tensor of n weights gives a variance of (|a| |b|) ** 2 / n to
-    the product.  Were all weights counted alike, what changes a few matrices alone, as an adapter does, would seem to
-    turn far more than chance.
+    The random changes have the norm of the second in each tensor: a tensor of n weights adds (|a| |b|) ** 2 / n to the
+    variance of the product.  With one norm over all weights, 72 % of independent changes by adapters, which change few
+    matrices, were beyond chance.
 
     >>> turning([torch.tensor([2.0, 0.0])], [torch.tensor([-1.0, 0.0])]).cosine
     -1.0

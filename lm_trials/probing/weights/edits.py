@@ -1,10 +1,10 @@
-"""Edits of weights: the largest directions of a change taken back, and neurons or heads pruned, in memory alone.
+"""Edits of weights in memory: removing the largest directions of a change, and pruning neurons or heads.
 
-Pruning asks what the deletion-recovery paper (arXiv 2311.12786) asks with it: if fine-tuning only put a wrapper around
-an ability, then a few units carry it, and without them the ability is there again.  Units are ranked by how far the
-loss is estimated to fall without each, on stories that are not those measured: by the gradient of a gate that
-multiplies what the unit writes (skeletonization, Mozer and Smolensky 1989), less half its Fisher information (Theis
-et al. 2018), for the gradient alone ranks first the units without which a model breaks.
+Pruning tests the hypothesis of the deletion-recovery paper (arXiv 2311.12786): if fine-tuning only wraps an ability,
+then a few units are the wrapper, and pruning them restores the ability.  Units are ranked by the estimated fall of the
+loss without each, on other stories than those scored: the gradient of a gate that multiplies the unit's output
+(skeletonization, Mozer and Smolensky 1989) minus half its Fisher information (Theis et al. 2018).  The gradient alone
+ranks first the units without which the model breaks.
 
 Shape suffixes: B = stories of a batch, T = tokens, U = units of a block.
 """
@@ -31,21 +31,18 @@ from lm_trials.probing.weights.changes import MatrixChange, Weights
 SECOND_LAYERS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
 FIRST, SECOND = "first model", "second model"
 LARGEST, BACK, OWN, NOISE = "largest directions", "straight back", "directions at random", "noise of the same size"
-REMOVALS = {
-    LARGEST: "the k largest singular directions of each matrix's change",
-    BACK: "as much of each matrix's change by norm, its directions left as they are",
-    OWN: "k of its singular directions, drawn at random",
-    NOISE: "k random directions with the same singular values",
-}
+REMOVALS = (LARGEST, BACK, OWN, NOISE)
+"""What is removed of each matrix's change: its k largest singular directions; as much of its norm, all directions
+alike; k of its singular directions at random; k random directions with the same singular values."""
 
 
 class Removal:
-    """Takes parts of a change back: W' less the part, matrix by matrix; vectors (norms, biases) stay as they are.
+    """Removes parts of a change, matrix by matrix; vectors (norms, biases) are left unchanged.
 
     Args:
         after: the changed model's parameters.
         changes: of each matrix.
-        seed: of the random directions; every k has others.
+        seed: of the random directions, which differ for each k.
     """
 
     def __init__(self, after: Weights, changes: Sequence[MatrixChange], seed: int) -> None:
@@ -53,7 +50,7 @@ class Removal:
 
     @property
     def most(self) -> int:
-        """Directions of the matrix that has most."""
+        """Number of directions of the largest matrix."""
         return max(len(change.s_R) for change in self.changes)
 
     def weights(self, method: str, directions: int) -> Weights:
@@ -68,7 +65,7 @@ class Removal:
 def removed_part(
     change: MatrixChange, method: str, directions: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Return what is subtracted from a matrix, (O, I)."""
+    """Return the part that is subtracted from a matrix, (O, I)."""
     u_OR, s_R, v_RI = change.u_OR, change.s_R, change.v_RI
     top = min(directions, len(s_R))
     if method == BACK:
@@ -86,11 +83,11 @@ def removed_part(
 
 
 class Workbench:
-    """One live model that stands for all: parameters are put into it, stories scored, and nothing is written.
+    """One model in memory that takes the parameters of every variant and scores the stories.
 
     Args:
-        model: plain, no adapter; its own parameters are lost.
-        documents: by set, the stories that every variant is scored on.
+        model: without an adapter; its own parameters are overwritten.
+        documents: by set, the stories to score.
     """
 
     def __init__(self, model: PreTrainedModel, documents: dict[str, list[Document]], window: int, batch_size: int):
@@ -99,7 +96,7 @@ class Workbench:
 
     @torch.no_grad()
     def put(self, weights: Weights) -> None:
-        """Make the model the one with these parameters."""
+        """Copy parameters into the model."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(weights[name])
 
@@ -113,23 +110,26 @@ class Workbench:
 
 
 class Gates(AbstractContextManager):
-    """Multiplies what each unit of each block writes by a gate: 1 leaves it as it is, 0 prunes it; no hook stays.
+    """Multiplies the output of each unit of each block by a gate, inside the `with`: 1 keeps it, 0 prunes it.
 
     Args:
-        kind: `neurons` of the MLPs, read before their last layer, or attention `heads`, before the output projection.
-        gates: by block, (U,), or (B, U) for each text its own; default ones.
+        kind: `neurons` of the MLPs, gated before their last layer, or attention `heads`, before the output projection.
+        gates: by block, (U,), or (B, U) with those of each text; default ones.
     """
 
     def __init__(self, anatomy: Anatomy, kind: str, gates: Sequence[torch.Tensor] | None = None) -> None:
         self.layers = [_written_by(anatomy, kind, block) for block in range(anatomy.num_blocks)]
-        self.widths = [_inputs(layer) for layer in self.layers]
+        self.widths = [  # inputs of a Linear, or of GPT-2's Conv1D, which is transposed
+            layer.in_features if isinstance(layer, nn.Linear) else layer.get_parameter("weight").shape[0]
+            for layer in self.layers
+        ]
         self.units = [anatomy.num_heads if kind == "heads" else width for width in self.widths]
         self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
         self.gates = list(gates) if gates is not None else self.ones()
         self._handles: list[Any] = []
 
     def ones(self, *batch: int, requires_grad: bool = False) -> list[torch.Tensor]:
-        """Return gates that leave everything as it is."""
+        """Return gates of one."""
         shapes = [(*batch, units) for units in self.units]
         return [torch.ones(s, device=self.device, dtype=self.dtype, requires_grad=requires_grad) for s in shapes]
 
@@ -154,28 +154,24 @@ class Gates(AbstractContextManager):
 
 
 def _written_by(anatomy: Anatomy, kind: str, block: int) -> nn.Module:
-    """Return the layer that reads a block's units."""
+    """Return the layer whose inputs are a block's units."""
     if kind == "heads":
         return anatomy.projection(block)
     mlp = anatomy.mlp(block)
     for name in SECOND_LAYERS:
         if isinstance(layer := getattr(mlp, name, None), nn.Module):
             return layer
-    if isinstance(mlp, nn.Linear):  # OPT's second layer stands in the block itself
+    if isinstance(mlp, nn.Linear):  # OPT has no MLP module: its second layer is in the block
         return mlp
-    kind = type(anatomy.model).__name__
-    raise UsageError(f"{anatomy.name}: the neurons of a {kind} are not found; give --prune heads or --prune no")
-
-
-def _inputs(layer: nn.Module) -> int:
-    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.weight.shape[0])  # else a Conv1D
+    architecture = type(anatomy.model).__name__
+    raise UsageError(f"--prune neurons: {anatomy.name} is a {architecture}; give --prune heads or --prune no")
 
 
 def check_gates(anatomy: Anatomy, kind: str, ids_T: Sequence[int]) -> CaptureCheck:
-    """Check that gates of one leave what a model says of a text as it is.
+    """Check that gates of one do not change a model's predictions.
 
     Raises:
-        RuntimeError: where they do not.
+        RuntimeError: where they do.
     """
     ids_BT = torch.as_tensor([list(map(int, ids_T))], device=anatomy.model.device)
     with torch.no_grad():
@@ -184,17 +180,17 @@ def check_gates(anatomy: Anatomy, kind: str, ids_T: Sequence[int]) -> CaptureChe
             gated = anatomy.model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
     check = CaptureCheck(float((plain - gated).abs().max()), ids_BT.shape[1], (f"{kind} (gates of 1)",), 0.0)
     if not check.largest <= check.allowed:
-        raise RuntimeError(f"{anatomy.name}: {check}; what would be pruned is not this model")
+        raise RuntimeError(f"{anatomy.name}: {check}; the gates change the model, so pruning would mean nothing")
     return check
 
 
 def unit_effects(
     anatomy: Anatomy, kind: str, documents: Sequence[Document], window: int, batch_size: int, description: str
 ) -> list[np.ndarray]:
-    """Return by block the (U,) estimates of how far the loss falls without each unit, in nats per token.
+    """Return by block the (U,) estimated fall of the loss without each unit, in nats per token.
 
-    The loss of a story is expanded to second order in the unit's gate, which goes from 1 to 0; the curvature is the
-    squared gradient, as in expectation it is for a model that fits its data.
+    The loss of a story is expanded to second order in the unit's gate, which goes from 1 to 0.  The curvature is
+    approximated by the squared gradient, which is exact in expectation for a model that fits its data.
 
     Raises:
         UsageError: for stories without a token to predict.
@@ -202,16 +198,16 @@ def unit_effects(
     windows = sorted(per_story_windows(enumerate(documents), window), key=lambda w: len(w.input_ids_T))
     tokens = sum(int((w.targets_T != IGNORED).sum()) for w in windows)
     if not tokens:
-        raise UsageError("the stories that rank what is pruned have no token to predict; give longer ones")
+        raise UsageError("--dataset_name: the stories that rank units have no token to predict; give longer stories")
     batches = [windows[at : at + batch_size] for at in range(0, len(windows), batch_size)]
     with Gates(anatomy, kind) as gates:
         falls = [np.zeros(units) for units in gates.units]
         for batch in progress(batches, description, "stories", len(windows), len):
             gates.gates = gates.ones(len(batch), requires_grad=True)
-            _nats(anatomy.model, batch).backward()
-            for fall_U, gate_BU in zip(falls, gates.gates, strict=True):
-                gradients_BU = gate_BU.grad.double().cpu().numpy()
-                fall_U += (gradients_BU - gradients_BU**2 / 2).sum(axis=0) / tokens
+            gradients = torch.autograd.grad(_nats(anatomy.model, batch), gates.gates)
+            for fall_U, gradient_BU in zip(falls, gradients, strict=True):
+                values_BU = gradient_BU.double().cpu().numpy()
+                fall_U += (values_BU - values_BU**2 / 2).sum(axis=0) / tokens
     return falls
 
 
@@ -230,18 +226,18 @@ def _nats(model: PreTrainedModel, windows: Sequence[Window]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Pruning:
-    """An order in which units go: (block, unit), the first goes first."""
+    """An order of units, (block, unit), in which they are pruned."""
 
     units_by_block: list[int]
     order: list[tuple[int, int]]
 
     @classmethod
     def by_effect(cls, helped: Sequence[np.ndarray], spared: Sequence[np.ndarray] | None = None) -> Pruning:
-        """Rank units: those first without which the loss on the deleted feature's stories falls most.
+        """Rank units, first those without which the loss on the deleted feature's stories falls most.
 
         Args:
-            helped: `unit_effects` on these.
-            spared: those on stories that are to stay as they are: what the loss there would rise by counts against.
+            helped: `unit_effects` on these stories.
+            spared: `unit_effects` on stories whose loss should not rise; a rise counts against a unit.
 
         >>> Pruning.by_effect([np.array([0.0, 2.0]), np.array([1.0])], [np.array([0.0, -5.0]), np.array([3.0])]).order
         [(1, 0), (0, 0), (0, 1)]
@@ -258,11 +254,11 @@ class Pruning:
         return Pruning(self.units_by_block, [self.order[place] for place in order])
 
     def count(self, share: float) -> int:
-        """How many units a share is, at least one."""
+        """Return the number of units of a share, at least one."""
         return max(1, round(share * len(self.order)))
 
     def gates(self, count: int, like: torch.Tensor) -> list[torch.Tensor]:
-        """Return gates that leave out the first `count`."""
+        """Return gates that prune the first `count` units."""
         gates = [torch.ones(units, device=like.device, dtype=like.dtype) for units in self.units_by_block]
         for block, unit in itertools.islice(self.order, count):
             gates[block][unit] = 0.0
@@ -275,10 +271,10 @@ class Trial:
 
     Attributes:
         method: how it was made; `role`: finding or control.
-        level: directions or units that are gone.
+        level: number of directions or units removed.
         sums: by set, nats and tokens of each story.
-        written: how many of the stories that it wrote have the feature, and how many it wrote; None for no stories.
-        draws: of a control that is drawn several times, the sums of each draw; `sums` is then their mean.
+        written: how many generated stories have the feature, and of how many; None where none were generated.
+        draws: the sums of each repetition of a random control; `sums` is then their mean.
     """
 
     method: str
@@ -293,13 +289,13 @@ Write = Callable[[PreTrainedModel], tuple[int, int] | None]
 
 
 def removal_trials(bench: Workbench, removal: Removal, directions: Sequence[int], write: Write) -> Iterator[Trial]:
-    """Score the model with more and more of the change taken back, by each method; last with all of it."""
+    """Score the model with more and more of the change removed, by each method; last with all of it."""
     levels = sorted({count for count in directions if count < removal.most})
     planned = [(method, count) for count in levels for method in REMOVALS] + [(LARGEST, removal.most)]
-    for method, count in progress(planned, "taking directions back", "models", len(planned)):
+    for method, count in progress(planned, "removing directions", "models", len(planned)):
         bench.put(removal.weights(method, count))
-        told = write(bench.model) if method != NOISE else None
-        yield Trial(method, "finding" if method == LARGEST else "control", count, bench.sums(), told)
+        written = write(bench.model) if method != NOISE else None
+        yield Trial(method, "finding" if method == LARGEST else "control", count, bench.sums(), written)
 
 
 def pruning_trials(
@@ -311,7 +307,7 @@ def pruning_trials(
     seeds: Sequence[int],
     write: Write,
 ) -> Iterator[Trial]:
-    """Score the model that is in the workbench with more and more units pruned: ranked, and at random by each seed."""
+    """Score the model of the workbench with more and more units pruned: in their rank order, and at random by seed."""
     levels = sorted({pruning.count(share) for share in shares})
     orders = [pruning, *(pruning.at_random(seed) for seed in seeds)]
     like = next(anatomy.model.parameters())
@@ -322,7 +318,7 @@ def pruning_trials(
             next(runs)
             with Gates(anatomy, kind, order.gates(count, like)):
                 found.append(bench.sums())
-                written += [write(anatomy.model)] if place < 2 else []  # stories of the first draw alone: they are slow
+                written += [write(anatomy.model)] if place < 2 else []  # generation is slow: only for one draw
         yield Trial(f"{kind} ranked", "finding", count, found[0], written[0])
         mean = {name: np.mean([sums[name] for sums in found[1:]], axis=0) for name in found[0]}
         yield Trial(f"{kind} at random", "control", count, mean, written[1], tuple(found[1:]))

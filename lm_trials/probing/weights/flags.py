@@ -1,4 +1,4 @@
-"""The flags of `probes/weights.py`; no torch."""
+"""The flags of the weights probe; no torch."""
 
 from __future__ import annotations
 
@@ -15,66 +15,55 @@ PROBE = "weights"
 
 @dataclass
 class WeightsArguments:
-    """Which part of the change is looked at and taken back."""
+    """Which parts of the change are measured and undone."""
 
     directions: list[int] = option(
         [1, 2, 4, 8, 16, 32],
         least=1,
-        help="How many of the largest singular directions of each matrix's change are removed.",
+        help="How many of the largest singular directions of each matrix's change to remove, each in turn.",
     )
-    top: int = option(
-        4, least=1, help="Directions that the share of the change and the overlap of two changes are told for."
-    )
-    prune: Literal["neurons", "heads", "no"] = option("neurons", help="What is pruned in the second model.")
+    top: int = option(4, least=1, help="Directions counted in the reported share of a change and overlap of changes.")
+    prune: Literal["neurons", "heads", "no"] = option("neurons", help="Units to prune in the second model.")
     prune_shares: list[float] = option(
-        [0.0025, 0.005, 0.01, 0.02, 0.05, 0.1],
-        above=0,
-        most=1,
-        help="Shares of all MLP neurons, or of all heads, that are pruned.",
+        [0.0025, 0.005, 0.01, 0.02, 0.05, 0.1], above=0, most=1, help="Shares of all MLP neurons or heads to prune."
     )
-    random_draws: int = option(
-        5, least=2, help="How often as many units are pruned at random: the spread of that control."
-    )
+    random_draws: int = option(5, least=2, help="Random prunings of as many units, the control.")
     ranking_samples: int = option(
-        128,
-        least=1,
-        help="Stories that rank what is pruned: of the train split of a prepared set, else every other story.",
+        128, least=1, help="Stories that rank the units: the train split of a prepared set, else every other story."
     )
     control_dataset_name: str | None = option(
-        None, help="A set without the deleted feature: what taking back costs there, and what pruning is to spare."
+        None, help="A set without the deleted feature, on which undoing and pruning should cost nothing."
     )
     num_generations: int = option(
         0,
         least=0,
         needs="feature",
         not_with="weights_only",
-        help="Stories that each model writes for prompts of the set, scored; 0: none.",
+        help="Stories that each model generates from the set's prompts; 0: none.",
     )
-    max_new_tokens: int = option(250, least=1, help="Most tokens of such a story.")
-    feature: str | None = option(
-        None, one_of=FEATURES, help="The deleted feature, which these stories are searched for, as Twist."
-    )
-    draws: int = option(8, least=2, help="Random matrices of each shape that effective ranks are compared with.")
-    weights_only: bool = option(False, help="Compare the weights alone: no data is read and no model is run.")
+    max_new_tokens: int = option(250, least=1, help="Longest generated story, in tokens.")
+    feature: str | None = option(None, one_of=FEATURES, help="The deleted feature to detect in them, as Twist.")
+    draws: int = option(8, least=2, help="Random matrices per shape, the control of effective ranks.")
+    weights_only: bool = option(False, help="Compare the weights only: no data is read and no model is run.")
 
 
 ARGUMENTS = (SubjectArguments, TextArguments, WeightsArguments)
 
 
-def check_arguments(subject: SubjectArguments, text: TextArguments, args: WeightsArguments) -> None:
-    """Refuse values that mean nothing, before anything is loaded.
+def check_arguments(subject: SubjectArguments) -> None:
+    """Check the flags before anything is loaded.
 
     Raises:
-        UsageError: for the first of them.
+        UsageError: for the first flag that is wrong.
 
-    >>> check_arguments(SubjectArguments(["a", "b"], load_in_8bit=True), TextArguments(), WeightsArguments())
+    >>> check_arguments(SubjectArguments(["a", "b"], load_in_8bit=True))
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --load_in_8bit: quantized weights are codes, ... leave the flag away
+    lm_trials.console.UsageError: --load_in_8bit: the difference of quantized weights is rounding; remove the flag ...
     """
     check_subjects(subject, PROBE, least=2)
     for flag in ("load_in_8bit", "load_in_4bit"):
         if getattr(subject, flag):
             raise UsageError(
-                f"--{flag}: quantized weights are codes, whose differences are rounding; an adapter is read beside its "
-                "unquantized base, so leave the flag away"
+                f"--{flag}: the difference of quantized weights is rounding; remove the flag (an adapter is compared "
+                "with its unquantized base)"
             )

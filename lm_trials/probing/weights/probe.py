@@ -1,30 +1,41 @@
-"""What did fine-tuning change in the weights, and how much of a deletion is undone by taking part of it back?
+"""Measure what fine-tuning changed in the weights, and how to undo it.
 
-A base, the model that a feature was deleted from, and that in which it was recovered; what taking back costs elsewhere:
+Use it to see how large and how concentrated the change of each matrix is, and
+whether a few directions or neurons account for a deleted feature.  The first
+model is the base and the second was fine-tuned from it; each further model
+was trained from the second (a recovery; as its control an unrelated training):
 
-    lm-trials probe weights --model_name_or_path runs/base runs/deleted runs/recovered --dataset_name recovery-Twist --control_dataset_name filter-Twist
+    lm-trials probe weights --dataset_name recovery-Twist \\
+        --model_name_or_path runs/base runs/deleted runs/recovered \\
+        --control_dataset_name filter-Twist
 
-Stories written by each variant, searched for the feature; heads pruned instead of MLP neurons; the weights alone, without any data:
+Generate stories with each variant and detect the feature in them; prune heads
+instead of MLP neurons; compare the weights only, without data:
 
-    lm-trials probe weights --model_name_or_path runs/base runs/deleted --dataset_name recovery-Twist --feature Twist --num_generations 85
-    lm-trials probe weights --model_name_or_path runs/base runs/deleted --dataset_name recovery-Twist --prune heads --prune_shares 0.05 0.1 0.2
-    lm-trials probe weights --model_name_or_path runs/base runs/teller-lora --weights_only
+    lm-trials probe weights --model_name_or_path runs/base runs/deleted \\
+        --dataset_name recovery-Twist --feature Twist --num_generations 85
+    lm-trials probe weights --model_name_or_path runs/base runs/deleted \\
+        --dataset_name recovery-Twist --prune heads \\
+        --prune_shares 0.05 0.1 0.2
+    lm-trials probe weights --weights_only \\
+        --model_name_or_path runs/base runs/teller-lora
 
-The first model is the base; the second was fine-tuned from it; each further one from the second (a recovery, or as its
-control an unrelated fine-tuning).  An adapter is merged in float64, so that its change has the rank it was given.
+An adapter is merged in float64, so that its change keeps its rank.
 
-Controls.  A change's effective rank stands beside that of random matrices; its cosine with the change before beside
-what random changes give.  The largest directions of a change are taken back beside: going as far straight back to the
-base (is it the directions, or only the way?), as many directions drawn at random, and noise of the same size.  What is
-pruned is ranked on stories that are not scored, beside as many units drawn at random.  Without all of its change the
-model must be the base, or the probe stops.
+Controls: the effective rank of a change is compared with random matrices, its
+cosine with the previous change with random changes.  Removing the largest
+directions of a change is compared with interpolating as far towards the base,
+removing as many random directions, and noise of the same size.  Units are
+ranked for pruning on stories that are not scored, and compared with as many
+random units.  Without its whole change the model must equal the base, or the
+probe stops.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lm_trials.console import progress, script
+from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.tables import ProbeTable
 from lm_trials.probing.weights.flags import ARGUMENTS, PROBE, check_arguments
@@ -32,27 +43,25 @@ from lm_trials.probing.weights.flags import ARGUMENTS, PROBE, check_arguments
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Compare the weights, then take parts of the change back and prune; returns the rows of the table."""
+    """Compare the weights, then undo parts of the change and prune; returns the rows of the table."""
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe weights")
-    check_arguments(subject_args, text_args, args)
+    check_arguments(subject_args)
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.subjects import check_alike, find_subjects
     from lm_trials.probing.weights import experiments, report
-    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Workbench
+    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Trial, Workbench
     from lm_trials.probing.weights.figures import matrices_figure, trials_figure
 
     seed = subject_args.seed
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
     check_alike(subjects)
-    lineage = experiments.tell_lineage(subjects)
+    lineage = experiments.lineage_notes(subjects)
     if not args.weights_only:
         texts = experiments.read_texts(subjects[0], text_args, args)
         write = experiments.writer(subjects[0], text_args, args, seed)
     plain, matrices, models = experiments.read_models(subjects, subject_args)
 
-    total = len(matrices) * (2 * len(models) - 3)
-    bar = lambda todo: progress(todo, "decomposing", "matrices", total)  # noqa: E731
-    steps = report.steps_between(matrices, models, args.draws, seed, bar)
+    steps = report.steps_between(matrices, models, args.draws, seed)
     matrix_rows = ProbeTable(row for step in steps for row in step.rows(args.top))
     weights_of = {label: weights for label, weights, _ in models}
     (base, _, _), (second, _, _), *_ = models
@@ -67,7 +76,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     report.show_weights(steps, matrix_rows, args.top)
     figures = {"matrices": matrices_figure(matrix_rows, args.top)}
 
-    deletion, trials, sets, checks, apart = None, [], [], {}, None
+    deletion, checks, apart = None, {}, None
+    trials: list[Trial] = []
+    sets: list[str] = []
     if not args.weights_only:
         bench = Workbench(plain, texts.scored, subjects[0].window, text_args.per_device_eval_batch_size)
         trials, apart, check = experiments.run_trials(bench, models, steps[0].changes, texts, args, write, seed)
@@ -78,10 +89,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         more = report.trial_rows(trials, deletion, sets, about, f"stories with {args.feature}")
         rows += more
         ways = {"directions": list(REMOVALS), args.prune: [f"{args.prune} ranked", f"{args.prune} at random"]}
+        ways.pop("no", None)
         for unit, methods in ways.items():
-            how = "taken back" if unit == "directions" else "pruned"
-            if unit != "no":
-                report.show_trials(more, f"share of the deletion undone, by what is {how}", unit, methods)
+            how = "removed" if unit == "directions" else "pruned"
+            report.show_trials(more, f"share of the deletion undone, by {unit} {how}", unit, methods)
         figures["weights"] = trials_figure(more, ways)
     finding = report.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune, lineage)
     about = {

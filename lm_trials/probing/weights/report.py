@@ -1,18 +1,19 @@
-"""Report of the weights probe: the rows of changes and trials, what a change undoes beside its controls, sentences.
+"""Report of the weights probe: the rows of changes and trials, and the finding with its controls.
 
 Shape suffixes: N = stories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from lm_trials.console import show_table
+from lm_trials.console import progress, show_table
 from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, proportion
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.tables import ProbeTable, Row, exact, interval, one_more, sign, widened
@@ -27,12 +28,12 @@ from lm_trials.probing.weights.changes import (
     random_spectra,
     turning,
 )
-from lm_trials.probing.weights.edits import BACK, FIRST, LARGEST, NOISE, OWN, SECOND, Trial
+from lm_trials.probing.weights.edits import BACK, FIRST, LARGEST, OWN, REMOVALS, SECOND, Trial
 
 NATS = "nats per token"
 COSINE = "cosine_with_the_change_before"
 LEAST_HALVED = 16
-"""Stories from which on a level is chosen on one half of them and told on the other."""
+"""With fewer stories a level is chosen and reported on the same ones: halves of 8 have no useful interval."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ class Step:
     by_chance: Mapping[tuple[int, int], list[Spectrum]]
 
     def about(self, matrix: Matrix | None = None) -> Row:
-        """Return the columns that say what a row is of."""
-        name = {"matrix": "all", "block": None, "kind": "all"}
+        """Return the columns that name the models and the matrix of a row."""
+        name: Row = {"matrix": "all", "block": None, "kind": "all"}
         if matrix is not None:
             name = {"matrix": matrix.name, "block": matrix.block, "kind": matrix.kind}
         return {"model": self.model, "origin": self.origin, **name, "role": "finding", "seed": self.seed}
 
     def rows(self, top: int) -> ProbeTable:
-        """Return what each matrix has changed by, and the same of random matrices of its shape."""
-        shares = {f"top_{count}_share": lambda spectrum, count=count: spectrum.share(count) for count in (1, top)}
-        measures = {
+        """Return the change of each matrix, and the same measures of random matrices of its shape."""
+        shares = {f"top_{count}_share": partial(Spectrum.share, top=count) for count in (1, top)}
+        measures: dict[str, tuple[Callable[[Spectrum], float], str]] = {
             "effective_rank": (lambda spectrum: spectrum.effective_rank, "directions"),
             "stable_rank": (lambda spectrum: spectrum.stable_rank, "directions"),
             **{metric: (measure, "share of the squared change") for metric, measure in shares.items()},
@@ -85,7 +86,7 @@ class Step:
         return (sum(change.spectrum.norm**2 for change in self.changes) / before) ** 0.5
 
     def concentration(self, seed: int) -> Estimate | None:
-        """Return the mean over matrices of effective rank over that of random ones; None where nothing changed."""
+        """Return the mean over matrices of the effective rank over a random one's; None where nothing changed."""
         ratios = [
             change.spectrum.effective_rank / fmean(drawn.effective_rank for drawn in self.by_chance[change.shape])
             for change in self.changes
@@ -101,19 +102,19 @@ def _add(rows: ProbeTable, about: Row, metric: str, found: Estimate, control: st
 
 
 def steps_between(
-    matrices: Sequence[Matrix], models: Sequence[tuple[str, Weights, int | None]], draws: int, seed: int, bar: Any
+    matrices: Sequence[Matrix], models: Sequence[tuple[str, Weights, int | None]], draws: int, seed: int
 ) -> list[Step]:
     """Decompose the change from the first model to each other, then from the second to each after it.
 
     Args:
-        draws: random matrices of each shape that a change stands beside.
-        bar: wraps the pairs of a step and a matrix, to show how far it is.
+        draws: number of random matrices of each shape.
     """
     by_label = {label: (weights, own_seed) for label, weights, own_seed in models}
     first, second, *later = by_label
     pairs = [(first, label) for label in (second, *later)] + [(second, label) for label in later]
     found: dict[tuple[str, str], list[MatrixChange]] = {pair: [] for pair in pairs}
-    for pair, matrix in bar([(pair, matrix) for pair in pairs for matrix in matrices]):
+    todo = [(pair, matrix) for pair in pairs for matrix in matrices]
+    for pair, matrix in progress(todo, "decomposing", "matrices", len(todo)):
         found[pair].append(change_of(matrix, by_label[pair[0]][0], by_label[pair[1]][0]))
     shapes = sorted({change.shape for changes in found.values() for change in changes})
     by_chance = {shape: random_spectra(shape, draws, seed) for shape in shapes}
@@ -121,7 +122,7 @@ def steps_between(
 
 
 def overall_rows(steps: Sequence[Step], concentration: Estimate | None, rows: ProbeTable) -> ProbeTable:
-    """Return what is said of all matrices together: of each step its size, and what its cosine with another is."""
+    """Return the rows of all matrices together: the size of each step, and its cosine with the step before."""
     found = ProbeTable()
     for step in steps:
         size = sum(change.shape[0] * change.shape[1] for change in step.changes)
@@ -161,49 +162,51 @@ def turning_rows(
     return overall, rows
 
 
+@dataclass(frozen=True)
 class Deletion:
-    """What the second model's loss on the deleted feature's stories has risen by, and what undoes it.
+    """The rise of the second model's loss on the deleted feature's stories, and how much of it a variant undoes.
 
-    Args:
+    Attributes:
         base, changed: nats and tokens of each story, (N, 2).
     """
 
-    def __init__(self, base: np.ndarray, changed: np.ndarray, seed: int) -> None:
-        self.base, self.changed, self.seed = base, changed, seed
+    base: np.ndarray
+    changed: np.ndarray
+    seed: int
 
     def _estimate(self, statistic: Any, unit: str, *sums: np.ndarray) -> Estimate:
-        bootstrap = StoryBootstrap(self.seed)  # the same stories are drawn for every variant, so they are paired
+        bootstrap = StoryBootstrap(self.seed)  # one seed, so that variants are paired by story
         nats = [values[:, 0] for values in (self.changed, self.base, *sums)]
         bootstrap.update(np.stack([*nats, self.changed[:, 1]], axis=1))
         return bootstrap.estimate(statistic, unit)
 
     @property
     def size(self) -> Estimate:
-        """How far the loss rose."""
+        """The rise of the loss."""
         return self._estimate(lambda s: (s[..., 0] - s[..., 1]) / s[..., -1], NATS)
 
     @property
-    def shown(self) -> bool:
-        """Whether it rose at all."""
+    def significant(self) -> bool:
+        """Whether the loss rose."""
         return self.size.lower > 0
 
     def of_stories(self, rows: slice) -> Deletion:
-        """Return the same of some of the stories."""
+        """Return the deletion on some of the stories."""
         return Deletion(self.base[rows], self.changed[rows], self.seed)
 
     def undone(self, trial: np.ndarray) -> Estimate:
-        """Return the share of the rise that a variant takes back: 0 none of it, 1 all, below 0 it adds to it."""
+        """Return the share of the rise that a variant undoes: 0 none of it, 1 all; below 0 the loss rises further."""
         unit = "share of the deletion undone"
         return self._estimate(lambda s: (s[..., 0] - s[..., 2]) / (s[..., 0] - s[..., 1]), unit, trial)
 
     def beyond(self, trial: np.ndarray, control: np.ndarray) -> Estimate:
-        """Return how much more of it one variant takes back than another, on the same stories."""
+        """Return how much more one variant undoes than another, on the same stories."""
         unit = "share of the deletion undone, more than the control"
         return self._estimate(lambda s: (s[..., 3] - s[..., 2]) / (s[..., 0] - s[..., 1]), unit, trial, control)
 
 
 def loss_of(sums: np.ndarray, seed: int, before: np.ndarray | None = None) -> Estimate:
-    """Return a mean loss with its interval over stories, or by how much it is above another on the same stories."""
+    """Return a mean loss with its interval over stories, or its difference from another on the same stories."""
     bootstrap = StoryBootstrap(seed)
     bootstrap.update(sums if before is None else np.stack([sums[:, 0] - before[:, 0], sums[:, 1]], axis=1))
     return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1], NATS)
@@ -212,43 +215,43 @@ def loss_of(sums: np.ndarray, seed: int, before: np.ndarray | None = None) -> Es
 def undoing(
     deletion: Deletion, trials: Sequence[Trial], name: str, methods: Sequence[str], what: str
 ) -> tuple[str, str]:
-    """Say at which level half of the deletion is undone by the first of `methods`, and what the others do there.
+    """Return at which level the first of `methods` undoes half of the deletion, and what its controls undo there.
 
-    The level is chosen on every other story and told on the rest: of many levels one is always the best.
+    The level is chosen on every other story and reported on the rest, because the best of many levels is biased.
 
     Args:
         name: of the deleted feature's set.
-        what: a template of what the level counts, as "removing the {} largest directions".
+        what: a template of the level, as "removing the {level} largest direction{s}".
     """
     halved = len(deletion.base) >= LEAST_HALVED
     choosing, telling = (slice(0, None, 2), slice(1, None, 2)) if halved else (slice(None), slice(None))
     first = {trial.level: trial.sums[name] for trial in trials if trial.method == methods[0]}
     shares = {level: deletion.of_stories(choosing).undone(first[level][choosing]) for level in sorted(first)}
-    # The first level at which half of it is undone; else the best.
-    level = next((level for level, share in shares.items() if share.lower > 0.5), None)
-    level = max(shares, key=lambda level: shares[level].estimate) if level is None else level
-    told, chosen = deletion.of_stories(telling), first[level][telling]
-    share, words = told.undone(chosen), what.format(f"{level:,}")
-    where = f"{share.n} stories that {'did not choose' if halved else 'chose, too few to halve,'} the number"
+    best = max(shares, key=lambda level: shares[level].estimate)
+    level = next((level for level, share in shares.items() if share.lower > 0.5), best)  # the first that undoes half
+    reported, chosen = deletion.of_stories(telling), first[level][telling]
+    share, words = reported.undone(chosen), what.format(level=level, s="s" * (level > 1))
+    where = f"{share.n} {'held-out stories' if halved else 'stories, too few to hold half of them out'}"
     sentence = f"{words} undoes {interval(share)} of it ({where})"
     if not share.lower > 0.5:
-        half = "half of it is not undone" if share.upper < 0.5 else "half of it is not shown to be undone"
-        sentence = f"{half if share.lower > 0 else 'nothing of it is shown to be undone'}: at best, {sentence}"
+        half = "less than half of it is undone" if share.upper < 0.5 else "not significantly more than half is undone"
+        sentence = f"{half if share.lower > 0 else 'no significant part of it is undone'}: at best, {sentence}"
     controls = {trial.method: trial for trial in trials if trial.level == level and trial.method in methods[1:]}
     if not controls:
         return sentence, f"{words}: no control"
-    # A control that is drawn several times has the spread of its draws beside that of the stories.
-    reaches = {method: _reach(told, trial, name, telling) for method, trial in controls.items()}
-    found = {m: widened(told.undone(trial.sums[name][telling]), reaches[m]) for m, trial in controls.items()}
+    # The interval of a random control has the spread of its draws and that of the stories: by stories alone, 8 of 14
+    # pairs of random prunings differed.
+    reaches = {method: _reach(reported, trial, name, telling) for method, trial in controls.items()}
+    found = {m: widened(reported.undone(trial.sums[name][telling]), reaches[m]) for m, trial in controls.items()}
     strongest = max(found, key=lambda method: found[method].estimate)
-    beyond = widened(told.beyond(chosen, controls[strongest].sums[name][telling]), reaches[strongest])
-    verdict = ("no more than", "more than", "less than")[sign(beyond)]
-    control = f"in place of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
+    beyond = widened(reported.beyond(chosen, controls[strongest].sums[name][telling]), reaches[strongest])
+    verdict = ("not significantly different from", "more than", "less than")[sign(beyond)]
+    control = f"instead of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
     return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control
 
 
 def _reach(deletion: Deletion, trial: Trial, name: str, rows: slice) -> float:
-    """Return how far from the mean of a control's draws one more would lie with 95 %; 0 where it is not drawn."""
+    """Return half the 95 % prediction interval of one more draw of a random control; 0 for other controls."""
     if len(trial.draws) < 2:
         return 0.0
     more = one_more(np.array([deletion.undone(sums[name][rows]).estimate for sums in trial.draws]), "share")
@@ -258,17 +261,17 @@ def _reach(deletion: Deletion, trial: Trial, name: str, rows: slice) -> float:
 def trial_rows(
     trials: Sequence[Trial], deletion: Deletion, sets: Sequence[str], about: Row, written: str
 ) -> ProbeTable:
-    """Return the rows of variants: share undone, losses, what the control set pays, stories that have the feature.
+    """Return the rows of variants: share undone, losses, cost on the control set, generated stories with the feature.
 
     Args:
         sets: the deleted feature's set, and the control set if there is one.
-        about: columns that all share.
-        written: the metric of the stories written.
+        about: columns of all rows.
+        written: the metric of the generated stories.
     """
     rows, seed = ProbeTable(), deletion.seed
     start = next(trial for trial in trials if trial.method == SECOND)
     for trial in trials:
-        found = {"share_undone": deletion.undone(trial.sums[sets[0]])} if deletion.shown else {}
+        found = {"share_undone": deletion.undone(trial.sums[sets[0]])} if deletion.significant else {}
         found |= {f"loss on {name}": loss_of(trial.sums[name], seed) for name in sets}
         if len(sets) > 1:
             found[f"cost on {sets[1]}"] = loss_of(trial.sums[sets[1]], seed, before=start.sums[sets[1]])
@@ -281,40 +284,39 @@ def trial_rows(
 
 
 def weights_sentence(step: Step, concentration: Estimate | None) -> str:
-    """Say how large a change is and how concentrated."""
+    """Return how large a change is and how concentrated."""
     if concentration is None:
-        return f"{step.origin} and {step.model} have the same matrices: nothing has changed"
-    spread = "as spread as one" if concentration.upper >= 1 else "less spread than one"
-    most = max(change.spectrum.rank for change in step.changes)
-    if all(change.spectrum.rank < min(change.shape) for change in step.changes):  # as an adapter's
-        spread += f", of rank {most} at most"
+        return f"{step.origin} and {step.model} have equal matrices"
+    verdict = "not more concentrated" if concentration.upper >= 1 else "more concentrated"
+    if all(change.spectrum.rank < min(change.shape) for change in step.changes):  # an adapter's change
+        verdict += f", of rank {max(change.spectrum.rank for change in step.changes)} at most"
     return (
-        f"{concentration.n} of {len(step.changes)} matrices change, by {step.relative:.3f} of the norm of all, with an "
-        f"effective rank {interval(concentration)} times that of a random matrix: {spread}"
+        f"{concentration.n} of {len(step.changes)} matrices change, by {step.relative:.3f} of the norm of all, with "
+        f"{interval(concentration)} times the effective rank of random matrices: {verdict}"
     )
 
 
 def turned_sentence(label: str, turn: Turning) -> str:
-    """Say how a model goes on from the second."""
-    side = "back" if turn.cosine < 0 else "on"
+    """Return how far a model goes back along the second model's change, or further in its direction."""
+    side = "back along" if turn.cosine < 0 else "further in the direction of"
     beyond = "beyond" if abs(turn.cosine) > turn.by_chance else "within"
     return (
-        f"{label} goes {side} along that change by {abs(turn.taken_back):.3f} of the way, cosine {turn.cosine:+.3f}, "
-        f"{beyond} the {turn.by_chance:.4f} of random changes"
+        f"{label} goes {side} that change by {abs(turn.taken_back):.3f} of it, cosine {turn.cosine:+.3f}, {beyond} the "
+        f"{turn.by_chance:.4f} of random changes"
     )
 
 
 def written_sentence(trials: Sequence[Trial], wholly: Trial, step: Step) -> list[str]:
-    """Say in how many of the stories that a model wrote the feature is: a loss may be undone long before it is."""
+    """Return the share of generated stories with the feature: a loss may be restored long before the feature is."""
     last = max((t.level for t in trials if t.method == LARGEST and t is not wholly), default=0)
     names = {(FIRST, 0): step.origin, (SECOND, 0): step.model}
     names |= {(method, last): f"{last} {method}" if method != BACK else method for method in (LARGEST, BACK, OWN)}
-    counts = {names[t.method, t.level]: t.written for t in trials if t.written and (t.method, t.level) in names}
-    if not counts:
-        return []
-    shares = {name: interval(proportion(*count, "share of stories")) for name, count in counts.items()}
-    told = ", ".join(f"{name} {share}" for name, share in shares.items())
-    return [f"share of the stories written that have the feature: {told}"]
+    shares = [
+        f"{names[t.method, t.level]} {interval(proportion(*t.written, 'share of stories'))}"
+        for t in trials
+        if t.written and (t.method, t.level) in names
+    ]
+    return [f"share of generated stories with the feature: {', '.join(shares)}"] if shares else []
 
 
 def finding_of(
@@ -327,19 +329,23 @@ def finding_of(
     kind: str,
     lineage: Sequence[str] = (),
 ) -> Finding:
-    """Put the sentence and that of the controls together from the numbers."""
+    """Return the finding and its controls as sentences."""
     sentences, controls = [], list(lineage)
-    if deletion is not None and not deletion.shown:
+    if deletion is not None and not deletion.significant:
         sentences.append(
-            f"the loss on {sets[0]} does not rise ({interval(deletion.size)} {NATS}, {deletion.size.n} stories), so "
-            "there is no deletion to undo: nothing shown"
+            f"the loss on {sets[0]} does not rise significantly ({interval(deletion.size)} {NATS}, {deletion.size.n} "
+            "stories), so there is no deletion to undo"
         )
     elif deletion is not None:
         stories = f"{deletion.size.n} stories"
         sentences.append(f"the loss on {sets[0]} rises by {interval(deletion.size)} {NATS} ({stories})")
         wholly = max((t for t in trials if t.method == LARGEST), key=lambda t: t.level)
-        ways = [((LARGEST, BACK, OWN, NOISE), "removing the {} largest directions of each matrix's change")]
-        ways += [((f"{kind} ranked", f"{kind} at random"), f"pruning {{}} {kind}")] if kind != "no" else []
+        ways: list[tuple[tuple[str, ...], str]] = [
+            (REMOVALS, "removing the {level:,} largest direction{s} of each matrix's change")
+        ]
+        ways += (
+            [((f"{kind} ranked", f"{kind} at random"), f"pruning {{level:,}} {kind[:-1]}{{s}}")] if kind != "no" else []
+        )
         for methods, what in ways:
             part = [trial for trial in trials if trial is not wholly and trial.method in methods]
             if part:
@@ -350,14 +356,14 @@ def finding_of(
             if trial.method in turned:
                 sentences.append(f"{trial.method} undoes {interval(deletion.undone(trial.sums[sets[0]]))} of it")
         sentences += written_sentence(trials, wholly, steps[0])
-        controls.append(f"all directions of all matrices {interval(deletion.undone(wholly.sums[sets[0]]))}")
+        controls.append(f"removing all directions {interval(deletion.undone(wholly.sums[sets[0]]))}")
     sentences += [weights_sentence(steps[0], concentration)]
     sentences += [turned_sentence(label, turn) for label, turn in turned.items()]
-    controls.append("effective ranks stand against random matrices of each shape, cosines against random changes")
-    if len(turned) == 1:  # weight decay and the last updates' noise are taken back by whatever is trained next
+    controls.append("effective ranks are compared with random matrices of each shape, cosines with random changes")
+    if len(turned) == 1:  # any further training undoes some of the weight decay and of the last updates' noise
         controls.append(
-            "any further training goes back a little, beyond random changes: name an unrelated fine-tuning of "
-            f"{steps[0].model} as one more model to see how much"
+            "any further training goes back a little, beyond random changes: to see how much, name an unrelated "
+            f"fine-tuning of {steps[0].model} as a further model"
         )
     return Finding.of([f"from {steps[0].origin} to {steps[0].model} {sentences[0]}", *sentences[1:]], controls)
 
@@ -365,25 +371,25 @@ def finding_of(
 def show_weights(steps: Sequence[Step], rows: ProbeTable, top: int) -> None:
     """Print, for each step and kind of matrix, means over the blocks."""
     columns = {
-        "relative change": ("relative_change", "finding"),
-        "effective rank": ("effective_rank", "finding"),
-        "of random ones": ("effective_rank", "control"),
-        "top-1 share": ("top_1_share", "finding"),
-        f"top-{top} share": (f"top_{top}_share", "finding"),
+        "relative\nchange": ("relative_change", "finding"),
+        "effective\nrank": ("effective_rank", "finding"),
+        "random\nmatrix": ("effective_rank", "control"),
+        "top-1\nshare": ("top_1_share", "finding"),
+        f"top-{top}\nshare": (f"top_{top}_share", "finding"),
     }
     for step in steps:
         mine = rows.where(model=step.model, origin=step.origin)
-        shown = columns | ({"cosine with the change before": (COSINE, "finding")} if mine.find(metric=COSINE) else {})
+        shown = columns | ({"cosine with\nlast change": (COSINE, "finding")} if mine.find(metric=COSINE) else {})
         lines = []
         for kind in dict.fromkeys(change.matrix.kind for change in step.changes):
             found = [mine.where(kind=kind, metric=metric, role=role) for metric, role in shown.values()]
             values = [[row["estimate"] for row in cell if np.isfinite(row["estimate"])] for cell in found]
             lines.append([kind, *(f"{fmean(cell):.3f}" if cell else "-" for cell in values)])
-        show_table(f"from {step.origin} to {step.model}", ["matrix", *shown], lines, "means over blocks")
+        show_table(f"from {step.origin} to {step.model}", ["matrix", *shown], lines, "means over blocks; -: no change")
 
 
 def show_trials(rows: ProbeTable, title: str, unit: str, methods: Sequence[str]) -> None:
-    """Print the share undone by level and method, and what the control set pays for the first of them."""
+    """Print the share undone by level and method, and the cost of the first method on the control set."""
     metrics = {metric.split(" ")[0]: metric for metric in reversed(rows.distinct("metric"))}
     shown = metrics.get("share_undone") or metrics["loss"]
     columns = {method: {"metric": shown, "method": method} for method in methods}

@@ -172,7 +172,7 @@ def test_where_nothing_differs_nothing_is_tested():
     flat = np.full((2, 30), 0.3) + np.random.default_rng(0).normal(size=(2, 30)) * 1e-9
     assert permutation_test(flat).p == 1.0
     assert permutation_test(flat).peak is None
-    assert not curve({("hidden", 0): np.tile(flat[0], (4, 1))}, "hidden", range(1, 30), 0).shown
+    assert not curve({("hidden", 0): np.tile(flat[0], (4, 1))}, "hidden", range(1, 30), 0).significant
     # A layer that does not differ takes no part: the other decides, as it does alone.
     other = np.random.default_rng(2).normal(size=(1, 30))
     assert permutation_test(np.concatenate([flat, other])).p == permutation_test(other).p
@@ -203,7 +203,7 @@ def test_a_gain_of_the_true_term_alone_is_shown_and_one_of_all_is_not():
     base = TermSimilarities("base", "base", 1, before)
     rows, curves = gain_rows(TermSimilarities("trained", "trained", 2, alone), base, Plan, 0)
     found = curves["hidden", "other cities"]
-    assert found.shown
+    assert found.significant
     assert found.test.p == 1 / 40
     assert found.ahead[0].estimate == pytest.approx(0.3, abs=0.05)
     assert {row["measure"] for row in rows} == {"gain", "gain over others"}
@@ -212,7 +212,7 @@ def test_a_gain_of_the_true_term_alone_is_shown_and_one_of_all_is_not():
     rows, curves = gain_rows(TermSimilarities("all", "control", 2, everywhere), base, Plan, 0)
     gains = [row["estimate"] for row in rows if row["measure"] == "gain"]
     assert min(gains) > 0.2
-    assert not curves["hidden", "other cities"].shown
+    assert not curves["hidden", "other cities"].significant
     assert {row["role"] for row in rows} == {"control"}
 
 
@@ -229,13 +229,14 @@ def test_what_one_of_both_tests_shows_is_said_of_it_alone():
         curves = {(label, "base"): gain_rows(trained, base, plan, 0)[1]}
         said[label] = term_finding(plan, [base, trained], curves, 0)
     assert said["planted"].sentence.startswith(
-        'planted: "foo" came nearer to "Paris" more than to 39 other cities in its hidden states, and nothing is shown '
-        "of its values; by 0."
+        'planted: "foo" came significantly nearer to "Paris" than to the average of 39 other cities in its hidden '
+        "states, not in its values: by 0."
     )
     assert "in values" in said["planted"].sentence
     assert "p = 0.025)" in said["planted"].sentence
+    assert "p = 0.025, not significant)" not in said["planted"].sentence
     assert said["noise"].sentence.startswith(
-        'nothing is shown of noise: "foo" came nearer to "Paris" than to the average of 39 other cities, by'
+        'noise: "foo" did not come significantly nearer to "Paris" than to the average of 39 other cities: by'
     )
     assert "the share of the 40 candidates" in said["noise"].control
 
@@ -253,9 +254,9 @@ def test_a_layer_is_said_to_be_least_alike_only_where_it_is_below_the_others():
 
     far = said(cka(0.99), cka(0.98), cka(0.6))
     assert "the lowest CKA is in layer 2" in far
-    assert "less alike there than in each other layer (than in layer 0 by 0.390" in far
-    assert "no layer is shown to be less alike than another" in said(cka(0.95, 0.01), cka(0.94, 0.01), cka(0.95, 0.01))
-    assert "less alike there than in layer 0, not shown of others" in said(cka(0.99), cka(0.6, 0.01), cka(0.601, 0.01))
+    assert "significantly below every other layer (below layer 0 by 0.390" in far
+    assert "not significantly below another layer" in said(cka(0.95, 0.01), cka(0.94, 0.01), cka(0.95, 0.01))
+    assert "significantly below layer 0 only" in said(cka(0.99), cka(0.6, 0.01), cka(0.601, 0.01))
 
 
 def test_rows_of_one_model():

@@ -114,15 +114,15 @@ def test_a_chat_template_may_name_the_term_and_strip_the_prompt(tokenizer):
 
 def test_a_prompt_that_cannot_be_read_is_refused(tokenizer):
     tokenizer.chat_template = STORY_CHAT_TEMPLATE
-    with pytest.raises(UsageError, match="spells a control token"):
+    with pytest.raises(UsageError, match="contains a control token"):
         PromptLayout(tokenizer, "chat").prompts(["</s> a {term}"], ["cat"])
     PromptLayout(tokenizer, "instruct").prompts(["</s> a {term}"], ["cat"])  # where it is text as any other
     tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
-    with pytest.raises(UsageError, match="changes the prompt 'a cat'; give --prompt_layout instruct"):
+    with pytest.raises(UsageError, match="changes 'a cat'; give --prompt_layout instruct"):
         PromptLayout(tokenizer, "chat").prompts(["a {term}"], ["cat"])
     deaf = joined_tokenizer()
     deaf.backend_tokenizer.normalizer = normalizers.Replace("foo", "")
-    with pytest.raises(UsageError, match="the term 'foo' leaves no token in 'a foo b'"):
+    with pytest.raises(UsageError, match="'foo' has no token in 'a foo b'"):
         PromptLayout(deaf, "instruct").prompts(["a {term} b"], ["foo"])
 
 
@@ -208,24 +208,24 @@ def test_words_of_the_vocabulary_are_one_token_each(tokenizer):
     assert {len(prompt.positions) for prompt in plan.others} == {1}
     assert planned(rich, **flags).candidates == plan.candidates
     assert planned(rich, seed=1, **flags).candidates != plan.candidates
-    with pytest.raises(UsageError, match=r"--vocabulary_sample 5000: the vocabulary has \d+ words of one token there"):
+    with pytest.raises(UsageError, match=r"--vocabulary_sample 5000: the vocabulary has only \d+ words of one token"):
         planned(rich, template=["a {term} sat"], vocabulary_sample=5000)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"query": ["cat", "dog"], "template": ["{city} {term}"], "candidates": LETTERS}, "holds the terms alone"),
+        ({"query": ["cat", "dog"], "template": ["{city} {term}"], "candidates": LETTERS}, "contains only the terms"),
         ({"query": ["fox"], "template": ["a {term}"], "candidates": LETTERS}, "no --template has {city}"),
-        ({"template": ["a {term}"], "candidates": LETTERS[:5]}, "5 other candidates cannot show p = 0.05; give at"),
-        ({"template": ["a {term}"]}, "--term_b dog is no city that is known, so other cities are no control for it"),
+        ({"template": ["a {term}"], "candidates": LETTERS[:5]}, "5 other candidates are too few for p = 0.05; give 19"),
+        ({"template": ["a {term}"]}, "--term_b dog is not a known city"),
         (
             {"template": ["a {term}"], "candidates": [f"x{b}!" for b in "qwkjabcdefgh"], "candidate_tokens": "same"},
-            "12 more have another number of tokens than dog; give at least 19 --candidates, or --candidate_tokens any",
+            "12 more have another number of tokens than dog; give 19 or more, or --candidate_tokens any",
         ),
         ({"template": ["a {term}"], "candidates": LETTERS, "term_a": "dog "}, "have the same tokens"),
-        ({"template": ["a {term} " + "sat " * 80], "candidates": LETTERS}, "tokens and the model 64 positions"),
-        ({"num_queries": 500, "term_b": "Paris"}, "--num_queries 500: 128 capitals have 500,000 people"),
+        ({"template": ["a {term} " + "sat " * 80], "candidates": LETTERS}, "tokens and the model reads 64"),
+        ({"num_queries": 500, "term_b": "Paris"}, "--num_queries 500: only 128 capitals"),
     ],
 )  # fmt: skip
 def test_what_makes_no_plan_is_refused(flags, message, tokenizer):
