@@ -265,7 +265,7 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--block_size", "200000"], "is longer than the model's 256 positions"),
         (
             ["--block_size", "200000", "--config_overrides", "max_position_embeddings=200000"],
-            "do not fill one block of 200000",
+            "--block_size 200000 is more than",
         ),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 must be"),
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0"),

@@ -1,7 +1,7 @@
 """SentencePiece `.model` files as Hugging Face tokenizers with the same ids.
 
-`LlamaTokenizer` of transformers 5 ignores what the model file says about spaces, so a text that begins with
-one gets other ids.  Here the normalizer is built from the file's own `normalizer_spec`.
+`LlamaTokenizer` of transformers 5 ignores the model file's settings for spaces, so a text that begins with a space gets
+other ids.  Here the normalizer is built from the file's own `normalizer_spec`.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from lm_trials.console import UsageError
 
-if TYPE_CHECKING:  # transformers takes a second to import, and `--help` should not wait for it
+if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerFast
 
 SPACE_MARK = "▁"  # U+2581, how SentencePiece writes a space inside its pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # `SentencePiece.Type` of the proto
 MODEL_TYPE_BPE = 2  # `TrainerSpec.ModelType` of the proto
 
-# The tokenizer knows no model: a model's own limit lies in its config.  No story comes near a million tokens,
-# so nothing warns; transformers' own "no limit" is written to disk as 1000000000000000019884624838656.
+# A tokenizer has no limit; a model's limit is in its config.  transformers' own "no limit" is saved as
+# 1000000000000000019884624838656.
 MODEL_MAX_LENGTH = 1_000_000
 
 
 def wrap_backend(
     backend: Tokenizer, *, bos_token: str | None, eos_token: str | None, unk_token: str | None
 ) -> PreTrainedTokenizerFast:
-    """Dress a `tokenizers.Tokenizer` as transformers' generic class, which loads it as it was saved.
+    """Wrap a `tokenizers.Tokenizer` in transformers' generic class, which loads it as it was saved.
 
-    `add_special_tokens=True` puts the BOS first, as Llama does.  There is no pad token: packed pretraining
-    needs none, and a pad token would change the parameter count.  (`LlamaTokenizer` as the class would
-    discard the normalizer and the pre-tokenizer without a word.)
+    `add_special_tokens=True` puts BOS first, as Llama does.  There is no pad token: packed pretraining needs none, and
+    one more token changes the parameter count.  (`LlamaTokenizer` would silently drop the normalizer and the
+    pre-tokenizer.)
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -48,29 +48,24 @@ def wrap_backend(
         eos_token=eos_token,
         unk_token=unk_token,
         model_max_length=MODEL_MAX_LENGTH,
-        clean_up_tokenization_spaces=False,  # True would take the space from "dog ." and break the round trip
+        clean_up_tokenization_spaces=False,  # True would decode "dog ." as "dog."
     )
 
 
-def convert_sentencepiece(model_file: str | Path, folder: str | Path | None = None) -> PreTrainedTokenizerFast:
-    """Read a SentencePiece BPE model into a tokenizer whose ids are SentencePiece's own.
+def convert_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
+    """Read a SentencePiece BPE model as a tokenizer with SentencePiece's ids.
 
-    Equal through `batch_encoder` for every text that the tests try.  A direct call of the tokenizer differs
-    in one way, as every Hugging Face tokenizer does: a literal `<s>` in the text becomes the special token,
-    where SentencePiece spells it out.
-
-    Args:
-        model_file: the `.model` file, a serialised `ModelProto`.
-        folder: where to save the result, for `AutoTokenizer.from_pretrained`.
+    They are equal through `batch_encoder`.  A direct call of the tokenizer differs as with every Hugging Face
+    tokenizer: a literal `<s>` in the text becomes the special token.
 
     Raises:
-        UsageError: no such file, no SentencePiece model, not BPE, or pieces that cannot be expressed.
+        UsageError: for a missing file, one that is no SentencePiece BPE model, or pieces that do not convert.
 
-    >>> convert_sentencepiece("no/such.model")
+    >>> convert_sentencepiece(Path("no/such.model"))
     Traceback (most recent call last):
     lm_trials.console.UsageError: no/such.model: no such file; give the path of a SentencePiece .model file
     """
-    proto = _read_proto(Path(model_file))
+    proto = _read_proto(model_file)
     _require_expressible(proto, model_file)
     pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     special = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
@@ -90,75 +85,72 @@ def convert_sentencepiece(model_file: str | Path, folder: str | Path | None = No
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
 
     def token(index: int) -> str | None:
-        return proto.pieces[index].piece if index >= 0 else None  # -1 says that the model has none
+        return proto.pieces[index].piece if index >= 0 else None  # -1: the model has none
 
     spec = proto.trainer_spec
-    tokenizer = wrap_backend(backend, bos_token=token(spec.bos_id), eos_token=token(spec.eos_id), unk_token=unk_token)
-    if folder is not None:
-        tokenizer.save_pretrained(folder)
-    return tokenizer
+    return wrap_backend(backend, bos_token=token(spec.bos_id), eos_token=token(spec.eos_id), unk_token=unk_token)
 
 
 def _read_proto(path: Path) -> Any:
-    """Parse a `ModelProto`; a file that is none gets one clear line."""
+    """Parse the file's `ModelProto`."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give the path of a SentencePiece .model file")
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at import, which mypy cannot see
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError:
-        raise UsageError(f"{path}: no SentencePiece model, or a truncated one; fetch or train it again") from None
-    # An empty file is a valid message without fields, and a file cut at a piece's end lacks the specs after
-    # it.
+        raise UsageError(f"{path} is no SentencePiece model, or truncated; fetch or train it again") from None
+    # An empty file is a valid message without fields; a file cut after a piece lacks the specs that follow.
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
-        raise UsageError(f"{path}: an empty or truncated SentencePiece model; fetch or train it again")
+        raise UsageError(f"{path} is an empty or truncated SentencePiece model; fetch or train it again")
     return proto
 
 
-def _require_expressible(proto: Any, path: str | Path) -> None:
-    """Refuse what would give other ids than SentencePiece's, instead of being nearly right."""
+def _require_expressible(proto: Any, path: Path) -> None:
+    """Refuse a model whose ids would differ from SentencePiece's."""
     if proto.trainer_spec.model_type != MODEL_TYPE_BPE:
         kind = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type)
-        raise UsageError(f"{path}: a {kind} model; only BPE converts, so train it with --model_type=bpe")
+        raise UsageError(f"{path} is a {kind} model; only BPE converts, so train it with --model_type=bpe")
     if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise UsageError(f"{path}: trained with treat_whitespace_as_suffix; only prefixed spaces convert")
-    # SentencePiece matches these before any merge and splits unused pieces again after all merges.
+        raise UsageError(
+            f"{path} was trained with treat_whitespace_as_suffix, which does not convert; train without it"
+        )
+    # SentencePiece matches user-defined pieces before any merge, and splits unused ones again after all merges.
     odd = [piece.piece for piece in proto.pieces if piece.type in (USER_DEFINED, UNUSED)]
     if odd:
         raise UsageError(
-            f"{path}: {len(odd)} user-defined or unused pieces ({', '.join(map(repr, odd[:3]))}) "
-            "do not convert; train the model without user_defined_symbols"
+            f"{path} has {len(odd)} user-defined or unused pieces ({', '.join(map(repr, odd[:3]))}), which do not "
+            "convert; train the model without user_defined_symbols"
         )
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Order the merges as SentencePiece applies them: by the score of what they make.
+    """Order the merges as SentencePiece applies them: by the score of their result.
 
-    Llama 2 shows why the scores and not the ids count: its runs of spaces have ids from 259 on, but a score
-    of -1e9, so they merge last.  Among their ties transformers' helper puts the longest left side first,
-    which grows a run from the left exactly as SentencePiece does.
+    Scores count, not ids: Llama 2's runs of spaces have ids from 259 on but a score of -1e9, so they merge last.  Among
+    equal scores transformers' helper puts the longest left side first, as SentencePiece does.
     """
     from transformers.convert_slow_tokenizer import generate_merges
 
     pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces}
-    # Without this, "<" + "s>" would be a merge, and a text could spell the BOS.
+    # Otherwise "<" + "s>" would be a merge, and a text could spell BOS.
     reserved = {piece.piece for piece in proto.pieces if piece.type != NORMAL}
     return generate_merges(pieces, scores, skip_tokens=reserved)
 
 
 def _normalizer(spec: Any) -> normalizers.Normalizer | None:
-    """Do to the text what SentencePiece does before it looks at pieces."""
+    """Normalize texts as SentencePiece does."""
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     mark = SPACE_MARK if spec.escape_whitespaces else " "
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(r"\A +"), ""))
-        # SentencePiece cuts the end after it has written the marks, so a literal one in the text goes too.
+        # SentencePiece strips the end after it has written the marks, so a literal mark in the text is stripped too.
         steps.append(normalizers.Replace(Regex(rf"[ {mark}]+\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     if spec.add_dummy_prefix:
@@ -169,12 +161,8 @@ def _normalizer(spec: Any) -> normalizers.Normalizer | None:
 
 
 def _decoder(spec: Any) -> decoders.Decoder:
-    """Turn marks into spaces and bytes into characters, and take the dummy prefix away again."""
-    steps: list[decoders.Decoder] = [
-        decoders.Replace(SPACE_MARK, " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-    ]
+    """Turn marks into spaces and bytes into characters, and remove the dummy prefix."""
+    steps: list[decoders.Decoder] = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     if spec.add_dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     return decoders.Sequence(steps)

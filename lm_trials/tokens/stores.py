@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,8 @@ from datasets import Dataset, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean, progress
 from lm_trials.files import file_sums, finished_folder, write_json
-from lm_trials.stories.corpora import MANIFEST, load_splits, open_records, read_manifest, save_splits
+from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
+from lm_trials.stories.corpora import MANIFEST, open_records, read_manifest
 from lm_trials.stories.records import SPLITS
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
@@ -25,29 +26,30 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 ENCODE_BATCH = 1000
 Separator = Literal["bos", "eos", "none"]
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (batches, number of stories, name) -> batches
 
 
-def store_schema(vocab_size: int) -> Features:
+def store_schema(num_ids: int) -> Features:
     """Return the columns of a token store; ids take two bytes where the vocabulary fits.
 
     >>> [store_schema(size)["input_ids"].feature.dtype for size in (1 << 16, (1 << 16) + 1)]
     ['uint16', 'int32']
     """
-    token = Value("uint16" if vocab_size <= 1 << 16 else "int32")
+    ids = List(Value("uint16" if num_ids <= 1 << 16 else "int32"))
     return Features(
-        {
-            "record_id": Value("string"),
-            "length": Value("int32"),
-            "num_bytes": Value("int32"),
-            "input_ids": List(token),
-        }
+        {"record_id": Value("string"), "length": Value("int32"), "num_bytes": Value("int32"), "input_ids": ids}
     )
+
+
+def num_ids_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the highest id plus one: some vocabularies have gaps, so it is not their number of tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def store_folder(
     corpus: Path, tokenizer: PreTrainedTokenizerBase, append_eos: bool, separator: Separator = "bos"
 ) -> Path:
-    """Return where the token store of a corpus lies for this tokenizer and these marks."""
+    """Return the folder of a corpus's token store for this tokenizer and these marks."""
     usual, _ = document_marks(tokenizer, append_eos)
     opening, _ = document_marks(tokenizer, append_eos, separator)
     other = "" if opening == usual else f"-separator_{separator}"
@@ -58,37 +60,39 @@ def make_store(
     corpus: Path,
     tokenizer: PreTrainedTokenizerBase,
     append_eos: bool = False,
-    watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda batches, total, name: batches,
+    watch: Watch = lambda batches, total, name: batches,
     separator: Separator = "bos",
 ) -> Path:
-    """Tokenise a corpus, `separator` before each story and EOS after it if asked, and return the store's folder.
+    """Tokenize a corpus, with `separator` before each story and optionally EOS after it; return the store's folder.
 
-    A store that is there already is returned as it is.  `watch(batches, number_of_stories, split)` may wrap the
-    stream of batches with a progress bar.
+    An existing store is returned as it is.  `watch` may show a progress bar.
 
     Raises:
-        UsageError: for a tokenizer without BOS (or EOS, if asked), or a corpus without records.
+        UsageError: for a tokenizer without BOS (or EOS, with `append_eos`), or a corpus without records.
     """
     folder = store_folder(corpus, tokenizer, append_eos, separator)
     if (folder / MANIFEST).is_file():
         return folder
     bos, eos = document_marks(tokenizer, append_eos, separator)
     records = open_records(corpus)
-    # The highest id, not the count, says what an id needs: some vocabularies have gaps.
-    schema = store_schema(max(tokenizer.get_vocab().values()) + 1)
-    counts: dict[str, dict[str, int]] = {}
+    schema = store_schema(num_ids_of(tokenizer))
+    documents, tokens = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     with finished_folder(folder) as unfinished:
         for split in SPLITS:
-            batches = watch(_encoded(records[split], tokenizer, bos, eos, schema), len(records[split]), split)
-            counts[split] = _write_split(unfinished / f"{split}.arrow", batches, schema)
+            batches = _encoded(records[split], tokenizer, bos, eos, schema)
+            with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
+                for batch in watch(batches, len(records[split]), split):
+                    file.write_batch(batch)
+                    documents[split] += batch.num_rows
+                    tokens[split] += pa.compute.sum(batch.column("length")).as_py()
         save_splits(unfinished, unfinished)
         manifest = {
             "tokenizer_hash": tokenizer_hash(tokenizer),
             "vocab_size": len(tokenizer),
             "append_eos": append_eos,
             "document_separator": separator,
-            "documents": {split: count["documents"] for split, count in counts.items()},
-            "tokens": {split: count["tokens"] for split, count in counts.items()},
+            "documents": documents,
+            "tokens": tokens,
             "files": file_sums(unfinished),
         }
         write_json(unfinished / MANIFEST, manifest)
@@ -96,8 +100,8 @@ def make_store(
 
 
 def token_progress(batches: Iterable[pa.RecordBatch], total: int, split: str) -> Iterator[pa.RecordBatch]:
-    """Show how many stories of a split are tokenised; for `make_store`."""
-    return progress(batches, f"tokenising {split}", "stories", total, size=lambda batch: batch.num_rows)
+    """Show how many stories of a split are tokenized; for `make_store`."""
+    return progress(batches, f"tokenizing {split}", "stories", total, size=len)
 
 
 def document_marks(
@@ -105,8 +109,8 @@ def document_marks(
 ) -> tuple[list[int], list[int]]:
     """Return the ids before and after each document.
 
-    The separator stands before each document, the first too, so that a document's first token is predicted from
-    something.  `bos` of a tokenizer without BOS (GPT-2's) is its EOS; `none` is how the fifth seed joins documents.
+    The separator stands before each document, so that a document's first token is predicted from a token.  `bos` of a
+    tokenizer without BOS (GPT-2's) is its EOS; `none` is for documents joined as in beyond-scale.
 
     Raises:
         UsageError: for a tokenizer without the token.
@@ -117,14 +121,14 @@ def document_marks(
         return [], [eos] if append_eos else []
     if opening is None or (append_eos and eos is None):
         raise UsageError(
-            f"{tokenizer.name_or_path or 'this tokenizer'} has no BOS or EOS token to put between stories; "
-            "use one made by prepare_tinystories.py train_vocab, or GPT-2's or Llama's"
+            f"--tokenizer_name {tokenizer.name_or_path} has no BOS or EOS token to put between stories; use one of "
+            "prepare_tinystories.py train_vocab, or GPT-2's or Llama's"
         )
     return [opening], [eos] if append_eos else []
 
 
 def opening_of(tokenizer: PreTrainedTokenizerBase, separator: Separator = "bos") -> list[int]:
-    """Return the ids that a model is given to begin a story: what stood before each, or BOS where nothing did."""
+    """Return the ids that a model is prompted with to begin a story: the separator, or BOS where there was none."""
     opening, _ = document_marks(tokenizer, False, "bos" if separator == "none" else separator)
     return opening
 
@@ -132,10 +136,9 @@ def opening_of(tokenizer: PreTrainedTokenizerBase, separator: Separator = "bos")
 def _encoded(
     records: Dataset, tokenizer: PreTrainedTokenizerBase, bos: list[int], eos: list[int], schema: Features
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a split; the next ones are encoded in threads while one is laid out and written.
+    """Yield the batches of a split; the next two are encoded in threads while one is laid out and written.
 
-    Encoding lets go of Python's lock, handing its ids over holds it.  With two batches under way the cores have one to
-    encode while the other is handed over; order and ids are those of one thread.
+    Encoding releases Python's lock, converting its ids to lists holds it, so a second batch keeps the cores busy.
     """
     encode = batch_encoder(tokenizer)
     arrow_schema = schema.arrow_schema
@@ -161,7 +164,7 @@ def encoded_batch(
     eos: list[int],
     schema: pa.Schema,
 ) -> pa.RecordBatch:
-    """Lay the ids of N stories out as one Arrow batch, between `bos` and `eos`."""
+    """Return the ids of N stories as one Arrow batch, between `bos` and `eos`."""
     lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids)) + np.int32(len(bos) + len(eos))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     token = schema.field("input_ids").type.value_type.to_pandas_dtype()
@@ -179,18 +182,8 @@ def encoded_batch(
     return pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
-def _write_split(path: Path, batches: Iterable[pa.RecordBatch], schema: Features) -> dict[str, int]:
-    documents = tokens = 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema.arrow_schema) as stream:
-        for batch in batches:
-            stream.write_batch(batch)
-            documents += batch.num_rows
-            tokens += int(pa.compute.sum(batch.column("length")).as_py())
-    return {"documents": documents, "tokens": tokens}
-
-
 class RowViews:
-    """The rows of a memory-mapped column of lists, each a view: some microseconds a row, where Arrow's own take 50.
+    """The rows of a memory-mapped column of lists, as views: some microseconds a row, where Arrow's own take 50.
 
     >>> RowViews(pa.chunked_array([[[1, 2], [3]], [], [[4, 5]]], pa.list_(pa.uint16())))[2]
     array([4, 5], dtype=uint16)
@@ -208,6 +201,22 @@ class RowViews:
         place = row - int(self._first[chunk])
         starts = self._starts[chunk]
         return self._values[chunk][starts[place] : starts[place + 1]]
+
+
+class DocumentStore(Protocol):
+    """What blocks, training and evaluation read: `TokenStore`, and stores with its attributes and methods."""
+
+    lengths_N: np.ndarray
+    num_bytes_N: np.ndarray
+    num_tokens: int
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, document: int) -> np.ndarray:
+        """Return the (length,) ids of one document."""
+
+    def record_id(self, document: int) -> str:
+        """Return the id of a document's record."""
 
 
 class TokenStore:
@@ -233,10 +242,10 @@ class TokenStore:
         """Open one split of a store's folder.
 
         Raises:
-            UsageError: for a folder that is no store or is damaged, or a split that is not there or is empty.
+            UsageError: for a folder that is no store or is damaged, or a split that is missing or empty.
         """
         if not (folder / MANIFEST).is_file():
-            raise UsageError(f"{folder} holds no tokens; make them with prepare_tinystories.py pretokenize")
+            raise UsageError(f"{folder} has no tokens; make them with prepare_tinystories.py pretokenize")
         splits = load_splits(folder)
         if split not in splits:
             raise UsageError(f"{folder} has no split {split!r}; {did_you_mean(split, splits)}")
@@ -249,9 +258,9 @@ class TokenStore:
         return len(self.lengths_N)
 
     def tokens(self, document: int) -> np.ndarray:
-        """Return the (length,) ids of one document, a view on the memory map."""
+        """Return the (length,) ids of one document, a view of the memory map."""
         return self._ids[document]
 
     def record_id(self, document: int) -> str:
-        """Return the name of the record that a document holds."""
+        """Return the id of a document's record."""
         return self.dataset.data.table.column("record_id")[document].as_py()

@@ -1,9 +1,9 @@
-"""Streams: documents tokenised as they come, in the blocks and the order that a token store of them would give."""
+"""Streams: documents tokenized as they are read, in the blocks and order that a token store of them would give."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from lm_trials.console import UsageError
 from lm_trials.tokens.blocks import Piece, RunBlocks
-from lm_trials.tokens.mixtures import Mix, in_order
+from lm_trials.tokens.mixtures import mixture_pass
 from lm_trials.tokens.order import shuffled
 from lm_trials.tokens.stores import ENCODE_BATCH, TokenStore, store_schema
 from lm_trials.tokens.tokenizers import batch_encoder
@@ -39,12 +39,11 @@ class StreamedDocument:
 
 @dataclass(frozen=True)
 class RecordStream:
-    """The documents of one split of a source, tokenised in its order.
+    """The documents of one split of a source, tokenized in its order.
 
     Attributes:
         name: for messages.
-        pairs: starts the stream of (record id, story); a data loader's workers may want to pickle it.
-        tokenizer: turns stories into ids.
+        pairs: starts the stream of (record id, story); must be picklable for data loader workers.
         marks: ids before and after each document (`tokens.stores.document_marks`).
     """
 
@@ -54,11 +53,7 @@ class RecordStream:
     marks: tuple[list[int], list[int]]
 
     def documents(self, part: int = 0) -> Iterator[StreamedDocument]:
-        """Yield the documents, as those of part `part` of a mixture.
-
-        Raises:
-            UsageError: for a source that is broken, or has no story.
-        """
+        """Yield the documents, as part `part` of a mixture."""
         opening, closing = (np.array(mark, dtype=np.int32) for mark in self.marks)
         numbers, pairs, encode = itertools.count(), self.pairs(), batch_encoder(self.tokenizer)
         while batch := list(itertools.islice(pairs, ENCODE_BATCH)):
@@ -69,10 +64,10 @@ class RecordStream:
 
 
 def stored(stream: RecordStream, count: int | None) -> TokenStore:
-    """Hold the first `count` documents of a stream in memory, or all; for evaluation.
+    """Keep the first `count` documents of a stream in memory, or all; for evaluation.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: for a stream without documents.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("record_id", "length", "num_bytes", "input_ids")}
     for document in itertools.islice(stream.documents(), count):
@@ -85,30 +80,15 @@ def stored(stream: RecordStream, count: int | None) -> TokenStore:
 
 
 class StreamBlocks(RunBlocks):
-    """The blocks of a run over streams, read from the front: asking for an earlier block begins anew.
+    """The blocks of a run over `RecordStream`s, read in sequence: an earlier block restarts the streams.
 
-    Trainer, its data loaders' workers and every process of several ask in rising order, each for its own blocks, so
-    each reads the streams once; what it is not asked for it tokenises, for the boundaries, and lets go.  A resumed run
-    asks first for the block that comes next, and the stream is replayed up to it: nothing of a buffer can be lost.
-
-    Args:
-        streams: the parts, in order.
-        buffer_size: documents of the shuffle buffer of each part.
-        kwargs: as `RunBlocks`.
+    Trainer, data loader workers and processes each ask for their blocks in rising order, so each reads the streams
+    once; blocks of other processes are tokenized, for the boundaries, and dropped.  A resumed run replays the stream up
+    to its first block, so the content of the buffer is never lost.  No `buffer_size` is `STREAM_BUFFER`.
     """
 
-    def __init__(
-        self,
-        streams: Sequence[RecordStream],
-        block_size: int,
-        num_blocks: int,
-        data_seed: int,
-        buffer_size: int = STREAM_BUFFER,
-        attention_across_documents: bool = True,
-        mix: Mix | None = None,
-    ) -> None:
-        super().__init__(block_size, num_blocks, data_seed, buffer_size, attention_across_documents, mix)
-        self.streams = streams
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._restart()
 
     def _restart(self) -> None:
@@ -116,11 +96,11 @@ class StreamBlocks(RunBlocks):
         self._blocks = self._all_blocks()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open stream behind: a data loader's worker that is not forked reads its own."""
+        """Drop the open stream: a data loader worker that is not forked reads its own."""
         return {**self.__dict__, "_blocks": None, "_next": -1}
 
     def pieces(self, index: int) -> tuple[int, list[Piece]]:
-        """Return the pass that block `index` of the run is of, and what it holds."""
+        """Return the pass of block `index` of the run, and its pieces."""
         if index < self._next or self._next < 0:
             self._restart()
         pass_index, spans = next(itertools.islice(self._blocks, index - self._next, None))
@@ -137,24 +117,24 @@ class StreamBlocks(RunBlocks):
                 empty = False
                 yield pass_index, spans
             if empty:
-                names = ", ".join(stream.name for stream in self.streams)
+                names = ", ".join(stream.name for stream in self.parts)
                 raise UsageError(
-                    f"a pass over {names} does not fill one block of {self.block_size}; lower --block_size or give "
+                    f"--block_size {self.block_size} is more than the tokens of a pass over {names}; lower it or give "
                     "more stories"
                 )
 
     def _documents(self, pass_index: int) -> Iterator[StreamedDocument]:
         def part(place: int, restart: int) -> Iterator[StreamedDocument]:
-            documents = self.streams[place].documents(place)
-            return shuffled(documents, self.data_seed, pass_index, self.buffer_size, place, restart)
+            documents = self.parts[place].documents(place)
+            return shuffled(documents, self.data_seed, pass_index, self.buffer_size or STREAM_BUFFER, place, restart)
 
-        return in_order([part] * len(self.streams), self.mix, len)
+        return mixture_pass(part, self.mix, len) if self.mix else part(0, 0)
 
 
 def windows(
     documents: Iterable[StreamedDocument], block_size: int
 ) -> Iterator[list[tuple[StreamedDocument, int, int]]]:
-    """Yield the blocks of a pass, each as (document, tokens of it before, its tokens here); the remainder is dropped.
+    """Yield the blocks of a pass, each as spans (document, tokens of it before, its tokens here); drop the remainder.
 
     >>> docs = [StreamedDocument(0, n, "", np.zeros(length)) for n, length in enumerate((3, 1, 4))]
     >>> [[(doc.place, skipped, length) for doc, skipped, length in block] for block in windows(docs, block_size=2)]

@@ -68,7 +68,7 @@ def test_documents_kept_apart_carry_positions_and_others_do_not():
 
 
 def test_a_store_smaller_than_a_block_is_refused():
-    with pytest.raises(UsageError, match="3 tokens do not fill one block of 4"):
+    with pytest.raises(UsageError, match="--block_size 4 is more than the 3 tokens"):
         TrainingBlocks(tiny_store([[1, 2, 3]]), 4, 1, 0)
 
 

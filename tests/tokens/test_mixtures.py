@@ -81,8 +81,8 @@ def test_no_weights_are_equal_parts():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (".3,x", "--data_mix .3,x is no list of numbers; give one for each part, as .3,.7"),
-        ("", "--data_mix  is no list of numbers"),
+        (".3,x", "--data_mix .3,x is not a list of numbers; give one for each part, for example .3,.7"),
+        ("", "--data_mix  is not a list of numbers"),
         (".3,.3,.4", "--data_mix .3,.3,.4 has 3 weights for 2 parts; give one for each"),
         (".3,.3", "--data_mix .3,.3 sums to 0.6; give positive weights that sum to 1"),
         ("1.5,-.5", "--data_mix 1.5,-.5 has a weight that is not above 0"),

@@ -97,5 +97,5 @@ def test_neighbouring_seeds_and_passes_are_unrelated():
 
 
 def test_an_empty_buffer_is_refused():
-    with pytest.raises(ValueError, match="a buffer of -1 documents holds nothing; give at least 1"):
+    with pytest.raises(ValueError, match="a buffer of -1 documents is empty; give at least 1"):
         document_order(3, 0, 0, buffer_size=-1)

@@ -96,7 +96,7 @@ def test_progress_is_told_of_every_story(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "manifest.json").unlink(), "holds no tokens; make them with"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no tokens; make them with"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
         (lambda folder: next((folder / "train").glob("*.arrow")).write_bytes(b""), "is damaged"),
     ],

@@ -138,7 +138,7 @@ def test_documents_are_tokenised_as_the_store_has_them(tiny_data):
 
 
 def test_a_stream_smaller_than_a_block_is_refused_and_not_read_for_ever():
-    with pytest.raises(UsageError, match="a pass over tales does not fill one block of 9"):
+    with pytest.raises(UsageError, match="--block_size 9 is more than the tokens of a pass over tales"):
         StreamBlocks([Ready([[1, 2], [3]])], 9, 4, 0)[0]
 
 

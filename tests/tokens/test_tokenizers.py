@@ -436,7 +436,7 @@ def test_model_file_and_its_folder_are_the_same(shared_data):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nobody/nothing", "HF_HUB_OFFLINE is set and it is not in the cache"),
+        ("nobody/nothing", "HF_HUB_OFFLINE is set and the cache does not have it"),
         ("no/such/folder", "no such file or folder; give a folder with tokenizer.json"),
         ("/nowhere/tokenizer.model", "no such file or folder"),
         ("tok.model", "no such file or folder"),
@@ -452,7 +452,7 @@ def test_a_name_that_is_nowhere_gets_one_line(name, said):
 
 
 def test_folders_that_hold_no_tokenizer_get_one_line(trained, tmp_path):
-    with pytest.raises(UsageError, match=r"none of its files; .* tokenizer\.json, one \.model file"):
+    with pytest.raises(UsageError, match=r"no file of a tokenizer; .* tokenizer\.json, one \.model file"):
         load_tokenizer(tmp_path)
     for name in ("a.model", "b.model"):
         (tmp_path / name).write_bytes(b"")
@@ -493,9 +493,9 @@ def test_resolve_vocab(trained, tmp_path):
 @pytest.mark.parametrize(
     ("vocab_size", "name", "said"),
     [
-        (0, None, r"no tokenizer is named; give --vocab_size N.*PATH/tokenizer\.model"),
-        (None, None, r"no tokenizer: give --tokenizer_name PATH, or --vocab_size N"),
-        (-3, None, r"--vocab_size -3 is no size"),
+        (0, None, r"--tokenizer_name is missing; give --vocab_size N.*PATH/tokenizer\.model"),
+        (None, None, r"--tokenizer_name is missing; give --vocab_size N"),
+        (-3, None, r"--vocab_size -3 is negative"),
         (
             512,
             None,

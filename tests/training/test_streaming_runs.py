@@ -188,7 +188,7 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
     [
         ((*MIXED[:2], "--data_mix", ".3,.3,.4"), "--data_mix .3,.3,.4 has 3 weights for 2 parts"),
         ((*MIXED[:2], "--data_mix", ".3,.3"), "--data_mix .3,.3 sums to 0.6"),
-        ((*MIXED[:2], "--data_mix", "a,b"), "--data_mix a,b is no list of numbers"),
+        ((*MIXED[:2], "--data_mix", "a,b"), "--data_mix a,b is not a list of numbers"),
         (("--data_mix", "1"), "--data_mix 1: tiny is one data set"),
         (("--dataset_name", "north+north"), "the part north is given twice"),
         (("--dataset_name", "north+"), "north+ has an empty part"),
@@ -208,7 +208,10 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
         (("--max_train_tokens", "0"), "--max_train_tokens 0 must be"),
         (("--streaming", "True", "--save_strategy", "epoch"), "--save_strategy epoch: a stream's end is not known"),
         (("--validation_split_percentage", "5"), "tiny is prepared and has its splits"),
-        ((*FEW, "--streaming", "True", "--block_size", "8192", "--config_overrides", LONG), "does not fill one block"),
+        (
+            (*FEW, "--streaming", "True", "--block_size", "8192", "--config_overrides", LONG),
+            "--block_size 8192 is more than the tokens",
+        ),
         ((*FEW, "--text_column", "body"), "no column 'body'; the columns are text"),
     ],
 )
