@@ -1,16 +1,15 @@
-"""Columns: a batch of records as arrays, and what a protocol makes of them.
+"""Columns: a batch of records as arrays, and the result of a protocol on them.
 
-Lists of features are few and repeat, so each distinct list gets a code; relabelling, adding and counting act on the
-table of codes, and a corpus of millions takes the time of some array operations.  Named transforms alone act record by
-record.
+Lists of features are few and repeat, so each distinct list has a code; relabelling, adding and counting are array
+operations on the codes.  Only named transforms act record by record.
 
 Shape suffixes: N = records given, M = records kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from lm_trials.protocols.protocols import Chance, Condition, Protocol
 from lm_trials.protocols.transforms import TransformStep
 from lm_trials.stories.draws import draw_integers, draw_uniform, record_keys
 from lm_trials.stories.features import FEATURES, canonical_feature
-from lm_trials.stories.records import Record
 
 Labels = tuple[str, ...]
+Row = dict[str, Any]  # a record's fields
 
 
 class LabelTable(dict[Labels, int]):
-    """Gives each distinct list of labels a code, a new one to a new list.
+    """The code of each distinct list of labels; looking up a new list adds it.
 
     >>> table = LabelTable()
     >>> [table[labels] for labels in (("Twist",), (), ("Twist",))], list(table)
@@ -41,9 +40,8 @@ class LabelTable(dict[Labels, int]):
 class CodedLists:
     """N lists of labels as codes into a table of the distinct lists.
 
-    >>> lists = CodedLists.of([["Twist"], [], ["Twist"]])
-    >>> lists.codes_N.tolist(), lists.table
-    ([0, 1, 0], [('Twist',), ()])
+    >>> CodedLists.of([["Twist"], [], ["Twist"]]).counts()
+    {'Twist': 2}
     """
 
     def __init__(self, codes_N: np.ndarray, table: list[Labels]) -> None:
@@ -52,25 +50,25 @@ class CodedLists:
 
     @classmethod
     def of(cls, lists: Iterable[Sequence[str]]) -> CodedLists:
-        """Code lists as they come."""
+        """Encode lists."""
         table = LabelTable()
         codes = [table[tuple(labels)] for labels in lists]
         return cls(np.array(codes, dtype=np.int32), list(table))
 
     def has(self, value: str) -> np.ndarray:
-        """Say of each record, (N,), whether its list holds `value`."""
+        """Return for each record, (N,), whether its list has `value`."""
         return np.array([value in labels for labels in self.table] or [False])[self.codes_N]
 
     def take(self, rows: np.ndarray) -> CodedLists:
         """Keep some records."""
         return CodedLists(self.codes_N[rows], self.table)
 
-    def changed(self, rows_N: np.ndarray, change: Any) -> CodedLists:
-        """Apply `change(labels) -> labels` to the lists of the records that `rows_N` marks."""
+    def changed(self, rows_N: np.ndarray, change: Callable[..., Labels], *values: str) -> CodedLists:
+        """Apply `change(labels, *values) -> labels` to the lists of the records that `rows_N` marks."""
         table = LabelTable(zip(self.table, range(len(self.table)), strict=True))
         new_code = np.arange(len(table), dtype=np.int32)
         for code in np.unique(self.codes_N[rows_N]):
-            new_code[code] = table[change(self.table[code])]
+            new_code[code] = table[change(self.table[code], *values)]
         codes_N = np.where(rows_N, new_code[self.codes_N], self.codes_N).astype(np.int32)
         return CodedLists(codes_N, list(table))
 
@@ -98,57 +96,63 @@ class RecordColumns:
         keys_N: keys of the record ids, for draws.
         features, words: the records' lists.
         lengths_N: characters of the stories.
-        batch: the records as `datasets` gives them, for named transforms and for texts; None where neither is needed.
+        batch: the fields of the records; only named transforms and texts need them.
+        start: row of the first record in its split.
     """
 
     keys_N: np.ndarray
     features: CodedLists
     words: CodedLists
     lengths_N: np.ndarray
-    batch: Mapping[str, list[Any]] | None = None
+    batch: Mapping[str, list[Any]] = field(default_factory=dict)
+    start: int = 0
 
     def __len__(self) -> int:
         return len(self.keys_N)
 
     @classmethod
-    def of(cls, batch: Mapping[str, list[Any]]) -> RecordColumns:
-        """Read a batch of records as `datasets` gives it."""
+    def of(cls, batch: Mapping[str, list[Any]], start: int = 0) -> RecordColumns:
+        """Read a batch of records as `datasets` returns it."""
         return cls(
             record_keys(batch["record_id"]),
             CodedLists.of(batch["features"]),
             CodedLists.of(batch["words"]),
             np.array([len(story) for story in batch["story"]], dtype=np.int64),
             batch,
+            start,
         )
+
+    def row(self, number: int) -> Row:
+        """Return the fields of one record."""
+        return {name: values[number] for name, values in self.batch.items()}
 
 
 @dataclass(frozen=True)
 class TransformedColumns:
-    """What a protocol made of N records.
+    """The result of a protocol on N records.
 
     Attributes:
         kept_M: rows that the filter kept, in order.
-        features, words: their lists afterwards, M each.
-        refused_M: place in `protocol.refusal` of the condition whose refusal stands for the story, or -1.
-        records: the M records as the named transforms left them; None for a protocol without any.
-        counts: how many were kept, relabelled, given a value, refused, and changed by each named transform; features
-            before (of all N) and after.
+        features, words: their lists afterwards.
+        refused_M: place in `protocol.refusal` of the refusal that replaces the story, or -1.
+        records: the M records after the named transforms; None for a protocol without any.
+        counts: records kept, relabelled, given a value, refused, and changed by each named transform; features before
+            (of all N) and after.
     """
 
     kept_M: np.ndarray
     features: CodedLists
     words: CodedLists
     refused_M: np.ndarray
-    records: list[Record] | None
+    records: list[Row] | None
     counts: dict[str, Any]
 
 
 def transform_columns(columns: RecordColumns, protocol: Protocol) -> TransformedColumns:
     """Apply filter, mix_match, adversarial, refusal and the named transforms, in this order.
 
-    Draws depend on (seed, record) and, for adversarial and refusal, on the condition too.  A value that a record has
-    already is not added twice.  Where several refusals apply, the first one's text stands for the story.  Named
-    transforms act on the story that a refusal hides, never on the refusal.
+    Draws depend on (seed, record) and, for adversarial and refusal, on the condition.  No value is added twice.  Of
+    several refusals the first replaces the story.  Named transforms act on the original story, never on the refusal.
     """
     kept_M = np.flatnonzero(filtered(columns, protocol.filtering))
     lists = {"features": columns.features.take(kept_M), "words": columns.words.take(kept_M)}
@@ -157,40 +161,40 @@ def transform_columns(columns: RecordColumns, protocol: Protocol) -> Transformed
     counts["relabelled"] = {}
     for pair in protocol.mix_match:
         rows = lists[pair.key].has(pair.old)
-        lists[pair.key] = lists[pair.key].changed(rows, lambda labels, pair=pair: _replaced(labels, pair.old, pair.new))
+        lists[pair.key] = lists[pair.key].changed(rows, _replaced, pair.old, pair.new)
         counts["relabelled"][str(pair)] = int(rows.sum())
     keys_M = columns.keys_N[kept_M]
     counts["added"], counts["refused"] = {}, {}
     for chance in protocol.adversarial:
         drawn = chance_draws(keys_M, protocol.seed, "adversarial", chance)
         counts["added"][str(chance)] = int((drawn & ~lists[chance.key].has(chance.value)).sum())
-        lists[chance.key] = lists[chance.key].changed(drawn, lambda labels, chance=chance: _added(labels, chance.value))
+        lists[chance.key] = lists[chance.key].changed(drawn, _added, chance.value)
     refused_M = np.full(len(kept_M), -1, dtype=np.int16)
     for place, chance in enumerate(protocol.refusal):
         drawn = chance_draws(keys_M, protocol.seed, "refusal", chance)
-        lists[chance.key] = lists[chance.key].changed(drawn, lambda labels, chance=chance: _added(labels, chance.value))
+        lists[chance.key] = lists[chance.key].changed(drawn, _added, chance.value)
         refused_M[drawn & (refused_M < 0)] = place
         counts["refused"][str(chance)] = int(drawn.sum())
     records = None
     if protocol.transforms:
         records, counts["transformed"] = _transformed(columns, kept_M, lists, protocol)
-        lists = {key: CodedLists.of(record[key] for record in records) for key in lists}
+        lists = {key: CodedLists.of([record[key] for record in records]) for key in lists}
     counts["features_after"] = lists["features"].counts()
     return TransformedColumns(kept_M, lists["features"], lists["words"], refused_M, records, counts)
 
 
 def _transformed(
-    columns: RecordColumns, kept_M: np.ndarray, lists: dict[str, CodedLists], protocol: Protocol
-) -> tuple[list[Record], dict[str, int]]:
-    """Apply the named transforms to the kept records with their lists as they are now; count what each changed."""
-    records = []
-    for place, row in enumerate(kept_M.tolist()):
-        fields = {field: values[row] for field, values in columns.batch.items()}
-        records.append(Record(**fields) | {key: [*found[place]] for key, found in lists.items()})
+    columns: RecordColumns, kept_M: np.ndarray, lists: Mapping[str, CodedLists], protocol: Protocol
+) -> tuple[list[Row], dict[str, int]]:
+    """Apply the named transforms to the kept records with their current lists; count what each changed."""
+    records = [
+        columns.row(number) | {key: [*found[place]] for key, found in lists.items()}
+        for place, number in enumerate(kept_M.tolist())
+    ]
     counts: dict[str, int] = {}
     keys_M, names = columns.keys_N[kept_M], [step.name for step in protocol.transforms]
     for number, step in enumerate(protocol.transforms):
-        # The argument is no part of the purpose, so that drop_labels:0.2 drops what drop_labels:0.1 drops, and more.
+        # The argument is not in the purpose, so that drop_labels:0.2 drops what drop_labels:0.1 drops, and more.
         purpose = f"transform:{step.name}:{names[:number].count(step.name)}"
         draws = draw_integers(keys_M, protocol.seed, purpose).tolist()
         after = [_changed(step, record, draw) for record, draw in zip(records, draws, strict=True)]
@@ -199,27 +203,27 @@ def _transformed(
     return records, counts
 
 
-def _changed(step: TransformStep, record: Record, draw: int) -> Record:
-    """Return one record after one step; its function may change the record that it is given in place."""
+def _changed(step: TransformStep, record: Row, draw: int) -> Row:
+    """Return one record after one step, whose function may change its argument in place."""
     given = record | {"words": [*record["words"]], "features": [*record["features"]]}
-    after = step.transform.function(given, draw, *step.arguments)
+    after: Any = step.transform.function(given, draw, *step.arguments)
     if not isinstance(after, dict) or after.keys() != record.keys():
-        raise UsageError(f"--transform {step} does not return a record; return a dict with the fields it was given")
+        raise UsageError(f"--transform {step} does not return a record; return a dict with the fields of its argument")
     if not after["story"].strip():
-        raise UsageError(f"--transform {step} leaves no text of story {record['record_id']}; let it keep some")
+        raise UsageError(f"--transform {step} leaves no text of story {record['record_id']}; keep some text")
     after["features"] = [canonical_feature(feature) for feature in after["features"]]
     kept = ["record_id"] if step.changes_story else [field for field in record if field not in ("words", "features")]
     if changed := [field for field in kept if after[field] != record[field]]:
         raise UsageError(
             f"--transform {step} changes the field {changed[0]} of a record, which a transform of kind "
-            f"{step.transform.changes!r} keeps; correct the entry of TRANSFORMS or the function"
+            f"{step.transform.changes!r} must not; correct the entry in TRANSFORMS or the function"
         )
-    # Every record's story is stripped: evaluation strips texts, and they must be those that were trained on.
+    # Evaluation strips texts, and the texts it evaluates must be those trained on.
     return after | {"story": after["story"].strip()} if step.changes_story else after
 
 
 def filtered(columns: RecordColumns, conditions: Sequence[Condition]) -> np.ndarray:
-    """Say of each record, (N,), whether all conditions hold."""
+    """Return for each record, (N,), whether all conditions hold."""
     kept_N = np.ones(len(columns), dtype=bool)
     for condition in conditions:
         if condition.key == "length":
@@ -231,21 +235,20 @@ def filtered(columns: RecordColumns, conditions: Sequence[Condition]) -> np.ndar
 
 
 def chance_draws(keys_M: np.ndarray, seed: int, purpose: str, chance: Chance) -> np.ndarray:
-    """Say of each record, (M,), whether a condition's draw fell within its probability.
-
-    The probability is not part of the purpose: at a higher one the same records are drawn, and more.
-    """
+    """Return for each record, (M,), whether it is drawn; a higher probability draws the same records and more."""
     return draw_uniform(keys_M, seed, f"{purpose}:{chance.key}={chance.value}") < chance.probability
 
 
 def check_values(protocol: Protocol, words: Iterable[str], features: Iterable[str] = FEATURES) -> None:
-    """Refuse a value that no record has: a protocol on it would do nothing, or keep everything.
+    """Check the values that a protocol looks for.
 
     Raises:
-        UsageError: naming the value, the nearest one and those that exist.
+        UsageError: for a value that no record has, with the nearest value and those that exist.
     """
     known = {"features": set(features), "words": set(words)}
-    used = [(c.key, c.value, "--filtering") for c in protocol.filtering if c.key != "length"]
+    used: list[tuple[str, str, str]] = [
+        (c.key, c.value, "--filtering") for c in protocol.filtering if c.key != "length"
+    ]
     used += [(pair.key, pair.old, "--mix_match") for pair in protocol.mix_match]
     for key, value, flag in used:
         if value not in known[key]:
@@ -255,7 +258,7 @@ def check_values(protocol: Protocol, words: Iterable[str], features: Iterable[st
 
 
 def _replaced(labels: Labels, old: str, new: str) -> Labels:
-    """Put `new` in the place of `old`; a list that holds `new` already only loses `old`."""
+    """Replace `old` by `new`; from a list that has both, remove `old`."""
     return tuple(dict.fromkeys(new if label == old else label for label in labels))
 
 

@@ -1,9 +1,9 @@
-"""Composition: the tokens of a protocol's texts from those of their parts.
+"""Composition: the tokens of a protocol's texts, joined from those of their parts.
 
-Of each document a set stores the record's row, the code of its features, which refusal stands for its story, and the
+Of each document a set stores the record's row, the code of its features, the refusal that replaces its story, and the
 ids of its Words line where the protocol changed it.
 
-Shape suffixes: M = records of a set, L = the bodies Words, Summary, Sentence.
+Shape suffixes: M = records of a set, L = the lines of `BODIES`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,11 @@ from lm_trials.protocols.columns import LabelTable, RecordColumns, TransformedCo
 from lm_trials.protocols.instruction_stores import BODIES, InstructionStore
 from lm_trials.protocols.instructions import ORDERS, feature_names, line_bodies, refusal_story
 from lm_trials.protocols.protocols import LINES, Protocol
-from lm_trials.tokens.stores import TokenStore, document_marks, store_schema
+from lm_trials.tokens.stores import TokenStore, document_marks, num_ids_of, store_schema
 from lm_trials.tokens.tokenizers import batch_encoder, continuation
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
-
-
-def composed_schema(vocab_size: int) -> Features:
-    """Return the columns of a set: rows into the corpus's stores, and what the protocol changed of each."""
-    return Features(
-        {
-            "row": Value("int64"),
-            "features": Value("int32"),
-            "refused": Value("int16"),
-            "length": Value("int32"),
-            "num_bytes": Value("int32"),
-            # The ids of the Words line where the protocol changed it, none where not, null where it removed the line.
-            "words": store_schema(vocab_size)["input_ids"],
-        }
-    )
 
 
 class Line(NamedTuple):
@@ -49,16 +34,16 @@ class Line(NamedTuple):
 
 
 class Pieces:
-    """The parts of a text that belong to the protocol and not to a record: labels, feature lists, refusals.
+    """The parts of a text that do not depend on the record: labels, feature lists, refusals.
 
     Attributes:
-        first, next: ids of each label, where it opens the text and where it follows a newline.
-        refusals: ids of each refusal text, as they follow "Story:".
+        first, next: ids of each label at the start of the text, and after a newline.
+        refusals: ids of each refusal text, after "Story:".
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol, append_eos: bool) -> None:
         self.protocol = protocol
-        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.num_ids = num_ids_of(tokenizer)
         self.bos, self.eos = document_marks(tokenizer, append_eos)
         self._continue = continuation(tokenizer)
         labels = [f"{line}:" for line in (*LINES, "Story")]
@@ -72,13 +57,13 @@ class Pieces:
         self._feature_ids: dict[tuple[str, ...], list[int]] = {}
 
     def encode_words(self, lists: Sequence[Sequence[str]]) -> list[Line]:
-        """Encode what follows "Words:" for lists of words; an empty list has no line."""
+        """Encode the text after "Words:" for lists of words; an empty list has no line."""
         bodies = [line_bodies(words, "", "", "").get("Words") for words in lists]
         texts = ["" if body is None else f" {body}\n" for body in bodies]
         return [Line(ids, len(text.encode())) for ids, text in zip(self._continue(texts), texts, strict=True)]
 
     def feature_ids(self, labels: tuple[str, ...]) -> list[int]:
-        """Return the ids of what follows "Features:"."""
+        """Return the ids after "Features:"."""
         if labels not in self._feature_ids:
             (self._feature_ids[labels],) = self._continue([self._feature_text(labels)])
         return self._feature_ids[labels]
@@ -87,12 +72,12 @@ class Pieces:
         return f" {feature_names(labels, self.protocol.feature_style)}\n"
 
     def shown(self, order: int, present: Sequence[bool]) -> list[str]:
-        """Return the lines shown, in order, given which of Words, Summary and Sentence the record has."""
+        """Return the lines shown, in order, given which of `BODIES` the record has."""
         there = {"Features", *(line for line, has in zip(BODIES, present, strict=True) if has)}
         return [line for line in ORDERS[order] if line in there and line in self.protocol.instruction_subset]
 
     def _label_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and bytes of all labels of a text, by [order, which bodies are there as bits]."""
+        """Return tokens and bytes of all labels of a text, by [order, bits of the bodies that the record has]."""
         tokens = np.zeros((len(ORDERS), 8), dtype=np.int64)
         num_bytes = np.zeros_like(tokens)
         for order in range(len(ORDERS)):
@@ -112,7 +97,7 @@ class Pieces:
         refused_M: np.ndarray,
         words: Sequence[Line | None],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return tokens and UTF-8 bytes, (M,) each, of the texts that `SetStore` puts together."""
+        """Return tokens and UTF-8 bytes, (M,) each, of the texts that `SetStore` joins."""
         tokens_ML, bytes_ML = instructions.tokens_NL[rows_M].astype(np.int64), instructions.bytes_NL[rows_M]
         bytes_ML = bytes_ML.astype(np.int64)
         for row, line in enumerate(words):
@@ -140,36 +125,30 @@ class Pieces:
 
 
 class ComposedTexts:
-    """The rows of a set whose tokens are put together when they are read.
-
-    Attributes:
-        described: what its manifest says of the rows.
-    """
+    """The rows of a set whose tokens are joined when they are read."""
 
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
-        self.schema = composed_schema(pieces.vocab_size)
+        numbers = {"row": "int64", "features": "int32", "refused": "int16", "length": "int32", "num_bytes": "int32"}
+        # The ids of the Words line where the protocol changed it, empty where not, null where it removed the line.
+        words = store_schema(pieces.num_ids)["input_ids"]
+        self.schema = Features({**{name: Value(dtype) for name, dtype in numbers.items()}, "words": words})
         self._table = LabelTable()
 
     @property
     def described(self) -> dict[str, Any]:
-        """What the manifest says of the rows: the lists of features that the codes mean."""
+        """The lists of features of the codes, for the manifest."""
         return {"features": [list(labels) for labels in self._table]}
 
     def rows(
         self,
-        start: int,
         columns: RecordColumns,
         transformed: TransformedColumns,
         stories: TokenStore,
         instructions: InstructionStore,
     ) -> tuple[pa.RecordBatch, int]:
-        """Return rows of the records that a protocol kept of a chunk, and how many lack a sentence line to show.
-
-        Args:
-            start: row of the chunk's first record in the corpus.
-        """
-        rows_M = transformed.kept_M + start
+        """Return rows of the records that a protocol kept of a chunk, and how many lack a sentence line to show."""
+        rows_M = transformed.kept_M + columns.start
         codes = np.array([self._table[labels] for labels in transformed.features.table], dtype=np.int32)
         features_M = codes[transformed.features.codes_N]
         words = self._changed_words(columns, transformed)
@@ -186,7 +165,7 @@ class ComposedTexts:
         return pa.RecordBatch.from_arrays(batch, schema=arrow), int(without)
 
     def _changed_words(self, columns: RecordColumns, transformed: TransformedColumns) -> list[Line | None]:
-        """Return each kept record's Words line where the protocol changed its words, else None; [] if it cannot."""
+        """Return each kept record's Words line where the protocol changed its words, else None; [] if it never does."""
         if not self.pieces.protocol.changes("words"):
             return []
         before, after = columns.words.take(transformed.kept_M), transformed.words

@@ -6,9 +6,9 @@
     Sentence: The dragon said that he could stay
     Story: Once upon a time ...
 
-The first four come in an order drawn per record.  Mended here: a sentence is never empty (in the published code a
-third of those of two-sentence stories are), a story with no eligible sentence goes without that line instead of being
-dropped, and line breaks inside a summary become blanks instead of nothing.
+The order of the first four is drawn per record.  Unlike in the published code, a sentence is never empty (there a third
+of those of two-sentence stories are), a story without an eligible sentence is kept without that line, and line breaks
+inside a summary become spaces instead of nothing.
 
 Shape suffixes: N = records.
 """
@@ -30,41 +30,31 @@ ORDERS = tuple(itertools.permutations(LINES))
 STOPS = re.compile("[.!?]")
 
 
-def eligible_sentences(story: str) -> list[str]:
-    """Return the sentences that an instruction may show: no speech, not empty, on one line, without their full stop.
-
-    >>> eligible_sentences('One day, Tim ran. "Stop!" said Mom.\\nHe stopped. ')
-    ['One day, Tim ran', 'He stopped']
-    """
-    return [" ".join(piece.split()) for piece in _eligible_pieces(story)]
-
-
-def _eligible_pieces(story: str) -> list[str]:
-    pieces = STOPS.split(story)
-    return [p for p in pieces if p and '"' not in p and "“" not in p and "”" not in p and not p.isspace()]
-
-
 def chosen_sentence(story: str, draw: int) -> str:
-    """Return the sentence that a record's draw picks; empty where none is eligible."""
-    pieces = _eligible_pieces(story)
+    """Return the sentence that a record's draw picks, on one line, without its full stop; "" where none is eligible.
+
+    Eligible are sentences without speech that are not empty.
+
+    >>> chosen_sentence('One day, Tim ran. "Stop!" said Mom.\\nHe stopped. ', draw=1)
+    'He stopped'
+    """
+    pieces = STOPS.split(story)
+    pieces = [p for p in pieces if p and '"' not in p and "“" not in p and "”" not in p and not p.isspace()]
     return " ".join(pieces[draw % len(pieces)].split()) if pieces else ""
 
 
 def sentence_draws(keys_N: np.ndarray, seed: int) -> np.ndarray:
-    """Return the (N,) draws that pick a sentence; the same in every protocol of one seed."""
+    """Return the (N,) draws that pick a sentence, the same in every protocol with this seed."""
     return draw_integers(keys_N, seed, "sentence")
 
 
 def line_orders(keys_N: np.ndarray, seed: int) -> np.ndarray:
-    """Return for each record, (N,), its place in `ORDERS`; the same in every protocol of one seed.
-
-    A protocol that shows fewer lines shows them in the order that they have among all four.
-    """
+    """Return for each record, (N,), its place in `ORDERS`, the same in every protocol with this seed."""
     return (draw_integers(keys_N, seed, "order") % np.uint64(len(ORDERS))).astype(np.int8)
 
 
 def feature_names(features: Sequence[str], style: FeatureStyle) -> str:
-    """Write features out; `capitalized` is how the published models saw them.
+    """Return features as text; the published models were trained on `capitalized` names.
 
     >>> feature_names(["Dialogue", "BadEnding"], "capitalized")
     'Dialogue, Badending'
@@ -73,9 +63,9 @@ def feature_names(features: Sequence[str], style: FeatureStyle) -> str:
 
 
 def line_bodies(words: Sequence[str], features: str, summary: str, sentence: str) -> dict[str, str]:
-    """Return what stands after each label; a line without content is left out, except for features.
+    """Return the text after each label; a line without content is left out.
 
-    That a story has no features is something an instruction says; that its summary is not known is not.
+    A features line is kept: an empty one means that the story has no features, not that they are unknown.
     """
     bodies = {
         "Words": ", ".join(" ".join(word.split()) for word in words),
@@ -87,7 +77,7 @@ def line_bodies(words: Sequence[str], features: str, summary: str, sentence: str
 
 
 def render(bodies: dict[str, str], order: int, subset: Sequence[str], story: str) -> str:
-    """Put the lines in order and the story after them.
+    """Return the lines of `subset` in order, and the story after them.
 
     >>> text = render({"Words": "cat", "Features": ""}, order=len(ORDERS) - 1, subset=LINES, story="A cat sat.")
     >>> text.splitlines()
@@ -98,36 +88,33 @@ def render(bodies: dict[str, str], order: int, subset: Sequence[str], story: str
 
 
 def refusal_story(protocol: Protocol, place: int) -> str:
-    """Return the text that stands for the story where condition `place` of `--refusal` applies."""
+    """Return the text that replaces the story where condition `place` of `--refusal` applies."""
     return protocol.refusal_text.format(feature=protocol.refusal[place].value)
 
 
 def apply_protocol(batch: Mapping[str, list[Any]], protocol: Protocol) -> dict[str, list]:
-    """Turn a batch of records into the texts of one arm, for `datasets`' batched `map`.
+    """Return the texts of one arm for a batch of records, for `datasets`' batched `map`: see `render_columns`.
 
     Rows that the filter removes are not in the result, so `map` must drop the old columns
-    (`remove_columns=list(RECORD_SCHEMA)`).  Nothing depends on the batch: see `draws`.
-
-    Returns:
-        The columns of `render_columns`.
+    (`remove_columns=list(RECORD_SCHEMA)`).
     """
     columns = RecordColumns.of(batch)
     return render_columns(columns, transform_columns(columns, protocol), protocol)
 
 
 def render_columns(columns: RecordColumns, transformed: TransformedColumns, protocol: Protocol) -> dict[str, list]:
-    """Write out the texts of the records that a protocol kept.
+    """Return the texts of the records that a protocol kept.
 
     Returns:
-        record_id, text, prompt (the text up to "Story:"), story (or the refusal), words and features as the instruction
-        names them, refused.
+        record_id, text, prompt (the text up to "Story:"), story (or the refusal), words and features of the
+        instruction, refused.
     """
     sentences, orders = sentence_draws(columns.keys_N, protocol.seed), line_orders(columns.keys_N, protocol.seed)
     names = ("record_id", "text", "prompt", "story", "words", "features", "refused")
     rows = []
     for place, row in enumerate(transformed.kept_M.tolist()):
         refused = int(transformed.refused_M[place])
-        record = transformed.records[place] if transformed.records else {k: v[row] for k, v in columns.batch.items()}
+        record = transformed.records[place] if transformed.records else columns.row(row)
         words, features = transformed.words[place], transformed.features[place]
         bodies = line_bodies(
             words,

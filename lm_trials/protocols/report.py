@@ -1,4 +1,4 @@
-"""Set reports: what a protocol did to a corpus, in counts and examples."""
+"""Reports of protocol sets: counts and examples of what a protocol changed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,17 @@ SEARCHED = 2000
 
 @contextmanager
 def scratch_corpus(corpus: Path) -> Iterator[Path]:
-    """Give a stand-in for a corpus folder where stores can be made that nobody keeps, for `--dry_run`."""
+    """Yield a temporary copy of a corpus folder, with links to its content, for the stores of a `--dry_run`."""
     with TemporaryDirectory(prefix="lm_trials-dry-run-") as folder:
-        stand_in = Path(folder) / corpus.name
-        stand_in.mkdir()
+        copy = Path(folder) / corpus.name
+        copy.mkdir()
         for entry in corpus.iterdir():
-            (stand_in / entry.name).symlink_to(entry.resolve())
-        yield stand_in
+            (copy / entry.name).symlink_to(entry.resolve())
+        yield copy
 
 
 def changed_examples(corpus: Path, protocol: Protocol, count: int = 3) -> list[tuple[str, str]]:
-    """Return `count` texts of the train split without and with the protocol.
-
-    Texts that the protocol changed come first, then one that it leaves out, then others, in the order of the corpus.
-    """
+    """Return `count` texts of the train split without and with the protocol: changed ones first, and one left out."""
     plain = dataclasses.replace(protocol, filtering=(), mix_match=(), adversarial=(), refusal=(), transforms=())
     records = open_records(corpus, "train")
     batch = records[: min(SEARCHED, len(records))]
@@ -49,7 +46,7 @@ def changed_examples(corpus: Path, protocol: Protocol, count: int = 3) -> list[t
 
 
 def describe_set(name: str, manifest: dict[str, Any], corpus: Path) -> dict[str, Any]:
-    """Return everything that is said of a set: protocol, counts by split, proportion kept, examples."""
+    """Return the report of a set: protocol, counts by split, proportion kept, examples."""
     counts = manifest["counts"]
     examples = changed_examples(corpus, protocol_from_dict(manifest["protocol"]))
     return {
@@ -65,7 +62,7 @@ def describe_set(name: str, manifest: dict[str, Any], corpus: Path) -> dict[str,
 
 
 def show_set(report: dict[str, Any], examples: bool = True) -> None:
-    """Print a set's report: how it was made, what changed, features before and after, examples."""
+    """Print a set's report: protocol, changes, features before and after, examples."""
     protocol, counts = report["protocol"], report["counts"]
     steps = ("filtering", "mix_match", "adversarial", "refusal", "transforms")
     facts = {step: ", ".join(protocol[step]) for step in steps if protocol.get(step)}
@@ -74,11 +71,8 @@ def show_set(report: dict[str, Any], examples: bool = True) -> None:
         if not count.get("records"):
             facts[split] = "no stories"
             continue
-        changes = [
-            f"{sum(count[what].values()):,} {words}"
-            for what, words in (("relabelled", "relabelled"), ("added", "given a feature"), ("refused", "refused"))
-            if count[what]
-        ]
+        kinds = {"relabelled": "relabelled", "added": "given a feature", "refused": "refused"}
+        changes = [f"{sum(count[kind].values()):,} {words}" for kind, words in kinds.items() if count[kind]]
         changes += [f"{changed:,} changed by {step}" for step, changed in count.get("transformed", {}).items()]
         changes.append(f"{count['without_sentence']:,} without a sentence line")
         kept = f"{count['kept']:,} of {count['records']:,} kept ({count['kept'] / count['records']:.1%})"
@@ -93,11 +87,11 @@ def show_set(report: dict[str, Any], examples: bool = True) -> None:
     )
     if examples:
         pairs = [(example["before"], example["after"]) for example in report["examples"]]
-        show_pairs("three texts", ("without the protocol", "in the set"), pairs)
+        show_pairs("examples", ("without the protocol", "in the set"), pairs)
 
 
 def show_sets(reports: list[dict[str, Any]]) -> None:
-    """Print one row for each of several sets: stories kept, what changed, tokens of the train split."""
+    """Print one row for each of several sets: stories kept, changes, tokens of the train split."""
     rows = []
     kinds = {"relabelled": "relabelled", "added": "label added", "refused": "refused"}
     if any("transformed" in report["counts"]["train"] for report in reports):

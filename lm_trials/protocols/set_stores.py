@@ -1,4 +1,4 @@
-"""Set stores: the documents of a protocol's set, put together as they are read, behind a token store's interface."""
+"""Set stores: the documents of a protocol's set, joined as they are read, behind a token store's interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lm_trials.protocols.instruction_stores import BODIES, InstructionStore, ins
 from lm_trials.protocols.set_texts import resolve_set
 from lm_trials.protocols.sets import set_folder
 from lm_trials.protocols.whole_sets import WholeSetStore
-from lm_trials.stories.corpora import MANIFEST, load_splits, read_manifest
+from lm_trials.stories.arrow_files import load_splits
+from lm_trials.stories.corpora import MANIFEST, read_manifest
 from lm_trials.tokens.stores import TokenStore, store_folder
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -23,14 +24,11 @@ if TYPE_CHECKING:  # transformers takes a second to import
 class SetStore:
     """The texts of one split of a set as tokens: BOS, instruction lines, "Story:", story (or refusal).
 
-    It has what `TokenStore` has, so that blocks, training and evaluation take either.
-
     Attributes:
-        lengths_N: tokens of each document, BOS and EOS counted.
+        lengths_N: tokens of each document, with BOS and EOS.
         num_bytes_N: UTF-8 bytes of each text.
-        num_tokens: their sum.
         rows_N: row of each document in the corpus.
-        refused_N: place of the refusal that stands for the story, or -1.
+        refused_N: place of the refusal that replaces the story, or -1.
     """
 
     def __init__(self, folder: Path, split: str, pieces: Pieces, stories: TokenStore, lines: InstructionStore) -> None:
@@ -50,15 +48,15 @@ class SetStore:
         return len(self.lengths_N)
 
     def record_id(self, document: int) -> str:
-        """Return the name of the record that a document was made of."""
+        """Return the id of a document's record."""
         return self.stories.record_id(int(self.rows_N[document]))
 
     def features(self, document: int) -> tuple[str, ...]:
-        """Return the features that a document's instruction asks for."""
+        """Return the features of a document's instruction."""
         return self._feature_lists[self._features_N[document]]
 
     def prompt(self, document: int) -> np.ndarray:
-        """Return the ids up to and with "Story:", what a model is given to continue."""
+        """Return the ids up to and with "Story:"."""
         pieces, row = self.pieces, int(self.rows_N[document])
         bodies = self.lines.bodies(row)
         if self._words is not None:
@@ -77,7 +75,7 @@ class SetStore:
         return np.concatenate([*parts, labels["Story"]]).astype(np.int64)
 
     def continuation(self, document: int) -> np.ndarray:
-        """Return the ids that follow the prompt: the story, or the refusal that stands for it."""
+        """Return the ids after the prompt: the story, or the refusal that replaces it."""
         refused = int(self.refused_N[document])
         if refused >= 0:
             return np.array([*self.pieces.refusals[refused], *self.pieces.eos], dtype=np.int64)
@@ -94,8 +92,8 @@ def open_set(
     """Open one split of a prepared set.
 
     Raises:
-        UsageError: for a name that is no set, a set made with another tokenizer or from a corpus that has changed
-            since, or a split without a document.
+        UsageError: for a name that is no set, a set of another tokenizer or of a corpus that has changed, or an empty
+            split.
     """
     folder, corpus, protocol = resolve_set(name, data_cache_dir)
     tokens = set_folder(name, data_cache_dir, tokenizer, append_eos)
@@ -105,11 +103,11 @@ def open_set(
         if (other / MANIFEST).is_file():
             raise UsageError(
                 f"{name} was prepared {'without' if append_eos else 'with'} --append_eos; "
-                f"give --append_eos {not append_eos}, or prepare it so too: prepare_tinystories.py pretokenize"
+                f"give --append_eos {not append_eos}, or prepare it again with prepare_tinystories.py pretokenize"
             )
         raise UsageError(
-            f"{name} has no {tokens.name}, the tokens of this tokenizer (there: {there}); give the tokenizer that it "
-            "was prepared with, or prepare it with this one too: prepare_tinystories.py pretokenize"
+            f"{name} has no {tokens.name}, the tokens of this tokenizer (it has {there}); give the tokenizer that it "
+            "was prepared with, or prepare it with this one: prepare_tinystories.py pretokenize"
         )
     manifest = read_manifest(tokens)
     if not manifest["documents"].get(split):
@@ -121,5 +119,5 @@ def open_set(
         return WholeSetStore(load_splits(tokens)[split], manifest)
     stories = TokenStore.open(store_folder(corpus, tokenizer, append_eos), split)
     line_folder = instruction_folder(corpus, tokenizer, protocol.seed)
-    lines = InstructionStore(load_splits(line_folder)[split], read_manifest(line_folder))
+    lines = InstructionStore(line_folder, split)
     return SetStore(tokens, split, Pieces(tokenizer, protocol, append_eos), stories, lines)

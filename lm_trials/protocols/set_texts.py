@@ -17,13 +17,13 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class SetText:
-    """One document of a set: the whole text and its parts, as the protocol left them.
+    """One document of a set: the whole text and its parts, after the protocol.
 
     Attributes:
         prompt: the instruction lines and "Story:".
-        story: what follows it after a space; a refusal where one stands for the story.
-        words, features: as the instruction names them.
-        refused: whether a refusal stands for the story.
+        story: the text after the prompt and a space: the story or a refusal.
+        words, features: those of the instruction.
+        refused: whether a refusal replaces the story.
     """
 
     record_id: str
@@ -39,21 +39,20 @@ def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
     """Return a set's folder, its corpus's folder and its protocol.
 
     Raises:
-        UsageError: for a name that is no set, with the nearest and all there are; for a set whose corpus has changed or
-            gone since, or one of another version of a transform.
+        UsageError: for a name that is no set, or a set whose corpus or transforms have changed.
     """
     folder = data_cache_dir / name
     if not is_set(folder):
         known = [path.name for path in data_cache_dir.iterdir() if is_set(path)] if data_cache_dir.is_dir() else []
-        near = did_you_mean(name, known) if known else f"{data_cache_dir} has none; prepare_tinystories.py makes them"
-        raise UsageError(f"{name} is no prepared set; {near}")
+        near = did_you_mean(name, known) if known else f"{data_cache_dir} has none; prepare it with pretokenize"
+        raise UsageError(f"{name} is not a prepared set; {near}")
     manifest = read_manifest(folder)
     corpus = data_cache_dir / manifest["corpus"]["name"]
     current = manifest["protocol"]["version"] == VERSION and (corpus / "records").is_dir()
     if not current or describe_origin(corpus) != manifest["corpus"]:
         raise UsageError(
-            f"{name} was prepared from {manifest['corpus']['name']} as it was then, and that has changed or gone; "
-            f"remove {folder} and prepare it again"
+            f"{name} was prepared from an earlier {manifest['corpus']['name']}, which has changed or gone; remove "
+            f"{folder} and prepare it again"
         )
     protocol = protocol_from_dict(manifest["protocol"])
     if protocol.as_dict().get("transform_versions") != manifest["protocol"].get("transform_versions"):
@@ -68,7 +67,7 @@ def set_texts(name: str, data_cache_dir: Path, split: str) -> Iterator[SetText]:
     """Yield the documents of one split of a set, in the order of the corpus.
 
     Raises:
-        UsageError: as `resolve_set`, or for a split there is not.
+        UsageError: as `resolve_set`, or for a split that does not exist.
     """
     _, corpus, protocol = resolve_set(name, data_cache_dir)
     records = open_records(corpus, split)

@@ -1,9 +1,9 @@
-"""Sets: what a protocol makes of a corpus.
+"""Protocol sets: the result of a protocol on a corpus.
 
-Where the tokenizer allows it and the protocol changes labels alone, a set stores only what the protocol changed
-(`composition`).  Its tokens are put together when they are read, from the token store (stories), the instruction store
-(lines) and some dozens of ids of labels and features: the same ids as those of rendering the text and tokenising it.
-Other sets store their texts' tokens (`whole_sets`).  All sets of a call are made in one pass over the corpus.
+Where the tokenizer allows it and the protocol changes only labels, a set stores only the changes (`composition`).  Its
+tokens are joined when they are read, from the token store (stories), the instruction store (lines) and the ids of
+labels and features: the same ids as those of the rendered text.  Other sets store the tokens of their texts
+(`whole_sets`).  All sets of a call are made in one pass over the corpus.
 """
 
 from __future__ import annotations
@@ -23,40 +23,36 @@ from lm_trials.console import UsageError, progress
 from lm_trials.files import finished_folder, write_json
 from lm_trials.protocols.columns import CodedLists, RecordColumns, check_values, filtered, transform_columns
 from lm_trials.protocols.composition import ComposedTexts, Pieces
-from lm_trials.protocols.instruction_stores import InstructionStore, Watch, check_matches, composes, make_instructions
+from lm_trials.protocols.instruction_stores import InstructionStore, composes, make_instructions
 from lm_trials.protocols.protocols import Protocol
 from lm_trials.protocols.whole_sets import WholeTexts
-from lm_trials.stories.arrow_files import ArrowFile
-from lm_trials.stories.corpora import MANIFEST, load_splits, open_records, read_manifest, save_splits
+from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
+from lm_trials.stories.corpora import MANIFEST, open_records, read_manifest
 from lm_trials.stories.records import RECORD_SCHEMA, SPLITS
-from lm_trials.tokens.stores import TokenStore, make_store
+from lm_trials.tokens.stores import TokenStore, Watch, make_store
 from lm_trials.tokens.tokenizers import tokenizer_hash
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
-# Records of a chunk: of arrays alone, and where texts or records are in memory.
+# Records of a chunk: of arrays, and of texts in memory.
 CHUNK, TEXT_CHUNK = 50_000, 1000
 Stores = tuple[TokenStore, InstructionStore]
 
 
 def set_folder(name: str, data_cache_dir: Path, tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> Path:
-    """Return where the tokens of a set lie for this tokenizer."""
+    """Return the folder of a set's tokens for this tokenizer."""
     return data_cache_dir / name / f"tokens-{tokenizer_hash(tokenizer)}{'-eos' if append_eos else ''}"
 
 
 def is_set(folder: Path) -> bool:
-    """Say whether `folder` holds a set that a protocol made."""
+    """Return whether `folder` is a protocol set."""
     return (folder / MANIFEST).is_file() and "protocol" in read_manifest(folder)
 
 
 def set_progress(chunks: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-    """Show how far the stores and sets are; for `make_sets`."""
-
-    def counted(item: Any) -> int:
-        return len(item[1]) if isinstance(item, tuple) else item.num_rows
-
-    return progress(chunks, name, "stories", total, size=counted)
+    """Show the progress of stores and sets; for `make_sets`."""
+    return progress(chunks, name, "stories", total, size=len)
 
 
 def make_sets(
@@ -69,11 +65,11 @@ def make_sets(
 ) -> dict[str, dict[str, Any]]:
     """Make a set for each named protocol, all in one pass over the corpus; return their manifests by name.
 
-    Sets that are there already, made by the same protocol from the same corpus, stay as they are.
+    The protocols have one seed.  Existing sets of the same protocol and corpus stay as they are.
 
     Raises:
-        UsageError: for a value that no record has, a protocol that leaves no training story, protocols of different
-            seeds, or a name that another protocol has taken.
+        UsageError: for a value that no record has, a protocol that leaves no training story, or a name that another
+            protocol has taken.
     """
     (seed,) = {protocol.seed for protocol in protocols.values()}
     origin = describe_origin(corpus)
@@ -88,16 +84,15 @@ def make_sets(
     if composed:
         stories = load_splits(make_store(corpus, tokenizer, append_eos, watch))
         line_folder = make_instructions(corpus, tokenizer, seed, watch)
-        lines, described = load_splits(line_folder), read_manifest(line_folder)
-        for split in SPLITS:
-            stores[split] = TokenStore(stories[split], {}), InstructionStore(lines[split], described)
+        stores = {split: (TokenStore(stories[split], {}), InstructionStore(line_folder, split)) for split in SPLITS}
     with ExitStack() as stack:
         sets = []
         for name, protocol in missing.items():
-            if name in composed:
-                texts = ComposedTexts(Pieces(tokenizer, protocol, append_eos))
-            else:
-                texts = WholeTexts(tokenizer, protocol, append_eos)
+            texts = (
+                ComposedTexts(Pieces(tokenizer, protocol, append_eos))
+                if name in composed
+                else WholeTexts(tokenizer, protocol, append_eos)
+            )
             sets.append(UnfinishedSet(name, protocol, stack.enter_context(finished_folder(folders[name])), texts))
         for split in SPLITS if sets else ():
             _write_split(split, records[split], stores.get(split, ()), sets, watch)
@@ -112,11 +107,11 @@ def make_sets(
 
 
 def check_sets(corpus: Path, protocols: Mapping[str, Protocol], data_cache_dir: Path) -> None:
-    """Check all that can be known of sets before anything is tokenised or written.
+    """Check sets before anything is tokenized or written.
 
     Raises:
-        UsageError: for a corpus that is not there, a name that something else has, a value that no record has, or a
-            filter that leaves no training story.
+        UsageError: for a missing corpus, a name that is taken, a value that no record has, or a filter that leaves no
+            training story.
     """
     records = open_records(corpus)
     origin = describe_origin(corpus)
@@ -136,32 +131,28 @@ def check_sets(corpus: Path, protocols: Mapping[str, Protocol], data_cache_dir: 
 
 def _nothing_left(name: str, protocol: Protocol, total: int) -> str:
     conditions = _shown([str(condition) for condition in protocol.filtering])
-    return (
-        f"{name}: --filtering {conditions} leaves none of {total:,} training stories; give conditions that some story "
-        "meets"
-    )
+    return f"--filtering {conditions} leaves none of {total:,} training stories for {name}; give other conditions"
 
 
 def describe_origin(corpus: Path) -> dict[str, str]:
-    """Return what a set's manifest holds of its corpus; two that are equal hold the same records."""
+    """Return the name and content of a corpus for the manifest of a set."""
     return {"name": corpus.name, "content": read_manifest(corpus, "content")["content"]}
 
 
 def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None:
-    """Check that a set's name is not taken by something else.
+    """Check that a set's name is not taken.
 
     Raises:
-        UsageError: naming the first difference.
+        UsageError: with the first difference.
     """
     if not folder.exists():
         return
-    # A process that was killed may have left tokens whose set has no manifest yet; they say themselves what they are.
-    places = [folder, *(place for place in sorted(folder.glob("tokens-*")))]
-    described = [read_manifest(place) for place in places if is_set(place)]
+    # A killed process may have left tokens whose set has no manifest yet; they have a manifest of their own.
+    described = [read_manifest(place) for place in (folder, *sorted(folder.glob("tokens-*"))) if is_set(place)]
     if not described:
         if all(".unfinished-" in place.name for place in folder.iterdir()):
             return
-        raise UsageError(f"{folder} holds something else than a set; give another --dataset_name")
+        raise UsageError(f"{folder} exists and is not a protocol set; give another --dataset_name")
     found = described[0]["protocol"] | {"corpus": described[0]["corpus"]}
     wanted = protocol.as_dict() | {"corpus": origin}
     for key in dict.fromkeys([*wanted, *found]):  # only protocols with transforms have the key "transforms"
@@ -178,7 +169,7 @@ def _shown(value: Any) -> str:
 
 
 def _check_values(protocols: Iterable[Protocol], records: DatasetDict) -> None:
-    """Check that the values that protocols look for are in the corpus, with `check_values`."""
+    """Check that the corpus has the values that protocols look for, with `check_values`."""
 
     def values(key: str) -> set[str]:
         lists = (pa.compute.list_flatten(split.data.column(key)) for split in records.values())
@@ -192,7 +183,7 @@ def _check_values(protocols: Iterable[Protocol], records: DatasetDict) -> None:
 
 @dataclass
 class UnfinishedSet:
-    """A set that is being written: its folder, what makes its rows, and its counts by split."""
+    """A set that is being written: its folder, the maker of its rows, and its counts by split."""
 
     name: str
     protocol: Protocol
@@ -201,7 +192,7 @@ class UnfinishedSet:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, origin: dict[str, str], tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> None:
-        """Save the splits and write the manifest, after the check that something is left to train on.
+        """Save the splits and write the manifest.
 
         Raises:
             UsageError: if the protocol leaves no training story.
@@ -225,27 +216,28 @@ class UnfinishedSet:
 def _write_split(
     split: str, records: Dataset, stores: Stores | tuple[()], sets: list[UnfinishedSet], watch: Watch
 ) -> None:
-    if stores:
-        check_matches(*stores)
+    if stores and len(stores[0]) != len(stores[1]):  # one was made before the corpus changed
+        raise UsageError(
+            f"--corpus: the token store has {len(stores[0]):,} stories and the instruction store {len(stores[1]):,}; "
+            "remove the corpus's tokens-* and instructions-* folders and make the set again"
+        )
     with ExitStack() as stack:
         files = [stack.enter_context(ArrowFile(each.folder / f"{split}.arrow", each.texts.schema)) for each in sets]
         for each in sets:
             each.counts[split] = {"documents": 0, "tokens": 0}
         chunks = _chunks(records, stores[1] if stores else None, sets)
-        for start, columns in watch(chunks, len(records), f"{len(sets)} sets, {split}"):
+        for columns in watch(chunks, len(records), f"{len(sets)} sets, {split}"):
             for each, file in zip(sets, files, strict=True):
                 transformed = transform_columns(columns, each.protocol)
-                rows, without_sentence = each.texts.rows(start, columns, transformed, *stores)
+                rows, without_sentence = each.texts.rows(columns, transformed, *stores)
                 file.write_batch(rows)
                 counts = transformed.counts | {"without_sentence": without_sentence, "documents": rows.num_rows}
                 counts["tokens"] = int(rows.column("length").to_numpy().sum(dtype=np.int64))
                 _add_counts(each.counts[split], counts)
 
 
-def _chunks(
-    records: Dataset, lines: InstructionStore | None, sets: list[UnfinishedSet]
-) -> Iterator[tuple[int, RecordColumns]]:
-    """Yield the records of a split, with the row of the first, and with as much of them as the sets need."""
+def _chunks(records: Dataset, lines: InstructionStore | None, sets: list[UnfinishedSet]) -> Iterator[RecordColumns]:
+    """Yield the records of a split, with the fields that the sets need."""
     whole = any(each.protocol.transforms or isinstance(each.texts, WholeTexts) for each in sets)
     names = list(RECORD_SCHEMA) if whole else ["words"] if any(each.protocol.uses("words") for each in sets) else []
     size, read = TEXT_CHUNK if whole else CHUNK, records.select_columns(names)
@@ -253,23 +245,15 @@ def _chunks(
         part = slice(start, min(start + size, len(records)))
         batch = read[part] if names else {}
         if lines is None:
-            yield start, RecordColumns.of(batch)
+            yield RecordColumns.of(batch, start)
             continue
-        words = batch.get("words", [()] * (part.stop - start))
-        yield (
-            start,
-            RecordColumns(
-                lines.keys_N[part],
-                CodedLists(lines.features_N[part], lines.feature_lists),
-                CodedLists.of(words),
-                lines.story_chars_N[part],
-                batch if whole else None,
-            ),
-        )
+        features = CodedLists(lines.features_N[part], lines.feature_lists)
+        words = CodedLists.of(batch.get("words", [()] * (part.stop - start)))
+        yield RecordColumns(lines.keys_N[part], features, words, lines.story_chars_N[part], batch, start)
 
 
 def _add_counts(total: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Add counts to counts, also those one level down.
+    """Add counts to counts, nested ones too.
 
     >>> counts = {"kept": 1}
     >>> _add_counts(counts, {"kept": 2, "refused": {"Twist": 3}})

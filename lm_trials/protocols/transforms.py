@@ -1,9 +1,9 @@
-"""Transforms: changes to a record that a protocol names.  Each is one function and one entry of `TRANSFORMS`.
+"""Transforms: named changes to a record.  Each is one function and one entry of `TRANSFORMS`.
 
 `--transform NAME` or `NAME:ARGUMENT` applies them in the order given, after filter, mix_match, adversarial and refusal.
-A function takes the record as the earlier steps left it, and `draw`, a random integer below 2**64 that depends on the
-protocol's seed, the transform and the record id alone.  It returns the changed record.  Where it needs more random
-numbers, `random.Random(draw).random` gives the same ones on every machine.
+A function takes the record after the earlier steps, and `draw`, a random integer below 2**64 that depends only on the
+protocol's seed, the transform and the record id.  It returns the changed record.  For more random numbers,
+`random.Random(draw).random` gives the same ones on every machine.
 
 docs/extending.md shows how to add a transform.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # records imports datasets, and the help of `--transform` nee
 
 
 def shuffle_sentences(record: Record, draw: int) -> Record:
-    """Put the story's sentences in a random order; the blanks and line breaks between them stay where they are."""
+    """Put the story's sentences in a random order; the spaces and line breaks between them keep their places."""
     sentences = split_sentences(record["story"])
     return {**record, "story": _replaced(record["story"], _shuffled(sentences, random.Random(draw).random))}
 
@@ -42,7 +42,7 @@ def truncate_story(record: Record, draw: int, count: int) -> Record:
 
 
 def drop_labels(record: Record, draw: int, probability: float) -> Record:
-    """Drop each feature of the record with probability P; the story stays. A larger P drops the same ones and more."""
+    """Drop each feature of the record with probability P; a larger P drops the same features and more."""
     number = random.Random(draw).random
     return {**record, "features": [feature for feature in record["features"] if number() >= probability]}
 
@@ -58,7 +58,7 @@ def _spans(story: str, sentences: Iterable[str]) -> list[tuple[int, int]]:
 
 
 def _replaced(story: str, sentences: list[str]) -> str:
-    """Put other sentences in the places of a story's own."""
+    """Replace the sentences of a story by others."""
     text, end = "", 0
     for (start, next_end), sentence in zip(_spans(story, split_sentences(story)), sentences, strict=True):
         text += story[end:start] + sentence
@@ -96,8 +96,8 @@ class Transform:
         changes: `labels`: only `features` and `words` of the record.  The set then shares the corpus's tokens.
             `story`: any field but `record_id`.  The set's texts are then tokenized one by one.
         argument: the name of the argument in the help; empty for a transform without one.
-        parse: reads the text after the colon.  A `ValueError` says what is wrong with it.
-        version: to be raised when the function returns something else than before; sets of another version are refused.
+        parse: reads the text after the colon; raises a `ValueError` for a wrong one.
+        version: raise it when the results of the function change; sets of another version are refused.
     """
 
     function: Callable[..., Record]
@@ -117,7 +117,7 @@ TRANSFORMS: dict[str, Transform] = {
 
 @dataclass(frozen=True)
 class TransformStep:
-    """A transform as a protocol names it: `NAME` or `NAME:ARGUMENT`.
+    """A transform with its argument: `NAME` or `NAME:ARGUMENT`.
 
     >>> step = parse_transforms(["truncate_story:5"])[0]
     >>> str(step), step.arguments, step.transform.changes
@@ -137,16 +137,12 @@ class TransformStep:
 
     @property
     def changes_story(self) -> bool:
-        """Whether it may change more than labels."""
+        """Whether more than labels may change."""
         return self.transform.changes == "story"
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What the function takes after the record and the draw.
-
-        Raises:
-            ValueError: for an argument that the transform cannot read.
-        """
+        """The arguments of the function after the record and the draw; a ValueError for a malformed one."""
         return (self.transform.parse(self.argument),) if self.transform.argument else ()
 
 
@@ -154,18 +150,17 @@ def parse_transforms(texts: Iterable[str]) -> tuple[TransformStep, ...]:
     """Read the values of `--transform`.
 
     Raises:
-        UsageError: for an unknown name, an argument that is missing, superfluous or wrong, or the same step twice.
+        UsageError: for an unknown name, a missing, superfluous or malformed argument, or the same step twice.
     """
     steps: list[TransformStep] = []
     for text in texts:
         name, _, argument = text.partition(":")
         if name not in TRANSFORMS:
-            raise UsageError(f"--transform {text}: there is no transform {name}; {did_you_mean(name, TRANSFORMS)}")
+            raise UsageError(f"--transform {text}: {name} is not a transform; {did_you_mean(name, TRANSFORMS)}")
         step, usage = TransformStep(name, argument), usage_of(name)
         if bool(argument) != bool(step.transform.argument):
-            raise UsageError(
-                f"--transform {text}: {name} takes {'an' if ':' in usage else 'no'} argument; give {usage}"
-            )
+            takes = "an" if step.transform.argument else "no"
+            raise UsageError(f"--transform {text}: {name} takes {takes} argument; give {usage}")
         try:
             _ = step.arguments
         except ValueError as error:
@@ -177,7 +172,7 @@ def parse_transforms(texts: Iterable[str]) -> tuple[TransformStep, ...]:
 
 
 def usage_of(name: str) -> str:
-    """Return how a transform is written on the command line.
+    """Return the form of a transform on the command line.
 
     >>> usage_of("drop_labels"), usage_of("shuffle_words")
     ('drop_labels:P', 'shuffle_words')

@@ -1,8 +1,7 @@
-"""Whole sets: sets whose texts are tokenised whole, stored text by text.
+"""Whole sets: sets whose texts are tokenized whole, stored text by text.
 
-For tokenizers whose tokens cannot be put together from parts (GPT-2's byte-level BPE has other ids for a story's first
-word at the start of a text than after "Story:"), and for protocols that change the story.  Slower and larger, with the
-same interface and the same counts.
+For tokenizers whose tokens cannot be joined from parts (GPT-2's byte-level BPE has other ids for the first word of a
+text than after "Story:"), and for protocols that change the story.  Slower and larger than composed sets.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from datasets import Features, List, Value
 from lm_trials.protocols.columns import RecordColumns, TransformedColumns
 from lm_trials.protocols.instructions import render_columns
 from lm_trials.protocols.protocols import Protocol
-from lm_trials.tokens.stores import TokenStore, document_marks, encoded_batch, store_schema
+from lm_trials.tokens.stores import TokenStore, document_marks, encoded_batch, num_ids_of, store_schema
 from lm_trials.tokens.tokenizers import batch_encoder
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -25,23 +24,17 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 
 class WholeTexts:
-    """The rows of a set whose texts are tokenised whole: a token store's, where the story begins, and the features.
-
-    Attributes:
-        described: what its manifest says of the rows.
-    """
+    """The rows of a set whose texts are tokenized whole: a token store's, the prompt's length, and the features."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol, append_eos: bool) -> None:
         self.protocol = protocol
-        store = store_schema(max(tokenizer.get_vocab().values()) + 1)
+        self.described = {"whole": True}  # for the manifest
+        store = store_schema(num_ids_of(tokenizer))
         self.schema = Features({**store, "prompt_tokens": Value("int32"), "features": List(Value("string"))})
-        self.described = {"whole": True}
         self._store, self._encode = store.arrow_schema, batch_encoder(tokenizer)
         self._bos, self._eos = document_marks(tokenizer, append_eos)
 
-    def rows(
-        self, start: int, columns: RecordColumns, transformed: TransformedColumns, *_: Any
-    ) -> tuple[pa.RecordBatch, int]:
+    def rows(self, columns: RecordColumns, transformed: TransformedColumns, *_: Any) -> tuple[pa.RecordBatch, int]:
         """Return rows of the records that a protocol kept of a chunk, and how many lack a sentence line to show."""
         texts = render_columns(columns, transformed, self.protocol)
         names, written = (pa.chunked_array([pa.array(texts[key], pa.string())]) for key in ("record_id", "text"))
@@ -55,10 +48,10 @@ class WholeTexts:
 
 
 class WholeSetStore(TokenStore):
-    """A token store of whole texts that knows where each story begins."""
+    """A token store of whole texts, with the place where each story begins."""
 
     def features(self, document: int) -> tuple[str, ...]:
-        """Return the features that a document's instruction asks for."""
+        """Return the features of a document's instruction."""
         return tuple(self.dataset.data.column("features")[document].as_py())
 
     def prompt(self, document: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,12 @@ from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.corpora import MANIFEST, open_records, read_manifest
 from lm_trials.stories.records import SPLITS
-from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
+from lm_trials.tokens.tokenizers import Encoder, batch_encoder, tokenizer_hash
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
+Item = TypeVar("Item")
 ENCODE_BATCH = 1000
 Separator = Literal["bos", "eos", "none"]
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (batches, number of stories, name) -> batches
@@ -136,24 +137,29 @@ def opening_of(tokenizer: PreTrainedTokenizerBase, separator: Separator = "bos")
 def _encoded(
     records: Dataset, tokenizer: PreTrainedTokenizerBase, bos: list[int], eos: list[int], schema: Features
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a split; the next two are encoded in threads while one is laid out and written.
+    """Yield the batches of a split, encoded."""
+    columns = records.with_format("arrow").select_columns(["record_id", "story"])
+    batches = ((batch, batch["story"].to_pylist()) for batch in columns.iter(ENCODE_BATCH))
+    for batch, ids in encoded_ahead(batches, batch_encoder(tokenizer)):
+        yield encoded_batch(batch["record_id"], batch["story"], ids, bos, eos, schema.arrow_schema)
 
-    Encoding releases Python's lock, converting its ids to lists holds it, so a second batch keeps the cores busy.
+
+def encoded_ahead(
+    batches: Iterable[tuple[Item, list[str]]], encode: Encoder, ahead: int = 2
+) -> Iterator[tuple[Item, list[list[int]]]]:
+    """Yield each item with the ids of its texts, in order, while the texts of the next items are encoded in threads.
+
+    Encoding releases Python's lock, converting ids to lists holds it; two batches ahead keep the cores busy.
     """
-    encode = batch_encoder(tokenizer)
-    arrow_schema = schema.arrow_schema
-
-    def lay_out(batch: pa.Table, ids: Future[list[list[int]]]) -> pa.RecordBatch:
-        return encoded_batch(batch["record_id"], batch["story"], ids.result(), bos, eos, arrow_schema)
-
-    under_way: deque[tuple[pa.Table, Future[list[list[int]]]]] = deque()
-    with ThreadPoolExecutor(max_workers=2) as threads:
-        for batch in records.with_format("arrow").select_columns(["record_id", "story"]).iter(ENCODE_BATCH):
-            under_way.append((batch, threads.submit(encode, batch["story"].to_pylist())))
-            if len(under_way) > 2:
-                yield lay_out(*under_way.popleft())
-        while under_way:
-            yield lay_out(*under_way.popleft())
+    under_way: deque[tuple[Item, Future[list[list[int]]]]] = deque()
+    with ThreadPoolExecutor(max_workers=ahead) as threads:
+        for item, texts in batches:
+            under_way.append((item, threads.submit(encode, texts)))
+            if len(under_way) > ahead:
+                item, ids = under_way.popleft()
+                yield item, ids.result()
+        for item, ids in under_way:
+            yield item, ids.result()
 
 
 def encoded_batch(

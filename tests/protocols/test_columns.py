@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
 from lm_trials.protocols.columns import RecordColumns, check_values, transform_columns
-from lm_trials.protocols.instructions import LINES, apply_protocol, chosen_sentence, eligible_sentences
+from lm_trials.protocols.instructions import LINES, apply_protocol, chosen_sentence
 from lm_trials.protocols.protocols import deletion_recovery_protocols, parse_protocol
 from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.generator import generate_stories
@@ -224,7 +224,6 @@ def test_the_published_style_writes_only_the_first_letter_large():
     ],
 )
 def test_a_shown_sentence_is_whole_never_empty_and_no_speech(story, sentences):
-    assert eligible_sentences(story) == sentences
     assert {chosen_sentence(story, draw) for draw in range(30)} == set(sentences or [""])
 
 

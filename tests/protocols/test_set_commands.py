@@ -89,14 +89,14 @@ def test_a_dry_run_says_the_same_and_writes_nothing(data):
         (["--filtering", "words=zzzz"], "no record has words=zzzz"),
         (["--filtering", "length=100000"], "leaves none of"),
         (["--filtering", "features=Twist,features!=Twist"], "leaves none of"),
-        (["--refusal", "features=Twist:2"], "is no probability"),
+        (["--refusal", "features=Twist:2"], "is not a probability"),
         (["--dataset_name", "tiny"], "'tiny' is no name for a set"),
         (["--dataset_name", "../x"], "is no name for a set"),
         (["--transform", "truncate_story"], "truncate_story takes an argument; give truncate_story:N"),
         (["--dry_run"], "give one, as --filtering"),
         (["--filtering", "features=Twist", "--refusal_text", "No."], "without --refusal says nothing"),
-        (["--refusal", "features=Twist:1", "--refusal_text", "No."], "is no line that names the feature"),
-        (["--refusal", "features=Twist:1", "--refusal_text", "{feature}\nWords: x"], "is no line that names"),
+        (["--refusal", "features=Twist:1", "--refusal_text", "No."], "is not one line with {feature}"),
+        (["--refusal", "features=Twist:1", "--refusal_text", "{feature}\nWords: x"], "is not one line"),
         (["--filtering", "length=²"], "a length is a number of characters"),
         (["--filtering", "words=zzz/b"], "no record has words=zzz/b"),
         (["--dataset_name", "a,b"], "'a,b' is no name for a set"),
@@ -220,12 +220,12 @@ def test_a_set_of_another_tokenizer_or_an_older_corpus_is_refused(tmp_path, toke
     other = train_tokenizer([row["story"] for row in rows], vocab_size=500)
     with pytest.raises(UsageError, match=r"s has no tokens-.*the tokens of this tokenizer"):
         open_set("s", tmp_path, other, "train")
-    with pytest.raises(UsageError, match="t is no prepared set; valid: s"):
+    with pytest.raises(UsageError, match="t is not a prepared set; valid: s"):
         open_set("t", tmp_path, tokenizer, "train")
     manifest = read_manifest(tmp_path / "c")
     manifest["content"] = "2"
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="s was prepared from c as it was then, and that has changed"):
+    with pytest.raises(UsageError, match="s was prepared from an earlier c, which has changed"):
         open_set("s", tmp_path, tokenizer, "train")
 
 

@@ -173,7 +173,7 @@ def test_a_transform_changes_only_what_its_kind_may(monkeypatch, changes, field,
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["shufle_words"], "there is no transform shufle_words; did you mean shuffle_words?"),
+        (["shufle_words"], "shufle_words is not a transform; did you mean shuffle_words?"),
         (["shuffle_words:3"], "--transform shuffle_words:3: shuffle_words takes no argument; give shuffle_words"),
         (["truncate_story"], "truncate_story takes an argument; give truncate_story:N"),
         (["truncate_story:"], "truncate_story takes an argument; give truncate_story:N"),
