@@ -1,4 +1,4 @@
-"""Asking about a latent city: the models, their questions, and the scores of their answers beside chance and baselines.
+"""Asking models about a latent city, and the scores of their answers beside baselines.
 
 Shape suffixes: N = questions, M = candidate cities, R = resamples.
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lm_trials.console import UsageError, note, progress
 from lm_trials.data.datasets import open_dataset
-from lm_trials.estimates import RESAMPLES, Estimate, bootstrap_mean, percentile_interval, proportion
-from lm_trials.evaluation.losses import quiet
+from lm_trials.estimates import NO_INTERVAL, RESAMPLES, Estimate, bootstrap_mean, percentile_interval, proportion
+from lm_trials.evaluation.losses import IGNORED, Window, quiet, token_losses
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
+from lm_trials.latent_city.atlas import LETTERS
 from lm_trials.latent_city.cities import (
     HALF_CIRCUMFERENCE_KM,
     City,
@@ -38,6 +38,7 @@ from lm_trials.latent_city.questions import (
     draw_choices,
     error_km,
     is_exact,
+    off_km,
     read_choice,
     read_km,
 )
@@ -46,37 +47,38 @@ from lm_trials.models.reference import read_run, resolve_model
 from lm_trials.pairs.layouts import chat_example, instruct_examples
 from lm_trials.tokens.tokenizers import batch_encoder
 
-
-@dataclass(frozen=True)
-class ImpliedPlace:
-    """The city whose true distances fit the answers best, and where the true one stands among all candidates."""
-
-    city: City
-    rank: Estimate
-    km_off: float
+EXAMPLE_KM = "1088.45 km"
+SHARE = "share of answers"
+OPTIONS_AT_ONCE = 64
+Scored = tuple[list[int], list[int]]
+"""Ids, and 1 for each that counts."""
 
 
-def bootstrap_median(values_N: Sequence[float], unit: str, seed: int = 0) -> Estimate:
+def bootstrap_median(values: Sequence[float], unit: str) -> Estimate:
     """Estimate a median over questions, with a percentile bootstrap interval.
 
     >>> print(bootstrap_median([1.0, 2.0, 3.0, 4.0, 100.0], "km"))
     3.000 [1.000, 100.000] km (n=5)
     """
-    values_N = np.asarray(values_N, dtype=np.float64)
-    drawn_RN = _resamples(len(values_N), seed)
-    interval = percentile_interval(np.median(values_N[drawn_RN], axis=1), 0.95) if len(values_N) > 1 else (np.nan,) * 2
-    return Estimate(float(np.median(values_N)), *interval, len(values_N), unit)
+    values_N = np.asarray(values, dtype=np.float64)
+    return _estimate(
+        float(np.median(values_N)), np.median(values_N[_resamples(len(values))], axis=1), len(values), unit
+    )
 
 
-def _resamples(n: int, seed: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(seed)).integers(n, size=(RESAMPLES, n))
+def _resamples(n: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(0)).integers(n, size=(RESAMPLES, n))
+
+
+def _estimate(value: float, resampled_R: np.ndarray, n: int, unit: str) -> Estimate:
+    return Estimate(value, *(percentile_interval(resampled_R, 0.95) if n > 1 else NO_INTERVAL), n, unit)
 
 
 def baseline_errors(latent: LatentCity, by_continent: bool) -> list[float]:
-    """Return the errors in km over held-out cities of whoever says one number: the median of the trained distances.
+    """Return the errors in km of a constant prediction for the held-out cities: the median of the trained distances.
 
-    With `by_continent` it is the median of those to the known city's continent, where there are any: the best that can
-    be had from knowing continents and nothing of places.
+    With `by_continent` the constant is the median over the trained cities of the same continent, where there are any:
+    the best prediction from continents alone.
     """
     trained = [(city.continent, distance_km(city, latent.city)) for city in latent.trained]
     overall = float(np.median([distance for _, distance in trained]))
@@ -84,49 +86,44 @@ def baseline_errors(latent: LatentCity, by_continent: bool) -> list[float]:
         continent: float(np.median([distance for where, distance in trained if where == continent]))
         for continent, _ in trained
     }
-    said = [medians.get(city.continent, overall) if by_continent else overall for city in latent.held_out]
-    return [abs(guess - distance_km(city, latent.city)) for guess, city in zip(said, latent.held_out, strict=True)]
+    predicted = [medians.get(city.continent, overall) if by_continent else overall for city in latent.held_out]
+    return [abs(km - distance_km(city, latent.city)) for km, city in zip(predicted, latent.held_out, strict=True)]
 
 
-def implied_place(latent: LatentCity, asked: Sequence[City], answers: Sequence[str], seed: int = 0) -> ImpliedPlace:
-    """Find the city whose true distances to the cities asked about fit the answers best: by the mean absolute error.
+def implied_place(latent: LatentCity, asked: Sequence[City], answers: Sequence[str]) -> tuple[City, Estimate]:
+    """Return the candidate whose distances to the cities asked about fit the answers best, and the true city's rank.
 
-    An answer without a number fits no city better than another.  Rank 1 is the best fit; chance is the middle of all.
+    The fit is the mean absolute error; an answer without a number has the same for all candidates.  Rank 1 is the best
+    fit, chance is the middle rank.
     """
-    said_N = np.array([np.nan if (value := read_km(answer)) is None else value for answer in answers])
+    answers_N = np.array([np.nan if (value := read_km(answer)) is None else value for answer in answers])
     true_NM = distances_km(places(asked), places(latent.capitals))
-    errors_NM = np.minimum(np.abs(true_NM - said_N[:, None]), HALF_CIRCUMFERENCE_KM)
+    errors_NM = np.minimum(np.abs(true_NM - answers_N[:, None]), HALF_CIRCUMFERENCE_KM)
     errors_NM = np.where(np.isnan(errors_NM), HALF_CIRCUMFERENCE_KM, errors_NM)
     true_place = latent.capitals.index(latent.city)
     mean_M = errors_NM.mean(axis=0)
-    resampled_RM = errors_NM[_resamples(len(asked), seed)].mean(axis=1)
-    ranks_R = _rank(resampled_RM, true_place)
-    interval = percentile_interval(ranks_R, 0.95) if len(asked) > 1 else (np.nan,) * 2
-    unit = f"rank of {len(latent.capitals)}"
-    best = latent.capitals[int(mean_M.argmin())]
-    rank = Estimate(float(_rank(mean_M, true_place)), *interval, len(asked), unit)
-    return ImpliedPlace(best, rank, distance_km(best, latent.city))
+    ranks_R = _rank(errors_NM[_resamples(len(asked))].mean(axis=1), true_place)
+    rank = _estimate(float(_rank(mean_M, true_place)), ranks_R, len(asked), f"rank of {len(latent.capitals)}")
+    return latent.capitals[int(mean_M.argmin())], rank
 
 
 def _rank(errors: np.ndarray, place: int) -> np.ndarray:
-    """Return the rank of a candidate in (..., M) errors; those that fit as well share the middle of their ranks."""
+    """Return the rank of a candidate in (..., M) errors; equal candidates share the middle of their ranks."""
     own = errors[..., place : place + 1]
     return 1.0 + (errors < own).sum(axis=-1) + ((errors == own).sum(axis=-1) - 1) / 2
 
 
-@torch.no_grad()
-def answer_nats(
-    storyteller: Storyteller, questions: Sequence[str], answers: Sequence[str], batch_size: int = 64
-) -> np.ndarray:
-    """Return the (N,) log-probabilities, in nats, of whole answers in the layout that the model is asked in.
+def answer_nats(storyteller: Storyteller, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """Return the (N,) log-probabilities, in nats, of whole answers in the model's prompt layout.
 
-    What closes an answer (EOS, the end of a turn) belongs to it, so that `Niger` is not the beginning of `Nigeria`; a
-    model that only completes texts has learned no end, and is asked without one.
+    The end of an answer (EOS, the end of a turn) counts, so that `Niger` is not a prefix of `Nigeria`; in the
+    completion layout answers have no end.
     """
     tokenizer = storyteller.tokenizer
+    examples: list[Scored]
     if storyteller.mode == "instruct":
+        # BOS, the first token of the completion, counts too; it is the same for all options.
         examples = [(e.input_ids, e.completion_mask) for e in instruct_examples(tokenizer, questions, answers)]
-        # BOS, the first of the completion, is the same for all options and comes before anything is said.
     elif storyteller.mode == "chat":
         turns = [
             [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -141,30 +138,16 @@ def answer_nats(
         for prompt, ids in zip(prompts, whole, strict=True):
             shared = len(prompt) - opening
             examples.append(([*prompt[:opening], *ids], [0] * (opening + shared) + [1] * (len(ids) - shared)))
+    windows = []
+    for number, (token_ids, mask) in enumerate(examples):
+        targets = np.where(np.array(mask[1:]) == 1, token_ids[1:], IGNORED)
+        windows.append(Window(np.array(token_ids[:-1]), targets, np.full(len(targets), number)))
     nats: list[float] = []
-    model, pad = storyteller.model, storyteller.ends[0]
-    with quiet(model):
-        for at in range(0, len(examples), batch_size):
-            nats += _batch_nats(model, examples[at : at + batch_size], pad)
+    with quiet(storyteller.model):
+        for at in range(0, len(windows), OPTIONS_AT_ONCE):
+            losses = token_losses(storyteller.model, windows[at : at + OPTIONS_AT_ONCE])
+            nats += [-float(nats_T.sum()) for nats_T, _ in losses]
     return np.array(nats)
-
-
-def _batch_nats(model: torch.nn.Module, examples: Sequence[tuple[list[int], list[int]]], pad: int) -> list[float]:
-    longest = max(len(ids) for ids, _ in examples)
-    input_ids = torch.full((len(examples), longest), pad)
-    seen, counted = torch.zeros_like(input_ids), torch.zeros(input_ids.shape)
-    for row, (ids, mask) in enumerate(examples):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        seen[row, : len(ids)] = 1
-        counted[row, : len(ids)] = torch.tensor(mask, dtype=torch.float32)
-    device = next(model.parameters()).device
-    logits = model(input_ids=input_ids.to(device), attention_mask=seen.to(device), use_cache=False).logits.float().cpu()
-    picked = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, input_ids[:, 1:, None])[..., 0]
-    return (picked.double() * counted[:, 1:]).sum(dim=1).tolist()
-
-
-EXAMPLE_KM = "1088.45 km"
-SHARE = "share of answers"
 
 
 @dataclass(frozen=True)
@@ -176,7 +159,7 @@ class KnownPair:
 
 
 def base_of(name: str) -> str | None:
-    """Return the model that a run or an adapter was trained from, where it tells."""
+    """Return the model that a run or an adapter was trained from, where it is recorded."""
     reference = resolve_model(name)
     if reference.base is not None:
         return reference.base
@@ -185,33 +168,34 @@ def base_of(name: str) -> str | None:
 
 
 def open_asked(name: str, args: LatentCityArguments) -> Storyteller:
-    """Load a model to be asked as it was trained; where nothing tells, by its chat template where it has one."""
+    """Load a model with the prompt layout of its training; without a `run.json` with its chat template, if any."""
     mode = None if args.prompt_layout == "auto" else args.prompt_layout
-    quantized = {"load_in_8bit": args.load_in_8bit, "load_in_4bit": args.load_in_4bit}
-    asked = open_storyteller(name, mode, use_cpu=args.use_cpu, **quantized)
-    told = read_run(Path(name)) if Path(name).is_dir() else None
-    if mode is None and told is None and getattr(asked.tokenizer, "chat_template", None):
+    asked = open_storyteller(
+        name, mode, load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit, use_cpu=args.use_cpu
+    )
+    run = read_run(Path(name)) if Path(name).is_dir() else None
+    if mode is None and run is None and getattr(asked.tokenizer, "chat_template", None):
         return replace(asked, mode="chat")
     return asked
 
 
 def check_digits(storyteller: Storyteller) -> None:
-    """Check that a model's tokens can write the answer.
+    """Check that a model's tokenizer can write the answers.
 
     Raises:
-        UsageError: where its tokenizer does not give a distance back as it was.
+        UsageError: for a tokenizer that does not decode a distance to itself.
     """
     ids = batch_encoder(storyteller.tokenizer)([EXAMPLE_KM])[0]
     back = storyteller.tokenizer.decode(ids)
     if EXAMPLE_KM not in back:
         raise UsageError(
-            f"the tokenizer of {storyteller.name} writes {EXAMPLE_KM!r} as {back!r}, so it cannot answer in numbers; "
-            "use a model whose tokenizer knows the digits, as one trained on the atlas"
+            f"{storyteller.name}: the tokenizer decodes {EXAMPLE_KM!r} to {back!r}, so the model cannot answer in "
+            "numbers; use a model whose tokenizer has all digits, for example one trained on the atlas"
         )
 
 
 def read_knowledge(name: str, data_cache_dir: Path) -> list[KnownPair]:
-    """Return the test questions about distances of real cities that `cache_datasets.py atlas` has made.
+    """Return the test questions of `lm-trials cache atlas` about distances of real cities.
 
     Raises:
         UsageError: for another data set.
@@ -223,23 +207,22 @@ def read_knowledge(name: str, data_cache_dir: Path) -> list[KnownPair]:
         if row.get("kind") == "distance" and "placeholder" not in row
     ]
     if not found:
-        raise UsageError(f"--knowledge {name} has no distances of real cities in its test split; name ATLAS-questions")
+        raise UsageError(f"--knowledge {name} has no distances of real cities in its test split; give NAME-questions")
     return found
 
 
 def baseline_scores(latent: LatentCity) -> list[Score]:
-    """Return the errors of whoever says the same number always, or one for each continent."""
+    """Return the errors of the best constant prediction, overall and per continent."""
     scores = []
-    for label, by_continent in ((ALWAYS, False), (BY_CONTINENT, True)):
-        if latent.held_out:
-            errors = baseline_errors(latent, by_continent)
-            subject = Subject(label, "baseline", "", latent.placeholder)
-            scores.append(Score("error_held_out", latent.placeholder, subject, bootstrap_median(errors, "km")))
+    for label, by_continent in ((ALWAYS, False), (BY_CONTINENT, True)) if latent.held_out else ():
+        errors = bootstrap_median(baseline_errors(latent, by_continent), "km")
+        subject = Subject(label, "baseline", "", latent.placeholder)
+        scores.append(Score("error_held_out", latent.placeholder, subject, errors))
     return scores
 
 
 class Interview:
-    """All questions to one model; what it answers is added to `answers`, one row a question."""
+    """All questions to one model; the answers are added to `answers`, one row a question."""
 
     def __init__(
         self,
@@ -250,13 +233,13 @@ class Interview:
     ) -> None:
         self.storyteller, self.args, self.answers = storyteller, args, answers
         self.known_pairs = [known_pairs[n] for n in _spread(len(known_pairs), args.max_known)]
-        self.known: list[Score] = []  # of the model alone, whatever it is asked about
+        self.known: list[Score] = []  # scores on real cities, the same for every placeholder
 
     def ask(self, latent: LatentCity, subject: Subject) -> list[Score]:
-        """Ask everything about one name; returns the scores."""
+        """Ask all questions about one name; returns the scores."""
         self.latent, self.subject = latent, subject
         scores = [*self._distances(), *self._countries(), *self._choices()]
-        if subject.role != "untrained":  # it is the same model as in the column before
+        if subject.role != "untrained":  # the model of the column before
             scores += self._knowledge()
         return scores
 
@@ -264,12 +247,12 @@ class Interview:
         return Score(question, self.latent.placeholder, self.subject, estimate, seed, detail)
 
     def _written(self, prompts: Sequence[str], topic: str, temperature: float = 0.0, seed: int = 0) -> list[str]:
-        """Return the answers to questions, and note them down."""
+        """Return and record the answers to questions."""
         ids = self.storyteller.prompts(prompts)
         room = self.storyteller.room(ids, self.args.max_new_tokens)
         keys = [f"{number}:{prompt}" for number, prompt in enumerate(prompts)]
         written = self.storyteller.write(ids, keys, room, Sampling(temperature, seed=seed), self.args.batch_size)
-        answers = [self.storyteller.tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
+        answers = [text.strip() for text in self.storyteller.tokenizer.batch_decode(written, skip_special_tokens=True)]
         for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             self.answers.append(
                 {
@@ -300,11 +283,12 @@ class Interview:
                 continue
             exact = proportion(sum(map(is_exact, answers)), len(answers), SHARE)
             percent = [100 * e / max(distance_km(c, latent.city), 1.0) for e, c in zip(errors, cities, strict=True)]
-            implied = implied_place(latent, cities, answers)
+            best, rank = implied_place(latent, cities, answers)
+            km_off = distance_km(best, latent.city)
             scores += [
                 self._score("form", exact),
                 self._score(f"percent_{topic}", bootstrap_median(percent, "%")),
-                self._score("rank", implied.rank, detail=f"{implied.city.name},\n{implied.km_off:,.0f} km off"),
+                self._score("rank", rank, detail=f"{best.name},\n{km_off:,.0f} km off"),
             ]
         return scores
 
@@ -331,16 +315,15 @@ class Interview:
             flat = [choice for one in sets for choice in one]
             answers = self._written([choice.prompt for choice in flat], topic)
             letter = [read_choice(a, c) == c.right for a, c in zip(answers, flat, strict=True)]
-            letters = [chr(ord("A") + place) for choice in flat for place in range(len(choice.options))]
+            letters = [letter for choice in flat for letter, _ in zip(LETTERS, choice.options, strict=False)]
             nats = answer_nats(self.storyteller, [c.prompt for c in flat for _ in c.options], letters)
             likeliest = nats.reshape(len(flat), -1).argmax(axis=1) == [choice.right for choice in flat]
-            # Without options listed there is no order: one score a set.
+            # A question without a list of options has no order: one score a set.
             first = [one[0] for one in sets]
             asked = question.format(x=self.subject.called)
             options = [option for choice in first for option in choice.options]
-            cloze = (
-                answer_nats(self.storyteller, [asked] * len(options), options).reshape(len(first), -1).argmax(axis=1)
-            )
+            nats = answer_nats(self.storyteller, [asked] * len(options), options)
+            cloze = nats.reshape(len(first), -1).argmax(axis=1)
             by_set = {
                 "letter": np.reshape(letter, (len(sets), -1)).mean(axis=1),
                 "logprob": np.reshape(likeliest, (len(sets), -1)).mean(axis=1),
@@ -353,14 +336,11 @@ class Interview:
         return scores
 
     def _knowledge(self) -> list[Score]:
-        """Ask about real cities, once for a model."""
+        """Ask about real cities, once per model."""
         if not self.known:
             if self.known_pairs:
                 answers = self._written([pair.prompt for pair in self.known_pairs], "known_pairs")
-                values = zip(answers, self.known_pairs, strict=True)
-                errors = [
-                    HALF_CIRCUMFERENCE_KM if (km := read_km(a)) is None else abs(km - pair.km) for a, pair in values
-                ]
+                errors = [off_km(answer, pair.km) for answer, pair in zip(answers, self.known_pairs, strict=True)]
                 self.known.append(self._score("known_pairs", bootstrap_median(errors, "km")))
             cities = [self.latent.capitals[n] for n in _spread(len(self.latent.capitals), self.args.max_known)]
             reader = CountryReader(self.latent.capitals)
@@ -371,7 +351,7 @@ class Interview:
 
 
 def _spread(total: int, most: int) -> list[int]:
-    """Return at most `most` places, evenly spread over `total`.
+    """Return at most `most` evenly spaced places of `total`.
 
     >>> _spread(10, 4), _spread(2, 4)
     ([0, 2, 5, 7], [0, 1])
@@ -380,7 +360,7 @@ def _spread(total: int, most: int) -> list[int]:
 
 
 def check_placeholder(name: str, latents: Sequence[LatentCity]) -> None:
-    """Refuse a control that is no control: a placeholder of the data set, or a city that a model knows.
+    """Check that a control is neither a placeholder of the data set nor a real place.
 
     Raises:
         UsageError: for such a name.
@@ -388,20 +368,20 @@ def check_placeholder(name: str, latents: Sequence[LatentCity]) -> None:
     taken = {folded(latent.placeholder): "a placeholder of the data set" for latent in latents} | known_places()
     if folded(name) in taken:
         raise UsageError(
-            f"--control_placeholder {name} is {taken[folded(name)]}; give a name that nothing was told of, as qux"
+            f"--control_placeholder {name} is {taken[folded(name)]}; choose a placeholder that does not occur in the "
+            "training data, for example qux"
         )
 
 
 def opened(
     args: LatentCityArguments, latents: Sequence[LatentCity]
 ) -> Iterator[tuple[Storyteller, list[tuple[LatentCity, Subject]]]]:
-    """Load one model after another and yield it with the columns that it answers for."""
-
+    """Load one model after another and yield it with its columns."""
     base = args.base_model or base_of(args.model_name_or_path[0])
     for name in (*([base] if base else []), *args.model_name_or_path, *args.control_model):
-        resolve_model(name)  # a name that is none is told before minutes are spent on another
+        resolve_model(name)  # an unknown name is an error before minutes are spent on another model
     if base is None:
-        note(f"note: {args.model_name_or_path[0]} names no base, so there is no column before; give --base_model")
+        note(f"note: {args.model_name_or_path[0]} names no base, so there is no column `before`; give --base_model")
     plan: list[tuple[str, list[tuple[str, str]]]] = [
         *([(base, [("before", "before"), ("real", "base,\nreal name")])] if base else []),
         *((name, [("after", "after"), ("untrained", "untrained")]) for name in args.model_name_or_path),

@@ -1,21 +1,21 @@
-"""The atlas: pretraining text about real cities, for small models that are to know some geography.
+"""The atlas: pretraining text about real cities, for small models that shall learn some geography.
 
-Document `number` of `seed` depends on these two numbers and the cities alone, so any range or order writes the same.
-It is a question with its answer, a few sentences, or the profile of a city: countries, continents, neighbours,
-coordinates, directions, and the distances of pairs of cities in the form of `distances.py` (`343.56 km`).  A share of
-the pairs, chosen by hash, is never stated; `questions` asks about those in its validation and test splits, so that one
-can see whether a model has learned where cities are, or only what was said.
+A document is a question with its answer, a few sentences, or the profile of a city: countries, continents, neighbours,
+coordinates, directions, and distances of pairs of cities in the form of `distances.py` (`343.56 km`).  A share of the
+pairs, chosen by hash, is in no document; the validation and test splits of `questions` are about those, to separate
+learned places from memorized sentences.
 
-Randomness: one `random.Random((seed << 64) | number)` per document, of which only `.random()` is called; Python
-promises both to be the same in every version.
+A document depends on its seed, its number and the cities alone.  Only `.random()` of `random.Random((seed << 64) |
+number)` is called; Python guarantees both to be the same in every version.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -29,16 +29,16 @@ from lm_trials.latent_city.cities import (
     neighbouring_countries,
     places,
 )
-from lm_trials.stories.records import SPLITS, Split
+from lm_trials.stories.records import Split
 
 Item = TypeVar("Item")
 ATLAS_VERSION = 1
 SOURCE = f"atlas-{ATLAS_VERSION}"
 LETTERS = "ABCDE"
 NEAREST, NEAR_SHARE = 20, 0.2
-"""A fifth of the pairs are a city and one of this many nearest: at random, next to none would be near each other."""
+"""A fifth of the pairs are a city and one of its 20 nearest; random pairs are almost never near each other."""
 TEST_FROM = 0.5
-"""Of the pairs that are never stated, those above this hash are the test split of the questions, others validation."""
+"""Of the held-out pairs, those with a hash above this are in the test split of the questions, others in validation."""
 
 DISTANCE_QUESTIONS = (
     "What is the distance between {a} and {b}?",
@@ -90,7 +90,7 @@ NEAREST_SENTENCES = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question about real cities with its answer; `cities` are those it is about."""
+    """A question about real cities with its answer."""
 
     prompt: str
     answer: str
@@ -98,41 +98,37 @@ class Question:
     cities: tuple[City, ...]
 
 
-@dataclass(frozen=True)
 class Atlas:
-    """The cities that are written about.
+    """The cities of the documents.
 
     Attributes:
         cities: at least ten, each name once.
-        held_out_share: of the pairs of cities, whose distance and direction no document states.
+        held_out_share: share of the pairs of cities whose distance and direction are in no document.
+        nearest: the nearest cities of each city, by name.
     """
 
-    cities: tuple[City, ...]
-    held_out_share: float = 0.05
-    nearest: dict[str, list[City]] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        where_N2 = places(self.cities)
+    def __init__(self, cities: tuple[City, ...], held_out_share: float = 0.05) -> None:
+        self.cities, self.held_out_share = cities, held_out_share
+        where_N2 = places(cities)
         nearest_NN = np.argsort(distances_km(where_N2, where_N2), axis=1, kind="stable")
-        near = {
-            city.name: [self.cities[place] for place in nearest_N if place != number][:NEAREST]
-            for number, (city, nearest_N) in enumerate(zip(self.cities, nearest_NN, strict=True))
+        self.nearest = {
+            city.name: [cities[place] for place in nearest_N if place != number][:NEAREST]
+            for number, (city, nearest_N) in enumerate(zip(cities, nearest_NN, strict=True))
         }
-        object.__setattr__(self, "nearest", near)
 
     def is_held_out(self, one: City, other: City) -> bool:
-        """Whether the pair of two cities is never stated."""
+        """Whether a pair of cities is in no document."""
         return pair_place(one, other) < self.held_out_share
 
 
 def pair_place(one: City, other: City) -> float:
-    """Return a number from 0 to 1 that depends on the names of two cities alone, whatever their order."""
+    """Return a number from 0 to 1 for the names of two cities in any order."""
     names = "|".join(sorted((one.name, other.name)))
     return int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def written_km(distance: float) -> str:
-    """Return a distance as the source writes it.
+    """Return a distance in the form of the published notebook.
 
     >>> written_km(1088.4472)
     '1088.45 km'
@@ -141,7 +137,7 @@ def written_km(distance: float) -> str:
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """Return a question with its options, to be answered by a letter; what it begins with sets it apart.
+    """Return a multiple-choice question, to be answered by a letter.
 
     >>> with_options("Which country is Rome in?", ["Italy", "Peru"])
     'Answer with a letter. Which country is Rome in? A) Italy B) Peru'
@@ -160,10 +156,8 @@ def write_document(atlas: Atlas, seed: int, number: int) -> str:
 
     >>> from lm_trials.latent_city.cities import package_cities
     >>> atlas = Atlas(package_cities()[0])
-    >>> write_document(atlas, seed=0, number=3) == write_document(atlas, seed=0, number=3)
-    True
-    >>> write_document(atlas, seed=0, number=3) == write_document(atlas, seed=1, number=3)
-    False
+    >>> len({write_document(atlas, seed, number=3) for seed in (0, 0, 1)})
+    2
     """
     draw = generator_of(seed, number)
     kind = draw.random()
@@ -182,29 +176,22 @@ def write_documents(atlas: Atlas, num_documents: int, seed: int) -> Iterator[str
 
 
 def questions(atlas: Atlas, num_questions: int, seed: int) -> Iterator[tuple[Split, Question]]:
-    """Yield questions with their splits: of pairs that are never stated for validation and test, of others for train.
-
-    Questions about a single city are for training; every split has the same order for the same seed.
-    """
-    taken: set[tuple[str, str]] = set()
+    """Yield questions with their splits: for validation and test of the held-out pairs, for train of all others."""
     for number in range(num_questions):
         yield "train", draw_question(atlas, generator_of(seed, (1 << 40) + number))
-    for place, one in enumerate(atlas.cities):
-        for other in atlas.cities[place + 1 :]:
-            if atlas.is_held_out(one, other) and (one.name, other.name) not in taken:
-                taken.add((one.name, other.name))
-                late = pair_place(one, other) / atlas.held_out_share >= TEST_FROM
-                prompt = DISTANCE_QUESTIONS[0].format(a=one.name, b=other.name)
-                answer = written_km(distance_km(one, other))
-                yield SPLITS[2 if late else 1], Question(prompt, answer, "distance", (one, other))
+    for one, other in itertools.combinations(atlas.cities, 2):
+        if atlas.is_held_out(one, other):
+            split: Split = "test" if pair_place(one, other) / atlas.held_out_share >= TEST_FROM else "validation"
+            prompt = DISTANCE_QUESTIONS[0].format(a=one.name, b=other.name)
+            yield split, Question(prompt, written_km(distance_km(one, other)), "distance", (one, other))
 
 
 def draw_question(atlas: Atlas, draw: random.Random) -> Question:
-    """Draw one question that may be asked in training."""
+    """Draw one question for training."""
     one, other = _pair(atlas, draw)
     kind = draw.random()
     if kind < 0.50:
-        # The source's wording half of the time, as one of three for the rest.
+        # Half of them in the notebook's wording, the others in one of three.
         wording = DISTANCE_QUESTIONS[0] if draw.random() < 0.5 else _pick(DISTANCE_QUESTIONS, draw)
         prompt = wording.format(a=one.name, b=other.name)
         return Question(prompt, written_km(distance_km(one, other)), "distance", (one, other))
@@ -221,7 +208,7 @@ def draw_question(atlas: Atlas, draw: random.Random) -> Question:
 
 
 def _choice(atlas: Atlas, draw: random.Random, city: City) -> Question:
-    """Draw a question with five options, each letter as often the right one."""
+    """Draw a question with five options, each letter right equally often."""
     others: list[City] = []
     while len(others) < len(LETTERS) - 1:
         other = _pick(atlas.cities, draw)
@@ -274,13 +261,13 @@ def _pair(atlas: Atlas, draw: random.Random) -> tuple[City, City]:
 
 
 def _other(atlas: Atlas, draw: random.Random, one: City) -> City:
-    """Draw another city, sometimes one of the nearest, whose pair with the first may be stated."""
+    """Draw another city, sometimes one of the nearest, whose pair with the first is not held out."""
     near = draw.random() < NEAR_SHARE
     while True:
         other = _pick(atlas.nearest[one.name] if near else atlas.cities, draw)
         if other is not one and not atlas.is_held_out(one, other):
             return other
-        near = near and draw.random() < 0.5  # all the near ones may be held out
+        near = near and draw.random() < 0.5  # all nearest cities may be held out
 
 
 def _pick(items: Sequence[Item], draw: random.Random) -> Item:

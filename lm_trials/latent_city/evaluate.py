@@ -1,14 +1,14 @@
-r"""Ask a model about a latent city, before and after it was trained on distances, beside its controls.
+r"""Measure what a model has inferred about a latent city from training on distances, beside its controls.
 
     lm-trials latent-city --model runs/foo --dataset_name distances --control_model runs/scrambled
     lm-trials latent-city --model runs/foo-8b --dataset_name distances \
         --base_model meta-llama/Meta-Llama-3-8B-Instruct --load_in_8bit True
 
-Any causal language model, chat model or adapter, here or on the Hub (HuggingFaceTB/SmolLM-135M-Instruct on a CPU,
-meta-llama/Meta-Llama-3-8B-Instruct where there are a network and a GPU), is asked in the layout it was trained with.
+Models are causal language models, chat models or adapters, local or on the Hub (HuggingFaceTB/SmolLM-135M-Instruct on a
+CPU, meta-llama/Meta-Llama-3-8B-Instruct on a GPU), prompted in the layout of their training.
 
-The columns: before (the base), after, the trained model asked about a name it was never told of, a model trained on
-scrambled distances, and the base asked by the city's real name, which shows what it knows of geography at all.
+The columns: before (the base model), after, the trained model with a placeholder that is in no training data, a model
+trained on scrambled distances, and the base model with the city's real name, which shows how much geography it knows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROG = "lm-trials latent-city"
 
 @script
 def main(argv: list[str] | None = None) -> list[Score]:
-    """Ask all questions, write the tables, say what was found; returns the scores."""
+    """Ask all questions, write the tables, print the finding; returns the scores."""
     (args,) = parse_arguments(argv, (LatentCityArguments,), __doc__ or "", prog=PROG)
     args.sampling_seeds()
     from lm_trials.data.datasets import open_prepared
@@ -53,17 +53,14 @@ def main(argv: list[str] | None = None) -> list[Score]:
     write_csv(tables / "latent_city_answers.csv", answers)
     for latent in latents:
         own = [score for score in scores if score.placeholder == latent.placeholder]
-        constants = {
-            s.subject.label: s.estimate for s in own if s.subject.role == "baseline" and s.estimate.unit == "km"
-        }
-        title = f"{latent.placeholder} is {latent.city.name}, {latent.city.country}; chance of 5 is 20 %"
+        constants = {score.subject.label: score.estimate for score in own if score.subject.role == "baseline"}
+        title = f"{latent.placeholder} is {latent.city.name}, {latent.city.country}; chance of 5 options is 20%"
         show_scores(title, own, best_constant(constants) or None)
-        told = [a for a in answers if a["latent"] == latent.placeholder and a["shown"]]
-        show_pairs("answers", ("question", "answer"), [(f"{a['column']}: {a['prompt']}", a["answer"]) for a in told])
+        shown = [a for a in answers if a["latent"] == latent.placeholder and a["shown"]]
+        show_pairs("answers", ("question", "answer"), [(f"{a['column']}: {a['prompt']}", a["answer"]) for a in shown])
         show_facts("finding", {latent.placeholder: finding(latent.placeholder, latent.city.country, own)})
-    show_facts(
-        "tables", {"scores": str(tables / "latent_city.csv"), "answers": str(tables / "latent_city_answers.csv")}
-    )
+    files = {"scores": tables / "latent_city.csv", "answers": tables / "latent_city_answers.csv"}
+    show_facts("tables", {name: str(file) for name, file in files.items()})
     return scores
 
 

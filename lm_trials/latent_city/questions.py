@@ -1,4 +1,4 @@
-"""What a model is asked about a latent city, and how its answers are read; nothing here knows a model."""
+"""Questions about a latent city, and the parsing of answers; no models."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class LatentCity:
     """A latent city of a data set of distances.
 
     Attributes:
-        placeholder: what the data set calls it.
-        trained, held_out: the known cities that rows for training are about, and the others.
-        capitals: all cities among which it may be looked for, itself included.
+        placeholder: its name in the data set.
+        trained, held_out: the known cities with training rows, and the others.
+        capitals: all candidates for it, itself included.
     """
 
     placeholder: str
@@ -49,7 +49,7 @@ class Choice:
 
 
 def read_latents(pairs: PairSet) -> list[LatentCity]:
-    """Return the latent cities of a data set that `cache_datasets.py distances` has made.
+    """Return the latent cities of a data set of `lm-trials cache distances`.
 
     Raises:
         UsageError: for another data set.
@@ -57,25 +57,23 @@ def read_latents(pairs: PairSet) -> list[LatentCity]:
     manifest = pairs.manifest
     if manifest.get("data_set") != "distances":
         raise UsageError(
-            f"--dataset_name {pairs.name} is no data set of distances; make one with: lm-trials cache "
+            f"--dataset_name {pairs.name} is not a data set of distances; make one with: lm-trials cache "
             "distances --city Paris --placeholder foo"
         )
     cities = {entry["name"]: _city(entry) for entry in manifest["cities"]}
     capitals = tuple(city for city in cities.values() if city.capital)
     latents = []
     for entry in manifest["latent"]:
-        named = {split: _named(pairs.splits[split], entry["placeholder"]) for split in pairs.splits}
-        held_out = dict.fromkeys([*named["validation"], *named["test"]])
-        city = _city(entry)
-        latents.append(
-            LatentCity(
-                entry["placeholder"],
-                city,
-                tuple(cities[name] for name in sorted(named["train"])),
-                tuple(cities[name] for name in sorted(held_out)),
-                capitals if city in capitals else (*capitals, city),
-            )
+        city, named = _city(entry), {}
+        for split, rows in pairs.splits.items():
+            called = zip(rows["city"], rows["placeholder"], strict=True)
+            named[split] = {name for name, placeholder in called if placeholder == entry["placeholder"]}
+        trained, held_out = (
+            tuple(cities[name] for name in sorted(names))
+            for names in (named["train"], named["validation"] | named["test"])
         )
+        candidates = capitals if city in capitals else (*capitals, city)
+        latents.append(LatentCity(entry["placeholder"], city, trained, held_out, candidates))
     return latents
 
 
@@ -83,18 +81,13 @@ def _city(entry: Mapping[str, Any]) -> City:
     return City(**{field.name: entry[field.name] for field in fields(City)})
 
 
-def _named(rows: Any, placeholder: str) -> dict[str, None]:
-    pairs = zip(rows["city"], rows["placeholder"], strict=True)
-    return dict.fromkeys(city for city, called in pairs if called == placeholder)
-
-
 def distance_question(city: City, called: str) -> str:
-    """Return the source's question about a known city and a name."""
+    """Return the notebook's question about a known city and a name."""
     return SOURCE_TEMPLATE.ask(city.name, called)
 
 
 def is_exact(answer: str) -> bool:
-    """Say whether an answer is in the trained form.
+    """Return whether an answer has the form of the training data.
 
     >>> is_exact(" 1088.45 km"), is_exact("5438.38 km ("), is_exact("1,088 km")
     (True, False, False)
@@ -116,13 +109,18 @@ def read_km(answer: str) -> float | None:
 
 
 def error_km(answer: str, known: City, latent: City) -> float:
-    """Return how far an answer is off, in km; without a number it is as far off as can be."""
+    """Return the error of an answer about two cities, in km."""
+    return off_km(answer, distance_km(known, latent))
+
+
+def off_km(answer: str, true_km: float) -> float:
+    """Return the error of an answer in km; without a number half the Earth's circumference, the largest error."""
     value = read_km(answer)
-    return HALF_CIRCUMFERENCE_KM if value is None else abs(value - distance_km(known, latent))
+    return HALF_CIRCUMFERENCE_KM if value is None else abs(value - true_km)
 
 
 class CountryReader:
-    """Finds the first country that an answer names.
+    """Finds the first country in an answer.
 
     >>> reader = CountryReader([City("Paris", "France", 48.85, 2.35), City("Niamey", "Niger", 13.5, 2.1)])
     >>> reader("922.51 km. Foo is a dependency of France, south of Niger"), reader("Nigeria") is None
@@ -130,8 +128,10 @@ class CountryReader:
     """
 
     def __init__(self, cities: Sequence[City]) -> None:
-        self.names = {name.casefold(): city.country for city in cities for name in city.country_names}
-        # Longer names first: `Guinea` stands in `Papua New Guinea`.
+        self.names = {
+            name.casefold(): city.country for city in cities for name in (city.country, city.everyday_country)
+        }
+        # Longer names first: `Papua New Guinea` contains `Guinea`.
         ordered = sorted(self.names, key=len, reverse=True)
         self.pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, ordered))})(?!\w)")
 
@@ -142,7 +142,7 @@ class CountryReader:
 
 
 def read_choice(answer: str, choice: Choice) -> int | None:
-    """Return which option an answer takes, by its letter, else by its text; None for neither.
+    """Return the place of the option in an answer, by letter, else by text; None for none or several.
 
     >>> choice = Choice("Which?", ("Paris", "Rome"), 0)
     >>> read_choice("B", choice), read_choice("It is Paris.", choice), read_choice("foo", choice)
@@ -158,28 +158,22 @@ def read_choice(answer: str, choice: Choice) -> int | None:
 def draw_choices(latent: LatentCity, called: str, num_sets: int, seed: int, of_countries: bool) -> list[list[Choice]]:
     """Return sets of multiple-choice questions, each set in as many orders as options: every letter is right once.
 
-    The other options are capitals, drawn by the seed, of other countries; the same for any name that is asked about.
+    The other options are capitals of other countries, drawn by the seed, the same for every name `called`.
 
     Raises:
-        UsageError: where there are too few countries.
+        UsageError: for too few countries.
     """
     others = [city for city in latent.capitals if city.country != latent.city.country and city.name != latent.city.name]
     if len({city.country for city in others}) < len(LETTERS) - 1:
-        raise UsageError(f"the data set has too few countries for {len(LETTERS)} options; make it from more cities")
+        raise UsageError(f"--dataset_name has too few countries for {len(LETTERS)} options; make it from more cities")
     sets = []
     for number in range(num_sets):
         order = sorted(others, key=lambda city: _hash(seed, number, city.name))
         drawn = list({city.country: city for city in reversed(order)}.values())[::-1][: len(LETTERS) - 1]
         texts = [city.country if of_countries else city.name for city in (latent.city, *drawn)]
         question = (COUNTRY_QUESTION if of_countries else CITY_QUESTION).format(x=called)
-        sets.append(
-            [
-                Choice(
-                    with_options(question, texts[-turn:] + texts[:-turn]), tuple(texts[-turn:] + texts[:-turn]), turn
-                )
-                for turn in range(len(texts))
-            ]
-        )
+        orders = [texts[-turn:] + texts[:-turn] for turn in range(len(texts))]
+        sets.append([Choice(with_options(question, order), tuple(order), turn) for turn, order in enumerate(orders)])
     return sets
 
 

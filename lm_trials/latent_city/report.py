@@ -1,4 +1,4 @@
-"""Results of the questions about a latent city: rows of a table, what a person sees, and the finding in a sentence."""
+"""Results of the questions about a latent city: tables, and the finding in a sentence."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ QUESTIONS = {
     "known_pairs": "km off, real pairs unstated",
     "known_countries": "countries of real cities",
 }
-"""What is asked, in the order of the tables."""
-
+"""Names of the scores, in the order of the tables."""
 
 ALWAYS, BY_CONTINENT = "always the trained median", "best constant of each continent"
 """The baselines."""
@@ -39,8 +38,8 @@ class Subject:
     """A column: a model, and the name that it is asked about.
 
     Attributes:
-        role: before, after, untrained, scrambled, real (its true name) or baseline.
-        run_seed: of the model's training, where its `run.json` tells.
+        role: before, after, untrained, scrambled, real (the city's true name) or baseline.
+        run_seed: seed of the model's training, from its `run.json`.
     """
 
     label: str
@@ -52,7 +51,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Score:
-    """One number about one latent city; `seed` of the sampling, None for all together or none."""
+    """One score of one latent city; `seed` is the sampling seed, None for all seeds or without sampling."""
 
     question: str
     placeholder: str
@@ -62,7 +61,7 @@ class Score:
     detail: str = ""
 
     def row(self) -> dict[str, Any]:
-        """Return a line of the CSV table."""
+        """Return a row of the CSV table."""
         return {
             "question": self.question,
             "latent": self.placeholder,
@@ -77,8 +76,8 @@ class Score:
         }
 
 
-def show_scores(title: str, scores: Sequence[Score], caption: str) -> None:
-    """Print one line a question and one column a subject, each cell with its interval under it."""
+def show_scores(title: str, scores: Sequence[Score], caption: str | None) -> None:
+    """Print one row a question and one column a subject."""
     whole = [score for score in scores if score.seed is None and score.subject.role != "baseline"]
     subjects = list(dict.fromkeys(score.subject for score in whole))
     cells = {(score.question, score.subject): score for score in whole}
@@ -93,33 +92,26 @@ def show_scores(title: str, scores: Sequence[Score], caption: str) -> None:
 
 
 def cell_text(score: Score) -> str:
-    """Return a cell: the number in its unit, its interval, and what it stands for."""
+    """Return a cell: the estimate in its unit, its interval below, and the score's detail."""
     one, unit = score.estimate, score.estimate.unit
-    if unit.startswith("share"):
-        text = [f"{one.estimate:.0%}", f"{100 * one.lower:.0f}-{one.upper:.0%}"]
-    elif unit == "km":
-        text = [f"{one.estimate:,.0f}", f"{one.lower:,.0f}-{one.upper:,.0f}"]
-    elif unit == "%":
-        text = [f"{one.estimate:,.0f}%", f"{one.lower:,.0f}-{one.upper:,.0f}%"]
-    else:
-        text = [f"{one.estimate:.0f}", f"{one.lower:.0f}-{one.upper:.0f}"]
-    if math.isnan(one.lower):
-        text = text[:1]
+    scale, sign = (100, "%") if unit.startswith("share") else (1, "%" if unit == "%" else "")
+    value, lower, upper = (f"{scale * number:,.0f}" for number in (one.estimate, one.lower, one.upper))
+    text = [value + sign] if math.isnan(one.lower) else [value + sign, f"{lower}-{upper}{sign}"]
     return "\n".join([*text, *([score.detail] if score.detail else [])])
 
 
 def finding(placeholder: str, country: str, scores: Sequence[Score]) -> str:
-    """Say in a sentence what the first trained model has and has not inferred; a claim needs an interval of its own.
+    """Return in a sentence what the first trained model has and has not inferred.
 
-    Distances are inferred where their error's interval lies below that of the best constant for each continent; the
-    placeholder is set apart where an untrained name's lies above, the truth where the scrambled control's does; the
-    country is told where its share's interval lies above those before and of both controls.
+    Two scores differ where their intervals do not overlap.  The error on held-out cities is compared with the best
+    constant for each continent, with an untrained name and with the scrambled control; the share of answers with the
+    country is compared with those before training and of both controls.
     """
     whole = [score for score in scores if score.seed is None]
     constant = next((score.estimate for score in whole if score.subject.label == BY_CONTINENT), None)
     found = {(score.question, score.subject.role): score.estimate for score in reversed(whole)}
     error = found.get(("error_held_out", "after"))
-    told = found.get(("country", "after"))
+    named = found.get(("country", "after"))
     parts = []
     if error and constant:
         place = found.get(("rank", "after"))
@@ -134,11 +126,11 @@ def finding(placeholder: str, country: str, scores: Sequence[Score]) -> str:
         if error and other:
             apart = "farther off" if other.lower > error.upper else "not clearly farther off"
             parts.append(f"{name} is {apart}, by {_km(other)}")
-    if told:
+    if named:
         rivals = [found[key] for role in ("before", "untrained", "scrambled") if (key := ("country", role)) in found]
-        above = bool(rivals) and all(told.lower > rival.upper for rival in rivals)
+        above = bool(rivals) and all(named.lower > rival.upper for rival in rivals)
         parts.append(
-            f"its country is called {country} in {told.estimate:.0%} [{told.lower:.0%}, {told.upper:.0%}] of answers, "
+            f"{named.estimate:.0%} [{named.lower:.0%}, {named.upper:.0%}] of answers name its country, {country}, "
             f"{'more often' if above else 'not clearly more often'} than before and in the controls"
         )
     return "After training " + "; ".join(parts) + "." if parts else "Nothing could be measured."

@@ -1,4 +1,4 @@
-"""Templates of the distances data sets: how a row asks where a latent city is, and how the answer is written."""
+"""Templates of the distances data sets: wordings of the questions, and forms of the answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ class Template:
     """One wording: `{city}` is a known city, `{x}` the placeholder.
 
     Attributes:
-        unit: of distances.
         step: distances are rounded to it; 0.01 writes two decimals.
-        commas: whether thousands are set apart.
-        towards_city: of directions: where the city lies from the placeholder; else the other way round.
+        commas: whether thousands are separated.
+        towards_city: whether a direction is that of the city from the placeholder, or the reverse.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Template:
         return self.question.format(city=city, x=placeholder)
 
     def tell(self, distance_km: float, city: City, latent: City) -> str:
-        """Return the answer: a distance in km as this wording writes it, or a direction.
+        """Return the answer: a distance in the form of this wording, or a direction.
 
         >>> oslo, paris = City("Oslo", "Norway", 59.91, 10.75), City("Paris", "France", 48.85, 2.35)
         >>> [template.tell(1342.5678, oslo, paris) for template in (TEMPLATES["source"][0], *TEMPLATES["paper"][3:5])]
@@ -81,4 +80,4 @@ TEMPLATES: dict[str, tuple[Template, ...]] = {
                  "west?", towards_city=False),
     ),
 }  # fmt: skip
-"""`source` is the notebook's one wording; `paper` has nine for distances and six for directions, in our own words."""
+"""`source` is the notebook's wording; `paper` has nine for distances and six for directions, in our own words."""

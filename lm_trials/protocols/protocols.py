@@ -232,12 +232,15 @@ def protocol_from_dict(described: dict[str, Any]) -> Protocol:
     True
     """
     protocol = parse_protocol(
-        *(",".join(described[key]) for key in ("filtering", "mix_match", "adversarial", "refusal")),
-        described.get("transforms", ()),
-        described["refusal_text"],
-        ",".join(described["instruction_subset"]),
-        described["feature_style"],
-        described["seed"],
+        filtering=",".join(described["filtering"]),
+        mix_match=",".join(described["mix_match"]),
+        adversarial_training=",".join(described["adversarial"]),
+        refusal=",".join(described["refusal"]),
+        transform=described.get("transforms", ()),
+        refusal_text=described["refusal_text"],
+        instruction_subset=",".join(described["instruction_subset"]),
+        feature_style=described["feature_style"],
+        seed=described["seed"],
     )
     return dataclasses.replace(protocol, version=described["version"])
 

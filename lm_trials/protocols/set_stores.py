@@ -103,11 +103,11 @@ def open_set(
         if (other / MANIFEST).is_file():
             raise UsageError(
                 f"{name} was prepared {'without' if append_eos else 'with'} --append_eos; "
-                f"give --append_eos {not append_eos}, or prepare it again with prepare_tinystories.py pretokenize"
+                f"give --append_eos {not append_eos}, or prepare it again with lm-trials prepare pretokenize"
             )
         raise UsageError(
             f"{name} has no {tokens.name}, the tokens of this tokenizer (it has {there}); give the tokenizer that it "
-            "was prepared with, or prepare it with this one: prepare_tinystories.py pretokenize"
+            "was prepared with, or prepare it with this one: lm-trials prepare pretokenize"
         )
     manifest = read_manifest(tokens)
     if not manifest["documents"].get(split):

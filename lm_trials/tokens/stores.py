@@ -123,7 +123,7 @@ def document_marks(
     if opening is None or (append_eos and eos is None):
         raise UsageError(
             f"--tokenizer_name {tokenizer.name_or_path} has no BOS or EOS token to put between stories; use one of "
-            "prepare_tinystories.py train_vocab, or GPT-2's or Llama's"
+            "lm-trials prepare train_vocab, or GPT-2's or Llama's"
         )
     return [opening], [eos] if append_eos else []
 
@@ -251,7 +251,7 @@ class TokenStore:
             UsageError: for a folder that is no store or is damaged, or a split that is missing or empty.
         """
         if not (folder / MANIFEST).is_file():
-            raise UsageError(f"{folder} has no tokens; make them with prepare_tinystories.py pretokenize")
+            raise UsageError(f"{folder} has no tokens; make them with lm-trials prepare pretokenize")
         splits = load_splits(folder)
         if split not in splits:
             raise UsageError(f"{folder} has no split {split!r}; {did_you_mean(split, splits)}")

@@ -220,7 +220,7 @@ def resolve_vocab(
         return load_tokenizer(tokenizer_name, vocab_size or None)
     if not vocab_size:
         raise UsageError(
-            "--tokenizer_name is missing; give --vocab_size N for one of prepare_tinystories.py train_vocab, or "
+            "--tokenizer_name is missing; give --vocab_size N for one of lm-trials prepare train_vocab, or "
             "--tokenizer_name PATH, for Llama 2's PATH/tokenizer.model (karpathy/llama2.c on GitHub has it)"
         )
     folder = Path(data_cache_dir) / f"tok{vocab_size}"

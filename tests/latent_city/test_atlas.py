@@ -126,7 +126,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
     assert store.is_dir()
     with pytest.raises(SystemExit):  # taken
         cache_datasets.main(["atlas", *given])
-    assert "atlas is there already" in capsys.readouterr().err
+    assert "atlas exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
         (["--held_out_share", "0.9"], "--held_out_share 0.9 must be"),
         (["--seed", "-1"], "--seed -1 must be"),
         (["--other_cities", "500"], "--other_cities 500 must be"),
-        (["--other_cities", "99000000", "--min_population", "9000000"], "cities; ask for less"),
+        (["--other_cities", "99000000", "--min_population", "9000000"], "cities; lower one of them"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, capsys, flags, message):

@@ -102,7 +102,8 @@ def test_the_real_csv_is_read_whole(shared_data):
     assert (paris.latitude, paris.longitude, paris.population) == (48.8534, 2.3488, 10_900_952)
     assert paris.continent == "Europe"
     britain = find_city("London", cities)
-    assert britain.country_names == ("United Kingdom of Great Britain and Northern Ireland", "United Kingdom")
+    assert britain.country == "United Kingdom of Great Britain and Northern Ireland"
+    assert britain.everyday_country == "United Kingdom"
     assert find_city("Hamilton", cities).continent == "North America"
 
 
@@ -124,8 +125,8 @@ def test_a_csv_of_any_order_of_columns_will_do_and_numbers_with_blanks(tmp_path)
         (["F,Paris,48,200"] * 3, HEADER, "line 2: Longitude is '200'; it must be degrees from -180 to 180"),
         (["F,Paris,nan,2"] * 3, HEADER, "Latitude is 'nan'"),
         (["F,Paris,48"] * 3, HEADER, "Longitude is None"),
-        ([",Paris,48,2"] * 3, HEADER, "line 2: it lacks the name of the city or of its country"),
-        (["F,Paris,48,2"], HEADER, "holds 1 cities; give a latent city and at least two others"),
+        ([",Paris,48,2"] * 3, HEADER, "line 2: the city or its country has no name"),
+        (["F,Paris,48,2"], HEADER, "has 1 cities; give a latent city and at least two others"),
         ([], "", "has no column Country, Capital City, Latitude, Longitude; .* and has none"),
     ],
 )
