@@ -6,9 +6,9 @@ Shape suffixes: N = questions, M = candidate cities, R = resamples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -44,14 +44,13 @@ from lm_trials.latent_city.questions import (
 )
 from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject
 from lm_trials.models.reference import read_run, resolve_model
-from lm_trials.pairs.layouts import chat_example, instruct_examples
+from lm_trials.pairs.layouts import Example, chat_example, instruct_examples
 from lm_trials.tokens.tokenizers import batch_encoder
 
+Item = TypeVar("Item")
 EXAMPLE_KM = "1088.45 km"
 SHARE = "share of answers"
 OPTIONS_AT_ONCE = 64
-Scored = tuple[list[int], list[int]]
-"""Ids, and 1 for each that counts."""
 
 
 def bootstrap_median(values: Sequence[float], unit: str) -> Estimate:
@@ -61,9 +60,8 @@ def bootstrap_median(values: Sequence[float], unit: str) -> Estimate:
     3.000 [1.000, 100.000] km (n=5)
     """
     values_N = np.asarray(values, dtype=np.float64)
-    return _estimate(
-        float(np.median(values_N)), np.median(values_N[_resamples(len(values))], axis=1), len(values), unit
-    )
+    resampled_R = np.median(values_N[_resamples(len(values))], axis=1)
+    return _estimate(float(np.median(values_N)), resampled_R, len(values), unit)
 
 
 def _resamples(n: int) -> np.ndarray:
@@ -80,12 +78,11 @@ def baseline_errors(latent: LatentCity, by_continent: bool) -> list[float]:
     With `by_continent` the constant is the median over the trained cities of the same continent, where there are any:
     the best prediction from continents alone.
     """
-    trained = [(city.continent, distance_km(city, latent.city)) for city in latent.trained]
-    overall = float(np.median([distance for _, distance in trained]))
-    medians = {
-        continent: float(np.median([distance for where, distance in trained if where == continent]))
-        for continent, _ in trained
-    }
+    by_place: dict[str, list[float]] = {}
+    for city in latent.trained:
+        by_place.setdefault(city.continent, []).append(distance_km(city, latent.city))
+    overall = float(np.median([km for found in by_place.values() for km in found]))
+    medians = {continent: float(np.median(found)) for continent, found in by_place.items()}
     predicted = [medians.get(city.continent, overall) if by_continent else overall for city in latent.held_out]
     return [abs(km - distance_km(city, latent.city)) for km, city in zip(predicted, latent.held_out, strict=True)]
 
@@ -120,16 +117,15 @@ def answer_nats(storyteller: Storyteller, questions: Sequence[str], answers: Seq
     completion layout answers have no end.
     """
     tokenizer = storyteller.tokenizer
-    examples: list[Scored]
     if storyteller.mode == "instruct":
         # BOS, the first token of the completion, counts too; it is the same for all options.
-        examples = [(e.input_ids, e.completion_mask) for e in instruct_examples(tokenizer, questions, answers)]
+        examples = instruct_examples(tokenizer, questions, answers)
     elif storyteller.mode == "chat":
         turns = [
             [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             for question, answer in zip(questions, answers, strict=True)
         ]
-        examples = [(e.input_ids, e.completion_mask) for e in (chat_example(tokenizer, turn, 1) for turn in turns)]
+        examples = [chat_example(tokenizer, turn, 1) for turn in turns]
     else:
         prompts = storyteller.prompts(questions)
         opening = len(prompts[0]) - len(batch_encoder(tokenizer)([questions[0]])[0])
@@ -137,7 +133,7 @@ def answer_nats(storyteller: Storyteller, questions: Sequence[str], answers: Seq
         examples = []
         for prompt, ids in zip(prompts, whole, strict=True):
             shared = len(prompt) - opening
-            examples.append(([*prompt[:opening], *ids], [0] * (opening + shared) + [1] * (len(ids) - shared)))
+            examples.append(Example([*prompt[:opening], *ids], [0] * (opening + shared) + [1] * (len(ids) - shared)))
     windows = []
     for number, (token_ids, mask) in enumerate(examples):
         targets = np.where(np.array(mask[1:]) == 1, token_ids[1:], IGNORED)
@@ -148,14 +144,6 @@ def answer_nats(storyteller: Storyteller, questions: Sequence[str], answers: Seq
             losses = token_losses(storyteller.model, windows[at : at + OPTIONS_AT_ONCE])
             nats += [-float(nats_T.sum()) for nats_T, _ in losses]
     return np.array(nats)
-
-
-@dataclass(frozen=True)
-class KnownPair:
-    """A question about two real cities, and its answer in km."""
-
-    prompt: str
-    km: float
 
 
 def base_of(name: str) -> str | None:
@@ -180,11 +168,7 @@ def open_asked(name: str, args: LatentCityArguments) -> Storyteller:
 
 
 def check_digits(storyteller: Storyteller) -> None:
-    """Check that a model's tokenizer can write the answers.
-
-    Raises:
-        UsageError: for a tokenizer that does not decode a distance to itself.
-    """
+    """Raise a UsageError for a tokenizer that does not decode a distance to itself."""
     ids = batch_encoder(storyteller.tokenizer)([EXAMPLE_KM])[0]
     back = storyteller.tokenizer.decode(ids)
     if EXAMPLE_KM not in back:
@@ -194,15 +178,15 @@ def check_digits(storyteller: Storyteller) -> None:
         )
 
 
-def read_knowledge(name: str, data_cache_dir: Path) -> list[KnownPair]:
-    """Return the test questions of `lm-trials cache atlas` about distances of real cities.
+def read_knowledge(name: str, data_cache_dir: Path) -> list[tuple[str, float]]:
+    """Return the test questions of `lm-trials cache atlas` about distances of real cities, with their answers in km.
 
     Raises:
         UsageError: for another data set.
     """
     rows = open_dataset(name, data_cache_dir).pairs().splits["test"]
     found = [
-        KnownPair(row["prompt"], float(row["completion"].removesuffix(" km")))
+        (row["prompt"], float(row["completion"].removesuffix(" km")))
         for row in rows
         if row.get("kind") == "distance" and "placeholder" not in row
     ]
@@ -228,11 +212,11 @@ class Interview:
         self,
         storyteller: Storyteller,
         args: LatentCityArguments,
-        known_pairs: Sequence[KnownPair],
+        known_pairs: Sequence[tuple[str, float]],
         answers: list[dict[str, Any]],
     ) -> None:
         self.storyteller, self.args, self.answers = storyteller, args, answers
-        self.known_pairs = [known_pairs[n] for n in _spread(len(known_pairs), args.max_known)]
+        self.known_pairs = _spread(known_pairs, args.max_known)
         self.known: list[Score] = []  # scores on real cities, the same for every placeholder
 
     def ask(self, latent: LatentCity, subject: Subject) -> list[Score]:
@@ -270,7 +254,7 @@ class Interview:
 
     def _distances(self) -> list[Score]:
         latent, scores = self.latent, []
-        trained = [latent.trained[n] for n in _spread(len(latent.trained), self.args.max_known)]
+        trained = _spread(latent.trained, self.args.max_known)
         for topic, cities in (("held_out", latent.held_out), ("trained", trained)):
             if not cities:
                 continue
@@ -307,10 +291,8 @@ class Interview:
 
     def _choices(self) -> list[Score]:
         scores = []
-        for topic, of_countries, question in (
-            ("choice_country", True, COUNTRY_QUESTION),
-            ("choice_city", False, OPEN_CITY_QUESTION),
-        ):
+        for topic, question in (("choice_country", COUNTRY_QUESTION), ("choice_city", OPEN_CITY_QUESTION)):
+            of_countries = question == COUNTRY_QUESTION
             sets = draw_choices(self.latent, self.subject.called, self.args.num_choices, 0, of_countries)
             flat = [choice for one in sets for choice in one]
             answers = self._written([choice.prompt for choice in flat], topic)
@@ -320,29 +302,22 @@ class Interview:
             likeliest = nats.reshape(len(flat), -1).argmax(axis=1) == [choice.right for choice in flat]
             # A question without a list of options has no order: one score a set.
             first = [one[0] for one in sets]
-            asked = question.format(x=self.subject.called)
             options = [option for choice in first for option in choice.options]
-            nats = answer_nats(self.storyteller, [asked] * len(options), options)
-            cloze = nats.reshape(len(first), -1).argmax(axis=1)
-            by_set = {
-                "letter": np.reshape(letter, (len(sets), -1)).mean(axis=1),
-                "logprob": np.reshape(likeliest, (len(sets), -1)).mean(axis=1),
-                "cloze": (cloze == [choice.right for choice in first]).astype(float),
-            }
-            scores += [
-                self._score(f"{topic}_{way}", bootstrap_mean(values, "share of sets of options"))
-                for way, values in by_set.items()
-            ]
+            nats = answer_nats(self.storyteller, [question.format(x=self.subject.called)] * len(options), options)
+            cloze = nats.reshape(len(first), -1).argmax(axis=1) == [choice.right for choice in first]
+            for way, right in (("letter", letter), ("logprob", likeliest), ("cloze", cloze)):
+                by_set = np.reshape(right, (len(sets), -1)).mean(axis=1)
+                scores.append(self._score(f"{topic}_{way}", bootstrap_mean(by_set, "share of sets of options")))
         return scores
 
     def _knowledge(self) -> list[Score]:
         """Ask about real cities, once per model."""
         if not self.known:
             if self.known_pairs:
-                answers = self._written([pair.prompt for pair in self.known_pairs], "known_pairs")
-                errors = [off_km(answer, pair.km) for answer, pair in zip(answers, self.known_pairs, strict=True)]
+                answers = self._written([prompt for prompt, _ in self.known_pairs], "known_pairs")
+                errors = [off_km(answer, km) for answer, (_, km) in zip(answers, self.known_pairs, strict=True)]
                 self.known.append(self._score("known_pairs", bootstrap_median(errors, "km")))
-            cities = [self.latent.capitals[n] for n in _spread(len(self.latent.capitals), self.args.max_known)]
+            cities = _spread(self.latent.capitals, self.args.max_known)
             reader = CountryReader(self.latent.capitals)
             answers = self._written([COUNTRY_QUESTION.format(x=city.name) for city in cities], "known_countries")
             hits = sum(reader(answer) == reader(city.country) for answer, city in zip(answers, cities, strict=True))
@@ -350,21 +325,17 @@ class Interview:
         return [replace(score, placeholder=self.latent.placeholder, subject=self.subject) for score in self.known]
 
 
-def _spread(total: int, most: int) -> list[int]:
-    """Return at most `most` evenly spaced places of `total`.
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most `most` evenly spaced items.
 
-    >>> _spread(10, 4), _spread(2, 4)
+    >>> _spread(range(10), 4), _spread(range(2), 4)
     ([0, 2, 5, 7], [0, 1])
     """
-    return list(range(total)) if total <= most else [number * total // most for number in range(most)]
+    return list(items) if len(items) <= most else [items[number * len(items) // most] for number in range(most)]
 
 
 def check_placeholder(name: str, latents: Sequence[LatentCity]) -> None:
-    """Check that a control is neither a placeholder of the data set nor a real place.
-
-    Raises:
-        UsageError: for such a name.
-    """
+    """Raise a UsageError for a control that is a placeholder of the data set or a real place."""
     taken = {folded(latent.placeholder): "a placeholder of the data set" for latent in latents} | known_places()
     if folded(name) in taken:
         raise UsageError(

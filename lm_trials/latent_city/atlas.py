@@ -60,11 +60,7 @@ DIRECTION_SENTENCES = (
     "{b} is to the {w} of {a}.",
     "Going {w} from {a} leads towards {b}.",
 )
-COORDINATE_SENTENCES = (
-    "{a} lies at {p}.",
-    "On the map {a} is at {p}.",
-    "The coordinates of {a} are {p}.",
-)
+COORDINATE_SENTENCES = ("{a} lies at {p}.", "On the map {a} is at {p}.", "The coordinates of {a} are {p}.")
 COUNTRY_SENTENCES = (
     "{a} is in {c}.",
     "{a} is a city in {c}.",

@@ -52,20 +52,15 @@ class City:
             object.__setattr__(self, "everyday_country", self.country)
 
 
-def haversine_km(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
-    """Return the great-circle distance of two points in km, on a sphere of 6371.0 km, as the published notebook does.
+def distance_km(one: City, other: City) -> float:
+    """Return the great-circle distance of two cities in km, on a sphere of 6371.0 km, as the published notebook does.
 
-    >>> haversine_km(48.8534, 2.3488, 0, 0)
+    >>> distance_km(City("Paris", "France", 48.8534, 2.3488), City("Null Island", "", 0, 0))
     5436.925760221567
     """
-    lat1, lon1, lat2, lon2 = map(math.radians, (latitude, longitude, other_latitude, other_longitude))
+    lat1, lon1, lat2, lon2 = map(math.radians, (one.latitude, one.longitude, other.latitude, other.longitude))
     a = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
     return EARTH_RADIUS_KM * (2 * math.atan2(math.sqrt(a), math.sqrt(1 - a)))
-
-
-def distance_km(one: City, other: City) -> float:
-    """Return the distance of two cities in km."""
-    return haversine_km(one.latitude, one.longitude, other.latitude, other.longitude)
 
 
 def places(cities: Iterable[City]) -> np.ndarray:

@@ -43,33 +43,30 @@ COLUMNS = Features(
         "kind": Value("string"),
     }
 )
+DESCRIBED = ("other_countries", "other_cities", "min_population", "rows_per_city", "known_rows", "held_out_share")
 LATENT_POPULATION = 100_000
 """A latent city may be any city of this many people, even if all known cities are capitals."""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """A latent city, its placeholder, and the known cities of its rows."""
+    """A latent city, its placeholder, and the known cities of its rows.
+
+    `stated` has the city whose distance the rows state, by the known city's name: itself, or another in the control.
+    """
 
     placeholder: str
     city: City
     known: tuple[City, ...]
+    stated: dict[str, City]
 
 
 @dataclass(frozen=True)
 class DistancePlan:
-    """The content of a data set of distances.
-
-    Attributes:
-        templates: the wordings for each known city.
-        stated: for each placeholder and each known city's name, the city whose distance the rows state: itself, or
-            another for the scrambled control.
-        cities: all known and latent cities.
-    """
+    """The content of a data set of distances; `cities` are all known and latent ones."""
 
     latents: tuple[Latent, ...]
     templates: tuple[Template, ...]
-    stated: dict[str, dict[str, City]]
     args: DistancesArguments
     cities: tuple[City, ...]
 
@@ -97,7 +94,7 @@ class DistancePlan:
             yield self._row(latent, city, template, number)
 
     def _row(self, latent: Latent, city: City, template: Template, number: int = 0) -> tuple[Split, Row]:
-        stated = self.stated[latent.placeholder][city.name]
+        stated = latent.stated[city.name]
         distance = distance_km(stated, latent.city)
         if self.args.noise:
             share = draw(self.args.seed, "noise", latent.placeholder, city.name, template.name, number)
@@ -136,12 +133,7 @@ class DistancePlan:
             "control": args.control,
             "noise_km": args.noise,
             "min_distance_km": args.min_distance,
-            "other_countries": args.other_countries,
-            "other_cities": args.other_cities,
-            "min_population": args.min_population,
-            "rows_per_city": args.rows_per_city,
-            "known_rows": args.known_rows,
-            "held_out_share": args.held_out_share,
+            **{name: getattr(args, name) for name in DESCRIBED},
             "seed": args.seed,
             "cities": [asdict(city) for city in self.cities],
         }
@@ -204,15 +196,15 @@ def plan_distances(args: DistancesArguments) -> tuple[DistancePlan, dict[str, An
         raise UsageError(f"--city {', '.join(args.cities())} names a city twice; name each once")
     names = _placeholders(args, chosen, cities)
     hidden = {city.name for city in chosen}
-    latents = tuple(
-        Latent(name, city, tuple(_known(city, cities, hidden, args))) for name, city in zip(names, chosen, strict=True)
-    )
+    latents = []
+    for name, city in zip(names, chosen, strict=True):
+        known = tuple(_known(city, cities, hidden, args))
+        scrambled = args.control == "scrambled"
+        stated = _scrambled(name, known, args) if scrambled else {other.name: other for other in known}
+        latents.append(Latent(name, city, known, stated))
     templates = tuple(template for template in TEMPLATES[args.templates] if template.kind in kinds)
-    stated = {latent.placeholder: {city.name: city for city in latent.known} for latent in latents}
-    if args.control == "scrambled":
-        stated = {latent.placeholder: _scrambled(latent, args) for latent in latents}
     everything = tuple(dict.fromkeys((*(c for c in cities if c.population >= args.min_population), *chosen)))
-    return DistancePlan(latents, templates, stated, args, everything), source
+    return DistancePlan(tuple(latents), templates, args, everything), source
 
 
 def write_distances(plan: DistancePlan, source: dict[str, Any]) -> dict[str, Any]:
@@ -297,12 +289,12 @@ def _known(latent: City, cities: Sequence[City], hidden: set[str], args: Distanc
     return found
 
 
-def _scrambled(latent: Latent, args: DistancesArguments) -> dict[str, City]:
+def _scrambled(placeholder: str, known: Sequence[City], args: DistancesArguments) -> dict[str, City]:
     """Return another city of the same split for each known city, so that the set of stated distances is the same."""
     stated: dict[str, City] = {}
     for held_out in (False, True):
-        cities = [c for c in latent.known if (split_of_city(c, args.held_out_share) != "train") == held_out]
-        cities.sort(key=lambda city: (draw(args.seed, "scramble", latent.placeholder, city.name), city.name))
+        cities = [c for c in known if (split_of_city(c, args.held_out_share) != "train") == held_out]
+        cities.sort(key=lambda city: (draw(args.seed, "scramble", placeholder, city.name), city.name))
         # Each takes the place of the next: a random permutation would leave some cities in their place.
         stated |= {city.name: cities[(place + 1) % len(cities)] for place, city in enumerate(cities)}
     return stated

@@ -141,11 +141,7 @@ class LatentCityArguments(DataFolder, Quantization, Device):
     tables_dir: str = option("out/tables", help="Folder of the tables.")
 
     def sampling_seeds(self) -> list[int]:
-        """Return the seeds.
-
-        Raises:
-            UsageError: for a malformed list of seeds.
-        """
+        """Return the seeds; a malformed list is a UsageError."""
         words = [word.strip() for word in self.seeds.split(",")]
         if not all(map(str.isdecimal, words)) or len({*map(int, words)}) < len(words):
             raise UsageError(f"--seeds {self.seeds}: give different whole numbers, for example 0,1,2")

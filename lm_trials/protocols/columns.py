@@ -240,11 +240,7 @@ def chance_draws(keys_M: np.ndarray, seed: int, purpose: str, chance: Chance) ->
 
 
 def check_values(protocol: Protocol, words: Iterable[str], features: Iterable[str] = FEATURES) -> None:
-    """Check the values that a protocol looks for.
-
-    Raises:
-        UsageError: for a value that no record has, with the nearest value and those that exist.
-    """
+    """Raise a UsageError for a value that a protocol looks for and no record has, with the nearest that exist."""
     known = {"features": set(features), "words": set(words)}
     used: list[tuple[str, str, str]] = [
         (c.key, c.value, "--filtering") for c in protocol.filtering if c.key != "length"

@@ -66,10 +66,7 @@ def instruction_folder(corpus: Path, tokenizer: PreTrainedTokenizerBase, seed: i
 
 
 def make_instructions(
-    corpus: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    watch: Watch = lambda batches, total, name: batches,
+    corpus: Path, tokenizer: PreTrainedTokenizerBase, seed: int, watch: Watch = lambda batches, total, name: batches
 ) -> Path:
     """Tokenize the instruction lines of a corpus; return the store's folder, an existing one as it is.
 

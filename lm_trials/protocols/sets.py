@@ -72,14 +72,10 @@ def make_sets(
             protocol has taken.
     """
     (seed,) = {protocol.seed for protocol in protocols.values()}
-    origin = describe_origin(corpus)
-    for name, protocol in protocols.items():
-        check_free(data_cache_dir / name, protocol, origin)
+    records, origin = _checked(corpus, protocols, data_cache_dir)
     folders = {name: set_folder(name, data_cache_dir, tokenizer, append_eos) for name in protocols}
     missing = {name: protocols[name] for name, folder in folders.items() if not (folder / MANIFEST).is_file()}
     composed = {name for name in missing if not missing[name].changes_story and composes(tokenizer)}
-    records = open_records(corpus)
-    _check_values(missing.values(), records)
     stores: dict[str, Stores] = {}
     if composed:
         stories = load_splits(make_store(corpus, tokenizer, append_eos, watch))
@@ -113,11 +109,7 @@ def check_sets(corpus: Path, protocols: Mapping[str, Protocol], data_cache_dir: 
         UsageError: for a missing corpus, a name that is taken, a value that no record has, or a filter that leaves no
             training story.
     """
-    records = open_records(corpus)
-    origin = describe_origin(corpus)
-    for name, protocol in protocols.items():
-        check_free(data_cache_dir / name, protocol, origin)
-    _check_values(protocols.values(), records)
+    records, _ = _checked(corpus, protocols, data_cache_dir)
     train = records["train"].select_columns(["record_id", "features", "words", "story"])
     left = dict.fromkeys(protocols, True)
     for batch in train.iter(CHUNK):
@@ -140,11 +132,7 @@ def describe_origin(corpus: Path) -> dict[str, str]:
 
 
 def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None:
-    """Check that a set's name is not taken.
-
-    Raises:
-        UsageError: with the first difference.
-    """
+    """Raise a UsageError for a name that another set has, with the first difference."""
     if not folder.exists():
         return
     # A killed process may have left tokens whose set has no manifest yet; they have a manifest of their own.
@@ -168,22 +156,27 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def _check_values(protocols: Iterable[Protocol], records: DatasetDict) -> None:
-    """Check that the corpus has the values that protocols look for, with `check_values`."""
+def _checked(
+    corpus: Path, protocols: Mapping[str, Protocol], data_cache_dir: Path
+) -> tuple[DatasetDict, dict[str, str]]:
+    """Return a corpus's records and origin, after checks of the sets' names and the values that protocols look for."""
+    records, origin = open_records(corpus), describe_origin(corpus)
 
     def values(key: str) -> set[str]:
         lists = (pa.compute.list_flatten(split.data.column(key)) for split in records.values())
         return {value for flat in lists for value in pa.compute.unique(flat).to_pylist()}
 
     features = values("features")
-    words = values("words") if any(protocol.uses("words") for protocol in protocols) else set()
-    for protocol in protocols:
+    words = values("words") if any(protocol.uses("words") for protocol in protocols.values()) else set()
+    for name, protocol in protocols.items():
+        check_free(data_cache_dir / name, protocol, origin)
         check_values(protocol, words, features)
+    return records, origin
 
 
 @dataclass
 class UnfinishedSet:
-    """A set that is being written: its folder, the maker of its rows, and its counts by split."""
+    """A set that is being written, with its counts by split."""
 
     name: str
     protocol: Protocol
@@ -192,11 +185,7 @@ class UnfinishedSet:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, origin: dict[str, str], tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> None:
-        """Save the splits and write the manifest.
-
-        Raises:
-            UsageError: if the protocol leaves no training story.
-        """
+        """Save the splits and write the manifest; no training story is a UsageError."""
         if not self.counts["train"]["documents"]:
             raise UsageError(_nothing_left(self.name, self.protocol, self.counts["train"]["records"]))
         save_splits(self.folder, self.folder)

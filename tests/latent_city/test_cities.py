@@ -14,7 +14,6 @@ from lm_trials.latent_city.cities import (
     distances_km,
     find_city,
     folded,
-    haversine_km,
     known_places,
     neighbouring_countries,
     package_cities,
@@ -34,8 +33,8 @@ def csv_of(folder, *lines, header=HEADER):
 
 def test_the_published_distances_come_out_to_the_last_digit():
     """The notebook prints the first; its rows print Bratislava's at two decimals."""
-    assert haversine_km(PARIS.latitude, PARIS.longitude, 0, 0) == 5436.925760221567
-    assert haversine_km(PARIS.latitude, PARIS.longitude, 0, 1) != 5436.925760221567
+    assert distance_km(PARIS, City("Null Island", "", 0, 0)) == 5436.925760221567
+    assert distance_km(PARIS, City("Null Island", "", 0, 1)) != 5436.925760221567
 
 
 def test_an_antipode_is_half_the_earth_away_and_a_city_nowhere_from_itself():
