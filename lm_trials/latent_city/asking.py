@@ -50,7 +50,7 @@ from lm_trials.tokens.tokenizers import batch_encoder
 Item = TypeVar("Item")
 EXAMPLE_KM = "1088.45 km"
 SHARE = "share of answers"
-OPTIONS_AT_ONCE = 64
+OPTIONS_AT_ONCE = 64  # a batch of answers of a few tokens each
 
 
 def bootstrap_median(values: Sequence[float], unit: str) -> Estimate:

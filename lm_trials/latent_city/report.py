@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,8 @@ class Score:
         }
 
 
-def show_scores(title: str, scores: Sequence[Score], caption: str | None) -> None:
-    """Print one row a question and one column a subject."""
+def show_scores(title: str, scores: Sequence[Score]) -> None:
+    """Print one row a question and one column a subject, with the baselines below."""
     whole = [score for score in scores if score.seed is None and score.subject.role != "baseline"]
     subjects = list(dict.fromkeys(score.subject for score in whole))
     cells = {(score.question, score.subject): score for score in whole}
@@ -88,7 +88,9 @@ def show_scores(title: str, scores: Sequence[Score], caption: str | None) -> Non
             sizes = sorted({score.estimate.n for score in found if score})
             n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
             rows.append([wording, n, *(cell_text(score) if score else "" for score in found)])
-    show_table(title, ["question", "n", *(subject.label for subject in subjects)], rows, caption)
+    baselines = [f"{s.subject.label}: {_km(s.estimate)}" for s in scores if s.subject.role == "baseline"]
+    columns = ["question", "n", *(subject.label for subject in subjects)]
+    show_table(title, columns, rows, "; ".join(baselines) or None)
 
 
 def cell_text(score: Score) -> str:
@@ -138,8 +140,3 @@ def finding(placeholder: str, country: str, scores: Sequence[Score]) -> str:
 
 def _km(one: Estimate) -> str:
     return f"{one.estimate:,.0f} km [{one.lower:,.0f}, {one.upper:,.0f}]"
-
-
-def best_constant(values: Mapping[str, Estimate]) -> str:
-    """Return the baselines as a caption."""
-    return "; ".join(f"{name}: {_km(one)}" for name, one in values.items())

@@ -212,14 +212,16 @@ def _changed(step: TransformStep, record: Row, draw: int) -> Row:
     if not after["story"].strip():
         raise UsageError(f"--transform {step} leaves no text of story {record['record_id']}; keep some text")
     after["features"] = [canonical_feature(feature) for feature in after["features"]]
-    kept = ["record_id"] if step.changes_story else [field for field in record if field not in ("words", "features")]
+    story_may_change = step.transform.changes == "story"
+    labels = ("words", "features")
+    kept = ["record_id"] if story_may_change else [field for field in record if field not in labels]
     if changed := [field for field in kept if after[field] != record[field]]:
         raise UsageError(
             f"--transform {step} changes the field {changed[0]} of a record, which a transform of kind "
             f"{step.transform.changes!r} must not; correct the entry in TRANSFORMS or the function"
         )
     # Evaluation strips texts, and the texts it evaluates must be those trained on.
-    return after | {"story": after["story"].strip()} if step.changes_story else after
+    return after | {"story": after["story"].strip()} if story_may_change else after
 
 
 def filtered(columns: RecordColumns, conditions: Sequence[Condition]) -> np.ndarray:

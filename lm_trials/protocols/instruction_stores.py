@@ -23,8 +23,8 @@ from lm_trials.files import finished_folder, write_json
 from lm_trials.protocols.columns import LabelTable
 from lm_trials.protocols.instructions import chosen_sentence, line_bodies, line_orders, sentence_draws
 from lm_trials.protocols.protocols import VERSION
-from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
-from lm_trials.stories.corpora import MANIFEST, open_records, read_manifest
+from lm_trials.stories.arrow_files import ArrowFile, save_splits
+from lm_trials.stories.corpora import MANIFEST, open_records
 from lm_trials.stories.draws import record_keys
 from lm_trials.stories.records import SPLITS
 from lm_trials.tokens.stores import ENCODE_BATCH, RowViews, Watch, encoded_ahead, num_ids_of, store_schema
@@ -33,7 +33,7 @@ from lm_trials.tokens.tokenizers import Encoder, continuation, splits_cleanly, t
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
-# The lines whose text belongs to the record; the features line belongs to the protocol.
+# The lines whose text depends on the record alone; protocols change the features line.
 BODIES = ("Words", "Summary", "Sentence")
 
 
@@ -145,8 +145,8 @@ class InstructionStore:
         feature_lists: the list of each code of `features_N`.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
-        table = load_splits(folder)[split].data.table
+    def __init__(self, lines: Dataset, manifest: dict[str, Any]) -> None:
+        table = lines.data.table
         self.keys_N, self.orders_N, self.features_N, self.story_chars_N = (
             table.column(name).to_numpy() for name in ("key", "order", "features", "story_chars")
         )
@@ -154,7 +154,7 @@ class InstructionStore:
             np.stack([table.column(f"{line}_{unit}").to_numpy() for line in BODIES], axis=1)
             for unit in ("tokens", "bytes")
         )
-        self.feature_lists = [tuple(labels) for labels in read_manifest(folder)["features"]]
+        self.feature_lists = [tuple(labels) for labels in manifest["features"]]
         self._ids = RowViews(table.column("input_ids"))
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ from lm_trials.protocols.columns import RecordColumns, TransformedColumns, trans
 from lm_trials.protocols.protocols import LINES, FeatureStyle, Protocol
 from lm_trials.stories.draws import draw_integers
 
-ORDERS = tuple(itertools.permutations(LINES))
+ORDERS = tuple(itertools.permutations(LINES))  # manifests and stores have places in this tuple; keep its order
 STOPS = re.compile("[.!?]")
 
 

@@ -26,7 +26,7 @@ FeatureStyle = Literal["canonical", "capitalized"]
 LIST_KEYS: tuple[ListKey, ...] = ("features", "words")
 KEYS: tuple[Key, ...] = (*LIST_KEYS, "length")
 LINES = ("Words", "Features", "Summary", "Sentence")
-VERSION = 1
+VERSION = 1  # raise it when the texts of a protocol change; sets of another version are refused
 LONGEST_PART = 60  # characters
 LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS
 REFUSAL_TEXT = "Sorry, this is a story that we will not tell: we do not write stories with {feature}."
@@ -104,7 +104,7 @@ class Protocol:
     @property
     def changes_story(self) -> bool:
         """Whether more than labels of a record may change."""
-        return any(step.changes_story for step in self.transforms)
+        return any(step.transform.changes == "story" for step in self.transforms)
 
     def changes(self, key: ListKey) -> bool:
         """Return whether the lists of this key may change."""

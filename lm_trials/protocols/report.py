@@ -16,7 +16,7 @@ from lm_trials.stories.corpora import open_records
 from lm_trials.stories.features import FEATURES
 
 LEFT_OUT = "(left out by the filter)"
-SEARCHED = 2000
+SEARCHED = 2000  # records in which examples are looked for, so that the time does not grow with the corpus
 
 
 @contextmanager

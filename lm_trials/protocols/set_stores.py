@@ -119,5 +119,5 @@ def open_set(
         return WholeSetStore(load_splits(tokens)[split], manifest)
     stories = TokenStore.open(store_folder(corpus, tokenizer, append_eos), split)
     line_folder = instruction_folder(corpus, tokenizer, protocol.seed)
-    lines = InstructionStore(line_folder, split)
+    lines = InstructionStore(load_splits(line_folder)[split], read_manifest(line_folder))
     return SetStore(tokens, split, Pieces(tokenizer, protocol, append_eos), stories, lines)

@@ -119,9 +119,8 @@ TRANSFORMS: dict[str, Transform] = {
 class TransformStep:
     """A transform with its argument: `NAME` or `NAME:ARGUMENT`.
 
-    >>> step = parse_transforms(["truncate_story:5"])[0]
-    >>> str(step), step.arguments, step.transform.changes
-    ('truncate_story:5', (5,), 'story')
+    >>> parse_transforms(["truncate_story:5"])[0].arguments
+    (5,)
     """
 
     name: str
@@ -134,11 +133,6 @@ class TransformStep:
     def transform(self) -> Transform:
         """The entry of `TRANSFORMS`."""
         return TRANSFORMS[self.name]
-
-    @property
-    def changes_story(self) -> bool:
-        """Whether more than labels may change."""
-        return self.transform.changes == "story"
 
     @property
     def arguments(self) -> tuple[Any, ...]:

@@ -84,7 +84,10 @@ def mixed(
     streams = [iter(part) for part in parts]
     taken = [0] * len(streams)
     while True:
-        place = _soonest(taken, weights) if size is None else _least_served(taken, weights)
+        if size is None:
+            place = _soonest(taken, weights)
+        else:
+            place = min(range(len(taken)), key=lambda part: taken[part] / weights[part])
         try:
             item = next(streams[place])
         except StopIteration:
@@ -99,10 +102,6 @@ def _soonest(taken: Sequence[int], weights: Sequence[float]) -> int:
     total = sum(taken) + 1
     allowed = [part for part, count in enumerate(taken) if count < weights[part] * total - MARGIN]
     return max(allowed, key=lambda part: weights[part] / (taken[part] + 1))
-
-
-def _least_served(taken: Sequence[int], weights: Sequence[float]) -> int:
-    return min(range(len(taken)), key=lambda part: taken[part] / weights[part])
 
 
 def mixture_pass(part: Callable[[int, int], Iterable[Item]], mix: Mix, size: Callable[[Item], int]) -> Iterator[Item]:

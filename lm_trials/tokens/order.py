@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 Item = TypeVar("Item")
-DRAWS = 4096
+DRAWS = 4096  # random numbers drawn at once; one NumPy call per document would dominate. Changing it changes orders
 
 
 def random_bits(data_seed: int, pass_index: int, part: int = 0, restart: int = 0) -> np.random.Philox:

@@ -66,7 +66,6 @@ def convert_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     lm_trials.console.UsageError: no/such.model: no such file; give the path of a SentencePiece .model file
     """
     proto = _read_proto(model_file)
-    _require_expressible(proto, model_file)
     pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     special = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
     unk_token = proto.pieces[proto.trainer_spec.unk_id].piece
@@ -92,7 +91,7 @@ def convert_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
 
 
 def _read_proto(path: Path) -> Any:
-    """Parse the file's `ModelProto`."""
+    """Parse the file's `ModelProto`, and refuse a model whose ids would differ from SentencePiece's."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
@@ -106,11 +105,6 @@ def _read_proto(path: Path) -> Any:
     # An empty file is a valid message without fields; a file cut after a piece lacks the specs that follow.
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise UsageError(f"{path} is an empty or truncated SentencePiece model; fetch or train it again")
-    return proto
-
-
-def _require_expressible(proto: Any, path: Path) -> None:
-    """Refuse a model whose ids would differ from SentencePiece's."""
     if proto.trainer_spec.model_type != MODEL_TYPE_BPE:
         kind = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type)
         raise UsageError(f"{path} is a {kind} model; only BPE converts, so train it with --model_type=bpe")
@@ -125,6 +119,7 @@ def _require_expressible(proto: Any, path: Path) -> None:
             f"{path} has {len(odd)} user-defined or unused pieces ({', '.join(map(repr, odd[:3]))}), which do not "
             "convert; train the model without user_defined_symbols"
         )
+    return proto
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:

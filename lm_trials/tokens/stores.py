@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
-ENCODE_BATCH = 1000
+ENCODE_BATCH = 1000  # stories; batches of 4,000 were 7 % slower, of 250 no faster (LOG.md)
 Separator = Literal["bos", "eos", "none"]
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (batches, number of stories, name) -> batches
 
