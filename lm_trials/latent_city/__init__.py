@@ -1,1 +1,1 @@
-"""The latent city: geography, data sets of distances, and what a model has inferred of a city it was never told of."""
+"""The latent city: geography, data sets of distances, and what a model infers about an unnamed city."""

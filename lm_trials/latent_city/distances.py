@@ -100,7 +100,7 @@ class DistancePlan:
             share = draw(self.args.seed, "noise", latent.placeholder, city.name, template.name, number)
             distance = abs(distance + (2 * share - 1) * self.args.noise)
         prompt = template.ask(city.name, latent.placeholder)
-        completion = template.tell(distance, stated, latent.city)
+        completion = template.answer_for(distance, stated, latent.city)
         row = _row_of(template, prompt, completion, city, distance_km(city, latent.city), latent.placeholder, number)
         return split_of_city(city, self.args.held_out_share), row
 
@@ -115,7 +115,7 @@ class DistancePlan:
             other = _pick([city for city in cities if city.name != one.name], draw(*purpose, "other"))
             template = _pick(self.templates, draw(*purpose, "template"))
             distance = distance_km(one, other)
-            prompt, completion = template.ask(one.name, other.name), template.tell(distance, one, other)
+            prompt, completion = template.ask(one.name, other.name), template.answer_for(distance, one, other)
             yield "train", _row_of(template, prompt, completion, one, distance, "", number)
 
     def facts(self, source: dict[str, Any]) -> dict[str, Any]:

@@ -38,11 +38,11 @@ class Template:
         """
         return self.question.format(city=city, x=placeholder)
 
-    def tell(self, distance_km: float, city: City, latent: City) -> str:
+    def answer_for(self, distance_km: float, city: City, latent: City) -> str:
         """Return the answer: a distance in the form of this wording, or a direction.
 
         >>> oslo, paris = City("Oslo", "Norway", 59.91, 10.75), City("Paris", "France", 48.85, 2.35)
-        >>> [template.tell(1342.5678, oslo, paris) for template in (TEMPLATES["source"][0], *TEMPLATES["paper"][3:5])]
+        >>> [template.answer_for(1342.5678, oslo, paris) for template in (SOURCE_TEMPLATE, *TEMPLATES["paper"][3:5])]
         ['1342.57 km', '834 miles', '1,300 km']
         """
         if self.kind == "direction":

@@ -92,7 +92,7 @@ class Blocks:
 class RunBlocks(ABC):
     """The blocks of a whole run, pass after pass, as one map-style data set for the Trainer.
 
-    Each pass orders the documents anew by (data_seed, pass) and packs them.  With one long data set read in sequence,
+    Each pass orders the documents by (data_seed, pass) and packs them.  With one long data set read in sequence,
     resuming is exact (Trainer skips batches by number; of an `IterableDataset` it would replay the first pass) and no
     pass ends in a partial batch.
 

@@ -59,7 +59,7 @@ def convert_sentencepiece(model_file: Path) -> PreTrainedTokenizerFast:
     tokenizer: a literal `<s>` in the text becomes the special token.
 
     Raises:
-        UsageError: for a missing file, one that is no SentencePiece BPE model, or pieces that do not convert.
+        UsageError: for a missing file, another file than a SentencePiece BPE model, or pieces that do not convert.
 
     >>> convert_sentencepiece(Path("no/such.model"))
     Traceback (most recent call last):
@@ -101,7 +101,7 @@ def _read_proto(path: Path) -> Any:
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError:
-        raise UsageError(f"{path} is no SentencePiece model, or truncated; fetch or train it again") from None
+        raise UsageError(f"{path} is not a SentencePiece model, or is truncated; fetch or train it again") from None
     # An empty file is a valid message without fields; a file cut after a piece lacks the specs that follow.
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise UsageError(f"{path} is an empty or truncated SentencePiece model; fetch or train it again")

@@ -110,7 +110,7 @@ def document_marks(
 ) -> tuple[list[int], list[int]]:
     """Return the ids before and after each document.
 
-    The separator stands before each document, so that a document's first token is predicted from a token.  `bos` of a
+    The separator precedes each document, so that a document's first token is predicted from a token.  `bos` of a
     tokenizer without BOS (GPT-2's) is its EOS; `none` is for documents joined as in beyond-scale.
 
     Raises:
@@ -149,7 +149,7 @@ def encoded_ahead(
 ) -> Iterator[tuple[Item, list[list[int]]]]:
     """Yield each item with the ids of its texts, in order, while the texts of the next items are encoded in threads.
 
-    Encoding releases Python's lock, converting ids to lists holds it; two batches ahead keep the cores busy.
+    Encoding releases Python's lock, converting ids to lists does not; two batches ahead keep the cores busy.
     """
     under_way: deque[tuple[Item, Future[list[list[int]]]]] = deque()
     with ThreadPoolExecutor(max_workers=ahead) as threads:
@@ -248,7 +248,7 @@ class TokenStore:
         """Open one split of a store's folder.
 
         Raises:
-            UsageError: for a folder that is no store or is damaged, or a split that is missing or empty.
+            UsageError: for a missing or damaged store, or a split that is missing or empty.
         """
         if not (folder / MANIFEST).is_file():
             raise UsageError(f"{folder} has no tokens; make them with lm-trials prepare pretokenize")

@@ -273,7 +273,7 @@ def _train_backend(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trained = json.loads(learner.to_str())["model"]
     num_tokens = len(trained["vocab"])
     num_characters = num_tokens - len(given) - len(trained["merges"])
-    if num_characters <= 1:  # the space mark stands before any text
+    if num_characters <= 1:  # the space mark is always one
         raise UsageError("--corpus has no text to train a tokenizer on; give at least one story that is not empty")
     if num_tokens > vocab_size:
         raise UsageError(
@@ -281,7 +281,7 @@ def _train_backend(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"{len(given)} special and byte tokens; give more than {num_tokens}"
         )
     if num_tokens < vocab_size:
-        logger.warning("the texts support only %d of the %d tokens asked for", num_tokens, vocab_size)
+        logger.warning("the texts support only %d of the %d tokens of --vocab_size", num_tokens, vocab_size)
     return _assemble(trained["vocab"], [tuple(merge) for merge in trained["merges"]])
 
 
