@@ -436,8 +436,8 @@ def refused(run, tmp_path, capfd):
         (["--dataset_name", "no/such/file.jsonl"], "no/such/file.jsonl does not exist"),
         (["--model_dir", "./nowhere"], "./nowhere is no folder"),
         (["--model_dir", "no-such-owner/model"], "no-such-owner/model cannot be loaded"),
-        (["--model_dir", "./llama"], "would both be written to out/llama/stories"),
-        (["--dataset_name", "stories.jsonl"], "would both be written to out/llama/stories"),
+        (["--model_dir", "./llama"], "two results of the matrix would be written to out/llama/stories"),
+        (["--dataset_name", "stories.jsonl"], "would be written to out/llama/stories"),
         (["--tokenizer_name", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
         (["--data_mix", ".5,.5"], "--data_mix .5,.5: stories.jsonl is one data set"),
         (["--all_checkpoints"], "--all_checkpoints: llama holds no checkpoint-N folder"),
@@ -465,7 +465,7 @@ def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused_before_any
     tiny_model("llama", vocab_size=325).save_pretrained(tmp_path / "small")
     tiny_tokenizer().save_pretrained(tmp_path / "small")
     message = refused("--model_dir", "small")  # the model before it is not evaluated either
-    assert "small has 325 embeddings and the tokenizer's ids go up to 329; give the tokenizer" in message
+    assert "--tokenizer_name: small has 325 embeddings and the tokenizer's ids go up to 329" in message
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})  # never in a text
     tokenizer.save_pretrained(tmp_path / "padded")
@@ -495,13 +495,13 @@ def test_earlier_results_survive_an_evaluation_that_fails(run, refused, tmp_path
 def test_a_folder_whose_mode_forbids_it(refused, monkeypatch):
     """Root, as whom tests may run, writes everywhere; so the answer is the system's, not the folder's mode."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "out cannot be written to; give another folder by --output_dir" in refused()
+    assert "--output_dir: out cannot be written to; give another folder" in refused()
 
 
 def test_a_place_that_cannot_be_written_to_is_known_before_the_evaluation(refused, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    assert "taken/out cannot be written to; give another folder by --output_dir" in refused(output="taken/out")
-    assert "give another folder by --tables_dir" in refused("--generate", 1, "--tables_dir", "taken/tables")
+    assert "--output_dir: taken/out cannot" in refused(output="taken/out")
+    assert "--tables_dir: taken/tables" in refused("--generate", 1, "--tables_dir", "taken/tables")
 
 
 def test_a_story_of_no_token_to_predict(refused, run, tmp_path):
