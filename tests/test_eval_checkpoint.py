@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_evaluations import numbers, results_in, stories_in, table_in, write_stories
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
 import eval_checkpoint
 from lm_trials.commands import evaluate
@@ -374,7 +374,7 @@ def test_continuations_are_scored_into_tables(run, tmp_path, capsys):
         assert whole in [text.replace(" ", "") for text in texts]
     mean = np.mean([float(story["bleu"]) for story in stories])
     assert float(scores[0]["estimate"]) == pytest.approx(mean)
-    assert "passed over" in capsys.readouterr().out
+    assert "skipped" in capsys.readouterr().out
 
 
 def test_the_trained_260k_model_on_real_stories(shared_data, run, tmp_path):
@@ -450,6 +450,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(refused, flags, text):
 
 def test_no_model_is_named(refused):
     assert refused(model=None) == "--model_name_or_path is missing; give --model_name_or_path RUN_OR_CHECKPOINT"
+
+
+def test_a_model_that_cannot_keep_packed_documents_apart_is_refused(refused, run):
+    """Bloom takes no positions, so that its tokens would attend to the document before."""
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=330, hidden_size=16, n_layer=1, n_head=2)).save_pretrained("bloom")
+    tiny_tokenizer().save_pretrained("bloom")
+    flags = ["--layout", "packed", "--attention_across_documents", "False"]
+    assert "--attention_across_documents False has no effect on a bloom" in refused(*flags, model="bloom")
+    assert run(*flags, model="llama")
+    assert run(*flags[:2], model="bloom", output="across")
 
 
 def test_a_folder_without_a_model_and_one_with_pickled_weights(refused, tmp_path):

@@ -29,7 +29,7 @@ class EvaluationArguments(DataReading, Device):
     layout: Literal["per_story", "packed"] = option(
         "per_story", help="Each story alone, or all joined and cut into windows as in pretraining."
     )
-    block_size: int | None = option(None, least=2, help="Window, in tokens. Default: the model's positions, up to 1024.")
+    block_size: int | None = option(None, least=2, help="Window, in tokens. Default: the positions, up to 1024.")
     attention_across_documents: bool = option(
         True, help="With --layout packed: whether a story attends to the ones before it."
     )

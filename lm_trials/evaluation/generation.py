@@ -164,7 +164,7 @@ def _continue_batch(
     for row, prompt in enumerate(prompts):
         input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, longest - len(prompt) :] = 1
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # declared by causal LMs, not by PreTrainedModel
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         generation_config=config,

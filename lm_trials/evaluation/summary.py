@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from lm_trials.stories.features import FEATURES
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import TokenStore
 
-SliceBy = Literal["features", "source"]
 BATCH = 512
 
 # Each statistic of a group's sums (nats, tokens, correct, bytes), with its unit.
@@ -27,7 +26,7 @@ STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 }
 
 
-def groups_of(record: Record, by: Sequence[SliceBy]) -> tuple[str, ...]:
+def groups_of(record: Record, by: Sequence[str]) -> tuple[str, ...]:
     """Return the slices that a record belongs to: for each feature those with it or those without it.
 
     >>> from lm_trials.stories.records import make_record
@@ -46,9 +45,12 @@ def record_documents(
     records: Iterable[Record],
     encode: Callable[[list[str]], list[list[int]]],
     marks: tuple[list[int], list[int]],
-    by: Sequence[SliceBy] = (),
+    by: Sequence[str] = (),
 ) -> Iterator[Document]:
-    """Tokenize records as they are read, with marks before and after each story (`tokens.stores.document_marks`)."""
+    """Tokenize records as they are read, with marks before and after each story (`tokens.stores.document_marks`).
+
+    `by` names slices (`features`, `source`).
+    """
     (bos, eos), records = marks, iter(records)
     while batch := list(islice(records, BATCH)):
         for record, ids in zip(batch, encode([record["story"] for record in batch]), strict=True):
