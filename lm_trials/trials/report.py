@@ -107,7 +107,7 @@ def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
     corrected = len({row["arm"] for row in differences}) > 1
     rows = [
         [
-            f"{row['arm']} - {row['reference']}, over {row['interval']}",
+            f"{row['arm']} minus {row['reference']}, over {row['interval']}",
             *_interval(row, sign="+"),
             p_text(row["p"]),
             *([p_text(row["p_holm"])] if corrected else []),

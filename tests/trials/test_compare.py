@@ -55,7 +55,7 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
     assert not list(Path("out").glob(".*"))
     shown = capsys.readouterr().out
     for text in ("exactly one variable differs: learning_rate", "the same in all: 12,807", "for these models",
-                 "Over seeds: for the recipe", "3 seeds", "B less A, over seeds"):  # fmt: skip
+                 "Over seeds: for the recipe", "3 seeds", "B minus A, over seeds"):  # fmt: skip
         assert text in " ".join(shown.split())
 
 
