@@ -337,6 +337,17 @@ def test_mixtures_of_the_parts_of_a_folder(run, tmp_path):
     assert len(ids & {row["record_id"] for row in pq.read_table(tmp_path / "more/per_story.parquet").to_pylist()}) == 5
 
 
+@pytest.mark.parametrize(("columns", "shown"), [("80", False), ("120", True)])
+def test_slices_are_one_table_on_a_narrow_terminal(run, monkeypatch, capsys, columns, shown):
+    monkeypatch.setenv("COLUMNS", columns)
+    run("--by", "features")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert sum("nats per token" in line for line in lines) == 1  # in blocks it would stand in each
+    assert any("no Foreshadowing" in line for line in lines)
+    assert ("accuracy   bits per byte" in "\n".join(lines)) is shown
+
+
 def test_a_config_file_repeats_an_evaluation(run, tmp_path):
     Path("flags.yaml").write_text("layout: packed\nblock_size: 32\nby: [features]\nmax_eval_samples: 9\n")
     loss = run("--config", "flags.yaml", "--max_eval_samples", 8)[0]

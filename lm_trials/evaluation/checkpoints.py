@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, note, progress, show_facts, show_table
+from lm_trials.console import FILE_WIDTH, UsageError, note, progress, show_facts, show_table
 from lm_trials.data.datasets import Selection
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, check_documents_apart, story_losses
@@ -34,6 +35,8 @@ from lm_trials.models.reference import (
 )
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
+
+NARROW = 104  # columns; five intervals and the model's name need as many
 
 
 @dataclass(frozen=True)
@@ -210,19 +213,22 @@ def evaluate_checkpoint(
 
 def show_results(results: list[EvaluationResult]) -> None:
     """Print the results, each number above its interval, and their folders."""
-    names = tuple(STATISTICS)
+    narrow = shutil.get_terminal_size((FILE_WIDTH, 24)).columns < NARROW
+    names = [name for name in STATISTICS if not narrow or name != "bits_per_byte"]
     rows = []
     for result in results:
         by_slice: dict[str, dict[str, Any]] = {}
         for row in result.rows:
             by_slice.setdefault(row["slice"], {})[row["metric"]] = row
         for name, metrics in by_slice.items():
-            first = f"{folded(result.model)}\n{result.dataset}" if name == "all" else f"  {slice_label(name)}"
+            width, after = (19, "/-") if narrow else (26, "/")
+            model = f"{folded(result.model, width, after)}\n{folded(result.dataset, width, after)}"
+            first = model if name == "all" else f"  {slice_label(name)}"
             loss = metrics["loss"]
             rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}\n{loss['tokens']:,}"])
-    units = [unit.removeprefix("next-token ") for _, unit in STATISTICS.values()]
-    columns = ["model\ndata", *units, "stories\ntokens"]
-    show_table("evaluation", columns, rows, caption="[95 % bootstrap interval over stories]")
+    units = [STATISTICS[name][1].removeprefix("next-token ") for name in names]
+    caption = "[95 % bootstrap interval over stories]" + ("; bits per byte: eval_results.csv" if narrow else "")
+    show_table("evaluation", ["model\ndata", *units, "stories\ntokens"], rows, caption=caption)
     labels = [f"{Path(result.model).name} on {result.dataset}" for result in results]
     if len(set(labels)) < len(labels):
         labels = [f"{result.model} on {result.dataset}" for result in results]
@@ -230,7 +236,7 @@ def show_results(results: list[EvaluationResult]) -> None:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    digits = 2 if row["estimate"] >= 10 else 3
+    digits = max(4 - len(f"{row['estimate'] // 1:.0f}"), 0)  # 4 significant ones, so that an interval has 14 characters
     return f"{row['estimate']:.{digits}f}\n[{row['lower']:.{digits}f}, {row['upper']:.{digits}f}]"
 
 
