@@ -232,11 +232,7 @@ DAMAGE = {
     "no manifest": ("new", lambda data: (data / "new/manifest.json").unlink(), "manifest.json cannot be read"),
     "other counts": ("old", lambda data: _say(data / "old", stories={"train": 1}), "says stories {'train': 1}"),
     "other content": ("old", lambda data: _say(data / "old", content="0" * 16), "says content 0000"),
-    "a cut store": (
-        "new",
-        lambda data: _cut(next(data.glob("new/tokens-*/train/*.arrow"))),
-        "bytes instead of the",
-    ),
+    "a cut store": ("new", lambda data: _cut(next(data.glob("new/tokens-*/train/*.arrow"))), "bytes instead of the"),
     "a set of another corpus": (
         "no-twist",
         lambda data: _say(data / "no-twist", corpus={"name": "old", "content": "1"}),
@@ -324,16 +320,10 @@ def test_a_recipe_goes_on_after_one_that_failed_and_says_which(tmp_path, capsys)
             "- dataset_name: HERE/one.jsonl\n- dataset_nam: x\n",
             "entry 2: unrecognized flag dataset_nam; did you mean dataset_name?",
         ),
-        (
-            "- dataset_name: HERE/one.jsonl\n- dataset_name: HERE/two.jsonl\n",
-            "entry 2 (HERE/two.jsonl): HERE/two",
-        ),
+        ("- dataset_name: HERE/one.jsonl\n- dataset_name: HERE/two.jsonl\n", "entry 2 (HERE/two.jsonl): HERE/two"),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: many\n", "entry 1 (HERE/one.jsonl): argument --num_proc"),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: 0\n", "--num_proc 0 must be"),
-        (
-            "- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n",
-            "--validation_split_percentage 90",
-        ),
+        ("- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n", "--validation_split_percentage 90"),
         ("- dataset_name: HERE/one.jsonl\n  vocab_size: 77\n", "no tokenizer in"),
         ("- wikitext\n", "entry 1: 'wikitext' is no entry; write `dataset_name: wikitext`"),
         ("dataset_name: HERE/one.jsonl\n", "the file must be a list of entries"),

@@ -325,11 +325,7 @@ class RawSource(DataSet):
                 yield from itertools.islice(source.records(), limit)
 
         return Selection(
-            self.label + (f"-{split}" if split else ""),
-            read,
-            source.fingerprint(),
-            limit,
-            (self.known_as(source),),
+            self.label + (f"-{split}" if split else ""), read, source.fingerprint(), limit, (self.known_as(source),)
         )
 
     def _of(self, split: str | None) -> Source:

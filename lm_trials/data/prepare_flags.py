@@ -194,8 +194,7 @@ class InstructArguments(CorpusArguments):
         help="Count tokens with the tokenizer trained with this size; 0: --tokenizer_name.",
     )
     tokenizer_name: str | None = option(
-        None,
-        help="Count tokens with this tokenizer: a folder, a .model file or a Hub name.",
+        None, help="Count tokens with this tokenizer: a folder, a .model file or a Hub name."
     )
     max_length: int | None = option(
         None,

@@ -27,12 +27,7 @@ from lm_trials.evaluation.storytellers import Storyteller
 # Values of the column `judged`.
 WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
 CONSTRAINTS = {"words_used": "share of words", "features_present": "share of features", "satisfied": "share of stories"}
-UNITS = {
-    **CONSTRAINTS,
-    "ended": "share of stories",
-    "length": "words",
-    "length_ratio": "ratio to the record's story",
-}
+UNITS = {**CONSTRAINTS, "ended": "share of stories", "length": "words", "length_ratio": "ratio to the record's story"}
 # Other prompts that a story is judged against; with more, the control is no more exact than the prompts vary.
 NUM_OTHERS = 10
 LONGEST_STORY = 400

@@ -336,10 +336,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
         (["--dataset_name", "made", "--seeds", "1,1"], "--seeds 1,1: give distinct whole numbers, such as 0,1,2"),
         (["--dataset_name", "made", "--seeds", "a"], "--seeds a: give distinct"),
         (["--dataset_name", "made", "--temperature", "0", "--seeds", "0,1"], "give one number to --seeds"),
-        (
-            ["--dataset_name", "made", "--feature_judge", "classifier"],
-            "classifier needs --judge_corpus",
-        ),
+        (["--dataset_name", "made", "--feature_judge", "classifier"], "classifier needs --judge_corpus"),
         (["--dataset_name", "made", "--judge_corpus", "nowhere"], "--judge_corpus nowhere is not prepared in"),
         (["--dataset_name", "made", "--coverage", "nowhere"], "--coverage nowhere is not prepared in"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),

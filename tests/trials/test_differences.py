@@ -55,12 +55,7 @@ OTHER_DATA = {
     "data.stories.train": 200,
     "data.tokens.train": 8000,
 }
-OTHER_TOKENIZER = {
-    "vocab_size": 500,
-    "data.tokenizer_hash": "t1",
-    "data.tokens.train": 8000,
-    "model.vocab_size": 500,
-}
+OTHER_TOKENIZER = {"vocab_size": 500, "data.tokenizer_hash": "t1", "data.tokens.train": 8000, "model.vocab_size": 500}
 
 
 @pytest.mark.parametrize(
