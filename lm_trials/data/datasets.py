@@ -58,11 +58,6 @@ class Selection:
     parts: tuple[frozenset[str], ...] = ()
     set_texts: Callable[[], Iterator[SetText]] | None = None
 
-    @property
-    def has_prompts(self) -> bool:
-        """Whether its texts have a prompt to continue, as those of a protocol set have."""
-        return self.set_texts is not None
-
     def prompts(self, count: int | None = None) -> list[SetText]:
         """Return the texts, with their prompts, of the first `count` documents, or of all.
 

@@ -91,6 +91,11 @@ def write_stories(
     with quiet(model):
         for batch in batches:
             longest = max(len(prompts[place]) for place in batch)
+            input_ids = torch.full((len(batch), longest), ends[0])
+            attention_mask = torch.zeros_like(input_ids)
+            for row, place in enumerate(batch):
+                input_ids[row, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
+                attention_mask[row, longest - len(prompts[place]) :] = 1
             config = GenerationConfig(
                 max_new_tokens=min(max(limits[place] for place in batch), positions - longest),
                 bos_token_id=bos[0],
@@ -101,8 +106,17 @@ def write_stories(
             )
             stop: list[StoppingCriteria] = [TextStop(tokenizer, ended, longest)] if ended else []
             draws = own_draws(seed, [keys[place] for place in batch], temperature, top_k, top_p) if temperature else []
-            ids = _continue_batch(model, [prompts[place] for place in batch], config, ends, stop, draws, streamer)
-            written |= {place: row[: limits[place]] for place, row in zip(batch, ids, strict=True)}
+            output = model.generate(  # type: ignore[operator]  # declared by causal LMs, not by PreTrainedModel
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList(stop),
+                logits_processor=LogitsProcessorList(draws),
+                streamer=streamer,
+            )
+            for place, ids in zip(batch, output[:, longest:].tolist(), strict=True):
+                ids = itertools.takewhile(lambda token: token not in ends, ids)
+                written[place] = list(itertools.islice(ids, limits[place]))
     return [written[place] for place in range(len(prompts))]
 
 
@@ -147,30 +161,3 @@ class TextStop(StoppingCriteria):
         tail = input_ids[:, max(self.prompt_length, input_ids.shape[1] - TAIL) :]
         texts = self.tokenizer.batch_decode(tail)
         return torch.tensor([self.ended(text) for text in texts], device=input_ids.device)  # type: ignore[return-value]
-
-
-def _continue_batch(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    ends: list[int],
-    stop: list[StoppingCriteria],
-    draws: list[LogitsProcessor],
-    streamer: BaseStreamer | None,
-) -> list[list[int]]:
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), ends[0], dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, longest - len(prompt) :] = 1
-    output = model.generate(  # type: ignore[operator]  # declared by causal LMs, not by PreTrainedModel
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList(stop),
-        logits_processor=LogitsProcessorList(draws),
-        streamer=streamer,
-    )
-    rows = output[:, longest:].tolist()
-    return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in rows]

@@ -57,16 +57,9 @@ class StoryTable:
     def add(self, story: StoryLoss) -> None:
         """Add one story."""
         document = story.document
-        self._rows.append(
-            {
-                "record_id": document.record_id,
-                "nats": story.nats,
-                "tokens": story.tokens,
-                "correct": story.correct,
-                "num_bytes": document.num_bytes,
-                "slices": [group for group in document.groups if group != "all"],
-            }
-        )
+        slices = [group for group in document.groups if group != "all"]
+        values = (document.record_id, story.nats, story.tokens, story.correct, document.num_bytes, slices)
+        self._rows.append(dict(zip(STORY_SCHEMA.names, values, strict=True)))
         if len(self._rows) == ROWS_AT_ONCE:
             self._flush()
 

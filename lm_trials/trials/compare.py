@@ -28,7 +28,14 @@ from typing import Any
 from lm_trials.console import UsageError, script
 from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.flags import option, parse_arguments
-from lm_trials.trials.differences import Variable, arm_variables, differing_logistics, names_only, verdict
+from lm_trials.trials.differences import (
+    Variable,
+    differing_logistics,
+    find_variables,
+    names_only,
+    same_passes,
+    verdict,
+)
 from lm_trials.trials.evaluations import evaluation_command, join_stories, own_validation, shared_sets
 from lm_trials.trials.measurements import measurement_title, read_measurement
 from lm_trials.trials.report import show_arms, show_next, show_result
@@ -141,7 +148,7 @@ def compare_runs(
         results = [paired_result(arms, join_stories(runs, dataset)) for dataset in shared]
     if not results and (metrics := own_validation(runs)):
         results = [own_result(arms, metrics)]
-    variables = arm_variables(arms)
+    variables = find_variables([arm.outcome for arm in arms], same_passes([arm.runs[0] for arm in arms]))
     counted = {field for variable in variables for field in variable.fields}
     return Comparison(
         tuple(arms),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_trials.run_fields import BOOKKEEPING, names_in
-from lm_trials.trials.runs import ADAPTER, Arm, Run
+from lm_trials.trials.runs import ADAPTER, Run
 
 # Variables of several fields: the flags that set them, and the fields that show that the variable differs.
 GROUPS = {
@@ -190,11 +190,6 @@ def verdict(variables: Sequence[Variable]) -> str:
 def differing_logistics(runs: Sequence[Run]) -> list[str]:
     """Return the fields that differ and change no result, without folders and names."""
     return [name for name in differing([r.logistics for r in runs]) if name not in SAID_ELSEWHERE]
-
-
-def arm_variables(arms: Sequence[Arm]) -> list[Variable]:
-    """Return each variable that differs between arms."""
-    return find_variables([arm.outcome for arm in arms], same_passes([arm.runs[0] for arm in arms]))
 
 
 def same_passes(runs: Sequence[Run]) -> bool:
