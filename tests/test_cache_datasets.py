@@ -230,8 +230,8 @@ DAMAGE = {
     "a missing file": ("new", lambda data: (data / "new/records/test/state.json").unlink(), "state.json is missing"),
     "a manifest of nothing": ("new", lambda data: (data / "new/manifest.json").write_text("{"), "cannot be read"),
     "no manifest": ("new", lambda data: (data / "new/manifest.json").unlink(), "manifest.json cannot be read"),
-    "other counts": ("old", lambda data: _say(data / "old", stories={"train": 1}), "says stories {'train': 1}"),
-    "other content": ("old", lambda data: _say(data / "old", content="0" * 16), "says content 0000"),
+    "other counts": ("old", lambda data: _say(data / "old", stories={"train": 1}), "has stories {'train': 1}"),
+    "other content": ("old", lambda data: _say(data / "old", content="0" * 16), "has content 0000"),
     "a cut store": ("new", lambda data: _cut(next(data.glob("new/tokens-*/train/*.arrow"))), "bytes instead of the"),
     "a set of another corpus": (
         "no-twist",

@@ -150,7 +150,7 @@ def _corpus_faults(
     found = tally.summary()
     for key in ("stories", "content"):
         if found[key] != manifest[key]:
-            yield f"{MANIFEST} says {key} {manifest[key]}, and the records have {found[key]}"
+            yield f"{MANIFEST} has {key} {manifest[key]}, and the records have {found[key]}"
 
 
 def _batches(folder: Path) -> Iterator[tuple[str, dict[str, list[Any]]]]:
@@ -177,4 +177,4 @@ def _split_faults(
     if not faults:
         found = {split: len(rows) for split, rows in load_splits(splits).items()}
         if counts is not None and found != counts:
-            yield f"{MANIFEST} says {key} {counts}, and there are {found}"
+            yield f"{MANIFEST} has {key} {counts}, and there are {found}"

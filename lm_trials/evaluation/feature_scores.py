@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, note, show_table
+from lm_trials.console import note, show_table
 from lm_trials.data.datasets import Selection
 from lm_trials.estimates import bootstrap_mean, proportion
 from lm_trials.evaluation.checkpoints import Candidate
@@ -24,7 +24,6 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.files import write_csv, write_file, write_json
-from lm_trials.models.reference import positions_of
 from lm_trials.protocols.protocols import LINES
 from lm_trials.protocols.set_texts import SetText
 from lm_trials.stories.features import FEATURES
@@ -86,19 +85,9 @@ def write_generations(
     seed: int = 0,
     description: str | None = None,
 ) -> list[Generation]:
-    """Generate a story for each prompt; its random draws depend on the seed and the record's id.
-
-    Raises:
-        UsageError: if a prompt leaves no room within the model's positions.
-    """
+    """Generate a story for each prompt (see `write_stories`); its draws depend on the seed and the record's id."""
     bos, _ = document_marks(tokenizer, append_eos=False)
     prompts = [bos + ids for ids in batch_encoder(tokenizer)([text.prompt for text in texts])]
-    longest, positions = max(map(len, prompts)), positions_of(model)
-    if positions is not None and longest >= positions:
-        raise UsageError(
-            f"--dataset_name: a prompt of {longest} tokens leaves no room within the model's {positions} positions; "
-            "give a model with more positions"
-        )
     written = write_stories(
         model, tokenizer, prompts, [max_new_tokens] * len(prompts), temperature, seed=seed, batch_size=BATCH,
         ended=next_example_begins, keys=[text.record_id for text in texts], by_length=True, description=description,

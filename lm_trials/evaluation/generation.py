@@ -66,20 +66,19 @@ def write_stories(
         description: of a progress bar; None for no bar.
 
     Raises:
-        UsageError: if a prompt and `max_new_tokens` exceed the model's positions.
+        UsageError: if a prompt and `max_new_tokens`, or one token, exceed the model's positions.
     """
     ends = ends_of(tokenizer, more_ends)
     bos, _ = document_marks(tokenizer, append_eos=False)
     positions = positions_of(model) or sys.maxsize
-    if isinstance(max_new_tokens, int):
-        longest = max(map(len, prompts))
-        if longest + max_new_tokens > positions:
-            raise UsageError(
-                f"--max_new_tokens {max_new_tokens}: with a prompt of {longest} tokens these are more than the model's "
-                f"{positions} positions; give a smaller number or shorter prompts"
-            )
-        max_new_tokens = [max_new_tokens] * len(prompts)
-    limits = max_new_tokens
+    needed = max_new_tokens if isinstance(max_new_tokens, int) else 1
+    longest = max(map(len, prompts), default=0)
+    if longest + needed > positions:
+        raise UsageError(
+            f"--max_new_tokens {needed}: with a prompt of {longest} tokens this is more than the model's {positions} "
+            "positions; give a smaller number or shorter prompts"
+        )
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     keys = keys or [str(number) for number in range(len(prompts))]
     order = list(range(len(prompts)))
     if by_length:

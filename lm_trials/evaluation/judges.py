@@ -104,6 +104,7 @@ def train_classifiers(stories: Sequence[str], features: Sequence[Sequence[str]],
     weights_NV = vectorizer.fit_transform(stories)
     classifiers = {}
     for feature in progress(enough, "training the judge", "features", len(enough)):
+        # Balanced weights, because the judge is reported by its balanced accuracy.
         model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=seed)
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
         predicted_N = cross_val_predict(model, weights_NV, labels[feature], cv=folds, method="predict_proba")[:, 1]

@@ -14,7 +14,7 @@ from lm_trials.evaluation.losses import StoryLoss
 from lm_trials.files import write_csv, write_json
 
 STORY_TABLE = "per_story.parquet"
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 4096  # of one write, so that memory does not grow with the corpus
 STORY_COLUMNS = {"record_id": pa.string(), "nats": pa.float64()}
 STORY_COLUMNS |= dict.fromkeys(("tokens", "correct", "num_bytes"), pa.int32())
 STORY_SCHEMA = pa.schema(STORY_COLUMNS | {"slices": pa.list_(pa.string())})

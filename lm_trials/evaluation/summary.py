@@ -15,7 +15,7 @@ from lm_trials.stories.features import FEATURES
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import TokenStore
 
-BATCH = 512
+BATCH = 512  # stories per update of the bootstrap, which draws its weights in pieces of as many
 
 # Each statistic of a group's sums (nats, tokens, correct, bytes), with its unit.
 STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {

@@ -261,20 +261,17 @@ def _notes(
         if column == "role":
             raise UsageError(f"--where: a finding and a control would be compared ({shown}); add --where role=...")
         yield f"the rows differ in {column}: {shown}"
-    beside = {
-        run.name: others
-        for run, found in zip(runs, flags, strict=True)
-        if (others := [str(name) for name in _models(found) if not _is_of(str(name), run.folder)])
-    }
+    beside = {}
+    for run, found in zip(runs, flags, strict=True):
+        names = (found or {}).get("model_name_or_path")
+        if not isinstance(names, list) or "model_dir" in (found or {}):
+            continue
+        if others := [str(name) for name in names if not _is_of(str(name), run.folder)]:
+            beside[run.name] = others
     if beside and len({file.resolve() for file in files}) > 1:
         yield "measured together with: " + "; ".join(f"{name}: {', '.join(o)}" for name, o in beside.items())
     if unknown := [run.name for run, found in zip(runs, flags, strict=True) if found is None]:
         yield f"flags unknown: {', '.join(unknown)}"
-
-
-def _models(flags: Mapping[str, Any] | None) -> Sequence[Any]:
-    names = (flags or {}).get("model_name_or_path") or []
-    return names if isinstance(names, list) and "model_dir" not in (flags or {}) else []
 
 
 def _is_measured(value: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap
 
-RESAMPLES = 9_999
+RESAMPLES = 9_999  # with the observed sum 10,000, so that p is a multiple of 0.0001
 BATCH_NUMBERS = 4_000_000  # values per batch of resamples, so that memory does not grow with the stories
 SAME = 1e-12  # relative; losses closer than this differ by rounding alone, not by seed
 
