@@ -32,15 +32,16 @@ STORY_TYPES = {
     "words_used": pa.float64(),
 }
 STORY_SCHEMA = pa.schema([(name, STORY_TYPES.get(name, pa.string())) for name in STORY_COLUMNS])
+# Labels in two lines, as a number has its interval below it: with at most 14 characters the table fits 80 columns.
 SHOWN_METRICS = {
     "words_used": "words used",
-    "features_present": "features present",
-    "satisfied": "all words and features",
+    "features_present": "features\npresent",
+    "satisfied": "all words\nand features",
     "length": "length, words",
-    "length_ratio": "length / record's length",
-    "ended": "ended by the model",
+    "length_ratio": "length /\nrecord's",
+    "ended": "ended by\nthe model",
 }
-HEADERS = {WRITTEN: "model", OTHERS: "other prompts", LISTENING: "difference", RECORDS: "records' stories"}
+HEADERS = {WRITTEN: "model", OTHERS: "other\nprompts", LISTENING: "difference", RECORDS: "records'\nstories"}
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def _show_model(name: str, result: ConstraintResult) -> None:
     shown = [("all", metric, label) for metric, label in SHOWN_METRICS.items()]
     for metric in dict.fromkeys(row["metric"] for row in rows if records and row["metric"].startswith("has_")):
         feature = metric.removeprefix("has_")
-        shown += [(f"asked={feature}", metric, f"{feature}, asked for")]
-        shown += [(f"asked!={feature}", metric, f"{feature}, not asked for")]
+        shown += [(f"asked={feature}", metric, f"{feature},\nasked for")]
+        shown += [(f"asked!={feature}", metric, f"{feature},\nnot asked for")]
     cells = [
         [label, *(_cell(found.get((what, part, metric))) for what in columns)]
         for part, metric, label in shown
@@ -175,7 +176,7 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
         cells.setdefault((row["model"], row["slice"].partition("=")[2]), {})[row["metric"]] = row
     show_table(
         "scores by each prompt's rarest word",
-        ["rarest word", "prompts", *(metric.replace("_", " ") for metric in metrics)],
+        ["rarest\nword", "prompts", *(SHOWN_METRICS[metric] for metric in metrics)],
         [
             [
                 group if len(result.written) == 1 else f"{model}: {group}",

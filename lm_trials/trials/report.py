@@ -39,7 +39,7 @@ def show_arms(
         for place, (field, values) in enumerate(variable.fields.items())
     ]
     if rows:
-        show_table("differences", ["variable, · follows from it", *(arm.label for arm in arms)], rows)
+        show_table("differences", ["variable, what follows", *(arm.label for arm in arms)], rows)
 
 
 def seed_text(run: Run) -> str:
@@ -99,7 +99,7 @@ def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
     names = {arm.label: arm.name for arm in arms}
     rows = [[names[row["arm"]], *_interval(row), f"{row['n']:,}", _over(row)] for row in result.of("arm")]
     counted = "stories" if result.of_losses else "n"
-    columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval over"]
+    columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval\nover"]
     title = f"loss on {result.dataset}" if result.of_losses else result.dataset
     alone = [] if result.of_losses or result.of("difference") else [f"No test: {ONE_SEED}"]
     show_table(title, columns, rows, caption="; ".join([*result.notes, *alone]) or None)
@@ -130,7 +130,7 @@ def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
 def _over(row: Mapping[str, Any]) -> str:
     if row["interval"] == OVER_SEEDS:
         return f"{row['seeds']} seeds"
-    return f"{row['interval']} (1 seed: no interval over seeds)"
+    return f"{row['interval']} (1 seed)"
 
 
 def p_text(p: float) -> str:

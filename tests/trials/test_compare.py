@@ -62,7 +62,7 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
 def test_one_seed_says_that_it_has_no_interval_over_seeds(make_run, capsys):
     comparison = main([make_run("a", nats=nats(1)), make_run("b", change=LOW, nats=nats(2))])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "1 seed: no interval over seeds" in shown
+    assert "stories (1 seed)" in shown
     assert "A conclusion about the recipe needs at least two seeds" in shown
     (result,) = comparison.results
     assert [row["interval"] for row in result.of("difference")] == ["stories"]

@@ -89,7 +89,7 @@ def test_one_seed_has_no_test(measured, capsys):
     assert result.of("difference") == []
     shown = " ".join(capsys.readouterr().out.split())
     assert "No test: a conclusion about the recipe needs at least two seeds" in shown
-    assert "one model (1 seed: no interval over seeds)" in shown
+    assert "one model (1 seed)" in shown
 
 
 @pytest.mark.parametrize(
