@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STORY_SUMS = ("nats", "tokens", "correct", "num_bytes")
-MARKS = {"yes": "* ", "no": "", "partly": "~ ", "unknown": "? "}
 LEGEND = {
     "yes": "* in-domain: the model was trained on this data",
     "partly": "~ trained on a part of this mixture",
     "unknown": "? training data unknown: a run.json is missing",
 }
+
+
+MARKS = {"no": "", **{domain: text[:2] for domain, text in LEGEND.items()}}
 
 
 @dataclass(frozen=True)

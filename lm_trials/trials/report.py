@@ -97,7 +97,10 @@ def short(value: Any) -> str:
 def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
     """Print one data set's table of arms and its table of differences."""
     names = {arm.label: arm.name for arm in arms}
-    rows = [[names[row["arm"]], *_interval(row), f"{row['n']:,}", _over(row)] for row in result.of("arm")]
+    rows = []
+    for row in result.of("arm"):
+        over = f"{row['seeds']} seeds" if row["interval"] == OVER_SEEDS else f"{row['interval']} (1 seed)"
+        rows.append([names[row["arm"]], *_interval(row), f"{row['n']:,}", over])
     counted = "stories" if result.of_losses else "n"
     columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval\nover"]
     title = f"loss on {result.dataset}" if result.of_losses else result.dataset
@@ -125,12 +128,6 @@ def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
 def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
     numbers = (row["estimate"], row["lower"], row["upper"])
     return ["none" if math.isnan(number) else f"{number:{sign}.4f}" for number in numbers]
-
-
-def _over(row: Mapping[str, Any]) -> str:
-    if row["interval"] == OVER_SEEDS:
-        return f"{row['seeds']} seeds"
-    return f"{row['interval']} (1 seed)"
 
 
 def p_text(p: float) -> str:

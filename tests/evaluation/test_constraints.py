@@ -247,7 +247,7 @@ def test_the_command_writes_scores_stories_and_what_judged_them(data, capsys):
     assert len(pd.read_csv(data / "out/judge.csv")) > 0
     assert json.loads((data / "out/constraints.json").read_text())["models"][0]["mode"] == "instruct"
     shown = capsys.readouterr()
-    assert "12 prompts, 2 stories each" in shown.out
+    assert "12 prompts, 2 stories each" in " ".join(shown.out.split())
     assert "words used" in shown.out
     assert "rarest words of the prompts in tiny" in shown.out
     assert "balanced accuracy" in shown.out
