@@ -166,7 +166,7 @@ def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
         (["--dataset_name", "a++b"], "a++b has an empty part"),
         (["--dataset_nam", "x"], "unrecognized flag --dataset_nam; did you mean --dataset_name?"),
         (["fetsh"], "fetsh is not a command; did you mean fetch?"),
-        (["verify"], "holds nothing prepared; make something with"),
+        (["verify"], "nothing is prepared there; prepare a data set with"),
         (["recipe", "nowhere.yaml"], "recipe"),
     ],
 )
@@ -230,17 +230,13 @@ DAMAGE = {
     "a missing file": ("new", lambda data: (data / "new/records/test/state.json").unlink(), "state.json is missing"),
     "a manifest of nothing": ("new", lambda data: (data / "new/manifest.json").write_text("{"), "cannot be read"),
     "no manifest": ("new", lambda data: (data / "new/manifest.json").unlink(), "manifest.json cannot be read"),
-    "other counts": ("old", lambda data: _say(data / "old", stories={"train": 1}), "says stories {'train': 1}"),
-    "other content": ("old", lambda data: _say(data / "old", content="0" * 16), "says content 0000"),
-    "a cut store": (
-        "new",
-        lambda data: _cut(next(data.glob("new/tokens-*/train/*.arrow"))),
-        "bytes instead of the",
-    ),
+    "other counts": ("old", lambda data: _say(data / "old", stories={"train": 1}), "has stories {'train': 1}"),
+    "other content": ("old", lambda data: _say(data / "old", content="0" * 16), "has content 0000"),
+    "a cut store": ("new", lambda data: _cut(next(data.glob("new/tokens-*/train/*.arrow"))), "bytes instead of the"),
     "a set of another corpus": (
         "no-twist",
         lambda data: _say(data / "no-twist", corpus={"name": "old", "content": "1"}),
-        "old, the corpus it was made of, has content",
+        "its corpus old has content",
     ),
 }
 
@@ -290,7 +286,7 @@ def test_a_story_under_another_ones_name_is_seen_without_checksums(tmp_path, cap
     manifest = read_manifest(tmp_path / "data" / "mine")
     del manifest["files"]
     (tmp_path / "data" / "mine" / "manifest.json").write_text(json.dumps(manifest))
-    assert f"the story {records[7]['record_id']} is not the one" in refused(tmp_path, capsys, "verify", "mine")
+    assert f"the text of {records[7]['record_id']} has another hash" in refused(tmp_path, capsys, "verify", "mine")
 
 
 def recipe(folder, text):
@@ -324,23 +320,17 @@ def test_a_recipe_goes_on_after_one_that_failed_and_says_which(tmp_path, capsys)
             "- dataset_name: HERE/one.jsonl\n- dataset_nam: x\n",
             "entry 2: unrecognized flag dataset_nam; did you mean dataset_name?",
         ),
-        (
-            "- dataset_name: HERE/one.jsonl\n- dataset_name: HERE/two.jsonl\n",
-            "entry 2 (HERE/two.jsonl): HERE/two",
-        ),
+        ("- dataset_name: HERE/one.jsonl\n- dataset_name: HERE/two.jsonl\n", "entry 2 (HERE/two.jsonl): HERE/two"),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: many\n", "entry 1 (HERE/one.jsonl): argument --num_proc"),
         ("- dataset_name: HERE/one.jsonl\n  num_proc: 0\n", "--num_proc 0 must be"),
-        (
-            "- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n",
-            "--validation_split_percentage 90",
-        ),
+        ("- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n", "--validation_split_percentage 90"),
         ("- dataset_name: HERE/one.jsonl\n  vocab_size: 77\n", "no tokenizer in"),
         ("- wikitext\n", "entry 1: 'wikitext' is no entry; write `dataset_name: wikitext`"),
-        ("dataset_name: HERE/one.jsonl\n", "it must hold a list of entries"),
+        ("dataset_name: HERE/one.jsonl\n", "the file must be a list of entries"),
         ("- num_proc: 2\n", "entry 1: no data set is named"),
         ("- dataset_name: a\n  dataset_name: b\n", "dataset_name is given twice"),
         ("- [\n", "it is no YAML"),
-        ("", "it must hold a list"),
+        ("", "must be a list"),
     ],
 )
 def test_every_entry_of_a_recipe_is_checked_before_the_first_is_fetched(tmp_path, monkeypatch, capsys, text, message):

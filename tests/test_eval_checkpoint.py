@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_evaluations import numbers, results_in, stories_in, table_in, write_stories
 from tiny_models import tiny_model, tiny_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
 import eval_checkpoint
 from lm_trials.commands import evaluate
@@ -337,6 +337,17 @@ def test_mixtures_of_the_parts_of_a_folder(run, tmp_path):
     assert len(ids & {row["record_id"] for row in pq.read_table(tmp_path / "more/per_story.parquet").to_pylist()}) == 5
 
 
+@pytest.mark.parametrize(("columns", "shown"), [("80", False), ("120", True)])
+def test_slices_are_one_table_on_a_narrow_terminal(run, monkeypatch, capsys, columns, shown):
+    monkeypatch.setenv("COLUMNS", columns)
+    run("--by", "features")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert sum("nats per token" in line for line in lines) == 1  # in blocks it would stand in each
+    assert any("no Foreshadowing" in line for line in lines)
+    assert ("accuracy   bits per byte" in "\n".join(lines)) is shown
+
+
 def test_a_config_file_repeats_an_evaluation(run, tmp_path):
     Path("flags.yaml").write_text("layout: packed\nblock_size: 32\nby: [features]\nmax_eval_samples: 9\n")
     loss = run("--config", "flags.yaml", "--max_eval_samples", 8)[0]
@@ -374,7 +385,7 @@ def test_continuations_are_scored_into_tables(run, tmp_path, capsys):
         assert whole in [text.replace(" ", "") for text in texts]
     mean = np.mean([float(story["bleu"]) for story in stories])
     assert float(scores[0]["estimate"]) == pytest.approx(mean)
-    assert "passed over" in capsys.readouterr().out
+    assert "skipped" in capsys.readouterr().out
 
 
 def test_the_trained_260k_model_on_real_stories(shared_data, run, tmp_path):
@@ -436,8 +447,8 @@ def refused(run, tmp_path, capfd):
         (["--dataset_name", "no/such/file.jsonl"], "no/such/file.jsonl does not exist"),
         (["--model_dir", "./nowhere"], "./nowhere is no folder"),
         (["--model_dir", "no-such-owner/model"], "no-such-owner/model cannot be loaded"),
-        (["--model_dir", "./llama"], "would both be written to out/llama/stories"),
-        (["--dataset_name", "stories.jsonl"], "would both be written to out/llama/stories"),
+        (["--model_dir", "./llama"], "two results of the matrix would be written to out/llama/stories"),
+        (["--dataset_name", "stories.jsonl"], "would be written to out/llama/stories"),
         (["--tokenizer_name", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
         (["--data_mix", ".5,.5"], "--data_mix .5,.5: stories.jsonl is one data set"),
         (["--all_checkpoints"], "--all_checkpoints: llama holds no checkpoint-N folder"),
@@ -450,6 +461,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(refused, flags, text):
 
 def test_no_model_is_named(refused):
     assert refused(model=None) == "--model_name_or_path is missing; give --model_name_or_path RUN_OR_CHECKPOINT"
+
+
+def test_a_model_that_cannot_keep_packed_documents_apart_is_refused(refused, run):
+    """Bloom takes no positions, so that its tokens would attend to the document before."""
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=330, hidden_size=16, n_layer=1, n_head=2)).save_pretrained("bloom")
+    tiny_tokenizer().save_pretrained("bloom")
+    flags = ["--layout", "packed", "--attention_across_documents", "False"]
+    assert "--attention_across_documents False has no effect on a bloom" in refused(*flags, model="bloom")
+    assert run(*flags, model="llama")
+    assert run(*flags[:2], model="bloom", output="across")
 
 
 def test_a_folder_without_a_model_and_one_with_pickled_weights(refused, tmp_path):
@@ -465,7 +487,7 @@ def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused_before_any
     tiny_model("llama", vocab_size=325).save_pretrained(tmp_path / "small")
     tiny_tokenizer().save_pretrained(tmp_path / "small")
     message = refused("--model_dir", "small")  # the model before it is not evaluated either
-    assert "small has 325 embeddings and the tokenizer's ids go up to 329; give the tokenizer" in message
+    assert "--tokenizer_name: small has 325 embeddings and the tokenizer's ids go up to 329" in message
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})  # never in a text
     tokenizer.save_pretrained(tmp_path / "padded")
@@ -495,13 +517,13 @@ def test_earlier_results_survive_an_evaluation_that_fails(run, refused, tmp_path
 def test_a_folder_whose_mode_forbids_it(refused, monkeypatch):
     """Root, as whom tests may run, writes everywhere; so the answer is the system's, not the folder's mode."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "out cannot be written to; give another folder by --output_dir" in refused()
+    assert "--output_dir: out cannot be written to; give another folder" in refused()
 
 
 def test_a_place_that_cannot_be_written_to_is_known_before_the_evaluation(refused, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    assert "taken/out cannot be written to; give another folder by --output_dir" in refused(output="taken/out")
-    assert "give another folder by --tables_dir" in refused("--generate", 1, "--tables_dir", "taken/tables")
+    assert "--output_dir: taken/out cannot" in refused(output="taken/out")
+    assert "--tables_dir: taken/tables" in refused("--generate", 1, "--tables_dir", "taken/tables")
 
 
 def test_a_story_of_no_token_to_predict(refused, run, tmp_path):

@@ -331,7 +331,7 @@ def test_runs_are_compared_on_their_own_examples(tune_flags, tmp_path, capsys, m
     shown = " ".join(capsys.readouterr().out.split())
     assert "exactly one variable differs: load_in_8bit" in shown
     assert "completions" in shown
-    assert "B less A, over seeds" in shown
+    assert "B minus A, over seeds" in shown
     sft_lora.main(tune_flags("c0", "--load_in_8bit", "True", "--lora_r", "3"))
     compare.main([str(tmp_path / name) for name in ("a0", "c0")])
     assert "2 variables differ" in " ".join(capsys.readouterr().out.split())

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def show_list(args: ListArguments) -> list[dict[str, Any]]:
         show_table(str(place), columns, rows, caption)
     else:
         note(f"{place} holds nothing prepared")
-    report = [item.as_dict() for item in found]
+    report = [asdict(item) for item in found]
     if args.json:
         from lm_trials.files import write_json
 

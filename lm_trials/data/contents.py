@@ -1,7 +1,7 @@
-"""What data is known by: names that follow from its content, so that a copy of a corpus is the same data.
+"""Names of data by content, so that a copy of a corpus is the same data.
 
-A corpus is known by the hash of its record names, a protocol set by that and its protocol, a file by the hash of its
-bytes.  A Hub data set, which is not at hand to be hashed, is known by its name and configuration.
+A corpus is identified by the hash of its record ids, a protocol set by that and its protocol, a file by the hash of its
+bytes.  A Hub data set cannot be hashed without a download; its name and configuration identify it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lm_trials.stories.corpora import is_corpus, read_manifest
 
 
 def content_name(content: str, protocol: Mapping[str, Any] | None = None) -> str:
-    """Return what a corpus, or the set that a protocol makes of it, is known by.
+    """Return the name of a corpus, or of the set that a protocol makes of it.
 
     >>> content_name("9f86d081884c7d65"), content_name("9f86d081884c7d65", {"seed": 0})
     ('9f86d081884c7d65', '9f86d081884c7d65+{"seed": 0}')
@@ -24,7 +24,7 @@ def content_name(content: str, protocol: Mapping[str, Any] | None = None) -> str
 
 
 def hub_name(reference: str, config: str | None) -> str:
-    """Return what a Hub data set is known by, whichever split or revision of it is read.
+    """Return the name of a Hub data set, equal for all its splits and revisions.
 
     >>> hub_name("owner/pile", "pubmed")
     'hub owner/pile pubmed'
@@ -33,7 +33,7 @@ def hub_name(reference: str, config: str | None) -> str:
 
 
 def contents_of(data: Any, data_cache_dir: Path) -> Iterator[str]:
-    """Yield the names of all data that `outcome.data` describes, at any depth: each part of a mixture counts.
+    """Yield the names of all data that `outcome.data` describes, at any depth, such as each part of a mixture.
 
     >>> list(contents_of({"first": {"content": "a"}, "second": {"content": "b"}}, Path("data")))
     ['a', 'b']
@@ -43,9 +43,9 @@ def contents_of(data: Any, data_cache_dir: Path) -> Iterator[str]:
         for key in ("content", "fingerprint"):
             if isinstance(data.get(key), str):
                 yield content_name(data[key], protocol)
-        if isinstance(data.get("files"), list):  # of a source of files: what each is known by
+        if isinstance(data.get("files"), list):  # the hashes of a source of files
             yield from data["files"]
-        if "read_as" in data:  # where a source of the Hub says what it is
+        if "read_as" in data:  # a source of the Hub
             yield hub_name(data["reference"], data.get("dataset_config_name"))
         if protocol is None and isinstance(data.get("corpus"), str):
             yield from contents_of(_origin(data_cache_dir / data["corpus"], data.get("content")), data_cache_dir)
@@ -55,6 +55,6 @@ def contents_of(data: Any, data_cache_dir: Path) -> Iterator[str]:
 
 
 def _origin(corpus: Path, content: Any) -> Any:
-    """Return what a corpus's manifest says of the file or Hub data set it was made of, if it is still as it was."""
+    """Return the origin in a corpus's manifest, if the corpus is unchanged."""
     manifest = read_manifest(corpus) if is_corpus(corpus) else {}
     return manifest.get("origin") if manifest.get("content") == content else None

@@ -1,8 +1,8 @@
-"""Data sets by name: the one place that knows what `--dataset_name` may name.
+"""Data sets by name: the one place that resolves `--dataset_name`.
 
 A prepared name in `--data_cache_dir` comes first (a protocol set, a corpus, a data set of pairs), then a path (a file,
-a folder of shards, a data set saved by `datasets`), then the Hub.  `a+b`, or a configuration `a+b`, is a mixture.  What
-training, fine-tuning, evaluation and probes need of a data set, each kind answers by the same methods, or refuses.
+a folder of shards, a data set saved by `datasets`), then the Hub.  `a+b`, or a configuration `a+b`, is a mixture.  All
+kinds have the same methods for training, fine-tuning, evaluation and probes; a kind refuses those that it cannot have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from lm_trials.pairs.pairs import PairSet, is_pairs, open_pairs, prepare_pairs
 from lm_trials.protocols.set_texts import SetText, resolve_set, set_texts
 from lm_trials.protocols.sets import is_set
 from lm_trials.stories.corpora import is_corpus, open_records, prepare_source, read_manifest
-from lm_trials.stories.records import SPLITS, Record, make_record
+from lm_trials.stories.records import SPLITS, Record, Split, make_record
 from lm_trials.stories.sources import Source, open_source
 from lm_trials.tokens.mixtures import mixed, parse_weights
 from lm_trials.tokens.order import random_bits, shuffled
@@ -35,21 +35,20 @@ if TYPE_CHECKING:  # transformers takes a second to import
 Streaming = Literal["True", "CacheStream", "False"]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 READ_BATCH = 1000
-HELD_OUT = "validation"
-"""The split of a prepared or Hub data set that is read where none is named."""
+HELD_OUT = "validation"  # the default split of a prepared or Hub data set
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One split of a data set, or all of a path, as a stream of records that can be read again.
+    """One split of a data set, or all of a path, as a stream of records.
 
     Attributes:
         name: for tables and folders.
-        read: starts the stream.
-        fingerprint: of the content, for the manifest of results.
-        total: number of records, where it is known before reading them.
-        parts: the names that the data, of a mixture each part, is known by (`contents.content_name`).
-        set_texts: for a protocol set, starts the stream of its texts with their prompts.
+        read: starts the stream; can be called again.
+        fingerprint: of the content.
+        total: number of records; None if not known before reading.
+        parts: the names of the data's content (`contents.content_name`), for each part of a mixture.
+        set_texts: of a protocol set, starts the stream of its texts with their prompts.
     """
 
     name: str
@@ -59,36 +58,31 @@ class Selection:
     parts: tuple[frozenset[str], ...] = ()
     set_texts: Callable[[], Iterator[SetText]] | None = None
 
-    @property
-    def has_prompts(self) -> bool:
-        """Whether its texts have a prompt that a model can continue: those of a protocol set have."""
-        return self.set_texts is not None
-
     def prompts(self, count: int | None = None) -> list[SetText]:
-        """Return the texts of the first `count` documents, or of all, whose prompts a model can continue.
+        """Return the texts, with their prompts, of the first `count` documents, or of all.
 
         Raises:
             UsageError: for a data set without prompts, or a split without documents.
         """
         if self.set_texts is None:
             raise UsageError(
-                f"{self.name} has no prompts; name a protocol set, made with prepare_tinystories.py pretokenize "
-                "--dataset_name NAME or protocol_set"
+                f"--dataset_name: {self.name} has no prompts; name a protocol set, made with lm-trials prepare "
+                "pretokenize --dataset_name NAME or lm-trials prepare protocol_set"
             )
         texts = list(itertools.islice(self.set_texts(), count))
         if not texts:
-            raise UsageError(f"{self.name} has no story to take a prompt from; prepare more stories")
+            raise UsageError(f"--dataset_name: {self.name} has no story and so no prompt; prepare more stories")
         return texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A data set that a name means.
+    """A data set.
 
     Attributes:
         name: as the user gave it.
         place: the folder of prepared data, `--data_cache_dir`.
-        config: the configuration of a Hub data set, or the part of a folder, that was asked for.
+        config: the configuration of a Hub data set, or the part of a folder.
     """
 
     name: str
@@ -102,12 +96,12 @@ class DataSet:
 
     @property
     def members(self) -> tuple[DataSet, ...]:
-        """The data sets that a mixture is made of; of any other, itself."""
+        """The data sets of a mixture; of any other data set, itself."""
         return (self,)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The shares of its members."""
+        """The shares of the members."""
         return (1.0,)
 
     @property
@@ -117,82 +111,81 @@ class DataSet:
 
     @property
     def full_label(self) -> str:
-        """A name that tells apart two members of a mixture with one label."""
+        """A longer name, for two members of a mixture with one label."""
         return (self.config or self.name).replace("/", "-")
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
-        """Return the records of a split, at most `limit`; by default the validation split, of a path all.
+        """Return the records of a split, at most `limit`; default: the validation split, of a path all.
 
         Raises:
-            UsageError: for a split that there is not.
+            UsageError: for a split that does not exist.
         """
         raise self._unfit("stories", "name a corpus, a protocol set, a file or a Hub data set")
 
     def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
         """Yield the records of a split as they were before a protocol changed them; None for one that it refused.
 
-        Args:
-            validation_split_percentage: for a source that has no validation split and is read as it lies.
+        `validation_split_percentage` is for a source without a validation split that is not prepared.
         """
         return self.select(split).read()
 
     def shuffled_stories(self, split: str | None, seed: int, buffer_size: int) -> Iterator[str]:
-        """Yield the texts of a split in an order that follows from the seed."""
+        """Yield the texts of a split, shuffled by the seed."""
         return shuffled((record["story"] for record in self.select(split).read()), seed, 0, buffer_size)
 
     def documents(self, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
-        """Return the tokens of its splits, made where they are missing.
+        """Return the tokens of its splits; they are made if missing.
 
         Raises:
             UsageError: for a split without stories; for a set of another tokenizer.
         """
-        raise self._unfit("documents to train on", "fine-tune on it with sft_lora.py")
+        raise self._unfit("documents to train on", "fine-tune on it with lm-trials tune")
 
     def pairs(self, watch: Watch = iter) -> PairSet:
-        """Return its prompts and completions, conversations or texts, prepared where they are not yet.
+        """Return its prompts and completions, conversations or texts; they are prepared if they are not yet.
 
         Raises:
             UsageError: for a data set without them.
         """
-        advice = f"make pairs of a corpus with prepare_tinystories.py instruct --corpus {self.label}"
+        advice = f"make pairs of a corpus with lm-trials prepare instruct --corpus {self.label}"
         raise self._unfit("prompts with completions", advice)
 
     def train_texts(self) -> tuple[Iterator[Sequence[str]], int | None]:
-        """Return batches of the texts that training on it teaches to write, and how many texts there are if known."""
+        """Return batches of the texts that a model trained on it learns to write, and their number if known."""
         texts = (record["story"] for record in self.stories("train") if record)
         return iter(lambda: list(itertools.islice(texts, READ_BATCH)), []), None
 
     def corpus(self) -> Path:
-        """Return the folder of the corpus that it is, or becomes once it has been read.
+        """Return its corpus folder; a source is read into one first.
 
         Raises:
-            UsageError: for a data set that is none.
+            UsageError: for a data set that is no corpus.
         """
-        raise self._unfit("a corpus", "name a corpus, a file or a Hub data set")
+        raise self._unfit("corpus", "name a corpus, a file or a Hub data set")
 
     def check_splits(self) -> None:
-        """Check that it can be split as asked, as far as that is known before it is read.
+        """Check its splits as far as they are known before it is read.
 
         Raises:
-            UsageError: for a source without a train split, or without validation stories.
+            UsageError: for a source without a train split or validation stories.
         """
 
     def _unfit(self, wanted: str, advice: str) -> UsageError:
-        return UsageError(f"{self.name} is {self.kind} and has no {wanted.removeprefix('a ')}; {advice}")
+        return UsageError(f"--dataset_name: {self.name} is {self.kind} and has no {wanted}; {advice}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolSet(DataSet):
-    """What a protocol makes of a corpus; its texts have instruction lines before the story."""
+    """A corpus changed by a protocol; its texts have instruction lines before the story."""
 
     kind = "a protocol set"
     has_prompts = True
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
-        """Return the texts of a split as stories, so that instruction lines are scored as they are trained on."""
+        """Return the texts of a split as stories, so that instruction lines are scored, as they are trained on."""
         split = split or HELD_OUT
         _, corpus, protocol = resolve_set(self.name, self.place)
-        open_records(corpus, split)  # raises for a split that there is not
+        open_records(corpus, split)  # raises for a split that does not exist
         content = content_name(read_manifest(corpus, "content")["content"], protocol.as_dict())
         return Selection(
             f"{self.name}-{split}",
@@ -207,15 +200,15 @@ class ProtocolSet(DataSet):
             yield make_record(text.text, words=text.words, features=text.features) | {"record_id": text.record_id}
 
     def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
-        """Yield the records that the filter kept, with the features of the corpus: an instruction may name others."""
-        records = iter(open_records(self.corpus(), split))
+        """Yield the records that the filter kept, with the corpus's features, as instructions may name others."""
+        records: Iterator[Any] = iter(open_records(self.corpus(), split))
         for text in set_texts(self.name, self.place, split):
-            # The set is the corpus in its order, less what the filter removed.
+            # The set has the corpus's order, without the records that the filter removed.
             record = next(record for record in records if record["record_id"] == text.record_id)
-            yield None if text.refused else {**record, "story": text.story}
+            yield None if text.refused else record | {"story": text.story}
 
     def documents(self, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
-        """Return the tokens of its splits, put together from those of its corpus."""
+        """Return the tokens of its splits, composed from those of its corpus."""
         return set_documents(self.name, self.place, tokenizer, how)
 
     def train_texts(self) -> tuple[Iterator[Sequence[str]], int | None]:
@@ -223,17 +216,13 @@ class ProtocolSet(DataSet):
         return ([text.story] for text in set_texts(self.name, self.place, "train")), None
 
     def corpus(self) -> Path:
-        """Return the folder of the corpus that it was made of."""
+        """Return the corpus that it was made of."""
         return resolve_set(self.name, self.place)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(DataSet):
-    """Records prepared in a folder.
-
-    Attributes:
-        folder: where it lies.
-    """
+    """Records prepared in `folder`."""
 
     folder: Path
 
@@ -241,8 +230,8 @@ class Corpus(DataSet):
 
     @property
     def label(self) -> str:
-        """The configuration of the source that it was made of, else the name of its folder."""
-        return self.config or self.folder.name
+        """The name of its folder."""
+        return self.folder.name
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
         """Return the records of a split."""
@@ -259,7 +248,7 @@ class Corpus(DataSet):
         )
 
     def shuffled_stories(self, split: str | None, seed: int, buffer_size: int) -> Iterator[str]:
-        """Yield the stories in a full shuffle: any row of a prepared corpus can be read."""
+        """Yield the stories in a full shuffle, as a prepared corpus has random access."""
         records = open_records(self.folder, split or HELD_OUT).select_columns(["story"])
         order_N = np.argsort(random_bits(seed, 0).random_raw(len(records)), kind="stable")
         return (records[number]["story"] for number in order_N.tolist())
@@ -288,7 +277,7 @@ class PreparedPairs(DataSet):
         return open_pairs(self.name, self.place)
 
     def train_texts(self) -> tuple[Iterator[Sequence[str]], int | None]:
-        """Return what the model is taught to answer: completions, the assistant's messages, or the texts."""
+        """Return what a model learns to write: completions, the assistant's messages, or the texts."""
         opened = self.pairs()
         rows = opened.splits["train"]
         if opened.kind != "conversations":
@@ -301,11 +290,9 @@ class PreparedPairs(DataSet):
 
 @dataclass(frozen=True, kw_only=True)
 class RawSource(DataSet):
-    """A file, a folder of shards, a saved data set or a Hub data set, read as it lies until it is prepared.
+    """A file, a folder of shards, a saved data set or a Hub data set that is not prepared.
 
-    Attributes:
-        source: what is read.
-        streaming: whether training reads it as it lies, too (`True`), or prepares a corpus of it first.
+    With `streaming` True training reads it directly; otherwise a corpus is prepared of it first.
     """
 
     source: Source
@@ -325,19 +312,15 @@ class RawSource(DataSet):
         return "-".join([_stem(self.name), *([self.config] if self.config else [])])
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
-        """Return the records of one of its own splits, else of a split by hash, or of all."""
+        """Return the records of its own split, else of a split by hash, or all."""
         source = self._of(split or self.default_split)
 
         def read() -> Iterator[Record]:
-            with self._naming_what_is_prepared():
+            with _naming_what_is_prepared(self.place, self.source.kind == "hub"):
                 yield from itertools.islice(source.records(), limit)
 
         return Selection(
-            self.label + (f"-{split}" if split else ""),
-            read,
-            source.fingerprint(),
-            limit,
-            (self.known_as(source),),
+            self.label + (f"-{split}" if split else ""), read, source.fingerprint(), limit, (self.known_as(source),)
         )
 
     def _of(self, split: str | None) -> Source:
@@ -355,17 +338,17 @@ class RawSource(DataSet):
 
     @staticmethod
     def known_as(source: Source) -> frozenset[str]:
-        """Return its fingerprints, whichever split is read, as the manifest of a corpus made of it may have them."""
+        """Return the fingerprints of all its splits, as a corpus made of it may have them in its manifest."""
         hub = source.kind == "hub"
         splits = {source.dataset_split, None, *(SPLITS if hub else ())}
         fingerprints = frozenset(replace(source, dataset_split=split).fingerprint() for split in splits)
-        # Of files, by their bytes too: a corpus may hold them read with other options, such as a split of its own.
+        # Files also by their bytes: a corpus may have read them with other options, such as another split.
         return fingerprints | (
             {hub_name(source.reference, source.dataset_config_name)} if hub else set(source.file_names())
         )
 
     def check_splits(self) -> None:
-        """Check the splits of what lies on disk; those of a Hub data set are known when it is loaded."""
+        """Check the splits of local files; those of a Hub data set are known when it is loaded."""
         if self.source.kind != "hub":
             self.source.check_splits()
 
@@ -375,45 +358,39 @@ class RawSource(DataSet):
 
     def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
         """Yield the records that preparing it would put into a split of the corpus."""
-        return self.source.records_of(split, None if self.has_own_validation() else validation_split_percentage)
+        return self.source.records_of(
+            cast(Split, split), None if self.has_own_validation() else validation_split_percentage
+        )
 
     def shuffled_stories(self, split: str | None, seed: int, buffer_size: int) -> Iterator[str]:
-        """Yield the texts of a split, by default of all, or of the Hub's train split, through a shuffle buffer."""
+        """Yield the texts of a split (default: all, or the Hub's train split) through a shuffle buffer."""
         texts = (record["story"] for record in self._of(split).records())
         return shuffled(texts, seed, 0, buffer_size)
 
     def documents(self, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
-        """Return streams over what lies there, or the tokens of the corpus that is made of it."""
+        """Return streams over the source, or the tokens of the corpus made of it."""
         if self.streaming == "True":
             return source_documents(self.config or Path(self.name).name, self.source, tokenizer, how)
         return corpus_documents(self.config or self.corpus().name, self.corpus(), tokenizer, how)
 
     def pairs(self, watch: Watch = iter) -> PairSet:
-        """Prepare its prompts and completions, conversations or texts, once, and open them."""
+        """Prepare its prompts and completions, conversations or texts once, and open them."""
         return open_pairs(prepare_pairs(self.source, self.label, self.place, watch).name, self.place, self.name)
 
     def corpus(self) -> Path:
-        """Read it into a corpus, once; return the folder."""
+        """Read it into a corpus once; return the folder."""
         name = f"{self.name} {self.config}" if self.config else self.name
 
         def watch(records: Iterable[Any]) -> Iterable[Any]:
             return progress(records, f"reading {name}", "stories", length_hint(records) or None)
 
-        with self._naming_what_is_prepared():
+        with _naming_what_is_prepared(self.place, self.source.kind == "hub"):
             return prepare_source(self.source, self.name, self.place, watch)
-
-    @contextmanager
-    def _naming_what_is_prepared(self) -> Iterator[None]:
-        """Add the prepared names to an error of the Hub: one of them may have been meant."""
-        try:
-            yield
-        except UsageError as error:
-            raise _with_prepared(error, self.place) if self.source.kind == "hub" else error from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(DataSet):
-    """Several data sets in shares."""
+    """Several data sets mixed by shares."""
 
     several: tuple[DataSet, ...]
     shares: tuple[float, ...]
@@ -422,7 +399,7 @@ class Mixture(DataSet):
 
     @property
     def members(self) -> tuple[DataSet, ...]:
-        """The data sets that it is made of."""
+        """Its data sets."""
         return self.several
 
     @property
@@ -432,13 +409,13 @@ class Mixture(DataSet):
 
     @property
     def label(self) -> str:
-        """The name of what its configurations are of, with them, or the names of the data sets."""
-        configs = [member.config for member in self.several]
-        labels = [member.label for member in self.several]
-        return "-".join([_stem(self.name), *configs] if all(configs) else labels)  # type: ignore[list-item]
+        """The common name with the configurations, or the names of the data sets."""
+        configs = [member.config for member in self.several if member.config]
+        same = len(configs) == len(self.several)
+        return "-".join([_stem(self.name), *configs] if same else [member.label for member in self.several])
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
-        """Return the records of a split of each, in their shares, up to the first that ends."""
+        """Return the records of a split of each member, mixed by shares, until the first member ends."""
         selected = [member.select(split) for member in self.several]
         return Selection(
             self.label + (f"-{split}" if split else ""),
@@ -449,15 +426,14 @@ class Mixture(DataSet):
         )
 
     def stories(self, split: str, validation_split_percentage: float | None = None) -> Iterator[Record | None]:
-        """Yield the records of a split of each, as they were before a protocol changed them, in their shares."""
+        """Yield the records of a split of each member as they were before a protocol changed them, mixed by shares."""
         return self._mixed([member.stories(split, validation_split_percentage) for member in self.several])
 
     def _mixed(self, streams: Sequence[Iterator[Any]]) -> Iterator[Any]:
         def ended(place: int, taken: list[int]) -> None:
             member = self.several[place]
             name = member.config or member.label
-            note(f"note: the part {name} of {self.name} has no more than {taken[place]:,} stories, and so the mixture "
-                 f"ends after {sum(taken):,}")  # fmt: skip
+            note(f"note: {self.name} ends after {sum(taken):,} stories: its part {name} has only {taken[place]:,}")
 
         return mixed(streams, list(self.shares), ended)
 
@@ -474,14 +450,13 @@ def open_dataset(
     validation_split_percentage: float | None = None,
     num_proc: int = 1,
 ) -> DataSet:
-    """Find out what `--dataset_name` names; the other arguments are the flags of the same names.
+    """Resolve `--dataset_name`; the other arguments are the flags of the same names.
 
-    Nothing is read yet beyond what tells the kinds apart.  Of a mixture, `validation_split_percentage` is for the
-    members that have no validation split.
+    Only what identifies the kind of data set is read.  In a mixture, `validation_split_percentage` is for the members
+    without a validation split.
 
     Raises:
-        UsageError: for a name that is nothing; for a flag that this kind of data set cannot have; for shares that do
-            not fit.
+        UsageError: for an unknown name; for a flag that this kind of data set cannot have; for wrong shares.
     """
     if not name:
         raise UsageError("no data set is named; give --dataset_name NAME_OR_PATH")
@@ -489,7 +464,7 @@ def open_dataset(
     named = _member_names(name, dataset_config_name, place)
     if len(named) == 1 and data_mix is not None:
         raise UsageError(
-            f"--data_mix {data_mix}: {named[0][0]} is one data set; remove --data_mix, or name several as a+b"
+            f"--data_mix {data_mix}: {named[0][0]} is one data set; remove the flag, or name several as a+b"
         )
     weights = tuple(parse_weights(data_mix, len(named)))
     members = []
@@ -497,33 +472,33 @@ def open_dataset(
         percent = validation_split_percentage
         found = _prepared(member, place)
         if found is None:
-            options = {"text_column": text_column, "text_separator": text_separator, "num_proc": num_proc}
-            found = _raw(member, place, config, streaming, {**options, "validation_split_percentage": percent})
-            if len(named) > 1 and percent is not None and found.has_own_validation():
-                found = replace(found, source=replace(found.source, validation_split_percentage=None))
+            with _naming_what_is_prepared(place):
+                source = open_source(
+                    member,
+                    dataset_config_name=config,
+                    streaming=streaming == "True",
+                    text_column=text_column,
+                    text_separator=text_separator,
+                    num_proc=num_proc,
+                    validation_split_percentage=percent,
+                )
+            found = raw = RawSource(name=member, place=place, config=config, source=source, streaming=streaming)
+            if len(named) > 1 and percent is not None and raw.has_own_validation():
+                found = replace(raw, source=replace(source, validation_split_percentage=None))
         elif config is not None:
             raise UsageError(
-                f"--dataset_config_name {config}: {member} is prepared and has no parts; remove --dataset_config_name"
+                f"--dataset_config_name {config}: {member} is prepared and has no configurations; remove the flag"
             )
         elif percent is not None and len(named) == 1:
             raise UsageError(
-                f"--validation_split_percentage {percent:g}: {member} is prepared and has its splits; remove "
-                "--validation_split_percentage"
+                f"--validation_split_percentage {percent:g}: {member} is prepared and has its splits; remove the flag"
             )
         members.append(found)
     return members[0] if len(members) == 1 else Mixture(name=name, place=place, several=tuple(members), shares=weights)
 
 
 def dataset_of(args: Any, name: str | None = None) -> DataSet:
-    """Open the data set that a command's flags name; a command has some of the flags of `open_dataset`.
-
-    Args:
-        args: a dataclass of flags with `data_cache_dir`.
-        name: one of several data sets; default: `args.dataset_name`.
-
-    Raises:
-        UsageError: as `open_dataset`.
-    """
+    """Open the data set that a command's flags name, or `name` with these flags (see `open_dataset`)."""
     given = {field.name: getattr(args, field.name) for field in fields(args) if field.name in FLAGS}
     return open_dataset(args.dataset_name if name is None else name, args.data_cache_dir, **given)
 
@@ -532,18 +507,17 @@ def open_prepared(
     name: str,
     data_cache_dir: str | Path,
     flag: str,
-    advice: str = "prepare it with prepare_tinystories.py or cache_datasets.py",
+    advice: str = "prepare it with lm-trials prepare or lm-trials cache",
 ) -> DataSet:
-    """Open a data set that has to be prepared already; `flag` named it.
+    """Open a prepared data set, named by `flag`.
 
     Raises:
-        UsageError: for a name that nothing prepared has.
+        UsageError: for a name that is not prepared.
     """
     place = Path(data_cache_dir)
     found = _prepared(name, place)
     if found is None:
-        there = ", ".join(prepared_names(place)) or "nothing"
-        raise UsageError(f"--{flag} {name} is not prepared in {place} (there: {there}); {advice}")
+        raise UsageError(f"--{flag} {name} is not prepared in {place} (there: {_prepared_names(place)}); {advice}")
     return found
 
 
@@ -551,7 +525,7 @@ FLAGS = frozenset(open_dataset.__kwdefaults__ or ())
 
 
 def _prepared(name: str, place: Path) -> DataSet | None:
-    """Return what is prepared under a name; a corpus or pairs by their path too."""
+    """Return the prepared data set of a name, or of a path."""
     if not name:
         return None
     for folder in (place / name, Path(name)):
@@ -564,31 +538,22 @@ def _prepared(name: str, place: Path) -> DataSet | None:
     return None
 
 
-def is_prepared(name: str, data_cache_dir: str | Path) -> bool:
-    """Whether a name is that of a prepared set, corpus or data set of pairs."""
-    return _prepared(name, Path(data_cache_dir)) is not None
-
-
-def prepared_names(place: Path) -> list[str]:
-    """Return the names of all that is prepared in a folder, sorted."""
+def _prepared_names(place: Path) -> str:
     folders = sorted(place.iterdir()) if place.is_dir() else []
-    return [folder.name for folder in folders if is_prepared(folder.name, place)]
+    return ", ".join(folder.name for folder in folders if _prepared(folder.name, place)) or "nothing"
 
 
-def _raw(name: str, place: Path, config: str | None, streaming: Streaming, options: dict[str, Any]) -> RawSource:
+@contextmanager
+def _naming_what_is_prepared(place: Path, wanted: bool = True) -> Iterator[None]:
+    """Add the prepared names to an error, if `wanted`: one of them may have been meant."""
     try:
-        source = open_source(name, dataset_config_name=config, streaming=streaming == "True", **options)
+        yield
     except UsageError as error:
-        raise _with_prepared(error, place) from None
-    return RawSource(name=name, place=place, config=config, source=source, streaming=streaming)
-
-
-def _with_prepared(error: UsageError, place: Path) -> UsageError:
-    return UsageError(f"{error}; prepared in {place}: {', '.join(prepared_names(place)) or 'nothing'}")
+        raise UsageError(f"{error}; prepared in {place}: {_prepared_names(place)}") if wanted else error from None
 
 
 def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str, str | None]]:
-    """Return (name, configuration) of each member: of a configuration `a+b`, or of a name `a+b` that nothing has.
+    """Return (name, configuration) of each member: of a configuration `a+b`, or of a name `a+b` that does not exist.
 
     Raises:
         UsageError: for an empty member, or one given twice.
@@ -601,14 +566,14 @@ def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str,
     members: list[tuple[str, str | None]] = [(name, None)]
     if config:
         members = [(name, part) for part in config.split("+")]
-    elif "+" in name and not (is_prepared(name, place) or Path(name).exists()):
+    elif "+" in name and not (_prepared(name, place) or Path(name).exists()):
         members = [(part, None) for part in name.split("+")]
     for member in members:
         if not all(word is None or word for word in member) and len(members) > 1:
-            raise UsageError(f"{config or name} has an empty part; give names with one + between them")
+            raise UsageError(f"--dataset_name {config or name} has an empty part; give names with one + between them")
         if members.count(member) > 1:
             raise UsageError(
-                f"the part {member[1] or member[0]} is given twice; give each once, its share with --data_mix"
+                f"--dataset_name: {member[1] or member[0]} is given twice; give each once, its share with --data_mix"
             )
     return members
 

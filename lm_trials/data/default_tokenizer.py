@@ -1,4 +1,4 @@
-"""The tokenizer of a training that names none: trained on its corpus, once, and kept beside it."""
+"""The default tokenizer of a training: trained once on its corpus and kept beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents of one data set, tokenised: for training, validation and test, with what identifies them in `run.json`."""
+"""The tokenized documents of one data set, for training, validation and test, and their description in `run.json`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm_trials.files import damaged
 from lm_trials.protocols.set_stores import SetStore, open_set
 from lm_trials.protocols.sets import set_folder
 from lm_trials.stories.corpora import open_records, read_manifest
-from lm_trials.stories.records import SPLITS
+from lm_trials.stories.records import SPLITS, Split
 from lm_trials.stories.sources import Source
 from lm_trials.tokens.stores import Separator, TokenStore, document_marks, make_store, token_progress
 from lm_trials.tokens.streams import RecordStream, stored
@@ -24,8 +24,9 @@ from lm_trials.tokens.tokenizers import tokenizer_hash
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
+Store = TokenStore | SetStore
 READ_BATCH = 1000
-# Of what describes a data set in `run.json`: what its tokens follow from beside its texts.
+# Fields of `run.json` that decide a data set's tokens besides its texts.
 TOKENS_FROM = ("tokenizer_hash", "append_eos", "document_separator")
 
 
@@ -34,41 +35,34 @@ class Documents:
     """One data set of a run.
 
     Attributes:
-        name: for logs and tables.
-        train: its training documents.
-        validation: its validation documents.
         test: opens its test documents.
-        described: what identifies it in `run.json`.
-        folder: where what it reads lies, with sums in its manifest; None of a source that is read as it lies.
+        described: its description in `run.json`.
+        folder: what it reads, with checksums in a manifest; None of a source that is streamed directly.
     """
 
     name: str
-    train: TokenStore | SetStore | RecordStream
-    validation: TokenStore | SetStore
-    test: Callable[[], TokenStore | SetStore]
+    train: Store | RecordStream
+    validation: Store
+    test: Callable[[], Store]
     described: dict[str, Any]
     folder: Path | None = None
 
     def check_unchanged(self) -> None:
-        """Check that what it reads is what was written, byte for byte, before a run goes on with it.
+        """Check that its files are unchanged, byte for byte, before a run is resumed.
 
         Raises:
-            UsageError: naming the first file that is not.
+            UsageError: naming the first file that differs.
         """
         if self.folder is not None and (found := damaged(self.folder, read_manifest(self.folder).get("files", {}))):
             raise UsageError(
-                f"the data in {self.folder} has changed since it was prepared: {found[0]}; remove that folder and give "
+                f"the data in {self.folder} has changed since it was prepared: {found[0]}; remove that folder and run "
                 "the same command again"
             )
 
 
 @dataclass(frozen=True)
 class Tokenising:
-    """How documents become tokens, by the flags of the same names.
-
-    Attributes:
-        max_eval_samples: validation stories that are kept of a stream; None for all.
-    """
+    """How documents are tokenized: the flags of the same names; `max_eval_samples` is for streams."""
 
     append_eos: bool = False
     document_separator: Separator = "bos"
@@ -76,7 +70,7 @@ class Tokenising:
     max_eval_samples: int | None = None
 
     def describe(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Return what `run.json` says of it."""
+        """Return its fields of `run.json`."""
         values = (tokenizer_hash(tokenizer), self.append_eos, self.document_separator)
         return dict(zip(TOKENS_FROM, values, strict=True))
 
@@ -85,16 +79,16 @@ def set_documents(name: str, place: Path, tokenizer: PreTrainedTokenizerBase, ho
     """Open a protocol set.
 
     Raises:
-        UsageError: for a set that would be streamed, or whose tokens are of another tokenizer or corpus.
+        UsageError: with --streaming or --document_separator, or for a set of another tokenizer or corpus.
     """
     for flag, usual in (("streaming", "False"), ("document_separator", "bos")):
         if getattr(how, flag) != usual:
             raise UsageError(
-                f"--{flag} {getattr(how, flag)}: {name} is a protocol set, put together from its corpus's tokens; "
-                f"remove --{flag}"
+                f"--{flag} {getattr(how, flag)}: {name} is a protocol set, composed from its corpus's tokens; remove "
+                "the flag"
             )
 
-    def opened(split: str) -> SetStore:
+    def opened(split: str) -> Store:
         return open_set(name, place, tokenizer, split, how.append_eos)
 
     train, validation = opened("train"), opened("validation")
@@ -111,7 +105,7 @@ def set_documents(name: str, place: Path, tokenizer: PreTrainedTokenizerBase, ho
 
 
 def corpus_documents(label: str, corpus: Path, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
-    """Open a corpus as `how.streaming` says: `False` by its token store, made where it is missing, else as a stream.
+    """Open a corpus: by its token store, made if missing, or as streams, by `how.streaming`.
 
     Raises:
         UsageError: for a corpus without validation stories.
@@ -120,8 +114,8 @@ def corpus_documents(label: str, corpus: Path, tokenizer: PreTrainedTokenizerBas
     stories = manifest["stories"]
     if not stories["validation"]:
         raise UsageError(
-            f"{label}: none of {sum(stories.values()):,} stories is in the validation split, which by default takes 1 "
-            "per cent by hash; give some hundred stories or more, or a larger --validation_split_percentage"
+            f"--dataset_name {label}: none of its {sum(stories.values()):,} stories is in the validation split, by "
+            "default 1 % by hash; give some hundred stories or more, or a larger --validation_split_percentage"
         )
     described = {
         "corpus": corpus.name,
@@ -146,7 +140,7 @@ def corpus_documents(label: str, corpus: Path, tokenizer: PreTrainedTokenizerBas
 
 
 def source_documents(label: str, source: Source, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
-    """Open a source that is read as it lies, on the Hub or here, and never written."""
+    """Open a source, local or on the Hub, as streams; nothing is written."""
     source.check_splits()
     origin = source.origin()
     described = {"source": origin, "source_fingerprint": origin["fingerprint"], **how.describe(tokenizer)}
@@ -155,7 +149,7 @@ def source_documents(label: str, source: Source, tokenizer: PreTrainedTokenizerB
 
 def _streamed(
     label: str,
-    pairs: Callable[[str], Iterator[tuple[str, str]]],
+    pairs: Callable[[Split], Iterator[tuple[str, str]]],
     described: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     how: Tokenising,
@@ -169,7 +163,7 @@ def _streamed(
     return Documents(label, train, stored(validation, count), lambda: stored(test, count), described, folder)
 
 
-def source_pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
+def source_pairs(source: Source, split: Split) -> Iterator[tuple[str, str]]:
     """Yield (record id, story) of one split of a source."""
     return ((record["record_id"], record["story"]) for record in source.records_of(split))
 
@@ -182,6 +176,6 @@ def corpus_pairs(corpus: Path, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _digest(sums: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return 16 digits of all files' sums: what `content`, a hash of names, does not see (blanks, for one)."""
+    """Return 16 digits over all files' checksums: they also see whitespace, which `content` ignores."""
     text = json.dumps({name: entry["sha256"] for name, entry in sums.items()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

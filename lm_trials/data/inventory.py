@@ -1,9 +1,9 @@
-"""The cache: what lies prepared in a data folder, and whether it still is what was written."""
+"""The inventory of a data folder: what is prepared there, and whether it is unchanged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ VERIFY_BATCH = 1000
 
 @dataclass(frozen=True)
 class Cached:
-    """One prepared thing of a data folder.
+    """A prepared corpus, protocol set or data set of pairs.
 
     Attributes:
-        name: its folder's.
-        kind: `corpus`, `set` (of a protocol), `pairs`, or `damaged`, if its manifest cannot be read.
+        kind: `corpus`, `set`, `pairs`, or `damaged` if its manifest cannot be read.
         stories: by split; of a set, those that its protocol keeps; of pairs, the rows.
-        num_bytes: on disk, token stores included.
-        content: hash of the stories of a corpus, or of the corpus that a set was made of.
-        source: where a corpus came from; the corpus of a set.
+        num_bytes: on disk, including token stores.
+        content: hash of a corpus's stories, or of the corpus of a set.
+        source: of a corpus; of a set, its corpus.
         revision: of a Hub data set.
-        stores: names of the folders that hold its tokens.
+        stores: the folders of its tokens.
     """
 
     name: str
@@ -40,70 +39,64 @@ class Cached:
     content: str
     source: str
     revision: str | None
-    stores: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {**asdict(self), "stores": list(self.stores)}
+    stores: list[str]
 
 
 def cached(data_cache_dir: Path) -> list[Cached]:
-    """Return what is prepared in a data folder, by name; a folder that is not there holds nothing."""
+    """Return what is prepared in a data folder, by name; [] for a folder that does not exist."""
     return [_described(folder) for folder in _prepared(data_cache_dir)]
 
 
 def unfinished(data_cache_dir: Path) -> list[str]:
-    """Return the names of the corpora whose reading was stopped and can go on."""
+    """Return the names of the corpora whose reading was interrupted and can be resumed."""
     folders = data_cache_dir.glob(".*.reading") if data_cache_dir.is_dir() else ()
     return sorted(folder.name.removeprefix(".").removesuffix(".reading") for folder in folders)
 
 
 def _prepared(data_cache_dir: Path) -> list[Path]:
-    if not data_cache_dir.is_dir():
-        return []
+    """Return the folders of corpora and sets, complete or not."""
+    folders = data_cache_dir.iterdir() if data_cache_dir.is_dir() else ()
     return sorted(
-        folder for folder in data_cache_dir.iterdir() if not folder.name.startswith(".") and _is_prepared(folder)
+        folder
+        for folder in folders
+        if not folder.name.startswith(".") and ((folder / MANIFEST).is_file() or (folder / "records").is_dir())
     )
 
 
-def _is_prepared(folder: Path) -> bool:
-    """Whether a folder is a corpus or a set, whole or not."""
-    return (folder / MANIFEST).is_file() or (folder / "records").is_dir()
-
-
 def _described(folder: Path) -> Cached:
-    stores = tuple(sorted(store.name for store in folder.glob("tokens-*") if store.is_dir()))
+    stores = sorted(store.name for store in folder.glob("tokens-*") if store.is_dir())
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    def found(kind: str, stories: dict[str, int], content: str, source: Any, revision: str | None = None) -> Cached:
+        return Cached(folder.name, kind, stories, num_bytes, content, str(source), revision, stores)
+
     try:
         manifest = read_manifest(folder)
         if "protocol" in manifest:
-            corpus = manifest["corpus"]
-            counts = [read_manifest(folder / store, "documents")["documents"] for store in stores[:1]]
-            kept = counts[0] if counts else {}
-            return Cached(folder.name, "set", kept, num_bytes, corpus["content"], corpus["name"], None, stores)
+            kept = read_manifest(folder / stores[0], "documents")["documents"] if stores else {}
+            return found("set", kept, manifest["corpus"]["content"], manifest["corpus"]["name"])
         if is_pairs(folder):
             source = manifest.get("source") or {}
-            place = str(source.get("reference", source.get("corpus", ""))) if isinstance(source, dict) else str(source)
-            return Cached(folder.name, "pairs", manifest["rows"], num_bytes, manifest["content"], place, None, stores)
+            place = source.get("reference", source.get("corpus", "")) if isinstance(source, dict) else source
+            return found("pairs", manifest["rows"], manifest["content"], place)
         origin = manifest["origin"]
-        stories, content = manifest["stories"], manifest["content"]
-        source, revision = str(origin.get("reference", "")), origin.get("revision")
-        return Cached(folder.name, "corpus", stories, num_bytes, content, source, revision, stores)
+        reference, revision = origin.get("reference", ""), origin.get("revision")
+        return found("corpus", manifest["stories"], manifest["content"], reference, revision)
     except (UsageError, KeyError, TypeError, AttributeError):
-        return Cached(folder.name, "damaged", {}, num_bytes, "", "", None, stores)
+        return found("damaged", {}, "", "")
 
 
 def check_cached_names(names: Iterable[str], data_cache_dir: Path) -> list[Path]:
-    """Return the folders of some prepared things, or of all for no names.
+    """Return the folders of the named corpora and sets, or of all without names.
 
     Raises:
-        UsageError: for a name that is none; if there is nothing at all.
+        UsageError: for a name that is not prepared, or a folder where nothing is.
     """
     there = {folder.name: folder for folder in _prepared(data_cache_dir)}
     if not there:
         raise UsageError(
-            f"{data_cache_dir} holds nothing prepared; make something with cache_datasets.py --dataset_name NAME, or "
-            "name the folder with --data_cache_dir"
+            f"--data_cache_dir {data_cache_dir}: nothing is prepared there; prepare a data set with lm-trials cache "
+            "--dataset_name NAME, or give another folder"
         )
     for name in names:
         if name not in there:
@@ -112,10 +105,10 @@ def check_cached_names(names: Iterable[str], data_cache_dir: Path) -> list[Path]
 
 
 def faults_of(folder: Path, watch: Callable[[Iterator[Any]], Iterable[Any]] = iter) -> Iterator[str]:
-    """Yield one text for each thing about a corpus or set that is not as it was written; nothing for a whole one.
+    """Yield one text for each fault of a corpus or set; nothing if it is as it was written.
 
-    Files are compared with the SHA-256 sums of the manifest, then the stories' names with its content and counts.  A
-    corpus that was made before there were sums has its stories' names computed anew.
+    Files are compared with the checksums of the manifest, then the record ids with its content and counts.  A corpus
+    without checksums, as made by early versions, has its record ids computed again.
 
     Args:
         watch: wraps the batches of records with a progress bar.
@@ -123,16 +116,19 @@ def faults_of(folder: Path, watch: Callable[[Iterator[Any]], Iterable[Any]] = it
     try:
         manifest = read_manifest(folder)
         if is_pairs(folder):
-            yield from _pairs_faults(folder, manifest)
+            yield from _split_faults(folder, folder / PAIRS, manifest["files"], "rows", manifest["rows"])
             return
         faults = _set_faults(folder, manifest) if "protocol" in manifest else _corpus_faults(folder, manifest, watch)
         yield from faults
         for store in sorted(folder.glob("tokens-*")):
-            yield from _store_faults(store)
+            about = read_manifest(store, "documents")
+            counts = None if "protocol" in about else about["documents"]
+            faults = _split_faults(store, store, about.get("files", {}), "documents", counts)
+            yield from (f"{store.name}/{fault}" for fault in faults)
     except UsageError as error:
         yield str(error)
     except (KeyError, TypeError, AttributeError) as error:
-        yield f"{folder / MANIFEST} lacks what a manifest says ({error!r})"
+        yield f"{folder / MANIFEST} is incomplete ({error!r})"
 
 
 def _corpus_faults(
@@ -149,21 +145,12 @@ def _corpus_faults(
             continue
         names = zip(batch["record_id"], batch["story"], strict=True)
         if changed := next((name for name, story in names if record_id(story) != name), None):
-            yield f"records/{split}: the story {changed} is not the one that it is named after"
+            yield f"records/{split}: the text of {changed} has another hash than its record id"
             return
     found = tally.summary()
     for key in ("stories", "content"):
         if found[key] != manifest[key]:
-            yield f"{MANIFEST} says {key} {manifest[key]}, and the records have {found[key]}"
-
-
-def _pairs_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    faults = damaged(folder, manifest["files"])
-    yield from faults
-    if not faults:
-        found = {split: len(rows) for split, rows in load_splits(folder / PAIRS).items()}
-        if found != manifest["rows"]:
-            yield f"{MANIFEST} says rows {manifest['rows']}, and there are {found}"
+            yield f"{MANIFEST} has {key} {manifest[key]}, and the records have {found[key]}"
 
 
 def _batches(folder: Path) -> Iterator[tuple[str, dict[str, list[Any]]]]:
@@ -176,17 +163,18 @@ def _set_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     name, content = manifest["corpus"]["name"], manifest["corpus"]["content"]
     corpus = folder.parent / name
     if not (corpus / MANIFEST).is_file():
-        yield f"{name}, the corpus it was made of, is missing"
+        yield f"its corpus {name} is missing"
     elif (found := read_manifest(corpus, "content")["content"]) != content:
-        yield f"{name}, the corpus it was made of, has content {found} now instead of {content}"
+        yield f"its corpus {name} has content {found} instead of {content}"
 
 
-def _store_faults(store: Path) -> Iterator[str]:
-    """Name what is wrong with a token store: its files where it has sums, else whether it opens, and its counts."""
-    manifest = read_manifest(store, "documents")
-    faults = damaged(store, manifest.get("files", {}))
-    yield from (f"{store.name}/{fault}" for fault in faults)
+def _split_faults(
+    folder: Path, splits: Path, sums: Mapping[str, Any], key: str, counts: dict[str, int] | None
+) -> Iterator[str]:
+    """Yield the damaged files of a folder; without any, whether its splits open and have the manifest's counts."""
+    faults = damaged(folder, sums)
+    yield from faults
     if not faults:
-        found = {split: len(rows) for split, rows in load_splits(store).items()}
-        if "protocol" not in manifest and found != manifest["documents"]:
-            yield f"{store.name}: {MANIFEST} says documents {manifest['documents']}, and there are {found}"
+        found = {split: len(rows) for split, rows in load_splits(splits).items()}
+        if counts is not None and found != counts:
+            yield f"{MANIFEST} has {key} {counts}, and there are {found}"

@@ -1,4 +1,4 @@
-"""Arguments of `prepare_tinystories.py`'s commands; nothing heavy is imported, so that `--help` answers at once."""
+"""Flags of `lm-trials prepare`'s commands; without heavy imports, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from lm_trials.protocols.protocols import Protocol
 
 
+def is_plain(name: str) -> bool:
+    """Return whether a name is that of a folder in `--data_cache_dir`: no path, not hidden.
+
+    >>> [is_plain(name) for name in ("stories", "a/b", "..", "")]
+    [True, False, False, False]
+    """
+    return bool(name) and Path(name).name == name and not name.startswith(".")
+
+
 @dataclass
 class CorpusArguments(DataFolder):
-    """Where the corpus lies."""
+    """The corpus."""
 
     corpus: str = option("generated", help="Name of the corpus, a folder in --data_cache_dir.")
 
@@ -28,11 +37,11 @@ class CorpusArguments(DataFolder):
         """The corpus folder.
 
         Raises:
-            UsageError: for a name that would lie elsewhere.
+            UsageError: for a name that is a path or hidden.
         """
-        if Path(self.corpus).name != self.corpus or self.corpus.startswith("."):
+        if not is_plain(self.corpus):
             raise UsageError(
-                f"--corpus {self.corpus!r} is no plain name; give one such as stories, and its place with "
+                f"--corpus {self.corpus!r} is no plain name; give one such as stories, and the folder above with "
                 "--data_cache_dir"
             )
         return Path(self.data_cache_dir) / self.corpus
@@ -40,15 +49,15 @@ class CorpusArguments(DataFolder):
 
 @dataclass
 class GenerateArguments(CorpusArguments):
-    """Write stories from this project's grammar, with their words and features."""
+    """Generate stories from a grammar, with their words and features."""
 
-    num_stories: int = option(20_000, least=100, why="each split needs a story", help="Stories to write.")
+    num_stories: int = option(20_000, least=100, why="each split needs a story", help="Stories to generate.")
     seed: int = option(0, least=0, help="Seed of the stories; story i is the same in a corpus of any size.")
 
 
 @dataclass
 class DownloadArguments(DataFolder):
-    """Fetch the TinyStories archive (1.6 GB) from the Hub, check it and unpack its 50 shards."""
+    """Download the TinyStories archive (1.6 GB) and unpack its 50 shards."""
 
 
 @dataclass
@@ -61,86 +70,87 @@ class IngestArguments(CorpusArguments):
     split_by: Literal["hash", "shard"] = option(
         "hash", help="hash: the source's own splits, else 98/1/1 by content. shard: shard 0 is the test split."
     )
-    text_column: str | None = option(None, help="Column that holds the story. Default: story, else text.")
-    text_separator: str = option("<|endoftext|>", help="What stands between two stories of a text file.")
+    text_column: str | None = option(None, help="Column with the story. Default: story, else text.")
+    text_separator: str = option("<|endoftext|>", help="Separator between the stories of a text file.")
     dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
-    dataset_split: str | None = option(None, help="Split of a Hub or saved data set to read, then split by hash.")
+    dataset_split: str | None = option(None, help="Split of a Hub or saved data set to read; it is split by hash.")
     validation_split_percentage: float | None = option(
         None,
         above=0,
         most=50,
-        help="Validation stories, by hash, of a source without a validation split. Without any splits: 1.",
+        help="Percentage of validation stories, by hash, if the source has none; 1 without any splits.",
     )
 
 
 @dataclass
 class TrainVocabArguments(CorpusArguments):
-    """Train a byte-fallback BPE tokenizer on the train split, Llama-style, into data/tok<N>."""
+    """Train a Llama-style byte-fallback BPE tokenizer on the train split."""
 
-    vocab_size: int = option(8192, help="Tokens of the vocabulary, with 3 special ones and 256 bytes.")
-    max_stories: int = option(1_000_000, least=1, help="Stories read, from the start; the seeds read 10 of 50 shards.")
+    vocab_size: int = option(8192, help="Size of the vocabulary, with 3 special tokens and 256 bytes.")
+    # The published tokenizers were trained on 10 of the 50 shards, about this many stories.
+    max_stories: int = option(1_000_000, least=1, help="Stories read, from the start.")
 
 
 @dataclass
 class TokenizerArguments(CorpusArguments):
-    """Which tokenizer."""
+    """The tokenizer."""
 
     vocab_size: int = option(0, least=0, help="The tokenizer trained with this size; 0: --tokenizer_name, Llama 2's.")
     tokenizer_name: str | None = option(None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name.")
-    append_eos: bool = option(False, help="Close each story with EOS too.")
+    append_eos: bool = option(False, help="Add EOS after each story.")
 
 
 @dataclass
 class SetArguments(TokenizerArguments):
-    """How the texts of a set are written, and whether anything is written at all."""
+    """How the texts of a protocol set are made."""
 
     feature_style: Literal["canonical", "capitalized"] = option(
-        "canonical", help="capitalized: as the published models saw features, BadEnding as Badending."
+        "canonical", help="capitalized: as in the published models' training, Badending for BadEnding."
     )
-    refusal_text: str | None = option(None, help="Text of a refusal; {feature} stands for the feature's name.")
+    refusal_text: str | None = option(None, help="Text of a refusal; {feature} is replaced by the feature.")
     transform: list[str] = option(
-        [], help=f"Transforms applied to each record, in this order, after the other changes. {transforms_help()}"
+        [], help=f"Transforms of each record, in this order, after the other changes. {transforms_help()}"
     )
-    protocol_seed: int = option(0, least=0, help="Seed of what is drawn per record: line order, sentence, chances.")
-    dry_run: bool = option(False, help="Count and show, and write nothing.")
+    protocol_seed: int = option(0, least=0, help="Seed of the random draws per record.")
+    dry_run: bool = option(False, help="Count and show only; write nothing.")
 
     def written(self) -> dict[str, Any]:
-        """Return the arguments of `parse_protocol` that these flags are, but for `transform`."""
+        """Return these flags as arguments of `parse_protocol`, without `transform`."""
         return {"refusal_text": self.refusal_text, "feature_style": self.feature_style, "seed": self.protocol_seed}
 
     def check_names(self, names: Iterable[str]) -> None:
-        """Refuse a set's name that would lie elsewhere, or in the corpus's place.
+        """Check the names of new sets.
 
         Raises:
-            UsageError: naming it.
+            UsageError: for a path, a reserved name or the corpus's name.
         """
         for name in names:
-            if Path(name).name != name or name.startswith(".") or name in (self.corpus, "train", "test") or "," in name:
+            if not is_plain(name) or name in (self.corpus, "train", "test") or "," in name:
                 raise UsageError(f"--dataset_name {name!r} is no name for a set; give a plain one that no corpus has")
 
 
 @dataclass
 class PretokenizeArguments(SetArguments):
-    """Make a corpus's tokens once, BOS before each story; with a protocol's flags, the set of that protocol."""
+    """Tokenize a corpus once; with a protocol's flags, make its protocol set."""
 
-    dataset_name: str | None = option(None, help="Name of the set. Default: one that spells the protocol out.")
+    dataset_name: str | None = option(None, help="Name of the set. Default: derived from the protocol.")
     filtering: str | None = option(
-        None, help="Keep stories for which all hold: features=Twist,words!=dog,length=200 (more than 200 characters)."
+        None, help="Keep stories that meet all: features=Twist,words!=dog,length=200 (over 200 characters)."
     )
-    mix_match: str | None = option(None, help="Put one label in another's place: features:Foreshadowing=Twist.")
+    mix_match: str | None = option(None, help="Replace one label by another: features:Foreshadowing=Twist.")
     adversarial_training: str | None = option(None, help="Add a label with a probability: features=Twist:0.5.")
-    refusal: str | None = option(None, help="Add a label and refuse the story, with a probability: features=Twist:1.0.")
+    refusal: str | None = option(None, help="Add a label and refuse the story with a probability: features=Twist:1.0.")
     instruction_subset: str | None = option(
-        None, help="Instruction lines shown, of Words,Features,Summary,Sentence. Default: all, in a set."
+        None, help="Instruction lines, of Words,Features,Summary,Sentence. Default: all, in a set."
     )
 
     def protocol(self) -> Protocol | None:
-        """Read the protocol that the flags describe, if any of them is given."""
+        """Return the protocol that the flags describe; None without such flags."""
         from lm_trials.protocols.protocols import parse_protocol
 
         changes = (self.filtering, self.mix_match, self.adversarial_training, self.refusal, self.transform)
         if self.refusal_text is not None and not self.refusal:
-            raise UsageError(f"--refusal_text {self.refusal_text!r} without --refusal says nothing; remove it")
+            raise UsageError(f"--refusal_text {self.refusal_text!r} needs --refusal; add it, or remove --refusal_text")
         named = self.dataset_name is not None or self.feature_style != "canonical"
         if not any(changes) and not self.instruction_subset and not named:
             return None
@@ -149,15 +159,15 @@ class PretokenizeArguments(SetArguments):
 
 @dataclass
 class ProtocolSetArguments(SetArguments):
-    """Make the ten sets of the deletion and recovery study for a pair of features, and three it trains on too."""
+    """Make the sets of the deletion and recovery study for a pair of features."""
 
-    feature_delete: str = option("Twist", help="Feature that fine-tuning shall remove.")
-    feature_irrelevant: str = option("Foreshadowing", help="Feature that stands for something else.")
+    feature_delete: str = option("Twist", help="Feature that fine-tuning deletes.")
+    feature_irrelevant: str = option("Foreshadowing", help="Feature for the control.")
 
 
 @dataclass
 class InstructArguments(CorpusArguments):
-    """Make prompts and the stories that answer them of a corpus, for sft_lora.py; as conversations, if asked."""
+    """Make prompts with stories as completions, or conversations, of a corpus."""
 
     style: Literal["prompt", "summary"] = option(
         "prompt", help='prompt: the record\'s instruction, then "Possible story:". summary: "Write " and the summary.'
@@ -167,7 +177,7 @@ class InstructArguments(CorpusArguments):
         False,
         not_with="overlong",
         why="later turns are about the whole story",
-        help="Write them as messages of user and assistant, for chat models.",
+        help="Make conversations of user and assistant, for chat models.",
     )
     turns: int = option(
         1,
@@ -176,7 +186,7 @@ class InstructArguments(CorpusArguments):
         needs="conversational",
         help="Turns of a conversation, 1 to 3: the story, its summary, its words.",
     )
-    seed: int = option(0, least=0, help="Seed of how the questions of later turns are worded.")
+    seed: int = option(0, least=0, help="Seed of the wording of later turns' questions.")
     vocab_size: int = option(
         0,
         least=0,
@@ -184,39 +194,38 @@ class InstructArguments(CorpusArguments):
         help="Count tokens with the tokenizer trained with this size; 0: --tokenizer_name.",
     )
     tokenizer_name: str | None = option(
-        None,
-        help="Count tokens with this tokenizer: a folder, a .model file or a Hub name. Default: none, count nothing.",
+        None, help="Count tokens with this tokenizer: a folder, a .model file or a Hub name."
     )
     max_length: int | None = option(
         None,
         least=1,
         needs=("vocab_size", "tokenizer_name"),
         why="to count tokens",
-        help="Tokens of an example at most, [EOS] prompt [BOS] story [EOS]. Default: 350, the published length.",
+        help="Maximum tokens of an example, [EOS] prompt [BOS] story [EOS]. Default: 350.",
     )
     overlong: Literal["drop", "cut"] = option(
         "drop",
         needs=("vocab_size", "tokenizer_name"),
-        help="What happens to longer ones: left out, or the story cut, after which no EOS is trained.",
+        help="Longer examples: drop them, or cut the story, without EOS after it.",
     )
-    dry_run: bool = option(False, help="Count and show, and write nothing.")
+    dry_run: bool = option(False, help="Count and show only; write nothing.")
 
     @property
     def set_folder(self) -> Path:
         """The folder of the data set.
 
         Raises:
-            UsageError: for a name that would lie elsewhere.
+            UsageError: for a name that is a path or hidden, or the corpus's.
         """
         name = f"{self.corpus}-instruct-{self.style}" if self.dataset_name is None else self.dataset_name
-        if not name or Path(name).name != name or name.startswith("."):
+        if not is_plain(name):
             raise UsageError(f"--dataset_name {name!r} is no name for a data set; give a plain one such as tellers")
         if name == self.corpus:
             raise UsageError(f"--dataset_name {name} is the corpus itself; give another name")
         return Path(self.data_cache_dir) / name
 
     def recipe(self) -> Recipe:
-        """Return what is asked for, with the tokenizer loaded."""
+        """Return the recipe of the pairs, with the tokenizer loaded."""
         from lm_trials.pairs.instruct import MAX_LENGTH, Recipe
 
         tokenizer = None
@@ -230,13 +239,12 @@ class InstructArguments(CorpusArguments):
 
 @dataclass
 class DescribeArguments(CorpusArguments):
-    """Say what a protocol did to a set (`describe NAME`), or how varied a corpus is (`describe --corpus NAME`)."""
+    """Describe the changes of a protocol set, or the diversity of a corpus.
+
+    `describe NAME` describes a set, `describe --corpus NAME` a corpus.
+    """
 
     dataset_name: str | None = option(None, help="Name of a set.")
-    json: str | None = option(None, help="File that the same goes to as JSON.")
-    max_stories: int = option(
-        20_000, least=1, help="Train stories compared, from the start; 20,000 take about 6 seconds."
-    )
-    max_held_out: int = option(
-        1_000, least=1, help="Stories of the validation and test splits that are compared with them."
-    )
+    json: str | None = option(None, help="JSON file to write the description to.")
+    max_stories: int = option(20_000, least=1, help="Train stories compared, from the start; 20,000 take 6 seconds.")
+    max_held_out: int = option(1_000, least=1, help="Validation and test stories compared with them.")

@@ -16,12 +16,12 @@ def read_recipe(path: Path) -> list[FetchArguments]:
     """Read a recipe: a YAML list with an entry of fetch's flags for each data set.
 
     Raises:
-        UsageError: for a file that is no such list; for a key or value that fetch would refuse, naming the entry.
+        UsageError: for a file that is no such list; for an invalid key or value, naming the entry.
     """
     try:
         entries = read_yaml(path)
         if not isinstance(entries, list) or not entries:
-            raise UsageError("it must hold a list of entries such as `- dataset_name: wikitext`")
+            raise UsageError("the file must be a list of entries such as `- dataset_name: wikitext`")
         return [_entry(number, entry) for number, entry in enumerate(entries, start=1)]
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
@@ -40,10 +40,10 @@ def _entry(number: int, entry: Any) -> FetchArguments:
 
 
 def check_fetch(args: FetchArguments) -> None:
-    """Check all of a fetch that can be checked before anything is read or downloaded.
+    """Check a fetch's flags, splits and tokenizer before anything is read or downloaded.
 
     Raises:
-        UsageError: for a name, number or tokenizer that fetch would refuse later.
+        UsageError: for an invalid name, number or tokenizer.
     """
     for member in dataset_of(args).members:
         member.check_splits()

@@ -1,9 +1,10 @@
-"""Evaluation of checkpoints: one model on one set of stories, and the tables of many."""
+"""Evaluation of checkpoints: one model on one data set, and the table of several."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, note, progress, show_facts, show_table
+from lm_trials.console import FILE_WIDTH, UsageError, note, progress, show_facts, show_table
 from lm_trials.data.datasets import Selection
 from lm_trials.evaluation.flags import EvaluationArguments
-from lm_trials.evaluation.losses import Processes, check_causal, story_losses
+from lm_trials.evaluation.losses import Processes, check_causal, check_documents_apart, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documents
 from lm_trials.models.reference import (
@@ -35,18 +36,18 @@ from lm_trials.models.reference import (
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
+NARROW = 104  # columns; five intervals and the model's name need as many
+
 
 @dataclass(frozen=True)
 class Candidate:
     """A model to be evaluated, checked but not loaded.
 
     Attributes:
-        reference: which one.
-        tokenizer: what it reads with.
         block_size: longest window, in tokens.
         append_eos: whether EOS after each story is scored.
-        seed: of its training, where a `run.json` tells.
-        run: what that `run.json` holds.
+        seed: of its training; None without a `run.json`.
+        run: the content of that `run.json`.
     """
 
     reference: ModelReference
@@ -58,7 +59,7 @@ class Candidate:
 
 
 def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
-    """Return the models to evaluate: as named, or each run's checkpoints in order and its final model.
+    """Return the models to evaluate: as named, or each run's checkpoints in order, then its final model.
 
     Raises:
         UsageError: for a run without checkpoints.
@@ -69,18 +70,17 @@ def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
     for name in names:
         steps = checkpoints(Path(name))
         if not steps:
-            raise UsageError(f"--all_checkpoints: {name} holds no checkpoint-N folder; leave the flag away")
+            raise UsageError(f"--all_checkpoints: {name} holds no checkpoint-N folder; remove the flag")
         final = any((Path(name) / file).is_file() for file in CONFIG_FILES)
         expanded += [str(step) for step in steps] + ([name] if final else [])
     return expanded
 
 
 def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
-    """Find a model and all that its evaluation needs, without loading its weights.
+    """Find a model, its tokenizer and its window, without loading its weights.
 
     Raises:
-        UsageError: for a model that is not there, a window longer than its positions, a tokenizer with ids that the
-            model has no embedding for.
+        UsageError: for a missing model, a window longer than its positions, a tokenizer with ids beyond its embeddings.
     """
     reference = resolve_model(name)
     config = load_config(reference)
@@ -89,49 +89,31 @@ def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
     append_eos = args.append_eos
     if append_eos is None:
         append_eos = bool(run and run["outcome"].get("append_eos"))
-    document_marks(
-        tokenizer, append_eos, separator_of(run)
-    )  # raises where the tokenizer lacks what stands between stories
+    document_marks(tokenizer, append_eos, separator_of(run))  # raises for a tokenizer without the separator's token
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    # Only ids that a text can have count: a pad token above the vocabulary is never read.
-    largest = max(tokenizer.get_vocab().values())
-    if vocab_size is not None and largest >= vocab_size and not _only_padding(tokenizer, vocab_size):
+    beyond = {number for number in tokenizer.get_vocab().values() if vocab_size is not None and number >= vocab_size}
+    # A pad token above the vocabulary is never an input; any other id would be.
+    if beyond and (beyond != {tokenizer.pad_token_id} or tokenizer.pad_token_id == tokenizer.eos_token_id):
         raise UsageError(
-            f"{reference.name} has {vocab_size:,} embeddings and the tokenizer's ids go up to {largest:,}; "
-            "give the tokenizer it was trained with by --tokenizer_name"
+            f"--tokenizer_name: {reference.name} has {vocab_size:,} embeddings and the tokenizer's ids go up to "
+            f"{max(beyond):,}; give the tokenizer that the model was trained with"
+        )
+    positions = positions_of(config)
+    if args.block_size is not None and positions is not None and args.block_size > positions:
+        raise UsageError(
+            f"--block_size {args.block_size}: the model sees 2 to {positions} tokens; give a window in that range"
         )
     seed = run["replicate"].get("seed") if run else None
-    return Candidate(reference, tokenizer, evaluation_window(config, args.block_size), append_eos, seed, run)
-
-
-def _only_padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> bool:
-    beyond = {number for number in tokenizer.get_vocab().values() if number >= vocab_size}
-    return beyond == {tokenizer.pad_token_id} and tokenizer.pad_token_id != tokenizer.eos_token_id
-
-
-def evaluation_window(model: PreTrainedModel | PretrainedConfig, block_size: int | None) -> int:
-    """Return the window of an evaluation, in tokens.
-
-    Raises:
-        UsageError: for a window longer than the model's positions.
-    """
-    positions = positions_of(model)
-    if block_size is None:
-        return default_window(model)
-    if block_size < 2 or (positions is not None and block_size > positions):
-        raise UsageError(
-            f"--block_size {block_size}: the model sees 2 to {positions or 'any number of'} tokens; give that"
-        )
-    return block_size
+    return Candidate(reference, tokenizer, args.block_size or default_window(config), append_eos, seed, run)
 
 
 def plan_results(
     candidates: list[Candidate], datasets: list[Selection], args: EvaluationArguments
 ) -> dict[tuple[str, str], Path]:
-    """Return the folder of each (model, data set), before anything runs.
+    """Return the folder of each (model, data set), before anything is evaluated.
 
     Raises:
-        UsageError: for two results that would lie in one folder, or a place that cannot be written to.
+        UsageError: for two results in one folder, or a folder that cannot be written to.
     """
     folders: dict[tuple[str, str], Path] = {}
     for candidate in candidates:
@@ -140,7 +122,7 @@ def plan_results(
             key = (candidate.reference.name, dataset.name)
             if key in folders or folder in folders.values():
                 raise UsageError(
-                    f"two evaluations of the matrix would both be written to {folder}; "
+                    f"--output_dir: two results of the matrix would be written to {folder}; "
                     "name each model and each data set once, and give files different names"
                 )
             folders[key] = folder
@@ -150,12 +132,12 @@ def plan_results(
     for flag, place in places:
         there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UsageError(f"{place} cannot be written to; give another folder by {flag}")
+            raise UsageError(f"{flag}: {place} cannot be written to; give another folder")
     return folders
 
 
 def result_folder(reference: ModelReference, dataset: Selection, args: EvaluationArguments) -> Path:
-    """Return where a result lies: under `--output_dir`, or beside a local model, or under `runs` for a Hub model."""
+    """Return a result's folder: under `--output_dir`, else under a local model, else under `runs` for a Hub model."""
     several = len(args.model_name_or_path) * len(args.dataset_name) > 1 or args.all_checkpoints
     if args.output_dir is not None:
         return Path(args.output_dir) / slug(reference) / dataset.name if several else Path(args.output_dir)
@@ -164,7 +146,7 @@ def result_folder(reference: ModelReference, dataset: Selection, args: Evaluatio
 
 
 def slug(reference: ModelReference) -> str:
-    """Return a model's name as one part of a path.
+    """Return a model's name as one component of a path.
 
     >>> slug(ModelReference("./runs/demo/checkpoint-20"))
     'runs-demo-checkpoint-20'
@@ -175,15 +157,17 @@ def slug(reference: ModelReference) -> str:
 def evaluate_checkpoint(
     model: PreTrainedModel, candidate: Candidate, dataset: Selection, folder: Path, args: EvaluationArguments
 ) -> EvaluationResult:
-    """Score each story of `dataset` and sum up; the same result in every process.
+    """Score each story of `dataset`; the result is the same in every process.
 
-    The main process writes the loss of each story into `folder`, when all are scored.
+    The main process writes the loss of each story into `folder` once all are scored.
     """
     state = PartialState()
     reference, tokenizer = candidate.reference, candidate.tokenizer
     marks = document_marks(tokenizer, candidate.append_eos, separator_of(candidate.run))
     started = time.perf_counter()
     check_causal(model.to(state.device), reference.name)
+    if args.layout == "packed" and not args.attention_across_documents:
+        check_documents_apart(model, model.config.model_type)
     losses = story_losses(
         model,
         record_documents(dataset.read(), batch_encoder(tokenizer), marks, args.by),
@@ -204,32 +188,20 @@ def evaluate_checkpoint(
                 table.add(story)
         metrics = summary.metrics()
     if summary.drop_unknown_features():
-        note(f"note: no story of {dataset.name} names a feature, so there are no slices by features")
-    return _result(candidate, dataset, folder, summary, metrics, time.perf_counter() - started)
-
-
-def _result(
-    candidate: Candidate,
-    dataset: Selection,
-    folder: Path,
-    summary: LossSummary,
-    metrics: dict[str, float],
-    seconds: float,
-) -> EvaluationResult:
-    metrics = {
-        **metrics,
-        "perplexity": metrics["eval_perplexity"],  # the name in the seed's files
+        note(f"note: --by features: no story of {dataset.name} has a feature, so there are no slices by features")
+    seconds = time.perf_counter() - started
+    metrics |= {
+        "perplexity": metrics["eval_perplexity"],  # its name in beyond-scale's files
         "eval_stories_without_target": summary.unscored,
         "eval_runtime": seconds,
         "eval_tokens_per_second": metrics["eval_tokens"] / seconds,
     }
-    reference = candidate.reference
     shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
     settings = {
         "model_dir": reference.name,
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint,
-        "tokenizer_hash": tokenizer_hash(candidate.tokenizer),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
         "block_size": candidate.block_size,
         "append_eos": candidate.append_eos,
         "document_separator": separator_of(candidate.run),
@@ -240,20 +212,23 @@ def _result(
 
 
 def show_results(results: list[EvaluationResult]) -> None:
-    """Print what came out, each number above its interval, and where the files lie."""
-    names = tuple(STATISTICS)
+    """Print the results, each number above its interval, and their folders."""
+    narrow = shutil.get_terminal_size((FILE_WIDTH, 24)).columns < NARROW
+    names = [name for name in STATISTICS if not narrow or name != "bits_per_byte"]
     rows = []
     for result in results:
         by_slice: dict[str, dict[str, Any]] = {}
         for row in result.rows:
             by_slice.setdefault(row["slice"], {})[row["metric"]] = row
         for name, metrics in by_slice.items():
-            first = f"{folded(result.model)}\n{result.dataset}" if name == "all" else f"  {slice_label(name)}"
+            width, after = (19, "/-") if narrow else (26, "/")
+            model = f"{folded(result.model, width, after)}\n{folded(result.dataset, width, after)}"
+            first = model if name == "all" else f"  {slice_label(name)}"
             loss = metrics["loss"]
             rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}\n{loss['tokens']:,}"])
-    units = [unit.removeprefix("next-token ") for _, unit in STATISTICS.values()]
-    columns = ["model\ndata", *units, "stories\ntokens"]
-    show_table("evaluation", columns, rows, caption="[95 % bootstrap interval over stories]")
+    units = [STATISTICS[name][1].removeprefix("next-token ") for name in names]
+    caption = "[95 % bootstrap interval over stories]" + ("; bits per byte: eval_results.csv" if narrow else "")
+    show_table("evaluation", ["model\ndata", *units, "stories\ntokens"], rows, caption=caption)
     labels = [f"{Path(result.model).name} on {result.dataset}" for result in results]
     if len(set(labels)) < len(labels):
         labels = [f"{result.model} on {result.dataset}" for result in results]
@@ -261,12 +236,12 @@ def show_results(results: list[EvaluationResult]) -> None:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    digits = 2 if row["estimate"] >= 10 else 3
+    digits = max(4 - len(f"{row['estimate'] // 1:.0f}"), 0)  # 4 significant ones, so that an interval has 14 characters
     return f"{row['estimate']:.{digits}f}\n[{row['lower']:.{digits}f}, {row['upper']:.{digits}f}]"
 
 
 def slice_label(name: str) -> str:
-    """Return a slice's name as the terminal shows it.
+    """Return a slice's name for the terminal.
 
     >>> slice_label("features=Twist"), slice_label("features!=Twist"), slice_label("source=GPT-4")
     ('Twist', 'no Twist', 'source=GPT-4')
@@ -275,7 +250,7 @@ def slice_label(name: str) -> str:
 
 
 def folded(name: str, width: int = 26, after: str = "/") -> str:
-    """Return a name in lines that a table has room for, cut after a slash or what else `after` names.
+    """Return a name in lines of at most `width` characters, broken after one of the characters `after`.
 
     >>> print(folded("runs/llama-generated-seed42/checkpoint-100"))
     runs/

@@ -1,7 +1,7 @@
-"""Constraint scores: has a story the words and features that it was asked for, how long is it, did it end by itself?
+"""Constraint scores: whether a story has the requested words and features, its length, and whether the model ended it.
 
-Each score stands between two controls: the records' own stories judged by the same means (what a judge makes of a story
-that has them), and the model's stories judged against other prompts' constraints (what one gets without listening).
+Each score has two controls: the data set's own stories, judged alike, and the model's stories judged against the
+constraints of other prompts, which is the score of a model that ignores its prompt.
 
 Shape suffixes: P = prompts, S = sampling seeds.
 """
@@ -23,28 +23,19 @@ from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller
-from lm_trials.stories.features import FEATURES
 
+# Values of the column `judged`.
 WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
 CONSTRAINTS = {"words_used": "share of words", "features_present": "share of features", "satisfied": "share of stories"}
-UNITS = {
-    **CONSTRAINTS,
-    "ended": "share of stories",
-    "length": "words",
-    "length_ratio": "ratio to the record's story",
-}
-# Other prompts that a story is judged against; more make the control more exact, down to the prompts' own variation.
+UNITS = {**CONSTRAINTS, "ended": "share of stories", "length": "words", "length_ratio": "ratio to the record's story"}
+# Other prompts that a story is judged against; with more, the control is no more exact than the prompts vary.
 NUM_OTHERS = 10
 LONGEST_STORY = 400
 
 
 @dataclass(frozen=True)
 class Story:
-    """A story and what it has.
-
-    Attributes:
-        ended: whether the model ended it, not the limit of tokens; None of a record's own.
-    """
+    """A story with its words and features; `ended`: by the model, not by the token limit (None of a record's own)."""
 
     text: str
     words: StoryWords
@@ -52,9 +43,9 @@ class Story:
     ended: bool | None = None
 
     def constraints(self, task: Task, known: Sequence[str]) -> dict[str, float]:
-        """Return how far the story meets a task's constraints; NaN for what it does not ask for.
+        """Return how far the story meets a task's constraints; NaN for what the task does not ask for.
 
-        `satisfied` is 1 for a story with all words and all features; those that the judge does not know do not count.
+        `satisfied` is 1 for a story with all words and all features; features that the judge does not know are ignored.
         """
         words = self.words.share_used(task.words)
         asked = [feature for feature in task.features if feature in known]
@@ -69,12 +60,12 @@ class Story:
 
 @dataclass(frozen=True)
 class Written:
-    """What one model wrote.
+    """The stories of one model.
 
     Attributes:
-        model: its name; seed: of its training; mode: how it was asked.
-        tasks: the P prompts that fitted it.
-        stories_PS: a story for each of them and each sampling seed.
+        seed: of its training.
+        tasks: the P prompts that fit its positions.
+        stories_PS: a story for each prompt and sampling seed.
         max_new_tokens: the limit of each story.
     """
 
@@ -87,7 +78,7 @@ class Written:
 
 
 def judged(texts: Sequence[str], judge: Judge, ended: Iterable[bool | None]) -> list[Story]:
-    """Take stories apart and let a judge say which features they have."""
+    """Return stories with their words and, by the judge, their features."""
     features = judge.features(texts)
     return [Story(t, StoryWords(t), has, end) for t, has, end in zip(texts, features, ended, strict=True)]
 
@@ -101,28 +92,25 @@ def write_for(
     max_new_tokens: int | None = None,
     batch_size: int = 16,
 ) -> Written:
-    """Let a model write a story for each task and each seed.
+    """Generate a story for each task and seed, all with the same token limit.
 
-    All stories have the same limit of tokens.  Prompts that leave no room for it, or where none is given take more
-    than half of the positions, are left out, and how many is said.
+    Prompts that leave no room for `max_new_tokens`, or without it take more than half of the positions, are left out
+    and counted.
 
     Raises:
-        UsageError: where no prompt is left.
+        UsageError: if no prompt is left.
     """
-
     prompts = task_prompts(teller, tasks)
     longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
     fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
     if not fits:
-        shortest = min(map(len, prompts))
         raise UsageError(
-            f"the shortest of {len(prompts)} prompts has {shortest:,} tokens, and the {teller.positions:,} positions "
-            f"of {teller.name} have room for {max(longest, 0):,}; give a smaller --max_new_tokens or shorter prompts"
+            f"--max_new_tokens: the shortest of {len(prompts)} prompts has {min(map(len, prompts)):,} tokens, and the "
+            f"{teller.positions:,} positions of {teller.name} have room for {max(longest, 0):,}; give a smaller "
+            "--max_new_tokens or shorter prompts"
         )
     if len(fits) < len(tasks):
-        note(
-            f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts have more than {longest:,} tokens and are left out"
-        )
+        note(f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts are left out (more than {longest:,} tokens)")
     limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(len(prompts[place]) for place in fits))
     by_seed = [
         teller.write(
@@ -138,28 +126,34 @@ def write_for(
     ]
     stories_PS = []
     for ids_S in zip(*by_seed, strict=True):
-        texts = [teller.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ids_S]
+        texts = [str(teller.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in ids_S]
         stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
     return Written(teller.name, teller.seed, teller.mode, [tasks[place] for place in fits], stories_PS, limit)
 
 
-def story_values(tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str]) -> dict[str, Any]:
-    """Return for each metric the (P,) means over a prompt's stories, NaN where it has none."""
-    constraints = _mean_values([[s.constraints(t, known) for s in of] for t, of in zip(tasks, stories_PS, strict=True)])
-    lengths_P = np.array([np.mean([len(story.words.words) for story in of]) for of in stories_PS])
-    own_P = np.array([len(StoryWords(task.story).words) or np.nan for task in tasks])
+def story_values(
+    tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return for each metric the (P,) means over a prompt's stories; NaN for a prompt without a value."""
+    constraints = _means([[s.constraints(t, known) for s in of] for t, of in zip(tasks, stories_PS, strict=True)])
     ended_PS = [[np.nan if story.ended is None else float(story.ended) for story in of] for of in stories_PS]
-    has = {
-        f"has_{feature}": np.array([np.mean([feature in story.features for story in of]) for of in stories_PS])
-        for feature in known
+    lengths_P = np.mean([[len(story.words.words) for story in of] for of in stories_PS], axis=1)
+    own_P = np.array([len(StoryWords(task.story).words) or np.nan for task in tasks])
+    return {
+        **constraints,
+        "ended": np.mean(ended_PS, axis=1),
+        "length": lengths_P,
+        "length_ratio": lengths_P / own_P,
+        **{
+            f"has_{name}": np.mean([[name in story.features for story in of] for of in stories_PS], axis=1)
+            for name in known
+        },
     }
-    ended_P = np.mean(ended_PS, axis=1)
-    return {**constraints, "ended": ended_P, "length": lengths_P, "length_ratio": lengths_P / own_P, **has}
 
 
 def values_for_others(
     tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str], seed: int
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """Return the (P,) means of a prompt's stories judged against the constraints of up to 10 other prompts."""
     places = np.random.default_rng(seed).permutation(len(tasks))
     rank = np.argsort(places)
@@ -168,11 +162,11 @@ def values_for_others(
     for place, of in enumerate(stories_PS):
         others = [tasks[places[(rank[place] + step) % len(tasks)]] for step in steps]
         values.append([story.constraints(task, known) for task in others for story in of])
-    return _mean_values(values)
+    return _means(values)
 
 
-def _mean_values(values: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, np.ndarray]:
-    """Return for each metric the mean of each prompt's values that there are."""
+def _means(values: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, np.ndarray]:
+    """Return the (P,) means of each constraint without NaN; NaN for a prompt without a value."""
     found = {}
     for metric in CONSTRAINTS:
         rows = [[value[metric] for value in of if not np.isnan(value[metric])] for of in values]
@@ -187,12 +181,11 @@ def score_rows(
     groups: Mapping[str, np.ndarray],
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Score a model's stories, by all prompts and by each group of them, beside the control.
+    """Score a model's stories beside the control, over all prompts and over each group.
 
     Args:
-        stories_PS: what the model wrote for each task, a story for each sampling seed.
-        known: features that the judge can tell.
-        groups: slices, names to (P,) the tasks in them.
+        known: features that the judge can detect.
+        groups: the (P,) membership of each group of prompts.
 
     Returns:
         Rows of judged, slice, metric, estimate, lower, upper, n (prompts), unit.
@@ -202,15 +195,15 @@ def score_rows(
     if len(tasks) > 1 and any(task.words or task.features for task in tasks):
         others = values_for_others(tasks, stories_PS, known, seed)
         rows += _rows(OTHERS, others, tasks, groups, seed)
-        listening = {metric: written[metric] - others[metric] for metric in CONSTRAINTS}
-        rows += _rows(LISTENING, listening, tasks, groups, seed, difference=True)
+        difference = {metric: written[metric] - others[metric] for metric in CONSTRAINTS}
+        rows += _rows(LISTENING, difference, tasks, groups, seed, difference=True)
     return rows
 
 
 def record_rows(
     tasks: Sequence[Task], judge: Judge, groups: Mapping[str, np.ndarray], seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Score the records' own stories in the same way; none of prompts without a story."""
+    """Score the data set's own stories in the same way; [] for prompts without a story."""
     if not all(task.story for task in tasks):
         return []
     stories = judged([task.story for task in tasks], judge, [None] * len(tasks))
@@ -228,28 +221,25 @@ def _rows(
     difference: bool = False,
 ) -> list[dict[str, Any]]:
     slices = {"all": np.ones(len(tasks), dtype=bool), **{f"rarest_word={name}": has for name, has in groups.items()}}
-    for feature in FEATURES:
-        asked_P = np.array([feature in task.features for task in tasks])
-        slices |= {f"asked={feature}": asked_P, f"asked!={feature}": ~asked_P}
     rows = []
     for metric, values_P in values.items():
-        # Of a single feature the question is how often it comes asked for and not asked for, of all else the groups'.
         feature = metric.removeprefix("has_")
-        by_feature = feature != metric
-        for name, members_P in slices.items():
-            if name.startswith("asked") == by_feature and (not by_feature or name.partition("=")[2] == feature):
-                unit = "share of stories" if by_feature else UNITS[metric]
-                estimate = over_prompts(values_P[members_P], unit, seed, difference)
-                if estimate is not None:
-                    rows.append({"judged": what, "slice": name, "metric": metric, **estimate.row()})
+        parts, unit = slices, UNITS.get(metric, "share of stories")
+        if feature != metric:  # the question is how often a feature is present if asked for, and if not
+            asked_P = np.array([feature in task.features for task in tasks])
+            parts = {f"asked={feature}": asked_P, f"asked!={feature}": ~asked_P}
+        for name, members_P in parts.items():
+            estimate = over_prompts(values_P[members_P], unit, seed, difference)
+            if estimate is not None:
+                rows.append({"judged": what, "slice": name, "metric": metric, **estimate.row()})
     return rows
 
 
 def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: bool = False) -> Estimate | None:
-    """Estimate a mean over prompts, all stories of a prompt together; None where no prompt has a value.
+    """Estimate a mean over prompts, with all stories of a prompt resampled together; None without a value.
 
-    Where each prompt's value is 0 or 1, resampling may find nothing to vary, and the interval is Wilson's; where all
-    values are equal otherwise there is none.
+    If all values of a share are 0 or 1 the interval is Wilson's, as resampling may find no variation; if all values
+    are equal otherwise, there is none.
 
     >>> print(over_prompts(np.array([1.0, np.nan, 1.0, 1.0]), "share of words"))
     1.000 [0.439, 1.000] share of words (n=3)
@@ -264,7 +254,7 @@ def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: boo
 
 
 def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the means over models that are replicates, with Student's t interval over them.
+    """Return the means over replicate models, with Student's t interval over them.
 
     >>> row = {"judged": WRITTEN, "slice": "all", "metric": "ended", "n": 50, "unit": "share of stories"}
     >>> (arm,) = arm_rows([[{**row, "estimate": estimate}] for estimate in (0.5, 0.6, 0.7)])
@@ -272,37 +262,33 @@ def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
     (0.6, 0.352, 0.848, 3)
     """
     found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for rows in rows_of_models:
-        for row in rows:
-            found.setdefault((row["judged"], row["slice"], row["metric"]), []).append(row)
+    for row in (row for rows in rows_of_models for row in rows):
+        found.setdefault((row["judged"], row["slice"], row["metric"]), []).append(row)
     arm = []
     for (what, name, metric), rows in found.items():
         values = np.array([row["estimate"] for row in rows])
-        lower, upper = NO_INTERVAL
+        mean, (lower, upper) = float(values.mean()), NO_INTERVAL
         if len(values) > 1:
             half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / np.sqrt(len(values))
-            lower, upper = float(values.mean() - half), float(values.mean() + half)
-        estimate = Estimate(float(values.mean()), lower, upper, rows[0]["n"], rows[0]["unit"])
+            lower, upper = mean - float(half), mean + float(half)
+        estimate = Estimate(mean, lower, upper, rows[0]["n"], rows[0]["unit"])
         arm.append({"judged": what, "slice": name, "metric": metric, **estimate.row(), "models": len(values)})
     return arm
 
 
 def score(written: list[Written], judge: Judge, coverage: Coverage | None, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of the table: each model's, of several their arm's, and the records' own."""
+    """Return the rows of the table: each model's, of several models their arm's, and the data set's own stories'."""
+
+    def groups(tasks: list[Task]) -> dict[str, np.ndarray]:
+        return coverage.groups_of(tasks) if coverage else {}
 
     rows, of_models = [], []
     for one in written:
-        groups = _groups(coverage, one.tasks)
-        scored = score_rows(one.tasks, one.stories_PS, judge.known, groups, seed)
-        of_models.append(scored)
-        rows += [{"row": "model", "model": one.model, "seed": one.seed, "models": 1, **row} for row in scored]
+        of_models.append(score_rows(one.tasks, one.stories_PS, judge.known, groups(one.tasks), seed))
+        shared = {"row": "model", "model": one.model, "seed": one.seed, "models": 1}
+        rows += [{**shared, **row} for row in of_models[-1]]
     if len(written) > 1:
         rows += [{"row": "arm", "model": f"mean of {len(written)} models", **row} for row in arm_rows(of_models)]
-    shared = max(written, key=lambda one: len(one.tasks)).tasks
-    own = record_rows(shared, judge, _groups(coverage, shared), seed)
+    tasks = max(written, key=lambda one: len(one.tasks)).tasks
+    own = record_rows(tasks, judge, groups(tasks), seed)
     return rows + [{"row": "records", "model": "records' own stories", **row} for row in own]
-
-
-def _groups(coverage: Coverage | None, tasks: list[Task]) -> dict[str, Any]:
-    """Return the coverage's groups of the tasks that fitted a model."""
-    return coverage.groups_of(tasks) if coverage else {}

@@ -1,4 +1,4 @@
-"""Constraint tables: the scores, the stories and what judged them, on disk and at the terminal."""
+"""Constraint tables: scores, stories and the judge's accuracy, on disk and at the terminal."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from lm_trials.evaluation.constraint_tasks import Coverage, names_words
 from lm_trials.files import write_csv, write_file, write_json
 
 SCORES, STORIES, COVERAGE, JUDGE, SETTINGS = (
-    "constraint_scores.csv",
-    "stories.parquet",
-    "coverage.csv",
-    "judge.csv",
-    "constraints.json",
+    *("constraint_scores.csv", "stories.parquet", "coverage.csv", "judge.csv", "constraints.json"),
 )
 SHOWN_WORDS = 12
-STORY_SCHEMA = pa.schema(
-    [
-        ("model", pa.string()),
-        ("record_id", pa.string()),
-        ("sampling_seed", pa.int64()),
-        ("prompt", pa.string()),
-        ("words", pa.list_(pa.string())),
-        ("features", pa.list_(pa.string())),
-        ("rarest_word", pa.string()),
-        ("story", pa.string()),
-        ("num_words", pa.int64()),
-        ("ended", pa.bool_()),
-        ("words_used", pa.float64()),
-        ("features_found", pa.list_(pa.string())),
-        ("own_story", pa.string()),
-    ]
+STORY_COLUMNS = (
+    *("model", "record_id", "sampling_seed", "prompt", "words", "features", "rarest_word", "story", "num_words"),
+    *("ended", "words_used", "features_found", "own_story"),
 )
+STORY_TYPES = {
+    **dict.fromkeys(("words", "features", "features_found"), pa.list_(pa.string())),
+    **dict.fromkeys(("sampling_seed", "num_words"), pa.int64()),
+    "ended": pa.bool_(),
+    "words_used": pa.float64(),
+}
+STORY_SCHEMA = pa.schema([(name, STORY_TYPES.get(name, pa.string())) for name in STORY_COLUMNS])
+# Labels in two lines, as a number has its interval below it: with at most 14 characters the table fits 80 columns.
+SHOWN_METRICS = {
+    "words_used": "words used",
+    "features_present": "features\npresent",
+    "satisfied": "all words\nand features",
+    "length": "length, words",
+    "length_ratio": "length /\nrecord's",
+    "ended": "ended by\nthe model",
+}
+HEADERS = {WRITTEN: "model", OTHERS: "other\nprompts", LISTENING: "difference", RECORDS: "records'\nstories"}
 
 
 @dataclass(frozen=True)
 class ConstraintResult:
-    """What several models wrote and scored.
+    """The stories and scores of several models.
 
     Attributes:
         rows: of row (model, arm or records), model, seed, models, judged, slice, metric, and an estimate's columns.
-        quality: the judge's balanced accuracy by feature; empty where there was nothing to measure it on.
-        seeds: of the sampling.
+        quality: the judge's balanced accuracy by feature; empty without a labelled corpus.
+        seeds: of sampling.
     """
 
     written: list[Written]
@@ -62,7 +62,7 @@ class ConstraintResult:
 
 
 def write_result(result: ConstraintResult, folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Write all tables, each whole or not at all; those of an earlier run with other flags do not stay."""
+    """Write all tables atomically; tables of an earlier run that this one has not are removed."""
     stories = pa.Table.from_pylist(_stories(result), schema=STORY_SCHEMA)
     write_file(folder / STORIES, lambda place: pq.write_table(stories, place))
     for name, rows in ((COVERAGE, result.coverage.rows if result.coverage else []), (JUDGE, result.quality)):
@@ -102,7 +102,7 @@ def _stories(result: ConstraintResult) -> list[dict[str, Any]]:
 
 
 def show_result(result: ConstraintResult, folder: Path, args: ConstraintArguments) -> None:
-    """Print the scores beside their controls, by coverage too, what the judge is worth, and where the files lie."""
+    """Print the scores beside their controls and by coverage, the judge's accuracy, and the files."""
     for name in dict.fromkeys(row["model"] for row in result.rows if row["row"] != "records"):
         _show_model(name, result)
     if result.coverage:
@@ -117,12 +117,12 @@ def show_result(result: ConstraintResult, folder: Path, args: ConstraintArgument
     tasks = result.written[0].tasks
     silent = sum(bool(task.words) and not names_words(task) for task in tasks)
     if silent:
-        note(f"note: {silent} of {len(tasks)} prompts do not name the words asked of the story, so words used say less")
+        note(f"note: {silent} of {len(tasks)} prompts do not contain the words that are scored as words used")
     facts = {"scores": str(folder / SCORES), "stories": str(folder / STORIES)}
     if result.coverage is None:
-        facts["next"] = "--coverage DATASET tells scores of words that training never showed from those it did"
+        facts["next"] = "--coverage DATASET splits the scores by how often training data has the prompts' words"
     elif len(result.written) == 1:
-        facts["next"] = "name replicates with other seeds behind --model: their arm's interval is over trainings"
+        facts["next"] = "give replicates with other seeds to --model for an interval over training seeds"
     show_facts("results", facts)
 
 
@@ -130,37 +130,26 @@ def _show_model(name: str, result: ConstraintResult) -> None:
     rows = [row for row in result.rows if row["model"] == name]
     records = [row for row in result.rows if row["row"] == "records"]
     found = {(row["judged"], row["slice"], row["metric"]): row for row in [*records, *rows]}
-    cells = []
-    for metric, label in (
-        ("words_used", "words used"),
-        ("features_present", "features present"),
-        ("satisfied", "all of both"),
-        ("length", "length, words"),
-        ("length_ratio", "length, to the record's"),
-        ("ended", "ended by itself"),
-    ):
-        if (WRITTEN, "all", metric) in found:
-            cells.append([label, *(_cell(found.get((what, "all", metric))) for what in _columns(found))])
-    for metric in dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("has_")):
+    judged = {what for what, _, _ in found}
+    columns = [what for what in HEADERS if what in judged]  # prompts of a file have no controls
+    shown = [("all", metric, label) for metric, label in SHOWN_METRICS.items()]
+    for metric in dict.fromkeys(row["metric"] for row in rows if records and row["metric"].startswith("has_")):
         feature = metric.removeprefix("has_")
-        for sign, label in (("=", f"{feature}, asked for"), ("!=", f"{feature}, not asked for")):
-            part = f"asked{sign}{feature}"
-            if records and (WRITTEN, part, metric) in found:
-                cells.append([label, *(_cell(found.get((what, part, metric))) for what in _columns(found))])
+        shown += [(f"asked={feature}", metric, f"{feature},\nasked for")]
+        shown += [(f"asked!={feature}", metric, f"{feature},\nnot asked for")]
+    cells = [
+        [label, *(_cell(found.get((what, part, metric))) for what in columns)]
+        for part, metric, label in shown
+        if (WRITTEN, part, metric) in found
+    ]
     one = found[WRITTEN, "all", "length"]
     over = "over models" if rows[0]["row"] == "arm" else "over prompts"
     show_table(
         f"{name}: {one['n']} prompts, {len(result.seeds)} {'story' if len(result.seeds) == 1 else 'stories'} each",
-        ["", *_columns(found)],
+        ["score", *(HEADERS[what] for what in columns)],
         cells,
         f"[95 % interval {over}]",
     )
-
-
-def _columns(found: Mapping[tuple[str, str, str], Any]) -> list[str]:
-    """Return what was judged against what; of a file's prompts there are only the stories."""
-    judged = {what for what, _, _ in found}
-    return [what for what in (WRITTEN, OTHERS, LISTENING, RECORDS) if what in judged]
 
 
 def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
@@ -168,14 +157,14 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
     more = len(coverage.rows) - len(rare)
     show_table(
         f"rarest words of the prompts in {coverage.name}",
-        ["word", "prompts", "times", "per million words"],
+        ["word", "prompts", "count", "per million words"],
         [[r["word"], str(r["prompts"]), f"{r['count']:,}", f"{r['per_million']:.1f}"] for r in rare],
         f"in any form; {more:,} more in {COVERAGE}" if more > 0 else "in any form",
     )
     unseen = coverage.unseen
     if unseen:
         named = ", ".join(unseen[:40]) + (f" and {len(unseen) - 40} more" if len(unseen) > 40 else "")
-        note(f"never seen in training: {named}")
+        note(f"not in the train split: {named}")
     rows = [
         row
         for row in result.rows
@@ -187,7 +176,7 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
         cells.setdefault((row["model"], row["slice"].partition("=")[2]), {})[row["metric"]] = row
     show_table(
         "scores by each prompt's rarest word",
-        ["rarest word", "prompts", *(metric.replace("_", " ") for metric in metrics)],
+        ["rarest\nword", "prompts", *(SHOWN_METRICS[metric] for metric in metrics)],
         [
             [
                 group if len(result.written) == 1 else f"{model}: {group}",
@@ -196,7 +185,7 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
             ]
             for (model, group), of in cells.items()
         ],
-        f"rare: up to {coverage.median:,.0f} times in training, the median; common: more" if coverage.median else None,
+        f"rare: at most the median, {coverage.median:,.0f} times in the train split" if coverage.median else None,
     )
 
 

@@ -1,7 +1,7 @@
-"""Constraint tasks: prompts that ask for a story with certain words and features, and how training data covers them.
+"""Constraint tasks: prompts that ask for a story with given words and features, and their coverage in training data.
 
-A model cannot write of robots that it has never read of; scores are split by how often the words of a prompt occur in
-the data that it was trained on, so that this is not taken for not listening.
+A model cannot use words that its training data lacks.  Scores are split by how often the words of a prompt occur in
+that data, so that missing words are not taken for ignored prompts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ COLUMNS = ("words", "features")
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is asked for.
+    """A prompt with its constraints.
 
     Attributes:
-        record_id: of the record; of a prompt of a file, of the prompt.
-        prompt: what is asked for, or the beginning that is to be completed.
-        words, features: that the story is to have; none of a file's prompts.
-        story: the record's own; empty where there is none.
-        before: what was said before the prompt in a conversation, a system message for one.
+        record_id: of the record; for prompts of a file, of the prompt's text.
+        prompt: an instruction, or a beginning to complete.
+        words, features: that the story must have; none for prompts of a file.
+        story: the record's own; empty without one.
+        before: the messages before the prompt in a conversation, such as a system message.
     """
 
     record_id: str
@@ -53,20 +53,19 @@ def pair_tasks(name: str, data_cache_dir: Path, split: str, count: int) -> list[
     """Return the first `count` prompts of a split of a data set of pairs.
 
     Raises:
-        UsageError: where it is none, has no such rows, or does not say what its prompts ask for.
+        UsageError: for another data set, a split without prompts, or pairs without words and features.
     """
-    made = "make it with prepare_tinystories.py instruct"
-    pairs = open_prepared(name, data_cache_dir, "dataset_name", made).pairs()
+    pairs = open_prepared(name, data_cache_dir, "dataset_name", "make it with prepare_tinystories.py instruct").pairs()
     if split not in pairs.splits:
         raise UsageError(f"--dataset_split {split}: {did_you_mean(split, pairs.splits)}")
     rows = pairs.splits[split]
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise UsageError(
-            f"{name} has no column {' and '.join(missing)}, so what its prompts ask for is not known; make it with "
-            "prepare_tinystories.py instruct, or give --prompts FILE, of which length and end are scored"
+            f"--dataset_name {name} has no column {' and '.join(missing)}; make it with prepare_tinystories.py "
+            "instruct, or give --prompts FILE to score length and end alone"
         )
     if not len(rows):
-        raise UsageError(f"the {split} split of {name} has no prompt; prepare more stories")
+        raise UsageError(f"--dataset_name {name}: its {split} split has no prompt; prepare more stories")
     return [_task(pairs, row) for row in rows.select(range(min(count, len(rows))))]
 
 
@@ -75,20 +74,22 @@ def _task(pairs: PairSet, row: dict[str, Any]) -> Task:
     if pairs.kind == "pairs":
         return Task(row["record_id"], row["prompt"], words, features, row["completion"])
     if pairs.kind != "conversations":
-        raise UsageError(f"{pairs.name} holds {pairs.kind} without prompts; give a data set of pairs or conversations")
-    said = [message["role"] for message in row["messages"]]
-    if "assistant" not in said[1:]:
-        raise UsageError(f"a conversation of {pairs.name} has no answer; give one with an assistant's second message")
-    answer = said.index("assistant", 1)
+        raise UsageError(
+            f"--dataset_name {pairs.name} has {pairs.kind} without prompts; give a data set of pairs or conversations"
+        )
+    roles = [message["role"] for message in row["messages"]]
+    if "assistant" not in roles[1:]:
+        raise UsageError(f"--dataset_name {pairs.name}: a conversation has no answer; give each an assistant's message")
+    answer = roles.index("assistant", 1)
     *before, asked = row["messages"][:answer]
     return Task(row["record_id"], asked["content"], words, features, row["messages"][answer]["content"], tuple(before))
 
 
 def file_tasks(path: Path) -> list[Task]:
-    """Return the prompts of a file: a YAML list of texts, or of any other file each line.
+    """Return the prompts of a file: a YAML list of texts, or the lines of any other file.
 
     Raises:
-        UsageError: for one that cannot be read, or has no prompt.
+        UsageError: for a file that cannot be read, or has no prompt.
     """
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -96,7 +97,7 @@ def file_tasks(path: Path) -> list[Task]:
         except UsageError as error:
             raise UsageError(f"--prompts {path}: {error}") from None
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UsageError(f"--prompts {path} holds no list of texts; write each after a dash, `- One day, ...`")
+            raise UsageError(f"--prompts {path} is no list of texts; write each after a dash, `- One day, ...`")
     else:
         try:
             texts = path.read_text(encoding="utf-8").splitlines()
@@ -104,20 +105,19 @@ def file_tasks(path: Path) -> list[Task]:
             raise UsageError(f"--prompts {path} cannot be read ({error}); give a text or YAML file") from None
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise UsageError(f"--prompts {path} has no prompt; write one a line")
+        raise UsageError(f"--prompts {path} has no prompt; write one per line")
     return [Task(record_id(text), text) for text in texts]
 
 
 def task_prompts(teller: Storyteller, tasks: Sequence[Task]) -> list[list[int]]:
-    """Return the ids that a model is given for each task."""
+    """Return the prompt ids of each task."""
     if teller.mode != "chat":
         return teller.prompts([task.prompt for task in tasks])
     return [teller.conversation([*task.before, {"role": "user", "content": task.prompt}]) for task in tasks]
 
 
-BATCH = 10_000
 GROUPS = ("unseen", "rare", "common")
-# Words that say nothing of what a text is about, and those that ask for a story.
+# Words without a subject, and words that ask for a story.
 FUNCTION = """
 a about above after again against all also always am an and another any anybody anyone anything are around as at
 away back be because been before behind being below beside between both but by can cannot could d did do does
@@ -137,7 +137,7 @@ FUNCTION_WORDS = frozenset(FUNCTION.split())
 
 @dataclass(frozen=True)
 class WordCounts:
-    """How often each word, as it is written, occurs in a data set's train split.
+    """How often each word form occurs in a data set's train split, and the total of all words.
 
     >>> counts = WordCounts("tiny", Counter({"took": 3, "take": 1, "ice": 2, "cream": 1}), total=10)
     >>> counts.count("take"), counts.count("ice-cream"), counts.count("robot"), counts.per_million(4)
@@ -151,20 +151,21 @@ class WordCounts:
     total: int
 
     def count(self, word: str, inflected: bool = False) -> int:
-        """Return how often a word occurs in any form; of several parts, how often the rarest does, which is a bound.
+        """Return how often a word occurs in any form; of several parts, the count of the rarest, an upper bound.
 
         Args:
-            inflected: whether the word may be a form itself, as those of a running text are.
+            inflected: whether the word may itself be an inflected form, as in a running text.
         """
-        return min((self._count(part, inflected) for part in words_of(word)), default=0)
 
-    def _count(self, word: str, inflected: bool) -> int:
-        bases = self._bases.get(word, []) if inflected else []
-        return sum(self.counts[form] for form in frozenset().union(*map(forms_of, [word, *bases])))
+        def counted(part: str) -> int:
+            bases = self._bases.get(part, []) if inflected else []
+            return sum(self.counts[form] for form in frozenset().union(*map(forms_of, [part, *bases])))
+
+        return min(map(counted, words_of(word)), default=0)
 
     @cached_property
     def _bases(self) -> dict[str, list[str]]:
-        """The words that a form may be of, among those that occur."""
+        """The words of the data set that each form may belong to."""
         found: dict[str, list[str]] = {}
         for word in self.counts:
             for form in forms_of(word):
@@ -172,12 +173,12 @@ class WordCounts:
         return found
 
     def per_million(self, count: int) -> float:
-        """Return a count as one in a million words."""
+        """Return a count per million words."""
         return 1e6 * count / self.total if self.total else 0.0
 
 
 def content_words(text: str) -> list[str]:
-    """Return what a text is about: its different words without function words and numbers, in their order.
+    """Return the distinct words of a text without function words and numbers, in order.
 
     >>> content_words("Write a story about a robot walking his dog.")
     ['robot', 'walking', 'dog']
@@ -186,7 +187,7 @@ def content_words(text: str) -> list[str]:
 
 
 def count_words(texts: Iterable[Sequence[str]]) -> tuple[Counter[str], int]:
-    """Count the words of batches of texts, as `inflections.words_of` takes them apart.
+    """Count the words of batches of texts, split as by `inflections.words_of`.
 
     >>> count_words([["The cat.", "A cat's hat"]])[0]["cat"]
     2
@@ -202,7 +203,7 @@ def count_words(texts: Iterable[Sequence[str]]) -> tuple[Counter[str], int]:
 
 
 def training_words(name: str, data_cache_dir: Path) -> WordCounts:
-    """Count the words of the stories of a prepared data set's train split; of pairs those of what answers the prompts.
+    """Count the words of a prepared data set's train split; of pairs, those of the completions.
 
     Raises:
         UsageError: for a name that is no prepared corpus, set or data set of pairs.
@@ -213,10 +214,8 @@ def training_words(name: str, data_cache_dir: Path) -> WordCounts:
 
 
 def task_words(task: Task) -> list[str]:
-    """Return the words that a task is about: those required where the prompt names them, else those of the prompt.
+    """Return the required words if the prompt contains them, else the content words of the prompt.
 
-    >>> task_words(Task("a", 'The story should use the verb "take".', ("take",)))
-    ['take']
     >>> task_words(Task("a", "Write a story of a robot and a dog.", ("take",)))
     ['robot', 'dog']
     """
@@ -226,18 +225,17 @@ def task_words(task: Task) -> list[str]:
 
 
 def names_words(task: Task) -> bool:
-    """Say whether a task's prompt names all words that its story is to have; one made from a summary need not."""
+    """Return whether a task's prompt contains all required words; a prompt made from a summary need not."""
     return StoryWords(task.prompt).share_used(task.words) == 1
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well a training set covers tasks.
+    """How often the words of tasks occur in the training set `name`.
 
     Attributes:
-        name: of the training set.
         rows: of word, prompts, count, per_million; the rarest first.
-        rarest: how often the rarest word of each task occurs, by its record; tasks without such words are not in it.
+        rarest: the count of each task's rarest word, by record id; tasks without words are left out.
         median: of those counts above 0.
     """
 
@@ -248,18 +246,18 @@ class Coverage:
 
     @property
     def unseen(self) -> list[str]:
-        """The words that never occur."""
+        """The words with count 0."""
         return [row["word"] for row in self.rows if not row["count"]]
 
     def group(self, task: Task) -> str | None:
-        """Return what a task's rarest word is: unseen, rare (up to the median) or common; None for no word."""
+        """Return whether a task's rarest word is unseen, rare (up to the median) or common; None without words."""
         count = self.rarest.get(task.record_id)
         if count is None:
             return None
         return "unseen" if not count else "rare" if count <= self.median else "common"
 
     def groups_of(self, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-        """Return for each group that has some the (P,) tasks in it."""
+        """Return the (P,) membership of each group that has tasks."""
         groups = [self.group(task) for task in tasks]
         found = {name: np.array([group == name for group in groups]) for name in GROUPS}
         return {name: has_P for name, has_P in found.items() if has_P.any()}

@@ -1,12 +1,14 @@
-"""Constraint scores: does a model write the words and features that it is asked for?
+"""Score whether stories have the words and features that their prompts ask for.
 
-lm-trials constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1,2
-lm-trials constraints --model runs/teller-s0 runs/teller-s1 --dataset_name tiny-prompt \\
-    --coverage tiny --feature_judge classifier --judge_corpus tiny
+lm-trials constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1
+lm-trials constraints --model runs/teller-s0 runs/teller-s1 \\
+    --dataset_name tiny-prompt --coverage tiny \\
+    --feature_judge classifier --judge_corpus tiny
 lm-trials constraints --model runs/demo --prompts prompts.yaml
 
-Beside each score stand the records' own stories, judged in the same way, and the model's stories judged against other
-prompts' constraints: what one gets without listening.
+Each score has two controls: the data set's own stories, judged alike, and the
+model's stories judged against the constraints of other prompts, which is the
+score of a model that ignores its prompt.
 """
 
 from __future__ import annotations
@@ -21,22 +23,23 @@ from lm_trials.flags import parse_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from lm_trials.evaluation.constraint_scores import Written
-    from lm_trials.evaluation.constraint_tasks import Coverage, Task
+    from lm_trials.evaluation.constraint_tasks import Task
     from lm_trials.evaluation.judges import Judge
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Let models write for prompts and score the stories; returns the rows of the table."""
+    """Generate stories for prompts and score them; returns the rows of the table."""
     (args,) = parse_arguments(argv, (ConstraintArguments,), __doc__ or "", prog="lm-trials constraints")
     sampling, seeds = sampling_of(args)
     from lm_trials.evaluation.constraint_scores import score, write_for
     from lm_trials.evaluation.constraint_tables import ConstraintResult, show_result, write_result
+    from lm_trials.evaluation.constraint_tasks import coverage_of, training_words
     from lm_trials.evaluation.storytellers import open_storyteller
 
     tasks = _tasks(args)
     judge, quality = _judge(args)
-    coverage = _coverage(args, tasks)
+    coverage = coverage_of(tasks, training_words(args.coverage, Path(args.data_cache_dir))) if args.coverage else None
     written = []
     for name in args.model_name_or_path:
         teller = open_storyteller(
@@ -61,33 +64,24 @@ def _tasks(args: ConstraintArguments) -> list[Task]:
 
     if args.prompts:
         return file_tasks(Path(args.prompts))[: args.num_prompts]
-    tasks = pair_tasks(args.dataset_name, Path(args.data_cache_dir), args.dataset_split, args.num_prompts)
+    tasks = pair_tasks(args.dataset_name or "", Path(args.data_cache_dir), args.dataset_split, args.num_prompts)
     if len(tasks) < args.num_prompts:
         note(f"note: {args.dataset_name} has {len(tasks)} {args.dataset_split} prompts, fewer than {args.num_prompts}")
     return tasks
 
 
 def _judge(args: ConstraintArguments) -> tuple[Judge, list[dict[str, Any]]]:
-    """Return who judges, and how well where there are labelled records to tell."""
+    """Return the judge, and its accuracy by feature if there is a labelled corpus."""
     from lm_trials.evaluation.judges import DetectorJudge, corpus_judge, judge_quality
 
     place = Path(args.data_cache_dir)
-    judge: Judge = DetectorJudge()
-    if args.feature_judge == "classifier":
-        judge = corpus_judge(args.judge_corpus or "", place, args.seed)
+    classifier = args.feature_judge == "classifier"
+    judge = corpus_judge(args.judge_corpus or "", place, args.seed) if classifier else DetectorJudge()
     return judge, judge_quality(judge, args.judge_corpus, place) if args.judge_corpus else []
 
 
-def _coverage(args: ConstraintArguments, tasks: list[Task]) -> Coverage | None:
-    if not args.coverage:
-        return None
-    from lm_trials.evaluation.constraint_tasks import coverage_of, training_words
-
-    return coverage_of(tasks, training_words(args.coverage, Path(args.data_cache_dir)))
-
-
 def results_folder(args: ConstraintArguments, written: list[Written]) -> Path:
-    """Return where the results lie: beside the model where it is one folder, else under `out`."""
+    """Return the folder of the results: under the model's if it is one local folder, else under `out`."""
     if args.output_dir:
         return Path(args.output_dir)
     about = Path(args.prompts).stem.replace(" ", "_") if args.prompts else f"{args.dataset_name}-{args.dataset_split}"

@@ -1,4 +1,4 @@
-"""Continuations: how a model goes on with held-out stories, scored against how the records go on."""
+"""Continuations: a model continues held-out stories, and its text is scored against the stories' own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lm_trials.evaluation.generation import write_stories
 from lm_trials.files import write_csv
 from lm_trials.models.reference import LONGEST_WINDOW, positions_of, separator_of
 from lm_trials.tokens.stores import opening_of
-from lm_trials.tokens.tokenizers import Encoder, batch_encoder
+from lm_trials.tokens.tokenizers import batch_encoder
 
 GENERATION_BATCH = 16
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}
@@ -28,8 +28,8 @@ UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "
 class ContinuationOverlap(evaluate.Metric):
     """BLEU, ROUGE-L and length of each prediction against its one reference.
 
-    BLEU is sacrebleu's sentence BLEU with its default smoothing and tokenisation, ROUGE-L the F1 of Google's
-    implementation without stemming.  `compute` gives a value for each story, so that intervals are over stories.
+    BLEU is sacrebleu's sentence BLEU with its default smoothing and tokenization, ROUGE-L is the F1 of Google's
+    implementation without stemming.  `compute` returns a value for each story, so that intervals are over stories.
 
     >>> metric = ContinuationOverlap()
     >>> scores = metric.compute(predictions=["the cat sat on the mat"], references=["the cat sat on a mat"])
@@ -40,7 +40,7 @@ class ContinuationOverlap(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description="Overlap of a continuation with the story's own.",
+            description="Overlap of a continuation with the story's own text.",
             citation="Post 2018 (sacrebleu), Lin 2004 (ROUGE)",
             inputs_description="predictions and references: one text each.",
             features=datasets.Features({"predictions": text, "references": text}),
@@ -62,22 +62,35 @@ class ContinuationOverlap(evaluate.Metric):
 def score_continuations(
     model: PreTrainedModel, candidate: Candidate, dataset: Selection, args: EvaluationArguments
 ) -> list[dict[str, Any]]:
-    """Give the model the beginning of `--generate N` stories and score what it writes; writes two CSV tables.
+    """Continue the beginnings of `--generate N` stories and score the continuations; writes two CSV tables.
 
-    The prompt is the first `--prompt_share` of a story's tokens; the model may write a quarter more tokens than the
-    story has left.  A story that leaves no room within the model's positions is passed over and counted.
+    The prompt is the first `--prompt_share` of a story's tokens; a continuation has at most 1.25 times the tokens that
+    the story has left.  Stories too long for the model's positions are skipped and counted.
 
     Returns:
         One row for each score, with its interval over stories.
     """
-    reference, tokenizer = candidate.reference, candidate.tokenizer
+    reference = candidate.reference
     window = positions_of(model) or LONGEST_WINDOW
-    bos = opening_of(tokenizer, separator_of(candidate.run))
-    chosen, too_long = _chosen(dataset, batch_encoder(tokenizer), window, args)
+    opening = opening_of(candidate.tokenizer, separator_of(candidate.run))
+    encode = batch_encoder(candidate.tokenizer)
+    chosen: list[tuple[str, list[int], list[int]]] = []  # record id, prompt, reference
+    skipped = 0
+    for record in dataset.read():
+        ids = encode([record["story"]])[0]
+        cut = max(int(len(ids) * args.prompt_share), 1)
+        if len(ids) - cut < 2:
+            continue
+        if len(opening) + cut + _limit(ids[cut:]) > window:
+            skipped += 1
+            continue
+        chosen.append((record["record_id"], ids[:cut], ids[cut:]))
+        if len(chosen) == args.generate:
+            break
     if not chosen:
         note(f"note: --generate {args.generate}: no story of {dataset.name} fits the model's {window} positions")
         return []
-    stories = _written(model, tokenizer, bos, chosen, args)
+    stories = _continued(model, candidate.tokenizer, opening, chosen, args)
     scores = ContinuationOverlap().compute(
         predictions=[story["continuation"] for story in stories], references=[story["reference"] for story in stories]
     )
@@ -93,62 +106,36 @@ def score_continuations(
     write_csv(tables.with_name(f"{tables.name}-continuations.csv"), stories)
     write_csv(tables.with_name(f"{tables.name}-continuation_scores.csv"), rows)
     facts = {metric: str(estimate) for metric, estimate in estimates.items()}
-    facts["passed over"] = f"{too_long} stories longer than the model's {window} tokens"
+    facts["skipped"] = f"{skipped} stories longer than the model's {window} tokens"
     show_facts(f"continuations of {dataset.name}", {**facts, "tables": f"{tables}-*.csv"})
     return rows
 
 
-def _chosen(
-    dataset: Selection, encode: Encoder, window: int, args: EvaluationArguments
-) -> tuple[list[tuple[str, list[int], list[int]]], int]:
-    """Return (record_id, prompt, reference) of the first stories that fit, and how many were passed over."""
-    chosen: list[tuple[str, list[int], list[int]]] = []
-    too_long = 0
-    for record in dataset.read():
-        ids = encode([record["story"]])[0]
-        cut = max(int(len(ids) * args.prompt_share), 1)
-        if len(ids) - cut < 2:
-            continue
-        if 1 + cut + _room(len(ids) - cut) > window:
-            too_long += 1
-            continue
-        chosen.append((record["record_id"], ids[:cut], ids[cut:]))
-        if len(chosen) == args.generate:
-            break
-    return chosen, too_long
+def _limit(reference: list[int]) -> int:
+    """Return the most tokens that a continuation may have."""
+    return len(reference) + len(reference) // 4
 
 
-def _room(length: int) -> int:
-    """Return the most tokens that a continuation may have, for a reference of `length`."""
-    return length + length // 4
-
-
-def _written(
+def _continued(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    bos: list[int],
+    opening: list[int],
     chosen: list[tuple[str, list[int], list[int]]],
     args: EvaluationArguments,
 ) -> list[dict[str, Any]]:
-    """Let the model continue each story; what is drawn depends on the seed and the record's id."""
+    record_ids, prompts, references = zip(*chosen, strict=True)
     continued = write_stories(
         model,
         tokenizer,
-        [bos + prompt for _, prompt, _ in chosen],
-        [_room(len(reference)) for _, _, reference in chosen],
+        [opening + prompt for prompt in prompts],
+        list(map(_limit, references)),
         temperature=args.temperature or 0.0,
         seed=args.seed,
         batch_size=GENERATION_BATCH,
-        keys=[record_id for record_id, *_ in chosen],
+        keys=record_ids,
         by_length=True,
         description="writing",
     )
-    return [
-        {
-            "record_id": record_id,
-            "prompt": tokenizer.decode(prompt),
-            "continuation": tokenizer.decode(ids),
-            "reference": tokenizer.decode(reference),
-        }
-        for ids, (record_id, prompt, reference) in zip(continued, chosen, strict=True)
-    ]
+    texts = [map(tokenizer.decode, ids) for ids in (prompts, continued, references)]
+    columns = ("record_id", "prompt", "continuation", "reference")
+    return [dict(zip(columns, row, strict=True)) for row in zip(record_ids, *texts, strict=True)]

@@ -1,4 +1,4 @@
-"""Conversations with a model at the terminal: several turns, the oldest forgotten where its positions are full."""
+"""Conversations with a model at the terminal; the oldest turns are dropped when the model's positions are full."""
 
 from __future__ import annotations
 
@@ -12,39 +12,32 @@ from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.evaluation.streamers import FoldedText, StoryStreamer
 from lm_trials.pairs.layouts import Message
 
-ANEW = "/new"
-# Share of the positions that is kept free for an answer, where nobody says how long it may be.
-ANSWER_SHARE = 0.25
+NEW = "/new"
+ANSWER_SHARE = 0.25  # of the positions, kept free for an answer without --max_new_tokens
 
 
 class Conversation:
-    """What was said, and how the model answers.
+    """The messages of a conversation, and how the model answers.
 
-    Each turn the whole history goes through the chat template again, so that what the model is given is what it would
-    have been trained on.  Answer number n of a conversation draws from the seed and n alone.
+    At each turn the chat template is applied to all messages, as in training.  The random draws of answer n depend on
+    the seed and n alone.
     """
 
     def __init__(self, teller: Storyteller, sampling: Sampling, max_new_tokens: int | None, out: TextIO) -> None:
         self.teller, self.sampling, self.max_new_tokens, self.out = teller, sampling, max_new_tokens, out
         self.messages: list[Message] = []
         self.num_answers = 0
-        self._told_that_it_forgets = False
-
-    def begin_anew(self) -> None:
-        """Forget all that was said."""
-        self.messages = []
-        self.num_answers = 0
+        self._noted_dropping = False
 
     def answer(self, text: str) -> str:
-        """Say something to the model, show its answer as it is written, and return it.
+        """Send a message, show the answer while it is generated, and return it.
 
-        Ctrl-C ends the answer and not the conversation; what was written until then has been said.
+        Ctrl-C ends the answer, not the conversation; the answer is kept up to there.
 
         Raises:
-            UsageError: for a text that does not fit the model's positions; it is taken as not said.
+            UsageError: for a text that does not fit the model's positions; the conversation is unchanged.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        prompt, messages = self._fitting(messages)
+        prompt, messages = self._fitting([*self.messages, {"role": "user", "content": text}])
         room = min(self.max_new_tokens or self.teller.positions, self.teller.positions - len(prompt))
         streamer = StoryStreamer(self.teller.tokenizer, ends=self.teller.ends, text=FoldedText(self.out))
         try:
@@ -54,26 +47,26 @@ class Conversation:
             ids = streamer.written
             streamer.end()
             note("(stopped)")
-        said = self.teller.tokenizer.decode(ids).strip()
+        answer = str(self.teller.tokenizer.decode(ids)).strip()
         self.num_answers += 1
-        self.messages = [*messages, {"role": "assistant", "content": said}]
-        return said
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        return answer
 
     def _fitting(self, messages: list[Message]) -> tuple[list[int], list[Message]]:
-        """Return the ids of a conversation without the oldest turns where all of them leave no room for an answer."""
+        """Return the ids of the newest turns that leave room for an answer, and those turns."""
         positions = self.teller.positions
         wanted = self.max_new_tokens or max(int(positions * ANSWER_SHARE), 1)
         prompt = self.teller.conversation(messages)
         while len(messages) > 1 and len(prompt) + wanted > positions:
-            messages = messages[2:]  # what was said, and its answer
+            messages = messages[2:]  # a message and its answer
             prompt = self.teller.conversation(messages)
-            if not self._told_that_it_forgets:
-                note(f"note: this no longer fits the model's {positions:,} positions; the oldest turns are forgotten")
-                self._told_that_it_forgets = True
+            if not self._noted_dropping:
+                note(f"note: the conversation exceeds the {positions:,} positions; the oldest turns are dropped")
+                self._noted_dropping = True
         if len(prompt) >= positions:
             raise UsageError(
-                f"this takes {len(prompt):,} of the {positions:,} positions of {self.teller.name} and leaves no room "
-                "for an answer; say less at once"
+                f"the message takes {len(prompt):,} of the {positions:,} positions of {self.teller.name} and leaves no "
+                "room for an answer; send a shorter message"
             )
         return prompt, messages
 
@@ -84,9 +77,9 @@ def converse(conversation: Conversation, lines: Iterable[str]) -> list[str]:
     for line in lines:
         if not line.strip():
             break
-        if line.strip() == ANEW:
-            conversation.begin_anew()
-            note("(a new conversation)")
+        if line.strip() == NEW:
+            conversation.messages, conversation.num_answers = [], 0
+            note("(new conversation)")
             continue
         try:
             answers.append(conversation.answer(line.strip()))
@@ -96,9 +89,9 @@ def converse(conversation: Conversation, lines: Iterable[str]) -> list[str]:
 
 
 def typed_lines() -> Iterator[str]:
-    """Yield what is typed, or comes through a pipe, line by line; Ctrl-D and Ctrl-C end it."""
+    """Yield the lines of stdin, with a prompt on a terminal; Ctrl-D and Ctrl-C end it."""
     if sys.stdin.isatty():
-        import readline  # noqa: F401  lines can be edited and called back
+        import readline  # noqa: F401  line editing and history
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")

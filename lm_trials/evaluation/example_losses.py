@@ -1,12 +1,10 @@
-"""Losses of examples: of the completion alone (prompt-masked) and of all tokens (unmasked), in one pass over a model.
+"""Losses of examples: of the completion alone (prompt masked) and of all tokens (unmasked), in one pass of the model.
 
-Sums in float64 for each example, whatever the batch, its padding or the number of processes; intervals are over
-examples.
+Each example's sums are float64, for any batch size and process count; intervals are over examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.estimates import Estimate, StoryBootstrap
-from lm_trials.evaluation.losses import (
-    SORTED_BATCHES,
-    Document,
-    Processes,
-    StoryLoss,
-    Window,
-    quiet,
-    token_losses,
-)
+from lm_trials.evaluation.losses import SORTED_BATCHES, Document, Processes, StoryLoss, Window, window_sums
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable, write_results
 from lm_trials.evaluation.summary import metrics_of
 from lm_trials.pairs.examples import ExampleStore
@@ -38,43 +28,26 @@ def example_sums(
     batch_size: int = 8,
     processes: Processes | None = None,
 ) -> np.ndarray:
-    """Return for the first `limit` examples, (N, 6): nats, tokens and right guesses of the completion, then of all.
+    """Return (N, 6) for the first `limit` examples: nats, tokens and correct tokens of the completion, then of all.
 
-    The first token of an example is predicted from nothing and counts in neither.
+    The first token of an example is not predicted and counts in neither.
     """
     processes = processes or Processes()
     count = len(store) if limit is None else min(limit, len(store))
     group_size = batch_size * max(SORTED_BATCHES, processes.count)
-    sums_NK = np.zeros((count, 6))
+
+    def sums(window: Window, nats_T: np.ndarray, correct_T: np.ndarray) -> list[float]:
+        counted_T = store.completion_mask(int(window.owners_T[0]))[1:] == 1
+        completion = [nats_T[counted_T].sum(), counted_T.sum(), correct_T[counted_T].sum()]
+        return [float(value) for value in (*completion, nats_T.sum(), len(nats_T), correct_T.sum())]
+
+    rows: list[list[float]] = []
     for start in range(0, count, group_size):
         numbers = range(start, min(start + group_size, count))
-        for number, sums in _group(model, store, numbers, batch_size, processes):
-            sums_NK[number] = sums
-    return sums_NK
-
-
-def _group(
-    model: PreTrainedModel, store: ExampleStore, numbers: Sequence[int], batch_size: int, processes: Processes
-) -> Iterator[tuple[int, list[float]]]:
-    ids = {number: store.input_ids(number) for number in numbers}
-    by_length = sorted(numbers, key=lambda number: len(ids[number]))  # stable: every process makes the same batches
-    batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-    scored: list[tuple[int, list[float]]] = []
-    with quiet(model):
-        for batch in batches[processes.index :: processes.count]:
-            windows = [Window(ids[n][:-1], ids[n][1:], np.full(len(ids[n]) - 1, n)) for n in batch]
-            for number, (nats_T, correct_T) in zip(batch, token_losses(model, windows), strict=True):
-                counted_T = store.completion_mask(number)[1:] == 1
-                scored.append(
-                    (
-                        number,
-                        [
-                            *(float(nats_T[counted_T].sum()), int(counted_T.sum()), int(correct_T[counted_T].sum())),
-                            *(float(nats_T.sum()), len(nats_T), int(correct_T.sum())),
-                        ],
-                    )
-                )
-    yield from sorted(processes.gather(scored))
+        ids = [(number, store.input_ids(number)) for number in numbers]
+        windows = [Window(found[:-1], found[1:], np.full(len(found) - 1, number)) for number, found in ids]
+        rows += window_sums(model, windows, batch_size, processes, sums)
+    return np.array(rows).reshape(count, 6)
 
 
 def loss_estimates(sums_NK: np.ndarray, seed: int = 0) -> dict[str, dict[str, Estimate]]:
@@ -112,12 +85,12 @@ def loss_metrics(sums_NK: np.ndarray, trained_on: str, prefix: str = "eval") -> 
 def write_examples(
     folder: Path, store: ExampleStore, sums_NK: np.ndarray, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> None:
-    """Write each example's loss of its completion in the form of an evaluation, by which runs can be compared."""
+    """Write each example's completion loss in the format of an evaluation, so that runs can be compared by it."""
     with StoryTable(folder / STORY_TABLE) as table:
         for number, (nats, tokens, correct) in enumerate(sums_NK[:, :3]):
             ids = store.input_ids(number)[store.completion_mask(number) == 1]
-            num_bytes = len(tokenizer.decode(ids, skip_special_tokens=True).encode())
-            document = Document(store.record_id(number), ids, num_bytes)
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+            document = Document(store.record_id(number), ids, len(text.encode()))
             table.add(StoryLoss(document, float(nats), int(tokens), int(correct)))
     rows = [
         {"slice": kind, "metric": metric, **estimate.row()}
@@ -129,7 +102,7 @@ def write_examples(
 
 
 def loss_difference(one_NK: np.ndarray, other_NK: np.ndarray, seed: int = 0) -> Estimate:
-    """Return by how much the completion's loss of the first is above that of the second, on the same examples."""
+    """Return the completion loss of the first minus that of the second, on the same examples."""
     bootstrap = StoryBootstrap(seed)
     bootstrap.update(np.concatenate([one_NK[:, :2], other_NK[:, :2]], axis=1))
     return bootstrap.estimate(lambda s: s[..., 0] / s[..., 1] - s[..., 2] / s[..., 3], NATS)

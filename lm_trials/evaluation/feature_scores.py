@@ -1,6 +1,6 @@
-"""Feature scores: does a model write the features that it is asked for?  Decided by the detectors, without a judge.
+"""Feature scores: whether a model's stories have the features that the prompts ask for, by the feature detectors.
 
-Exact on the generated language, whose detectors have precision and recall of 1.0; on other prose a lower bound.
+The detectors are exact on generated stories (precision and recall 1.0); on other prose the scores are a lower bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError, note, show_table
+from lm_trials.console import note, show_table
 from lm_trials.data.datasets import Selection
 from lm_trials.estimates import bootstrap_mean, proportion
 from lm_trials.evaluation.checkpoints import Candidate
@@ -24,7 +24,6 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.files import write_csv, write_file, write_json
-from lm_trials.models.reference import positions_of
 from lm_trials.protocols.protocols import LINES
 from lm_trials.protocols.set_texts import SetText
 from lm_trials.stories.features import FEATURES
@@ -32,20 +31,22 @@ from lm_trials.stories.generated.detectors import detect_features
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 
-# A story of a model that goes on with the next example ends where that one's first line begins.
-NEXT_EXAMPLE = re.compile(rf"(?:^|\n)(?:{'|'.join(LINES)}):")
+# A model may continue with another example; the story ends before that example's first instruction line.
+LABEL = f"(?:{'|'.join(LINES)}):"
+NEXT_EXAMPLE = re.compile(rf"(?:^|\n){LABEL}")
 BATCH = 32
+ENOUGH = 256  # at 256 prompts a 95 % interval of a share is at most 0.12 wide
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A story that a model wrote for a prompt, under the study's column names.
+    """A story generated for a prompt, under the column names of tinystories-wrappers.
 
     Attributes:
-        prefix: the prompt as the model saw it, with special tokens; clean_prefix: without.
-        generation: what it wrote, up to BOS, EOS or the next instruction line.
-        target: the story that stands in the set.
-        features, words: what the prompt asks for.
+        prefix: the prompt with special tokens; clean_prefix: without.
+        generation: up to BOS, EOS or the next instruction line.
+        target: the set's own story.
+        features, words: those that the prompt asks for.
     """
 
     record_id: str
@@ -58,7 +59,7 @@ class Generation:
 
 
 def cut_story(text: str) -> str:
-    """Cut what follows a story: the first instruction line of another example.
+    """Return the text before the first instruction line of another example.
 
     >>> cut_story(" Tim ran.\\nHe fell.\\nWords: go, cat\\nStory: Sue")
     'Tim ran.\\nHe fell.'
@@ -67,12 +68,12 @@ def cut_story(text: str) -> str:
 
 
 def next_example_begins(tail: str) -> bool:
-    """Say whether the end of what a model has written is an instruction line of another example.
+    """Return whether an instruction line of another example begins in the last tokens.
 
     >>> [next_example_begins(text) for text in ("went home.\\nWords:", "Important Words:", " ran\\nTim said: go")]
     [True, False, False]
     """
-    return re.search(rf"\n(?:{'|'.join(LINES)}):", tail) is not None
+    return re.search(rf"\n{LABEL}", tail) is not None
 
 
 def write_generations(
@@ -84,16 +85,9 @@ def write_generations(
     seed: int = 0,
     description: str | None = None,
 ) -> list[Generation]:
-    """Let a model write a story for each prompt; what is drawn depends on the seed and the record's id.
-
-    Raises:
-        UsageError: if a prompt leaves no room within the model's positions.
-    """
+    """Generate a story for each prompt (see `write_stories`); its draws depend on the seed and the record's id."""
     bos, _ = document_marks(tokenizer, append_eos=False)
     prompts = [bos + ids for ids in batch_encoder(tokenizer)([text.prompt for text in texts])]
-    longest, positions = max(map(len, prompts)), positions_of(model)
-    if positions is not None and longest >= positions:
-        raise UsageError(f"a prompt of {longest} tokens leaves no room within the model's {positions} positions")
     written = write_stories(
         model, tokenizer, prompts, [max_new_tokens] * len(prompts), temperature, seed=seed, batch_size=BATCH,
         ended=next_example_begins, keys=[text.record_id for text in texts], by_length=True, description=description,
@@ -101,9 +95,9 @@ def write_generations(
     return [
         Generation(
             text.record_id,
-            tokenizer.decode(prompt),
+            str(tokenizer.decode(prompt)),
             text.prompt,
-            cut_story(tokenizer.decode(story, skip_special_tokens=True)),
+            cut_story(str(tokenizer.decode(story, skip_special_tokens=True))),
             text.story,
             tuple(text.features),
             tuple(text.words),
@@ -113,10 +107,10 @@ def write_generations(
 
 
 def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dict[str, Any]]:
-    """Return for each feature the share of stories that have it, where it was asked for and where not; words used too.
+    """Return the share of stories with each feature, if asked for and if not, and the share of words used.
 
     Returns:
-        Rows of slice, metric, estimate, lower, upper, n, unit; a slice that no prompt belongs to has no row.
+        Rows of slice, metric, estimate, lower, upper, n, unit; a slice without prompts has no row.
     """
     found = [set(detect_features(generation.generation)) for generation in generations]
     rows = []
@@ -134,17 +128,12 @@ def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dic
 
 
 def words_used(generation: Generation) -> float:
-    """Return the share of the words asked for that the story has in any form (`inflections.forms_of`).
+    """Return the share of the requested words that the story has in any form (`inflections.forms_of`).
 
-    >>> words_used(Generation("", "", "", "Tim took a red ball.", "", (), ("take", "ball", "tree", "red")))
-    0.75
     >>> round(words_used(Generation("", "", "", "The cart carried a balloon.", "", (), ("car", "ball", "carry"))), 3)
     0.333
     """
     return StoryWords(generation.generation).share_used(generation.words) or 0.0
-
-
-ENOUGH = 256
 
 
 def check_prompts(datasets: Sequence[Selection], args: EvaluationArguments) -> None:
@@ -160,7 +149,7 @@ def check_prompts(datasets: Sequence[Selection], args: EvaluationArguments) -> N
 def score_set(
     model: PreTrainedModel, candidate: Candidate, dataset: Selection, folder: Path, args: EvaluationArguments
 ) -> list[dict[str, Any]]:
-    """Let the model write for a set's prompts and score the features; writes the stories and two tables.
+    """Generate stories for a set's prompts and score their features; writes the stories and two tables.
 
     Returns:
         Rows of model, step, seed, dataset, slice, metric, estimate, lower, upper, n, unit.
@@ -170,10 +159,10 @@ def score_set(
         note(f"note: {dataset.name} has {len(texts)} stories, fewer than --num_generations {args.num_generations}")
     temperature = 1.0 if args.temperature is None else args.temperature
     reference = candidate.reference
+    title = f"{Path(reference.path).name} on the prompts of {dataset.name}"
     generations = write_generations(
-        model, candidate.tokenizer, texts, args.max_new_tokens, temperature, args.seed,
-        description=f"{Path(reference.path).name} writes for {dataset.name}",
-    )  # fmt: skip
+        model, candidate.tokenizer, texts, args.max_new_tokens, temperature, args.seed, title
+    )
     shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
     rows = [{**shared, **row} for row in score_features(generations, args.seed)]
     write_csv(folder / "feature_scores.csv", rows)
@@ -183,17 +172,8 @@ def score_set(
     few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
     if few:
         note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")
-    show_scores(f"{Path(reference.path).name} writes for {dataset.name}", rows)
-    note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
-    return rows
-
-
-def show_scores(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print the share of stories with each feature, asked for and not asked for."""
     found = {row["slice"]: row for row in rows}
-    cells = []
-    for feature in FEATURES:
-        cells.append([feature, *(_shown(found.get(f"asked{sign}{feature}")) for sign in ("=", "!="))])
+    cells = [[name, *(_shown(found.get(f"asked{sign}{name}")) for sign in ("=", "!="))] for name in FEATURES]
     if "all" in found:
         cells.append(["words used", _shown(found["all"]), ""])
     show_table(
@@ -202,9 +182,11 @@ def show_scores(title: str, rows: list[dict[str, Any]]) -> None:
         cells,
         "[95 % interval over stories], n = stories",
     )
+    note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
+    return rows
 
 
 def _shown(row: dict[str, Any] | None) -> str:
     if row is None:
-        return "no such prompt"
+        return "no prompt"
     return f"{row['estimate']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}] n={row['n']}"

@@ -11,7 +11,7 @@ SLICES = ("features", "source")
 
 @dataclass
 class EvaluationArguments(DataReading, Device):
-    """Which models are evaluated on which stories, and how."""
+    """Which models are evaluated on which data sets, and how."""
 
     model_name_or_path: list[str] = option(
         [],
@@ -22,40 +22,34 @@ class EvaluationArguments(DataReading, Device):
     dataset_name: list[str] = option(
         ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix."
     )
-    data_mix: str | None = option(None, help="Shares of the parts a+b, as .3,.7. Default: equal.")
-    dataset_split: str | None = option(
-        None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is evaluated whole."
-    )
-    tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
+    data_mix: str | None = option(None, help="Shares of the parts of a+b, such as .3,.7. Default: equal.")
+    dataset_split: str | None = option(None, help="Split. Default: validation; a file or folder is evaluated whole.")
+    tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
     max_eval_samples: int | None = option(None, least=1, help="Stories evaluated, from the start; default all.")
     layout: Literal["per_story", "packed"] = option(
-        "per_story", help="Each story by itself, or all joined and cut into windows as in pretraining."
+        "per_story", help="Each story alone, or all joined and cut into windows as in pretraining."
     )
-    block_size: int | None = option(
-        None, least=2, help="Window, in tokens. Default: the model's positions, at most 1024."
+    block_size: int | None = option(None, least=2, help="Window, in tokens. Default: the positions, up to 1024.")
+    attention_across_documents: bool = option(
+        True, help="With --layout packed: whether a story attends to the ones before it."
     )
-    attention_across_documents: bool = option(True, help="In packed form: whether a story sees the one before it.")
     append_eos: bool | None = option(None, help="Score EOS after each story. Default: as the model was trained.")
-    per_device_eval_batch_size: int = option(
-        16, least=1, help="Windows of a batch; changes speed and memory, no result."
-    )
-    by: list[str] = option([], one_of=SLICES, help="Slices: features, source.")
-    all_checkpoints: bool = option(False, help="Evaluate every checkpoint of a run, and its final model.")
-    generate: int = option(0, least=0, help="Continue this many stories and score them against the records' own.")
+    per_device_eval_batch_size: int = option(16, least=1, help="Windows per batch; no effect on results.")
+    by: list[str] = option([], one_of=SLICES, help="Report slices too: features, source.")
+    all_checkpoints: bool = option(False, help="Evaluate all checkpoints of each run and its final model.")
+    generate: int = option(0, least=0, help="Stories that the model continues, scored against the originals.")
     score_features: bool = option(
-        False, help="Let the model write for the prompts of a set, and say how often it writes the features asked for."
+        False, help="Generate from a protocol set's prompts and score the features that they ask for."
     )
-    num_generations: int = option(256, least=1, help="Stories of --score_features, of each set.")
-    max_new_tokens: int = option(400, least=1, help="Most tokens of such a story.")
+    num_generations: int = option(256, least=1, help="Stories per data set for --score_features.")
+    max_new_tokens: int = option(400, least=1, help="Maximum tokens per story for --score_features.")
     prompt_share: float = option(
-        0.4, above=0, below=1, help="Share of a story's tokens that is given before the model goes on."
+        0.4, above=0, below=1, help="Share of each story's tokens that is the prompt for --generate."
     )
     temperature: float | None = option(
-        None, least=0, help="Sampling temperature; 0 is greedy. Default: 0 for --generate, 1 for --score_features."
+        None, least=0, help="0 is greedy. Default: 0 for --generate, 1 for --score_features."
     )
-    seed: int = option(0, least=0, help="Seed of the intervals and of the sampling.")
+    seed: int = option(0, least=0, help="Seed of the intervals and of sampling.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <model>/eval/<data set>.")
     tables_dir: str = option("out/tables", help="Folder of the tables of --generate.")
-    matrix_dir: str = option(
-        "out/tables/matrix", help="Folder of matrix.csv, .json and .png, written when several pairs are evaluated."
-    )
+    matrix_dir: str = option("out/tables/matrix", help="Folder of matrix.csv, matrix.json and matrix.png.")

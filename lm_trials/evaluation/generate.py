@@ -1,12 +1,13 @@
-"""Let a model write stories at the terminal, or talk to it.
+"""Generate stories, or chat with a model, at the terminal.
 
-lm-trials generate --model_name_or_path runs/demo --num_samples 3
+lm-trials generate --model runs/demo --num_samples 3
 lm-trials generate --model runs/demo --prompt "One day, a cat" --temperature 0
-lm-trials generate --model runs/teller --mode instruct --prompt "Write a story about a robot."
+lm-trials generate --model runs/teller --mode instruct --prompt "Write a story."
 lm-trials generate --model runs/chat --mode chat
 
-Without --mode a model is asked as it was trained: its run.json tells; others complete. One story is shown as it is
-written. --mode chat without --prompt is a conversation: an empty line or Ctrl-D ends it, /new starts anew.
+The default --mode is that of the model's training, from its run.json, else
+completion. One story is shown while it is generated. --mode chat without
+--prompt is a conversation: an empty line or Ctrl-D ends it, /new restarts it.
 """
 
 from __future__ import annotations
@@ -27,26 +28,22 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 @dataclass
 class GenerationArguments(TokenSampling, Quantization, Device):
-    """What is written, and how."""
+    """What is generated, and how."""
 
     model_name_or_path: str = option(
         "", aliases=["--model", "--model_dir"], required="RUN_OR_CHECKPOINT", help="Run, checkpoint or Hub model."
     )
-    tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
-    mode: Mode | None = option(
-        None, help="How it is asked. Default: as run.json says that it was trained, else completion."
-    )
-    prompt: str = option("", help="Beginning of the story, or what is asked for; empty: the model begins, or a chat.")
-    num_samples: int = option(1, least=1, help="Stories to write.")
-    max_new_tokens: int | None = option(
-        None, least=1, help="Most tokens written. Default: what the model's positions leave."
-    )
-    seed: int = option(0, least=0, help="Seed of the sampling.")
+    tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
+    mode: Mode | None = option(None, help="How the model is prompted. Default: as it was trained, else completion.")
+    prompt: str = option("", help="Beginning of the story, or an instruction. With --mode chat, empty: a conversation.")
+    num_samples: int = option(1, least=1, help="Stories to generate.")
+    max_new_tokens: int | None = option(None, least=1, help="Maximum new tokens. Default: up to the model's positions.")
+    seed: int = option(0, least=0, help="Seed of sampling.")
 
 
 @script
 def main(argv: list[str] | None = None) -> list[str]:
-    """Write stories and print them; returns their texts, the beginning included, of a chat the answers."""
+    """Generate stories and print them; returns their texts with the prompt's beginning, of a chat the answers."""
     (args,) = parse_arguments(argv, (GenerationArguments,), __doc__ or "", prog="lm-trials generate")
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     from lm_trials.evaluation.storytellers import open_storyteller
@@ -62,12 +59,12 @@ def main(argv: list[str] | None = None) -> list[str]:
     if teller.mode == "chat" and not args.prompt:
         return _talk(teller, sampling, args)
     if teller.mode == "instruct" and not args.prompt:
-        raise UsageError(f"--mode instruct asks {teller.name} for something; give --prompt, or --mode completion")
+        raise UsageError(f"--mode instruct: {teller.name} needs an instruction; give --prompt, or --mode completion")
     return _write(teller, sampling, args)
 
 
 def _write(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -> list[str]:
-    """Write the stories: one as it comes, several in a batch.  Story number n draws from the seed and n alone."""
+    """Generate one story token by token, or several in a batch; story n's draws depend on the seed and n alone."""
     from lm_trials.evaluation.streamers import FoldedText, StoryStreamer
 
     (prompt,) = teller.prompts([args.prompt])
@@ -86,7 +83,7 @@ def _write(teller: Storyteller, sampling: Sampling, args: GenerationArguments) -
         streamer.end()
         note("(stopped)")
         raise SystemExit(130) from None
-    stories = [teller.tokenizer.decode(start + ids) for ids in written]
+    stories = [str(teller.tokenizer.decode(start + ids)) for ids in written]
     for number, story in enumerate(stories if streamer is None else [], start=1):
         show_number(number)
         text = FoldedText(sys.stdout, width())
@@ -99,18 +96,18 @@ def _talk(teller: Storyteller, sampling: Sampling, args: GenerationArguments) ->
     from lm_trials.evaluation.conversation import Conversation, converse, typed_lines
 
     if args.num_samples > 1:
-        raise UsageError(f"--num_samples {args.num_samples}: a conversation has one answer a turn; give --prompt too")
-    note(f"a conversation with {teller.name}; an empty line or Ctrl-D ends it, /new starts anew")
+        raise UsageError(f"--num_samples {args.num_samples}: a conversation has one answer per turn; give --prompt too")
+    note(f"conversation with {teller.name}: an empty line or Ctrl-D ends it, /new starts a new one")
     return converse(Conversation(teller, sampling, args.max_new_tokens, sys.stdout), typed_lines())
 
 
 def width() -> int:
-    """Return how wide stories are shown: what reads well, or the terminal where that is narrower."""
+    """Return the width of stories: at most 100 columns, less on a narrower terminal."""
     return min(shutil.get_terminal_size((100, 24)).columns, 100)
 
 
 def show_number(number: int) -> None:
-    """Print what stands above a story."""
+    """Print the heading of a story."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,8 +1,9 @@
-"""Generation: stories that a model writes, seeded, batched, without touching the run's own random state."""
+"""Generation of stories: batched and seeded, without using torch's random state."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -27,8 +28,7 @@ from lm_trials.evaluation.losses import quiet
 from lm_trials.models.reference import positions_of
 from lm_trials.tokens.stores import document_marks
 
-# Tokens that an end is looked for in; the longest label, spelled byte by byte, takes 10.
-TAIL = 16
+TAIL = 16  # tokens in which `ended` looks for an end; the longest label, as byte tokens, has 10
 
 
 def write_stories(
@@ -48,35 +48,38 @@ def write_stories(
     by_length: bool = False,
     description: str | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt and return the new tokens, up to and without the end of the story.
+    """Continue each prompt and return the new tokens, without the token that ends the story.
 
-    Prompts of different lengths are padded on the left, under an attention mask.  A story ends at EOS or at the BOS
-    that opens the next one, whichever the model was trained to write.  What is drawn for a story depends on the seed
-    and its key alone, and nothing is drawn from torch's own random state.
+    Prompts are padded on the left, with an attention mask.  A story ends at EOS or at the BOS that begins the next
+    one.  The random draws of a story depend on the seed and its key alone.
 
     Args:
-        prompts: token ids, each opened by the tokenizer's BOS (`tokens.stores.document_marks`).
-        max_new_tokens: of every story; or a limit for each, which the positions may lower for all of its batch.
+        prompts: token ids, each with the tokenizer's BOS (`tokens.stores.document_marks`).
+        max_new_tokens: of every story, which must fit the positions; or one limit each, lowered to the positions.
         temperature: 0 is greedy.
         top_k: 0 is no limit.
-        ended: stops a story where the text of its last `TAIL` tokens says that it has ended; they are not cut off.
-        keys: a name for each prompt. Default: its number.
+        ended: given the text of a story's last `TAIL` tokens, returns whether to stop it; they are not cut off.
+        keys: a name for each prompt; default: its number.
         more_ends: further ids that end a story, which some chat models have.
-        streamer: gets the tokens as they are written; for one prompt.
-        by_length: put prompts of like length into one batch, which saves padding; results keep the given order.
-        description: of a progress bar. Default: none is shown.
+        streamer: receives the tokens while they are generated; for one prompt.
+        by_length: put prompts of similar length into one batch, which saves padding; results keep the given order.
+        description: of a progress bar; None for no bar.
 
     Raises:
-        UsageError: if a prompt and the limit of every story exceed the model's positions.
+        UsageError: if a prompt and `max_new_tokens`, or one token, exceed the model's positions.
     """
     ends = ends_of(tokenizer, more_ends)
     bos, _ = document_marks(tokenizer, append_eos=False)
-    if isinstance(max_new_tokens, int):
-        check_lengths(model, prompts, max_new_tokens)
-        max_new_tokens = [max_new_tokens] * len(prompts)
-    limits = max_new_tokens
-    keys = keys or [str(number) for number in range(len(prompts))]
     positions = positions_of(model) or sys.maxsize
+    needed = max_new_tokens if isinstance(max_new_tokens, int) else 1
+    longest = max(map(len, prompts), default=0)
+    if longest + needed > positions:
+        raise UsageError(
+            f"--max_new_tokens {needed}: with a prompt of {longest} tokens this is more than the model's {positions} "
+            "positions; give a smaller number or shorter prompts"
+        )
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    keys = keys or [str(number) for number in range(len(prompts))]
     order = list(range(len(prompts)))
     if by_length:
         order.sort(key=lambda place: (limits[place], len(prompts[place])))
@@ -87,29 +90,43 @@ def write_stories(
     with quiet(model):
         for batch in batches:
             longest = max(len(prompts[place]) for place in batch)
+            input_ids = torch.full((len(batch), longest), ends[0])
+            attention_mask = torch.zeros_like(input_ids)
+            for row, place in enumerate(batch):
+                input_ids[row, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
+                attention_mask[row, longest - len(prompts[place]) :] = 1
             config = GenerationConfig(
                 max_new_tokens=min(max(limits[place] for place in batch), positions - longest),
                 bos_token_id=bos[0],
                 eos_token_id=ends,
                 pad_token_id=ends[0],
                 use_cache=True,
-                do_sample=False,  # `OwnDraws` draws; the largest of its scores is then taken
+                do_sample=False,  # `OwnDraws` adds the randomness and `generate` takes the largest score
             )
-            stop = [TextStop(tokenizer, ended, longest)] if ended else []
+            stop: list[StoppingCriteria] = [TextStop(tokenizer, ended, longest)] if ended else []
             draws = own_draws(seed, [keys[place] for place in batch], temperature, top_k, top_p) if temperature else []
-            ids = _continue_batch(model, [prompts[place] for place in batch], config, ends, stop, draws, streamer)
-            written |= {place: row[: limits[place]] for place, row in zip(batch, ids, strict=True)}
+            output = model.generate(  # type: ignore[operator]  # declared by causal LMs, not by PreTrainedModel
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList(stop),
+                logits_processor=LogitsProcessorList(draws),
+                streamer=streamer,
+            )
+            for place, ids in zip(batch, output[:, longest:].tolist(), strict=True):
+                ids = itertools.takewhile(lambda token: token not in ends, ids)
+                written[place] = list(itertools.islice(ids, limits[place]))
     return [written[place] for place in range(len(prompts))]
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, more: Collection[int] = ()) -> list[int]:
-    """Return the ids that end a story: EOS, and the BOS that opens the next."""
+    """Return the ids that end a story: EOS, and the BOS that begins the next."""
     bos, _ = document_marks(tokenizer, append_eos=False)
     return sorted({bos[0], *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []), *more})
 
 
 def own_draws(seed: int, keys: Sequence[str], temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
-    """Return what turns `generate`'s greedy choice into sampling in which each row of a batch draws by itself."""
+    """Return the processors that turn `generate`'s greedy choice into sampling with separate draws for each row."""
     warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
@@ -117,9 +134,9 @@ def own_draws(seed: int, keys: Sequence[str], temperature: float, top_k: int, to
 
 
 class OwnDraws(LogitsProcessor):
-    """Adds a Gumbel draw to each log-probability: the largest sum is a draw from the distribution (Gumbel 1954).
+    """Adds Gumbel noise to each log-probability: the largest sum is a draw from the distribution (Gumbel 1954).
 
-    `torch.multinomial` draws for a whole batch at once, so that there a story would depend on those written beside it.
+    `torch.multinomial` draws for a whole batch at once, so a story would depend on the others of its batch.
     """
 
     def __init__(self, seed: int, keys: Sequence[str]) -> None:
@@ -127,59 +144,19 @@ class OwnDraws(LogitsProcessor):
         self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(name, "big"))) for name in names]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return the (B, V) scores with each row's own draws added."""
+        """Return the (B, V) scores with each row's noise added."""
         noise_BV = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self.generators])
         return scores + torch.from_numpy(noise_BV).to(scores)  # type: ignore[return-value]
 
 
 class TextStop(StoppingCriteria):
-    """Stops each story of a batch by itself, by its text."""
+    """Stops each story of a batch separately, by its text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ended: Callable[[str], bool], prompt_length: int) -> None:
         self.tokenizer, self.ended, self.prompt_length = tokenizer, ended, prompt_length
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
-        """Say of each row whether its story has ended."""
+        """Return for each row whether its story has ended."""
         tail = input_ids[:, max(self.prompt_length, input_ids.shape[1] - TAIL) :]
         texts = self.tokenizer.batch_decode(tail)
         return torch.tensor([self.ended(text) for text in texts], device=input_ids.device)  # type: ignore[return-value]
-
-
-def check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Refuse a prompt that leaves no place for new tokens."""
-    positions, longest = positions_of(model), max(map(len, prompts))
-    if positions is not None and longest + max_new_tokens > positions:
-        raise UsageError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones need more than the model's {positions} "
-            "positions; ask for fewer tokens or give shorter prompts"
-        )
-
-
-def _continue_batch(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    ends: list[int],
-    stop: list[StoppingCriteria],
-    draws: list[LogitsProcessor],
-    streamer: BaseStreamer | None,
-) -> list[list[int]]:
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), longest), ends[0], dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, longest - len(prompt) :] = 1
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList(stop),
-        logits_processor=LogitsProcessorList(draws),
-        streamer=streamer,
-    )
-    return [_cut(row, ends) for row in output[:, longest:].tolist()]
-
-
-def _cut(ids: list[int], ends: list[int]) -> list[int]:
-    return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)

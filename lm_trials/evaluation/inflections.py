@@ -1,9 +1,8 @@
-"""Inflections: the forms of an English word, so that a story which was to use `take` may say `took`.
+"""Inflections: the forms of an English word, so that `took` in a story counts as the required word `take`.
 
-Own rules and a table, because the libraries do not serve: the one that lists a word's forms (lemminflect) has had no
-release since 2022 and ships pickles; the well-kept one (simplemma) gives a form one lemma, and for `left`, `felt`,
-`broke` or `wives` not the one that is asked for.  What is inflected is what grammar inflects: number, tense, person and
-degree, whatever part of speech the word is used as; a derived word (happily, farmer) is another word.
+Own rules and tables, because lemminflect, which lists a word's forms, has had no release since 2022 and ships pickles,
+and simplemma gives each form one lemma, for `left`, `felt`, `broke` or `wives` not the required one.  Forms are of
+number, tense, person and degree, for any part of speech; a derived word (happily, farmer) is another word.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-# A verb, its past and its participle, and the regular past too where people use it.
+# A verb, its past and its participle, and the regular past too if it is in use.
 VERBS = """
 arise arose arisen|awake awoke awoken|be am is are was were been|bear bore born borne|beat beaten|become became
 begin began begun|bend bent|bet|bind bound|bite bit bitten|bleed bled|blow blew blown|break broke broken|breed bred
@@ -46,7 +45,7 @@ louse lice|man men|moose|mouse mice|ox oxen|person people|policeman policemen|po
 sheep|shelf shelves|bookshelf bookshelves|snowman snowmen|thief thieves|tooth teeth|wife wives|wolf wolves
 woman women|werewolf werewolves|mailman mailmen|milkman milkmen|butterfly butterflies
 """
-# The adjectives and adverbs that take -er and -est.  A rule would make corner of corn, dinner of din, forest of fore.
+# Adjectives and adverbs with -er and -est.  A rule would derive corner from corn, dinner from din, forest from fore.
 DEGREES = """
 big black blue bold brave bright brief broad brown calm cheap clean clear clever close cold cool cruel cute damp dark
 dear deep dense dim dirty dry dull dumb early faint fair fancy fast fat few fierce fine firm flat fond fresh full funny
@@ -75,19 +74,12 @@ def _table(text: str) -> dict[str, frozenset[str]]:
 
 _VERBS, _NOUNS, _COMPARED = _table(VERBS), _table(NOUNS), _table(COMPARED)
 _DEGREES = frozenset(DEGREES.split())
-# What the rules make of a word and what is another word altogether.
-_UNRELATED = {
-    "even": {"evening"},
-    "new": {"news"},
-    "rag": {"ragged"},
-    "rug": {"rugged"},
-    "to": {"toes"},
-    "wick": {"wicked"},
-}
+# Forms that the rules derive and that are other words.
+_UNRELATED = _table("even evening|new news|rag ragged|rug rugged|to toes|wick wicked")
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case: runs of letters and digits, so that `Tim's` is two.
+    """Return the words of a text in lower case: runs of letters and digits, so that `Tim's` is two words.
 
     >>> words_of("Tim's ice-cream, 3 cups!")
     ['tim', 's', 'ice', 'cream', '3', 'cups']
@@ -97,10 +89,10 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=100_000)
 def forms_of(word: str) -> frozenset[str]:
-    """Return a word of one part with all its inflections.
+    """Return a word with all its inflections.
 
-    >>> sorted(forms_of("take")), sorted(forms_of("mouse"))[:2]
-    (['take', 'taken', 'takes', 'taking', 'took'], ['mice', 'mouse'])
+    >>> sorted(forms_of("take"))
+    ['take', 'taken', 'takes', 'taking', 'took']
     >>> sorted(forms_of("hop")), sorted(forms_of("happy"))[:3]
     (['hop', 'hopped', 'hopping', 'hops'], ['happied', 'happier', 'happies'])
     """
@@ -112,11 +104,11 @@ def forms_of(word: str) -> frozenset[str]:
         forms |= _endings(word, doubled, "ed")
     if word in _DEGREES or re.fullmatch(r".{2,}[^aeiou]y", word):
         forms |= _endings(word, doubled, "er") | _endings(word, doubled, "est")
-    return frozenset(forms - _UNRELATED.get(word, set()))
+    return frozenset(forms - _UNRELATED.get(word, frozenset()))
 
 
 def _doubled(word: str) -> tuple[str, ...]:
-    """Return what a word becomes before an ending with a vowel: hopp- of hop, visit- and visitt- of visit."""
+    """Return a word's stems before an ending with a vowel: hopp- of hop, visit- and visitt- of visit."""
     if not _VOWEL_THEN_CONSONANT.fullmatch(word):
         return (f"{word}k",) if word.endswith("ic") else (word,)
     syllables = len(re.findall(r"[aeiouy]+", word.replace("qu", "q")))
@@ -149,7 +141,7 @@ def _endings(word: str, doubled: tuple[str, ...], ending: str) -> set[str]:
 
 
 class StoryWords:
-    """The words of a text, for asking which words it uses in any form.
+    """The words of a text, to test which words it uses in any form.
 
     >>> story = StoryWords("The mice took two ice creams.")
     >>> [story.uses(word) for word in ("mouse", "Take", "ice-cream", "cream cake", "cat")]
@@ -161,7 +153,7 @@ class StoryWords:
         self._different = frozenset(self.words)
 
     def uses(self, word: str) -> bool:
-        """Say whether a word stands in the text in one of its forms; of several parts, one after the other."""
+        """Return whether the text has a word in any form; of several parts, in sequence."""
         *first, last = words_of(word) or [""]
         if not first:
             return not forms_of(last).isdisjoint(self._different)
@@ -171,10 +163,6 @@ class StoryWords:
         )
 
     def share_used(self, words: Sequence[str]) -> float | None:
-        """Return the share of different words that the text uses; None for no words.
-
-        >>> StoryWords("Tim played with a red ball.").share_used(["play", "ball", "tree", "red"])
-        0.75
-        """
+        """Return the share of distinct words that the text uses; None without words."""
         asked = sorted({" ".join(words_of(word)) for word in words} - {""})
         return sum(map(self.uses, asked)) / len(asked) if asked else None

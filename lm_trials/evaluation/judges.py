@@ -1,15 +1,16 @@
-"""Judges: which features a story has, said by the detectors or by a classifier that was trained on labelled records.
+"""Judges of a story's features: the feature detectors, or classifiers trained on labelled records.
 
-A judge's error limits every score that it gives, so each is measured on held-out records of the labelled corpus.
+A judge's error limits every score based on it, so each judge is evaluated on held-out records of a labelled corpus.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,30 +21,30 @@ from lm_trials.stories.corpora import open_records
 from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.detectors import detect_features
 
-JudgeName = Literal["detector", "classifier"]
 TRAIN_RECORDS = 20_000
 HELD_OUT_RECORDS = 5_000
-FEWEST = 10
-"""Records with a feature, and without, that a classifier of it is trained on at least."""
+FEWEST = 10  # records with a feature, and without it, to train its classifier on
 
 
 class Judge(Protocol):
-    """Says of each story which features it has; `known` are those that it can tell."""
+    """Returns the features of stories; `known` are those that it can detect."""
 
-    known: tuple[str, ...]
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The features that it can detect."""
 
     def features(self, stories: Sequence[str]) -> list[frozenset[str]]:
         """Return the features of each story."""
 
 
 class DetectorJudge:
-    """The detectors: exact on the generated language, on other prose a lower bound.
+    """The detectors: exact on generated stories, a lower bound on other prose.
 
     >>> DetectorJudge().features(["It turned out that Ben was a king!"])
     [frozenset({'Twist'})]
     """
 
-    known = FEATURES
+    known: tuple[str, ...] = FEATURES
 
     def features(self, stories: Sequence[str]) -> list[frozenset[str]]:
         """Return the features of each story."""
@@ -52,11 +53,11 @@ class DetectorJudge:
 
 @dataclass(frozen=True)
 class ClassifierJudge:
-    """A logistic regression on the TF-IDF of words and pairs of words, one for each feature.
+    """A logistic regression on the TF-IDF of words and pairs of words for each feature.
 
     Attributes:
-        vectorizer: texts to (N, words) weights, scikit-learn's.
-        classifiers: for each feature one, and the probability from which on it says yes.
+        vectorizer: scikit-learn's, from texts to (N, words) weights.
+        classifiers: the classifier of each feature and its probability threshold.
     """
 
     vectorizer: Any
@@ -64,7 +65,7 @@ class ClassifierJudge:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The features that there were enough records of."""
+        """The features with enough records."""
         return tuple(self.classifiers)
 
     def features(self, stories: Sequence[str]) -> list[frozenset[str]]:
@@ -83,7 +84,7 @@ def train_classifiers(stories: Sequence[str], features: Sequence[Sequence[str]],
     """Train a classifier of each feature.
 
     Raises:
-        UsageError: where no feature has enough records with and without it.
+        UsageError: if no feature has enough records with and without it.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -93,79 +94,78 @@ def train_classifiers(stories: Sequence[str], features: Sequence[Sequence[str]],
     enough = [name for name, has_N in labels.items() if FEWEST <= has_N.sum() <= len(has_N) - FEWEST]
     if not enough:
         raise UsageError(
-            f"no feature has {FEWEST} of {len(stories):,} records with it and {FEWEST} without; give a --judge_corpus "
-            "whose records name their features, or --feature_judge detector"
+            f"--judge_corpus: no feature has {FEWEST} of {len(stories):,} records with it and {FEWEST} without; give a "
+            "corpus with features, or --feature_judge detector"
         )
-    # A feature can hang on quotation marks and end marks, so these are words too.
+    # Quotation marks and final punctuation can show a feature (Dialogue), so punctuation marks are tokens too.
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]"
     )
     weights_NV = vectorizer.fit_transform(stories)
     classifiers = {}
     for feature in progress(enough, "training the judge", "features", len(enough)):
+        # Balanced weights, because the judge is reported by its balanced accuracy.
         model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=seed)
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-        said_N = cross_val_predict(model, weights_NV, labels[feature], cv=folds, method="predict_proba")[:, 1]
-        classifiers[feature] = (model.fit(weights_NV, labels[feature]), best_threshold(labels[feature], said_N))
+        predicted_N = cross_val_predict(model, weights_NV, labels[feature], cv=folds, method="predict_proba")[:, 1]
+        classifiers[feature] = (model.fit(weights_NV, labels[feature]), best_threshold(labels[feature], predicted_N))
     return ClassifierJudge(vectorizer, classifiers)
 
 
-def best_threshold(has_N: np.ndarray, said_N: np.ndarray) -> float:
-    """Return the probability that parts stories best by balanced accuracy, half-way to the next lower one.
+def best_threshold(has_N: np.ndarray, predicted_N: np.ndarray) -> float:
+    """Return the probability with the best balanced accuracy, half-way to the next lower one.
 
     >>> round(best_threshold(np.array([True, True, False, False]), np.array([0.9, 0.7, 0.3, 0.1])), 3)
     0.5
     """
     from sklearn.metrics import roc_curve
 
-    false_rates, true_rates, thresholds = roc_curve(has_N, said_N)
-    best = float(thresholds[1 + np.argmax((true_rates - false_rates)[1:])])  # the first, infinite, says never
-    return (best + float(max(said_N[said_N < best], default=best))) / 2
+    false_rates, true_rates, thresholds = roc_curve(has_N, predicted_N)
+    best = float(thresholds[1 + np.argmax((true_rates - false_rates)[1:])])  # the first threshold is infinite
+    return (best + float(max(predicted_N[predicted_N < best], default=best))) / 2
 
 
 def corpus_judge(name: str, data_cache_dir: Path, seed: int = 0) -> ClassifierJudge:
-    """Train classifiers on the labelled records of a corpus's train split, the first 20,000.
+    """Train classifiers on the first 20,000 records of a corpus's train split.
 
     Raises:
-        UsageError: for a name that is no corpus, or whose records name no features.
+        UsageError: for a name that is no corpus, or a corpus without features.
     """
     train = _records(name, data_cache_dir, ("train",), TRAIN_RECORDS)
     return train_classifiers([story for story, _ in train], [features for _, features in train], seed)
 
 
 def judge_quality(judge: Judge, name: str, data_cache_dir: Path) -> list[dict[str, Any]]:
-    """Measure a judge on the held-out records of a labelled corpus, the first 5,000 of validation and test.
+    """Evaluate a judge on the first 5,000 records of a labelled corpus's validation and test splits.
 
     Returns:
-        Rows of feature, with, without, estimate, lower, upper, n, unit: balanced accuracy, with an interval over
-        stories; features of which the held-out records have none, or nothing else, are not in them.
+        Rows of feature, with, without, estimate, lower, upper, n, unit: balanced accuracy with an interval over
+        stories; a feature that all or no held-out records have is left out.
     """
     records = _records(name, data_cache_dir, ("validation", "test"), HELD_OUT_RECORDS)
     found = judge.features([story for story, _ in records])
     rows = []
     for feature in judge.known:
         has_N = np.array([feature in features for _, features in records])
-        said_N = np.array([feature in features for features in found])
+        found_N = np.array([feature in features for features in found])
         if has_N.any() and not has_N.all():
-            estimate = balanced_accuracy(has_N, said_N)
-            rows.append(
-                {"feature": feature, "with": int(has_N.sum()), "without": int((~has_N).sum()), **estimate.row()}
-            )
+            counts = {"feature": feature, "with": int(has_N.sum()), "without": int((~has_N).sum())}
+            rows.append({**counts, **balanced_accuracy(has_N, found_N).row()})
     return rows
 
 
-def balanced_accuracy(has_N: np.ndarray, said_N: np.ndarray) -> Estimate:
-    """Return the mean of the shares told rightly of the stories with a feature and of those without; chance is 0.5.
+def balanced_accuracy(has_N: np.ndarray, found_N: np.ndarray) -> Estimate:
+    """Return the mean accuracy on the stories with a feature and on those without it; chance is 0.5.
 
-    The interval joins Wilson's of the two shares (Zou and Donner 2008, doi:10.1002/sim.3095): resampling would find
-    nothing to vary in a judge that made no mistake.
+    The interval combines the Wilson intervals of both shares (Zou and Donner 2008, doi:10.1002/sim.3095); resampling
+    gives no interval for a judge without errors.
 
     >>> print(balanced_accuracy(np.array([True] * 30 + [False] * 30), np.array([True] * 30 + [False] * 30)))
     1.000 [0.920, 1.000] balanced accuracy (n=60)
     """
     shares = [
-        proportion(int((has_N & said_N).sum()), int(has_N.sum()), "share of stories"),
-        proportion(int((~has_N & ~said_N).sum()), int((~has_N).sum()), "share of stories"),
+        proportion(int((has_N & found_N).sum()), int(has_N.sum()), "share of stories"),
+        proportion(int((~has_N & ~found_N).sum()), int((~has_N).sum()), "share of stories"),
     ]
     value = sum(share.estimate for share in shares) / 2
     below = math.hypot(*(share.estimate - share.lower for share in shares)) / 2
@@ -175,14 +175,8 @@ def balanced_accuracy(has_N: np.ndarray, said_N: np.ndarray) -> Estimate:
 
 def _records(name: str, data_cache_dir: Path, splits: Sequence[str], count: int) -> list[tuple[str, list[str]]]:
     folder = open_prepared(name, data_cache_dir, "judge_corpus").corpus()
-
-    def rows() -> Iterator[tuple[str, list[str]]]:
-        for split in splits:
-            records = open_records(folder, split)
-            for record in records.select(range(min(len(records), count))):
-                yield record["story"], record["features"]
-
-    found = list(rows())[:count]
+    records = itertools.chain.from_iterable(open_records(folder, split) for split in splits)
+    found = [(record["story"], record["features"]) for record in itertools.islice(records, count)]
     if not found:
-        raise UsageError(f"the {' and '.join(splits)} split of {name} has no story; prepare more stories")
+        raise UsageError(f"--judge_corpus {name}: the {' and '.join(splits)} split has no story; prepare more stories")
     return found

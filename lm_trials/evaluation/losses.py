@@ -1,8 +1,7 @@
-"""Losses: the cross-entropy of a causal language model, token by token, summed by story.
+"""Losses: the cross-entropy of a causal language model per token, summed over each story.
 
-Trainer's own `eval_loss` is a mean of batch means, so it moves with the batch size wherever documents differ in
-length.  Here a story's loss is a float64 sum over its tokens, whatever the batch, its padding or the
-number of processes; every mean is taken afterwards, over all tokens.
+Trainer's `eval_loss` is a mean of batch means, so it changes with the batch size if documents differ in length.  Here
+each story's loss is a float64 sum over its tokens, for any batch size, padding and number of processes.
 
 Shape suffixes: B = windows, T = tokens of a window, V = vocabulary.
 """
@@ -10,10 +9,11 @@ Shape suffixes: B = windows, T = tokens of a window, V = vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from operator import itemgetter
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +23,16 @@ from transformers import PreTrainedModel
 from lm_trials.console import UsageError
 
 Layout = Literal["per_story", "packed"]
-IGNORED = -100
+Sums = TypeVar("Sums")
+IGNORED = -100  # cross_entropy's default ignore_index
 # Windows of this many batches are sorted by length before they are batched, which saves most of the padding.
 SORTED_BATCHES = 16
+ROUNDING = 1e-4  # of the largest logit: kernels of other shapes round differently
 
 
 @dataclass(frozen=True)
 class Document:
-    """One story as the model sees it: its (n,) ids, BOS first, and what its loss is reported by."""
+    """One story: its (n,) ids, BOS first, its size in bytes, and the slices that its loss is reported for."""
 
     record_id: str
     input_ids: np.ndarray
@@ -43,10 +45,10 @@ class Window:
     """A piece of one or more documents that fits the model.
 
     Attributes:
-        input_ids_T: what the model sees.
-        targets_T: the token after each, or `IGNORED` where another window scores it.
-        owners_T: number of the document that each input token belongs to, and its prediction with it.
-        position_ids_T: places within the document, where documents must not see one another; else None.
+        input_ids_T: input tokens.
+        targets_T: the token after each, or `IGNORED` if another window scores it.
+        owners_T: number of the document that each input token, and the prediction made at it, belongs to.
+        position_ids_T: positions within the document if documents must not attend to one another, else None.
     """
 
     input_ids_T: np.ndarray
@@ -60,10 +62,9 @@ class StoryLoss:
     """The summed loss of one story.
 
     Attributes:
-        document: the story.
         nats: sum of the negative log-likelihoods of its scored tokens.
-        tokens: how many were scored.
-        correct: for how many the likeliest token was the right one.
+        tokens: number of scored tokens.
+        correct: number of scored tokens that were the model's most likely token.
     """
 
     document: Document
@@ -74,7 +75,7 @@ class StoryLoss:
 
 @dataclass(frozen=True)
 class Processes:
-    """Who evaluates: this process, of how many, and how Python objects of all of them are put together."""
+    """This process's index among `count`, and how lists of all processes are concatenated (`gather_object`)."""
 
     index: int = 0
     count: int = 1
@@ -82,9 +83,9 @@ class Processes:
 
 
 def per_story_windows(documents: Iterable[tuple[int, Document]], block_size: int) -> Iterator[Window]:
-    """Yield each document by itself; one longer than a block in pieces that overlap by half a block.
+    """Yield each document by itself; one longer than a block in windows that overlap by half a block.
 
-    Every token after the first is scored once; in a later piece each has at least half a block before it.
+    Every token after the first is scored once; in later windows with at least half a block of context.
 
     >>> story = Document("a", np.arange(6), num_bytes=6)
     >>> [(w.input_ids_T.tolist(), w.targets_T.tolist()) for w in per_story_windows([(0, story)], block_size=4)]
@@ -107,9 +108,8 @@ def packed_windows(
 ) -> Iterator[Window]:
     """Yield the documents joined into one stream and cut into windows of `block_size`, as in pretraining.
 
-    Each window's last target is the first token of the next, so that every token but the stream's first is scored
-    once; the end of the stream makes a shorter window instead of being dropped.  The prediction of a document's first
-    token (its BOS) is made by, and counted to, the document before.
+    Each window's last target is the first token of the next, so every token but the stream's first is scored once;
+    the last window may be shorter.  A document's first token (BOS) is predicted by, and counted to, the one before.
 
     >>> stories = [(0, Document("a", np.array([1, 5]), 1)), (1, Document("b", np.array([1, 6, 7]), 2))]
     >>> [(w.input_ids_T.tolist(), w.targets_T.tolist()) for w in packed_windows(stories, block_size=3)]
@@ -131,7 +131,7 @@ def packed_windows(
 def _packed_window(ids: np.ndarray, owners: np.ndarray, places: np.ndarray, length: int, across: bool) -> Window:
     positions = None
     if not across:
-        # A document that began in an earlier window begins anew here: what it cannot see has no place.
+        # A document that began in an earlier window starts at position 0 here: it cannot attend to that window.
         first = np.argmax(owners != owners[0]) if (owners[:length] != owners[0]).any() else length
         positions = places[:length].copy()
         positions[:first] -= places[0]
@@ -140,10 +140,10 @@ def _packed_window(ids: np.ndarray, owners: np.ndarray, places: np.ndarray, leng
 
 @torch.no_grad()
 def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return for each window its (T,) losses in nats, float64, and whether each target was the likeliest token.
+    """Return for each window its (T,) losses in nats, float64, and whether each target was the most likely token.
 
-    Windows are padded on the right, where a causal model cannot see; ignored targets have loss 0.  There is no
-    attention mask and no cache: with either, transformers would not keep documents apart by their positions.
+    Ignored targets have loss 0.  Windows are padded on the right, which a causal model does not attend to.  There is
+    no attention mask and no cache: with either, transformers does not separate documents by their positions.
     """
     longest = max(len(window.input_ids_T) for window in windows)
     device = next(model.parameters()).device
@@ -156,15 +156,13 @@ def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np
 
     inputs_BT = padded((w.input_ids_T for w in windows), int(windows[0].input_ids_T[0]))
     targets_BT = padded((w.targets_T for w in windows), IGNORED)
-    positions = [w.position_ids_T for w in windows]
-    extra = {}
-    if all(p is not None for p in positions):
-        extra["position_ids"] = padded(positions, 0)  # type: ignore[arg-type]
+    positions = [w.position_ids_T for w in windows if w.position_ids_T is not None]
+    extra = {"position_ids": padded(positions, 0)} if positions else {}  # either all windows have them or none
     logits_BTV = model(input_ids=inputs_BT, use_cache=False, **extra).logits
     scored = []
     for logits_TV, targets_T, window in zip(logits_BTV, targets_BT, windows, strict=True):
         length = len(window.input_ids_T)
-        # A model in half precision is scored in single; one in double precision stays in double.
+        # Half precision is scored in float32; double precision stays double.
         dtype = torch.promote_types(logits_TV.dtype, torch.float32)
         logits_TV, targets_T = logits_TV[:length].to(dtype), targets_T[:length]
         nats_T = nn.functional.cross_entropy(logits_TV, targets_T, ignore_index=IGNORED, reduction="none")
@@ -173,19 +171,16 @@ def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np
     return scored
 
 
-def _window_sums(model: PreTrainedModel, windows: list[Window]) -> list[list[tuple[int, float, int, int]]]:
-    """Return for each window (owner, nats, tokens, correct) of each document in it."""
-    sums = []
-    for window, (nats_T, correct_T) in zip(windows, token_losses(model, windows), strict=True):
-        scored_T = window.targets_T != IGNORED
-        rows = []
-        for owner in np.unique(window.owners_T[scored_T]):
-            of_owner_T = scored_T & (window.owners_T == owner)
-            rows.append(
-                (int(owner), float(nats_T[of_owner_T].sum()), int(of_owner_T.sum()), int(correct_T[of_owner_T].sum()))
-            )
-        sums.append(rows)
-    return sums
+def _sums_by_owner(window: Window, nats_T: np.ndarray, correct_T: np.ndarray) -> list[tuple[int, float, int, int]]:
+    """Return (owner, nats, tokens, correct) of each document of a window."""
+    scored_T = window.targets_T != IGNORED
+    rows = []
+    for owner in np.unique(window.owners_T[scored_T]):
+        of_owner_T = scored_T & (window.owners_T == owner)
+        rows.append(
+            (int(owner), float(nats_T[of_owner_T].sum()), int(of_owner_T.sum()), int(correct_T[of_owner_T].sum()))
+        )
+    return rows
 
 
 @contextmanager
@@ -201,49 +196,59 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def _group_sums(
-    model: PreTrainedModel, group: list[Window], batch_size: int, processes: Processes
-) -> list[tuple[int, list[tuple[int, float, int, int]]]]:
-    """Score a group of windows together with the other processes; (place in the group, sums), in order of the places.
+def window_sums(
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    batch_size: int,
+    processes: Processes,
+    sums: Callable[[Window, np.ndarray, np.ndarray], Sums],
+) -> list[Sums]:
+    """Return `sums(window, nats_T, correct_T)` of each window, in order; the processes share the batches.
 
-    The model is in evaluation mode only in here, and not while `story_losses` has yielded: its caller may train.
+    The model is in evaluation mode only inside this function: a caller that yields in between may train it.
     """
-    # Stable, so that every process makes the same batches.
-    by_length = sorted(range(len(group)), key=lambda place: len(group[place].input_ids_T))
+    # A stable sort, so that every process makes the same batches.
+    by_length = sorted(range(len(windows)), key=lambda place: len(windows[place].input_ids_T))
     batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-    scored: list[tuple[int, list[tuple[int, float, int, int]]]] = []
+    scored: list[tuple[int, Sums]] = []
     with quiet(model):
         for batch in batches[processes.index :: processes.count]:
-            scored += zip(batch, _window_sums(model, [group[place] for place in batch]), strict=True)
-    # In the order of the windows, so that a story's pieces are added in one order only.
-    return sorted(processes.gather(scored), key=lambda item: item[0])
+            losses = token_losses(model, [windows[place] for place in batch])
+            scored += [(place, sums(windows[place], *found)) for place, found in zip(batch, losses, strict=True)]
+    # In the order of the windows, so that the parts of a story are added in one order only.
+    return [found for _, found in sorted(processes.gather(scored), key=itemgetter(0))]
+
+
+def _depend(
+    model: PreTrainedModel, ids: Sequence[int], changed: slice, predictions: slice, **inputs: Sequence[int]
+) -> bool:
+    """Whether the logits at `predictions` change with the tokens at `changed` by more than rounding."""
+    device = next(model.parameters()).device
+    first_BT = torch.tensor([ids], device=device)
+    second_BT = first_BT.clone()
+    second_BT[0, changed] = 0
+    extra = {name: torch.tensor([values], device=device) for name, values in inputs.items()}
+    with quiet(model):
+        first_TV, second_TV = (
+            model(input_ids=ids_BT, use_cache=False, **extra).logits[0, predictions] for ids_BT in (first_BT, second_BT)
+        )
+    return bool((first_TV - second_TV).abs().max() > ROUNDING * max(1.0, float(first_TV.abs().max())))
 
 
 def check_causal(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose predictions depend on tokens that come later, as BERT's do: its loss would mean nothing.
-
-    Everything here rests on it: the targets are the inputs moved by one place, and padding stands on the right.
+    """Refuse a model whose predictions depend on later tokens, as BERT's do: its next-token loss is meaningless.
 
     Raises:
         UsageError: for such a model.
     """
-    device = next(model.parameters()).device
-    first_BT = torch.arange(1, 9, device=device)[None]
-    second_BT = first_BT.clone()
-    second_BT[0, -1] = 0
-    with quiet(model):
-        first_TV, second_TV = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (first_BT, second_BT))
-    if (first_TV - second_TV).abs().max() > 1e-4 * max(1.0, float(first_TV.abs().max())):
-        raise UsageError(
-            f"{name} lets a token see those after it, so next-token losses say nothing about it; "
-            "give a causal language model"
-        )
+    if _depend(model, range(1, 9), slice(-1, None), slice(None, -1)):
+        raise UsageError(f"{name} attends to later tokens, so it has no next-token loss; give a causal language model")
 
 
 def check_loss(model: PreTrainedModel, name: str) -> None:
     """Refuse a model whose own loss, which Trainer minimises, is not the cross-entropy of the next token.
 
-    transformers moves the labels of Bart's decoder and its kin by no place, so that they would learn to copy.
+    transformers does not shift the labels of Bart's decoder and similar models, which would learn to copy.
 
     Raises:
         UsageError: for such a model.
@@ -252,33 +257,28 @@ def check_loss(model: PreTrainedModel, name: str) -> None:
     with quiet(model):
         output = model(input_ids=ids_BT, labels=ids_BT, use_cache=False)
         expected = nn.functional.cross_entropy(output.logits[0, :-1].float(), ids_BT[0, 1:])
-    if abs(float(output.loss - expected)) > 1e-4 * max(1.0, float(expected)):
+    if abs(float(output.loss - expected)) > ROUNDING * max(1.0, float(expected)):
         raise UsageError(
             f"{name}: its loss in transformers is not that of the next token ({float(output.loss):.4f} instead of "
-            f"{float(expected):.4f} nats), so training it would mean nothing; give another model type"
+            f"{float(expected):.4f} nats), so it cannot be trained here; give another model type"
         )
 
 
 def check_documents_apart(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose predictions depend on the document before, although positions start anew.
+    """Refuse a model that attends to the previous document of a block although positions restart.
 
-    transformers finds the documents of a block by their positions, but only in the model types that build their masks
-    with its `masking_utils`; others, as Bloom, OPT and Mamba, ignore them.
+    transformers finds the documents of a block by their positions, but only in model types that build their masks with
+    `masking_utils`; others, such as Bloom, OPT and Mamba, ignore them.
 
     Raises:
         UsageError: for such a model.
     """
-    device = next(model.parameters()).device
-    first_BT = torch.tensor([[1, 2, 3, 4, 1, 5, 6, 7]], device=device)
-    second_BT = first_BT.clone()
-    second_BT[0, 1:4] = 0
-    places = {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device), "use_cache": False}
-    with quiet(model):
-        try:
-            first_TV, second_TV = (model(input_ids=ids, **places).logits[0, 4:] for ids in (first_BT, second_BT))
-        except TypeError:  # no such argument
-            first_TV, second_TV = torch.zeros(1), torch.ones(1)
-    if (first_TV - second_TV).abs().max() > 1e-4 * max(1.0, float(first_TV.abs().max())):
+    try:
+        positions = [0, 1, 2, 3, 0, 1, 2, 3]
+        attend = _depend(model, [1, 2, 3, 4, 1, 5, 6, 7], slice(1, 4), slice(4, None), position_ids=positions)
+    except TypeError:  # the model takes no position_ids
+        attend = True
+    if attend:
         raise UsageError(
             f"--attention_across_documents False has no effect on a {name}, whose tokens attend to the documents "
             "before theirs in a block; remove the flag or give another model type"
@@ -296,15 +296,15 @@ def story_losses(
 ) -> Iterator[StoryLoss]:
     """Yield the loss of each document, in order; the same in every process, for any batch size and process count.
 
-    Every process reads all documents and scores its share of the batches.  A document of one token has nothing to
-    predict: its loss has 0 tokens.
+    Every process reads all documents and scores its share of the batches.  A document of one token has no prediction:
+    its loss has 0 tokens.
 
     Args:
-        documents: read as they are needed; only those of the windows at hand are kept.
+        documents: read as needed; only those of the current windows are kept.
         block_size: longest window, in tokens.
-        batch_size: windows that the model sees at once.
-        attention_across_documents: in packed layout, whether a story sees the one before it in the window.
-        processes: this process among those that evaluate together; default alone.
+        batch_size: windows per forward pass.
+        attention_across_documents: in packed layout, whether a story attends to those before it in the window.
+        processes: the processes that evaluate together; default: this one alone.
     """
     processes = processes or Processes()
     waiting: dict[int, StoryLoss] = {}
@@ -318,19 +318,18 @@ def story_losses(
         windows = packed_windows(numbered(), block_size, attention_across_documents)
     else:
         windows = per_story_windows(numbered(), block_size)
-    # Not a multiple of the process count: the batches are the same for any number of processes up to
-    # `SORTED_BATCHES`, and with them every sum to the last bit.
+    # Not a multiple of the process count: batches, and so every sum to the last bit, are the same for any number of
+    # processes up to `SORTED_BATCHES`.
     group_size = batch_size * max(SORTED_BATCHES, processes.count)
     while group := list(itertools.islice(windows, group_size)):
-        for _, sums in _group_sums(model, group, batch_size, processes):
+        for sums in window_sums(model, group, batch_size, processes, _sums_by_owner):
             for owner, nats, tokens, correct in sums:
                 story = waiting[owner]
                 story.nats += nats
                 story.tokens += tokens
                 story.correct += correct
-        # The last document seen may go on in the next window; all before it are complete.
+        # The last document may continue in the next window; all before it are complete.
         last = int(group[-1].owners_T[-1])
-        for number in sorted(number for number in waiting if number < last):
+        for number in [number for number in waiting if number < last]:  # a dict keeps the documents' order
             yield waiting.pop(number)
-    for number in sorted(waiting):
-        yield waiting.pop(number)
+    yield from waiting.values()

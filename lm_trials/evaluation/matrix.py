@@ -1,4 +1,4 @@
-"""Matrices: several models on several data sets in one table, and each model's mean in and out of its domain.
+"""Matrices: several models on several data sets in one table, and each model's mean in-domain and out-of-domain.
 
 Shape suffixes: N = stories, S = data sets, K = sums kept per story (nats, tokens, correct, bytes).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,27 +29,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STORY_SUMS = ("nats", "tokens", "correct", "num_bytes")
-MARKS = {"yes": "* ", "no": "", "partly": "~ ", "unknown": "? "}
 LEGEND = {
-    "yes": "* in-domain: the model was trained on that data",
-    "partly": "~ on a part of that mixture",
-    "unknown": "? no run.json says all that the model was trained on",
+    "yes": "* in-domain: the model was trained on this data",
+    "partly": "~ trained on a part of this mixture",
+    "unknown": "? training data unknown: a run.json is missing",
 }
+
+
+MARKS = {"no": "", **{domain: text[:2] for domain, text in LEGEND.items()}}
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """What several models scored on several data sets.
+    """The results of several models on several data sets.
 
     Attributes:
-        metric: the one that can be compared between the rows: `loss`, or `bits_per_byte` of different tokenizers.
+        metric: the one comparable between models: `loss`, or `bits_per_byte` if their tokenizers differ.
         rows: one for each model, data set and metric, with `in_domain` (yes, no, partly, unknown).
         means: of each model over its in-domain sets and over its out-of-domain sets, in `metric`.
-        notes: what a reader must know, a sentence each.
-
-    >>> rows = [{"model": "a", "metric": name} for name in ("loss", "perplexity")]
-    >>> Matrix("loss", rows, means=[], notes=[]).cells
-    [{'model': 'a', 'metric': 'loss'}]
+        notes: the caption, one sentence each.
     """
 
     metric: str
@@ -69,7 +67,7 @@ def evaluation_matrix(
     datasets: Sequence[Selection],
     args: EvaluationArguments,
 ) -> Matrix:
-    """Put the results of all pairs together; reads the stories' losses from the results' folders."""
+    """Collect the results of all pairs; reads the stories' losses from the results' folders."""
     trained = {c.reference.name: training_data(c.run, Path(args.data_cache_dir)) for c in candidates}
     parts = {dataset.name: dataset.parts for dataset in datasets}
     domains = {(r.model, r.dataset): in_domain(trained[r.model], parts[r.dataset]) for r in results}
@@ -97,20 +95,18 @@ def evaluation_matrix(
 
 
 def domain_means(
-    story_tables: dict[str, Path], domains: dict[str, str], metric: str, seed: int = 0
+    story_tables: Mapping[str, Path], domains: Mapping[str, str], metric: str, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Return a model's mean over its in-domain data sets and over its out-of-domain ones, each set counted once.
 
-    A set's own value is a ratio of sums over its stories; the mean is of these ratios.  Its interval is a bootstrap
-    over stories: a set's stories are drawn independently of another set's, except that a story which is in both, as
-    in sets that protocols made of one corpus, is drawn for both at once.  Taking such sets as independent would make
-    the interval of two equal sets too narrow by the square root of 2.  Where a set has one story, there is no interval.
+    The mean is over the sets' own ratios of sums.  The interval is a bootstrap over stories; a story that is in two
+    sets, as in protocol sets of one corpus, has the same weight in both.  Taking two equal sets as independent would
+    make the interval too narrow by the square root of 2.  With a set of one story there is no interval.
 
     Args:
         story_tables: the Parquet file of each data set's stories; held in memory, 32 bytes a story and set.
-        domains: `in_domain` of each; sets that are neither yes nor no are in no mean.
-        metric: a name of `summary.STATISTICS`, which gives the unit.
-        seed: of the bootstrap.
+        domains: `in_domain` of each set; those that are neither yes nor no are in no mean.
+        metric: a name of `summary.STATISTICS`.
 
     Returns:
         A row for each of yes and no that has sets: in_domain, datasets, metric, estimate, lower, upper, n (different
@@ -126,7 +122,7 @@ def domain_means(
 
 
 def _mean(tables: Sequence[Path], metric: str, seed: int) -> Estimate:
-    """Estimate the mean of a metric over data sets; without an interval where one of them has none."""
+    """Estimate the mean of a metric over data sets; without an interval if one of them has none."""
     sums_NSK = _story_sums(tables)
     statistic, unit = STATISTICS[metric]
     bootstrap = StoryBootstrap(seed)
@@ -136,18 +132,18 @@ def _mean(tables: Sequence[Path], metric: str, seed: int) -> Estimate:
         return statistic(sums.reshape(*sums.shape[:-1], *sums_NSK.shape[1:])).mean(axis=-1)
 
     found = bootstrap.estimate(mean, unit)
-    # A set of one story is the same in every resample; that its value is uncertain would be hidden in the mean.
+    # A set of one story is the same in every resample, so the interval would not contain its uncertainty.
     has_interval = ((sums_NSK[..., 1] > 0).sum(axis=0) > 1).all()
     return found if has_interval else replace(found, lower=NO_INTERVAL[0], upper=NO_INTERVAL[1])
 
 
 def _story_sums(tables: Sequence[Path]) -> np.ndarray:
-    """Return sums_NSK of the different stories of all tables, zero where a story is not in a set."""
+    """Return sums_NSK of the different stories of all tables; zero if a story is not in a set."""
     places: dict[str, int] = {}
     read = []
     for path in tables:
         table = pq.read_table(path, columns=["record_id", *STORY_SUMS])
-        table = table.filter(np.asarray(table["tokens"]) > 0)  # as the summary of each set: no target, no loss
+        table = table.filter(np.asarray(table["tokens"]) > 0)  # as in `LossSummary.add`
         number_M = np.array([places.setdefault(story, len(places)) for story in table["record_id"].to_pylist()])
         read.append((number_M, [np.asarray(table[name], dtype=np.float64) for name in STORY_SUMS]))
     sums_NSK = np.zeros((len(places), len(tables), len(STORY_SUMS)))
@@ -162,39 +158,27 @@ def _notes(
 ) -> list[str]:
     notes = []
     if different:
-        notes.append("bits per byte, because nats per token of different tokenizers are not comparable")
+        notes.append("bits per byte, as nats per token of different tokenizers are not comparable")
     notes.append("[95 % bootstrap interval over stories]")
     notes += [text for domain, text in LEGEND.items() if domain in domains]
     if len({result.settings["append_eos"] for result in results}) > 1:
-        notes.append("EOS after a story is scored for some models only; --append_eos True or False makes them equal")
+        notes.append("EOS after each story is scored for some models only; to compare, set --append_eos")
     windows = sorted({result.settings["block_size"] for result in results})
     if len(windows) > 1:
-        notes.append(
-            f"windows differ ({', '.join(map(str, windows))} tokens); --block_size {windows[0]} makes them equal"
-        )
-    if _replicated(candidates):
-        notes.append("a row is one run; for intervals over seeds, which these are not: lm-trials compare")
-    return notes
-
-
-def _replicated(candidates: Iterable[Candidate]) -> bool:
-    """Say whether two of the models are of runs that differ in seeds alone, at the same update."""
+        shown = ", ".join(map(str, windows))
+        notes.append(f"windows differ ({shown} tokens); to compare, set --block_size {windows[0]}")
     seeds: dict[str, set[str]] = {}
     for candidate in candidates:
         if candidate.run:
             arm = json.dumps([candidate.reference.step, candidate.run["outcome"]], sort_keys=True)
             seeds.setdefault(arm, set()).add(json.dumps(candidate.run["replicate"], sort_keys=True))
-    return any(len(found) > 1 for found in seeds.values())
+    if any(len(found) > 1 for found in seeds.values()):  # runs that differ in seeds alone, at the same update
+        notes.append("each row is one run; for intervals over seeds: lm-trials compare")
+    return notes
 
 
 def write_matrix(matrix: Matrix, folder: Path, picture: Figure) -> None:
-    """Write `matrix.csv`, `matrix.json` and `matrix.png` into `folder`, each whole or not at all.
-
-    Args:
-        matrix: what to write.
-        folder: made where it is not there.
-        picture: of its cells (`reporting.figures.matrix_figure`).
-    """
+    """Write `matrix.csv`, `matrix.json` and, as `matrix.png`, the picture of its cells into `folder`, atomically."""
     write_csv(folder / "matrix.csv", matrix.rows)
     described = {"metric": matrix.metric, "notes": matrix.notes, "cells": matrix.rows, "means": matrix.means}
     write_json(folder / "matrix.json", described)
@@ -202,7 +186,7 @@ def write_matrix(matrix: Matrix, folder: Path, picture: Figure) -> None:
 
 
 def show_matrix(matrix: Matrix, folder: Path) -> None:
-    """Print the matrix, the means in and out of domain, and where the files lie."""
+    """Print the matrix, the means in-domain and out-of-domain, and the files."""
     models, datasets = (list(dict.fromkeys(cell[key] for cell in matrix.cells)) for key in ("model", "dataset"))
     by_pair = {(cell["model"], cell["dataset"]): cell for cell in matrix.cells}
     unit = matrix.cells[0]["unit"]
@@ -216,7 +200,7 @@ def show_matrix(matrix: Matrix, folder: Path) -> None:
         means = [mean for mean in matrix.means if mean["in_domain"] == side]
         if means:
             shown = [[_label(mean), _cell(mean), str(len(mean["datasets"])), f"{mean['n']:,}"] for mean in means]
-            caption = "mean over each model's own sets, which may differ between models; each set counts once"
+            caption = "mean over each model's own data sets, which may differ between models; each counts once"
             show_table(f"\n{title} mean, {unit}", ["model", unit, "data sets", "stories"], shown, caption)
     show_facts("matrix", {"table": str(folder / "matrix.csv"), "heat map": str(folder / "matrix.png")})
 

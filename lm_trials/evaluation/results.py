@@ -1,4 +1,4 @@
-"""Results of an evaluation on disk: JSON and CSV under the seed's file names, and a row for each story."""
+"""Results of an evaluation on disk: JSON and CSV under beyond-scale's file names, and a row for each story."""
 
 from __future__ import annotations
 
@@ -14,29 +14,20 @@ from lm_trials.evaluation.losses import StoryLoss
 from lm_trials.files import write_csv, write_json
 
 STORY_TABLE = "per_story.parquet"
-ROWS_AT_ONCE = 4096
-STORY_SCHEMA = pa.schema(
-    [
-        ("record_id", pa.string()),
-        ("nats", pa.float64()),
-        ("tokens", pa.int32()),
-        ("correct", pa.int32()),
-        ("num_bytes", pa.int32()),
-        ("slices", pa.list_(pa.string())),
-    ]
-)
+ROWS_AT_ONCE = 4096  # of one write, so that memory does not grow with the corpus
+STORY_COLUMNS = {"record_id": pa.string(), "nats": pa.float64()}
+STORY_COLUMNS |= dict.fromkeys(("tokens", "correct", "num_bytes"), pa.int32())
+STORY_SCHEMA = pa.schema(STORY_COLUMNS | {"slices": pa.list_(pa.string())})
 
 
 @dataclass
 class EvaluationResult:
-    """What one model scored on one data set.
+    """The results of one model on one data set.
 
     Attributes:
-        model, dataset: their names.
-        folder: where the results lie.
         metrics: `eval_loss`, `eval_accuracy`, ... with their intervals.
         rows: the table, a row for each slice and metric.
-        settings: what the numbers depend on beside the flags.
+        settings: what the results depend on besides the flags.
     """
 
     model: str
@@ -48,9 +39,9 @@ class EvaluationResult:
 
 
 class StoryTable:
-    """The loss of each story in a Parquet file, written as it comes, so that any mean can be traced to its records.
+    """The loss of each story in a Parquet file, written in pieces, so that every mean can be traced to its records.
 
-    Inside a `with`: the file has its name only when all went well, and a folder made for nothing is removed again.
+    A context manager: on an error no file is left, nor a folder that was made for it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,16 +57,9 @@ class StoryTable:
     def add(self, story: StoryLoss) -> None:
         """Add one story."""
         document = story.document
-        self._rows.append(
-            {
-                "record_id": document.record_id,
-                "nats": story.nats,
-                "tokens": story.tokens,
-                "correct": story.correct,
-                "num_bytes": document.num_bytes,
-                "slices": [group for group in document.groups if group != "all"],
-            }
-        )
+        slices = [group for group in document.groups if group != "all"]
+        values = (document.record_id, story.nats, story.tokens, story.correct, document.num_bytes, slices)
+        self._rows.append(dict(zip(STORY_SCHEMA.names, values, strict=True)))
         if len(self._rows) == ROWS_AT_ONCE:
             self._flush()
 

@@ -1,4 +1,4 @@
-"""Sampling: how a model is asked, and how the tokens of its answer are chosen; no torch."""
+"""Sampling: how a model is prompted and how its tokens are chosen; no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["completion", "instruct", "chat"]
-"""A beginning to complete, something asked for, or a conversation; see `storytellers`."""
+"""How a model is prompted; see `storytellers`."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; `temperature` 0 takes the likeliest, `top_k` 0 and `top_p` 1 leave all to be drawn."""
+    """How tokens are chosen; `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are no limit."""
 
     temperature: float = 0.7
     top_k: int = 0

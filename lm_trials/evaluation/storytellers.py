@@ -1,27 +1,28 @@
-"""Storytellers: a model with its tokenizer, and the form in which it is asked for a story.
+"""Storytellers: a model with its tokenizer, and the mode in which it is prompted.
 
-    completion    [BOS] text               the model goes on with a beginning
+    completion    [BOS] text               the model continues a beginning
     instruct      [EOS] prompt [BOS]       as `sft_lora.py` trains it
     chat          the chat template        a conversation
 
-The ids come from `pairs.layouts`, as those of training do; a story is cut at EOS and at the BOS of the next.
+The ids come from `pairs.layouts`, as in training; a story ends at EOS or at the BOS of the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.generation import ends_of, write_stories
 from lm_trials.evaluation.sampling import Mode, Sampling
-from lm_trials.evaluation.streamers import StoryStreamer
 from lm_trials.models.reference import (
+    LONGEST_WINDOW,
     load_model,
     load_tokenizer_of,
     positions_of,
@@ -32,19 +33,15 @@ from lm_trials.models.reference import (
 from lm_trials.pairs.layouts import Message, chat_prompt, check_chat, completion_prompts, instruct_prompts
 from lm_trials.tokens.stores import Separator, opening_of
 
-LONGEST = 1024
-"""Tokens of prompt and story where a model's positions have no limit."""
-
 
 @dataclass(frozen=True)
 class Storyteller:
-    """A model that is asked for stories.
+    """A model that is prompted for stories.
 
     Attributes:
-        name: what the user calls it.
-        mode: how it is asked.
-        separator: what stood before each document of its pretraining.
-        seed: of its training, where a `run.json` tells.
+        name: as the user gave it.
+        separator: the token before each document of its pretraining.
+        seed: of its training; None without a `run.json`.
     """
 
     name: str
@@ -56,17 +53,18 @@ class Storyteller:
 
     @property
     def positions(self) -> int:
-        """Tokens of prompt and story together, at most."""
-        return positions_of(self.model) or LONGEST
+        """The maximum tokens of prompt and story together."""
+        return positions_of(self.model) or LONGEST_WINDOW
 
     @property
     def ends(self) -> list[int]:
-        """The ids that end a story: BOS and EOS, and in a conversation what the model's own settings name besides."""
-        named = self.model.generation_config.eos_token_id if self.mode == "chat" else None
+        """The ids that end a story: BOS and EOS, and in a conversation those of the model's generation config."""
+        settings = self.model.generation_config if self.mode == "chat" else None
+        named = settings.eos_token_id if isinstance(settings, GenerationConfig) else None
         return ends_of(self.tokenizer, named if isinstance(named, list) else [] if named is None else [named])
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids that the model is given for each prompt or beginning."""
+        """Return the ids of each prompt or beginning."""
         if self.mode == "instruct":
             return instruct_prompts(self.tokenizer, texts)
         if self.mode == "chat":
@@ -78,18 +76,18 @@ class Storyteller:
         return chat_prompt(self.tokenizer, messages)
 
     def room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None = None) -> int:
-        """Return how many tokens may be written after the longest prompt.
+        """Return how many new tokens fit after the longest prompt, or `max_new_tokens`.
 
         Raises:
-            UsageError: where that is none, or fewer than asked for.
+            UsageError: if none fit, or fewer than `max_new_tokens`.
         """
         longest = max(map(len, prompts))
         left = self.positions - longest
         if left < max(max_new_tokens or 1, 1):
             smaller = " or a smaller --max_new_tokens" if left > 0 else ""
             raise UsageError(
-                f"a prompt of {longest:,} tokens leaves room for {max(left, 0):,} within the {self.positions:,} "
-                f"positions of {self.name}; give a shorter prompt{smaller}"
+                f"--prompt: a prompt of {longest:,} tokens leaves room for {max(left, 0):,} within the "
+                f"{self.positions:,} positions of {self.name}; give a shorter prompt{smaller}"
             )
         return max_new_tokens or left
 
@@ -100,54 +98,46 @@ class Storyteller:
         max_new_tokens: int,
         sampling: Sampling,
         batch_size: int = 16,
-        streamer: StoryStreamer | None = None,
-        by_length: bool = False,
-        description: str | None = None,
+        **options: Any,
     ) -> list[list[int]]:
-        """Write a story for each prompt and return its ids, without what ended it.
+        """Generate a story for each prompt and return its ids, without what ended it (see `write_stories`).
 
-        A story has ended by itself where it has fewer than `max_new_tokens`.  What is drawn for it depends on the seed
-        and on its key, whatever is written beside it.
+        A story with fewer than `max_new_tokens` was ended by the model.  `options` are arguments of `write_stories`.
+
+        Raises:
+            UsageError: for a prompt with ids beyond the model's embeddings.
         """
-        self._check_ids(prompts)
+        largest, rows = max(map(max, prompts)), cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
+        if largest >= rows:
+            raise UsageError(
+                f"--tokenizer_name: {self.name} has {rows:,} embeddings and the prompt has the token {largest:,}; "
+                "give the tokenizer that the model was trained with"
+            )
         return write_stories(
             self.model,
             self.tokenizer,
             prompts,
             max_new_tokens=max_new_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
+            **asdict(sampling),
             batch_size=batch_size,
             keys=keys,
             more_ends=self.ends,
-            streamer=streamer,
-            by_length=by_length,
-            description=description,
+            **options,
         )
 
-    def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
-        largest, rows = max(map(max, prompts)), self.model.get_input_embeddings().num_embeddings
-        if largest >= rows:
-            raise UsageError(
-                f"{self.name} has {rows:,} embeddings and the prompt has the token {largest:,}; "
-                "give the tokenizer it was trained with by --tokenizer_name"
-            )
-
     def story_start(self, prompt: Sequence[int]) -> list[int]:
-        """Return the part of a prompt that belongs to the story: the beginning that is completed, else nothing."""
+        """Return the part of a prompt that belongs to the story: the beginning in completion mode, else nothing."""
         return list(prompt[len(opening_of(self.tokenizer, self.separator)) :]) if self.mode == "completion" else []
 
 
 def trained_mode(run: Mapping[str, Any] | None) -> Mode | None:
-    """Return how a run's model wants to be asked; None where its `run.json` does not tell.
+    """Return the mode that a run's model was trained in; None if its `run.json` does not say.
 
     >>> [trained_mode(run) for run in (None, {"outcome": {"prompt_layout": "text"}})]
     [None, 'completion']
     """
-    layout = run["outcome"].get("prompt_layout") if run else None
-    return {"instruct": "instruct", "chat": "chat", "text": "completion"}.get(layout)  # type: ignore[return-value]
+    modes: dict[str | None, Mode] = {"instruct": "instruct", "chat": "chat", "text": "completion"}
+    return modes.get(run["outcome"].get("prompt_layout")) if run else None
 
 
 def open_storyteller(
@@ -159,15 +149,15 @@ def open_storyteller(
     load_in_4bit: bool = False,
     use_cpu: bool = False,
 ) -> Storyteller:
-    """Load a model, a run, a checkpoint, an adapter or a Hub model, to be asked for stories.
+    """Load a run, a checkpoint, an adapter or a Hub model to be prompted for stories.
 
     Args:
-        mode: how it is asked; None for as it was trained, and `otherwise` where nothing tells.
+        mode: None for the mode it was trained in, or `otherwise` if that is unknown.
         load_in_8bit, load_in_4bit: quantize the weights, an adapter's base.
-        use_cpu: stay on the CPU where there is a GPU.
+        use_cpu: use the CPU although there is a GPU.
 
     Raises:
-        UsageError: where it cannot be had; in chat mode for a model without a chat template.
+        UsageError: if it cannot be loaded; in chat mode for a model without a chat template.
     """
     reference = resolve_model(name)
     tokenizer = load_tokenizer_of(reference, tokenizer_name)
@@ -182,6 +172,6 @@ def open_storyteller(
         quantized = quantization(load_in_8bit, load_in_4bit, device, torch.float32)
         model = load_model(reference, quantization_config=quantized, device_map={"": device})
     else:
-        model = load_model(reference).to(device)
+        model = load_model(reference).to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides self
     seed = run["replicate"].get("seed") if run else None
     return Storyteller(reference.name, model, tokenizer, mode, separator_of(run), seed)

@@ -1,4 +1,4 @@
-"""Streamers: a story on the terminal as it is written, token by token, folded between words."""
+"""Streamers: a story on the terminal while it is generated, folded between words."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 WIDTH = 100
-# What decoding puts where the bytes of a character are not all there yet.
+# Decoding gives this for a character whose bytes are not complete yet.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class FoldedText:
-    """Writes text in lines of at most `width` characters, each set in by `indent`; a word waits until it is whole."""
+    """Writes text in indented lines of at most `width` characters; a word is written once it is complete."""
 
     def __init__(self, out: TextIO, width: int = WIDTH, indent: int = 2) -> None:
         self.out, self.width, self.indent = out, width, " " * indent
@@ -32,7 +32,7 @@ class FoldedText:
                 self._word()
                 if character == "\n":
                     self._line()
-                elif self._column:  # none at the beginning of a line
+                elif self._column:  # a line begins with no space
                     self._waiting = character
             else:
                 self._waiting += character
@@ -52,7 +52,7 @@ class FoldedText:
         self._column = 0
 
     def end(self) -> None:
-        """Write what waits, and end the line."""
+        """Write the last word and end the line."""
         self._word()
         if self._column:
             self._line()
@@ -60,15 +60,15 @@ class FoldedText:
 
 
 class StoryStreamer(BaseStreamer):
-    """Shows the story that `generate` writes for one prompt, cut at its end.
+    """Shows the story that `generate` writes for one prompt, up to its end.
 
-    transformers' own streamer would begin in the middle of a decoding (`a cat` and ` sat` become `a catsat` with
-    tokenizers that mark words by a blank before them) and show the tokens that end a story.
+    transformers' own streamer starts within a text (`a cat` and ` sat` become `a catsat` with tokenizers that mark
+    words by a leading space) and shows the tokens that end a story.
 
     Args:
-        before: ids that the story begins with already, those of a beginning that is completed.
+        before: ids that the story already begins with, those of a beginning to complete.
         ends: ids that end it.
-        text: where it is written; the terminal.
+        text: where it is written; default: the terminal.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class StoryStreamer(BaseStreamer):
         self.tokenizer, self.ends = tokenizer, frozenset(ends)
         self.text = text or FoldedText(sys.stdout)
         self.ids = list(before)
-        # A run of tokens that spell single bytes (`<0xE2>`) is decoded as one, so it is shown when it is over.
+        # Consecutive byte tokens (`<0xE2>`) are decoded together, so they are shown after the last of them.
         self._bytes = frozenset(id for token, id in tokenizer.get_vocab().items() if BYTE.fullmatch(token))
         self._num_before = len(self.ids)
         self._shown = 0
@@ -89,11 +89,11 @@ class StoryStreamer(BaseStreamer):
 
     @property
     def written(self) -> list[int]:
-        """The ids written until now, without the end; all there is of a story that was interrupted."""
+        """The ids generated until now, without the end."""
         return self.ids[self._num_before :]
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, which comes first, or the next tokens."""
+        """Receive the prompt, which `generate` sends first, or the next tokens."""
         if value.ndim > 1 and len(value) > 1:
             raise ValueError(f"{len(value)} stories cannot be shown at once; stream one")
         if self._prompt_is_next:
@@ -105,7 +105,7 @@ class StoryStreamer(BaseStreamer):
         self._show(whole=False)
 
     def end(self) -> None:
-        """Show what is left."""
+        """Show the rest."""
         self._show(whole=True)
         self.text.end()
 
@@ -113,7 +113,7 @@ class StoryStreamer(BaseStreamer):
         count = len(self.ids)
         while not whole and count and self.ids[count - 1] in self._bytes:
             count -= 1
-        text = self.tokenizer.decode(self.ids[:count])
+        text = str(self.tokenizer.decode(self.ids[:count]))
         known = text if whole else text.rstrip(UNFINISHED)
         self.text.write(known[self._shown :])
         self._shown = max(self._shown, len(known))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +15,9 @@ from lm_trials.stories.features import FEATURES
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import TokenStore
 
-SliceBy = Literal["features", "source"]
-BATCH = 512
+BATCH = 512  # stories per update of the bootstrap, which draws its weights in pieces of as many
 
-# Each statistic of the sums (nats, tokens, correct, bytes) of a group of stories, with its unit.
+# Each statistic of a group's sums (nats, tokens, correct, bytes), with its unit.
 STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "loss": (lambda sums: sums[..., 0] / sums[..., 1], "nats per token"),
     "perplexity": (lambda sums: np.exp(sums[..., 0] / sums[..., 1]), "perplexity"),
@@ -27,8 +26,8 @@ STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 }
 
 
-def groups_of(record: Record, by: Sequence[SliceBy]) -> tuple[str, ...]:
-    """Return the slices that a record belongs to; for each feature it has it or has it not.
+def groups_of(record: Record, by: Sequence[str]) -> tuple[str, ...]:
+    """Return the slices that a record belongs to: for each feature those with it or those without it.
 
     >>> from lm_trials.stories.records import make_record
     >>> groups_of(make_record("Hi.", features=["Twist"], source="GPT-4"), by=["features", "source"])[:4]
@@ -46,9 +45,12 @@ def record_documents(
     records: Iterable[Record],
     encode: Callable[[list[str]], list[list[int]]],
     marks: tuple[list[int], list[int]],
-    by: Sequence[SliceBy] = (),
+    by: Sequence[str] = (),
 ) -> Iterator[Document]:
-    """Tokenise records as they come, marks before and after each story (`tokens.stores.document_marks`)."""
+    """Tokenize records as they are read, with marks before and after each story (`tokens.stores.document_marks`).
+
+    `by` names slices (`features`, `source`).
+    """
     (bos, eos), records = marks, iter(records)
     while batch := list(islice(records, BATCH)):
         for record, ids in zip(batch, encode([record["story"] for record in batch]), strict=True):
@@ -63,7 +65,7 @@ def store_documents(store: TokenStore, limit: int | None = None) -> Iterator[Doc
 
 
 class LossSummary:
-    """Collects story losses and gives the estimates of each slice; its memory does not grow with the stories."""
+    """Accumulates story losses into estimates for each slice, in constant memory."""
 
     def __init__(self, seed: int = 0) -> None:
         self.bootstrap = StoryBootstrap(seed)
@@ -72,7 +74,7 @@ class LossSummary:
         self._waiting: list[StoryLoss] = []
 
     def add(self, story: StoryLoss) -> None:
-        """Add one story; one without a token to predict is counted apart."""
+        """Add one story; a story without a token to predict is only counted in `unscored`."""
         if not story.tokens:
             self.unscored += 1
             return
@@ -92,33 +94,31 @@ class LossSummary:
         self._waiting.clear()
 
     def drop_unknown_features(self) -> bool:
-        """Forget the slices by features where no story names one: what is not known is not absent.  Says if it did."""
+        """Drop the slices by features if no story has one, as data without feature labels; returns whether it did."""
         by_features = [name for name in self.tokens if name.startswith("features")]
-        if not by_features or any(not name.startswith("features!=") for name in by_features):
-            return False
-        for name in by_features:
+        unknown = all(name.startswith("features!=") for name in by_features)
+        for name in by_features if unknown else ():
             del self.tokens[name]
-        return True
+        return unknown and bool(by_features)
 
     def estimates(self, group: str = "all") -> dict[str, Estimate]:
         """Return loss, perplexity, accuracy and bits per byte of a slice.
 
         Raises:
-            UsageError: if no story of it had a token to predict.
+            UsageError: if no story of the slice has a token to predict.
         """
         self._flush()
         if group not in self.tokens:
-            raise UsageError("no story has a token to predict; give stories of at least two tokens")
+            raise UsageError("--dataset_name: no story has a token to predict; give stories of at least two tokens")
         return {name: self.bootstrap.estimate(f, unit, group) for name, (f, unit) in STATISTICS.items()}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the table: a row for each slice and metric, `all` first, then by name."""
-        self._flush()
-        rows = []
-        for group in sorted(self.tokens, key=lambda name: (name != "all", name.replace("!=", "=~"))):
-            for metric, estimate in self.estimates(group).items():
-                rows.append({"slice": group, "metric": metric, **estimate.row(), "tokens": self.tokens[group]})
-        return rows
+        return [
+            {"slice": group, "metric": metric, **estimate.row(), "tokens": self.tokens[group]}
+            for group in sorted(self.tokens, key=lambda name: (name != "all", name.replace("!=", "=~")))
+            for metric, estimate in self.estimates(group).items()
+        ]
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """Return the metrics of all stories under Trainer's names: `eval_loss`, `eval_perplexity`, ..."""
@@ -126,7 +126,7 @@ class LossSummary:
 
 
 def metrics_of(estimates: Mapping[str, Estimate], num_tokens: int, prefix: str) -> dict[str, float]:
-    """Return estimates under Trainer's names, each with its interval, and the stories and tokens they are over.
+    """Return estimates under Trainer's names with their intervals, and the numbers of stories and tokens.
 
     >>> list(metrics_of({"loss": Estimate(2.0, 1.0, 3.0, 5, "nats per token")}, 70, "eval"))
     ['eval_loss', 'eval_loss_lower', 'eval_loss_upper', 'eval_samples', 'eval_tokens']

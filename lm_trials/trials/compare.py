@@ -1,15 +1,19 @@
-"""Compare runs: which variables differ, what came out, and how sure that is.  Reads files only.
+"""Compare runs: which variables differ, and the differences of the results with
+intervals and tests. Reads files only.
 
     lm-trials compare runs/a-s1 runs/a-s2 runs/b-s1 runs/b-s2
-    lm-trials compare runs/a runs/b runs/c --baseline runs/b --output out/compare
+    lm-trials compare runs/a runs/b runs/c --baseline runs/b
 
-What a probe or the feature scores say, over seeds; `--where` says which row of the table is meant:
+A number of a probe or of the feature scores, over seeds; `--where` selects the
+row of its table:
 
-    lm-trials compare runs/[ab]-s* --table probes/lens/lens.csv --where lens=tuned layer=2 metric=loss
+    lm-trials compare runs/[ab]-s* --table probes/lens/lens.csv \\
+        --where lens=tuned layer=2 metric=loss
 
-Runs that share all but the seed are one arm.  Each arm is compared with the first on every data set that all runs
-have been evaluated on (`eval_checkpoint.py --model_dir runs/a --model_dir runs/b --dataset_name ...`).  The test over
-stories is about these very models; the interval over seeds is about the recipe that made them.
+Runs that differ in seeds alone are one arm. Each arm is compared with the first
+on every data set that all runs were evaluated on (`lm-trials evaluate
+--model_dir runs/a runs/b --dataset_name ...`). The test over stories is for
+these models; the interval over seeds is for the recipes that trained them.
 """
 
 from __future__ import annotations
@@ -24,13 +28,15 @@ from typing import Any
 from lm_trials.console import UsageError, script
 from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.flags import option, parse_arguments
-from lm_trials.trials.differences import Variable, arm_variables, differing_logistics, names_only, verdict
-from lm_trials.trials.evaluations import (
-    evaluation_command,
-    join_stories,
-    own_validation,
-    shared_sets,
+from lm_trials.trials.differences import (
+    Variable,
+    differing_logistics,
+    find_variables,
+    names_only,
+    same_passes,
+    verdict,
 )
+from lm_trials.trials.evaluations import evaluation_command, join_stories, own_validation, shared_sets
 from lm_trials.trials.measurements import measurement_title, read_measurement
 from lm_trials.trials.report import show_arms, show_next, show_result
 from lm_trials.trials.results import DatasetResult, measured_result, own_result, paired_result
@@ -39,35 +45,30 @@ from lm_trials.trials.runs import Arm, group_arms, read_runs
 
 @dataclass
 class CompareArguments:
-    """Which runs are compared, on what, and where the result goes."""
+    """Which runs are compared, on which data, and where the results go."""
 
-    runs: list[str] = option([], help="Folders of the runs; may come first without the flag.")
-    baseline: str | None = option(None, help="The run whose arm is the reference. Default: the first.")
-    dataset_name: list[str] = option(
-        [], help="Folders under <run>/eval to compare on. Default: all that every run has."
-    )
+    runs: list[str] = option([], help="Folders of the runs; the flag itself may be omitted.")
+    baseline: str | None = option(None, help="Run whose arm is the reference. Default: the first.")
+    dataset_name: list[str] = option([], help="Folders under <run>/eval to compare on. Default: all shared ones.")
     table: str | None = option(
         None,
         not_with="dataset_name",
-        help="Compare a number of this table, under each run (probes/lens/lens.csv) or of all runs, not losses.",
+        help="Compare a number of this table instead of losses: under each run, or one table of all runs.",
     )
-    where: list[str] = option(
-        [], needs="table", help="Which row of --table: COLUMN=VALUE, as many as leave one row of each run."
-    )
+    where: list[str] = option([], needs="table", help="COLUMN=VALUE conditions that select one row per run of --table.")
     output: str = option("out/compare", help="Folder of compare.json, compare.csv and compare.png.")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms, what differs between them, and what came out on each data set.
+    """Arms, the variables that differ between them, and the results on each data set.
 
     Attributes:
         arms: the first is the reference.
-        variables: what differs between arms.
-        names: fields that differ and only name the same thing in another way.
+        names: fields that differ and only name the same thing differently.
         logistics: fields that differ and change no result.
-        results: one for each data set; empty where the runs have no evaluation in common.
-        next_command: what makes an evaluation that all share, where there is none.
+        results: one for each data set; empty without a shared evaluation.
+        next_command: the command that makes a shared evaluation; None if there is one.
     """
 
     arms: tuple[Arm, ...]
@@ -79,7 +80,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether exactly one variable differs, in one line."""
+        """How many variables differ, in one line."""
         return verdict(self.variables)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -88,18 +89,12 @@ class Comparison:
 
     def described(self) -> dict[str, Any]:
         """Return everything as values of JSON."""
+        facts = ("steps", "finished", "num_tokens", "parameters")
         arms = [
             {
                 "label": arm.label,
                 "runs": [
-                    {
-                        "run": run.name,
-                        **run.replicate,
-                        "steps": run.steps,
-                        "finished": run.finished,
-                        "num_tokens": run.num_tokens,
-                        "parameters": run.parameters,
-                    }
+                    {"run": run.name, **run.replicate, **{fact: getattr(run, fact) for fact in facts}}
                     for run in arm.runs
                 ],
             }
@@ -122,7 +117,7 @@ class Comparison:
 
 
 def compare_arguments(argv: list[str]) -> CompareArguments:
-    """Parse the flags; the runs may come first without theirs."""
+    """Parse the flags; runs may be given first, without `--runs`."""
     if argv and not argv[0].startswith("-"):
         argv = ["--runs", *argv]
     (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="lm-trials compare")
@@ -136,13 +131,12 @@ def compare_runs(
     table: str | None = None,
     where: Sequence[str] = (),
 ) -> Comparison:
-    """Compare run folders: differences, then each shared data set, or each run's own validation where none is shared.
+    """Compare run folders: their variables, then the losses on each shared data set, or else on the validation splits.
 
-    With `table` one number of each run instead, from the row of that table that `where` says.
+    With `table`, one number of each run is compared instead, from the row of that table that `where` selects.
 
     Raises:
-        UsageError: for what is no comparison; see `read_runs`, `group_arms`, `shared_sets`, `join_stories` and
-            `read_measurement`.
+        UsageError: see `read_runs`, `group_arms`, `shared_sets`, `join_stories` and `read_measurement`.
     """
     arms = group_arms(read_runs(names), baseline)
     runs = [run for arm in arms for run in arm.runs]
@@ -154,7 +148,7 @@ def compare_runs(
         results = [paired_result(arms, join_stories(runs, dataset)) for dataset in shared]
     if not results and (metrics := own_validation(runs)):
         results = [own_result(arms, metrics)]
-    variables = arm_variables(arms)
+    variables = find_variables([arm.outcome for arm in arms], same_passes([arm.runs[0] for arm in arms]))
     counted = {field for variable in variables for field in variable.fields}
     return Comparison(
         tuple(arms),
@@ -167,25 +161,21 @@ def compare_runs(
 
 
 def check_output(output: str) -> Path:
-    """Return the folder for the results after checking that it can be written to.
+    """Return the folder for the results.
 
     Raises:
-        UsageError: where it cannot.
+        UsageError: if it cannot be written to.
     """
     folder = Path(output)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         kind = "cannot be written to" if there.is_dir() else "is a file"
-        raise UsageError(f"--output {output}: {there} {kind}; name another folder")
+        raise UsageError(f"--output {output}: {there} {kind}; give another folder")
     return folder
 
 
 def write_comparison(folder: Path, comparison: Comparison, title: str | None = None) -> None:
-    """Write `compare.json`, and where there are results `compare.csv` and `compare.png`; older ones are replaced.
-
-    Args:
-        title: of the figure; None for losses.
-    """
+    """Write `compare.json` and, with results, `compare.csv` and `compare.png` with a title (None: losses)."""
     from lm_trials.reporting.arm_figures import arms_figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +183,7 @@ def write_comparison(folder: Path, comparison: Comparison, title: str | None = N
     if rows := comparison.rows():
         write_csv(table, rows)
         write_file(figure, lambda place: arms_figure(rows, title).savefig(place, format="png", dpi=150))
-    else:  # what an earlier comparison left must not be taken for this one's
+    else:  # the files of an earlier comparison would be taken for this one's
         table.unlink(missing_ok=True)
         figure.unlink(missing_ok=True)
     write_json(folder / "compare.json", comparison.described())
@@ -201,7 +191,7 @@ def write_comparison(folder: Path, comparison: Comparison, title: str | None = N
 
 @script
 def main(argv: list[str] | None = None) -> Comparison:
-    """Compare runs, show what came out and write it down; returns the comparison."""
+    """Compare runs, show and write the results; returns the comparison."""
     args = compare_arguments(list(sys.argv[1:] if argv is None else argv))
     folder = check_output(args.output)
     comparison = compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where)

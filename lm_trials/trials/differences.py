@@ -1,6 +1,6 @@
-"""Differences of arms: which fields of `run.json` differ, and how many variables were changed.
+"""Differences between arms: which fields of `run.json` differ, and how many variables that is.
 
-One change of a user's moves many fields: another `--dataset_name` has another content and other token counts, another
+One changed flag changes many fields: another `--dataset_name` has other content and token counts, another
 `--config_name` another width and depth.  Fields that follow from a variable are listed under it and not counted.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_trials.run_fields import BOOKKEEPING, names_in
-from lm_trials.trials.runs import ADAPTER, Arm, Run
+from lm_trials.trials.runs import ADAPTER, Run
 
-# Variables that more than one field makes up: the flags a user sets it by, then what shows that it is another.
+# Variables of several fields: the flags that set them, and the fields that show that the variable differs.
 GROUPS = {
     "initial_model": (("initial_model.name_or_path",), r"initial_model\.(weights_sha256|recipe|name_or_path)"),
     "data": (
@@ -28,26 +28,21 @@ GROUPS = {
     "model_init_kwargs": ((), r"model_init_kwargs(\..*)?"),
     "versions": ((), r"versions\..*"),
 }
-# Fields that follow from others: the variables that each may belong to, the likeliest first.  It belongs to the first
-# that differs, or else to the last.  The first pattern that fits a field counts; a field that none fits is a variable.
+TUNING_DATA = ("block_size", "overlong", "chat_template_path", "prompt_layout")
+# Fields that follow from others, with the variables that they may belong to: a field belongs to the first that differs,
+# else to the last.  The first matching pattern counts; a field that matches none is a variable.
 FOLLOWS_FROM = (
     (re.escape(ADAPTER), (ADAPTER,)),
     (r"initial_model\..*", ("initial_model",)),
     (r"data\.tokens\..*", ("data", "tokenizer", "append_eos", "document_separator", "data")),
     (r"data\.append_eos", ("append_eos",)),
     (r"data\.document_separator", ("document_separator",)),
-    # Without another part there is another share; with one the shares are of other things.
+    # With the same parts the shares differ; with other parts the shares are of other data.
     (r"data_mix", ("data", "data_mix")),
     (r"validation_split_percentage", ("data", "validation_split_percentage")),
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
-    # Of a fine-tuning: how its examples came out, and how many it saw.
-    (
-        r"data\.(examples|counts\..*)",
-        (
-            *("data", "tokenizer", "block_size", "overlong", "chat_template_path", "prompt_layout", "initial_model"),
-            "data",
-        ),
-    ),
+    # Of a fine-tuning: its examples, and how many it was trained on.
+    (r"data\.(examples|counts\..*)", ("data", "tokenizer", *TUNING_DATA, "initial_model", "data")),
     (r"num_examples", ("max_steps", "total_train_batch_size", "num_examples")),
     (r"max_length", ("block_size",)),
     (r"(activation|gradient)_checkpointing(_kwargs(\..*)?)?", ("activation_checkpointing",)),
@@ -62,20 +57,20 @@ FOLLOWS_FROM = (
     (r"mixed_precision", ("bf16", "fp16", "mixed_precision")),
     (r"versions\..*", ("versions",)),
 )
-# Logistics that always differ, or that the initial model says.
+# Logistics that always differ, or that follow from the initial model.
 SAID_ELSEWHERE = frozenset({"output_dir", "run_name", "model_name_or_path", "adapter_name_or_path"})
 FLAG_NAMES = {"initial_model.name_or_path": "model_name_or_path", ADAPTER: "adapter_name_or_path"}
-# What says how many updates the passes over a fine-tuning's data are.
+# With a fixed number of passes, these decide a fine-tuning's number of updates.
 OF_A_PASS = ("packing", "packing_strategy", "data", "block_size", "overlong", "total_train_batch_size")
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One thing that differs between arms.
+    """A variable that differs between arms.
 
     Attributes:
-        name: the flag by which a user changes it, or what it is where no flag differs.
-        fields: the fields that differ, by dotted name, each with its value in every arm (None: not there).
+        name: the flag that sets it, or its field if no flag differs.
+        fields: the fields that differ, by dotted name, with their values in each arm (None: absent).
     """
 
     name: str
@@ -88,20 +83,17 @@ def differing(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
     >>> differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}])
     {'b': (2, 3, None)}
     """
-    found = {}
-    for name in sorted({name for outcome in outcomes for name in outcome}):
-        values = tuple(outcome.get(name) for outcome in outcomes)
-        if any(value != values[0] for value in values):
-            found[name] = values
-    return found
+    names = sorted({name for outcome in outcomes for name in outcome})
+    found = {name: tuple(outcome.get(name) for outcome in outcomes) for name in names}
+    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
 
 def find_variables(outcomes: Sequence[Mapping[str, Any]], same_passes: bool = True) -> list[Variable]:
-    """Name each variable that differs, with all fields that follow from it.
+    """Return each variable that differs, with all fields that follow from it.
 
     Args:
-        same_passes: whether fine-tunings went over their data equally often, so that with packing, say, the number of
-            updates is another by itself.
+        same_passes: whether fine-tunings made equally many passes over their data, so that another number of updates
+            follows, for example, from packing.
 
     >>> found = find_variables([{"max_steps": 10, "num_tokens": 640}, {"max_steps": 20, "num_tokens": 1280}])
     >>> [(variable.name, list(variable.fields)) for variable in found]
@@ -118,7 +110,7 @@ def find_variables(outcomes: Sequence[Mapping[str, Any]], same_passes: bool = Tr
 
 
 def names_only(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the fields that differ and only name what other fields identify, in every arm."""
+    """Return the fields that differ and only name something that other fields identify, in every arm."""
     known = names_in(*outcomes)
     return [name for name in differing(outcomes) if name in known]
 
@@ -130,13 +122,13 @@ def owner_of(
 
     Args:
         different: all fields that differ, with their values.
-        decisive: those of them that are more than a name.
-        steps_follow: whether the number of updates follows from what a pass is made of.
+        decisive: those that are not just names.
+        steps_follow: whether the number of updates follows from the content of a pass.
     """
     owner = next(_owners(name, different, decisive, steps_follow), name)
     if owner == "tokenizer" and _differs("initial_model", decisive):
         return "initial_model"
-    # What it belongs to may itself follow from something: examples seen from updates, and these from packing.
+    # The owner may itself follow from another field: examples from updates, and updates from packing.
     return owner_of(owner, different, decisive, steps_follow) if owner != name and owner in different else owner
 
 
@@ -149,7 +141,7 @@ def _owners(
         yield from (owner for owner in OF_A_PASS if _differs(owner, decisive))
     for pattern, owners in FOLLOWS_FROM:
         if re.fullmatch(pattern, name):
-            # Another architecture has dropout under other names; that is the architecture, unless --dropout differs.
+            # Another architecture names its dropout differently; that follows from it, unless --dropout differs.
             if owners[-1] == "dropout" and None in different[name] and "dropout" not in different:
                 owners = ("initial_model", "model_init_kwargs", "model")
             yield from (owner for owner in owners if _differs(owner, decisive))
@@ -157,9 +149,9 @@ def _owners(
 
 
 def _owners_of_layout(different: Mapping[str, tuple[Any, ...]], decisive: set[str]) -> Iterator[str]:
-    """Yield what a layout follows from where it was not asked for: a template, texts without prompts, the base.
+    """Yield what a layout that was not set follows from: a chat template, texts without prompts, the base.
 
-    A base that was tuned in the instruct layout has that as its chat template: then the same tokens are called chat.
+    A base tuned in the instruct layout has it as its chat template; the layout of the same tokens is then named chat.
     """
     if "chat_template_path" in different:
         yield "chat_template_path"
@@ -182,37 +174,32 @@ def _variable(owner: str, fields: Mapping[str, tuple[Any, ...]]) -> Variable:
 
 
 def verdict(variables: Sequence[Variable]) -> str:
-    """Say in one line whether a comparison is about one variable.
+    """Return in one line how many variables differ.
 
     >>> verdict([Variable("learning_rate", {"learning_rate": (1e-3, 4e-3)})])
     'exactly one variable differs: learning_rate'
     """
     if not variables:
-        return "no variable differs: these runs are one arm, apart by their seeds alone"
+        return "no variable differs: these runs are one arm and differ in seeds alone"
     names = "; ".join(variable.name for variable in variables)
     if len(variables) == 1:
         return f"exactly one variable differs: {names}"
-    return f"{len(variables)} variables differ, so no result can be put down to one of them: {names}"
+    return f"{len(variables)} variables differ, so no difference can be attributed to one of them: {names}"
 
 
 def differing_logistics(runs: Sequence[Run]) -> list[str]:
-    """Return the fields that differ and change no result; folders and names always do and are left out."""
+    """Return the fields that differ and change no result, without folders and names."""
     return [name for name in differing([r.logistics for r in runs]) if name not in SAID_ELSEWHERE]
 
 
-def arm_variables(arms: Sequence[Arm]) -> list[Variable]:
-    """Name each variable that differs between arms."""
-    return find_variables([arm.outcome for arm in arms], same_passes([arm.runs[0] for arm in arms]))
-
-
 def same_passes(runs: Sequence[Run]) -> bool:
-    """Say whether fine-tunings went over their data equally often, in whole updates; True where that is not told."""
+    """Return whether fine-tunings made equally many passes over their data, to the update; True if unknown."""
     limits = []
     for run in runs:
         tokens, steps = run.logistics.get("num_tokens"), run.outcome.get("max_steps")
         of_a_pass = run.outcome.get("data.counts.tokens")
         if not tokens or not steps or not of_a_pass:
             return True
-        # Passes end with a whole update, the next of which would be too many; some updates are longer than others.
+        # A run ends with a whole update, and updates differ in tokens: two mean updates of tolerance.
         limits.append((tokens / of_a_pass, tokens * (1 + 2 / steps) / of_a_pass))
     return max(low for low, _ in limits) <= min(high for _, high in limits)

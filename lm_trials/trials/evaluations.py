@@ -21,9 +21,9 @@ from lm_trials.trials.runs import Run
 
 METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_args.json"
 COLUMNS = ("record_id", "nats", "tokens", "num_bytes")
-# What may differ between evaluations of the same stories and moves the losses a little; another layout is refused.
+# Settings that may differ and change losses a little, which is noted; a different layout is refused.
 NOTED = ("block_size", "append_eos", "attention_across_documents")
-COMPLETIONS = "completions"  # what a fine-tuning's own evaluation scores
+COMPLETIONS = "completions"  # scored by a fine-tuning's own evaluation
 NATS, BITS = "nats per token", "bits per byte"
 
 
@@ -32,10 +32,10 @@ class SharedEvaluation:
     """The losses of all runs on the same stories.
 
     Attributes:
-        losses_RN: of each story, in nats, or in bits where `unit` is bits per byte.
+        losses_RN: of each story, in nats, or in bits if `unit` is bits per byte.
         sizes_N: each story's tokens, or bytes.
-        unit: nats per token, or bits per byte where the runs cut the stories into different tokens.
-        notes: what a reader has to know beside the numbers.
+        unit: nats per token, or bits per byte if the runs tokenize the stories differently.
+        notes: for the caption.
     """
 
     dataset: str
@@ -46,16 +46,16 @@ class SharedEvaluation:
 
 
 def evaluated_sets(run: Run) -> set[str]:
-    """Return the data sets that a run has a whole evaluation of, by the names of their folders."""
+    """Return the data sets of a run's complete evaluations, by the names of their folders."""
     places = (run.folder / "eval").glob("*/")
     return {place.name for place in places if (place / METRICS).is_file() and (place / STORIES).is_file()}
 
 
 def shared_sets(runs: Sequence[Run], asked: Sequence[str] = ()) -> list[str]:
-    """Return the data sets that all runs have been evaluated on, or those of them that were asked for.
+    """Return the data sets that all runs were evaluated on, or those in `asked`.
 
     Raises:
-        UsageError: for one that was asked for and is not shared, naming the runs that lack it.
+        UsageError: for a data set in `asked` that is not shared, naming the runs without it.
     """
     found = [evaluated_sets(run) for run in runs]
     shared = sorted(set.intersection(*found))
@@ -65,17 +65,17 @@ def shared_sets(runs: Sequence[Run], asked: Sequence[str] = ()) -> list[str]:
         lacking = [run.name for run, sets in zip(runs, found, strict=True) if name not in sets]
         if len(lacking) == len(runs):
             known = set.union(*found)
-            advice = did_you_mean(name, known) if known else "no run has an evaluation; make one: eval_checkpoint.py"
+            advice = did_you_mean(name, known) if known else "no run has an evaluation; make one: lm-trials evaluate"
             raise UsageError(f"--dataset_name {name}: no run has eval/{name}; {advice}")
         raise UsageError(f"--dataset_name {name}: {', '.join(lacking)} lack it; {evaluation_advice(runs)}")
     return list(asked) or shared
 
 
 def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
-    """Put the stories of all runs beside one another, by record and, of equal records, by order of occurrence.
+    """Join the stories of all runs by record id and, for equal records, by order of occurrence.
 
     Raises:
-        UsageError: where the runs were evaluated on different stories or in different forms, or a loss is not finite.
+        UsageError: for runs evaluated on different stories or in different layouts, or a loss that is not finite.
     """
     _check_layouts(runs, dataset)
     notes = _noted_settings(runs, dataset)
@@ -97,25 +97,25 @@ def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
     nats_RN, tokens_RN, bytes_RN = np.moveaxis(values_RNK, 2, 0)
     for run, nats_N in zip(runs, nats_RN, strict=True):
         if not np.isfinite(nats_N).all():
-            raise UsageError(f"{run.name} has losses on {dataset} that are not finite (it diverged); remove it")
+            raise UsageError(f"{run.name} diverged: its losses on {dataset} are not finite; remove the run")
     same_tokens = bool((tokens_RN == tokens_RN[0]).all())
     notes += _check_layouts(runs, dataset, same_tokens)
     if same_tokens:
         return SharedEvaluation(dataset, nats_RN, tokens_RN[0], NATS, tuple(notes))
     if (bytes_RN != bytes_RN[0]).any():
         raise UsageError(f"{dataset}: equal records have different texts in the runs; {evaluation_advice(runs)}")
-    notes.append("the runs cut these stories into different tokens: compared in bits per byte")
+    notes.append("the runs tokenize these stories differently: compared in bits per byte")
     return SharedEvaluation(dataset, nats_RN / math.log(2), bytes_RN[0], BITS, tuple(notes))
 
 
 def _read_stories(run: Run, dataset: str) -> dict[tuple[str, int], tuple[float, float, float]]:
-    """Return nats, tokens and bytes of each story by its record and how often that came before."""
+    """Return nats, tokens and bytes of each story, by its record and the record's earlier occurrences."""
     path = run.folder / "eval" / dataset / STORIES
     try:
         columns = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{path} cannot be read ({reason}); evaluate again with eval_checkpoint.py") from None
+        raise UsageError(f"{path} cannot be read ({reason}); evaluate again with lm-trials evaluate") from None
     seen: Counter[str] = Counter()
     stories = {}
     for record_id, *values in zip(*(columns[name] for name in COLUMNS), strict=True):
@@ -125,23 +125,19 @@ def _read_stories(run: Run, dataset: str) -> dict[tuple[str, int], tuple[float, 
 
 
 def _noted_settings(runs: Sequence[Run], dataset: str) -> list[str]:
-    """Note what differs in how the runs were evaluated and moves the losses a little."""
+    """Return a note for each of the settings `NOTED` that differs."""
     settings = [found for run in runs if (found := _settings(run, dataset))]
-    notes = []
-    for name in NOTED:
-        values = sorted({str(found.get(name)) for found in settings})
-        if len(values) > 1:
-            notes.append(f"evaluated with different {name}: {', '.join(values)}")
-    return notes
+    values = {name: sorted({str(found.get(name)) for found in settings}) for name in NOTED}
+    return [f"evaluated with different {name}: {', '.join(of)}" for name, of in values.items() if len(of) > 1]
 
 
 def _check_layouts(runs: Sequence[Run], dataset: str, same_tokens: bool | None = None) -> list[str]:
-    """Refuse evaluations in different layouts; return a note where they only have other names.
+    """Refuse evaluations in different layouts; return a note if only the layouts' names differ.
 
-    A base that was tuned in the instruct layout has it as its chat template, and what is tuned on it says chat.
+    A base tuned in the instruct layout has it as its chat template, and a run tuned from it names its layout chat.
 
     Args:
-        same_tokens: whether each story has as many tokens in every run; None where that is not known yet.
+        same_tokens: whether each story has equally many tokens in every run; None if not known yet.
     """
     settings = {run.name: found for run in runs if (found := _settings(run, dataset))}
     layouts = {name: str(found.get("layout")) for name, found in settings.items()}
@@ -149,7 +145,7 @@ def _check_layouts(runs: Sequence[Run], dataset: str, same_tokens: bool | None =
         return []
     if same_tokens is not False and all(found.get("scored") == COMPLETIONS for found in settings.values()):
         shown = ", ".join(sorted(set(layouts.values())))
-        return [f"evaluated in layouts of different names ({shown}) and of equally many tokens in every completion"]
+        return [f"the layouts have different names ({shown}) and equally many tokens in every completion"]
     shown = ", ".join(f"{name} {layout}" for name, layout in layouts.items())
     raise UsageError(f"{dataset} was evaluated in different layouts: {shown}; {evaluation_advice(runs)}")
 
@@ -160,13 +156,17 @@ def _settings(run: Run, dataset: str) -> dict[str, Any]:
 
 
 def own_validation(runs: Sequence[Run]) -> list[dict[str, float]] | None:
-    """Return each run's own last evaluation, on its validation split; None unless all have the same stories there.
+    """Return each run's own last evaluation on its validation split; None unless all have the same stories there.
 
-    These are sums without the losses of each story, so that nothing can be paired.
+    These have no losses of single stories, so that nothing can be paired.
     """
     same = ("data.content", "data.split_by", "data.stories.validation")
     protocol = sorted({name for run in runs for name in run.outcome if name.startswith("data.protocol.")})
-    described = [[run.outcome.get(name) for name in (*same, *protocol)] + [_eval_samples(run)] for run in runs]
+    samples = [{**run.logistics, **run.outcome}.get("max_eval_samples") for run in runs]
+    described = [
+        [*(run.outcome.get(name) for name in (*same, *protocol)), count]
+        for run, count in zip(runs, samples, strict=True)
+    ]
     known = all(run.outcome.get("data.content") is not None for run in runs)
     files = [run.folder / METRICS for run in runs]
     if not known or any(values != described[0] for values in described) or not all(f.is_file() for f in files):
@@ -177,12 +177,8 @@ def own_validation(runs: Sequence[Run]) -> list[dict[str, float]] | None:
     return metrics if whole and len({values["eval_samples"] for values in metrics}) == 1 else None
 
 
-def _eval_samples(run: Run) -> Any:
-    return run.outcome.get("max_eval_samples", run.logistics.get("max_eval_samples"))
-
-
 def evaluation_command(runs: Sequence[Run]) -> str:
-    """Return the command that evaluates all runs on one data set: one that some run has, else the first run's own."""
+    """Return the command that evaluates all runs on one data set: one that some run has, else the first run's."""
     candidates = [(_settings(run, name), name) for run in runs for name in sorted(evaluated_sets(run))]
     sets = [
         (given, settings.get("data_cache_dir"))
@@ -199,5 +195,5 @@ def evaluation_command(runs: Sequence[Run]) -> str:
 
 
 def evaluation_advice(runs: Sequence[Run]) -> str:
-    """Return the next step where runs have no evaluation in common."""
+    """Return the next step for runs without a shared evaluation."""
     return f"evaluate all alike: {evaluation_command(runs)}"

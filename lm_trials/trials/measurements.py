@@ -1,8 +1,8 @@
-"""Measurements of runs: one number of each, with its interval, from a table that a probe or an evaluation wrote.
+"""Measurements of runs: one number per run, with its interval, from a table of a probe or an evaluation.
 
-The tables lie under each run (`probes/feature_probe/feature_probe.csv`), or one table has rows of all runs.  Which row
-is meant is said by its columns; a choice that leaves several rows of a run, or none, is refused, and so are rows that
-are not of the run, or were measured with other flags.  What else differs between the rows is told.
+Each run has its table (`probes/feature_probe/feature_probe.csv`), or one table has rows of all runs.  `--where` selects
+the row by its columns; zero or several rows of a run are refused, and so are rows of another run or measured with other
+flags.  Other differences between the rows are noted.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from lm_trials.files import read_object
 from lm_trials.trials.runs import Run
 
 SHARED = ("estimate", "lower", "upper", "n", "unit")
-# Which model a row is of, which is checked against the run; `series` is the feature probe's name of it.
+# Columns that identify a row's model, which is checked against the run; `series` is the feature probe's name of it.
 OF_THE_RUN = ("model", "run", "series", "seed", "step")
-# What a probe found out, and no description of what it measured.
+# Findings of a probe, which do not describe what was measured.
 FOUND = ("chosen", "verdict", "beyond_controls")
-# Flags of a probe or an evaluation that say which model is read or where results go, or change speed alone.
+# Flags of a probe or an evaluation that select the model or the output folder, or affect speed alone.
 FREE = {"model_name_or_path", "model_dir", "model_seed", "output_dir", "tables_dir", "use_cpu"}
 FREE |= {"per_device_eval_batch_size", "control_model", "lens"}
-CONTENT = ("dataset_fingerprint", "texts_sha256")
-"""Flags that say which texts were read, whatever the folder that they lay in."""
+CONTENT = ("dataset_fingerprint", "texts_sha256")  # identify the texts, so that their folder may differ
 SHOWN_VALUES = 6
 Row = Mapping[str, str]
 
@@ -38,9 +37,9 @@ class Measurement:
     """The same number of several runs.
 
     Attributes:
-        name: the table and which row of it.
-        estimates: of each run, with the interval that the table gives: of this model, not over seeds.
-        notes: what a reader has to know beside the numbers.
+        name: the table and the selected row.
+        estimates: of each run, with the table's interval, which is for this model, not over seeds.
+        notes: for the caption.
     """
 
     name: str
@@ -52,12 +51,12 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
     """Read one row of each run's table.
 
     Args:
-        table: a path under each run, or one file with rows of all of them, told apart by its column `model`.
-        where: COLUMN=VALUE, each of which the row has to meet.
+        table: a path under each run, or one file with rows of all runs and a column `model`.
+        where: conditions COLUMN=VALUE on the row.
 
     Raises:
-        UsageError: for a table that is not there or cannot be read, a choice that leaves none or several rows of a run,
-            rows of another seed or step than the run's, or runs that were measured with other flags or in other units.
+        UsageError: for a missing or unreadable table, conditions that no row or several rows of a run meet, a row of
+            another seed or step than the run's, or runs measured with different flags or in different units.
     """
     conditions = _conditions(where)
     files = [_table_of(run, runs, table) for run in runs]
@@ -67,7 +66,7 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
     used: dict[tuple[Path, int], Run] = {}
     for run, file, (number, _) in zip(runs, files, rows, strict=True):
         if (other := used.setdefault((file.resolve(), number), run)) is not run:
-            raise UsageError(f"{file}: one row would stand for {other.name} and {run.name}; measure each by itself")
+            raise UsageError(f"{file}: {other.name} and {run.name} match the same row; measure each run separately")
     chosen = [row for _, row in rows]
     estimates = tuple(_estimate(row, file) for row, file in zip(chosen, files, strict=True))
     _check_units(runs, table, estimates)
@@ -80,7 +79,7 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
 
 
 def measurement_title(table: str, where: Sequence[str]) -> str:
-    """Return the title of a figure of a table's row: what was measured, of what, by which probe.
+    """Return the title of a figure: the measure, the selected row, the probe.
 
     >>> measurement_title("probes/x/feature_probe.csv", ["metric=accuracy", "feature=Twist", "site=normed"])
     'Accuracy of Twist after the final norm (feature probe)'
@@ -104,7 +103,7 @@ def _conditions(where: Sequence[str]) -> dict[str, str]:
         if not sign or not column:
             raise UsageError(f"--where {text}: give COLUMN=VALUE, such as metric=accuracy")
         if column in found:
-            raise UsageError(f"--where {column}={found[column]} {text}: a row has one {column}; give one of them")
+            raise UsageError(f"--where {column}={found[column]} {text}: a row has one {column}; remove one of them")
         found[column] = value
     return found
 
@@ -119,35 +118,31 @@ def _table_of(run: Run, runs: Sequence[Run], table: str) -> Path:
     except OSError as error:
         raise UsageError(f"--table {table[:80]}: {error.strerror}; name a table such as probes/lens/lens.csv") from None
     if has := [other.name for other in runs if (other.folder / table).is_file()]:
-        advice = f"{has[0]} has; measure each run by itself, or name one file that has rows of all"
+        advice = f"{has[0]} has one; measure each run, or name one file with rows of all runs"
     else:
-        under = sorted(str(path.relative_to(run.folder)) for path in _tables(run.folder))
-        advice = did_you_mean(table, under) if under else "it has no table yet; run a probe or eval_checkpoint.py on it"
-    raise UsageError(f"--table {table}: {run.name} has none of that name; {advice}")
+        tables = [path for top in ("probes", "eval") for path in (run.folder / top).glob("*/*.csv")]
+        under = sorted(str(path.relative_to(run.folder)) for path in tables)
+        advice = did_you_mean(table, under) if under else "run a probe or lm-trials evaluate on it"
+    raise UsageError(f"--table {table}: {run.name} has no such table; {advice}")
 
 
-def _tables(folder: Path) -> list[Path]:
-    return [path for top in ("probes", "eval") for path in (folder / top).glob("*/*.csv")]
-
-
-def _read_rows(file: Path) -> tuple[list[str], list[Row]]:
-    """Return the columns and the rows of a table, each with all its cells."""
+def _read_rows(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
             columns, rows = list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{file} cannot be read as a CSV table ({error}); write it anew") from None
+        raise UsageError(f"{file} cannot be read as a CSV table ({error}); measure again") from None
     if lacking := [name for name in SHARED if name not in columns]:
         raise UsageError(f"{file} has no column {lacking[0]}; name a table with {', '.join(SHARED)}")
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
-            raise UsageError(f"{file}, line {number}: not {len(columns)} cells as in its header; write it anew")
+            raise UsageError(f"{file}, line {number}: not {len(columns)} cells as in its header; measure again")
     return columns, rows
 
 
 def _row_of(run: Run, file: Path, conditions: Mapping[str, str]) -> tuple[int, Row]:
-    """Return the one row that is of this run and meets the conditions, and its number."""
+    """Return the number and the content of the run's one row that meets the conditions."""
     columns, all_rows = _read_rows(file)
     for column in conditions:
         if column not in columns:
@@ -156,41 +151,41 @@ def _row_of(run: Run, file: Path, conditions: Mapping[str, str]) -> tuple[int, R
     if "model" in columns:
         rows = {number: row for number, row in rows.items() if row["model"] and _is_of(row["model"], run.folder)}
         if not rows:
-            raise UsageError(f"{file} has no row of {run.name}; run the probe or the evaluation on it")
+            raise UsageError(f"{file} has no row of {run.name}; run the probe or the evaluation on that run")
     elif not file.resolve().is_relative_to(run.folder.resolve()):
-        raise UsageError(f"{file} has no column model, so no row of it is known to be {run.name}'s; name one that has")
+        raise UsageError(f"{file} has no column model to find the row of {run.name}; name a table with that column")
     for column, value in conditions.items():
         there = dict.fromkeys(row[column] for row in rows.values())
         rows = {number: row for number, row in rows.items() if row[column] == value}
         if not rows:
-            raise UsageError(f"--where {column}={value}: {run.name} has no such row in {file}; {_values(there)}")
+            raise UsageError(f"--where {column}={value}: {run.name} has no such row in {file}; valid: {_values(there)}")
     if len(rows) > 1:
-        told = [
-            f"{column} ({', '.join(list(values)[:SHOWN_VALUES])}{', ...' if len(values) > SHOWN_VALUES else ''})"
-            for column in columns
-            if column not in (*SHARED, *conditions)
-            and len(values := dict.fromkeys(row[column] or '""' for row in rows.values())) > 1
+        found = {column: dict.fromkeys(row[column] for row in rows.values()) for column in columns}
+        shown = [
+            f"{column} ({_values(values)})"
+            for column, values in found.items()
+            if column not in (*SHARED, *conditions) and len(values) > 1
         ]
         raise UsageError(
-            f"{len(rows)} rows of {run.name} are left in {file}, which differ in {'; '.join(told) or 'nothing'}; "
-            "choose one with --where COLUMN=VALUE"
+            f"--where: {len(rows)} rows of {run.name} in {file} match and differ in {'; '.join(shown) or 'nothing'}; "
+            "select one with --where COLUMN=VALUE"
         )
     ((number, row),) = rows.items()
     for column, known in (("seed", run.seeds[0]), ("step", run.steps)):
         if row.get(column) and known is not None and row[column] != str(known):
             raise UsageError(
-                f"{file}: the row of {run.name} is of {column} {row[column]} and the run of {known}; measure it anew"
+                f"{file}: the row of {run.name} has {column} {row[column]} and the run has {known}; measure it again"
             )
     return number, row
 
 
 def _values(there: Mapping[str, Any]) -> str:
     shown = [value or "(empty)" for value in there]
-    return f"there are {', '.join(shown[:SHOWN_VALUES])}{', ...' if len(shown) > SHOWN_VALUES else ''}"
+    return ", ".join(shown[:SHOWN_VALUES]) + (", ..." if len(shown) > SHOWN_VALUES else "")
 
 
 def _is_of(model: str, folder: Path) -> bool:
-    """Whether a table's name of a model, the last parts of its path, is that of a folder.
+    """Whether a model's name in a table, the last components of its path, names a folder.
 
     >>> _is_of("runs/a", Path("/work/runs/a")), _is_of("a", Path("/work/runs/a")), _is_of("a", Path("/work/runs/ba"))
     (True, True, False)
@@ -204,50 +199,46 @@ def _estimate(row: Row, file: Path) -> Estimate:
         value, lower, upper = (float(row[name]) if row[name] else math.nan for name in SHARED[:3])
         found = Estimate(value, lower, upper, int(row["n"]), row["unit"])
     except ValueError as error:
-        raise UsageError(f"{file} has a cell that is no number ({error}); write the table anew") from None
+        raise UsageError(f"{file} has a cell that is no number ({error}); measure again") from None
     if not math.isfinite(value):
-        raise UsageError(f"{file}: the row that was chosen has no estimate; choose another with --where")
-    # Of a bootstrap's interval the estimate may lie outside, so only its ends are held against one another.
+        raise UsageError(f"{file}: the selected row has no estimate; select another with --where")
+    # A bootstrap estimate may lie outside its interval, so only the ends are compared.
     if not found.unit or found.n < 1 or lower > upper:
-        raise UsageError(f"{file}: the row that was chosen ({found}) has no unit, n or interval; write the table anew")
+        raise UsageError(f"{file}: the selected row ({found}) has no unit, n or interval; measure again")
     return found
 
 
 def _check_units(runs: Sequence[Run], table: str, estimates: Sequence[Estimate]) -> None:
     if len(units := dict.fromkeys(estimate.unit for estimate in estimates)) > 1:
-        raise UsageError(f"--table {table}: the runs' units differ ({', '.join(units)}); choose one with --where")
+        raise UsageError(f"--table {table}: the runs' units differ ({', '.join(units)}); select one with --where")
     hashes = {run.outcome.get("data.tokenizer_hash") for run in runs}
     if "token" in estimates[0].unit and len(hashes) > 1:
         raise UsageError(
-            f"--table {table}: the runs cut texts into different tokens, so {estimates[0].unit} are not the same in "
-            "all; compare bits per byte"
+            f"--table {table}: the runs have different tokenizers, so {estimates[0].unit} are not comparable; compare "
+            "bits per byte"
         )
 
 
 def _check_flags(runs: Sequence[Run], given: Sequence[Mapping[str, Any] | None]) -> None:
-    """Refuse tables of one name that were made with other flags: then more than the runs would differ."""
-    first = next((flags for flags in given if flags is not None), {})
-    for run, flags in zip(runs, given, strict=True):
-        for name in sorted((flags.keys() | first.keys()) if flags is not None else ()):
-            ours, theirs = (found.get(name) for found in (flags, first))  # type: ignore[union-attr]
-            free = FREE | ({"data_cache_dir"} if any(content in first for content in CONTENT) else set())
-            if name not in free and ours != theirs:
+    """Refuse tables that were made with different flags, as then more than the runs would differ."""
+    known = [(run, flags) for run, flags in zip(runs, given, strict=True) if flags is not None]
+    for run, flags in known:
+        reference, first = known[0]
+        free = FREE | ({"data_cache_dir"} if any(content in first for content in CONTENT) else set())
+        for name in sorted((flags.keys() | first.keys()) - free):
+            if flags.get(name) != first.get(name):
                 raise UsageError(
-                    f"{run.name} and {runs[0].name} were measured otherwise: {name} {ours} and {theirs}; "
-                    "measure all runs with the same flags"
+                    f"{run.name} and {reference.name} were measured with different {name}: {flags.get(name)} and "
+                    f"{first.get(name)}; measure all runs with the same flags"
                 )
 
 
 def _flags(file: Path) -> dict[str, Any] | None:
-    """Return how a table was made, as the JSON file of the probe or evaluation beside it tells; None if none does."""
-    for beside in (
-        file.with_suffix(".json"),
-        file.with_name(f"{file.parent.name}.json"),
-        file.with_name("data_args.json"),
-    ):
-        if beside.is_file():
+    """Return the flags that a table was made with, from the JSON file beside it; None if unknown."""
+    for name in (f"{file.stem}.json", f"{file.parent.name}.json", "data_args.json"):
+        if (beside := file.with_name(name)).is_file():
             content = read_object(beside)
-            flags = content if beside.name == "data_args.json" else content.get("arguments")
+            flags = content if name == "data_args.json" else content.get("arguments")
             if isinstance(flags, dict):
                 return flags
     return None
@@ -260,37 +251,31 @@ def _notes(
     rows: Sequence[Row],
     conditions: Mapping[str, str],
 ) -> Iterator[str]:
-    """Say what else differs between the rows, and what is not known of them."""
+    """Yield what else differs between the rows, and what is unknown of them."""
+    ignored = {*SHARED[:3], *OF_THE_RUN, *FOUND, *conditions}
     for column in dict.fromkeys(column for row in rows for column in row):
         values = [row.get(column, "") for row in rows]
-        if (
-            column in (*SHARED[:3], *OF_THE_RUN, *FOUND, *conditions)
-            or len(set(values)) < 2
-            or any(map(_is_measured, values))
-        ):
+        if column in ignored or len(set(values)) < 2 or any(map(_is_measured, values)):
             continue
-        told = ", ".join(f"{run.name} {value or '(empty)'}" for run, value in zip(runs, values, strict=True))
+        shown = ", ".join(f"{run.name} {value or '(empty)'}" for run, value in zip(runs, values, strict=True))
         if column == "role":
-            raise UsageError(f"findings and controls would be compared: role {told}; choose one with --where role=...")
-        yield f"the rows differ in {column}: {told}"
-    beside = {
-        run.name: others
-        for run, found in zip(runs, flags, strict=True)
-        if (others := [str(name) for name in _models(found) if not _is_of(str(name), run.folder)])
-    }
+            raise UsageError(f"--where: a finding and a control would be compared ({shown}); add --where role=...")
+        yield f"the rows differ in {column}: {shown}"
+    beside = {}
+    for run, found in zip(runs, flags, strict=True):
+        names = (found or {}).get("model_name_or_path")
+        if not isinstance(names, list) or "model_dir" in (found or {}):
+            continue
+        if others := [str(name) for name in names if not _is_of(str(name), run.folder)]:
+            beside[run.name] = others
     if beside and len({file.resolve() for file in files}) > 1:
-        yield "measured beside other models: " + "; ".join(f"{name}: {', '.join(o)}" for name, o in beside.items())
+        yield "measured together with: " + "; ".join(f"{name}: {', '.join(o)}" for name, o in beside.items())
     if unknown := [run.name for run, found in zip(runs, flags, strict=True) if found is None]:
-        yield f"with which flags is not known of {', '.join(unknown)}"
-
-
-def _models(flags: Mapping[str, Any] | None) -> Sequence[Any]:
-    names = (flags or {}).get("model_name_or_path") or []
-    return names if isinstance(names, list) and "model_dir" not in (flags or {}) else []
+        yield f"flags unknown: {', '.join(unknown)}"
 
 
 def _is_measured(value: str) -> bool:
-    """Whether a cell is a number with a fraction: measured, like a p value, and no description.
+    """Whether a cell is a number with a fraction, such as a p value, and so not a description.
 
     >>> [_is_measured(value) for value in ("0.5", "1e-4", "3", "normed", "")]
     [True, True, False, False, False]

@@ -1,6 +1,6 @@
-"""Tests of a difference: over stories for these very models, over seeds for the recipe that made them.
+"""Tests of a difference: over stories for the models at hand, over seeds for the recipes that trained them.
 
-Tokens of a story are not independent, and nothing here resamples them: a story is kept or flipped whole.
+Stories are resampled or flipped whole, because the tokens of a story are not independent.
 
 Shape suffixes: N = stories, S = seeds.
 """
@@ -16,50 +16,41 @@ import numpy as np
 
 from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap
 
-RESAMPLES = 9_999
-# Numbers of one batch of resamples, so that memory does not grow with the stories.
-BATCH_NUMBERS = 4_000_000
-# Losses that agree to this many digits are one number: their spread is rounding and tells nothing of seeds.
-SAME = 1e-12
+RESAMPLES = 9_999  # with the observed sum 10,000, so that p is a multiple of 0.0001
+BATCH_NUMBERS = 4_000_000  # values per batch of resamples, so that memory does not grow with the stories
+SAME = 1e-12  # relative; losses closer than this differ by rounding alone, not by seed
 
 
 @dataclass(frozen=True)
 class TestedDifference:
-    """A difference with its 95 % interval and its p value, two-sided; NaN where there is none.
-
-    Attributes:
-        method: what the interval and the p value are, in words.
-        p_holm: the p value corrected for the number of comparisons of one table.
-    """
+    """A difference with its 95 % interval and two-sided p value (NaN: none); `method` describes both."""
 
     __test__ = False  # pytest would take it for a test
 
     difference: Estimate
     p: float
     method: str
-    p_holm: float = math.nan
 
 
 def story_test(
     differences_N: np.ndarray, sizes_N: np.ndarray, unit: str, seed: int = 0, resamples: int = RESAMPLES
 ) -> TestedDifference:
-    """Test whether two models differ on the stories of which these are a sample.
+    """Test whether two models differ on the population that these stories are a sample of.
 
-    The statistic is sum(differences) / sum(sizes).  Under the null hypothesis each story's difference is as likely to
-    have the other sign (Fisher's randomisation test for pairs; exact where 2^N signs are no more than `resamples`).
-    The interval is the bootstrap over stories.
+    The statistic is sum(differences) / sum(sizes).  Under the null hypothesis each story's difference has either sign
+    with equal probability (Fisher's randomisation test for pairs; exact if 2^N is at most `resamples`).  The interval
+    is a bootstrap over stories.
 
     Args:
-        differences_N: loss of the second model less that of the first on each story, in nats or bits.
+        differences_N: loss of the second model minus that of the first on each story, in nats or bits.
         sizes_N: each story's tokens or bytes.
 
     Raises:
         ValueError: for no stories or other shapes.
 
-    >>> print(story_test(np.array([2.0, 1.0, 3.0]), np.array([10, 10, 10]), "nats per token").difference.estimate)
-    0.2
-    >>> story_test(np.array([2.0, 1.0, 3.0]), np.array([10, 10, 10]), "nats per token").p  # 2 of the 8 choices of signs
-    0.25
+    >>> test = story_test(np.array([2.0, 1.0, 3.0]), np.array([10, 10, 10]), "nats per token")
+    >>> test.difference.estimate, test.p  # 2 of the 8 choices of signs
+    (0.2, 0.25)
     """
     differences_N, sizes_N = np.asarray(differences_N, dtype=np.float64), np.asarray(sizes_N, dtype=np.float64)
     if differences_N.ndim != 1 or not len(differences_N) or differences_N.shape != sizes_N.shape:
@@ -74,14 +65,11 @@ def story_test(
 
 
 def sign_flip_p(differences_N: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """Return the two-sided p value of a sum of differences when each may have the other sign.
+    """Return the two-sided p value of a sum of differences under random signs.
 
-    All choices of signs where these are no more than `resamples` (scipy's exact test); else that many drawn ones, with
-    the sum as it is counted among them, so that p is never 0 (Phipson and Smyth 2010).  The draws are made here:
-    for 20,000 stories scipy's `permutation_test`, which shuffles pairs, took 54 s on the machine where this takes 5 s.
-
-    >>> sign_flip_p(np.array([2.0, 1.0, 3.0]))
-    0.25
+    All choices of signs if these are at most `resamples` (scipy's exact test); else that many random ones, with the
+    observed sum counted among them, so that p is never 0 (Phipson and Smyth 2010).  Drawn here because for 20,000
+    stories scipy's `permutation_test`, which shuffles pairs, took 54 s and this takes 5 s.
     """
     from scipy import stats  # takes most of a second to import
 
@@ -91,24 +79,22 @@ def sign_flip_p(differences_N: np.ndarray, seed: int = 0, resamples: int = RESAM
         )
         return float(result.pvalue)
     generator = np.random.default_rng(seed)
-    seen = float(differences_N.sum())
+    observed = float(differences_N.sum())
     ties = SAME * float(np.abs(differences_N).sum())  # sums that differ by rounding alone are equal
     above = below = 1
     for start in range(0, resamples, batch := max(1, BATCH_NUMBERS // len(differences_N))):
-        # A flipped story takes twice its difference from the sum.
+        # Flipping a story subtracts twice its difference from the sum.
         flipped = generator.integers(0, 2, size=(min(batch, resamples - start), len(differences_N)), dtype=np.int8)
-        sums = seen - 2 * (flipped @ differences_N)
-        above += int((sums >= seen - ties).sum())
-        below += int((sums <= seen + ties).sum())
+        sums = observed - 2 * (flipped @ differences_N)
+        above += int((sums >= observed - ties).sum())
+        below += int((sums <= observed + ties).sum())
     return min(1.0, 2 * min(above, below) / (resamples + 1))
 
 
 def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
-    """Estimate an arm's loss with Student's t interval over its seeds; one seed gives none, nor do equal values, as
-    shares of no story: a spread that was not seen is not none.
+    """Estimate an arm's mean loss over `n` stories each, with Student's t interval over its seeds.
 
-    Args:
-        n: stories that each loss is over.
+    One seed gives no interval, nor do equal values (such as a share of 0): the spread over seeds is not known to be 0.
 
     >>> print(mean_over_seeds([1.0, 1.2, 1.1], n=500, unit="nats per token"))
     1.100 [0.852, 1.348] nats per token (n=500)
@@ -126,11 +112,10 @@ def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
 def seed_test(
     first_S: Sequence[float], second_S: Sequence[float], n: int, unit: str, paired: bool
 ) -> TestedDifference | None:
-    """Test whether two recipes differ: second less first, over seeds; None where an arm has one seed.
+    """Test whether two recipes differ: second minus first, over seeds; None if an arm has one seed.
 
     Args:
-        first_S, second_S: the loss of each seed; in the same order of seeds where `paired`.
-        n: stories that each loss is over.
+        first_S, second_S: the loss of each seed over `n` stories; in the same order of seeds if `paired`.
         paired: Student's t over the differences of equal seeds; else Welch's t (1947) for unequal variances.
 
     >>> test = seed_test([1.0, 1.2, 1.1], [1.2, 1.3, 1.4], n=500, unit="nats per token", paired=False)
@@ -148,7 +133,7 @@ def seed_test(
     if max(spreads) <= SAME * max(np.abs(first).max(), np.abs(second).max()):
         return TestedDifference(Estimate(estimate, *NO_INTERVAL, n, unit), math.nan, method)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # one arm of equal losses is no mistake
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # equal losses within one arm are valid
         result = stats.ttest_rel(second, first) if paired else stats.ttest_ind(second, first, equal_var=False)
         interval = result.confidence_interval(0.95)
     difference = Estimate(estimate, float(interval.low), float(interval.high), n, unit)
@@ -156,7 +141,7 @@ def seed_test(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values for their number (Holm 1979); one that does not exist (NaN) stays and does not count.
+    """Correct p values for multiple tests (Holm 1979); NaN stays and does not count.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison on the terminal."""
+"""The report of a comparison on the terminal."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from lm_trials.trials.results import OVER_SEEDS, DatasetResult
 from lm_trials.trials.runs import Arm, Run
 
 LONGEST_VALUE = 20
-COVERS = (
-    "Below 0 the arm's loss is lower than the reference's.  Over stories: these very models, on stories like these."
-)
-COVERS_TABLE = "Above 0 the arm's number is higher than the reference's."
-COVERS_SEEDS = "Over seeds: the recipe, whatever its seed."
-ONE_SEED = "Of the recipe, whatever its seed, this says nothing: that takes two seeds or more in both arms."
+COVERS = "Negative: the arm's loss is lower than the reference's.  Over stories: for these models, on similar stories."
+COVERS_TABLE = "Positive: the arm's number is higher than the reference's."
+COVERS_SEEDS = "Over seeds: for the recipe, with any seed."
+ONE_SEED = "a conclusion about the recipe needs at least two seeds in both arms."
 
 
 def show_arms(
     arms: Sequence[Arm], variables: Sequence[Variable], names: Sequence[str], logistics: Sequence[str]
 ) -> None:
-    """Print who is compared, whether that is fair, and each field that differs."""
+    """Print the arms, how many variables differ, and each field that differs."""
     facts = {f"arm {arm.label}": ", ".join(f"{run.name} (seed {seed_text(run)})" for run in arm.runs) for arm in arms}
     facts["verdict"] = verdict(variables)
     facts["updates"] = per_arm(arms, lambda run: run.outcome.get("max_steps"))
@@ -32,16 +30,20 @@ def show_arms(
     facts["parameters"] = per_arm(arms, lambda run: run.parameters)
     facts["finished"] = unfinished_text([run for arm in arms for run in arm.runs])
     if names:
-        facts["names"] = f"the same thing under another name: {', '.join(names)}"
+        facts["names"] = f"different names of the same thing: {', '.join(names)}"
     facts["logistics"] = f"differ and change no result: {', '.join(logistics)}" if logistics else "no difference"
     show_facts("comparison", facts)
-    rows = list(_difference_rows(variables))
+    rows = [
+        [f"· {field}" if place else field, *map(short, values)]
+        for variable in variables
+        for place, (field, values) in enumerate(variable.fields.items())
+    ]
     if rows:
         show_table("differences", ["variable, what follows", *(arm.label for arm in arms)], rows)
 
 
 def seed_text(run: Run) -> str:
-    """Return a run's seed, that of its data order where it is another, and that of the run it started from.
+    """Return a run's seed, that of its data order if different, and that of the run it started from.
 
     >>> seed_text(Run("", "", {}, {"seed": 1, "data_seed": 7}, {}, None, None))
     '1, data seed 7'
@@ -52,18 +54,17 @@ def seed_text(run: Run) -> str:
 
 
 def per_arm(arms: Sequence[Arm], value: Callable[[Run], int | None]) -> str:
-    """Say a number that all runs share, or that of each arm.
+    """Return a number that all runs share, or that of each arm.
 
     >>> arms = [Arm(label, (Run("", "", {}, {}, {}, steps, None),)) for label, steps in (("A", 1500), ("B", 200))]
     >>> per_arm(arms, lambda run: run.steps), per_arm(arms[:1], lambda run: run.steps)
     ('not the same: A 1,500; B 200', 'the same in all: 1,500')
     """
     found = {arm.label: sorted({_number(value(run)) for run in arm.runs}) for arm in arms}
-    distinct = {number for numbers in found.values() for number in numbers}
-    if len(distinct) == 1:
-        (number,) = distinct
-        return number if number == _number(None) else f"the same in all: {number}"
-    return "not the same: " + "; ".join(f"{label} {', '.join(numbers)}" for label, numbers in found.items())
+    first, *others = {number for numbers in found.values() for number in numbers}
+    if others:
+        return "not the same: " + "; ".join(f"{label} {', '.join(numbers)}" for label, numbers in found.items())
+    return first if first == _number(None) else f"the same in all: {first}"
 
 
 def _number(value: int | None) -> str:
@@ -71,7 +72,7 @@ def _number(value: int | None) -> str:
 
 
 def unfinished_text(runs: Iterable[Run]) -> str:
-    """Name the runs that did not make all their updates, with how far they got."""
+    """Name the runs that did not complete all updates, with those completed."""
     left = [run for run in runs if not run.finished]
     if not left:
         return "all runs"
@@ -79,39 +80,37 @@ def unfinished_text(runs: Iterable[Run]) -> str:
     return f"NOT {', '.join(shown)}"
 
 
-def _difference_rows(variables: Sequence[Variable]) -> Iterable[list[str]]:
-    for variable in variables:
-        for place, (field, values) in enumerate(variable.fields.items()):
-            yield [f"· {field}" if place else field, *map(short, values)]
-
-
 def short(value: Any) -> str:
-    """Return a value as a cell of a table has room for it.
+    """Return a value as the text of a table's cell.
 
     >>> short(None), short(["features=Twist:1.0"]), short(0.004)
     ('not set', 'features=Twist:1.0', '0.004')
     """
-    if isinstance(value, list):
-        value = ", ".join(map(str, value)) or "[]"
+    if value is None:
+        return "not set"
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    text = "not set" if value is None else text
+    if isinstance(value, list):
+        text = ", ".join(map(str, value)) or "[]"
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 4]} ..."
 
 
 def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
     """Print one data set's table of arms and its table of differences."""
     names = {arm.label: arm.name for arm in arms}
-    rows = [[names[row["arm"]], *_interval(row), f"{row['n']:,}", _over(row)] for row in result.of("arm")]
+    rows = []
+    for row in result.of("arm"):
+        over = f"{row['seeds']} seeds" if row["interval"] == OVER_SEEDS else f"{row['interval']} (1 seed)"
+        rows.append([names[row["arm"]], *_interval(row), f"{row['n']:,}", over])
     counted = "stories" if result.of_losses else "n"
-    columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval over"]
+    columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval\nover"]
     title = f"loss on {result.dataset}" if result.of_losses else result.dataset
-    alone = [] if result.of_losses or result.of("difference") else [f"No test: {ONE_SEED[0].lower()}{ONE_SEED[1:]}"]
+    alone = [] if result.of_losses or result.of("difference") else [f"No test: {ONE_SEED}"]
     show_table(title, columns, rows, caption="; ".join([*result.notes, *alone]) or None)
     differences = result.of("difference")
     corrected = len({row["arm"] for row in differences}) > 1
     rows = [
         [
-            f"{row['arm']} less {row['reference']}, over {row['interval']}",
+            f"{row['arm']} minus {row['reference']}, over {row['interval']}",
             *_interval(row, sign="+"),
             p_text(row["p"]),
             *([p_text(row["p_holm"])] if corrected else []),
@@ -120,9 +119,10 @@ def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
     ]
     if rows:
         columns = ["difference", result.unit, "lower", "upper", "p", *(["p (Holm)"] if corrected else [])]
-        seeds = COVERS_SEEDS if any(row["interval"] == OVER_SEEDS for row in differences) else ONE_SEED
+        over_seeds = any(row["interval"] == OVER_SEEDS for row in differences)
+        seeds = COVERS_SEEDS if over_seeds else f"{ONE_SEED[0].upper()}{ONE_SEED[1:]}"
         methods = "; ".join(dict.fromkeys(row["method"] for row in differences))
-        show_table("", columns, rows, caption=f"{COVERS if result.of_losses else COVERS_TABLE}  {seeds}  By {methods}.")
+        show_table("", columns, rows, caption=f"{COVERS if result.of_losses else COVERS_TABLE}  {seeds}  {methods}.")
 
 
 def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
@@ -130,14 +130,8 @@ def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
     return ["none" if math.isnan(number) else f"{number:{sign}.4f}" for number in numbers]
 
 
-def _over(row: Mapping[str, Any]) -> str:
-    if row["interval"] == OVER_SEEDS:
-        return f"{row['seeds']} seeds"
-    return f"{row['interval']} (1 seed: no interval over seeds)"
-
-
 def p_text(p: float) -> str:
-    """Return a p value with the digits that mean something.
+    """Return a p value with its significant digits.
 
     >>> p_text(0.0002), p_text(0.0314), p_text(math.nan)
     ('0.0002', '0.031', 'none')
@@ -146,10 +140,10 @@ def p_text(p: float) -> str:
 
 
 def show_next(folder: Path, has_results: bool, next_command: str | None) -> None:
-    """Print where the result lies, and what to run where the runs have no evaluation in common."""
+    """Print the files, and the command to run if the runs have no shared evaluation."""
     files = ("compare.json", "compare.csv", "compare.png") if has_results else ("compare.json",)
     facts = {"files": ", ".join(str(folder / name) for name in files)}
     if next_command:
-        facts["next"] = "these runs have no evaluation of single stories in common; make one, then compare again:"
+        facts["next"] = "these runs share no evaluation of single stories; make one, then compare again:"
         facts["command"] = next_command
     show_facts("results", facts)

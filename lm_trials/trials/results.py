@@ -16,18 +16,17 @@ from lm_trials.trials.paired import TestedDifference, holm, mean_over_seeds, see
 from lm_trials.trials.runs import Arm
 
 OVER_STORIES, OVER_SEEDS = "stories", "seeds"
-OF_ONE = "one model"
-"""What the interval of a table's number is about, whatever was resampled for it."""
+OF_ONE = "one model"  # the interval of a number from a table, whatever was resampled for it
 
 
 @dataclass(frozen=True)
 class DatasetResult:
-    """What a comparison found on one data set.
+    """The results of a comparison on one data set.
 
     Attributes:
-        rows: the table; `row` says of each whether it is a run, an arm or a difference of an arm from the reference,
-            `interval` what its interval is over, and `n` counts the stories.
-        notes: what a reader has to know beside the numbers.
+        rows: the table; `row` is run, arm or difference (from the reference), `interval` what the interval is over,
+            `n` the number of stories.
+        notes: for the caption.
         of_losses: whether the numbers are losses, of which less is better.
     """
 
@@ -43,7 +42,7 @@ class DatasetResult:
 
 
 def paired_result(arms: Sequence[Arm], shared: SharedEvaluation) -> DatasetResult:
-    """Compare arms story by story; the stories are `shared`'s, a row of losses for each run in the arms' order."""
+    """Compare arms story by story; `shared` has a row of losses for each run, in the arms' order."""
     estimates = [_over_stories(losses_N, shared.sizes_N, shared.unit) for losses_N in shared.losses_RN]
     ends = np.cumsum([len(arm.runs) for arm in arms])
     means_AN = [losses_SN.mean(axis=0) for losses_SN in np.split(shared.losses_RN, ends[:-1])]
@@ -55,24 +54,19 @@ def paired_result(arms: Sequence[Arm], shared: SharedEvaluation) -> DatasetResul
 
 
 def own_result(arms: Sequence[Arm], metrics: Sequence[Mapping[str, float]]) -> DatasetResult:
-    """Compare arms by each run's own last evaluation, whose single stories are not known."""
+    """Compare arms by each run's own last evaluation, without the losses of single stories."""
     same_tokens = len({arm.outcome.get("data.tokenizer_hash") for arm in arms}) == 1
     metric, unit = ("eval_loss", NATS) if same_tokens else ("eval_bits_per_byte", BITS)
-    estimates = [
-        Estimate(
-            values[metric],
-            *(values.get(f"{metric}_{end}", math.nan) for end in ("lower", "upper")),
-            n=int(values["eval_samples"]),
-            unit=unit,
-        )
-        for values in metrics
-    ]
-    notes = ("each run's own last evaluation on its validation split: without the losses of single stories no test",)
+    estimates = []
+    for values in metrics:
+        lower, upper = (values.get(f"{metric}_{end}", math.nan) for end in ("lower", "upper"))
+        estimates.append(Estimate(values[metric], lower, upper, int(values["eval_samples"]), unit))
+    notes = ("each run's own last evaluation on its validation split; a test needs the losses of single stories",)
     return _result(arms, "own validation split", estimates, notes, None)
 
 
 def measured_result(arms: Sequence[Arm], found: Measurement) -> DatasetResult:
-    """Compare arms by one number of each run; only over seeds, as single stories are not known."""
+    """Compare arms by one number of each run, over seeds only, as single stories are unknown."""
     result = _result(arms, found.name, found.estimates, found.notes, None)
     rows = [{**row, "interval": OF_ONE} if row["interval"] == OVER_STORIES else row for row in result.rows]
     return replace(result, rows=tuple(rows), of_losses=False)
@@ -91,7 +85,7 @@ def _result(
     notes: Sequence[str],
     story_difference: Callable[[int], TestedDifference] | None,
 ) -> DatasetResult:
-    """Put the rows together; `estimates` has one for each run, in the arms' order."""
+    """Return the rows of runs, arms and differences; `estimates` has one for each run, in the arms' order."""
     runs = [(arm, run) for arm in arms for run in arm.runs]
     by_arm = {arm.label: [e for (of, _), e in zip(runs, estimates, strict=True) if of is arm] for arm in arms}
     rows = []
@@ -99,33 +93,22 @@ def _result(
         seed, data_seed, _ = run.seeds
         shown = {"run": run.name, "seed": seed, "data_seed": data_seed, "seeds": 1, "interval": OVER_STORIES}
         rows.append(_row(dataset, "run", arm.label, estimate, **shown))
-    for arm in arms:
-        rows.append(_arm_row(dataset, arm, by_arm[arm.label]))
+    rows += [_arm_row(dataset, arm, by_arm[arm.label]) for arm in arms]
     over_seeds = [_over_seeds(arms[0], arm, by_arm) for arm in arms[1:]]
     over_stories = [story_difference(place) for place in range(1, len(arms))] if story_difference else []
     for interval, tests in ((OVER_STORIES, over_stories), (OVER_SEEDS, over_seeds)):
         corrected = iter(holm([test.p for test in tests if test is not None]))
-        for arm, test in zip(arms[1:], tests or [None] * (len(arms) - 1), strict=True):
-            if test is not None:
-                rows.append(
-                    _row(
-                        dataset,
-                        "difference",
-                        arm.label,
-                        test.difference,
-                        reference=arms[0].label,
-                        seeds=len(arms[0].runs) + len(arm.runs),
-                        interval=interval,
-                        method=test.method,
-                        p=test.p,
-                        p_holm=next(corrected),
-                    )
-                )
+        for arm, test in zip(arms[1:], tests, strict=False):  # `over_stories` may be empty
+            if test is None:
+                continue
+            shown = {"reference": arms[0].label, "seeds": len(arms[0].runs) + len(arm.runs), "interval": interval}
+            shown |= {"method": test.method, "p": test.p, "p_holm": next(corrected)}
+            rows.append(_row(dataset, "difference", arm.label, test.difference, **shown))
     return DatasetResult(dataset, estimates[0].unit, tuple(rows), tuple(notes))
 
 
 def _arm_row(dataset: str, arm: Arm, estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Return an arm's mean over its seeds; with one seed, that run's loss and its interval over stories."""
+    """Return an arm's mean over its seeds; of one seed, the run's loss with its interval over stories."""
     first = estimates[0]
     several = len(estimates) > 1
     whole = mean_over_seeds([e.estimate for e in estimates], first.n, first.unit) if several else first
@@ -140,11 +123,11 @@ def _over_seeds(reference: Arm, arm: Arm, by_arm: Mapping[str, Sequence[Estimate
     )
     paired = first.keys() == second.keys()
     losses = [e.estimate for e in first.values()], [second[s].estimate for s in (first if paired else second)]
-    any_ = next(iter(first.values()))
-    return seed_test(*losses, n=any_.n, unit=any_.unit, paired=paired)
+    some = next(iter(first.values()))
+    return seed_test(*losses, n=some.n, unit=some.unit, paired=paired)
 
 
 def _row(dataset: str, kind: str, arm: str, estimate: Estimate, **more: Any) -> dict[str, Any]:
-    """Return one row with the columns of every kind, in their order; what a kind lacks is None."""
+    """Return one row with the columns of every kind, in their order; None for those that its kind lacks."""
     columns = ("reference", "run", "seed", "data_seed", "seeds", "interval", "method", "p", "p_holm")
     return {"dataset": dataset, "row": kind, "arm": arm, **estimate.row(), **{name: more.get(name) for name in columns}}

@@ -1,4 +1,4 @@
-"""Runs and arms, read from run folders: what determined each run, how far it got, how large its model is."""
+"""Runs and arms, read from run folders: the fields that determined each run, its steps, its model's size."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ADAPTER = "initial_model.adapter"
 
 @dataclass(frozen=True)
 class Run:
-    """One training, as its folder tells it.
+    """One training, read from its folder.
 
     Attributes:
         name: the folder, as the user named it.
-        outcome: all that decides the result, by dotted name; package versions as `versions.<package>`.
-        replicate: the seeds; `initial` are those of the run that it started from, where that is at hand.
-        logistics: what changes no result, with the device it ran on.
-        steps: updates that were made; None where no `trainer_state.json` tells.
-        parameters: numbers stored in the model's files; None where there are none.
+        outcome: the fields that decide the result, by dotted name; package versions as `versions.<package>`.
+        replicate: the seeds; `initial` are those of the run that it started from, if that folder is still there.
+        logistics: the fields that change no result, and the device.
+        steps: completed updates; None without a `trainer_state.json`.
+        parameters: stored parameters; None without model files.
     """
 
     folder: Path
@@ -45,46 +45,46 @@ class Run:
 
     @property
     def seeds(self) -> tuple[Any, ...]:
-        """The seeds in a fixed order: of weights and dropout, of the data order, then those it started from."""
+        """The seed of weights and dropout, that of the data order, and the seeds of the run it started from."""
         return tuple(self.replicate.get(name) for name in ("seed", "data_seed", "initial"))
 
     @property
     def num_tokens(self) -> Any:
-        """Tokens it was trained on: decided beforehand, or, of whole examples, by which of them came in its order."""
+        """Training tokens; for fine-tuning on whole examples they depend on the order and are in `logistics`."""
         return self.outcome.get("num_tokens", self.logistics.get("num_tokens"))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The outcome without fields that only name what another field identifies."""
+        """The outcome without fields that only name something that another field identifies."""
         dropped = names_in(self.outcome) | BOOKKEEPING
         return {key: value for key, value in self.outcome.items() if key not in dropped and value is not None}
 
     @property
     def identity_text(self) -> str:
-        """The identity as text, equal for runs of one arm."""
+        """The identity as a text, equal for runs of one arm."""
         return json.dumps(self.identity, sort_keys=True)
 
     @property
     def finished(self) -> bool:
-        """Whether it made all the updates that it was to make."""
+        """Whether all updates are completed."""
         return self.steps is not None and self.steps == self.outcome.get("max_steps")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs that share all but the seed; `label` is a letter."""
+    """The runs that differ in seeds alone; `label` is a letter."""
 
     label: str
     runs: tuple[Run, ...]
 
     @property
     def outcome(self) -> Mapping[str, Any]:
-        """The outcome fields, which all its runs share but for names."""
+        """The outcome fields, equal for all its runs except for names."""
         return self.runs[0].outcome
 
     @property
     def name(self) -> str:
-        """The letter, the first run and how many more.
+        """The letter, the first run and the number of further runs.
 
         >>> run = Run(Path("runs/a-s1"), "runs/a-s1", {}, {}, {}, None, None)
         >>> Arm("A", (run, run)).name
@@ -97,16 +97,14 @@ def read_runs(names: Sequence[str]) -> list[Run]:
     """Read run folders.
 
     Raises:
-        UsageError: for fewer than two, the same folder twice, or a folder that holds no run.
+        UsageError: for fewer than two, the same folder twice, or a folder without a run.
     """
     if len(names) < 2:
         raise UsageError(f"{names[0] if names else 'no run'}: a comparison needs at least two run folders; name more")
-    folders: dict[Path, str] = {}
-    for name in names:
-        folder = Path(name).resolve()
-        if folder in folders:
+    folders = [Path(name).resolve() for name in names]
+    for place, name in enumerate(names):
+        if folders[place] in folders[:place]:
             raise UsageError(f"{name} is named twice; name each run once")
-        folders[folder] = name
     return [read_run(name) for name in names]
 
 
@@ -114,20 +112,20 @@ def read_run(name: str) -> Run:
     """Read one run folder.
 
     Raises:
-        UsageError: where it holds no `run.json` of this project, or one that cannot be read.
+        UsageError: for a folder without a `run.json` of this project, or with one that cannot be read.
     """
     folder = Path(name)
     if not (folder / RUN_FILE).is_file():
         above = f"; {folder.parent} has one" if (folder.parent / RUN_FILE).is_file() else ""
-        raise UsageError(f"{name} holds no {RUN_FILE}{above}; name the folder of a run (train_gpt2.py --output_dir)")
+        raise UsageError(f"{name} holds no {RUN_FILE}{above}; name a run's folder (lm-trials train --output_dir)")
     described = read_object(folder / RUN_FILE)
     if not all(isinstance(described.get(role), dict) for role in ("outcome", "replicate")):
         raise UsageError(f"{name}/{RUN_FILE} has no outcome and replicate fields; name a run of this project")
     outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
     logistics = flat(described.get("logistics", {}))
     if (base := _initial_run(described["outcome"].get("initial_model"))) is not None:
-        # Replicates of a fine-tuning may start from replicates of one pretraining: then the recipe is what they share.
-        # An adapter that it began with is no part of that recipe, and stays.
+        # Replicates of a fine-tuning may start from replicates of one pretraining: then they share its recipe.
+        # An adapter that the run started with is not part of that recipe and stays.
         of_base = {key for key in outcome if key.startswith("initial_model.") and key != ADAPTER}
         outcome = {key: value for key, value in outcome.items() if key not in of_base}
         outcome["initial_model.name_or_path"] = base.name
@@ -148,7 +146,7 @@ def read_run(name: str) -> Run:
 
 
 def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
-    """Return the run whose weights a run started from, if its folder still holds them."""
+    """Return the run whose weights a run started from, if its folder still has these weights."""
     if not initial or "run" not in initial or not (Path(initial["name_or_path"]) / RUN_FILE).is_file():
         return None
     same = weights_digest(Path(initial["name_or_path"])) == initial.get("weights_sha256")
@@ -156,11 +154,9 @@ def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
 
 
 def count_parameters(folder: Path) -> int | None:
-    """Count the numbers in a model's safetensors files from their headers; tied weights are stored, and counted, once.
+    """Count the parameters in a folder's safetensors headers, an adapter's without its base; None without weights.
 
-    Of an adapter, whose folder holds no base, those of the adapter.
-
-    Returns None for a folder without weights.
+    Tied weights are stored, and counted, once.
 
     Raises:
         UsageError: for a file that is no safetensors file.
@@ -181,10 +177,10 @@ def count_parameters(folder: Path) -> int | None:
 
 
 def group_arms(runs: Sequence[Run], baseline: str | None = None) -> list[Arm]:
-    """Put the runs into arms, in the order they were named; the first arm is the reference, or that of `baseline`.
+    """Group the runs into arms, in the order named; `baseline`'s arm, by default the first, is the reference.
 
     Raises:
-        UsageError: for two runs that are the same, seeds and all, or a baseline that is none of them.
+        UsageError: for two runs that are equal including their seeds, or a baseline that is none of the runs.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -192,8 +188,8 @@ def group_arms(runs: Sequence[Run], baseline: str | None = None) -> list[Arm]:
         for other in group:
             if other.seeds == run.seeds:
                 raise UsageError(
-                    f"{run.name} is {other.name} once more (seed {run.seeds[0]}, data_seed {run.seeds[1]}, all "
-                    "else equal), which is no replicate; remove one of them or train with another --seed"
+                    f"{run.name} repeats {other.name} (seed {run.seeds[0]}, data_seed {run.seeds[1]}, all else equal), "
+                    "so it is no replicate; remove one of them or train with another --seed"
                 )
         group.append(run)
     ordered = list(groups.values())

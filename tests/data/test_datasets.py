@@ -70,7 +70,10 @@ def test_a_saved_data_set_keeps_its_own_splits(tmp_path):
 
 
 def test_parts_and_shares_mean_nothing_for_what_is_prepared(tiny_data):
-    for option, why in (({"data_mix": ".3,.7"}, "one data set"), ({"dataset_config_name": "part"}, "has no parts")):
+    for option, why in (
+        ({"data_mix": ".3,.7"}, "one data set"),
+        ({"dataset_config_name": "part"}, "has no configurations"),
+    ):
         with pytest.raises(UsageError, match=why):
             opened("tiny", data_cache_dir=str(tiny_data), **option)
 
@@ -81,7 +84,7 @@ def test_a_mixture_says_which_part_ended_it(tmp_path, capsys):
     write_stories(tmp_path / "mix/short.jsonl", 3, seed=1)
     options = {"dataset_config_name": "long+short", "data_mix": ".5,.5"}
     assert len(ids(opened(tmp_path / "mix", **options))) <= 7
-    assert "the part short of" in capsys.readouterr().err
+    assert "its part short has only 3" in capsys.readouterr().err
     assert len(ids(opened(tmp_path / "mix", max_eval_samples=4, **options))) == 4
     assert capsys.readouterr().err == ""
 

@@ -247,7 +247,7 @@ def test_the_command_writes_scores_stories_and_what_judged_them(data, capsys):
     assert len(pd.read_csv(data / "out/judge.csv")) > 0
     assert json.loads((data / "out/constraints.json").read_text())["models"][0]["mode"] == "instruct"
     shown = capsys.readouterr()
-    assert "12 prompts, 2 stories each" in shown.out
+    assert "12 prompts, 2 stories each" in " ".join(shown.out.split())
     assert "words used" in shown.out
     assert "rarest words of the prompts in tiny" in shown.out
     assert "balanced accuracy" in shown.out
@@ -323,7 +323,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
     (tmp_path / "prompts.txt").write_text("A dog\n" + "cat " * 600 + "\nOne day\n")
     rows = run(data, "--prompts", tmp_path / "prompts.txt", "--mode", "completion", out="long")
     assert found(rows, WRITTEN, "length")["n"] == 2
-    assert "note: 1 of 3 prompts have more than 502 tokens and are left out" in capsys.readouterr().err
+    assert "note: 1 of 3 prompts are left out (more than 502 tokens)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -331,15 +331,12 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
     [
         ([], "give --dataset_name, a data set of pairs, or --prompts, a file"),
         (["--dataset_name", "nowhere"], "--dataset_name nowhere is not prepared in"),
-        (["--dataset_name", "bare"], "bare has no column words and features, so what its prompts ask for is not known"),
+        (["--dataset_name", "bare"], "bare has no column words and features; make it with"),
         (["--dataset_name", "made", "--max_new_tokens", "511"], "have room for 1; give a smaller --max_new_tokens"),
-        (["--dataset_name", "made", "--seeds", "1,1"], "--seeds 1,1: give different whole numbers, as 0,1,2"),
-        (["--dataset_name", "made", "--seeds", "a"], "--seeds a: give different whole numbers"),
-        (["--dataset_name", "made", "--temperature", "0", "--seeds", "0,1"], "give one of --seeds"),
-        (
-            ["--dataset_name", "made", "--feature_judge", "classifier"],
-            "classifier needs --judge_corpus",
-        ),
+        (["--dataset_name", "made", "--seeds", "1,1"], "--seeds 1,1: give distinct whole numbers, such as 0,1,2"),
+        (["--dataset_name", "made", "--seeds", "a"], "--seeds a: give distinct"),
+        (["--dataset_name", "made", "--temperature", "0", "--seeds", "0,1"], "give one number to --seeds"),
+        (["--dataset_name", "made", "--feature_judge", "classifier"], "classifier needs --judge_corpus"),
         (["--dataset_name", "made", "--judge_corpus", "nowhere"], "--judge_corpus nowhere is not prepared in"),
         (["--dataset_name", "made", "--coverage", "nowhere"], "--coverage nowhere is not prepared in"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
@@ -360,7 +357,7 @@ def test_what_cannot_be_scored_is_one_line_and_writes_nothing(flags, message, da
 def test_an_empty_or_wrong_file_of_prompts_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "map.yaml").write_text("a: b\n")
-    with pytest.raises(UsageError, match="has no prompt; write one a line"):
+    with pytest.raises(UsageError, match="has no prompt; write one per line"):
         file_tasks(tmp_path / "empty.txt")
-    with pytest.raises(UsageError, match="holds no list of texts"):
+    with pytest.raises(UsageError, match="is no list of texts"):
         file_tasks(tmp_path / "map.yaml")

@@ -66,7 +66,7 @@ def test_an_empty_line_ends_it_and_new_begins_anew(conversation, capsys):
     assert answers[0] == answers[1]
     assert given[0] == given[1]
     assert len(conversation.messages) == 2
-    assert capsys.readouterr().err == "(a new conversation)\n"
+    assert capsys.readouterr().err == "(new conversation)\n"
 
 
 def test_the_oldest_turns_are_forgotten_where_it_no_longer_fits_and_that_is_said_once(capsys):
@@ -78,7 +78,7 @@ def test_the_oldest_turns_are_forgotten_where_it_no_longer_fits_and_that_is_said
     said = ("a quick cat", LINE)  # a turn is forgotten with its answer: none begins with an answer
     assert all(TOKENIZER.decode(prompt[1:]).strip().startswith(said) for prompt in given)
     assert "a quick cat" not in [message["content"] for message in short.messages]
-    assert capsys.readouterr().err.count("the oldest turns are forgotten") == 1
+    assert capsys.readouterr().err.count("the oldest turns are dropped") == 1
     given.clear()
     long = talk(positions=400, max_new_tokens=6)
     converse(long, ["a quick cat", *["the lazy dog"] * 7])
@@ -105,7 +105,10 @@ def test_what_is_too_long_to_say_is_not_said_and_the_conversation_goes_on(capsys
     answers = converse(short, ["a cat", "fox " * 80, "the dog"])
     assert len(answers) == 2
     assert [m["content"] for m in short.messages if m["role"] == "user"][-1] == "the dog"
-    assert "of the 64 positions of tiny and leaves no room for an answer; say less at once" in capsys.readouterr().err
+    assert (
+        "of the 64 positions of tiny and leaves no room for an answer; send a shorter message"
+        in capsys.readouterr().err
+    )
     with pytest.raises(UsageError, match="leaves no room"):
         talk(positions=64).answer("fox " * 80)
 
@@ -137,7 +140,7 @@ def test_lines_come_through_a_pipe(typed, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert len(answers) == 2
     assert " ".join(" ".join(answers).split()) in " ".join(captured.out.split())
-    assert f"a conversation with {tmp_path}; an empty line or Ctrl-D ends it, /new starts anew" in captured.err
+    assert f"conversation with {tmp_path}: an empty line or Ctrl-D ends it, /new starts a new one" in captured.err
 
 
 def test_a_prompt_is_answered_once(tmp_path, monkeypatch):

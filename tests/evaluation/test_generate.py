@@ -291,8 +291,8 @@ def test_a_quantized_model_writes(flag, model):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--mode", "instruct"], "--mode instruct asks {model} for something; give --prompt, or --mode completion"),
-        (["--mode", "chat", "--num_samples", "2"], "--num_samples 2: a conversation has one answer a turn"),
+        (["--mode", "instruct"], "--mode instruct: {model} needs an instruction; give --prompt, or --mode completion"),
+        (["--mode", "chat", "--num_samples", "2"], "--num_samples 2: a conversation has one answer per turn"),
         (["--prompt", "cat " * 80], "leaves room for 0 within the 64 positions of {model}; give a shorter prompt\n"),
         (["--prompt", "cat", "--max_new_tokens", "64"], "give a shorter prompt or a smaller --max_new_tokens"),
         (["--num_samples", "0"], "--num_samples 0 must be"),

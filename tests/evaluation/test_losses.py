@@ -287,7 +287,7 @@ def test_a_model_that_sees_the_future_is_refused():
         initializer_range=0.2,
     )
     assert BertLMHeadModel(config).num_parameters() < 25_000
-    with pytest.raises(UsageError, match="lets a token see those after it"):
+    with pytest.raises(UsageError, match="attends to later tokens"):
         check_causal(BertLMHeadModel(config), "bert")
     check_causal(BertLMHeadModel(BertConfig(**{**config.to_dict(), "is_decoder": True})), "bert as a decoder")
     for kind in KINDS:

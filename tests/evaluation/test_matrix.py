@@ -216,8 +216,8 @@ def test_different_tokenizers_are_compared_in_bits_per_byte(evaluated, capsys):
 def test_what_else_makes_rows_incomparable_is_said(evaluated):
     differing = {"x": {"append_eos": True, "block_size": 32}}
     notes = " ".join(evaluation_matrix(*evaluated(["a", "x"], ["a", "b"], differing)).notes)
-    assert "EOS after a story is scored for some models only" in notes
-    assert "windows differ (32, 64 tokens); --block_size 32" in notes
+    assert "EOS after each story is scored for some models only" in notes
+    assert "windows differ (32, 64 tokens); to compare, set --block_size 32" in notes
     plain = " ".join(evaluation_matrix(*evaluated(["a", "x"], ["a", "b"])).notes)
     assert "EOS" not in plain
     assert "windows" not in plain
@@ -229,7 +229,7 @@ def test_runs_that_differ_in_seeds_alone_are_said_to_be_so(evaluated):
     for seed, candidate in enumerate(candidates):
         candidate.run.update(outcome={"data": {"content": "a"}}, replicate={"seed": seed})
     notes = " ".join(evaluation_matrix(results, candidates, *rest).notes)
-    assert "for intervals over seeds, which these are not: lm-trials compare" in notes
+    assert "for intervals over seeds: lm-trials compare" in notes
     candidates[1].run["replicate"] = candidates[0].run["replicate"]  # the same run twice is no replicate
     assert "over seeds" not in " ".join(evaluation_matrix(results, candidates, *rest).notes)
 
@@ -398,7 +398,7 @@ def test_a_matrix_folder_that_cannot_be_written_to_is_known_before_the_evaluatio
         eval_checkpoint.main(["--model_dir", "plain", *flags])
     assert left.value.code == 2
     said = capsys.readouterr()
-    assert "taken/matrix cannot be written to; give another folder by --matrix_dir" in said.err
+    assert "--matrix_dir: taken/matrix cannot be written to; give another folder" in said.err
     assert len([line for line in said.err.splitlines() if line.startswith("error: ")]) == 1
     assert not (here / "plain/eval").exists()
 

@@ -94,7 +94,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(data):
         (["--dataset_name", "../x"], "is no name for a set"),
         (["--transform", "truncate_story"], "truncate_story takes an argument; give truncate_story:N"),
         (["--dry_run"], "give one, as --filtering"),
-        (["--filtering", "features=Twist", "--refusal_text", "No."], "without --refusal says nothing"),
+        (["--filtering", "features=Twist", "--refusal_text", "No."], "needs --refusal; add it"),
         (["--refusal", "features=Twist:1", "--refusal_text", "No."], "is not one line with {feature}"),
         (["--refusal", "features=Twist:1", "--refusal_text", "{feature}\nWords: x"], "is not one line"),
         (["--filtering", "length=²"], "a length is a number of characters"),

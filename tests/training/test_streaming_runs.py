@@ -190,7 +190,7 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
         ((*MIXED[:2], "--data_mix", ".3,.3"), "--data_mix .3,.3 sums to 0.6"),
         ((*MIXED[:2], "--data_mix", "a,b"), "--data_mix a,b is not a list of numbers"),
         (("--data_mix", "1"), "--data_mix 1: tiny is one data set"),
-        (("--dataset_name", "north+north"), "the part north is given twice"),
+        (("--dataset_name", "north+north"), "north is given twice"),
         (("--dataset_name", "north+"), "north+ has an empty part"),
         (("--dataset_name", "north+nowhere.jsonl"), "nowhere.jsonl does not exist"),
         (("--streaming", "Yes"), "invalid choice: 'Yes'"),

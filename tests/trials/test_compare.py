@@ -54,16 +54,16 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
     assert Path("out/compare.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(Path("out").glob(".*"))
     shown = capsys.readouterr().out
-    for text in ("exactly one variable differs: learning_rate", "the same in all: 12,807", "these very models",
-                 "Over seeds: the recipe", "3 seeds", "B less A, over seeds"):  # fmt: skip
+    for text in ("exactly one variable differs: learning_rate", "the same in all: 12,807", "for these models",
+                 "Over seeds: for the recipe", "3 seeds", "B minus A, over seeds"):  # fmt: skip
         assert text in " ".join(shown.split())
 
 
 def test_one_seed_says_that_it_has_no_interval_over_seeds(make_run, capsys):
     comparison = main([make_run("a", nats=nats(1)), make_run("b", change=LOW, nats=nats(2))])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "1 seed: no interval over seeds" in shown
-    assert "this says nothing" in shown
+    assert "stories (1 seed)" in shown
+    assert "A conclusion about the recipe needs at least two seeds" in shown
     (result,) = comparison.results
     assert [row["interval"] for row in result.of("difference")] == ["stories"]
     first, _ = result.of("arm")
@@ -138,7 +138,7 @@ def test_a_story_without_a_token_to_predict_is_left_out(make_run):
         ({"nats": [1.0, 2.0], "ids": ["story0", "other"]}, "different stories of tiny-validation .2 of 3"),
         ({"nats": [1.0, 2.0, 3.0]}, "different stories"),
         ({"nats": [1.0, 2.0], "tokens": [10, 11], "sizes": [40, 41]}, "equal records have different texts"),
-        ({"nats": [1.0, math.nan]}, "not finite .it diverged."),
+        ({"nats": [1.0, math.nan]}, "runs/b diverged"),
         ({"nats": [1.0, 2.0], "settings": {"layout": "packed"}}, "different layouts: runs/a per_story, runs/b packed"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_comparison_without_results_leaves_no_table_of_an_earlier_one(make_run
     [
         (["--dataset_name", "tiny-valid"], "no run has eval/tiny-valid; did you mean tiny-validation"),
         (["--dataset_name", "extra"], "--dataset_name extra: runs/b lack it; evaluate all alike: lm-trials evaluate"),
-        (["--output", "runs/a/run.json"], "--output runs/a/run.json: runs/a/run.json is a file; name another folder"),
+        (["--output", "runs/a/run.json"], "--output runs/a/run.json: runs/a/run.json is a file; give another folder"),
         (["--baseline", "runs/x"], "--baseline runs/x is none of the runs"),
         (["--verbose"], "unrecognized flag --verbose"),
     ],

@@ -55,12 +55,7 @@ OTHER_DATA = {
     "data.stories.train": 200,
     "data.tokens.train": 8000,
 }
-OTHER_TOKENIZER = {
-    "vocab_size": 500,
-    "data.tokenizer_hash": "t1",
-    "data.tokens.train": 8000,
-    "model.vocab_size": 500,
-}
+OTHER_TOKENIZER = {"vocab_size": 500, "data.tokenizer_hash": "t1", "data.tokens.train": 8000, "model.vocab_size": 500}
 
 
 @pytest.mark.parametrize(
@@ -159,10 +154,10 @@ def test_a_run_that_did_not_finish_is_seen(make_run):
         ([], None, "at least two run folders"),
         (["runs/a"], None, "runs/a: a comparison needs at least two"),
         (["runs/a", "runs/../runs/a/"], None, "is named twice"),
-        (["runs/a", "nowhere"], None, "nowhere holds no run.json; name the folder of a run"),
+        (["runs/a", "nowhere"], None, "nowhere holds no run.json; name a run's folder"),
         (["runs/a", "runs/a/checkpoint-5"], None, "runs/a has one"),
         (["runs/a", "runs/b"], "runs/c", "--baseline runs/c is none of the runs"),
-        (["runs/a", "runs/copy"], None, "which is no replicate"),
+        (["runs/a", "runs/copy"], None, "so it is no replicate"),
         (["runs/a", "broken"], None, "cannot be read as JSON"),
         (["runs/a", "foreign"], None, "has no outcome and replicate fields"),
     ],

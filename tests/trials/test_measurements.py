@@ -65,7 +65,7 @@ def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
     assert {row["interval"] for row in result.of("run")} == {"one model"}
     shown = " ".join(capsys.readouterr().out.split())
     assert "lens: metric loss, layer 1" in shown
-    assert "Above 0 the arm's number is higher" in shown
+    assert "Positive: the arm's number is higher" in shown
     assert "the arm's loss is lower" not in shown
     written = json.loads(Path("out/compare.json").read_text())
     assert written["verdict"] == "exactly one variable differs: learning_rate"
@@ -88,20 +88,20 @@ def test_one_seed_has_no_test(measured, capsys):
     (result,) = comparison.results
     assert result.of("difference") == []
     shown = " ".join(capsys.readouterr().out.split())
-    assert "No test: of the recipe, whatever its seed, this says nothing" in shown
-    assert "one model (1 seed: no interval over seeds)" in shown
+    assert "No test: a conclusion about the recipe needs at least two seeds" in shown
+    assert "one model (1 seed)" in shown
 
 
 @pytest.mark.parametrize(
     ("table", "where", "message"),
     [
-        ("probes/lens/lenses.csv", WHERE, "has none of that name; did you mean probes/lens/lens.csv"),
-        (TABLE, ["metric=loss"], "2 rows of runs/a-s1 are left in .* differ in layer \\(0, 1\\); choose one"),
+        ("probes/lens/lenses.csv", WHERE, "has no such table; did you mean probes/lens/lens.csv"),
+        (TABLE, ["metric=loss"], "2 rows of runs/a-s1 in .* differ in layer \\(0, 1\\); select one"),
         (TABLE, [], "4 rows .* differ in metric \\(loss, loss_kl\\); layer \\(0, 1\\)"),
         (
             TABLE,
             ["metric=losses", "layer=1"],
-            "--where metric=losses: runs/a-s1 has no such row .* there are loss, loss_kl",
+            "--where metric=losses: runs/a-s1 has no such row .* valid: loss, loss_kl",
         ),
         (TABLE, ["metrics=loss"], "has no such column; did you mean metric"),
         (TABLE, ["metric"], "--where metric: give COLUMN=VALUE, such as metric=accuracy"),
@@ -117,7 +117,7 @@ def test_what_was_measured_otherwise_is_refused(measured):
         write_table(Path(measured[-1]) / TABLE, rows or rows_of(measured[-1], value), flags, columns)
 
     write(1.4, dataset_name="other")
-    with pytest.raises(UsageError, match="measured otherwise: dataset_name other and tiny; measure all runs with"):
+    with pytest.raises(UsageError, match="measured with different dataset_name: other and tiny; measure all runs with"):
         compare_runs(measured, table=TABLE, where=WHERE)
     write(1.4, dataset_name="tiny", per_device_eval_batch_size=3)  # which changes no number
     assert compare_runs(measured, table=TABLE, where=WHERE).results
@@ -128,7 +128,7 @@ def test_what_was_measured_otherwise_is_refused(measured):
     with pytest.raises(UsageError, match=r"is no number .*'much'"):
         compare_runs(measured, table=TABLE, where=WHERE)
     write(0, [[*row[:3], "", *row[4:]] for row in rows_of(measured[-1], 1.4)], dataset_name="tiny")
-    with pytest.raises(UsageError, match="has no estimate; choose another"):
+    with pytest.raises(UsageError, match="has no estimate; select another"):
         compare_runs(measured, table=TABLE, where=WHERE)
     write(0, [row[:-1] for row in rows_of(measured[-1], 1.4)], COLUMNS[:-1], dataset_name="tiny")
     with pytest.raises(UsageError, match="has no column unit; name a table with estimate, lower"):
@@ -168,7 +168,7 @@ def test_a_table_without_models_is_of_the_run_that_it_lies_under_alone(measured)
         write_table(Path(run) / "mine.csv", [row[1:] for row in rows_of("", float(place))], columns=COLUMNS[1:])
     assert [row["estimate"] for row in compared(measured, "mine.csv").of("run")] == [0, 1, 2, 3, 4, 5]
     for elsewhere in ("../a-s1/mine.csv", str(Path(measured[0]).resolve() / "mine.csv")):
-        refused(measured[::-1], "has (no column model, so no row|none of that name)", table=elsewhere)
+        refused(measured[::-1], "has no (column model to find the row|such table)", table=elsewhere)
 
 
 def test_one_row_stands_for_one_run(make_run):
@@ -176,15 +176,15 @@ def test_one_row_stands_for_one_run(make_run):
     runs = [make_run(name, seed, LOW if "b" in name else {}) for name, seed in
             (("a-s1", 1), ("other/a-s1", 2), ("b-s1", 1), ("other/b-s1", 2))]  # fmt: skip
     write_table(Path("all.csv"), [*rows_of("a-s1", 1.0), *rows_of("b-s1", 2.0)])
-    refused(runs, "one row would stand for runs/a-s1 and runs/other/a-s1", table="all.csv")
+    refused(runs, "runs/a-s1 and runs/other/a-s1 match the same row", table="all.csv")
 
 
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("seed", ("1", "2", "3", "1", "2", "9"), "is of seed 9 and the run of 3; measure it anew"),
-        ("step", ("100", "", "", "50", "", ""), "is of step 50 and the run of 100"),
-        ("role", ("finding",) * 5 + ("control",), "findings and controls would be compared: role runs/a-s1 finding"),
+        ("seed", ("1", "2", "3", "1", "2", "9"), "has seed 9 and the run has 3; measure it again"),
+        ("step", ("100", "", "", "50", "", ""), "has step 50 and the run has 100"),
+        ("role", ("finding",) * 5 + ("control",), "a finding and a control would be compared .runs/a-s1 finding"),
     ],
 )
 def test_rows_of_another_run_or_role_are_refused(measured, column, values, message):
@@ -218,10 +218,10 @@ def test_the_flags_of_a_probe_are_those_of_all_its_tables(measured):
         (folder / "lens_text.csv").write_bytes((folder / "lens.csv").read_bytes())
         flags = {"dataset_name": "tiny" if place else "other", "model_name_or_path": [run]}
         (folder / "lens.json").write_text(json.dumps({"arguments": flags}))
-    refused(measured, "dataset_name tiny and other", table="probes/lens/lens_text.csv")
+    refused(measured, "dataset_name: tiny and other", table="probes/lens/lens_text.csv")
     for run in measured:
         (Path(run) / "probes" / "lens" / "lens.json").unlink()
-    assert compared(measured).notes == (f"with which flags is not known of {', '.join(measured)}",)
+    assert compared(measured).notes == (f"flags unknown: {', '.join(measured)}",)
 
 
 def test_texts_are_known_by_their_content_where_it_is_told(measured):
@@ -233,18 +233,18 @@ def test_texts_are_known_by_their_content_where_it_is_told(measured):
 
     write(data_cache_dir="/elsewhere/data")
     (note,) = compared(measured).notes
-    assert note.startswith("measured beside other models: runs/a-s1: runs/beside; ")
+    assert note.startswith("measured together with: runs/a-s1: runs/beside; ")
     write(texts_sha256="f1")
-    refused(measured, "measured otherwise: texts_sha256 f1 and f0")
+    refused(measured, "measured with different texts_sha256: f1 and f0")
     write(texts_sha256=None, data_cache_dir="/elsewhere/data")
-    refused(measured, "measured otherwise: ")
+    refused(measured, "measured with different ")
 
 
 def test_losses_by_token_are_of_one_tokenizer(make_run):
     runs = [make_run("a", 1), make_run("b", 1, {"data.tokenizer_hash": "t1"})]
     for run in runs:
         write_table(Path(run) / TABLE, rows_of(run, 1.0), {})
-    refused(runs, "cut texts into different tokens, so nats per token are not the same")
+    refused(runs, "different tokenizers, so nats per token are not comparable")
     assert compared(runs, where=["metric=loss_kl", "layer=1"]).unit == "nats"
 
 
@@ -267,7 +267,7 @@ def test_files_that_are_no_tables_are_one_line(measured):
         )
         refused(measured, "has no unit, n or interval")
     refused(measured, "name too long", table="x" * 5000)
-    refused(measured, "has none of that name", table="probes")
+    refused(measured, "has no such table", table="probes")
     refused(measured, "--where layer=1 layer=0: a row has one layer", where=["layer=1", "layer=0"])
 
 

@@ -157,7 +157,7 @@ def test_completions_of_the_same_tokens_are_compared_whatever_their_layout_is_ca
     runs = [tuned("a", **evaluated("instruct", **SCORED)), tuned("b", {"lora_r": 4}, **evaluated("chat", **SCORED))]
     (result,) = compare_runs(runs).results
     assert result.unit == "nats per token"
-    assert "layouts of different names (chat, instruct)" in result.notes[0]
+    assert "layouts have different names (chat, instruct)" in result.notes[0]
     same = tuned("c", {"lora_r": 8}, **evaluated("instruct", **SCORED))
     assert compare_runs(["runs/a", same]).results[0].notes == ()
 
