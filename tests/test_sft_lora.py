@@ -237,7 +237,7 @@ def test_an_adapters_base_is_found_from_elsewhere_or_named(tune_flags, tiny_base
     monkeypatch.chdir(tmp_path / "elsewhere")
     load_model(resolve_model(str(tmp_path / "run")))
     shutil.rmtree(tmp_path / "bases")
-    with pytest.raises(UsageError, match="its base bases/one is not here; restore it, or write its place"):
+    with pytest.raises(UsageError, match="its base bases/one does not exist; restore the base"):
         resolve_model(str(tmp_path / "run"))
 
 
@@ -379,7 +379,7 @@ def refused(argv, capsys):
 
 
 BAD = {
-    "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is no folder"),
+    "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is not a folder"),
     "both": (
         ("--load_in_8bit", "True", "--load_in_4bit", "True"),
         "--load_in_8bit and --load_in_4bit cannot",
@@ -428,7 +428,7 @@ def test_rows_without_prompts_are_named(tune_flags, tmp_path, capsys):
 
 def test_a_machine_without_the_back_end_is_told_what_to_drop(tune_flags, capsys, monkeypatch):
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    assert "pip install bitsandbytes, or drop --load_in_8bit" in refused(
+    assert "pip install bitsandbytes, or remove --load_in_8bit" in refused(
         tune_flags("a", "--load_in_8bit", "True"), capsys
     )
     monkeypatch.undo()
@@ -436,7 +436,7 @@ def test_a_machine_without_the_back_end_is_told_what_to_drop(tune_flags, capsys,
 
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"cuda"})
     line = refused(tune_flags("a", "--load_in_4bit", "True"), capsys)
-    assert "bitsandbytes has no kernels for cpu; drop --load_in_4bit" in line
+    assert "bitsandbytes has no kernels for cpu; remove --load_in_4bit" in line
 
 
 def test_an_adapter_for_another_base_is_refused(tune_flags, tiny_base, tmp_path, capsys):

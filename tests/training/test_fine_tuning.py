@@ -209,7 +209,7 @@ def test_wandb_gets_the_tables_under_the_studys_columns(monkeypatch):
         (["--eval_datasets", "../recovery-Twist"], "give names of sets or corpora in"),
         (["--eval_datasets", "recovery-Twist, train"], "--eval_datasets train: give names"),
         (["--eval_datasets", "recovery-Tvist"], "--eval_datasets recovery-Tvist is not prepared"),
-        (["--model_name_or_path", "nowhere/at/all"], "is no folder; name a run"),
+        (["--model_name_or_path", "nowhere/at/all"], "is not a folder; give a run"),
         (["--config_overrides", "hidden_size=8"], "a trained model has its shape; leave --config_overrides away"),
         (["--block_size", "4096"], "--block_size 4096 is longer than the model's 512 positions"),
         (["--vocab_size", "401"], "train_vocab --vocab_size 401"),
@@ -230,7 +230,7 @@ def test_another_tokenizer_than_the_models_and_an_empty_folder_are_refused(tune,
     for more, message in (
         (["--tokenizer_name", str(tmp_path / "other")], "is another tokenizer than that of"),
         (["--model_name_or_path", str(tmp_path / "other")], "the tokens of this tokenizer"),
-        (["--model_name_or_path", str(tmp_path)], "holds no model"),
+        (["--model_name_or_path", str(tmp_path)], "has no config.json"),
     ):
         with pytest.raises(SystemExit):
             tune("run", *more)
