@@ -148,7 +148,7 @@ def test_a_shape_can_come_from_a_file(tmp_path):
             None,
             "hidden_size=36,num_attention_heads=4",
             {},
-            "heads of 9, .* may be 1, 2, 3, 6, 9, 18$",
+            "heads of 9 dimensions, .* may be 1, 2, 3, 6, 9, 18$",
         ),
         ("llama", None, "hidden_size=33,num_attention_heads=3", {}, "make hidden_size even"),
         ("llama", None, "vocab_size=512", {}, "vocab_size=512 contradicts the tokenizer's 300 tokens"),
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_causal_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is a t5, for which transformers has no causal"):
         build_config(None, str(tmp_path), None, **TOKENS)
     (tmp_path / "config.json").write_text(json.dumps(MambaConfig(num_hidden_layers=1).to_dict()))
-    with pytest.raises(UsageError, match="--dropout 0.1: a mamba has no dropout; remove --dropout"):
+    with pytest.raises(UsageError, match=r"--dropout 0\.1: a mamba has no dropout; remove --dropout"):
         build_config(None, str(tmp_path), None, dropout=0.1, **TOKENS)
 
 

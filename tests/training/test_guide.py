@@ -125,7 +125,7 @@ def test_published_settings_give_no_warning(name, tokens_per_update, learning_ra
             "2,000,000 tokens per update is far from the usual 100,000; lower",
         ),
         ({"total_tokens": 8_000_000}, "8,000,000 tokens for 8,335,008 parameters is less than one each"),
-        ({"dataset_tokens": 10**7}, "the run passes 100 times over its 10,000,000 training tokens"),
+        ({"dataset_tokens": 10**7}, "100 passes over 10,000,000 training tokens"),
         ({"warmup_updates": 5_000}, "warm-up takes 5,000 of 7,629 updates"),
         ({"device_type": "cpu", "mixed_precision": "bf16"}, "bf16 on a CPU without bf16 units"),
     ],
