@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from lm_trials.data.datasets import open_dataset
 from lm_trials.evaluation.feature_scores import Generation, score_features, write_generations
@@ -19,9 +19,10 @@ from lm_trials.files import write_file
 
 COLUMNS = ("prefix", "clean_prefix", "generation", "target", "step")
 GENERATIONS = "generations"
+Spacing = Literal["linear", "geometric"]
 
 
-def dense_steps(num_steps: int, eval_steps: int, spacing: Literal["linear", "geometric"] = "linear") -> list[int]:
+def dense_steps(num_steps: int, eval_steps: int, spacing: Spacing = "linear") -> list[int]:
     """Return the updates up to `num_steps` with a dense evaluation.
 
     Linear: every `eval_steps` / 10.  Geometric: as many evaluations, with distances growing by a constant factor.
@@ -40,25 +41,15 @@ def dense_steps(num_steps: int, eval_steps: int, spacing: Literal["linear", "geo
 
 
 class DenseEvaluation(TrainerCallback):
-    """Evaluates after each of `steps`, besides the evaluations of `--eval_steps`."""
+    """Evaluates during the first `num_dense` updates ten times as often as `--eval_steps` (below 1: a share) says."""
 
-    @classmethod
-    def of(
-        cls, num_dense: int, spacing: Literal["linear", "geometric"], eval_steps: float | None, num_steps: int
-    ) -> DenseEvaluation:
-        """Return the callback for `--dense_eval_steps` and `--eval_steps` (below 1: a share of all updates)."""
+    def __init__(self, num_dense: int, spacing: Spacing, eval_steps: float | None, num_steps: int) -> None:
         every = eval_steps or num_steps
-        if every < 1:
-            every = math.ceil(every * num_steps)
-        return cls(dense_steps(num_dense, int(every), spacing) if num_dense else [])
+        every = math.ceil(every * num_steps) if every < 1 else int(every)
+        self.steps = frozenset(dense_steps(num_dense, every, spacing) if num_dense else [])
 
-    def __init__(self, steps: list[int]) -> None:
-        self.steps = frozenset(steps)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Request an evaluation if this update is one of `steps`."""
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Request an evaluation after these updates."""
         control.should_evaluate = control.should_evaluate or state.global_step in self.steps
         return control
 

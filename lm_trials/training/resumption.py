@@ -10,18 +10,20 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerCallback, TrainerControl
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from lm_trials.console import UsageError, note
+from lm_trials.evaluation.losses import Processes
 from lm_trials.models.reference import checkpoints
 from lm_trials.stories.shards import first_line
 from lm_trials.training.checkpoints import (
@@ -34,6 +36,7 @@ from lm_trials.training.checkpoints import (
     unfinished_folder,
 )
 from lm_trials.training.hub import HubPush
+from lm_trials.training.throughput import Clock, RunProgress
 
 PROGRESS = "progress_{}.json"
 # Parts of torch's RuntimeError messages for a file that cannot be written.
@@ -50,6 +53,33 @@ class ExactResume(HubPush):
 
     run_identity: str = ""
     scheduled: bool = True
+    clock: Clock
+    _evaluated: tuple[int, dict[str, float]] = (-1, {})
+
+    def watch(self, count: Callable[[], int], lines: Callable[[dict[str, float]], list[str]]) -> None:
+        """Measure the speed by a count, and show lines for each evaluation above the progress bar."""
+        self.clock = Clock(count)
+        self.add_callback(self.clock)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(RunProgress(lines))
+
+    def processes(self) -> Processes | None:
+        """Return how to share an evaluation among the processes; None for one process."""
+        several = self.args.world_size > 1
+        return Processes(self.args.process_index, self.args.world_size, gather_object) if several else None
+
+    def evaluated(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Call the callbacks of an evaluation, and return its metrics."""
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.clock.restart()  # training speed excludes evaluations
+        self._evaluated = (self.state.global_step, metrics)
+        return metrics
+
+    def final_metrics(self) -> dict[str, float]:
+        """Return the current model's metrics, evaluating it unless the last update did."""
+        step, metrics = self._evaluated
+        fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
+        return metrics if fresh else self.evaluate()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, atomically.
@@ -240,9 +270,7 @@ class Interruption(TrainerCallback):
         self.received = number
         note(f"\n{signal.Signals(number).name}: stopping after this update, with a checkpoint; again: stop at once")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Request a checkpoint and the end if any process has received a signal."""
         if args.world_size > 1:
             number = torch.tensor(self.received or 0, device=args.device)

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.files import write_file
-from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields
 from lm_trials.reporting.figures import loss_figure
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.flags import DataArguments
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.hub import push
+from lm_trials.training.initial import InitialModel
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
 from lm_trials.training.run_arguments import RunArguments
@@ -26,11 +25,6 @@ from lm_trials.training.stores import RunStores
 from lm_trials.training.trainer import StoryTrainer
 
 LOSS_PICTURE = "loss.png"
-
-
-def finished_model(output_dir: str) -> PreTrainedModel:
-    """Load the model of a finished run, for `--do_eval` alone."""
-    return load_model(resolve_model(output_dir))
 
 
 def device_facts(args: RunArguments) -> str:
@@ -41,23 +35,20 @@ def device_facts(args: RunArguments) -> str:
 
 
 def announce(
-    args: RunArguments,
-    data_args: DataArguments,
-    model: PreTrainedModel,
-    plan: Plan,
-    stores: RunStores,
-    initial: str | None,
+    args: RunArguments, data_args: DataArguments, model: Any, plan: Plan, stores: RunStores, initial: InitialModel
 ) -> None:
     """Show the model, data and length of a run before it starts, and settings far from the usual ones."""
-    count = count_parameters(model)
+    count, config = count_parameters(model), model.config
+    dropouts = {name: value for name in dropout_fields(config) if (value := getattr(config, name)) is not None}
     passes = "" if plan.passes is None else f" in {plan.passes:.2f} passes"
     show_facts(
-        f"{args.run_name}: {model.config.model_type}",
+        f"{args.run_name}: {config.model_type}",
         {
-            "initial weights": initial or f"random, seed {args.seed}",
-            "shape": describe_shape(model.config),
+            "initial weights": initial.reference.name if initial.reference else f"random, seed {args.seed}",
+            "shape": describe_shape(config),
             "parameters": f"{count.total:,}, {count.without_embeddings:,} without embeddings",
-            "dropout": _dropout(model.config),
+            "dropout": ", ".join(f"{name} {value:g}" for name, value in dropouts.items() if value is not None)
+            or "none",
             **_data_facts(data_args, plan, stores),
             "tokens per step": f"{plan.tokens_per_step:,} = {plan.blocks_per_step} blocks of {plan.block_size}",
             "steps": f"{plan.num_steps:,}",
@@ -66,7 +57,7 @@ def announce(
             "output": args.output_dir,
         },
     )
-    if initial:
+    if initial.reference:
         return  # the guide is for training from scratch
     for warning in warnings_for_run(
         num_parameters=count.total,
@@ -87,24 +78,13 @@ def _data_facts(data_args: DataArguments, plan: Plan, stores: RunStores) -> dict
         shares = zip(stores.parts, stores.mix.weights, strict=True)
         shown = " + ".join(f"{weight:.1%} {part.name}" for part, weight in shares)
         facts["mixture"] = f"{shown}, by {stores.mix.unit}, until {stores.mix.stop_when.replace('_', ' ')}"
-    if stores.streamed:
-        facts["training data"] = f"stream (--streaming {data_args.streaming})"
-    else:
-        facts["training data"] = (
-            f"{stores.num_documents:,} stories, {stores.num_tokens:,} tokens; "
-            f"{plan.remainder:,} tokens dropped at the end of a pass"
-        )
-    buffer = data_args.shuffle_buffer_size
-    facts["order"] = (
-        "full shuffle" if buffer is None else f"shuffle buffer of {buffer:,} stories" if buffer > 1 else "as stored"
-    )
-    facts["validation data"] = f"{len(stores.validation):,} stories, {stores.validation.num_tokens:,} tokens"
-    return facts
-
-
-def _dropout(config: PretrainedConfig) -> str:
-    values = {name: getattr(config, name) for name in dropout_fields(config)}
-    return ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None) or "none"
+    data, buffer = f"stream (--streaming {data_args.streaming})", data_args.shuffle_buffer_size
+    if not stores.streamed:
+        data = f"{stores.num_documents:,} stories, {stores.num_tokens:,} tokens; "
+        data += f"{plan.remainder:,} tokens dropped at the end of a pass"
+    order = "full shuffle" if buffer is None else f"shuffle buffer of {buffer:,} stories" if buffer > 1 else "as stored"
+    validation = f"{len(stores.validation):,} stories, {stores.validation.num_tokens:,} tokens"
+    return facts | {"training data": data, "order": order, "validation data": validation}
 
 
 def train_from(trainer: ExactResume, checkpoint: str | None) -> None:

@@ -7,21 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from lm_trials.models.shapes import count_parameters
+
 # Dense bf16 peak in FLOP/s, without sparsity, from the data sheets.  MFU is logged for these devices only.
-PEAK_BF16 = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
+PEAK_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+PEAK_BF16 |= {"A10G": 70e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
 def peak_flops(device: torch.device) -> float:
@@ -39,11 +33,8 @@ def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     T = `block_size` positions; as in that paper, the causal mask is not discounted.
     """
     config: Any = model.config
-    embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    multiplying = sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
     output = model.get_output_embeddings()
-    if output is not None and id(output.weight) in embeddings:
-        multiplying += output.weight.numel()
+    multiplying = count_parameters(model).without_embeddings + (0 if output is None else output.weight.numel())
     return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * block_size
 
 
@@ -91,7 +82,7 @@ class RunProgress(ProgressCallback):
         shown = [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0.0):.1e}"]
         shown.append(f"{logs['tokens_per_second']:,.0f} tok/s")
         if "tokens_seen" in logs:
-            shown.append(f"{_short(logs['tokens_seen'])} tokens")
+            shown.append(f"{tqdm.format_sizeof(logs['tokens_seen'])} tokens")
         if "mfu" in logs:
             shown.append(f"MFU {logs['mfu']:.1%}")
         self.training_bar.set_postfix_str("  ".join(shown))
@@ -104,10 +95,3 @@ class RunProgress(ProgressCallback):
         if state.is_world_process_zero and self.training_bar is not None and metrics:
             for line in self.lines(metrics):
                 self.training_bar.write(f"step {state.global_step:>6}  {line}")
-
-
-def _short(count: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f}{unit}"
-    return f"{count:.0f}"

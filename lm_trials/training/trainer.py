@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.generation import write_stories
-from lm_trials.evaluation.losses import Processes, story_losses
+from lm_trials.evaluation.losses import story_losses
 from lm_trials.evaluation.summary import LossSummary, store_documents
 from lm_trials.tokens.blocks import RunBlocks
 from lm_trials.tokens.stores import Separator, opening_of
@@ -30,7 +28,7 @@ from lm_trials.training.callbacks import (
 )
 from lm_trials.training.resumption import ExactResume
 from lm_trials.training.stores import Store
-from lm_trials.training.throughput import Clock, RunProgress, flops_per_token, peak_flops
+from lm_trials.training.throughput import flops_per_token, peak_flops
 
 
 class StoryTrainer(ExactResume):
@@ -78,11 +76,7 @@ class StoryTrainer(ExactResume):
         self.part_names = tuple(part_names)
         self.separator = separator
         self.part_tokens_P = np.zeros(len(part_names), dtype=np.int64)  # of this process
-        self.clock = Clock(lambda: self.state.global_step)
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.add_callback(self.clock)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RunProgress(loss_lines))
+        self.watch(lambda: self.state.global_step, loss_lines)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -99,23 +93,18 @@ class StoryTrainer(ExactResume):
         for name, store in self.named_eval_datasets.items():
             metrics |= self._evaluate_one(store, f"{metric_key_prefix}_{name}")
         self.log_samples()
-        metrics |= self.log_generations(metric_key_prefix)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.clock.restart()  # training speed excludes evaluations
-        self._evaluated = (self.state.global_step, metrics)
-        return metrics
+        return self.evaluated(metrics | self.log_generations(metric_key_prefix))
 
     def _evaluate_one(self, store: Any, prefix: str) -> dict[str, float]:
         started = time.perf_counter()
         summary = LossSummary()
-        processes = Processes(self.args.process_index, self.args.world_size, gather_object)
         # Without the DDP wrapper, because an evaluation does not synchronize gradients.
         for story in story_losses(
             self.accelerator.unwrap_model(self.model),
             store_documents(store, self.max_eval_samples),
             self.eval_block_size,
             batch_size=self.args.per_device_eval_batch_size,
-            processes=processes if self.args.world_size > 1 else None,
+            processes=self.processes(),
         ):
             summary.add(story)
         metrics = summary.metrics(prefix)
@@ -125,11 +114,6 @@ class StoryTrainer(ExactResume):
         if not self.is_logged(f"{prefix}_loss"):  # a resumed run's log may have it from its checkpoint
             self.log(metrics)
         return metrics
-
-    def final_metrics(self) -> dict[str, float]:
-        """Return the current model's metrics, evaluating it unless the last update did."""
-        step, metrics = self._evaluated
-        return metrics if metrics and step == self.state.global_step else self.evaluate()
 
     def may_write(self) -> bool:
         """Return whether this is the main process and has an unsharded model."""
@@ -222,13 +206,6 @@ class StoryTrainer(ExactResume):
         self.part_tokens_P = np.zeros_like(self.part_tokens_P)
         if len(parts) == 1 or self.args.process_index == 0:  # after a change of the process count, the first has all
             self.part_tokens_P += np.sum([part["part_tokens"] for part in parts], axis=0, dtype=np.int64)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; with `--load_best_model_at_end` the last evaluation was not of the final model."""
-        result = super().train(*args, **kwargs)
-        if self.args.load_best_model_at_end:
-            self._evaluated = (-1, {})
-        return result
 
 
 def loss_lines(metrics: dict[str, float]) -> list[str]:

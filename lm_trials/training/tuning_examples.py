@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from lm_trials.console import UsageError, progress
@@ -198,7 +198,7 @@ def _example_length(asked: int | None, config: Any) -> int:
     return asked
 
 
-def choose_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def choose_padding(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     """Set the pad token of a tokenizer and of the model's configuration, in place.
 
     Its own, else the unknown token (Llama), else EOS (GPT-2), which is trained all the same because labels are set by

@@ -6,15 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.example_losses import KINDS, example_sums, loss_metrics
-from lm_trials.evaluation.losses import Processes
 from lm_trials.models.adapters import (
     ADAPTER_WEIGHTS,
     as_trained,
@@ -26,7 +23,6 @@ from lm_trials.models.adapters import (
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.stories.shards import first_line
 from lm_trials.training.resumption import ExactResume
-from lm_trials.training.throughput import Clock, RunProgress
 
 
 class FineTuner(ExactResume, SFTTrainer):
@@ -63,12 +59,8 @@ class FineTuner(ExactResume, SFTTrainer):
         self.eval_store = eval_store
         self.completion_only = completion_only
         self.max_eval_samples = max_eval_samples
-        self.clock = Clock(lambda: self._total_train_tokens)
         self.sums_NK: Any = None  # of the last evaluation
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.add_callback(self.clock)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RunProgress(lambda metrics: [both_losses(metrics)]))
+        self.watch(lambda: self._total_train_tokens, lambda metrics: [both_losses(metrics)])
 
     def _send_telemetry(self) -> None:
         """Send nothing: trl reports each Trainer to the Hub."""
@@ -76,13 +68,12 @@ class FineTuner(ExactResume, SFTTrainer):
     def evaluation_sums(self, model: Any = None) -> Any:
         """Return `example_sums` of the validation examples, by this model or another; every process calls it."""
         assert self.eval_store is not None
-        processes = Processes(self.args.process_index, self.args.world_size, gather_object)
         return example_sums(
             self.accelerator.unwrap_model(self.model) if model is None else model,
             self.eval_store,
             self.max_eval_samples,
             self.args.per_device_eval_batch_size,
-            processes if self.args.world_size > 1 else None,
+            self.processes(),
         )
 
     def evaluate(
@@ -100,18 +91,11 @@ class FineTuner(ExactResume, SFTTrainer):
             self.model.eval()  # by the mode, trl chooses the metrics that it adds to a log line
             self.log(metrics)
             self.model.train(was_training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.clock.restart()  # training speed excludes evaluations
-        self._evaluated = (self.state.global_step, metrics)
-        return metrics
+        return self.evaluated(metrics)
 
     def final_metrics(self) -> dict[str, float]:
-        """Return the current model's metrics, evaluating it unless the last update did; {} without examples."""
-        if not self.eval_store:
-            return {}
-        step, metrics = self._evaluated
-        fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
-        return metrics if fresh else self.evaluate()
+        """Return the current model's metrics, as `ExactResume.final_metrics`; {} without examples."""
+        return super().final_metrics() if self.eval_store else {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens per second, without padding, to training logs; trl adds entropy, accuracy and tokens."""

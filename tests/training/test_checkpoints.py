@@ -171,7 +171,7 @@ def test_a_finished_run_is_not_trained_again_and_a_changed_model_is_said(train_f
     [
         ("config.json", "is finished and its model is damaged: config.json is missing"),
         ("tokenizer.json", "tokenizer.json is missing"),
-        ("eval_results.json", "its eval_results.json cannot be read"),
+        ("eval_results.json", "eval_results.json cannot be read"),
     ],
 )
 def test_a_finished_run_that_lost_a_file_says_which(train_flags, tmp_path, capsys, name, said):
