@@ -92,10 +92,19 @@ def build_config(
     base, small = _base_config(model_type, config_name, config_overrides, block_size)
     overrides = parse_overrides(base, config_overrides)
     values = _derived(base, small | overrides)
-    values |= _vocabulary_values(base, overrides, vocab_size)
-    values |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": None}
+    vocabulary, positions = _own_name(base, "vocab_size"), position_field(base)
+    if overrides.get(vocabulary, vocab_size) != vocab_size:
+        raise UsageError(
+            f"--config_overrides {vocabulary}={overrides[vocabulary]} contradicts the tokenizer's {vocab_size} tokens; "
+            "remove it"
+        )
+    values |= {vocabulary: vocab_size, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": None}
     values |= _dropout_values(base, dropout)
-    _check_positions(base, values, block_size)
+    if positions and (number := values.get(positions, getattr(base, positions))) < block_size:
+        raise UsageError(
+            f"--block_size {block_size} is longer than the model's {number} positions; lower it or give "
+            f"--config_overrides {positions}={block_size}"
+        )
     check_shape(base, values)
     if "head_dim" in values and values["head_dim"] is None:
         values["head_dim"] = _sizes(base, values)["head_dim"]
@@ -112,10 +121,11 @@ def build_config(
         raise UsageError(
             f"--config_overrides: transformers refuses the configuration ({' '.join(str(error).split())}); change it"
         ) from None
-    for name in WINDOWS if small else ():
-        window, positions = getattr(config, name, None), small.get(position_field(base) or "", 0)
-        if isinstance(window, int) and window >= positions > 0 and name not in overrides:
-            setattr(config, name, positions // 2)
+    length = small.get(positions or "", 0)
+    for name in WINDOWS if length else ():
+        window = getattr(config, name, None)
+        if isinstance(window, int) and window >= length and name not in overrides:
+            setattr(config, name, length // 2)
     return config
 
 
@@ -126,12 +136,12 @@ def _base_config(
     if model_type is not None and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise _unknown_type(model_type)
     if config_name is not None and config_name not in PRESETS:
-        return _config_of_file(config_name), {}
+        return _library_config("", config_name), {}
     name = config_name
     if name is None:
         model_type = model_type or "gpt2"
         if model_type not in DEFAULT_PRESETS:
-            base = _config_of_type(model_type)
+            base = _library_config(model_type, None)
             return base, _small_shape(base, block_size)
         if model_type == "gpt2" and config_overrides:
             return AutoConfig.for_model("gpt2"), {}
@@ -155,18 +165,6 @@ def _unknown_type(model_type: str) -> UsageError:
     )
 
 
-def _config_of_type(model_type: str) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.for_model(model_type).get_text_config(decoder=True)
-    except REFUSED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--model_type {model_type} has no default configuration in transformers ({reason}); give a config.json "
-            "with --config_name"
-        ) from None
-    return _causal(config, f"--model_type {model_type}")
-
-
 def _small_shape(base: PreTrainedConfig, block_size: int) -> dict[str, int]:
     """`SMALL_SHAPE` in this configuration's own names, with positions for a block."""
     fields = {field.name for field in dataclasses.fields(base)}
@@ -177,24 +175,22 @@ def _small_shape(base: PreTrainedConfig, block_size: int) -> dict[str, int]:
     return shape
 
 
-def _config_of_file(config_name: str) -> PreTrainedConfig:
-    path = Path(config_name)
+def _library_config(model_type: str, config_name: str | None) -> PreTrainedConfig:
+    """Return a file's configuration, or a model type's default."""
+    path, what, wrong = Path(config_name or ""), f"--config_name {config_name}", "is not a model configuration"
     file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(
-            f"--config_name {config_name} is neither a preset nor a folder with a config.json; "
-            f"{did_you_mean(config_name, PRESETS)}"
-        )
+    if config_name is not None and not file.is_file():
+        raise UsageError(f"{what} is neither a preset nor a config.json; {did_you_mean(config_name, PRESETS)}")
     try:
-        config = AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
+        if config_name is not None:
+            config = AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
+        else:
+            what, wrong = f"--model_type {model_type}", "has no default configuration in transformers"
+            config = AutoConfig.for_model(model_type)
         config = config.get_text_config(decoder=True)
     except (OSError, KeyError, *REFUSED) as error:
         reason = " ".join(str(error).split())[:200]  # for a missing model_type, transformers lists hundreds
-        raise UsageError(f"--config_name {config_name} is not a model configuration ({reason}); correct it") from None
-    return _causal(config, f"--config_name {config_name}")
-
-
-def _causal(config: PreTrainedConfig, what: str) -> PreTrainedConfig:
+        raise UsageError(f"{what} {wrong} ({reason}); give a valid config.json with --config_name") from None
     if config.is_heterogeneous:  # reading hidden_size and the like raises
         raise UsageError(f"{what} has layers of different sizes, which are not supported; give another model type")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -325,25 +321,6 @@ def describe_shape(config: PreTrainedConfig) -> str:
         for name, layers in _layer_lists(config).items()
     }
     return ", ".join(f"{name} {value}" for name, value in (shown | kinds).items())
-
-
-def _vocabulary_values(base: PreTrainedConfig, overrides: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
-    name = _own_name(base, "vocab_size")
-    if overrides.get(name, vocab_size) != vocab_size:
-        raise UsageError(
-            f"--config_overrides {name}={overrides[name]} contradicts the tokenizer's {vocab_size} tokens; remove it"
-        )
-    return {name: vocab_size}
-
-
-def _check_positions(base: PreTrainedConfig, values: Mapping[str, Any], block_size: int) -> None:
-    name = position_field(base)
-    positions = values.get(name, getattr(base, name)) if name else None
-    if positions is not None and positions < block_size:
-        raise UsageError(
-            f"--block_size {block_size} is longer than the model's {positions} positions; lower it or give "
-            f"--config_overrides {name}={block_size}"
-        )
 
 
 def set_causal_loss(model: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,7 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
     """Load a base, quantized if asked, and add the adapter unless all weights are trained.
 
     Raises:
-        UsageError: for a quantization that this machine does not support, an unknown layer, or an initial adapter that
-            does not fit.
+        UsageError: for an unsupported quantization, an unknown layer, or an initial adapter that does not fit.
     """
     dtype = getattr(torch, adapter_args.dtype)
     computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -94,9 +92,8 @@ def _init_kwargs(args: SftRunArguments) -> dict[str, Any]:
 
 def lora_spec(adapter_args: AdapterArguments) -> LoraSpec:
     """Return the settings of the adapter."""
-    given = adapter_args
-    numbers = given.lora_r, given.lora_alpha, given.lora_dropout
-    return LoraSpec(*numbers, given.target_modules, given.use_dora, given.use_rslora)
+    numbers = adapter_args.lora_r, adapter_args.lora_alpha, adapter_args.lora_dropout
+    return LoraSpec(*numbers, adapter_args.target_modules, adapter_args.use_dora, adapter_args.use_rslora)
 
 
 def choose_base(adapter_args: AdapterArguments) -> InitialModel:
@@ -118,33 +115,23 @@ def choose_base(adapter_args: AdapterArguments) -> InitialModel:
             raise UsageError(
                 f"--adapter_name_or_path {adapter.name} is not a folder with an adapter_config.json; give one"
             )
-        _check_same_base(adapter, reference)
-        _check_same_form(adapter, lora_spec(adapter_args))
+        _check_adapter(adapter, reference, lora_spec(adapter_args))
     return InitialModel(load_config(reference), load_tokenizer_of(reference), reference, adapter)
 
 
-def _check_same_base(adapter: ModelReference, base: ModelReference) -> None:
-    """Refuse an adapter of another base."""
-    own_base, folder = Path(adapter.base or ""), Path(base.path)
+def _check_adapter(adapter: ModelReference, base: ModelReference, spec: LoraSpec) -> None:
+    """Refuse an initial adapter of another base, rank or scale, with which the same tensors would be another model."""
+    own_base, folder, flag = Path(adapter.base or ""), Path(base.path), f"--adapter_name_or_path {adapter.name}"
     known = trained_on(Path(adapter.path)) or (weights_digest(own_base) if own_base.is_dir() else None)
     same = known == weights_digest(folder) if known and folder.is_dir() else adapter.base == base.path
     if not same:
-        raise UsageError(
-            f"--adapter_name_or_path {adapter.name} is an adapter for another base; give --model_name_or_path "
-            f"{adapter.base}"
-        )
-
-
-def _check_same_form(adapter: ModelReference, spec: LoraSpec) -> None:
-    """Refuse an initial adapter of another rank or scale: the same tensors would be another model."""
+        raise UsageError(f"{flag} is an adapter for another base; give --model_name_or_path {adapter.base}")
     config = read_object(Path(adapter.path) / ADAPTER_FILE)
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
         has, asked = config.get(name, False), getattr(spec, name)
         if has != asked:
-            flag = {"r": "lora_r"}.get(name, name)
-            raise UsageError(
-                f"--adapter_name_or_path {adapter.name} has {flag} {has} and --{flag} is {asked}; give --{flag} {has}"
-            )
+            name = "lora_r" if name == "r" else name
+            raise UsageError(f"{flag} has {name} {has} and --{name} is {asked}; give --{name} {has}")
 
 
 def announce_tuning(
@@ -165,7 +152,10 @@ def announce_tuning(
         adapter = f"LoRA, {numbers}, dropout = {adapter_args.lora_dropout:g}, on {describe_layers(model)}"
     counts, share = examples.train.counts, plan.num_completion_tokens / plan.num_tokens
     what = "of the completions" if examples.completion_only else "all but each example's first"
-    fewer = max_eval_samples is not None and max_eval_samples < len(examples.validation)
+    validation = f"{len(examples.validation):,} examples"
+    if max_eval_samples is not None and max_eval_samples < len(examples.validation):
+        validation += f", the first {max_eval_samples:,} are evaluated"
+    too_long = f"{counts['overlong']:,} examples: {counts['dropped']:,} dropped, {counts['cut']:,} cut"
     rows = "packed rows" if args.packing else "examples"
     show_facts(
         f"{args.run_name}: fine-tuning {_reference(base).name}",
@@ -174,10 +164,9 @@ def announce_tuning(
             "adapter": adapter,
             "parameters": f"{trainable:,} trained of {total:,} ({trainable / total:.2%})",
             "training data": f"{counts['examples']:,} examples, {counts['tokens']:,} tokens, layout {examples.layout}",
-            f"over {examples.max_length:,} tokens": _too_long(counts),
+            f"over {examples.max_length:,} tokens": too_long if counts["overlong"] else "no examples",
             "tokens in the loss": f"{plan.num_completion_tokens:,} of {plan.num_tokens:,} ({share:.1%}), {what}",
-            "validation data": f"{len(examples.validation):,} examples"
-            + (f", the first {max_eval_samples:,} are evaluated" if fewer else ""),
+            "validation data": validation,
             "updates": f"{plan.num_steps:,} of {plan.blocks_per_step} {rows}, {plan.passes:.2f} passes",
             "device": device_facts(args),
             "output": args.output_dir,
@@ -187,10 +176,7 @@ def announce_tuning(
 
 
 def note_untrained_end(base: InitialModel, adapter_args: AdapterArguments) -> None:
-    """Warn where LoRA, which does not train embeddings, shall teach a base to predict an EOS it never saw.
-
-    Such a model ended 34.5 % of its stories, one with all weights trained 99.5 %.
-    """
+    """Warn about LoRA on a base trained without EOS: it ended 34.5 % of its stories, full fine-tuning 99.5 %."""
     reference = _reference(base)
     run = read_run(Path(reference.path)) or {"outcome": {}}
     if run["outcome"].get("append_eos") is False and not adapter_args.full_finetune:
@@ -200,19 +186,19 @@ def note_untrained_end(base: InitialModel, adapter_args: AdapterArguments) -> No
         )
 
 
-def _too_long(counts: Mapping[str, int]) -> str:
-    if not counts["overlong"]:
-        return "no examples"
-    return f"{counts['overlong']:,} examples: {counts['dropped']:,} dropped, {counts['cut']:,} cut"
-
-
 def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: Examples) -> dict[str, float]:
     """Evaluate, write and show the results, merge if asked, and push; returns the metrics."""
     folder = Path(trainer.args.output_dir)
     metrics = trainer.final_metrics()
     trainer.save_metrics("eval", metrics)
-    if trainer.is_world_process_zero():
-        _write_results(trainer, examples, metrics)
+    if metrics and trainer.is_world_process_zero():
+        place = folder / "eval" / f"{examples.pairs.described['name']}-completions"
+        settings = {"layout": examples.layout, "dataset_name": [examples.pairs.name], "scored": "completions"}
+        write_examples(place, examples.validation, trainer.sums_NK, trainer.processing_class, settings)
+    if trainer.args.do_train and trainer.is_world_process_zero():
+        others = ("eval_completion", "eval_unmasked")  # eval_loss is the one of the two that is trained on
+        log = trainer.state.log_history
+        write_end(trainer, [{key: row[key] for key in row if not key.startswith(others)} for row in log])
     merged = merge_output(trainer, adapter_args)  # after finished.json: a merge that fails loses nothing
     if not trainer.is_world_process_zero():
         return metrics
@@ -227,22 +213,6 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: 
     show_facts("done", facts)
     push(trainer)
     return metrics
-
-
-def _write_results(trainer: FineTuner, examples: Examples, metrics: dict[str, float]) -> None:
-    """Write the losses by example and, after a training, the loss curve, Trainer's state and `finished.json`."""
-    folder = Path(trainer.args.output_dir)
-    if metrics:
-        name = f"{examples.pairs.described['name']}-completions"
-        settings = {"layout": examples.layout, "dataset_name": [examples.pairs.name], "scored": "completions"}
-        write_examples(folder / "eval" / name, examples.validation, trainer.sums_NK, trainer.processing_class, settings)
-    if trainer.args.do_train:
-        # Only eval_loss, the one that is trained on: the curves of both would hide its course.
-        drawn = [
-            {key: value for key, value in row.items() if not key.startswith(("eval_completion", "eval_unmasked"))}
-            for row in trainer.state.log_history
-        ]
-        write_end(trainer, drawn)
 
 
 def describe_tuning(described: dict[str, Any], examples: Examples, base: InitialModel, plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Flags of `train_gpt2.py`, and the common flags of `TrainingArguments` for `--help`; no torch."""
+"""Flags of `lm-trials train`, and the common flags of `TrainingArguments` for `--help`; no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,51 +11,39 @@ from lm_trials.shared_flags import DataReading
 class DataArguments(DataReading):
     """The training data."""
 
-    dataset_name: str = option(
-        "generated", help="A prepared data set in --data_cache_dir, else a file or folder, else a Hub data set."
-    )
+    dataset_name: str = option("generated", help="A prepared data set, else a file or folder, else a Hub data set.")
     data_mix: str | None = option(None, help="Shares of a mixture's parts, for example .3,.7. Default: equal.")
     data_mix_unit: Literal["tokens", "documents"] = option("tokens", help="Unit of --data_mix.")
     stop_when: Literal["first_exhausted", "all_exhausted"] = option(
-        "first_exhausted", help="End of a pass over a mixture; all_exhausted repeats the parts that end early."
+        "first_exhausted", help="End of a pass over a mixture; all_exhausted repeats parts that end early."
     )
     validation_split_percentage: float | None = option(
-        None, above=0, most=50, help="Percentage of documents held out where there is no validation split, by hash."
+        None, above=0, most=50, help="Percentage held out as the validation split where there is none, by hash."
     )
     eval_datasets: str | None = option(
-        None, help="Prepared data sets, for example a,b, to evaluate too, with the train and test splits."
+        None, help="Prepared data sets to evaluate too, as a,b, and the train and test splits."
     )
     tokenizer_name: str | None = option(
-        None, help="Tokenizer: a folder, a SentencePiece .model file or a Hub name. Default: --vocab_size."
+        None, help="A folder, a .model file or a Hub name. Default: trained on the data."
     )
-    vocab_size: int = option(
-        0, least=0, help="Tokenizer of `prepare_tinystories.py train_vocab --vocab_size N`; 0: --tokenizer_name."
-    )
+    vocab_size: int = option(0, least=0, help="Tokenizer of `lm-trials prepare train_vocab --vocab_size N`; 0: none.")
     block_size: int | None = option(
-        None, least=2, help="Tokens of a training block. Default: the model's positions, at most 1024."
+        None, least=2, help="Tokens of a block. Default: the model's positions, at most 1024."
     )
     append_eos: bool = option(False, help="Add EOS after each story, besides --document_separator.")
     document_separator: Literal["bos", "eos", "none"] = option("bos", help="Token before each story.")
-    attention_across_documents: bool = option(
-        True, help="Let tokens attend to earlier stories in their block, as the source systems do."
-    )
+    attention_across_documents: bool = option(True, help="Let tokens attend to earlier stories in their block.")
     shuffle_buffer_size: int | None = option(
-        None,
-        least=1,
-        help="Documents in the shuffle buffer; 1: no shuffle. Default: all; with --streaming, 10000.",
+        None, least=1, help="Documents in the shuffle buffer; 1: no shuffle. Default: all; for streams 10000."
     )
-    max_train_tokens: int | None = option(
-        None, least=1, help="Stop at the first update with this many tokens; instead of --max_steps."
-    )
+    max_train_tokens: int | None = option(None, least=1, help="Tokens to train on, instead of --max_steps.")
     max_eval_samples: int | None = option(500, least=1, help="Stories of each split to evaluate; None: all.")
     dense_eval_steps: int = option(0, least=0, help="First updates, with ten times as many evaluations.")
     dense_eval_spacing: Literal["linear", "geometric"] = option(
         "linear", help="geometric: their distance grows by a constant factor."
     )
-    generate_every: int = option(
-        5, least=0, help="Generate for protocol sets' prompts at each N-th evaluation; 0: never."
-    )
-    num_generations: int = option(16, least=1, help="Stories generated for each of these sets.")
+    generate_every: int = option(5, least=0, help="Generate for prompts at each N-th evaluation; 0: never.")
+    num_generations: int = option(16, least=1, help="Stories generated then, for each protocol set.")
     generation_tokens: int = option(200, least=1, help="Maximum tokens of such a story.")
 
 
@@ -72,20 +60,14 @@ class ModelArguments:
     config_name: str | None = option(
         None, help="A preset (demo, stories260K, base8M, base30M, base91M, base210M, gpt2-51M, ...) or a config.json."
     )
-    config_overrides: str | None = option(
-        None, help="Fields of the configuration, for example n_embd=512,n_layer=8,n_head=8."
-    )
+    config_overrides: str | None = option(None, help="Configuration fields, as n_embd=512,n_layer=8,n_head=8.")
     dropout: float | None = option(
         None, least=0, below=1, help="All dropouts of the model type (Llama: attention only). Default: the library's."
     )
-    num_sampled_stories: int = option(
-        2, least=0, help="Stories generated at each evaluation, for TensorBoard; 0: none."
-    )
+    num_sampled_stories: int = option(2, least=0, help="Stories generated at each evaluation for TensorBoard.")
     sample_tokens: int = option(200, least=1, help="Maximum tokens of a sampled story.")
     overwrite_output_dir: bool = option(False, help="Replace another run in --output_dir.")
-    accept_other_code: bool = option(
-        False, help="Resume although this project's code or a library has changed since the run was started."
-    )
+    accept_other_code: bool = option(False, help="Resume although the code or a library has changed.")
 
 
 @dataclass
@@ -99,9 +81,7 @@ class CommonTrainingArguments:
     per_device_train_batch_size: int = option(8, least=1, help="Blocks in a batch of each process.")
     per_device_eval_batch_size: int = option(8, least=1, help="Blocks in a batch of each process in evaluation.")
     gradient_accumulation_steps: int = option(1, least=1, help="Batches of each process in an update.")
-    learning_rate: float = option(
-        5e-5, least=0, help="Peak learning rate of AdamW; docs/choosing_sizes.md has values by model size."
-    )
+    learning_rate: float = option(5e-5, least=0, help="Peak learning rate; see docs/choosing_sizes.md.")
     lr_scheduler_type: str = option("linear", help="Schedule: linear, cosine, constant, constant_with_warmup, ...")
     warmup_steps: float = option(0, least=0, help="Updates of warm-up, or their share if below 1.")
     weight_decay: float = option(0.0, least=0, help="Weight decay of AdamW, on matrices only.")
@@ -115,8 +95,6 @@ class CommonTrainingArguments:
     report_to: str = option("tensorboard", help="tensorboard, wandb, trackio, none.")
     do_train: bool = option(False, help="Train; the default unless only --do_eval is given.")
     do_eval: bool = option(False, help="Evaluate after training; alone: evaluate the run in --output_dir.")
-    resume_from_checkpoint: str = option(
-        None, help="A checkpoint folder; False: never. Default: the last checkpoint of this run in --output_dir."
-    )
+    resume_from_checkpoint: str = option(None, help="A checkpoint; False: never. Default: the run's last one.")
     push_to_hub: bool = option(False, help="Push the model to the Hub; --hub_strategy (--help_all) sets when.")
     hub_model_id: str = option(None, help="Repository, as OWNER/NAME. Default: the name of --output_dir.")

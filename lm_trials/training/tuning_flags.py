@@ -1,4 +1,4 @@
-"""Flags of `sft_lora.py`, and the common flags of trl's `SFTConfig` for `--help`; no torch."""
+"""Flags of `lm-trials tune`, and the common flags of trl's `SFTConfig` for `--help`; no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ class PairArguments:
     )
     dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
     validation_split_percentage: float | None = option(
-        None, above=0, most=50, help="Percentage of rows held out where there is no validation split, by hash."
+        None, above=0, most=50, help="Percentage held out as the validation split where there is none, by hash."
     )
     data_cache_dir: str = option("data", help="Folder of prepared data sets.")
     prompt_layout: Literal["auto", "instruct", "chat", "text"] = option(
@@ -41,12 +41,10 @@ class AdapterArguments(Quantization):
         None,
         aliases=["--model_dir"],
         required="RUN_OR_MODEL",
-        why="train_gpt2.py trains from scratch",
+        why="lm-trials train trains from scratch",
         help="Base model: a run, a checkpoint, a model folder or a Hub name.",
     )
-    adapter_name_or_path: str | None = option(
-        None, help="Initial adapter, trained on the same base. Default: a new one."
-    )
+    adapter_name_or_path: str | None = option(None, help="Initial adapter, of the same base. Default: a new one.")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Number format of the base's weights.")
     full_finetune: bool = option(
         False,
@@ -58,10 +56,7 @@ class AdapterArguments(Quantization):
     lora_alpha: float = option(16.0, above=0, help="The adapter is scaled by alpha / r.")
     lora_dropout: float = option(0.0, least=0, below=1, help="Dropout on the adapter's input.")
     lora_target_modules: list[str] = option(
-        ["all-linear"],
-        filled=True,
-        distinct=True,
-        help="Layers with adapters, for example q_proj v_proj; or all-linear.",
+        ["all-linear"], filled=True, distinct=True, help="Layers with adapters, as q_proj v_proj; or all-linear."
     )
     # peft 0.21 and bitsandbytes 0.50: the second update finds no scales (`state.SCB` is None).
     use_dora: bool = option(
@@ -71,13 +66,9 @@ class AdapterArguments(Quantization):
         help="Weight-decomposed LoRA; not on an 8-bit base.",
     )
     use_rslora: bool = option(False, help="Scale the adapter by alpha / sqrt(r).")
-    merge_output: str | None = option(
-        None, help="Folder for the adapter merged into its base's unquantized weights; prints the change in loss."
-    )
+    merge_output: str | None = option(None, help="Folder for the adapter merged into its unquantized base.")
     overwrite_output_dir: bool = option(False, help="Replace another run in --output_dir.")
-    accept_other_code: bool = option(
-        False, help="Resume although this project's code or a library has changed since the run was started."
-    )
+    accept_other_code: bool = option(False, help="Resume although the code or a library has changed.")
 
     @property
     def target_modules(self) -> tuple[str, ...]:
