@@ -215,11 +215,7 @@ def check_adapter_state(model: PeftModel, folder: Path) -> None:
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Load the weights of a saved adapter into a model with an adapter of the same shape.
-
-    Raises:
-        UsageError: where they do not fit.
-    """
+    """Load the weights of a saved adapter into a model with one of the same shape, or raise a UsageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about keys that do not fit; check_adapter_state reports them

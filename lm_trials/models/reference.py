@@ -125,11 +125,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def load_config(reference: ModelReference) -> PretrainedConfig:
-    """Load a model's configuration, for an adapter its base's.
-
-    Raises:
-        UsageError: where it cannot be loaded.
-    """
+    """Load a model's configuration, for an adapter its base's, or raise a UsageError."""
     if reference.base is not None:
         return load_config(resolve_model(reference.base))
     try:
@@ -223,11 +219,7 @@ def _unloadable(reference: ModelReference, error: Exception) -> UsageError:
 
 
 def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer saved with the model (or with its adapter's base), or `tokenizer_name`.
-
-    Raises:
-        UsageError: where there is none.
-    """
+    """Load `tokenizer_name`, or the tokenizer of the model or its adapter's base; a UsageError where there is none."""
     if tokenizer_name:
         return load_tokenizer(tokenizer_name)
     try:

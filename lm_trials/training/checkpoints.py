@@ -40,7 +40,7 @@ def run_identity(described: Mapping[str, Any]) -> str:
 
 
 def unfinished_folder(run: Path, step: int) -> Path:
-    """Return the folder in which the checkpoint of an update is written before it is renamed."""
+    """Return where the checkpoint of an update is written before it is renamed."""
     return run / f".checkpoint-{step}{UNFINISHED}"
 
 

@@ -65,11 +65,7 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
 
 
 def finished_weights(model: PreTrainedModel | PeftModel, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:
-    """Return the model of a finished run; an adapter's weights are loaded into `model`.
-
-    Raises:
-        UsageError: where the folder's weights do not fit.
-    """
+    """Return the model of a finished run; an adapter's weights are loaded into `model` (UsageError: do not fit)."""
     if not isinstance(model, PeftModel):
         return load_model(resolve_model(str(folder)), getattr(torch, dtype))
     load_adapter_weights(model, folder)

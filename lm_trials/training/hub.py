@@ -10,6 +10,7 @@ selects the files, and each push is one commit.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from transformers.utils.hub import PushInProgress
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import checkpoints
 from lm_trials.stories.shards import first_line
-from lm_trials.training.public_copy import local_base, public_copy, remove_copies, remove_copy
+from lm_trials.training.public_copy import local_base, public_copy, remove_copies
 from lm_trials.training.run_arguments import RunArguments
 
 TIMEOUT = 10.0  # seconds; the Hub's client by itself waits forever
@@ -55,7 +56,7 @@ class Destination:
         try:
             return HfApi().upload_folder(folder_path=copy, commit_message=message, **where)
         finally:
-            remove_copy(copy)
+            shutil.rmtree(copy, ignore_errors=True)
 
     def try_upload(self, copy: Path, message: str) -> None:
         """Upload in a thread, whose exceptions would be lost."""
@@ -122,23 +123,20 @@ class HubPush(Trainer):
         self.push_in_progress = PushInProgress(jobs)
 
     def push_to_hub(  # type: ignore[override]  # Trainer's `blocking` and `token` have no use here
-        self, commit_message: str = "End of training", **card: Any
+        self, commit_message: str = "End of training", *, save: bool = True, **card: Any
     ) -> CommitInfo | None:
-        """Save and push, as Trainer does; `card` are arguments of `create_model_card`."""
+        """Push the run's folder, saved first, with a model card; `card` are arguments of `create_model_card`."""
         if self.hub_model_id is None:
             self.init_hf_repo()
-        self.save_model()
-        return self.push_folder(commit_message, **card)
-
-    def push_folder(self, message: str = "End of training", **card: Any) -> CommitInfo | None:
-        """Push the run's folder with a model card, after running pushes; see `push`."""
+        if save:
+            self.save_model()
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.args.do_train or not (Path(self.args.output_dir) / "README.md").exists():
             self.create_model_card(model_name=self.hub_model_id.split("/")[-1], **card)
-        return push_run(self.args, self.hub_model_id, message)
+        return push_run(self.args, self.hub_model_id, commit_message)
 
 
 def check_push(args: RunArguments) -> None:
@@ -152,10 +150,9 @@ def check_push(args: RunArguments) -> None:
 
 
 def open_repository(args: RunArguments) -> str | None:
-    """Create the repository and the branch of `--hub_revision` where missing.  Every process calls it.
+    """Create the repository and the branch of `--hub_revision` where missing, and return its full name.
 
-    Returns:
-        The repository's full name; None without `--push_to_hub`.
+    Every process calls it; None without `--push_to_hub`.
 
     Raises:
         UsageError: if the token may not write there.
@@ -164,20 +161,12 @@ def open_repository(args: RunArguments) -> str | None:
 
 
 def push(trainer: HubPush) -> CommitInfo | None:
-    """Push a run at its end from the main process, if `--push_to_hub`.
-
-    Raises:
-        SystemExit: with 1 if the upload fails; the local run is complete.
-    """
-    return trainer.push_folder() if trainer.args.push_to_hub else None
+    """Push a run at its end, if `--push_to_hub`, as `push_run` does."""
+    return trainer.push_to_hub(save=False) if trainer.args.push_to_hub else None
 
 
 def push_finished(args: RunArguments) -> None:
-    """Push a run that was finished before, if `--push_to_hub`.  Every process calls it.
-
-    Raises:
-        UsageError, SystemExit: as `open_repository` and `push`.
-    """
+    """Push a run that was finished before, if `--push_to_hub`, as `push_run` does.  Every process calls it."""
     repository = open_repository(args)
     if repository is not None and args.process_index == 0:
         push_run(args, repository)
@@ -245,7 +234,20 @@ def _check(args: RunArguments) -> None:
         raise UsageError(f"--push_to_hub True: the token ({_source(args)}) has invalid characters; copy it again")
     if any(token in word for word in sys.argv):
         note("note: other users can read --hub_token in the process list; use `hf auth login` or HF_TOKEN")
-    _check_owner(args, _owner(args, token))
+    owner = _owner(args, token)
+    access = (owner.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise UsageError(
+            f"--push_to_hub True: the token of {owner['name']} ({_source(args)}) may only read; create a write token "
+            f"at {constants.ENDPOINT}/settings/tokens, {LATER}"
+        )
+    namespace, slash, _ = (args.hub_model_id or "").partition("/")
+    owners = [owner["name"], *(organisation.get("name") for organisation in owner.get("orgs") or [])]
+    if slash and namespace not in owners:
+        raise UsageError(
+            f"--hub_model_id {args.hub_model_id}: {owner['name']}, the token's owner, may not write to {namespace}; "
+            f"valid owners: {', '.join(map(str, owners))}"
+        )
 
 
 def _check_name(shown: str, name: str) -> None:
@@ -280,22 +282,6 @@ def _owner(args: RunArguments, token: str | None) -> dict[str, Any]:
 
 def _source(args: RunArguments) -> str:
     return "--hub_token" if args.hub_token else "HF_TOKEN or `hf auth login`"
-
-
-def _check_owner(args: RunArguments, owner: dict[str, Any]) -> None:
-    access = (owner.get("auth") or {}).get("accessToken") or {}
-    if access.get("role") == "read":
-        raise UsageError(
-            f"--push_to_hub True: the token of {owner['name']} ({_source(args)}) may only read; create a write token "
-            f"at {constants.ENDPOINT}/settings/tokens, {LATER}"
-        )
-    namespace, slash, _ = (args.hub_model_id or "").partition("/")
-    owners = [owner["name"], *(organisation.get("name") for organisation in owner.get("orgs") or [])]
-    if slash and namespace not in owners:
-        raise UsageError(
-            f"--hub_model_id {args.hub_model_id}: {owner['name']}, the token's owner, may not write to {namespace}; "
-            f"valid owners: {', '.join(map(str, owners))}"
-        )
 
 
 def _open(args: RunArguments) -> str:

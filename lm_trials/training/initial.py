@@ -50,11 +50,7 @@ class InitialModel:
         return Path(self.reference.path).name if self.reference else self.config.model_type
 
     def load(self, seed: int, documents_apart: bool = False) -> PreTrainedModel:
-        """Build the model or load its weights.
-
-        Raises:
-            UsageError: for a model type that cannot be trained, see `check_trainable`.
-        """
+        """Build the model or load its weights, and call `check_trainable`."""
         model = load_model(self.reference) if self.reference else build_model(self.config, seed)
         # ZeRO-3 has sharded the weights by now, and FSDP's low-memory loading gives them to the first process only.
         if not is_deepspeed_zero3_enabled() and model.device.type != "meta":

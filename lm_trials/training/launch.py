@@ -62,11 +62,7 @@ def check_launch(environ: Mapping[str, str], world_size: int, distributed_type: 
 
 
 def check_processes(state: PartialState | AcceleratorState) -> None:
-    """Call `check_launch` for this process, with `trainer.accelerator.state` or `args.distributed_state`.
-
-    Raises:
-        UsageError: as `check_launch`.
-    """
+    """Call `check_launch` for this process, with `trainer.accelerator.state` or `args.distributed_state`."""
     distributed_type = state.distributed_type.value
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     # Until an Accelerator exists, accelerate's PartialState reports FSDP by its devices: MULTI_GPU, MULTI_XPU.

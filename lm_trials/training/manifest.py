@@ -53,9 +53,7 @@ LOGISTICS = frozenset(
         *("dataset_num_proc", *RECOMPUTATION),
     }
 )
-CHOICE_OF_THE_BEST = frozenset(
-    {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples"}
-)
+CHOICE_OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples")
 SECRET = frozenset({"hub_token"})
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "peft", "trl", "bitsandbytes")
 
@@ -104,9 +102,7 @@ def describe_run(
         code_revision=code_revision(),
     )
     described["logistics"]["world_size"] = arguments.world_size
-    described["versions"] = versions()
-    described["environment"] = environment(arguments)
-    return described
+    return {**described, "versions": versions(), "environment": environment(arguments)}
 
 
 def _resolved(*dataclass_objects: Any) -> dict[str, Any]:
@@ -203,7 +199,7 @@ def continued(described: dict[str, Any], folder: Path) -> dict[str, Any]:
     went_on = list(before.get("went_on", []))
     if [_code(before), *went_on][-1] != _code(described):
         went_on.append(_code(described))
-    described = {**described, **{part: before[part] for part in ("outcome", "versions")}}
+    described = {**described, "outcome": before["outcome"], "versions": before["versions"]}
     return {**described, "went_on": went_on} if went_on else described
 
 

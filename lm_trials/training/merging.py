@@ -20,14 +20,11 @@ from lm_trials.training.tuning_trainer import FineTuner
 
 
 def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) -> None:
-    """Check `--merge_output`, before anything is trained.
-
-    Args:
-        identity: `checkpoints.run_identity` of the run.
+    """Check `--merge_output` before anything is trained, for a run of this `checkpoints.run_identity`.
 
     Raises:
-        UsageError: for a folder that overlaps the run or its base, that has other files than this run's merged model,
-            or that cannot be written.
+        UsageError: for a folder that overlaps the run or its base, has other files than this run's merged model, or
+            cannot be written.
     """
     if not adapter_args.merge_output:
         return

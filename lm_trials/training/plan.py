@@ -115,11 +115,7 @@ def settle_length(arguments: RunArguments, blocks_per_pass: int | None) -> int:
 
 
 def check_best(arguments: RunArguments, data_args: DataArguments) -> None:
-    """Refuse dense evaluations with `--load_best_model_at_end`: most of their models are not saved.
-
-    Raises:
-        UsageError: for both together.
-    """
+    """Refuse dense evaluations with `--load_best_model_at_end` (UsageError): most of their models are not saved."""
     if arguments.load_best_model_at_end and data_args.dense_eval_steps:
         raise UsageError(
             f"--load_best_model_at_end True and --dense_eval_steps {data_args.dense_eval_steps}: most of the evaluated "

@@ -42,7 +42,7 @@ BASE = "base_model_name_or_path"
 
 
 def public_copy(run: Path, model: Path, to_resume: Mapping[str, Path]) -> Path:
-    """Write the public copy of a run into a new folder in it, and return that; `remove_copy` removes it.
+    """Write the public copy of a run into a new folder in it, and return that folder.
 
     Unchanged files become hard links, which take no space and survive later changes of the run.
 
@@ -57,52 +57,41 @@ def public_copy(run: Path, model: Path, to_resume: Mapping[str, Path]) -> Path:
     copy = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=run))
     try:
         if model != run:
-            _copy_files(run, copy, lambda name: _listed(name, ("run.json",)))
-        _copy_files(model, copy, lambda name: _listed(name, PUBLIC if model == run else (*MODEL, "trainer_state.json")))
+            _copy_files(run, copy, ("run.json",))
+        _copy_files(model, copy, PUBLIC if model == run else (*MODEL, "trainer_state.json"))
         for name, checkpoint in to_resume.items():
-            _copy_files(checkpoint, copy / name, lambda name: name != PICKLED_ARGUMENTS)
+            _copy_files(checkpoint, copy / name, ("*",))
             _seal_again(copy / name)
     except BaseException:
-        remove_copy(copy)
+        shutil.rmtree(copy, ignore_errors=True)
         raise
     return copy
-
-
-def remove_copy(copy: Path) -> None:
-    """Remove a public copy."""
-    shutil.rmtree(copy, ignore_errors=True)
 
 
 def remove_copies(run: Path) -> None:
     """Remove the public copies of killed processes."""
     for copy in run.glob(f"{PREFIX}*{SUFFIX}"):
-        remove_copy(copy)
+        shutil.rmtree(copy, ignore_errors=True)
 
 
-def _listed(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _copy_files(source: Path, target: Path, is_public: Callable[[str], bool]) -> None:
-    """Copy or link the public files of a folder, without its subfolders (evaluations, events)."""
+def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    """Copy or link the matching files of a folder, without its subfolders (evaluations, events)."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
-        if not path.is_file() or path.name.startswith(".") or not is_public(path.name):
+        public = path.is_file() and not path.name.startswith(".") and path.name != PICKLED_ARGUMENTS
+        if not public or not any(fnmatch(path.name, pattern) for pattern in patterns):
             continue
+        copy = target / path.name
         if path.name == "README.md":
-            (target / path.name).write_text(public_card(path.read_text(encoding="utf-8")), encoding="utf-8")
+            copy.write_text(public_card(path.read_text(encoding="utf-8")), encoding="utf-8")
         elif path.name in REWRITTEN:
             values = REWRITTEN[path.name](json.loads(path.read_text(encoding="utf-8")))
-            (target / path.name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            copy.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         else:
-            _link(path, target / path.name)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
+            try:
+                os.link(path, copy)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, copy)
 
 
 def _seal_again(folder: Path) -> None:

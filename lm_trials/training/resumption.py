@@ -82,11 +82,7 @@ class ExactResume(HubPush):
         return metrics if fresh else self.evaluate()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save as Trainer does, atomically.
-
-        Raises:
-            UsageError: where it cannot be written; earlier checkpoints are unchanged.
-        """
+        """Save as Trainer does, atomically; a UsageError for a full disk leaves earlier checkpoints unchanged."""
         step, run = self.state.global_step, Path(self.args.output_dir)
         place, final = unfinished_folder(run, step), run / f"checkpoint-{step}"
         self.store_flos()

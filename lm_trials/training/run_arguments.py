@@ -68,17 +68,22 @@ class RunArguments(TrainingArguments):
             )
         if self.ignore_data_skip:
             raise UsageError("--ignore_data_skip True would repeat data after a resume; remove it")
+        if self.auto_find_batch_size:
+            raise UsageError(
+                "--auto_find_batch_size True changes batch and experiment when memory runs out; remove it, "
+                "lower --per_device_train_batch_size and raise --gradient_accumulation_steps, which keeps the examples"
+            )
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise UsageError(
+                "--dataloader_persistent_workers True: there are no workers; give --dataloader_num_workers 1 or more"
+            )
         self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        self.has_output_dir = self.output_dir is not None  # else the default follows from the run's name: plan.name_run
-        if not self.has_output_dir:
-            self.output_dir = "runs"
-        if not self.do_train and not self.do_eval:
-            self.do_train = True
-        if self.data_seed is None:
-            self.data_seed = self.seed
+        self.has_output_dir = self.output_dir is not None  # else plan.name_run derives it from the run's name
+        self.output_dir = self.output_dir if self.has_output_dir else "runs"
+        self.do_train = self.do_train or not self.do_eval
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
         check_flags(self, declared=self.declared)
         check_json(self, self._VALID_DICT_FIELDS)
-        check_batches(self)
         check_machine(self)
         check_metric(self)
         super().__post_init__()
@@ -89,7 +94,7 @@ class RunArguments(TrainingArguments):
             if name not in INTEGRATION_TO_CALLBACK:
                 raise UsageError(f"--report_to {name}: {did_you_mean(name, [*INTEGRATION_TO_CALLBACK, 'all', 'none'])}")
             if name in OPTIONAL_REPORTERS and find_spec(name) is None:
-                raise UsageError(f"--report_to {name}: {name} is not installed; pip install {name}, or remove it")
+                raise UsageError(f"--report_to {name}: not installed; pip install {name}, or remove it")
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
         """Return the names for `--metric_for_best_model`, and whether a data set's name may precede them."""
@@ -116,21 +121,6 @@ def check_json(arguments: RunArguments, names: Sequence[str]) -> None:
                 f"--{name} {value:.60} is not valid JSON ({str(error).splitlines()[0]}); "
                 f"give '{{\"name\": value}}'{or_file}"
             ) from None
-
-
-def check_batches(arguments: RunArguments) -> None:
-    """Refuse a batch size that changes during the run, and persistent workers without workers."""
-    if arguments.auto_find_batch_size:
-        raise UsageError(
-            "--auto_find_batch_size True halves the batch when memory runs out, which changes the experiment; lower "
-            "--per_device_train_batch_size and raise --gradient_accumulation_steps, which keeps the examples of an "
-            "update"
-        )
-    if arguments.dataloader_persistent_workers and not arguments.dataloader_num_workers:
-        raise UsageError(
-            "--dataloader_persistent_workers True: there are no workers; give --dataloader_num_workers 1 or more, or "
-            "remove it"
-        )
 
 
 def check_machine(arguments: RunArguments) -> None:

@@ -99,18 +99,14 @@ def _checked_identity(folder: Path, described: Mapping[str, Any], accept_other_c
 
 
 def prepare_output_dir(arguments: RunArguments, start: Start) -> None:
-    """Create the folder; remove partly written files of a resumed run, or everything for a new one.
-
-    Raises:
-        UsageError: where it cannot be created.
-    """
+    """Create the folder; remove partly written files of a resumed run, or everything for a new one."""
     folder = Path(arguments.output_dir)
     try:
         if start.checkpoint and folder.is_dir():
             remove_remains(folder)
-            return
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        else:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"--output_dir {folder} cannot be created ({error.strerror}); give another folder") from None

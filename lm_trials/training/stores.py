@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +59,15 @@ class RunStores:
     @property
     def num_documents(self) -> int | None:
         """Documents of the training splits; None for a stream."""
-        stores = self._stores()
-        return None if stores is None else sum(map(len, stores))
+        return self._sum(len)
 
     @property
     def num_tokens(self) -> int | None:
         """Tokens of the training splits; None for a stream."""
-        stores = self._stores()
-        return None if stores is None else sum(store.num_tokens for store in stores)
+        return self._sum(attrgetter("num_tokens"))
 
-    def _stores(self) -> list[Any] | None:
-        return None if self.streamed else [part.train for part in self.parts]
+    def _sum(self, size: Callable[[Any], int]) -> int | None:
+        return None if self.streamed else sum(size(part.train) for part in self.parts)
 
     def blocks(self, data_args: DataArguments, num_blocks: int, data_seed: int) -> RunBlocks:
         """Return the blocks of a whole run, in its order.
@@ -76,15 +76,9 @@ class RunStores:
             UsageError: if a pass does not fill one block.
         """
         kind: Any = StreamBlocks if self.streamed else TrainingBlocks
-        return kind(
-            [part.train for part in self.parts],
-            data_args.block_size,
-            num_blocks,
-            data_seed,
-            data_args.shuffle_buffer_size,
-            data_args.attention_across_documents,
-            self.mix,
-        )
+        stores = [part.train for part in self.parts]
+        how = data_args.shuffle_buffer_size, data_args.attention_across_documents, self.mix
+        return kind(stores, data_args.block_size, num_blocks, data_seed, *how)
 
 
 def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, num_workers: int = 0) -> RunStores:
@@ -102,33 +96,26 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         data_args.shuffle_buffer_size = data_args.shuffle_buffer_size or STREAM_BUFFER
         if num_workers:  # workers are forked, and tokenizers warns about threads used before
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    how = Tokenising(
-        data_args.append_eos, data_args.document_separator, data_args.streaming, data_args.max_eval_samples
-    )
+    marks = data_args.append_eos, data_args.document_separator
+    how = Tokenising(*marks, data_args.streaming, data_args.max_eval_samples)
     parts = tuple(member.documents(tokenizer, how) for member in dataset.members)
     if len({part.name for part in parts}) < len(parts):  # files of one name in several folders
         members = zip(parts, dataset.members, strict=True)
         parts = tuple(replace(part, name=member.full_label) for part, member in members)
     mix = Mix(dataset.weights, data_args.data_mix_unit, data_args.stop_when) if len(parts) > 1 else None
-    named: dict[str, Any] = {}
-    if mix:
-        named = {part.name: part.validation for part in parts}
+    named: dict[str, Any] = {part.name: part.validation for part in parts} if mix else {}
     if named_sets:
         named |= {"train": parts[0].train, "test": parts[0].test()}
         named |= {name: other.documents(tokenizer, how).validation for name, other in named_sets.items()}
+    validation: Store = parts[0].validation
     described = dict(parts[0].described)
     if mix:  # all parts are tokenized in the same way
         shared = {key: described[key] for key in TOKENS_FROM}
         own = {p.name: {k: v for k, v in p.described.items() if k not in TOKENS_FROM} for p in parts}
         described = {**shared, "parts": own}
-    return RunStores(
-        parts,
-        mix,
-        _in_proportion([part.validation for part in parts], mix) if mix else parts[0].validation,
-        named,
-        described,
-        tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts),
-    )
+        validation = _in_proportion([part.validation for part in parts], mix)
+    sets = tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts)
+    return RunStores(parts, mix, validation, named, described, sets)
 
 
 def _named_sets(data_args: DataArguments, dataset: DataSet) -> dict[str, DataSet]:

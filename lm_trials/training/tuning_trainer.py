@@ -144,11 +144,7 @@ class FineTuner(ExactResume, SFTTrainer):
 
 
 def tuner(**kwargs: Any) -> FineTuner:
-    """Return `FineTuner(**kwargs)`, with errors of transformers and trl about flags in one line.
-
-    Raises:
-        UsageError: for flags that they refuse; a new, empty output folder is removed.
-    """
+    """Return `FineTuner(**kwargs)`; flags that transformers or trl refuse raise a UsageError and leave no folder."""
     folder = Path(kwargs["args"].output_dir)
     was_there = folder.exists()
     try:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import time
 import types
@@ -26,7 +27,7 @@ import train_gpt2
 from lm_trials.files import damaged, file_sums
 from lm_trials.training import hub as hub_module
 from lm_trials.training import manifest
-from lm_trials.training.public_copy import public_card, public_copy, remove_copy
+from lm_trials.training.public_copy import public_card, public_copy
 from lm_trials.training.resumption import ExactResume
 
 pytestmark = pytest.mark.end_to_end
@@ -441,7 +442,7 @@ def test_a_public_copy_holds_what_is_listed_and_leaves_the_run_as_it_is(run_fold
     (run_folder / "model.safetensors").unlink()
     assert (copy / "model.safetensors").read_text() == "weights"
     (run_folder / "model.safetensors").write_text("weights")
-    remove_copy(copy)
+    shutil.rmtree(copy)
     assert file_sums(run_folder) == before
 
 
