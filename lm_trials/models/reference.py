@@ -248,6 +248,14 @@ def default_window(model: PreTrainedModel | PretrainedConfig) -> int:
     return min(positions_of(model) or LONGEST_WINDOW, LONGEST_WINDOW)
 
 
+def chosen_window(asked: int | None, config: PretrainedConfig, flag: str) -> int:
+    """Return the length that a flag asks for, by default `default_window`; a UsageError beyond the positions."""
+    positions = positions_of(config)
+    if asked is not None and positions is not None and asked > positions:
+        raise UsageError(f"{flag} {asked} is longer than the model's {positions} positions; give at most those")
+    return default_window(config) if asked is None else asked
+
+
 def separator_of(run: Mapping[str, Any] | None) -> Separator:
     """Return the token before each document in a run's training; BOS where there is no `run.json`.
 

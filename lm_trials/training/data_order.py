@@ -43,7 +43,7 @@ class ReadDocument:
         block: position of the block in the update, from 0.
         corpus: name of the corpus, or of a mixture's part.
         document: row in that corpus.
-        first, last: range of the tokens in the document, from 0, inclusive; token 0 is BOS.
+        first: position of the first of these tokens in the document; token 0 is BOS.
         ids: these tokens.
     """
 
@@ -53,7 +53,6 @@ class ReadDocument:
     document: int
     record_id: str
     first: int
-    last: int
     ids: tuple[int, ...]
 
 
@@ -124,19 +123,11 @@ class RunOrder(DataOrder):
 
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
         pass_index, pieces = self.blocks.pieces(index)
-        return [
-            ReadDocument(
-                pass_index,
-                place,
-                self.names[piece.part],
-                piece.document,
-                piece.record_id,
-                piece.skipped,
-                piece.skipped + len(piece.ids_T) - 1,
-                tuple(piece.ids_T.tolist()),
-            )
-            for piece in pieces
-        ]
+        parts = []
+        for piece in pieces:
+            name, ids = self.names[piece.part], tuple(piece.ids_T.tolist())
+            parts.append(ReadDocument(pass_index, place, name, piece.document, piece.record_id, piece.skipped, ids))
+        return parts
 
 
 class TuningOrder(DataOrder):
@@ -171,10 +162,8 @@ class TuningOrder(DataOrder):
         pass_index, row = divmod(index, len(self.rows))
         parts = []
         for number in self.rows[int(self._order(pass_index)[row])]:
-            ids, name = self.store.input_ids(number), self.store.record_id(number)
-            parts.append(
-                ReadDocument(pass_index, place, self.names[0], number, name, 0, len(ids) - 1, tuple(ids.tolist()))
-            )
+            ids, record_id = tuple(self.store.input_ids(number).tolist()), self.store.record_id(number)
+            parts.append(ReadDocument(pass_index, place, self.names[0], number, record_id, 0, ids))
         return parts
 
     def _order(self, pass_index: int) -> np.ndarray:
@@ -244,7 +233,7 @@ def main(argv: list[str] | None = None) -> list[ReadDocument]:
             f"{p.block}  {p.record_id}",
             p.corpus,
             f"{p.document:,}",
-            f"{p.first:,} to {p.last:,}",
+            f"{p.first:,} to {p.first + len(p.ids) - 1:,}",
             order.text_of(p) if args.text else "",
         ]
         for p in parts

@@ -13,15 +13,7 @@ from transformers import PreTrainedModel
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
 from lm_trials.files import read_object, weights_digest
-from lm_trials.models.adapters import (
-    LoraSpec,
-    add_lora,
-    describe_layers,
-    load_adapter_weights,
-    quantization,
-    total_parameters,
-    trainable_parameters,
-)
+from lm_trials.models.adapters import LoraSpec, add_lora, describe_layers, load_adapter_weights, quantization
 from lm_trials.models.reference import (
     ADAPTER_FILE,
     ModelReference,
@@ -140,7 +132,7 @@ def announce_tuning(
     max_eval_samples: int | None = None,
 ) -> None:
     """Show the model, data and length of a fine-tuning before it starts."""
-    trainable, total = trainable_parameters(model), total_parameters(model)
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     kind = "8-bit" if adapter_args.load_in_8bit else "4-bit (nf4)" if adapter_args.load_in_4bit else adapter_args.dtype
     adapter = "none: all weights are trained"
     if isinstance(model, PeftModel):

@@ -56,50 +56,37 @@ def warnings_for_run(
         learning_rate: the peak.
         total_tokens: of the whole run, repeats included.
         dataset_tokens: in one pass over the training set; None for a stream.
-        warmup_updates: updates of warm-up.
-        device_type: torch's `"cpu"` or `"cuda"`.
         mixed_precision: accelerate's `"no"`, `"bf16"` or `"fp16"`.
 
     >>> usual = dict(num_parameters=8_335_008, tokens_per_update=131_072, total_tokens=10**9)
-    >>> warnings_for_run(learning_rate=5e-4, **usual)
-    []
     >>> for line in warnings_for_run(learning_rate=5e-5, **usual):
     ...     print(line)
-    --learning_rate 5e-05 is low for 8,335,008 parameters (usual: 0.0003 to 0.002; docs/choosing_sizes.md)
+    --learning_rate 5e-05 is low for 8,335,008 parameters (usual: 0.0003 to 0.002; docs/choosing_sizes.md); raise it
     """
-    lines = []
     low, high = learning_rate_band(num_parameters)
+    few, many = TOKENS_PER_UPDATE / TOKENS_PER_UPDATE_SLACK, TOKENS_PER_UPDATE * TOKENS_PER_UPDATE_SLACK
+    updates, passes = total_tokens / tokens_per_update, total_tokens / (dataset_tokens or total_tokens)
+    lines: list[str] = []
+
+    def add(setting: str, usual: str, remedy: str) -> None:
+        lines.append(f"{setting} (usual: {usual}; {GUIDE}); {remedy}")
+
     if not low / LEARNING_RATE_SLACK <= learning_rate <= high * LEARNING_RATE_SLACK:
-        lines.append(
-            f"--learning_rate {learning_rate:g} is {'low' if learning_rate < low else 'high'} for {num_parameters:,} "
-            f"parameters (usual: {low:g} to {high:g}; {GUIDE})"
-        )
-    low, high = TOKENS_PER_UPDATE / TOKENS_PER_UPDATE_SLACK, TOKENS_PER_UPDATE * TOKENS_PER_UPDATE_SLACK
-    if num_parameters >= SMALL_PARAMETERS and not low <= tokens_per_update <= high:
-        remedy = "raise" if tokens_per_update < low else "lower"
-        lines.append(
-            f"{tokens_per_update:,} tokens per update is far from the usual {TOKENS_PER_UPDATE:,}; {remedy} "
-            f"--gradient_accumulation_steps or the batch ({GUIDE})"
-        )
+        word, remedy = ("low", "raise it") if learning_rate < low else ("high", "lower it")
+        setting = f"--learning_rate {learning_rate:g} is {word} for {num_parameters:,} parameters"
+        add(setting, f"{low:g} to {high:g}", remedy)
+    if num_parameters >= SMALL_PARAMETERS and not few <= tokens_per_update <= many:
+        remedy = f"{'raise' if tokens_per_update < few else 'lower'} --gradient_accumulation_steps or the batch"
+        add(f"{tokens_per_update:,} tokens per update", f"{TOKENS_PER_UPDATE:,}", remedy)
     if total_tokens < MIN_TOKENS_PER_PARAMETER * num_parameters:
-        lines.append(
-            f"{total_tokens:,} tokens for {num_parameters:,} parameters is less than one each (usual: 20); "
-            f"train longer or use a smaller model ({GUIDE})"
-        )
-    if dataset_tokens and total_tokens > MAX_EPOCHS * dataset_tokens:
-        lines.append(
-            f"{total_tokens / dataset_tokens:.0f} passes over {dataset_tokens:,} training tokens (repeats stop helping "
-            f"after 4 to 16); watch the validation loss ({GUIDE})"
-        )
-    updates = total_tokens / tokens_per_update
+        setting = f"{total_tokens:,} tokens for {num_parameters:,} parameters"
+        add(setting, "20 for each parameter", "train longer or use a smaller model")
+    if passes > MAX_EPOCHS:
+        setting = f"{passes:.0f} passes over {dataset_tokens or 0:,} training tokens"
+        add(setting, "at most 4 to 16", "watch the validation loss")
     if warmup_updates > MAX_WARMUP_SHARE * updates:
-        lines.append(
-            f"warm-up takes {warmup_updates:,} of {updates:,.0f} updates (usual: 1 to 5 %), so few updates have the "
-            f"peak learning rate; lower --warmup_steps ({GUIDE})"
-        )
+        add(f"{warmup_updates:,} of {updates:,.0f} updates are warm-up", "1 to 5 %", "lower --warmup_steps")
     if device_type == "cpu" and mixed_precision != "no":
-        lines.append(
-            f"{mixed_precision} on a CPU without bf16 units is about ten times slower than float32; "
-            f"remove --{mixed_precision} ({GUIDE})"
-        )
+        setting = f"{mixed_precision} on a CPU without bf16 units is about ten times slower"
+        add(setting, "float32", f"remove --{mixed_precision}")
     return lines

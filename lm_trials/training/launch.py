@@ -25,17 +25,13 @@ SHARDING = (("ACCELERATE_USE_FSDP", "FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED"
 
 
 def check_launch(environ: Mapping[str, str], world_size: int, distributed_type: str) -> None:
-    """Refuse a launch that differs from the requested one.
+    """Refuse a launch with fewer processes than requested, or with FSDP or DeepSpeed requested and not in use.
 
     Args:
         environ: the environment variables that the launcher set.
         world_size: processes that train together (accelerate's `state.num_processes`).
         distributed_type: accelerate's `"NO"`, `"MULTI_CPU"`, `"MULTI_GPU"`, `"FSDP"`, ...
 
-    Raises:
-        UsageError: for fewer processes than requested, or FSDP or DeepSpeed requested and not in use.
-
-    >>> check_launch({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, 2, "MULTI_CPU")
     >>> check_launch({"WORLD_SIZE": "2"}, 1, "NO")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     lm_trials.console.UsageError: launch: 2 processes were started (WORLD_SIZE) and each trains in a world of 1; ...

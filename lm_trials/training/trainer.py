@@ -40,10 +40,8 @@ class StoryTrainer(ExactResume):
     Args:
         eval_block_size: maximum window of an evaluation, in tokens.
         max_eval_samples: validation stories to evaluate, in the store's order; None for all.
-        num_sampled_stories: stories generated after each evaluation, for TensorBoard.
-        sample_tokens: maximum tokens of such a story.
+        num_sampled_stories: stories generated after each evaluation, of at most `sample_tokens`, for TensorBoard.
         named_eval_datasets: further stores to evaluate, as `eval_<name>_loss` and so on.
-        generations: stories generated for prompts.
         part_names: names of a mixture's parts, whose shares of the tokens are logged.
         separator: token before each story, also before a generated one.
         kwargs: `Trainer`'s; `eval_dataset` is a `TokenStore` or `SetStore`.

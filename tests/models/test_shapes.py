@@ -156,13 +156,7 @@ def test_a_shape_can_come_from_a_file(tmp_path):
         ("llama", None, "hidden_act=nonsense", {"dropout": 1.0}, r"--dropout 1.0 is not a probability"),
         ("gpt2", "base8M", None, {}, "base8M is a llama, not --model_type gpt2"),
         ("gpt3", None, None, {}, r"--model_type gpt3 is unknown; did you mean gpt2\?"),
-        (
-            None,
-            "base8m",
-            None,
-            {},
-            r"neither a preset nor a config.json; did you mean base8M\?",
-        ),
+        (None, "base8m", None, {}, r"neither a preset nor a config.json; did you mean base8M\?"),
     ],
 )
 def test_a_mistake_gets_one_line_with_what_would_be_right(model_type, name, overrides, changes, message):
