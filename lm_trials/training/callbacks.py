@@ -41,7 +41,7 @@ def dense_steps(num_steps: int, eval_steps: int, spacing: Spacing = "linear") ->
 
 
 class DenseEvaluation(TrainerCallback):
-    """Evaluates during the first `num_dense` updates ten times as often as `--eval_steps` (below 1: a share) says."""
+    """Evaluates ten times as often as `--eval_steps` (below 1: a share of all updates) in the first updates."""
 
     def __init__(self, num_dense: int, spacing: Spacing, eval_steps: float | None, num_steps: int) -> None:
         every = eval_steps or num_steps

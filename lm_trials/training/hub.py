@@ -100,7 +100,7 @@ class HubPush(Trainer):
             self._uploads = HfApi()  # runs its background jobs one after the other
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint's model in the background, with its optimizer if `--hub_strategy` says so.
+        """Push a checkpoint's model in the background, with its optimizer if `--hub_strategy` asks for it.
 
         Skipped while another push is running, unless `--hub_always_push` is given.
         """
