@@ -92,7 +92,7 @@ class DataOrder(ABC):
 
 
 class RunOrder(DataOrder):
-    """The order of the documents of a run of `train_gpt2.py`.
+    """The order of the documents of a run of `lm-trials train`.
 
     Raises:
         UsageError: for a folder without a run, or changed data.
@@ -131,7 +131,7 @@ class RunOrder(DataOrder):
 
 
 class TuningOrder(DataOrder):
-    """The order of the examples of a run of `sft_lora.py`.
+    """The order of the examples of a run of `lm-trials tune`.
 
     Raises:
         UsageError: for missing or changed examples.
@@ -194,7 +194,7 @@ def with_tokenizer(folder: Path) -> Path:
 
 
 def open_order(folder: Path, data_cache_dir: str | None = None) -> DataOrder:
-    """Return the data order of a run of train_gpt2.py or of sft_lora.py.
+    """Return the data order of a pretraining or fine-tuning run.
 
     Raises:
         UsageError: for a folder without a run, or missing or changed data.

@@ -9,11 +9,8 @@ from __future__ import annotations
 GUIDE = "docs/choosing_sizes.md"
 
 # (upper limit of parameters, lowest and highest usual peak learning rate for AdamW).
-LEARNING_RATES: tuple[tuple[float, float, float], ...] = (
-    (3e6, 5e-4, 3e-3),
-    (30e6, 3e-4, 2e-3),
-    (150e6, 2e-4, 1e-3),
-    (500e6, 1e-4, 6e-4),
+LEARNING_RATES = (
+    *((3e6, 5e-4, 3e-3), (30e6, 3e-4, 2e-3), (150e6, 2e-4, 1e-3), (500e6, 1e-4, 6e-4)),
     (float("inf"), 5e-5, 3e-4),
 )
 LEARNING_RATE_SLACK = 4
@@ -23,8 +20,8 @@ TOKENS_PER_UPDATE_SLACK = 10
 # Smaller models are meant to train on a CPU in minutes, where many small updates learn more than a dozen large ones.
 SMALL_PARAMETERS = 3_000_000
 
-MIN_TOKENS_PER_PARAMETER = 1
-MAX_EPOCHS = 16
+MIN_TOKENS_PER_PARAMETER = 1  # usual: 20 (Chinchilla, fitted on far larger models)
+MAX_EPOCHS = 16  # beyond, repeats gain little (Muennighoff et al. 2023)
 MAX_WARMUP_SHARE = 0.5
 
 

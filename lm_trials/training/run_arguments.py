@@ -64,7 +64,7 @@ class RunArguments(TrainingArguments):
         if self.train_sampling_strategy != "sequential":
             raise UsageError(
                 f"--train_sampling_strategy {self.train_sampling_strategy} would shuffle the shuffled data again; "
-                "remove it and use --data_seed (in train_gpt2.py --shuffle_buffer_size too)"
+                "remove it and use --data_seed (in lm-trials train --shuffle_buffer_size too)"
             )
         if self.ignore_data_skip:
             raise UsageError("--ignore_data_skip True would repeat data after a resume; remove it")

@@ -97,13 +97,9 @@ class StoryTrainer(ExactResume):
         started = time.perf_counter()
         summary = LossSummary()
         # Without the DDP wrapper, because an evaluation does not synchronize gradients.
-        for story in story_losses(
-            self.accelerator.unwrap_model(self.model),
-            store_documents(store, self.max_eval_samples),
-            self.eval_block_size,
-            batch_size=self.args.per_device_eval_batch_size,
-            processes=self.processes(),
-        ):
+        model, documents = self.accelerator.unwrap_model(self.model), store_documents(store, self.max_eval_samples)
+        batch, processes = self.args.per_device_eval_batch_size, self.processes()
+        for story in story_losses(model, documents, self.eval_block_size, batch_size=batch, processes=processes):
             summary.add(story)
         metrics = summary.metrics(prefix)
         seconds = time.perf_counter() - started
@@ -146,17 +142,12 @@ class StoryTrainer(ExactResume):
         """Generate and log stories, with the same random draws at every step."""
         if not self.num_sampled_stories or not self.may_write():
             return
-        opening = opening_of(self.processing_class, self.separator)
-        stories = write_stories(
-            self.accelerator.unwrap_model(self.model),
-            self.processing_class,
-            [opening] * self.num_sampled_stories,
-            max_new_tokens=self.sample_tokens,
-            temperature=0.8,
-        )
-        texts = self.processing_class.batch_decode(stories, skip_special_tokens=True)
-        stories_by_name: dict[str, Any] = {f"eval_story_{number}": text for number, text in enumerate(texts)}
-        self.log(stories_by_name)
+        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+        openings = [opening_of(tokenizer, self.separator)] * self.num_sampled_stories
+        stories = write_stories(model, tokenizer, openings, max_new_tokens=self.sample_tokens, temperature=0.8)
+        texts = enumerate(tokenizer.batch_decode(stories, skip_special_tokens=True))
+        logs: dict[str, Any] = {f"eval_story_{number}": text for number, text in texts}
+        self.log(logs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen and tokens per second to training logs, and MFU where the device's peak is known."""

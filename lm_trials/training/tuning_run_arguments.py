@@ -28,7 +28,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "remove_unused_columns": (False, "remove it"),
     "label_names": (None, "labels follow from the completions"),
     "length_column_name": ("length", "rows are not grouped by length"),
-    "do_predict": (False, "eval_checkpoint.py evaluates on other data"),
+    "do_predict": (False, "use lm-trials evaluate"),
     "eval_on_start": (False, "--eval_steps sets the first evaluation"),
     "trust_remote_code": (False, "remote code is never run"),
 }

@@ -38,12 +38,7 @@ class FineTuner(ExactResume, SFTTrainer):
     processing_class: PreTrainedTokenizerBase
 
     def __init__(
-        self,
-        *args: Any,
-        eval_store: ExampleStore | None = None,
-        completion_only: bool = True,
-        max_eval_samples: int | None = None,
-        **kwargs: Any,
+        self, *, eval_store: ExampleStore | None, completion_only: bool, max_eval_samples: int | None, **kwargs: Any
     ) -> None:
         arguments = kwargs["args"]
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
@@ -54,7 +49,7 @@ class FineTuner(ExactResume, SFTTrainer):
         if eval_store:
             kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer requires one
         with without_noise():
-            super().__init__(*args, **kwargs)
+            super().__init__(**kwargs)
         restore_trained(self.model, adapter)
         self.eval_store = eval_store
         self.completion_only = completion_only
@@ -68,23 +63,19 @@ class FineTuner(ExactResume, SFTTrainer):
     def evaluation_sums(self, model: Any = None) -> Any:
         """Return `example_sums` of the validation examples, by this model or another; every process calls it."""
         assert self.eval_store is not None
-        return example_sums(
-            self.accelerator.unwrap_model(self.model) if model is None else model,
-            self.eval_store,
-            self.max_eval_samples,
-            self.args.per_device_eval_batch_size,
-            self.processes(),
-        )
+        model = self.accelerator.unwrap_model(self.model) if model is None else model
+        sizes = self.max_eval_samples, self.args.per_device_eval_batch_size
+        return example_sums(model, self.eval_store, *sizes, self.processes())
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on the validation examples: loss of completions and of all tokens, with intervals over examples."""
         if eval_dataset is not None:
-            raise ValueError("a fine-tuning evaluates its own validation examples; use eval_checkpoint.py for others")
+            raise ValueError("a fine-tuning evaluates its own validation examples; use lm-trials evaluate for others")
         started = time.perf_counter()
-        self.sums_NK = sums_NK = self.evaluation_sums()
-        metrics = loss_metrics(sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
+        self.sums_NK = self.evaluation_sums()
+        metrics = loss_metrics(self.sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
         if not self.is_logged(f"{metric_key_prefix}_loss"):  # a resumed run's log may have it from its checkpoint
             was_training = self.model.training

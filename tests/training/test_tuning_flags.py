@@ -63,7 +63,7 @@ BOTH = {
     "best": (("--metric_for_best_model", "bleu"), "--metric_for_best_model bleu: valid: accuracy"),
     "sampling": (
         ("--train_sampling_strategy", "random"),
-        "use --data_seed (in train_gpt2.py --shuffle_buffer_size too)",
+        "use --data_seed (in lm-trials train --shuffle_buffer_size too)",
     ),
 }
 TUNING = {
