@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -139,16 +140,6 @@ class HubPush(Trainer):
         return push_run(self.args, self.hub_model_id, commit_message)
 
 
-def check_push(args: RunArguments) -> None:
-    """Check that a push can work, before anything is loaded; writes nothing.  Every process calls it.
-
-    Raises:
-        UsageError: for no token, a token that the Hub refuses or that may only read, or no network.
-    """
-    if args.push_to_hub:
-        _by_main_process(args, lambda: _check(args))
-
-
 def open_repository(args: RunArguments) -> str | None:
     """Create the repository and the branch of `--hub_revision` where missing, and return its full name.
 
@@ -157,7 +148,7 @@ def open_repository(args: RunArguments) -> str | None:
     Raises:
         UsageError: if the token may not write there.
     """
-    return _by_main_process(args, lambda: _open(args)) if args.push_to_hub else None
+    return _in_main_process(_open)(args)
 
 
 def push(trainer: HubPush) -> CommitInfo | None:
@@ -203,23 +194,34 @@ def _to_resume(args: RunArguments, complete: list[Path]) -> dict[str, Path]:
     return {}
 
 
-def _by_main_process(args: RunArguments, action: Callable[[], Any]) -> Any:
-    """Run `action` in the main process; every process returns its result or raises its UsageError."""
-    if args.world_size == 1:
-        return action()
-    answer: list[Any] = [None, None]
-    if args.process_index == 0:
-        try:
-            answer = [action(), None]
-        except UsageError as error:
-            answer = [None, str(error)]
-    result, mistake = broadcast_object_list(answer)
-    if mistake is not None:
-        raise UsageError(mistake)
-    return result
+def _in_main_process(action: Callable[[RunArguments], Any]) -> Callable[[RunArguments], Any]:
+    """Let the main process act, if `--push_to_hub`; every process returns its result or raises its UsageError."""
+
+    @wraps(action)
+    def act(args: RunArguments) -> Any:
+        if not args.push_to_hub or args.world_size == 1:
+            return action(args) if args.push_to_hub else None
+        answer: list[Any] = [None, None]
+        if args.process_index == 0:
+            try:
+                answer = [action(args), None]
+            except UsageError as error:
+                answer = [None, str(error)]
+        result, mistake = broadcast_object_list(answer)
+        if mistake is not None:
+            raise UsageError(mistake)
+        return result
+
+    return act
 
 
-def _check(args: RunArguments) -> None:
+@_in_main_process
+def check_push(args: RunArguments) -> None:
+    """Check that a push can work, before anything is loaded; writes nothing.  Every process calls it.
+
+    Raises:
+        UsageError: for no token, a token that the Hub refuses or that may only read, or no network.
+    """
     if args.hub_model_id is not None:
         _check_name(f"--hub_model_id {args.hub_model_id}", args.hub_model_id)
     if is_offline_mode():
