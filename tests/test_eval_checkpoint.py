@@ -457,7 +457,7 @@ def test_a_folder_without_a_model_and_one_with_pickled_weights(refused, tmp_path
     assert "run has no config.json (it has checkpoint-5)" in refused(model="run")
     (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "run/pytorch_model.bin").write_bytes(b"")
-    assert "pickled weights (.bin) are not read" in refused(model="run")
+    assert "pickled weights (.bin) are not loaded" in refused(model="run")
 
 
 def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused_before_anything_starts(refused, run, tmp_path):
