@@ -445,7 +445,7 @@ def refused(run, tmp_path, capfd):
         (["--block_size", "1"], "--block_size 1 must be"),
         (["--dataset_split", "valid"], "--dataset_split valid: did you mean validation?"),
         (["--dataset_name", "no/such/file.jsonl"], "no/such/file.jsonl does not exist"),
-        (["--model_dir", "./nowhere"], "./nowhere is no folder"),
+        (["--model_dir", "./nowhere"], "./nowhere is not a folder"),
         (["--model_dir", "no-such-owner/model"], "no-such-owner/model cannot be loaded"),
         (["--model_dir", "./llama"], "two results of the matrix would be written to out/llama/stories"),
         (["--dataset_name", "stories.jsonl"], "would be written to out/llama/stories"),
@@ -476,10 +476,10 @@ def test_a_model_that_cannot_keep_packed_documents_apart_is_refused(refused, run
 
 def test_a_folder_without_a_model_and_one_with_pickled_weights(refused, tmp_path):
     (tmp_path / "run/checkpoint-5").mkdir(parents=True)
-    assert "run holds no model (no config.json); it holds checkpoint-5" in refused(model="run")
+    assert "run has no config.json (it has checkpoint-5)" in refused(model="run")
     (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "run/pytorch_model.bin").write_bytes(b"")
-    assert "pickled weights (.bin) are not read" in refused(model="run")
+    assert "pickled weights (.bin) are not loaded" in refused(model="run")
 
 
 def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused_before_anything_starts(refused, run, tmp_path):

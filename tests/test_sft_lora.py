@@ -140,7 +140,7 @@ def test_a_quantized_base_begins_where_the_other_does(tune_flags, tmp_path):
 def test_merged_into_the_unquantized_weights(tune_flags, tiny_base, tmp_path, capsys, bits):
     sft_lora.main(tune_flags("run", *bits, "--merge_output", str(tmp_path / "merged")))
     shown = " ".join(capsys.readouterr().out.split())
-    difference = float(shown.split("merged less unmerged ")[1].split()[0])
+    difference = float(shown.split("merged - unmerged ")[1].split()[0])
     assert abs(difference) < (0.05 if bits else 1e-5)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     base = AutoModelForCausalLM.from_pretrained(tiny_base)
@@ -151,7 +151,7 @@ def test_merged_into_the_unquantized_weights(tune_flags, tiny_base, tmp_path, ca
     assert torch.allclose(adapted(ids).logits, merged(ids).logits, atol=1e-5)
     assert (plain - merged(ids).logits).abs().max() > 1e-3
     again = sft_lora.main(tune_flags("run", *bits, "--merge_output", str(tmp_path / "merged")))  # nothing is left to do
-    assert "nothing is trained" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     assert again["eval_loss"] > 0
 
 
@@ -161,7 +161,7 @@ def test_merging_spares_what_is_there(tune_flags, tiny_base, tmp_path, capsys):
     before = (tmp_path / "merged" / "model.safetensors").read_bytes()
     base = ("--model_name_or_path", str(tmp_path / "merged"))
     for more, told in (
-        (("--merge_output", str(tmp_path / "merged"), "--lora_r", "3"), "is not empty; name another folder"),
+        (("--merge_output", str(tmp_path / "merged"), "--lora_r", "3"), "is not empty; give another folder"),
         (("--merge_output", str(tmp_path / "merged"), *base), "overlaps the folder of the base"),
         (("--merge_output", str(tmp_path)), "overlaps the folder of the run"),
         (("--merge_output", "/proc/merged"), "cannot be written to"),
@@ -197,7 +197,7 @@ def test_what_merging_changes_is_measured(tune_flags, stores, tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     sums = example_sums(load_model(resolve_model(str(tmp_path / "merged"))), stores(tmp_path / "run", "validation"), 9)
     merged = sums[:, 0].sum() / sums[:, 1].sum()
-    printed = float(shown.split("merged less unmerged ")[1].split()[0])
+    printed = float(shown.split("merged - unmerged ")[1].split()[0])
     assert printed == pytest.approx(merged - metrics["eval_completion_loss"], rel=0.1)
     assert abs(printed) > 1e-4
     assert metrics["eval_completion_samples"] == 9  # --max_eval_samples is heeded
@@ -213,7 +213,7 @@ def test_evaluating_alone_is_of_this_very_run(tune_flags, tmp_path, capsys):
     kept = (tmp_path / "run" / "eval_results.json").read_bytes()
     for more in (("--lora_alpha", "99"), ("--lora_r", "5"), ("--full_finetune", "True")):
         assert "cannot be resumed as another run" in refused(tune_flags("run", *alone, *more), capsys)
-    assert "holds no run.json" in refused(tune_flags("nothing", *alone), capsys)
+    assert "has no run.json" in refused(tune_flags("nothing", *alone), capsys)
     assert (tmp_path / "run" / "eval_results.json").read_bytes() == kept
 
 
@@ -222,7 +222,7 @@ def test_a_run_without_validation_examples_is_finished_too(tune_flags, tmp_path,
     assert sft_lora.main(flags) == {}
     capsys.readouterr()
     assert sft_lora.main(flags) == {}
-    assert "there was nothing to validate on" in capsys.readouterr().out
+    assert "no validation data" in capsys.readouterr().out
 
 
 def test_an_adapters_base_is_found_from_elsewhere_or_named(tune_flags, tiny_base, tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_an_adapters_base_is_found_from_elsewhere_or_named(tune_flags, tiny_base
     monkeypatch.chdir(tmp_path / "elsewhere")
     load_model(resolve_model(str(tmp_path / "run")))
     shutil.rmtree(tmp_path / "bases")
-    with pytest.raises(UsageError, match="its base bases/one is not here; restore it, or write its place"):
+    with pytest.raises(UsageError, match="its base bases/one does not exist; restore the base"):
         resolve_model(str(tmp_path / "run"))
 
 
@@ -379,7 +379,7 @@ def refused(argv, capsys):
 
 
 BAD = {
-    "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is no folder"),
+    "no model": (("--model_name_or_path", "nowhere/at/all"), "nowhere/at/all is not a folder"),
     "both": (
         ("--load_in_8bit", "True", "--load_in_4bit", "True"),
         "--load_in_8bit and --load_in_4bit cannot",
@@ -397,8 +397,8 @@ BAD = {
     "dora": (("--use_dora", "True", "--load_in_8bit", "True"), "--use_dora and --load_in_8bit cannot be combined"),
     "positions": (("--max_length", "100000"), "--max_length 100000 is longer than the model's"),
     "all too long": (("--max_length", "5"), "the shortest has"),
-    "wrapped": (("--packing", "True", "--packing_strategy", "wrapped"), "lets an example see the one before it"),
-    "code": (("--trust_remote_code", "True"), "no code of a model's is run here"),
+    "wrapped": (("--packing", "True", "--packing_strategy", "wrapped"), "lets examples attend to earlier ones"),
+    "code": (("--trust_remote_code", "True"), "remote code is never run"),
     "layout": (("--prompt_layout", "text"), "has prompts; give instruct or chat"),
     "template": (("--prompt_layout", "chat"), "has no chat template"),
     "no updates": (("--max_steps", "-1", "--num_train_epochs", "0.001"), "makes no update of 4"),
@@ -428,7 +428,7 @@ def test_rows_without_prompts_are_named(tune_flags, tmp_path, capsys):
 
 def test_a_machine_without_the_back_end_is_told_what_to_drop(tune_flags, capsys, monkeypatch):
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    assert "pip install bitsandbytes, or drop --load_in_8bit" in refused(
+    assert "pip install bitsandbytes, or remove --load_in_8bit" in refused(
         tune_flags("a", "--load_in_8bit", "True"), capsys
     )
     monkeypatch.undo()
@@ -436,7 +436,7 @@ def test_a_machine_without_the_back_end_is_told_what_to_drop(tune_flags, capsys,
 
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"cuda"})
     line = refused(tune_flags("a", "--load_in_4bit", "True"), capsys)
-    assert "bitsandbytes has no kernels for cpu; drop --load_in_4bit" in line
+    assert "bitsandbytes has no kernels for cpu; remove --load_in_4bit" in line
 
 
 def test_an_adapter_for_another_base_is_refused(tune_flags, tiny_base, tmp_path, capsys):
@@ -449,8 +449,8 @@ def test_an_adapter_for_another_base_is_refused(tune_flags, tiny_base, tmp_path,
 
     save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     given = ("--model_name_or_path", str(other), "--adapter_name_or_path", str(tmp_path / "lora"))
-    assert "was made on another base" in refused(tune_flags("run", *given), capsys)
-    assert "is an adapter; to go on" in refused(
+    assert "is an adapter for another base" in refused(tune_flags("run", *given), capsys)
+    assert "is an adapter; to continue" in refused(
         tune_flags("run", "--model_name_or_path", str(tmp_path / "lora")), capsys
     )
     load_model(resolve_model(str(tmp_path / "lora")))

@@ -279,14 +279,14 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--num_sampled_stories", "-1"], "--num_sampled_stories -1 must be"),
         (["--sample_tokens", "0"], "--sample_tokens 0 must be"),
         (["--report_to", "tensorbord"], "did you mean tensorboard?"),
-        (["--output_dir", "README.md/x"], "README.md is a file; name another folder"),
-        (["--output_dir", "/proc/nowhere"], "name another folder"),
+        (["--output_dir", "README.md/x"], "README.md is a file; give another folder"),
+        (["--output_dir", "/proc/nowhere"], "give another folder"),
         (["--config_name", "base9M"], "base8M"),
         (["--learning_rat", "1"], "--learning_rate"),
         (["--model_type", "gpt3"], "gpt2"),
         (["--model_type", "t5"], "no causal language model"),
         (["--train_sampling_strategy", "random"], "--data_seed"),
-        (["--resume_from_checkpoint", "True"], "holds no checkpoint"),
+        (["--resume_from_checkpoint", "True"], "has no checkpoint"),
         (["--num_train_epochs", "0.0001", "--max_steps", "-1"], "makes no update"),
         (["--config_overrides", "max_position_embeddings=16"], "--block_size 32 is longer"),
         (["--report_to", "wandb"], "pip install wandb"),
@@ -312,7 +312,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(run, train_flags, capsys)
 def test_a_folder_that_is_no_run_is_never_removed(train_flags, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    assert "holds no run of ours" in refusal(train_flags("run", "--overwrite_output_dir"), capsys)
+    assert "is not a run" in refusal(train_flags("run", "--overwrite_output_dir"), capsys)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         full=run_arguments,
         prog="lm-trials train",
     )
-    from lm_trials.models.reference import positions_of
+    from lm_trials.models.reference import load_model, positions_of, resolve_model
     from lm_trials.training import hub
     from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan
     from lm_trials.training.checkpoints import run_identity
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.manifest import continued, describe_run, write_run
     from lm_trials.training.plan import check_best, name_run, plan_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
-    from lm_trials.training.session import announce, finish, finished_model, say_finished, train_from
+    from lm_trials.training.session import announce, finish, say_finished, train_from
     from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
 
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 
     documents_apart = not data_args.attention_across_documents
-    model = initial.load(args.seed, documents_apart) if args.do_train else finished_model(args.output_dir)
+    model = initial.load(args.seed, documents_apart) if args.do_train else load_model(resolve_model(args.output_dir))
     plan = plan_run(args, data_args, stores)
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
     start = Start()
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             return metrics
         if start.checkpoint:
             stores.check_unchanged()
-        announce(args, data_args, model, plan, stores, initial.reference and initial.reference.name)
+        announce(args, data_args, model, plan, stores, initial)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     trainer.run_identity = run_identity(described)
     trainer.add_callback(
-        DenseEvaluation.of(data_args.dense_eval_steps, data_args.dense_eval_spacing, args.eval_steps, plan.num_steps)
+        DenseEvaluation(data_args.dense_eval_steps, data_args.dense_eval_spacing, args.eval_steps, plan.num_steps)
     )
     if args.do_train:
         train_from(trainer, start.checkpoint)

@@ -1,4 +1,4 @@
-"""Named model shapes.  No heavy import stands here: `--help` lists these names without loading torch.
+"""Named model shapes, without heavy imports because `--help` lists their names.
 
 The Llama shapes follow llama2.c: its feed-forward width, tied embeddings, no biases, RMSNorm with 1e-5.
 """
@@ -12,26 +12,22 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Preset:
-    """A shape, with the vocabulary and the positions that its parameter count is stated for.
-
-    `overrides` are fields of the model type's own configuration class.  Vocabulary and positions stand apart
-    because a run takes the first from its tokenizer and may need more of the second.
-    """
+    """A shape, with the vocabulary size and the positions that its parameter count is for."""
 
     name: str
     model_type: str
-    source: str  # whose shape it is
+    source: str
     vocab_size: int
     positions: int
-    num_parameters: int  # at this vocabulary and these positions; tied embeddings counted once
-    overrides: Mapping[str, int | float | bool]
+    num_parameters: int  # tied embeddings counted once
+    overrides: Mapping[str, int | float | bool]  # fields of the model type's configuration class
 
 
 def feed_forward_size(hidden_size: int, multiple_of: int = 32) -> int:
-    """Width of a gated feed-forward layer, in the rule of llama2.c (whose `multiple_of` this is).
+    """Return the width of a gated feed-forward layer by llama2.c's rule.
 
-    A gated layer has three matrices for a plain one's two, so a plain layer's 4 times the width becomes 8/3;
-    rounded down to a whole number, then up to a multiple that suits matrix kernels.
+    A gated layer has three matrices instead of two, so 4 times the hidden size becomes 8/3, rounded up to a
+    multiple that suits matrix kernels.
 
     >>> [feed_forward_size(64, 4), feed_forward_size(288), feed_forward_size(1024, 64)]
     [172, 768, 2752]
@@ -41,12 +37,7 @@ def feed_forward_size(hidden_size: int, multiple_of: int = 32) -> int:
 
 
 def _llama(
-    name: str,
-    source: str,
-    shape: tuple[int, int, int, int, int],
-    vocab_size: int,
-    positions: int,
-    num_parameters: int,
+    name: str, source: str, shape: tuple[int, int, int, int, int], vocab_size: int, positions: int, num_parameters: int
 ) -> Preset:
     hidden_size, layers, heads, kv_heads, multiple_of = shape
     overrides = {
@@ -67,9 +58,8 @@ def _gpt2(name: str, source: str, shape: tuple[int, int, int], num_parameters: i
     return Preset(name, "gpt2", source, 50257, 1024, num_parameters, MappingProxyType(overrides))
 
 
-# Llama: (hidden size, layers, heads, heads of keys and values, multiple_of), vocabulary, positions, count.
+# Llama: (hidden size, layers, heads, key-value heads, multiple_of), vocabulary, positions, parameters.
 # The demo's heads have 32 dimensions because the CPU's attention kernel is slowest at small ones.
-# Counts were computed by building each; a test builds each again.
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -87,18 +77,17 @@ PRESETS: dict[str, Preset] = {
     )
 }
 
-# What a model type means when neither a name nor overrides are given.
+# The preset of a model type without --config_name and --config_overrides.
 DEFAULT_PRESETS: dict[str, str] = {"gpt2": "gpt2-3M", "llama": "demo"}
 
-# Every other model type in its smallest useful form, the demo's, in the common names of `attribute_map`; all else is
-# the type's own default, or follows from it in proportion (`FOLLOWING`).
+# Default shape of every other model type (the demo's), in the common names of `attribute_map`.
 SMALL_SHAPE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 SMALL_POSITIONS = 256
 
-# Fields that hold a window of positions.
+# Fields for a sliding window, in tokens.
 WINDOWS = ("sliding_window", "window_size")
 
-# Fields that keep their proportion to the width, the number of heads or the size of a head.
+# Fields that scale with the width, the number of heads or the size of a head.
 FOLLOWING: dict[str, tuple[str, ...]] = {
     "hidden_size": (
         *("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim"),

@@ -1,7 +1,7 @@
-"""The model reference: what `--model_name_or_path` may name, and how it becomes a model.  One resolver for all scripts.
+"""Model references: what `--model_name_or_path` may name in every command, and how it is loaded.
 
-A reference is a run folder, a checkpoint, any causal LM folder, a LoRA adapter folder, a Hub name, or
-`NAME@revision`.  Weights are read from safetensors only and no code of the model's is run.
+A reference is a run, a checkpoint, another causal LM's folder, a LoRA adapter's folder, a Hub name, or `NAME@revision`.
+Weights are read from safetensors only, and remote code is never run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONFIG_FILES = ("config.json", ADAPTER_FILE)
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model is: `path` a folder or Hub name, `revision` on the Hub, `base` of an adapter.
+    """The place of a model: `path` is a folder or Hub name; `base` is set for an adapter.
 
     >>> reference = ModelReference("runs/demo/checkpoint-20")
     >>> reference.name, reference.step
@@ -54,81 +54,78 @@ class ModelReference:
 
     @property
     def step(self) -> int | None:
-        """Update at which a checkpoint was saved."""
+        """Training step of a checkpoint; None for other folders."""
         match = CHECKPOINT.search(self.path)
         return int(match[1]) if match else None
 
     @property
     def name(self) -> str:
-        """What the user calls it; two revisions of one model have different names."""
+        """The reference as the user gives it, with its revision."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
 
 def resolve_model(reference: str) -> ModelReference:
-    """Find out what `reference` names, without loading it.
+    """Find the model that `reference` names, without loading it.
 
     Raises:
-        UsageError: for a folder that holds no model, naming what it holds instead; for a path that is not there.
+        UsageError: for a folder without a model, or a path that does not exist.
     """
     folder = Path(reference).expanduser()
-    if reference and folder.is_dir():  # an empty name would be the folder we stand in
-        return _resolve_folder(folder, reference)
-    name, _, revision = reference.partition("@")
-    if not name or reference.startswith((".", "/", "~")) or name.count("/") > 1 or folder.is_file():
-        raise UsageError(f"{reference} is no folder; name a run, a checkpoint, a model folder or a Hub model")
-    return ModelReference(name, revision or None)
-
-
-def _resolve_folder(folder: Path, reference: str) -> ModelReference:
+    if not reference or not folder.is_dir():  # Path("") would be the working directory
+        name, _, revision = reference.partition("@")
+        if not name or _is_path(name) or folder.is_file():
+            raise UsageError(f"{reference} is not a folder; give a run, a checkpoint, a model folder or a Hub name")
+        return ModelReference(name, revision or None)
     if not any((folder / name).is_file() for name in CONFIG_FILES):
-        steps = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "no checkpoint either"
-        raise UsageError(f"{reference} holds no model (no config.json); it holds {steps}; name a folder with a model")
+        steps = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "no checkpoints"
+        raise UsageError(f"{reference} has no config.json (it has {steps}); give a folder that contains a model")
     if not any(folder.glob("*.safetensors")):
         raise UsageError(
-            f"{reference} holds no *.safetensors; pickled weights (.bin) are not read, because reading runs them: "
+            f"{reference} has no *.safetensors; pickled weights (.bin) are not loaded, because unpickling runs code: "
             "convert them with transformers' save_pretrained"
         )
     if not (folder / ADAPTER_FILE).is_file():
         return ModelReference(str(folder))
     base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
-        raise UsageError(f"{reference}/{ADAPTER_FILE} names no base_model_name_or_path; write the base model into it")
+        raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
     return ModelReference(str(folder), base=_base_of(folder, base))
 
 
-def _base_of(adapter: Path, base: str) -> str:
-    """Return where an adapter's base is: as named, or as named where the adapter's run was started.
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
-    Raises:
-        UsageError: for a local base that is gone; the Hub is not asked for somebody else's model of that name.
-    """
+
+def _base_of(adapter: Path, base: str) -> str:
+    """Return the place of an adapter's base; a relative path may be relative to where the adapter's run was started."""
     if Path(base).expanduser().is_dir():
         return base
-    run = read_run(adapter) or {"outcome": {}}
+    run = read_run(adapter) or {}
     there = Path(run.get("environment", {}).get("working_directory", ".")) / base
     if there.is_dir():
         return str(there)
-    of_a_folder = (run["outcome"].get("initial_model") or {}).get("weights_sha256")
-    if of_a_folder or base.startswith((".", "/", "~")) or base.count("/") > 1:
+    if trained_on(adapter) or _is_path(base):  # never somebody else's Hub model of the same name
         raise UsageError(
-            f"{adapter} is an adapter and its base {base} is not here; restore it, or write its place into "
-            f"{adapter / ADAPTER_FILE} as base_model_name_or_path"
+            f"{adapter} is an adapter and its base {base} does not exist; restore the base, or set "
+            f"base_model_name_or_path in {adapter / ADAPTER_FILE} to its path"
         )
     return base
 
 
+def trained_on(folder: Path) -> str | None:
+    """Return `files.weights_digest` of the local model that a run started from; None where that is not known."""
+    run = read_run(folder) or {"outcome": {}}
+    return (run["outcome"].get("initial_model") or {}).get("weights_sha256")
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Return the checkpoint folders of a run, in the order of their steps."""
-    found = [path for path in run.glob("checkpoint-*") if CHECKPOINT.search(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(CHECKPOINT.search(path.name)[1]))  # type: ignore[index]
+    steps = {path: CHECKPOINT.search(path.name) for path in run.glob("checkpoint-*") if path.is_dir()}
+    return [path for _, path in sorted((int(match[1]), path) for path, match in steps.items() if match)]
 
 
 def load_config(reference: ModelReference) -> PretrainedConfig:
-    """Load a model's configuration, an adapter's base's, which tells what fits the model before its weights are read.
-
-    Raises:
-        UsageError: where it cannot be had.
-    """
+    """Load a model's configuration, for an adapter its base's, or raise a UsageError."""
     if reference.base is not None:
         return load_config(resolve_model(reference.base))
     try:
@@ -148,18 +145,18 @@ def load_model(
     """Load the model in `dtype`, in evaluation mode, with the loss of a causal LM (see `set_causal_loss`).
 
     Args:
-        quantization_config: how the base is quantized, see `adapters.quantization`; None for not at all.
-        init_kwargs: further arguments of `from_pretrained`, as `attn_implementation`.
+        quantization_config: see `adapters.quantization`; None for full-precision weights.
+        init_kwargs: further arguments of `from_pretrained`, for example `attn_implementation`.
 
     Raises:
-        UsageError: where it cannot be had, or its files lack weights: transformers would fill them in at random.
+        UsageError: where it cannot be loaded, or weights are missing, which transformers would initialize at random.
     """
     if reference.base is not None:
         return _load_adapter(reference, dtype, quantization_config, init_kwargs)
     if quantization_config is not None:
         init_kwargs["quantization_config"] = quantization_config
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             reference.path,
             revision=reference.revision or "main",
             dtype=dtype,
@@ -170,11 +167,12 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _unloadable(reference, error) from None
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(
             f"{reference.name} lacks weights of a {type(model).__name__} ({missing[0]}{more}); "
-            "give the folder of a whole causal language model"
+            "give a complete causal language model"
         )
     if getattr(quantization_config, "load_in_4bit", False):
         from lm_trials.models.adapters import keep_4bit_weights
@@ -194,53 +192,38 @@ def _load_adapter(
 
     from lm_trials.models.adapters import check_adapter_state, without_noise
 
-    check_base(reference)
-    base = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
+    expected, base = trained_on(Path(reference.path)), Path(reference.base or "")
+    if expected and base.is_dir() and expected != weights_digest(base):
+        raise UsageError(
+            f"{reference.name} is an adapter for another base: the weights in {base} have changed since; "
+            "restore that model, or train the adapter again"
+        )
+    model = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
     try:
         with without_noise():
-            model = PeftModel.from_pretrained(base, reference.path, revision=reference.revision or "main")
+            adapted: Any = PeftModel.from_pretrained(model, reference.path, revision=reference.revision or "main")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _unloadable(reference, error) from None
     if Path(reference.path).is_dir():
-        check_adapter_state(model, Path(reference.path))
-    set_causal_loss(model)
-    return model.eval()  # type: ignore[return-value]
-
-
-def check_base(reference: ModelReference) -> None:
-    """Check that the base of an adapter of ours is the model that it was trained on, by the content of its weights.
-
-    Raises:
-        UsageError: where another lies in its place.
-    """
-    run = read_run(Path(reference.path)) or {"outcome": {}}
-    trained_on = (run["outcome"].get("initial_model") or {}).get("weights_sha256")
-    base = Path(reference.base or "")
-    if trained_on and base.is_dir() and trained_on != weights_digest(base):
-        raise UsageError(
-            f"{reference.name} is an adapter for another base: {base} has other weights than the model that it was "
-            "trained on; restore that model, or train the adapter anew"
-        )
+        check_adapter_state(adapted, Path(reference.path))
+    set_causal_loss(adapted)
+    return adapted.eval()
 
 
 def _unloadable(reference: ModelReference, error: Exception) -> UsageError:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return UsageError(
         f"{reference.name} cannot be loaded as a causal language model ({first[:300]}); "
-        "give a folder with config.json and model.safetensors, or a Hub model that is at hand"
+        "give a folder with config.json and model.safetensors, or a Hub model"
     )
 
 
 def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer beside the model (or its adapter's base), or the one named instead.
-
-    Raises:
-        UsageError: where there is none.
-    """
+    """Load `tokenizer_name`, or the tokenizer of the model or its adapter's base; a UsageError where there is none."""
     if tokenizer_name:
         return load_tokenizer(tokenizer_name)
     try:
-        if reference.revision:  # a revision has its own tokenizer
+        if reference.revision:  # load_tokenizer takes no revision
             return AutoTokenizer.from_pretrained(reference.path, revision=reference.revision, trust_remote_code=False)
         return load_tokenizer(reference.path)
     except (UsageError, OSError, ValueError) as error:
@@ -253,19 +236,28 @@ def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = No
 
 
 def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
-    """Return how many positions the model, or its configuration, has; None for one without a limit."""
-    config = getattr(model, "config", model).get_text_config(decoder=True)
+    """Return the maximum number of positions of a model or configuration; None for one without a limit."""
+    config: Any = model if isinstance(model, PretrainedConfig) else model.config
+    config = config.get_text_config(decoder=True)
     name = position_field(config)
     return getattr(config, name) if name else None
 
 
 def default_window(model: PreTrainedModel | PretrainedConfig) -> int:
-    """Return how many tokens a block or window has where nobody says: the model's positions, at most GPT-2's 1024."""
+    """Return the default length of a block or window, in tokens: the model's positions, at most GPT-2's 1024."""
     return min(positions_of(model) or LONGEST_WINDOW, LONGEST_WINDOW)
 
 
+def chosen_window(asked: int | None, config: PretrainedConfig, flag: str) -> int:
+    """Return the length that a flag asks for, by default `default_window`; a UsageError beyond the positions."""
+    positions = positions_of(config)
+    if asked is not None and positions is not None and asked > positions:
+        raise UsageError(f"{flag} {asked} is longer than the model's {positions} positions; give at most those")
+    return default_window(config) if asked is None else asked
+
+
 def separator_of(run: Mapping[str, Any] | None) -> Separator:
-    """Return what stood before each document in a run's training; BOS where no `run.json` tells.
+    """Return the token before each document in a run's training; BOS where there is no `run.json`.
 
     >>> separator_of({"outcome": {"document_separator": "none"}}), separator_of(None)
     ('none', 'bos')
@@ -274,7 +266,7 @@ def separator_of(run: Mapping[str, Any] | None) -> Separator:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """Read the `run.json` of a run folder or of one of its checkpoints; None where there is none of this project's."""
+    """Read the `run.json` of a run or of one of its checkpoints; None where there is none, or another program's."""
     for place in (folder, folder.parent):
         if (place / RUN_FILE).is_file():
             run = read_object(place / RUN_FILE)

@@ -1,18 +1,13 @@
 """Models from scratch: a configuration from flags, weights from a seed.
 
-Any model type of `AutoModelForCausalLM` can be trained.  What is not given is filled in as follows, and the training
-script prints the result:
+Any model type of `AutoModelForCausalLM` can be trained, of a multimodal one the text model.  Defaults:
 
-* no name and no overrides: `DEFAULT_PRESETS` for GPT-2 and Llama;
-* GPT-2 overrides without a name: the library's own defaults (12 layers of 768), as the source systems have it;
-* Llama overrides without a name: the `demo` preset, because the library's defaults are the 7B model, whose 32
-  heads and feed-forward width of 11,008 nobody means who writes `hidden_size=256`;
-* any other model type: the library's own defaults at the demo's width, depth and number of heads (`SMALL_SHAPE`),
-  with 256 positions or a block's; `FOLLOWING` keeps its proportion, and a sliding window that would span all
-  positions becomes half of them;
-* what follows from an override (`FOLLOWING`, the kinds of layers, the size of a head) unless it is given too.
-
-A multimodal configuration stands for its text model.
+* GPT-2 and Llama without a name or overrides: `DEFAULT_PRESETS`;
+* GPT-2 with overrides alone: the library's defaults (12 layers of 768), as in the source systems;
+* Llama with overrides alone: the `demo` preset, because the library's defaults are the 7B model's;
+* other model types: the library's defaults at `SMALL_SHAPE`, with 256 positions or a block's; a sliding window that
+  would span all positions becomes half of them;
+* fields that depend on a changed one keep their proportion to it (`FOLLOWING`), unless they are given too.
 """
 
 from __future__ import annotations
@@ -20,10 +15,9 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -50,19 +44,15 @@ from lm_trials.models.presets import (
     feed_forward_size,
 )
 
-# What the library's configurations raise for values that do not go together.
+# Exceptions of the library's configurations for values that contradict each other.
 REFUSED = (ValueError, TypeError, StrictDataclassError)
 
 
-@dataclass(frozen=True)
-class ParameterCount:
+class ParameterCount(NamedTuple):
     """Parameters of a model; a tensor that two modules share counts once."""
 
     total: int
-    without_embeddings: int  # neither token nor position embeddings nor the output projection onto the vocabulary
-
-    def __str__(self) -> str:
-        return f"{self.total:,} parameters ({self.without_embeddings:,} without embeddings)"
+    without_embeddings: int  # without token and position embeddings and the output projection
 
 
 def build_config(
@@ -76,14 +66,16 @@ def build_config(
     eos_token_id: int | None,
     dropout: float | None = None,
 ) -> PreTrainedConfig:
-    """The configuration that `--model_type`, `--config_name`, `--config_overrides` and `--dropout` describe.
+    """Return the configuration for `--model_type`, `--config_name`, `--config_overrides` and `--dropout`.
 
-    `config_name` is a preset, or the path of a `config.json` or of its folder, of any causal model.
-    Vocabulary and token ids are the tokenizer's; no pad token is set, because packed pretraining pads
-    nothing.  Positions are the preset's or the file's unless they are overridden (a GPT-2 has a weight vector for
-    each); those of another model type are the larger of `block_size` and `SMALL_POSITIONS`.  `dropout=None` leaves
-    the configuration's own: 0.1 in GPT-2, as the source systems train it, 0.0 in Llama; a value sets all dropouts of
-    the type (`dropout_fields`), which in Llama is that of the attention weights alone, a much weaker regulariser.
+    No pad token is set, because packed pretraining pads nothing.
+
+    Args:
+        config_name: a preset, or a `config.json` or its folder, of any causal model.
+        vocab_size: the tokenizer's, as are the token ids.
+        block_size: tokens of a block.  Positions are the preset's or the file's unless overridden; of another model
+            type, the larger of this and `SMALL_POSITIONS`.
+        dropout: for all of `dropout_fields`; None keeps the configuration's (GPT-2: 0.1, Llama: 0.0).
 
     Raises:
         UsageError: an unknown name, key or value; widths that do not divide; a block longer than the
@@ -100,44 +92,56 @@ def build_config(
     base, small = _base_config(model_type, config_name, config_overrides, block_size)
     overrides = parse_overrides(base, config_overrides)
     values = _derived(base, small | overrides)
-    values |= _vocabulary_values(base, overrides, vocab_size)
-    values |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": None}
+    vocabulary, positions = _own_name(base, "vocab_size"), position_field(base)
+    if overrides.get(vocabulary, vocab_size) != vocab_size:
+        raise UsageError(
+            f"--config_overrides {vocabulary}={overrides[vocabulary]} contradicts the tokenizer's {vocab_size} tokens; "
+            "remove it"
+        )
+    values |= {vocabulary: vocab_size, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": None}
     values |= _dropout_values(base, dropout)
-    _check_positions(base, values, block_size)
+    if positions and (number := values.get(positions, getattr(base, positions))) < block_size:
+        raise UsageError(
+            f"--block_size {block_size} is longer than the model's {number} positions; lower it or give "
+            f"--config_overrides {positions}={block_size}"
+        )
     check_shape(base, values)
     if "head_dim" in values and values["head_dim"] is None:
         values["head_dim"] = _sizes(base, values)["head_dim"]
     kept = {} if small else base.to_dict()
     if (layers := values.get(_own_name(base, "num_hidden_layers"))) is not None:
         kept = {name: value for name, value in kept.items() if name not in _layer_lists(base)}
-        if base.model_type == "gpt_neo":  # the only type that spells its layers as a pattern, times a number
+        if base.model_type == "gpt_neo":  # the only type with layer kinds as [pattern, repeats]
             values["attention_types"] = [[["global", "local"], layers // 2], [["global"], layers % 2]]
     try:
         config = type(base).from_dict(kept | values)
         if kinds := _with_all_kinds(base, config):
             config = type(base).from_dict(kept | values | kinds)
-    except REFUSED as error:  # the library's own validation, for what check_shape does not know
-        raise UsageError(f"the configuration is refused by transformers: {' '.join(str(error).split())}") from None
-    for name in WINDOWS if small else ():
-        window, positions = getattr(config, name, None), small.get(position_field(base), 0)
-        if isinstance(window, int) and window >= positions > 0 and name not in overrides:
-            setattr(config, name, positions // 2)
+    except REFUSED as error:  # the library's own checks, beyond those of check_shape
+        raise UsageError(
+            f"--config_overrides: transformers refuses the configuration ({' '.join(str(error).split())}); change it"
+        ) from None
+    length = small.get(positions or "", 0)
+    for name in WINDOWS if length else ():
+        window = getattr(config, name, None)
+        if isinstance(window, int) and window >= length and name not in overrides:
+            setattr(config, name, length // 2)
     return config
 
 
 def _base_config(
     model_type: str | None, config_name: str | None, config_overrides: str | None, block_size: int
 ) -> tuple[PreTrainedConfig, dict[str, int]]:
-    """The configuration before overrides: a preset's, a default or a file's; of a library default, the small shape."""
-    if model_type is not None:
-        _check_type(model_type)
+    """Return the configuration before overrides, and the small shape for a library default."""
+    if model_type is not None and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _unknown_type(model_type)
     if config_name is not None and config_name not in PRESETS:
-        return _config_of_file(config_name), {}
+        return _library_config("", config_name), {}
     name = config_name
     if name is None:
         model_type = model_type or "gpt2"
         if model_type not in DEFAULT_PRESETS:
-            base = _config_of_type(model_type)
+            base = _library_config(model_type, None)
             return base, _small_shape(base, block_size)
         if model_type == "gpt2" and config_overrides:
             return AutoConfig.for_model("gpt2"), {}
@@ -145,39 +149,24 @@ def _base_config(
     preset = PRESETS[name]
     if model_type not in (None, preset.model_type):
         raise UsageError(
-            f"--config_name {name} is a {preset.model_type} and --model_type says {model_type}; leave one of them out"
+            f"--config_name {name} is a {preset.model_type}, not --model_type {model_type}; remove one of them"
         )
     return AutoConfig.for_model(preset.model_type, **preset.overrides, max_position_embeddings=preset.positions), {}
 
 
-def _check_type(model_type: str) -> None:
-    """Refuse a model type that transformers does not know, or has no causal language model of."""
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return
+def _unknown_type(model_type: str) -> UsageError:
     near = get_close_matches(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=4)
     near.sort(key=lambda name: name not in DEFAULT_PRESETS)
     wrong = "has no causal language model in transformers" if model_type in CONFIG_MAPPING else "is unknown"
     meant = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(
+    return UsageError(
         f"--model_type {model_type} {wrong}; {meant}give a type of AutoModelForCausalLM, "
-        f"as {', '.join(near[1:] or ('gpt2', 'llama', 'qwen3'))}"
+        f"for example {', '.join(near[1:] or ('gpt2', 'llama', 'qwen3'))}"
     )
 
 
-def _config_of_type(model_type: str) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.for_model(model_type).get_text_config(decoder=True)
-    except REFUSED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--model_type {model_type} has no default configuration in transformers ({reason}); give a config.json "
-            "with --config_name"
-        ) from None
-    return _causal(config, f"--model_type {model_type}")
-
-
 def _small_shape(base: PreTrainedConfig, block_size: int) -> dict[str, int]:
-    """The demo's width, depth and heads in this configuration's own names, and positions for a block."""
+    """`SMALL_SHAPE` in this configuration's own names, with positions for a block."""
     fields = {field.name for field in dataclasses.fields(base)}
     shape = {_own_name(base, name): number for name, number in SMALL_SHAPE.items()}
     shape = {name: number for name, number in shape.items() if name in fields}
@@ -186,44 +175,39 @@ def _small_shape(base: PreTrainedConfig, block_size: int) -> dict[str, int]:
     return shape
 
 
-def _config_of_file(config_name: str) -> PreTrainedConfig:
-    path = Path(config_name)
+def _library_config(model_type: str, config_name: str | None) -> PreTrainedConfig:
+    """Return a file's configuration, or a model type's default."""
+    path, what, wrong = Path(config_name or ""), f"--config_name {config_name}", "is not a model configuration"
     file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(
-            f"--config_name {config_name} is neither a preset nor a folder with a config.json; "
-            f"{did_you_mean(config_name, PRESETS)}"
-        )
+    if config_name is not None and not file.is_file():
+        raise UsageError(f"{what} is neither a preset nor a config.json; {did_you_mean(config_name, PRESETS)}")
     try:
-        config = AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
+        if config_name is not None:
+            config = AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
+        else:
+            what, wrong = f"--model_type {model_type}", "has no default configuration in transformers"
+            config = AutoConfig.for_model(model_type)
         config = config.get_text_config(decoder=True)
     except (OSError, KeyError, *REFUSED) as error:
-        # transformers answers a missing model_type with a list of hundreds of them.
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--config_name {config_name} is no model configuration: {reason}") from None
-    return _causal(config, f"--config_name {config_name}")
-
-
-def _causal(config: PreTrainedConfig, what: str) -> PreTrainedConfig:
-    if config.is_heterogeneous:  # its own attributes refuse to be read
-        raise UsageError(
-            f"{what} describes layers of different sizes, which are not supported; give another model type"
-        )
+        reason = " ".join(str(error).split())[:200]  # for a missing model_type, transformers lists hundreds
+        raise UsageError(f"{what} {wrong} ({reason}); give a valid config.json with --config_name") from None
+    if config.is_heterogeneous:  # reading hidden_size and the like raises
+        raise UsageError(f"{what} has layers of different sizes, which are not supported; give another model type")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(
-            f"{what} describes a {config.model_type}, for which transformers has no causal language model; "
+            f"{what} is a {config.model_type}, for which transformers has no causal language model; "
             "give another model type"
         )
     return config
 
 
 def _own_name(config: PreTrainedConfig, name: str) -> str:
-    """What this configuration class calls a common field (GPT-2 says `n_embd` for `hidden_size`)."""
+    """This configuration class's name of a common field (GPT-2: `n_embd` for `hidden_size`)."""
     return config.attribute_map.get(name, name)
 
 
 def position_field(config: PreTrainedConfig) -> str | None:
-    """What this configuration class calls the number of positions; None for a model type without a limit.
+    """Return the configuration's field for the number of positions; None for a model type without a limit.
 
     >>> position_field(AutoConfig.for_model("gpt2")), position_field(AutoConfig.for_model("bloom"))
     ('n_positions', None)
@@ -232,8 +216,8 @@ def position_field(config: PreTrainedConfig) -> str | None:
     return next((name for name in names if (getattr(config, name, None) or 0) > 0), None)
 
 
-def _sizes(base: PreTrainedConfig, values: Mapping[str, Any]) -> dict[str, int | None]:
-    """Width, heads and the size of a head, as `values` change them."""
+def _sizes(base: PreTrainedConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Width, heads and the size of a head after `values`."""
     names = {name: _own_name(base, name) for name in ("hidden_size", "num_attention_heads", "head_dim")}
     sizes = {name: values.get(own, getattr(base, own, None)) for name, own in names.items()}
     if not sizes["head_dim"] and sizes["hidden_size"] and sizes["num_attention_heads"]:
@@ -242,16 +226,20 @@ def _sizes(base: PreTrainedConfig, values: Mapping[str, Any]) -> dict[str, int |
 
 
 def _derived(base: PreTrainedConfig, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed fields with those that follow from them."""
+    """Changed fields and those that depend on them."""
     values, fields = dict(changed), {field.name for field in dataclasses.fields(base)}
-    if "is_decoder" in fields:  # BERT and its kin see the tokens that follow unless they are told
+    if "is_decoder" in fields:  # without it, BERT and similar types attend to later tokens
         values.setdefault("is_decoder", True)
     width_and_heads = {_own_name(base, name) for name in ("hidden_size", "num_attention_heads")}
-    # A finished configuration carries its head_dim, which would stay behind when the width changes.
+    # A saved configuration has a head_dim, which would otherwise stay as it was when the width changes.
     if "head_dim" in fields and width_and_heads & values.keys():
         values.setdefault("head_dim", None)
-    if base.model_type == "llama":
-        return _derived_llama(base, values)
+    if base.model_type == "llama":  # by the rules of llama2.c; grouped heads (stories260K) keep their number
+        if "hidden_size" in values:
+            values.setdefault("intermediate_size", feed_forward_size(values["hidden_size"]))
+        if "num_attention_heads" in values and base.num_key_value_heads == base.num_attention_heads:
+            values.setdefault("num_key_value_heads", values["num_attention_heads"])
+        return values
     before, after = _sizes(base, {}), _sizes(base, values)
     for leader, followers in FOLLOWING.items():
         for name in followers:
@@ -259,7 +247,7 @@ def _derived(base: PreTrainedConfig, changed: Mapping[str, Any]) -> dict[str, An
             value = getattr(base, own, None) if own in fields - values.keys() else None
             if not isinstance(value, int) or before[leader] == after[leader]:
                 continue
-            multiple = {"hidden_size": 8, "head_dim": 2}.get(leader, 1)  # what matrix kernels and rotations take
+            multiple = {"hidden_size": 8, "head_dim": 2}.get(leader, 1)  # for matrix kernels and for rotary pairs
             number = multiple * -(-value * after[leader] // (before[leader] * multiple))
             if leader == "num_attention_heads":
                 number = next(count for count in divisors(after[leader]) if count >= number)
@@ -267,17 +255,8 @@ def _derived(base: PreTrainedConfig, changed: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-def _derived_llama(base: PreTrainedConfig, values: dict[str, Any]) -> dict[str, Any]:
-    """Llama's follow the rules of llama2.c; grouped heads (stories260K) keep their number."""
-    if "hidden_size" in values:
-        values.setdefault("intermediate_size", feed_forward_size(values["hidden_size"]))
-    if "num_attention_heads" in values and base.num_key_value_heads == base.num_attention_heads:
-        values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    return values
-
-
 def _layer_lists(config: PreTrainedConfig) -> dict[str, list[Any]]:
-    """Fields that name a kind for each layer, as `layer_types`."""
+    """Fields with one kind for each layer, for example `layer_types`."""
     return {
         name: value
         for name, value in config.to_dict().items()
@@ -288,9 +267,9 @@ def _layer_lists(config: PreTrainedConfig) -> dict[str, list[Any]]:
 
 
 def _with_all_kinds(base: PreTrainedConfig, config: PreTrainedConfig) -> dict[str, list[Any]]:
-    """Layer lists that lack a kind of layer which the deeper model has, with it among their last.
+    """Layer lists completed, near their ends, with the kinds of layers that only the deeper base has.
 
-    Gemma 3's every sixth layer attends to all positions, so four of its layers would see a window only.
+    In Gemma 3 every sixth layer attends to all positions; four layers would all have a sliding window.
     """
     changed = {}
     deep, lists = _layer_lists(base), _layer_lists(config)
@@ -305,12 +284,12 @@ def _with_all_kinds(base: PreTrainedConfig, config: PreTrainedConfig) -> dict[st
 
 
 def dropout_fields(config: PreTrainedConfig) -> list[str]:
-    """What `--dropout` sets, in this configuration's own names: the dropouts that a causal language model has.
+    """Return the fields that `--dropout` sets: the dropouts of a causal language model.
 
     >>> dropout_fields(AutoConfig.for_model("gpt2")), dropout_fields(AutoConfig.for_model("llama"))
     (['resid_pdrop', 'embd_pdrop', 'attn_pdrop'], ['attention_dropout'])
     """
-    others = ("classifier", "summary", "layerdrop")  # of other heads, or of whole layers
+    others = ("classifier", "summary", "layerdrop")  # of other output heads, or of whole layers
     return [
         name
         for name, types in field_types(config).items()
@@ -322,15 +301,15 @@ def _dropout_values(config: PreTrainedConfig, dropout: float | None) -> dict[str
     if dropout is None:
         return {}
     if not 0 <= dropout < 1:
-        raise UsageError(f"--dropout {dropout} is no probability; give 0 or more and less than 1")
+        raise UsageError(f"--dropout {dropout} is not a probability; give 0 or more and less than 1")
     fields = dropout_fields(config)
     if not fields:
-        raise UsageError(f"--dropout is not defined for a {config.model_type}, which has none; remove --dropout")
+        raise UsageError(f"--dropout {dropout}: a {config.model_type} has no dropout; remove --dropout")
     return dict.fromkeys(fields, float(dropout))
 
 
 def describe_shape(config: PreTrainedConfig) -> str:
-    """What decides the shape, given or filled in, in this configuration's own names.
+    """Return the fields that define the shape, given or by default, for `name value` output.
 
     >>> describe_shape(AutoConfig.for_model("bloom", n_layer=2, hidden_size=8))
     'hidden_size 8, n_layer 2, n_head 8, tie_word_embeddings True'
@@ -344,47 +323,20 @@ def describe_shape(config: PreTrainedConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in (shown | kinds).items())
 
 
-def _vocabulary_values(base: PreTrainedConfig, overrides: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
-    name = _own_name(base, "vocab_size")
-    if overrides.get(name, vocab_size) != vocab_size:
-        raise UsageError(
-            f"--config_overrides {name}={overrides[name]} disagrees with the tokenizer's "
-            f"{vocab_size} tokens; leave it out, the tokenizer decides"
-        )
-    return {name: vocab_size}
+def set_causal_loss(model: Any) -> None:
+    """Make Trainer divide the loss by the number of predicted labels, in place; also through PEFT's wrapper.
 
-
-def _check_positions(base: PreTrainedConfig, values: Mapping[str, Any], block_size: int) -> None:
-    name = position_field(base)
-    positions = values.get(name, getattr(base, name)) if name else None
-    if positions is not None and positions < block_size:
-        raise UsageError(
-            f"--block_size {block_size} is longer than the model's {positions} positions; lower it or give "
-            f"--config_overrides {name}={block_size}"
-        )
-
-
-def set_causal_loss(model: nn.Module) -> None:
-    """Make Trainer count the labels that a causal model predicts, in place.
-
-    Trainer divides the summed loss by the labels in the batch.  A causal model predicts all but the first
-    label of a sequence, and Trainer leaves that one out of its count only where `model.loss_type` is
-    `"ForCausalLM"`.  transformers 5.23 derives that name from the class name; for `GPT2LMHeadModel` and
-    seven others it finds none, and both the logged loss and the gradients come out too small by (L - 1) / L
-    for sequences of L tokens: 6 % at 16 tokens.  A GPT-2 arm could then not be compared with a Llama arm,
-    nor short blocks with long ones.  The loss function itself is the same one either way.
-
-    Works on any causal model, and through PEFT's wrapper, below which Trainer looks.
+    A causal model does not predict a sequence's first label, and Trainer excludes it from the count only where
+    `model.loss_type` is `"ForCausalLM"`.  transformers 5.23 derives that name from the class name; for
+    `GPT2LMHeadModel` and seven others it finds none.  Logged loss and gradients are then too small by (L - 1) / L for
+    sequences of L tokens, 6 % at 16 tokens, and GPT-2 cannot be compared with Llama.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.loss_type = "ForCausalLM"
 
 
 def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    """A float32 model on the CPU, its weights drawn from `seed`; the caller's random state stays as it was.
-
-    Only the CPU's generator is touched: the weights are drawn there, and forking those of all GPUs would
-    open a context on each of them from every process.
+    """Return a float32 model on the CPU with weights drawn from `seed`; the global random state is restored.
 
     >>> tokens = dict(vocab_size=300, block_size=8, bos_token_id=1, eos_token_id=2)
     >>> config = build_config("llama", None, None, **tokens)
@@ -392,14 +344,14 @@ def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     >>> bool((first == again).all()), bool((first == other).any())
     (True, False)
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # forking the GPUs' states would open a context on each GPU
         torch.default_generator.manual_seed(seed)
         try:
-            # A copy: from_config writes the dtype and the class name into what it is given.
+            # A copy, because from_config writes dtype and class name into its argument.
             model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
-        except Exception as error:  # of 189 model types, each with its own demands on its fields
+        except Exception as error:  # each of 189 model types has its own requirements
             raise UsageError(
-                f"a {config.model_type} cannot be built from this configuration "
+                f"--model_type {config.model_type} cannot be built from this configuration "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); change its fields with "
                 "--config_overrides, or give a config.json with --config_name"
             ) from error
@@ -407,18 +359,17 @@ def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     return model
 
 
-def count_parameters(model: nn.Module) -> ParameterCount:
+def count_parameters(model: PreTrainedModel) -> ParameterCount:
     """Count each parameter tensor once, however many modules share it.
 
     >>> tokens = dict(vocab_size=1024, block_size=8, bos_token_id=1, eos_token_id=2)
     >>> config = build_config(None, "demo", None, **tokens)
-    >>> print(count_parameters(build_model(config, seed=0)))
-    935,040 parameters (803,968 without embeddings)
+    >>> count_parameters(build_model(config, seed=0))
+    ParameterCount(total=935040, without_embeddings=803968)
     """
     sizes = {id(tensor): tensor.numel() for tensor in model.parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = model.get_output_embeddings()
-    if head is not None:
+    if (head := model.get_output_embeddings()) is not None:
         embeddings.add(id(head.weight))
     total = sum(sizes.values())
     return ParameterCount(total, total - sum(sizes[tensor] for tensor in embeddings if tensor in sizes))

@@ -1,4 +1,4 @@
-"""Callbacks: evaluation more often at the start, and tables of what the model writes."""
+"""Dense evaluations at the start of a run, and tables of generated stories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from lm_trials.data.datasets import open_dataset
 from lm_trials.evaluation.feature_scores import Generation, score_features, write_generations
@@ -19,12 +19,13 @@ from lm_trials.files import write_file
 
 COLUMNS = ("prefix", "clean_prefix", "generation", "target", "step")
 GENERATIONS = "generations"
+Spacing = Literal["linear", "geometric"]
 
 
-def dense_steps(num_steps: int, eval_steps: int, spacing: Literal["linear", "geometric"] = "linear") -> list[int]:
-    """Return the updates up to `num_steps` after which a dense evaluation takes place.
+def dense_steps(num_steps: int, eval_steps: int, spacing: Spacing = "linear") -> list[int]:
+    """Return the updates up to `num_steps` with a dense evaluation.
 
-    Linear: ten times as often as every `eval_steps`.  Geometric: as many, each a constant factor after the one before.
+    Linear: every `eval_steps` / 10.  Geometric: as many evaluations, with distances growing by a constant factor.
 
     >>> dense_steps(40, 100)
     [10, 20, 30, 40]
@@ -40,38 +41,28 @@ def dense_steps(num_steps: int, eval_steps: int, spacing: Literal["linear", "geo
 
 
 class DenseEvaluation(TrainerCallback):
-    """Asks for an evaluation after each of `steps`, beside those of `--eval_steps`."""
+    """Evaluates ten times as often as `--eval_steps` (below 1: a share of all updates) in the first updates."""
 
-    @classmethod
-    def of(
-        cls, num_dense: int, spacing: Literal["linear", "geometric"], eval_steps: float | None, num_steps: int
-    ) -> DenseEvaluation:
-        """Return that of a run: up to `num_dense`, ten times as often as `eval_steps`, below 1 a share of all."""
+    def __init__(self, num_dense: int, spacing: Spacing, eval_steps: float | None, num_steps: int) -> None:
         every = eval_steps or num_steps
-        if every < 1:
-            every = math.ceil(every * num_steps)
-        return cls(dense_steps(num_dense, int(every), spacing) if num_dense else [])
+        every = math.ceil(every * num_steps) if every < 1 else int(every)
+        self.steps = frozenset(dense_steps(num_dense, every, spacing) if num_dense else [])
 
-    def __init__(self, steps: list[int]) -> None:
-        self.steps = frozenset(steps)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Set the control's evaluation where this update is one of them."""
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Request an evaluation after these updates."""
         control.should_evaluate = control.should_evaluate or state.global_step in self.steps
         return control
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What is written at evaluations: for prompts of which sets, how many, how often.
+    """Settings of the stories generated at evaluations.
 
     Attributes:
-        sets: names of prepared sets; prompts are those of their validation records.
-        every: at each how many-th evaluation.
+        sets: names of prepared data sets, whose validation records have the prompts.
+        every: generate at each `every`-th evaluation.
         count: stories for each set.
-        max_new_tokens: most tokens of a story.
+        max_new_tokens: maximum tokens of a story.
     """
 
     sets: tuple[str, ...]
@@ -86,9 +77,9 @@ class GenerationPlan:
 def write_tables(
     model: Any, tokenizer: Any, plan: GenerationPlan, folder: Path, step: int
 ) -> dict[str, list[Generation]]:
-    """Let the model write for the prompts of each set, and keep the table as `<folder>/<set>/step-<n>.parquet`.
+    """Generate for the prompts of each set, and write `<folder>/<set>/step-<n>.parquet`.
 
-    All Parquet files of a set's folder are one table, `pandas.read_parquet(folder)`.
+    `pandas.read_parquet(folder / set)` reads the tables of all steps.
     """
     written = {}
     for name in plan.sets:
@@ -103,7 +94,7 @@ def write_tables(
 
 
 def feature_metrics(written: dict[str, list[Generation]], prefix: str = "eval") -> dict[str, float]:
-    """Return the shares of stories with the features asked for, and not asked for, as metrics to log."""
+    """Return the shares of stories with the requested features, and with others, as metrics to log."""
     metrics = {}
     for name, generations in written.items():
         for row in score_features(generations):
@@ -113,14 +104,14 @@ def feature_metrics(written: dict[str, list[Generation]], prefix: str = "eval") 
 
 
 def as_markdown(generations: list[Generation]) -> str:
-    """Return a table that TensorBoard shows as one."""
+    """Return a Markdown table for TensorBoard."""
     cells = [(g.clean_prefix, g.generation, g.target) for g in generations]
     rows = [" | ".join(cell.replace("|", "/").replace("\n", "<br>") for cell in row) for row in cells]
     return "\n".join(["| prefix | generation | target |", "| --- | --- | --- |", *(f"| {row} |" for row in rows)])
 
 
 def report_to_wandb(written: dict[str, list[Generation]], step: int) -> None:
-    """Log the tables to the W&B run that Trainer opened."""
+    """Log the tables to Trainer's W&B run."""
     import wandb
 
     for name, generations in written.items():

@@ -1,9 +1,8 @@
-"""Checkpoints on disk: written beside, sealed with sums, renamed; found again and checked before they are loaded.
+"""Atomic checkpoints with checksums.
 
-Trainer writes a checkpoint file by file under its final name.  Killed meanwhile, it leaves a newest folder on which
-resuming fails or, where `optimizer.pt` is what is missing, goes on with a fresh optimizer and says nothing; flipped
-bytes are loaded.  Here a folder has its name only when every file is on the disk, and `sums.json` in it
-has the SHA-256 of each.
+Trainer writes a checkpoint file by file under its final name.  After a kill, resuming from that folder fails, or
+silently starts a fresh optimizer where `optimizer.pt` is missing; flipped bytes are loaded.  Here a folder is renamed
+to `checkpoint-N` when every file is on the disk, with the SHA-256 of each in `sums.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ OF_THE_END = ("config", "generation_config", "tokenizer", "special_tokens", STAT
 
 
 def run_identity(described: Mapping[str, Any]) -> str:
-    """Return 16 hexadecimal digits of what a run is: its outcome and replicate fields without the code's revision.
+    """Return 16 hexadecimal digits over the outcome and replicate fields, without the code's revision.
 
     >>> one = run_identity({"outcome": {"learning_rate": 1.0, "code_revision": "a"}, "replicate": {"seed": 1}})
     >>> one == run_identity({"outcome": {"learning_rate": 1.0, "code_revision": "b"}, "replicate": {"seed": 1}})
@@ -41,24 +40,24 @@ def run_identity(described: Mapping[str, Any]) -> str:
 
 
 def unfinished_folder(run: Path, step: int) -> Path:
-    """Return where the checkpoint of an update is written before it has its name."""
+    """Return where the checkpoint of an update is written before it is renamed."""
     return run / f".checkpoint-{step}{UNFINISHED}"
 
 
 def seal(folder: Path, final: Path, facts: Mapping[str, Any]) -> None:
-    """Put every file of `folder` on the disk with its sum, and give it its name: whole from then on."""
+    """Write checksums and `facts`, sync every file of `folder` to the disk, and rename it to `final`."""
     write_json(folder / SUMS, {**facts, "files": file_sums(folder)}, synced=True)
     for path in sorted(folder.rglob("*")):
         to_disk(path)
     to_disk(folder)
-    if final.exists():  # of an attempt that was killed after it and went on from an earlier one
+    if final.exists():  # from an attempt that was killed later and resumed from an earlier checkpoint
         remove(final)
     folder.rename(final)
     to_disk(final.parent)
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; killed meanwhile, nothing that looks like one stays."""
+    """Remove a checkpoint, renamed first so that a kill leaves no partial checkpoint."""
     away = folder.with_name(f".{folder.name}{REMOVED}")
     shutil.rmtree(away, ignore_errors=True)
     folder.rename(away)
@@ -66,19 +65,18 @@ def remove(folder: Path) -> None:
 
 
 def remove_remains(run: Path) -> None:
-    """Remove what a killed run left half-written or half-removed."""
-    for kind in (UNFINISHED, REMOVED):
-        for path in run.glob(f".*{kind}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Remove the partly written or partly removed files and folders of a killed run."""
+    for path in [*run.glob(f".*{UNFINISHED}"), *run.glob(f".*{REMOVED}")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def rotate(run: Path, limit: int | None, kept: Iterable[str | None]) -> None:
-    """Remove the oldest checkpoints, by their updates, until `limit` are left; never the newest nor one of `kept`.
+    """Remove the checkpoints of the earliest updates until `limit` are left, except the newest and those in `kept`.
 
-    Trainer goes by modification times, which a copy of the folder changes.
+    Trainer sorts by modification time, which copying a folder changes.
     """
     found = checkpoints(run)
     protected = {Path(path).name for path in kept if path} | {path.name for path in found[-1:]}
@@ -88,89 +86,83 @@ def rotate(run: Path, limit: int | None, kept: Iterable[str | None]) -> None:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run; says of each newer incomplete one that it is skipped."""
+    """Return the newest complete checkpoint of a run, with a warning about each newer incomplete one."""
     for path in sorted(run.glob(f".checkpoint-*{UNFINISHED}")):
-        note(f"warning: {path} is incomplete, its run was stopped while it was written; it is skipped")
+        note(f"warning: {path} is incomplete (interrupted while it was written) and is skipped")
     for folder in reversed(checkpoints(run)):
         if (folder / SUMS).is_file():
             return folder
-        note(f"warning: {folder} is incomplete, it has no {SUMS}; it is skipped")
+        note(f"warning: {folder} is incomplete (it has no {SUMS}) and is skipped")
     return None
 
 
 def check_checkpoint(folder: Path, identity: str) -> dict[str, Any]:
-    """Check every file of a checkpoint against its sum, and that it is of this very run; returns its facts.
+    """Check a checkpoint's files against their checksums and its run against `identity`; returns its facts.
 
     Raises:
-        UsageError: naming the first file that is missing or changed, or for a checkpoint of another run, or one that
-            holds the model alone.
+        UsageError: naming the first file that is missing or changed; for a checkpoint of another run, or of the model
+            alone.
     """
     facts = sealed_facts(folder)
     expected = facts.get("files")
     if not isinstance(expected, dict) or STATE_FILE not in expected:
-        raise UsageError(f"{folder} is no whole checkpoint: its {SUMS} cannot be read; {_instead(folder)}")
+        raise UsageError(f"{folder} is not a complete checkpoint, its {SUMS} cannot be read; {_instead(folder)}")
     if found := damaged(folder, expected):
         raise UsageError(f"{folder} is damaged: {found[0]}; {_instead(folder)}")
     if facts.get("run") != identity:
-        raise UsageError(
-            f"{folder} is a checkpoint of another run (other seed, data or settings), put there since; "
-            f"{_instead(folder)}"
-        )
+        raise UsageError(f"{folder} is a checkpoint of another run (other seed, data or settings); {_instead(folder)}")
     if not facts.get("resumable", True):
         raise UsageError(
-            f"{folder} holds the model alone (--save_only_model), not its optimizer; train anew with "
-            "--overwrite_output_dir, or go on from its weights in a new run with --model_name_or_path"
+            f"{folder} has no optimizer (--save_only_model); train again with --overwrite_output_dir, or start a new "
+            "run from its weights with --model_name_or_path"
         )
     return facts
 
 
 def sealed_facts(folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint's `sums.json` says; nothing where it cannot be read."""
+    """Return the content of a checkpoint's `sums.json`; empty where it cannot be read."""
+    return _facts(folder / SUMS)
+
+
+def _facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
 
 def _instead(folder: Path) -> str:
-    earlier = [path for path in checkpoints(folder.parent) if _step(path) < _step(folder) and (path / SUMS).is_file()]
+    others = checkpoints(folder.parent)  # in the order of their steps
+    earlier = [path for path in others[: others.index(folder) if folder in others else 0] if (path / SUMS).is_file()]
     if earlier:
-        return f"remove it and give the same command again, which goes on from {earlier[-1].name}"
-    return "train anew with --overwrite_output_dir"
-
-
-def _step(folder: Path) -> int:
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+        return f"remove it and run the same command again, which resumes from {earlier[-1].name}"
+    return "train again with --overwrite_output_dir"
 
 
 def mark_finished(run: Path, step: int, identity: str) -> None:
-    """Write that a run came to its end, with the sums of what loads as its final model and of its state."""
-    files = file_sums(run, skip=[path.name for path in run.iterdir() if not _is_of_the_end(path)])
-    write_json(run / FINISHED, {"run": identity, "global_step": step, "files": files}, synced=True)
-
-
-def _is_of_the_end(path: Path) -> bool:
-    """Whether a file is one that an evaluation afterwards leaves as it is."""
-    return path.is_file() and (path.suffix in (".safetensors", ".bin") or path.name.startswith(OF_THE_END))
+    """Write `finished.json` with the checksums of the final model and Trainer's state."""
+    others = [  # files that a later evaluation may change
+        path.name
+        for path in run.iterdir()
+        if not (path.is_file() and (path.suffix in (".safetensors", ".bin") or path.name.startswith(OF_THE_END)))
+    ]
+    facts = {"run": identity, "global_step": step, "files": file_sums(run, skip=others)}
+    write_json(run / FINISHED, facts, synced=True)
 
 
 def is_finished(run: Path, identity: str) -> bool:
-    """Say whether a run of this identity came to its end here, its final model unchanged since.
+    """Return whether a run of this identity is finished here, with its final model unchanged.
 
     Raises:
-        UsageError: if a file of the final model was lost or changed.
+        UsageError: if a file of the final model is missing or changed.
     """
-    try:
-        facts = json.loads((run / FINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    facts = _facts(run / FINISHED)
     if facts.get("run") != identity:
         return False
     if found := damaged(run, facts["files"]):
         raise UsageError(
-            f"{run} is finished and its model is damaged: {found[0]}; remove {run / FINISHED} and give the same "
-            "command again, which goes on from the last checkpoint"
+            f"{run} is finished and its model is damaged: {found[0]}; remove {run / FINISHED} and run the same command "
+            "again, which resumes from the last checkpoint"
         )
     return True

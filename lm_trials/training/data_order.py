@@ -1,16 +1,17 @@
-"""Data order: which records were in which update of a run, exactly, without running it again.
+"""Data order: the records in each update of a run, computed without running it again.
 
     lm-trials order runs/demo --step 137
     lm-trials order runs/demo --step 137 --text
 
-The order follows from `run.json` (data, data seed, shuffle buffer, block size, batch) and the stores alone; what has
-changed since is refused.
+The order follows from `run.json` and the data; changed data is refused.
 """
 
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +26,24 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 @dataclass
 class OrderArguments:
-    """Which update of which run."""
+    """The run and the update."""
 
     run: str = option("runs/demo", help="Folder of the run.")
-    step: int = option(1, least=1, help="Update, counted from 1 as in the logs.")
+    step: int = option(1, least=1, help="Update, from 1, as in the logs.")
     text: bool = option(False, help="Show the text of each block too.")
-    data_cache_dir: str | None = option(None, help="Where the data lies now. Default: where it lay for the run.")
+    data_cache_dir: str | None = option(None, help="Folder of the prepared data. Default: the run's.")
 
 
 @dataclass(frozen=True)
 class ReadDocument:
-    """The part of a document that one block of an update holds.
+    """A document's tokens in one block of an update.
 
     Attributes:
         pass_index: pass over the data, from 0.
-        block: place of the block in the update, from 0.
-        corpus: name of the corpus, of a mixture the part, that the document is of.
-        document: its place there, as stored.
-        first, last: its tokens within the document, from 0, both included; BOS is token 0.
+        block: position of the block in the update, from 0.
+        corpus: name of the corpus, or of a mixture's part.
+        document: row in that corpus.
+        first: position of the first of these tokens in the document; token 0 is BOS.
         ids: these tokens.
     """
 
@@ -52,152 +53,140 @@ class ReadDocument:
     document: int
     record_id: str
     first: int
-    last: int
     ids: tuple[int, ...]
 
 
-class DataOrder:
+class DataOrder(ABC):
     """The data order of a finished or running run."""
 
-    tokenizer: PreTrainedTokenizerBase
     names: list[str]
-    num_steps: int
-    blocks_per_step: int
     block_size: int
 
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        from lm_trials.tokens.tokenizers import load_tokenizer
+
+        self.outcome, self.replicate = run["outcome"], run["replicate"]
+        self.started_in = Path(run["environment"].get("working_directory", "."))
+        self.num_steps: int = self.outcome["max_steps"]
+        self.blocks_per_step: int = self.outcome["total_train_batch_size"]
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(with_tokenizer(folder))
+
     def parts_of(self, step: int) -> list[ReadDocument]:
-        """Return the documents of an update, block by block, in the order that the model read them.
+        """Return the documents of an update, block by block, in the order of the training.
 
         Raises:
             UsageError: for an update that the run does not have.
         """
         if not 1 <= step <= self.num_steps:
             raise UsageError(f"--step {step}: the run has updates 1 to {self.num_steps:,}")
-        return self._documents_of(step)
+        first = (step - 1) * self.blocks_per_step
+        return [part for place in range(self.blocks_per_step) for part in self._documents_of(first + place, place)]
 
-    def _documents_of(self, step: int) -> list[ReadDocument]:
-        raise NotImplementedError  # each kind of run packs its blocks differently
+    @abstractmethod
+    def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
+        """Return the documents of block `index` of the run, which is at `place` in its update."""
 
     def text_of(self, part: ReadDocument) -> str:
-        """Return the text of a part, as far as whole tokens spell it."""
-        return self.tokenizer.decode(part.ids)
+        """Return the text of a part."""
+        return str(self.tokenizer.decode(list(part.ids)))
 
 
 class RunOrder(DataOrder):
-    """The order of the documents of a run of `train_gpt2.py`.
+    """The order of the documents of a run of `lm-trials train`.
 
     Raises:
-        UsageError: for a folder that holds no run, or data that is not what the run read.
+        UsageError: for a folder without a run, or changed data.
     """
 
     def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
-        from lm_trials.models.reference import read_run
-        from lm_trials.tokens.tokenizers import load_tokenizer
         from lm_trials.training.flags import DataArguments
         from lm_trials.training.stores import open_stores
 
-        run = read_run(folder) if folder.is_dir() else None
-        if run is None:
-            raise UsageError(f"{folder} holds no run (no run.json of this project); name a folder that has one")
-        self.outcome, self.replicate = run["outcome"], run["replicate"]
+        run = _run_of(folder)
+        super().__init__(folder, run)
         known = {**run["logistics"], **self.outcome}
         given = {field.name: known[field.name] for field in fields(DataArguments) if field.name in known}
         given |= {"eval_datasets": None} | ({"data_cache_dir": data_cache_dir} if data_cache_dir else {})
-        self.tokenizer = load_tokenizer(with_tokenizer(folder))
         data_args = DataArguments(**given)
-        started_in = Path(run["environment"].get("working_directory", "."))
-        for name in ("data_cache_dir", "dataset_name"):  # as they were named where the run was started
-            there = started_in / getattr(data_args, name)
+        for name in ("data_cache_dir", "dataset_name"):  # relative to where the run was started
+            there = self.started_in / getattr(data_args, name)
             if not Path(getattr(data_args, name)).exists() and there.exists():
                 setattr(data_args, name, str(there))
         stores = open_stores(data_args, self.tokenizer)
         if stores.described != self.outcome["data"]:
             names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
-            raise UsageError(f"the data of {folder} has changed since ({', '.join(names)}); the order cannot be told")
+            raise _changed(folder, ", ".join(names))
         self.names = [part.name for part in stores.parts]
-        self.blocks_per_step = self.outcome["total_train_batch_size"]
-        self.num_steps = self.outcome["max_steps"]
         num_blocks = self.num_steps * self.blocks_per_step
         self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"])
         self.block_size = self.blocks.block_size
 
-    def _documents_of(self, step: int) -> list[ReadDocument]:
+    def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
+        pass_index, pieces = self.blocks.pieces(index)
         parts = []
-        for number in range(self.blocks_per_step):
-            index = (step - 1) * self.blocks_per_step + number
-            pass_index, pieces = self.blocks.pieces(index)
-            parts += [
-                ReadDocument(
-                    pass_index,
-                    number,
-                    self.names[piece.part],
-                    piece.document,
-                    piece.record_id,
-                    piece.skipped,
-                    piece.skipped + len(piece.ids_T) - 1,
-                    tuple(piece.ids_T.tolist()),
-                )
-                for piece in pieces
-            ]
+        for piece in pieces:
+            name, ids = self.names[piece.part], tuple(piece.ids_T.tolist())
+            parts.append(ReadDocument(pass_index, place, name, piece.document, piece.record_id, piece.skipped, ids))
         return parts
 
 
 class TuningOrder(DataOrder):
-    """The order of the examples of a run of `sft_lora.py`.
+    """The order of the examples of a run of `lm-trials tune`.
 
     Raises:
-        UsageError: where the examples are not there, or not those that the run read.
+        UsageError: for missing or changed examples.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], data_cache_dir: str | None = None) -> None:
+    def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
         from lm_trials.pairs.examples import ExampleStore
-        from lm_trials.tokens.tokenizers import load_tokenizer
 
-        outcome = run["outcome"]
-        self.data_seed = run["replicate"]["data_seed"]
-        self.tokenizer = load_tokenizer(with_tokenizer(folder))
-        self.num_steps, self.blocks_per_step = outcome["max_steps"], outcome["total_train_batch_size"]
-        self.block_size, self.names = outcome["block_size"], [outcome["data"]["name"]]
-        started_in = Path(run["environment"].get("working_directory", "."))
+        run = _run_of(folder)
+        super().__init__(folder, run)
+        data = self.outcome["data"]
+        self.block_size, self.names = self.outcome["block_size"], [data["name"]]
         given = Path(data_cache_dir or run["logistics"]["data_cache_dir"])
-        place = given if given.exists() else started_in / given
-        examples = place / outcome["data"]["name"] / outcome["data"]["examples"]
+        examples = (given if given.exists() else self.started_in / given) / data["name"] / data["examples"]
         if not examples.is_dir():
-            raise UsageError(f"{examples} is not there; give --data_cache_dir, or prepare the data set again")
+            raise UsageError(f"{examples} does not exist; give --data_cache_dir, or prepare the data set again")
         self.store = ExampleStore(examples, "train")
-        if self.store.counts != outcome["data"]["counts"]:
-            raise UsageError(f"the data of {folder} has changed since ({examples}); the order cannot be told")
-        self.rows = self._rows(outcome)
+        if self.store.counts != data["counts"]:
+            raise _changed(folder, str(examples))
+        self.rows = [[number] for number in range(len(self.store))]
+        if self.outcome["packing"]:
+            from lm_trials.training.tuning_examples import pack_examples
 
-    def _rows(self, outcome: dict[str, Any]) -> list[list[int]]:
-        """Return the examples of each row that a batch is made of: itself, or those that were packed into it."""
-        if not outcome["packing"]:
-            return [[number] for number in range(len(self.store))]
-        from lm_trials.training.tuning_examples import pack_examples
+            lengths_N, _ = self.store.lengths(completion_only=False)
+            self.rows = pack_examples(lengths_N, self.block_size, self.outcome["packing_strategy"]).to_pylist()
 
-        lengths_N, _ = self.store.lengths(completion_only=False)
-        return pack_examples(lengths_N, self.block_size, outcome["packing_strategy"]).to_pylist()
-
-    def _documents_of(self, step: int) -> list[ReadDocument]:
+    def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
+        pass_index, row = divmod(index, len(self.rows))
         parts = []
-        for place in range(self.blocks_per_step):
-            pass_index, row = divmod((step - 1) * self.blocks_per_step + place, len(self.rows))
-            for number in self.rows[int(self._order(pass_index)[row])]:
-                ids = self.store.input_ids(number)
-                name = self.store.record_id(number)
-                parts.append(
-                    ReadDocument(pass_index, place, self.names[0], number, name, 0, len(ids) - 1, tuple(ids.tolist()))
-                )
+        for number in self.rows[int(self._order(pass_index)[row])]:
+            ids, record_id = tuple(self.store.input_ids(number).tolist()), self.store.record_id(number)
+            parts.append(ReadDocument(pass_index, place, self.names[0], number, record_id, 0, ids))
         return parts
 
     def _order(self, pass_index: int) -> np.ndarray:
         from lm_trials.tokens.order import document_order
 
-        return document_order(len(self.rows), self.data_seed, pass_index)
+        return document_order(len(self.rows), self.replicate["data_seed"], pass_index)
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    from lm_trials.models.reference import read_run
+
+    run = read_run(folder) if folder.is_dir() else None
+    if run is None:
+        raise UsageError(f"{folder} is not a run (no run.json of this project); give the folder of a run")
+    return run
+
+
+def _changed(folder: Path, what: str) -> UsageError:
+    return UsageError(f"{folder}: its data has changed since the training ({what}); restore the data it was trained on")
 
 
 def with_tokenizer(folder: Path) -> Path:
-    """Return the folder of a run that holds its tokenizer: its own, else its newest checkpoint."""
+    """Return the folder of a run's tokenizer: the run's, else its newest checkpoint's."""
     from lm_trials.models.reference import checkpoints
 
     places = [folder, *reversed(checkpoints(folder))]
@@ -205,17 +194,13 @@ def with_tokenizer(folder: Path) -> Path:
 
 
 def open_order(folder: Path, data_cache_dir: str | None = None) -> DataOrder:
-    """Return the data order of a run of train_gpt2.py or of sft_lora.py.
+    """Return the data order of a pretraining or fine-tuning run.
 
     Raises:
-        UsageError: as `RunOrder`.
+        UsageError: for a folder without a run, or missing or changed data.
     """
-    from lm_trials.models.reference import read_run
-
-    run = read_run(folder) if folder.is_dir() else None
-    if run is not None and "num_examples" in run["outcome"]:
-        return TuningOrder(folder, run, data_cache_dir)
-    return RunOrder(folder, data_cache_dir)
+    kind = TuningOrder if "num_examples" in _run_of(folder)["outcome"] else RunOrder
+    return kind(folder, data_cache_dir)
 
 
 def order_arguments(argv: list[str]) -> OrderArguments:
@@ -228,33 +213,32 @@ def order_arguments(argv: list[str]) -> OrderArguments:
 
 @script
 def main(argv: list[str] | None = None) -> list[ReadDocument]:
-    """Say which records an update read; returns their parts."""
+    """Show the records of an update; returns their parts."""
     args = order_arguments(list(sys.argv[1:] if argv is None else argv))
     order = open_order(Path(args.run), args.data_cache_dir)
     parts = order.parts_of(args.step)
-    passes = sorted({part.pass_index + 1 for part in parts})
+    passes = " and ".join(map(str, sorted({part.pass_index + 1 for part in parts})))
     at_most = "" if isinstance(order, RunOrder) else " at most"
     show_facts(
         f"update {args.step:,} of {order.num_steps:,} of {args.run}",
         {
-            "blocks": f"{order.blocks_per_step} of {order.block_size} tokens{at_most}, from pass "
-            + " and ".join(map(str, passes)),
-            "documents": f"{len({(p.pass_index, p.corpus, p.document) for p in parts}):,}, whole or in part",
+            "blocks": f"{order.blocks_per_step} of {order.block_size} tokens{at_most}, from pass {passes}",
+            "documents": f"{len({(p.pass_index, p.corpus, p.document) for p in parts}):,}, complete or in part",
         },
     )
-    several = len(order.names) > 1
+    columns = ["block, record", "part", "row", "tokens", "text"]
+    shown = [True, len(order.names) > 1, True, True, args.text]
     rows = [
         [
             f"{p.block}  {p.record_id}",
-            *([p.corpus] if several else []),
+            p.corpus,
             f"{p.document:,}",
-            f"{p.first:,} to {p.last:,}",
-            *([order.text_of(p)] if args.text else []),
+            f"{p.first:,} to {p.first + len(p.ids) - 1:,}",
+            order.text_of(p) if args.text else "",
         ]
         for p in parts
     ]
-    columns = ["block, record", *(["part"] if several else []), "row", "tokens", *(["text"] if args.text else [])]
-    show_table("", columns, rows)
+    show_table("", list(compress(columns, shown)), [compress(row, shown) for row in rows])
     return parts
 
 

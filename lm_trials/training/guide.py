@@ -1,38 +1,32 @@
-"""Whether a run's settings are far from what its size usually takes (docs/choosing_sizes.md says why).
+"""Warnings about settings far from the usual ones for a model's size, in training from scratch.
 
-These are conventions with sources, not measurements of ours, so a line here is advice and never an error;
-and the limits are wide, so that a line means a likely mistake (a forgotten --learning_rate) and not a
-matter of taste. The guide is for training from scratch: fine-tuning takes smaller learning rates and far
-fewer tokens.
+The usual values are published conventions (docs/choosing_sizes.md), so these are warnings and not errors, with limits
+wide enough that a warning means a likely mistake.
 """
 
 from __future__ import annotations
 
 GUIDE = "docs/choosing_sizes.md"
 
-# (parameters below which the row holds, lowest and highest usual peak learning rate for AdamW).
-LEARNING_RATES: tuple[tuple[float, float, float], ...] = (
-    (3e6, 5e-4, 3e-3),
-    (30e6, 3e-4, 2e-3),
-    (150e6, 2e-4, 1e-3),
-    (500e6, 1e-4, 6e-4),
+# (upper limit of parameters, lowest and highest usual peak learning rate for AdamW).
+LEARNING_RATES = (
+    *((3e6, 5e-4, 3e-3), (30e6, 3e-4, 2e-3), (150e6, 2e-4, 1e-3), (500e6, 1e-4, 6e-4)),
     (float("inf"), 5e-5, 3e-4),
 )
 LEARNING_RATE_SLACK = 4
 
 TOKENS_PER_UPDATE = 100_000
 TOKENS_PER_UPDATE_SLACK = 10
-# Below this size a run is meant to end on a CPU in minutes.  There many small updates learn more in the time
-# than few large ones, and the guide's figure would leave a demo with a dozen updates.
+# Smaller models are meant to train on a CPU in minutes, where many small updates learn more than a dozen large ones.
 SMALL_PARAMETERS = 3_000_000
 
-MIN_TOKENS_PER_PARAMETER = 1
-MAX_EPOCHS = 16
+MIN_TOKENS_PER_PARAMETER = 1  # usual: 20 (Chinchilla, fitted on far larger models)
+MAX_EPOCHS = 16  # beyond, repeats gain little (Muennighoff et al. 2023)
 MAX_WARMUP_SHARE = 0.5
 
 
 def learning_rate_band(num_parameters: int) -> tuple[float, float]:
-    """Lowest and highest usual peak learning rate for a model of this size.
+    """Return the lowest and highest usual peak learning rate for a model of this size.
 
     >>> learning_rate_band(8_335_008), learning_rate_band(210_797_568)
     ((0.0003, 0.002), (0.0001, 0.0006))
@@ -51,69 +45,45 @@ def warnings_for_run(
     device_type: str = "cuda",
     mixed_precision: str = "no",
 ) -> list[str]:
-    """One line for each setting of a training from scratch that is far off the guide.
+    """Return one line for each setting that is far from the usual ones.
 
     Args:
-        num_parameters: all of them, embeddings included, tied ones once.
+        num_parameters: with embeddings, tied ones once.
         tokens_per_update: block size x batch x accumulation x processes.
         learning_rate: the peak.
-        total_tokens: seen in the whole run, repeats included.
-        dataset_tokens: in one pass over the training set; `None` if unknown, as for a stream.
-        warmup_updates: updates in which the learning rate rises.
-        device_type: torch's name, `"cpu"` or `"cuda"`.
-        mixed_precision: accelerate's name, `"no"`, `"bf16"` or `"fp16"`.
+        total_tokens: of the whole run, repeats included.
+        dataset_tokens: in one pass over the training set; None for a stream.
+        mixed_precision: accelerate's `"no"`, `"bf16"` or `"fp16"`.
 
     >>> usual = dict(num_parameters=8_335_008, tokens_per_update=131_072, total_tokens=10**9)
-    >>> warnings_for_run(learning_rate=5e-4, **usual)
-    []
     >>> for line in warnings_for_run(learning_rate=5e-5, **usual):
     ...     print(line)
-    --learning_rate 5e-05 is low for 8,335,008 parameters (usual: 0.0003 to 0.002; docs/choosing_sizes.md)
+    --learning_rate 5e-05 is low for 8,335,008 parameters (usual: 0.0003 to 0.002; docs/choosing_sizes.md); raise it
     """
-    lines = _learning_rate(num_parameters, learning_rate)
-    lines += _tokens(num_parameters, tokens_per_update, total_tokens, dataset_tokens)
-    updates = total_tokens / tokens_per_update
-    if warmup_updates > MAX_WARMUP_SHARE * updates:
-        lines.append(
-            f"warm-up takes {warmup_updates:,} of {updates:,.0f} updates, so the learning rate is hardly "
-            f"ever at its peak (usual: 1 to 5 %; {GUIDE})"
-        )
-    if device_type == "cpu" and mixed_precision != "no":
-        lines.append(
-            f"{mixed_precision} on a CPU without bf16 units is about ten times slower than float32; "
-            f"leave --{mixed_precision} away ({GUIDE})"
-        )
-    return lines
-
-
-def _learning_rate(num_parameters: int, learning_rate: float) -> list[str]:
     low, high = learning_rate_band(num_parameters)
-    if low / LEARNING_RATE_SLACK <= learning_rate <= high * LEARNING_RATE_SLACK:
-        return []
-    word = "low" if learning_rate < low else "high"
-    return [
-        f"--learning_rate {learning_rate:g} is {word} for {num_parameters:,} parameters "
-        f"(usual: {low:g} to {high:g}; {GUIDE})"
-    ]
+    few, many = TOKENS_PER_UPDATE / TOKENS_PER_UPDATE_SLACK, TOKENS_PER_UPDATE * TOKENS_PER_UPDATE_SLACK
+    updates, passes = total_tokens / tokens_per_update, total_tokens / (dataset_tokens or total_tokens)
+    lines: list[str] = []
 
+    def add(setting: str, usual: str, remedy: str) -> None:
+        lines.append(f"{setting} (usual: {usual}; {GUIDE}); {remedy}")
 
-def _tokens(num_parameters: int, tokens_per_update: int, total_tokens: int, dataset_tokens: int | None) -> list[str]:
-    lines = []
-    low, high = TOKENS_PER_UPDATE / TOKENS_PER_UPDATE_SLACK, TOKENS_PER_UPDATE * TOKENS_PER_UPDATE_SLACK
-    if num_parameters >= SMALL_PARAMETERS and not low <= tokens_per_update <= high:
-        remedy = "raise" if tokens_per_update < low else "lower"
-        lines.append(
-            f"{tokens_per_update:,} tokens per update is far from the usual {TOKENS_PER_UPDATE:,}; {remedy} "
-            f"--gradient_accumulation_steps or the batch ({GUIDE})"
-        )
+    if not low / LEARNING_RATE_SLACK <= learning_rate <= high * LEARNING_RATE_SLACK:
+        word, remedy = ("low", "raise it") if learning_rate < low else ("high", "lower it")
+        setting = f"--learning_rate {learning_rate:g} is {word} for {num_parameters:,} parameters"
+        add(setting, f"{low:g} to {high:g}", remedy)
+    if num_parameters >= SMALL_PARAMETERS and not few <= tokens_per_update <= many:
+        remedy = f"{'raise' if tokens_per_update < few else 'lower'} --gradient_accumulation_steps or the batch"
+        add(f"{tokens_per_update:,} tokens per update", f"{TOKENS_PER_UPDATE:,}", remedy)
     if total_tokens < MIN_TOKENS_PER_PARAMETER * num_parameters:
-        lines.append(
-            f"{total_tokens:,} tokens for {num_parameters:,} parameters is less than one each (usual: 20); "
-            f"train longer or take a smaller shape ({GUIDE})"
-        )
-    if dataset_tokens and total_tokens > MAX_EPOCHS * dataset_tokens:
-        lines.append(
-            f"the run passes {total_tokens / dataset_tokens:.0f} times over its {dataset_tokens:,} training "
-            f"tokens (repeats stop helping after 4 to 16); watch the validation loss ({GUIDE})"
-        )
+        setting = f"{total_tokens:,} tokens for {num_parameters:,} parameters"
+        add(setting, "20 for each parameter", "train longer or use a smaller model")
+    if passes > MAX_EPOCHS:
+        setting = f"{passes:.0f} passes over {dataset_tokens or 0:,} training tokens"
+        add(setting, "at most 4 to 16", "watch the validation loss")
+    if warmup_updates > MAX_WARMUP_SHARE * updates:
+        add(f"{warmup_updates:,} of {updates:,.0f} updates are warm-up", "1 to 5 %", "lower --warmup_steps")
+    if device_type == "cpu" and mixed_precision != "no":
+        setting = f"{mixed_precision} on a CPU without bf16 units is about ten times slower"
+        add(setting, "float32", f"remove --{mixed_precision}")
     return lines

@@ -1,4 +1,4 @@
-"""The model that a run starts from: random weights in a shape, or those of a run, a checkpoint or a Hub model."""
+"""The initial model of a run: a shape with random weights, or a run, a checkpoint or a Hub model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from lm_trials.data.datasets import dataset_of
 from lm_trials.data.default_tokenizer import default_tokenizer
 from lm_trials.evaluation.losses import check_causal, check_documents_apart, check_loss
 from lm_trials.files import weights_digest
-from lm_trials.models.presets import PRESETS
 from lm_trials.models.reference import (
     ModelReference,
-    default_window,
+    chosen_window,
     load_config,
     load_model,
     load_tokenizer_of,
-    positions_of,
     read_run,
     resolve_model,
 )
@@ -32,11 +30,11 @@ from lm_trials.training.flags import DataArguments, ModelArguments
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What a run starts from, checked and not yet loaded.
+    """The initial model of a run, checked but not loaded.
 
     Attributes:
-        reference: where its weights are; None for random ones.
-        adapter: whose weights a new adapter on it begins with; None for fresh ones.
+        reference: of the weights; None for random ones.
+        adapter: of a fine-tuning, the initial adapter; None for a new one.
     """
 
     config: PretrainedConfig
@@ -46,23 +44,19 @@ class InitialModel:
 
     @property
     def name(self) -> str:
-        """Name for the run: of the model it starts from, else of the architecture."""
+        """The model's part of a default run name."""
         return Path(self.reference.path).name if self.reference else self.config.model_type
 
     def load(self, seed: int, documents_apart: bool = False) -> PreTrainedModel:
-        """Build the model, or load its weights (alone: optimizer and schedule begin anew).
-
-        Raises:
-            UsageError: for a model type that cannot be trained, see `check_trainable`.
-        """
+        """Build the model or load its weights, and call `check_trainable`."""
         model = load_model(self.reference) if self.reference else build_model(self.config, seed)
-        # ZeRO-3 has split the weights already; FSDP's memory-saving loading leaves them to the first process.
+        # ZeRO-3 has sharded the weights by now, and FSDP's low-memory loading gives them to the first process only.
         if not is_deepspeed_zero3_enabled() and model.device.type != "meta":
             check_trainable(model, self.reference.name if self.reference else self.config.model_type, documents_apart)
         return model
 
     def describe(self) -> dict[str, Any] | None:
-        """Return what identifies the weights in `run.json`; None where the seed does."""
+        """Return the fields for `run.json` that identify the weights; None for random ones."""
         if self.reference is None:
             return None
         described: dict[str, Any] = {"name_or_path": self.reference.name}
@@ -82,8 +76,8 @@ def check_trainable(model: PreTrainedModel, name: str, documents_apart: bool) ->
     """Check on eight tokens that a model can be trained to predict the next one.
 
     Raises:
-        UsageError: for a model that does not read plain tokens, sees those that follow, has another loss, or cannot
-            keep the documents of a block apart where that is asked for.
+        UsageError: for a model that needs more than tokens, attends to later ones, has another loss, or cannot separate
+            a block's documents where `documents_apart`.
     """
     try:
         check_causal(model, name)
@@ -92,7 +86,7 @@ def check_trainable(model: PreTrainedModel, name: str, documents_apart: bool) ->
             check_documents_apart(model, name)
     except UsageError:
         raise
-    except Exception as error:  # of 189 model types, some need more than tokens
+    except Exception as error:  # of 189 model types, about 145 are trained on tokens alone with the next-token loss
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{name} cannot be trained on tokens alone ({type(error).__name__}: {reason}); give another model type"
@@ -100,28 +94,41 @@ def check_trainable(model: PreTrainedModel, name: str, documents_apart: bool) ->
 
 
 def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> InitialModel:
-    """Return what a run starts from, and settle `--block_size` and `--tokenizer_name` in `data_args`, in place.
+    """Return the initial model of a run, and set the defaults of `--block_size` and `--tokenizer_name`, in place.
 
     Raises:
-        UsageError: for a shape given beside a model, a model folder without a model, a tokenizer other than the
-            model's, a block longer than its positions, or whatever is wrong with a shape.
+        UsageError: for a shape and a model together, a folder without a model, a tokenizer other than the model's, a
+            block longer than its positions, or an invalid shape.
     """
+    tokenizer: PreTrainedTokenizerBase
     if model_args.model_name_or_path is None:
         if not (data_args.vocab_size or data_args.tokenizer_name or data_args.streaming == "True"):
             data_args.tokenizer_name = str(default_tokenizer(dataset_of(data_args)))
         tokenizer = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
-        config = _shape(model_args, data_args, tokenizer)
-        _settle_block(data_args, config)
+        config = build_config(
+            model_args.model_type,
+            model_args.config_name,
+            model_args.config_overrides,
+            vocab_size=len(tokenizer),
+            block_size=data_args.block_size or 2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            dropout=model_args.dropout,
+        )
+        data_args.block_size = chosen_window(data_args.block_size, config, "--block_size")
         return InitialModel(config, tokenizer)
     for flag in ("model_type", "config_name", "config_overrides", "dropout"):
         if getattr(model_args, flag) is not None:
             raise UsageError(
-                f"--{flag} and --model_name_or_path {model_args.model_name_or_path}: a trained model has its shape; "
-                f"leave --{flag} away"
+                f"--{flag} cannot be combined with --model_name_or_path {model_args.model_name_or_path} (a trained "
+                f"model has its shape); remove --{flag}"
             )
     reference = resolve_model(model_args.model_name_or_path)
     if reference.base is not None:
-        raise UsageError(f"{reference.name} is an adapter; merge it into its base first, and name the merged model")
+        raise UsageError(
+            f"--model_name_or_path {reference.name} is an adapter; merge it into its base (lm-trials tune "
+            "--merge_output) and give the merged model"
+        )
     config = load_config(reference)
     tokenizer = load_tokenizer_of(reference)
     if data_args.vocab_size or data_args.tokenizer_name:
@@ -129,31 +136,7 @@ def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> Init
         if tokenizer_hash(given) != tokenizer_hash(tokenizer):
             flag = "tokenizer_name" if data_args.tokenizer_name else "vocab_size"
             raise UsageError(
-                f"--{flag} {getattr(data_args, flag)} is another tokenizer than that of {reference.name}; remove it"
+                f"--{flag} {getattr(data_args, flag)} differs from the tokenizer of {reference.name}; remove it"
             )
-    _settle_block(data_args, config)
+    data_args.block_size = chosen_window(data_args.block_size, config, "--block_size")
     return InitialModel(config, tokenizer, reference)
-
-
-def _shape(
-    model_args: ModelArguments, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
-) -> PretrainedConfig:
-    preset = PRESETS.get(model_args.config_name or "")
-    return build_config(
-        model_args.model_type or (preset.model_type if preset else None),
-        model_args.config_name,
-        model_args.config_overrides,
-        vocab_size=len(tokenizer),
-        block_size=data_args.block_size or 2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        dropout=model_args.dropout,
-    )
-
-
-def _settle_block(data_args: DataArguments, config: PretrainedConfig) -> None:
-    positions = positions_of(config)
-    if data_args.block_size is None:
-        data_args.block_size = default_window(config)
-    elif positions is not None and data_args.block_size > positions:
-        raise UsageError(f"--block_size {data_args.block_size} is longer than the model's {positions} positions")

@@ -1,8 +1,7 @@
 """`run.json`: everything that determines a run, each field with its role.
 
-*outcome* fields are what a comparison is about, *replicate* fields are seeds, *logistics* change nothing that is
-measured.  The process count, batch and accumulation are logistics at equal product, so their product is the outcome
-field `total_train_batch_size`.
+*outcome* fields can change a result, *replicate* fields are seeds, *logistics* change no result.  Process count, batch
+and accumulation are logistics; their product is the outcome field `total_train_batch_size`.
 """
 
 from __future__ import annotations
@@ -14,20 +13,22 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, TrainingArguments
+from transformers import PretrainedConfig
 
 from lm_trials.console import UsageError, note
 from lm_trials.files import flat, write_file
 from lm_trials.models.reference import RUN_FILE, read_run
 from lm_trials.run_fields import names_to_go_on
 from lm_trials.training.plan import Plan
+from lm_trials.training.run_arguments import RunArguments
 
-# Computing activations twice changes no bit, since dropout is drawn again from the same state.  With arguments of its
-# own (preserve_rng_state) it may.
+# Recomputed activations are the same bit for bit, because the random state for dropout is restored; with arguments of
+# its own (preserve_rng_state) they may not be.
 RECOMPUTATION = frozenset({"activation_checkpointing", "gradient_checkpointing"})
 RECOMPUTATION_ARGUMENTS = "activation_checkpointing_kwargs"
 REPLICATE = frozenset({"seed", "data_seed"})
@@ -52,15 +53,13 @@ LOGISTICS = frozenset(
         *("dataset_num_proc", *RECOMPUTATION),
     }
 )
-CHOICE_OF_THE_BEST = frozenset(
-    {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples"}
-)
+CHOICE_OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples")
 SECRET = frozenset({"hub_token"})
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "peft", "trl", "bitsandbytes")
 
 
 def role_of(field: str) -> str:
-    """Say what a change of a field means to a comparison; what is not listed decides the outcome.
+    """Return the role of a field; unlisted fields are outcomes.
 
     >>> role_of("learning_rate"), role_of("seed"), role_of("logging_steps")
     ('outcome', 'replicate', 'logistics')
@@ -69,26 +68,25 @@ def role_of(field: str) -> str:
 
 
 def describe_run(
-    arguments: TrainingArguments,
+    arguments: RunArguments,
     others: list[Any],
     config: PretrainedConfig,
     plan: Plan,
     data: dict[str, Any],
     initial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put together what `run.json` holds.
+    """Return the content of `run.json`.
 
     Args:
-        arguments: the training arguments, as resolved.
+        arguments: the training arguments, with defaults filled in.
         others: further dataclasses of flags.
-        config: the model's.
-        plan: updates and tokens.
-        data: fingerprints of corpus, tokenizer and token store.
-        initial: what identifies the weights that the run starts from; None for random ones, which the seed does.
+        config: the model's configuration.
+        data: fingerprints of the data and the tokenizer.
+        initial: `InitialModel.describe()`; None for random weights.
     """
     described: dict[str, Any] = {"run_name": arguments.run_name, "outcome": {}, "replicate": {}, "logistics": {}}
     for field, value in _resolved(arguments, *others).items():
-        # Where the best of several evaluations is kept, when and on what they take place decides which.
+        # With --load_best_model_at_end the schedule of evaluations decides which model is kept.
         decides = arguments.load_best_model_at_end and field in CHOICE_OF_THE_BEST
         decides = decides or (field in RECOMPUTATION and bool(getattr(arguments, RECOMPUTATION_ARGUMENTS)))
         described["outcome" if decides else role_of(field)][field] = value
@@ -99,35 +97,29 @@ def describe_run(
         model=json.loads(config.to_json_string(use_diff=False)),
         data=data,
         initial_model=initial,
-        # As accelerate was told too: its configuration files do not set `bf16`.
+        # Not only --bf16: accelerate's configuration files set it too.
         mixed_precision=arguments.mixed_precision,
         code_revision=code_revision(),
     )
     described["logistics"]["world_size"] = arguments.world_size
-    described["versions"] = versions()
-    described["environment"] = environment(arguments)
-    return described
+    return {**described, "versions": versions(), "environment": environment(arguments)}
 
 
 def _resolved(*dataclass_objects: Any) -> dict[str, Any]:
-    """Return the fields of all flags as JSON values; tokens are never written."""
+    """Return the fields of all flags as JSON values, without tokens."""
     values: dict[str, Any] = {}
     for flags in dataclass_objects:
         for field in dataclasses.fields(flags):
             if field.init and field.name not in SECRET:
                 value = getattr(flags, field.name)
-                values[field.name] = (
-                    value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
-                )
-    for name in ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "optim", "hub_strategy"):
-        if hasattr(dataclass_objects[0], name):
-            value = getattr(dataclass_objects[0], name)
-            values[name] = getattr(value, "value", value)
+                value = value.value if isinstance(value, Enum) else value
+                plain = isinstance(value, (int, float, bool, list, dict, type(None)))
+                values[field.name] = value if plain else str(value)
     return json.loads(json.dumps(values, default=str))
 
 
 def code_revision() -> str:
-    """Return 16 hexadecimal digits of a hash of this project's sources, which is there without git too."""
+    """Return 16 hexadecimal digits of a hash of this project's sources; needs no git."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -137,7 +129,7 @@ def code_revision() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes the result; loss curves of different versions are not comparable."""
+    """Return the versions of Python and the libraries; results of different versions may differ."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -147,8 +139,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment(arguments: TrainingArguments) -> dict[str, Any]:
-    """Return the machine: its platform, device and the threads that CPU arithmetic depends on."""
+def environment(arguments: RunArguments) -> dict[str, Any]:
+    """Return platform, command, device and the number of threads, on which CPU results depend."""
     on_gpu = arguments.device.type == "cuda"
     return {
         "platform": platform.platform(),
@@ -162,22 +154,22 @@ def environment(arguments: TrainingArguments) -> dict[str, Any]:
 
 
 def _command(token: str | None) -> list[str]:
-    """Return the command's words, the Hub's token in none of them."""
+    """Return the command's words without the Hub's token."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return [word.replace(token, "<HUB_TOKEN>") for word in words] if token else words
 
 
 def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_code: bool = False) -> None:
-    """Check that a run to be resumed is this one: every outcome and replicate field as it was, and the code too.
+    """Check that a run to resume is this one: equal outcome and replicate fields, code and library versions.
 
-    Where the content is known and the same, another path or name of it is no difference.
+    Another path or name of the same content is not a difference.
 
     Raises:
-        UsageError: naming each difference, or the code or library that is another than at the start.
+        UsageError: naming each difference.
     """
     before = read_run(folder)
     if before is None:
-        raise UsageError(f"{folder} holds no {RUN_FILE}, so it cannot be resumed; start it anew in another folder")
+        raise UsageError(f"{folder} has no {RUN_FILE}, so it cannot be resumed; give another --output_dir")
     names = names_to_go_on(flat(before["outcome"]), flat(described["outcome"])) | {"code_revision"}
     differences = [row for row in _differences(before["outcome"], described["outcome"]) if row[0] not in names]
     differences += _differences(before["replicate"], described["replicate"])
@@ -185,32 +177,29 @@ def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_cod
         shown = ", ".join(f"{key} was {old} and is now {new}" for key, old, new in differences)
         raise UsageError(
             f"{folder} cannot be resumed as another run: {shown}; give the values it was started with, another "
-            "--output_dir, or --overwrite_output_dir to give the old run up"
+            "--output_dir, or --overwrite_output_dir to replace the old run"
         )
-    # What it last went on with, which somebody accepted then, else what it was started with.
+    # The code that it was last resumed with, which was accepted then, else the code it was started with.
     code = _differences([_code(before), *before.get("went_on", [])][-1], _code(described))
     shown = ", ".join(f"{name} was {old} and is now {new}" for name, old, new in code)
     if code and not accept_other_code:
         raise UsageError(
-            f"{folder} was started by other code: {shown}; its end may differ from an uninterrupted run's. Go back to "
-            "that code, go on with --accept_other_code True, or give the run up with --overwrite_output_dir"
+            f"{folder} was started by other code: {shown}; its result may differ from an uninterrupted run's. Restore "
+            "that code, resume with --accept_other_code True, or replace the run with --overwrite_output_dir"
         )
     if code:
         note(f"note: {folder} was started by other code: {shown}")
 
 
 def continued(described: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the `run.json` of a run that goes on: that of its start, with each other code that it has gone on with.
-
-    So it keeps the names of its start, and all of its checkpoints one identity.
-    """
+    """Return the `run.json` of a resumed run: that of its start, which keeps its identity, with all later code."""
     before = read_run(folder)
     if before is None:
         return described
     went_on = list(before.get("went_on", []))
     if [_code(before), *went_on][-1] != _code(described):
         went_on.append(_code(described))
-    described = {**described, **{part: before[part] for part in ("outcome", "versions")}}
+    described = {**described, "outcome": before["outcome"], "versions": before["versions"]}
     return {**described, "went_on": went_on} if went_on else described
 
 
@@ -224,7 +213,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
 
 
 def write_run(folder: Path, described: dict[str, Any]) -> Path:
-    """Write `run.json` whole or not at all."""
+    """Write `run.json` atomically."""
     try:
         return write_file(folder / RUN_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")
     except OSError as error:

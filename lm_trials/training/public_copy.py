@@ -1,10 +1,9 @@
-"""The public copy of a run: the files that a Hub gets, and nothing in them that is only this machine's business.
+"""The public copy of a run: the files that are pushed to the Hub, without paths of this machine.
 
-Published is what is listed in `PUBLIC`: the model, its tokenizer, its card, and how it was made.  Not published are the
-Trainer's pickled arguments (`run.json` has them, and a pickle would be run by whoever loads it), TensorBoard's events
-(their names hold the machine's, their texts its places; the numbers are in `trainer_state.json`), stories and figures
-of evaluations and probes, and anything half-written.  Of what is published, places of this machine are cut to their
-last part: `/home/me/stories.jsonl` becomes `stories.jsonl`, the working directory is left out.  The run stays as it is.
+Published are the files in `PUBLIC`: the model, its tokenizer, its card and its record.  Not published are Trainer's
+pickled arguments (loading a pickle runs code; `run.json` has them), TensorBoard's events (with the machine's name and
+paths; `trainer_state.json` has the numbers), and the results of evaluations and probes.  Absolute paths are cut to
+their last part: `/home/me/stories.jsonl` becomes `stories.jsonl`.
 """
 
 from __future__ import annotations
@@ -30,30 +29,27 @@ MODEL = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
     "README.md",
 )
-# What tells how it was made; in a checkpoint's place it is the run's own.
-STORY = ("run.json", "trainer_state.json", "*_results.json", "loss.png")
-PUBLIC = (*MODEL, *STORY)
+PUBLIC = (*MODEL, "run.json", "trainer_state.json", "*_results.json", "loss.png")
 PICKLED_ARGUMENTS = "training_args.bin"
 SUMS = "sums.json"
 PREFIX, SUFFIX = ".push-", ".unfinished"
-# From where an absolute path begins to its last slash; `https://` is none.
+# An absolute path up to its last slash; not `https://`.
 PLACE = re.compile(r"""(?:^|(?<=[\s=+,:'"(\[]))(?:~\w+/|(?:file:/*|~|[A-Za-z]:)?/(?!/)[^+,'"\n]*/)""")
-# Trainer's card of a model that started from nothing, whose base is "".
+# In Trainer's card for a model trained from scratch, whose base is "".
 OF_NO_BASE = "is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch"
 LOADED_FROM = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file")
-WHERE_THE_BASE_IS = "base_model_name_or_path"
+BASE = "base_model_name_or_path"
 
 
 def public_copy(run: Path, model: Path, to_resume: Mapping[str, Path]) -> Path:
-    """Put the public copy of a run into a new folder beside its files, and return it; `remove_copy` removes it.
+    """Write the public copy of a run into a new folder in it, and return that folder.
 
-    Files that are published as they are become links, so that what is written or removed later leaves the copy alone
-    and the disk holds them once.
+    Unchanged files become hard links, which take no space and survive later changes of the run.
 
     Args:
-        run: the run's folder, of which the story of the run is taken.
-        model: the folder of the model, which is the run's or a checkpoint's.
-        to_resume: checkpoints that are published whole, optimizer and all, by the names that they get.
+        run: the run's folder, for `run.json`.
+        model: the folder of the model, the run's or a checkpoint's.
+        to_resume: checkpoints to publish with their optimizer, by their published names.
 
     Raises:
         OSError: where it cannot be written.
@@ -61,70 +57,59 @@ def public_copy(run: Path, model: Path, to_resume: Mapping[str, Path]) -> Path:
     copy = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=run))
     try:
         if model != run:
-            _copy_files(run, copy, lambda name: _listed(name, ("run.json",)))
-        _copy_files(model, copy, lambda name: _listed(name, PUBLIC if model == run else (*MODEL, "trainer_state.json")))
+            _copy_files(run, copy, ("run.json",))
+        _copy_files(model, copy, PUBLIC if model == run else (*MODEL, "trainer_state.json"))
         for name, checkpoint in to_resume.items():
-            _copy_files(checkpoint, copy / name, lambda name: name != PICKLED_ARGUMENTS)
+            _copy_files(checkpoint, copy / name, ("*",))
             _seal_again(copy / name)
     except BaseException:
-        remove_copy(copy)
+        shutil.rmtree(copy, ignore_errors=True)
         raise
     return copy
 
 
-def remove_copy(copy: Path) -> None:
-    """Remove a public copy."""
-    shutil.rmtree(copy, ignore_errors=True)
-
-
 def remove_copies(run: Path) -> None:
-    """Remove the public copies that a killed process left."""
+    """Remove the public copies of killed processes."""
     for copy in run.glob(f"{PREFIX}*{SUFFIX}"):
-        remove_copy(copy)
+        shutil.rmtree(copy, ignore_errors=True)
 
 
-def _listed(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _copy_files(source: Path, target: Path, is_public: Callable[[str], bool]) -> None:
-    """Copy or link the files that lie in a folder itself; its folders (evaluations, events) are not public."""
+def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    """Copy or link the matching files of a folder, without its subfolders (evaluations, events)."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
-        if not path.is_file() or path.name.startswith(".") or not is_public(path.name):
+        public = path.is_file() and not path.name.startswith(".") and path.name != PICKLED_ARGUMENTS
+        if not public or not any(fnmatch(path.name, pattern) for pattern in patterns):
             continue
+        copy = target / path.name
         if path.name == "README.md":
-            (target / path.name).write_text(public_card(path.read_text(encoding="utf-8")), encoding="utf-8")
+            copy.write_text(public_card(path.read_text(encoding="utf-8")), encoding="utf-8")
         elif path.name in REWRITTEN:
             values = REWRITTEN[path.name](json.loads(path.read_text(encoding="utf-8")))
-            (target / path.name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            copy.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         else:
-            _link(path, target / path.name)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
+            try:
+                os.link(path, copy)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, copy)
 
 
 def _seal_again(folder: Path) -> None:
-    """Bring the sums of a checkpoint to what its public copy holds."""
+    """Update a checkpoint's checksums to its public copy."""
     path = folder / SUMS
     if not path.is_file():
         return
     facts = json.loads(path.read_text(encoding="utf-8"))
     there = {file.name for file in folder.iterdir()}
     facts["files"] = {name: entry for name, entry in facts["files"].items() if name in there}
-    kept = there - {name for name in REWRITTEN if name in facts["files"]}  # hashing the optimizer anew takes its time
+    kept = there - {name for name in REWRITTEN if name in facts["files"]}  # not to hash the optimizer again
     facts["files"] |= file_sums(folder, skip=kept)
-    path.unlink()  # a link: the checkpoint's own stays
+    path.unlink()  # a link; the checkpoint's own file stays
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def public_value(value: Any) -> Any:
-    """Return a value of JSON with each absolute path in it cut to its last part, at any depth, keys too.
+    """Return a JSON value with all absolute paths in it, keys too, cut to their last part.
 
     >>> public_value({"dataset_name": "/home/me/my stories/a.jsonl+/data/b", "command": ["--output_dir=/data/runs/x"]})
     {'dataset_name': 'a.jsonl+b', 'command': ['--output_dir=x']}
@@ -144,18 +129,18 @@ def _public_run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _public_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Only the best checkpoint's place: the log holds stories that the model wrote, which nobody may change."""
+    """Change the best checkpoint's path only, because the log contains generated stories."""
     return {**state, "best_model_checkpoint": public_value(state.get("best_model_checkpoint"))}
 
 
 def _public_adapter(config: dict[str, Any]) -> dict[str, Any]:
-    """A base that is a folder here is named as one: `x` alone may be a model of somebody's on the Hub."""
-    base = config.get(WHERE_THE_BASE_IS)
-    return {**config, WHERE_THE_BASE_IS: f"./{Path(base).name}"} if is_local(base) else config
+    """Write a local base as `./x`, because `x` alone may name a Hub model."""
+    base = config.get(BASE)
+    return {**config, BASE: f"./{Path(str(base)).name}"} if is_local(base) else config
 
 
 def _public_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Only where it was loaded from: a chat template or a token is no place, whatever it looks like."""
+    """Change the path it was loaded from only, because a chat template or a token may look like a path."""
     return {name: public_value(value) if name in LOADED_FROM else value for name, value in config.items()}
 
 
@@ -169,16 +154,16 @@ REWRITTEN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def local_base(run: Path) -> str | None:
-    """Return the folder of this machine that an adapter's base is, which nobody else has; None for any other run."""
+    """Return the local folder of an adapter's base; None for other runs and for a base on the Hub."""
     try:
-        base = json.loads((run / "adapter_config.json").read_text(encoding="utf-8")).get(WHERE_THE_BASE_IS)
+        base = json.loads((run / "adapter_config.json").read_text(encoding="utf-8")).get(BASE)
     except (OSError, ValueError):
         return None
     return base if is_local(base) else None
 
 
 def is_local(base: Any) -> bool:
-    """Say whether what names a base model is a place of this machine and no name of the Hub.
+    """Return whether the name of a base model is a local path and not a Hub name.
 
     >>> is_local("/models/base"), is_local("."), is_local("HuggingFaceTB/SmolLM-135M"), is_local(None)
     (True, True, False, False)
@@ -193,7 +178,7 @@ def is_local(base: Any) -> bool:
 
 
 def public_card(text: str) -> str:
-    r"""Return a card without the place of a local base: a Hub takes no card whose base is none of its models.
+    r"""Return a card without a local base model, which the Hub refuses.
 
     >>> print(public_card("---\nbase_model: /models/base\nlibrary_name: peft\n---\nOn /models/base.\n"))
     ---
@@ -206,14 +191,14 @@ def public_card(text: str) -> str:
     if "base_model:" not in text:
         return text
     card = ModelCard(text, ignore_metadata_errors=True)
-    bases = card.data.get("base_model")
+    data: Any = card.data
+    bases = data.get("base_model")
     local = [base for base in (bases if isinstance(bases, list) else [bases]) if is_local(base)]
     if not local:
         return text
-    card.data.base_model = [base for base in bases if base not in local] or None if isinstance(bases, list) else None
-    tags = card.data.get("tags")
-    if tags:
-        card.data.tags = [tag for tag in tags if not any(base in tag for base in local)]
+    data.base_model = [base for base in bases if base not in local] or None if isinstance(bases, list) else None
+    if tags := data.get("tags"):
+        data.tags = [tag for tag in tags if not any(base in tag for base in local)]
     content = str(card)
     for base in local:
         content = content.replace(base, Path(base).name)

@@ -1,8 +1,8 @@
-"""Resumption: what a Trainer needs so that a run killed at any instant ends with the bits of one that was not.
+"""Exact resumption: a run killed at any time and resumed ends with the same weights and log, bit for bit.
 
-Stock Trainer restores weights, optimizer, schedule and random numbers.  Missing are the loss summed up since the last
-log line, so that the log differs after a resume within a logging interval; checkpoints that are whole or not there
-(`checkpoints`); and a way to stop in good order.
+Trainer restores weights, optimizer, schedule and random state.  Added here are the loss summed since the last log line,
+atomic checkpoints (`checkpoints`), and a stop with a checkpoint on SIGTERM or Ctrl-C.  Runs killed at 20 random times
+ended with the same weights and log 20 times, cached and streamed.
 """
 
 from __future__ import annotations
@@ -11,51 +11,75 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerCallback, TrainerControl
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from lm_trials.console import UsageError, note
+from lm_trials.evaluation.losses import Processes
 from lm_trials.models.reference import checkpoints
 from lm_trials.stories.shards import first_line
-from lm_trials.training.checkpoints import STATE_FILE, remove, rotate, seal, sealed_facts, unfinished_folder
+from lm_trials.training.checkpoints import STATE_FILE, UNFINISHED, remove, rotate, seal, sealed_facts, unfinished_folder
 from lm_trials.training.hub import HubPush
+from lm_trials.training.throughput import Clock, RunProgress
 
 PROGRESS = "progress_{}.json"
-# What torch says of a file that it cannot write, among all the things that it says by RuntimeError.
+# Parts of torch's RuntimeError messages for a file that cannot be written.
 UNWRITTEN = ("PytorchStreamWriter", "inline_container")
 
 
 class ExactResume(HubPush):
-    """A Trainer whose checkpoints are whole, checked and complete; to be mixed into others.
-
-    What it pushes to a Hub, and that no file holds the token, is `hub.HubPush`.
+    """A mixin for Trainers with exact resumption.
 
     Attributes:
         run_identity: `checkpoints.run_identity` of the run, written into each checkpoint.
-        scheduled: whether the next checkpoint is one of the arguments', or one that a signal asked for.
+        scheduled: False for the checkpoint after a signal, which `--save_steps` does not schedule.
     """
 
     run_identity: str = ""
     scheduled: bool = True
+    clock: Clock
+    _evaluated: tuple[int, dict[str, float]] = (-1, {})
+
+    def watch(self, count: Callable[[], int], lines: Callable[[dict[str, float]], list[str]]) -> None:
+        """Measure the speed by a count, and show lines for each evaluation above the progress bar."""
+        self.clock = Clock(count)
+        self.add_callback(self.clock)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(RunProgress(lines))
+
+    def processes(self) -> Processes | None:
+        """Return how to share an evaluation among the processes; None for one process."""
+        several = self.args.world_size > 1
+        return Processes(self.args.process_index, self.args.world_size, gather_object) if several else None
+
+    def evaluated(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Call the callbacks of an evaluation, and return its metrics."""
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.clock.restart()  # training speed excludes evaluations
+        self._evaluated = (self.state.global_step, metrics)
+        return metrics
+
+    def final_metrics(self) -> dict[str, float]:
+        """Return the current model's metrics, evaluating it unless the last update did."""
+        step, metrics = self._evaluated
+        fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
+        return metrics if fresh else self.evaluate()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save as Trainer does, beside, and give the folder its name when it is whole.
-
-        Raises:
-            UsageError: where it cannot be written; the checkpoint before it stays as it is.
-        """
+        """Save as Trainer does, atomically; a UsageError for a full disk leaves earlier checkpoints unchanged."""
         step, run = self.state.global_step, Path(self.args.output_dir)
         place, final = unfinished_folder(run, step), run / f"checkpoint-{step}"
         self.store_flos()
-        with _whole_or_not_there(place, run):
+        with _atomically(place, run):
             self.save_model(str(place), _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(place))
@@ -66,15 +90,14 @@ class ExactResume(HubPush):
                 self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
             if self.args.should_save:
                 self._save_state(place)
-            self.accelerator.wait_for_everyone()  # every process has written its files
+            self.accelerator.wait_for_everyone()  # until every process has written its files
             if self.args.should_save:
                 facts = {
                     "run": self.run_identity,
                     "global_step": step,
                     "world_size": self.args.world_size,
                     "resumable": not self.args.save_only_model,
-                    # One that a signal asked for is none that the best model may be taken from.
-                    "scheduled": self.scheduled,
+                    "scheduled": self.scheduled,  # else the best model is never taken from it
                     "batches": [self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps],
                 }
                 seal(place, final, facts)
@@ -86,18 +109,18 @@ class ExactResume(HubPush):
 
     def _save_state(self, place: Path) -> None:
         """Write Trainer's state with that of its callbacks, as `Trainer._save_checkpoint` does."""
+        states: Any = self.state.stateful_callbacks  # annotated as a list; a dictionary
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 name, state = type(callback).__name__, callback.state()
-                kept = self.state.stateful_callbacks[name]
-                if isinstance(kept, list):
-                    kept.append(state)
+                if isinstance(states[name], list):
+                    states[name].append(state)
                 else:
-                    self.state.stateful_callbacks[name] = state
+                    states[name] = state
         self.state.save_to_json(str(place / STATE_FILE))
 
     def progress(self) -> dict[str, Any]:
-        """Return what this process has summed up since the last log line; subclasses add theirs."""
+        """Return this process's sums since the last log line; subclasses add theirs."""
         return {
             "loss_since_log": self._tr_loss.item(),  # float32, exact as a JSON number
             "loss_logged": self._total_loss_scalar,
@@ -105,14 +128,14 @@ class ExactResume(HubPush):
         }
 
     def restore_progress(self, parts: list[dict[str, Any]]) -> None:
-        """Take up what `progress` returned, of this process alone or, where their number changed, of all."""
+        """Restore what `progress` returned, of this process or, if the process count has changed, of all."""
         mean = sum(part["loss_since_log"] for part in parts) / len(parts)
         self._tr_loss = torch.tensor(mean, dtype=self._tr_loss.dtype, device=self.args.device)
         self._total_loss_scalar = parts[0]["loss_logged"]
         self._globalstep_last_logged = parts[0]["last_logged_step"]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save with the cache on: Trainer turns it off in the config for the training, and generation wants it."""
+        """Save with `use_cache` on, for generation; Trainer turns it off in the configuration for training."""
         config = self.accelerator.unwrap_model(self.model).config
         config.use_cache = True
         try:
@@ -121,44 +144,44 @@ class ExactResume(HubPush):
             config.use_cache = self.args.use_cache
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save the random numbers' state of this process, and its progress."""
+        """Save this process's random state and `progress`."""
         super()._save_rng_state(output_dir)
         path = Path(output_dir) / PROGRESS.format(self.args.process_index)
         path.write_text(json.dumps(self.progress()) + "\n")
 
-    def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; from a checkpoint with the progress that it holds too."""
-        mark = _TakeUp(self, resume_from_checkpoint)
-        self.add_callback(mark)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from a checkpoint with its `progress` too."""
+        callback = _RestoreProgress(self, resume_from_checkpoint)
+        self.add_callback(callback)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self.remove_callback(mark)
+            self.remove_callback(callback)
 
-    def take_up_progress(self, checkpoint: Path) -> None:
-        """Restore the progress of this process from a checkpoint."""
+    def load_progress(self, checkpoint: Path) -> None:
+        """Restore this process's `progress` from a checkpoint."""
         files = sorted(checkpoint.glob(PROGRESS.format("*")))
         if len(files) == self.args.world_size:
             files = [checkpoint / PROGRESS.format(self.args.process_index)]
         else:
             note(
-                f"note: {checkpoint} was written by {len(files)} processes and {self.args.world_size} go on: the same "
-                "examples, losses within rounding, other draws of dropout"
+                f"note: {checkpoint} was written by {len(files)} processes, and {self.args.world_size} resume: the "
+                "same examples, losses within rounding, other dropout masks"
             )
         batches = [self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps]
         if len(files) == 1 and sealed_facts(checkpoint).get("batches", batches) != batches:
             note(
                 f"note: {checkpoint} was written with other batches of the same product: the same examples, losses "
-                "within rounding, other draws of dropout"
+                "within rounding, other dropout masks"
             )
         self.restore_progress([json.loads(file.read_text()) for file in files])
 
     def is_logged(self, name: str) -> bool:
-        """Say whether this update's value of a name is in the log already."""
+        """Return whether the log already has this metric for this update."""
         return any(row.get("step") == self.state.global_step and name in row for row in self.state.log_history)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; the mean loss of the whole run at its end counts the updates before a resume too."""
+        """Log; the run's mean loss at its end includes the updates before a resume."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
@@ -168,35 +191,35 @@ def _was_scheduled(checkpoint: Path) -> bool:
     return checkpoint.is_dir() and sealed_facts(checkpoint).get("scheduled", True)
 
 
-class _TakeUp(TrainerCallback):
-    """Restores a Trainer's progress where training begins, after Trainer has set it to nothing.
+class _RestoreProgress(TrainerCallback):
+    """Restores `progress` when training begins, where Trainer resets it.
 
-    Not where the random numbers are restored: a run killed between its last update and its end makes no update more.
+    At the first update, where Trainer restores the random state, a run killed after its last one would log a loss of 0.
     """
 
-    def __init__(self, trainer: ExactResume, checkpoint: str | None) -> None:
+    def __init__(self, trainer: ExactResume, checkpoint: str | bool | None) -> None:
         self.trainer = trainer
         self.checkpoint = checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.checkpoint:
-            self.trainer.take_up_progress(Path(self.checkpoint))
+            self.trainer.load_progress(Path(str(self.checkpoint)))
 
 
 @contextmanager
-def _whole_or_not_there(place: Path, run: Path) -> Iterator[None]:
+def _atomically(place: Path, run: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in UNWRITTEN):
-            raise  # of torch, RuntimeError is everything
+            raise  # any other error of torch
         remains = [path.name for path in checkpoints(run)]
         if place.exists():
             remove(place)
-        last = f"{remains[-1]} is whole and the same command goes on from it" if remains else "give the command again"
+        resumes = f", which resumes from {remains[-1]}" if remains else ""
         raise UsageError(
-            f"{run / place.name.removesuffix('.unfinished')[1:]} cannot be written ({_reason(error, run)}); make "
-            f"room, then {last}"
+            f"{run / place.name.removesuffix(UNFINISHED)[1:]} cannot be written ({_reason(error, run)}); free disk "
+            f"space and run the same command again{resumes}"
         ) from None
 
 
@@ -204,15 +227,14 @@ def _reason(error: Exception, run: Path) -> str:
     if shutil.disk_usage(run).free < 1 << 20:
         return "no space left on the disk"
     if isinstance(error, RuntimeError):
-        return "a file was cut off"  # torch names the place in its own source
+        return "a file was truncated"  # torch's message names a line of its own source
     return getattr(error, "strerror", None) or first_line(error)
 
 
 class Interruption(TrainerCallback):
-    """Lets SIGTERM and Ctrl-C end a run in good order: after the update under way, with a checkpoint.
+    """On SIGTERM or Ctrl-C, stops all processes after the current update, with a checkpoint; the second stops at once.
 
-    A second Ctrl-C ends it at once.  Use it as a context manager around `train`; of several processes one that was
-    asked to stop stops all, after the same update.
+    Use it as a context manager around `train`, and as a callback.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -223,7 +245,7 @@ class Interruption(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other one set handlers
+        if threading.current_thread() is threading.main_thread():  # others cannot set signal handlers
             self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
         return self
 
@@ -235,12 +257,10 @@ class Interruption(TrainerCallback):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        note(f"\n{signal.Signals(number).name}: this update is finished and saved; once more leaves at once")
+        note(f"\n{signal.Signals(number).name}: stopping after this update, with a checkpoint; again: stop at once")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Ask for a checkpoint and the end where any process was told to stop."""
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Request a checkpoint and the end if any process has received a signal."""
         if args.world_size > 1:
             number = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
@@ -251,7 +271,7 @@ class Interruption(TrainerCallback):
         return control
 
     def save(self) -> None:
-        """Save where Trainer has not: under `--save_strategy best` an evaluation takes the request back."""
+        """Save if Trainer has not: with `--save_strategy best` an evaluation resets the request."""
         step = self.trainer.state.global_step
         if not (Path(self.trainer.args.output_dir) / f"checkpoint-{step}").is_dir():
             self.trainer._save_checkpoint(self.trainer.model, None)

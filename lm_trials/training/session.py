@@ -1,66 +1,64 @@
-"""A training session at the terminal: what is decided before the run, what is said of it, what it leaves behind."""
+"""A pretraining at the terminal: the facts shown before and after it, and the files written at its end."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.files import write_file
-from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields
 from lm_trials.reporting.figures import loss_figure
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.flags import DataArguments
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.hub import push
+from lm_trials.training.initial import InitialModel
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
+from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.stores import RunStores
 from lm_trials.training.trainer import StoryTrainer
 
 LOSS_PICTURE = "loss.png"
 
 
-def finished_model(output_dir: str) -> PreTrainedModel:
-    """Load the model of a finished run, for `--do_eval` alone."""
-    return load_model(resolve_model(output_dir))
+def device_facts(args: RunArguments) -> str:
+    """Return device, processes and precision as text."""
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
+    processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
+    return f"{device}, {processes}, {'float32' if args.mixed_precision == 'no' else args.mixed_precision}"
 
 
 def announce(
-    args: TrainingArguments,
-    data_args: DataArguments,
-    model: PreTrainedModel,
-    plan: Plan,
-    stores: RunStores,
-    initial: str | None,
+    args: RunArguments, data_args: DataArguments, model: Any, plan: Plan, stores: RunStores, initial: InitialModel
 ) -> None:
-    """Say before training what will run, how long it is, where its results will lie, and what is unusual about it."""
-    count = count_parameters(model)
-    processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
+    """Show the model, data and length of a run before it starts, and settings far from the usual ones."""
+    count, config = count_parameters(model), model.config
+    dropouts = {name: value for name in dropout_fields(config) if (value := getattr(config, name)) is not None}
     passes = "" if plan.passes is None else f" in {plan.passes:.2f} passes"
     show_facts(
-        f"{args.run_name}: {model.config.model_type}",
+        f"{args.run_name}: {config.model_type}",
         {
-            "starts from": initial or f"random weights of seed {args.seed}",
-            "shape": describe_shape(model.config),
+            "initial weights": initial.reference.name if initial.reference else f"random, seed {args.seed}",
+            "shape": describe_shape(config),
             "parameters": f"{count.total:,}, {count.without_embeddings:,} without embeddings",
-            "dropout": _dropout(model.config),
+            "dropout": ", ".join(f"{name} {value:g}" for name, value in dropouts.items() if value is not None)
+            or "none",
             **_data_facts(data_args, plan, stores),
             "tokens per step": f"{plan.tokens_per_step:,} = {plan.blocks_per_step} blocks of {plan.block_size}",
             "steps": f"{plan.num_steps:,}",
             "total tokens": f"{plan.num_tokens:,}{passes}",
-            "device": f"{device}, {processes}, {'float32' if args.mixed_precision == 'no' else args.mixed_precision}",
-            "results": args.output_dir,
+            "device": device_facts(args),
+            "output": args.output_dir,
         },
     )
-    if initial:
-        return  # the guide is about training from scratch
+    if initial.reference:
+        return  # the guide is for training from scratch
     for warning in warnings_for_run(
         num_parameters=count.total,
         tokens_per_update=plan.tokens_per_step,
@@ -80,31 +78,20 @@ def _data_facts(data_args: DataArguments, plan: Plan, stores: RunStores) -> dict
         shares = zip(stores.parts, stores.mix.weights, strict=True)
         shown = " + ".join(f"{weight:.1%} {part.name}" for part, weight in shares)
         facts["mixture"] = f"{shown}, by {stores.mix.unit}, until {stores.mix.stop_when.replace('_', ' ')}"
-    if stores.streamed:
-        facts["training data"] = f"a stream, --streaming {data_args.streaming}"
-    else:
-        facts["training data"] = (
-            f"{stores.num_documents:,} stories, {stores.num_tokens:,} tokens; "
-            f"{plan.remainder:,} tokens at the end of a pass fill no block"
-        )
-    buffer = data_args.shuffle_buffer_size
-    facts["order"] = (
-        "shuffled" if buffer is None else f"through a buffer of {buffer:,} stories" if buffer > 1 else "as stored"
-    )
-    facts["validation data"] = f"{len(stores.validation):,} stories, {stores.validation.num_tokens:,} tokens"
-    return facts
-
-
-def _dropout(config: PretrainedConfig) -> str:
-    values = {name: getattr(config, name) for name in dropout_fields(config)}
-    return ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None) or "none"
+    data, buffer = f"stream (--streaming {data_args.streaming})", data_args.shuffle_buffer_size
+    if not stores.streamed:
+        data = f"{stores.num_documents:,} stories, {stores.num_tokens:,} tokens; "
+        data += f"{plan.remainder:,} tokens dropped at the end of a pass"
+    order = "full shuffle" if buffer is None else f"shuffle buffer of {buffer:,} stories" if buffer > 1 else "as stored"
+    validation = f"{len(stores.validation):,} stories, {stores.validation.num_tokens:,} tokens"
+    return facts | {"training data": data, "order": order, "validation data": validation}
 
 
 def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
-    """Train, from a checkpoint where one is given.
+    """Train, from a checkpoint if one is given.
 
     Raises:
-        SystemExit: after SIGTERM or Ctrl-C, with 128 and the signal's number, as shells have it; the run is saved.
+        SystemExit: after SIGTERM or Ctrl-C, with 128 plus the signal's number as in shells; a checkpoint is saved.
     """
     with Interruption(trainer) as interruption:
         trainer.add_callback(interruption)
@@ -112,50 +99,53 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if interruption.received is not None and step < steps:
         interruption.save()
-        trainer._finish_current_push()  # to the Hub, of that checkpoint
+        trainer._finish_current_push()  # the upload of that checkpoint
         note(
-            f"stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}; the "
-            "same command goes on from there"
+            f"Stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}. Run "
+            "the same command again to resume."
         )
         raise SystemExit(128 + interruption.received)
 
 
 def say_finished(folder: Path) -> dict[str, float]:
-    """Say that the run is finished and what to do with it; returns the metrics of its end."""
+    """Show that the run is finished and the next commands; returns its final metrics."""
     try:
         metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
-        loss = f"{metrics['eval_loss']:.4f} nats per token" if metrics else "there was nothing to validate on"
+        loss = f"{metrics['eval_loss']:.4f} nats per token" if metrics else "no validation data"
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f"{folder} is finished and its eval_results.json cannot be read; evaluate it again with the same command "
-            "and --do_eval True --do_train False"
+            f"{folder / 'eval_results.json'} cannot be read; write it again with the same command and --do_eval True "
+            "--do_train False"
         ) from None
     show_facts(
-        f"{folder} is finished; nothing is trained",
+        f"{folder} is already finished",
         {
             "validation loss": loss,
             "evaluate": f"lm-trials evaluate --model_dir {folder} --dataset_name <name or path>",
-            "train anew": "the same command with --overwrite_output_dir",
+            "train again": "the same command with --overwrite_output_dir",
         },
     )
     return metrics
 
 
-def finish(trainer: StoryTrainer) -> dict[str, float]:
-    """Evaluate, write metrics, picture and state, say where everything lies, and push; returns the metrics.
+def write_end(trainer: ExactResume, log_history: list[dict[str, Any]]) -> None:
+    """Write the loss curve, Trainer's state and, last, `finished.json`; a run killed before it resumes."""
+    folder = Path(trainer.args.output_dir)
+    figure = loss_figure(log_history, title=trainer.args.run_name or folder.name)
+    write_file(folder / LOSS_PICTURE, partial(figure.savefig, format="png", dpi=150))
+    trainer.save_state()
+    mark_finished(folder, trainer.state.global_step, trainer.run_identity)
 
-    What marks a run as finished is written last: one that is killed before it goes on from its last checkpoint.
-    """
+
+def finish(trainer: StoryTrainer) -> dict[str, float]:
+    """Evaluate, write and show the results, and push; returns the metrics."""
     folder, trained = Path(trainer.args.output_dir), trainer.args.do_train
-    metrics, shares = trainer.final_metrics(), trainer.part_shares()  # of all processes, so before some leave
+    metrics, shares = trainer.final_metrics(), trainer.part_shares()  # need all processes
     trainer.save_metrics("eval", metrics)
     if not trainer.is_world_process_zero():
         return metrics
-    if trained:  # an evaluation alone leaves the run's own record as it is
-        figure = loss_figure(trainer.state.log_history, title=trainer.args.run_name)
-        write_file(folder / LOSS_PICTURE, partial(figure.savefig, format="png", dpi=150))
-        trainer.save_state()
-        mark_finished(folder, trainer.state.global_step, trainer.run_identity)
+    if trained:  # an evaluation alone does not change the run's record
+        write_end(trainer, trainer.state.log_history)
     limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
     stories = f"n = {metrics['eval_samples']:,} stories"
     facts = {

@@ -1,9 +1,11 @@
-"""Stores of a run: what it trains on and what it is evaluated on; a corpus's tokens, a protocol's set, or a stream."""
+"""The data of a run, for training and evaluation: token stores, protocol sets or streams."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,16 @@ Store = TokenStore | SetStore | JoinedStores
 
 @dataclass(frozen=True)
 class RunStores:
-    """The stores of a run.
+    """The data of a run.
 
     Attributes:
-        parts: what it trains on: one part, or those of a mixture.
-        mix: how the parts are put together; None for one.
-        validation: documents of the validation splits, of a mixture in its proportions.
-        named: further stores evaluated beside it: each part of a mixture; of fine-tuning on sets, the training and
-            test splits and the validation split of each of `--eval_datasets`.
-        described: what identifies the training data in `run.json`.
-        sets: names of the sets among them, whose validation records give prompts.
+        parts: training data, one part or those of a mixture.
+        mix: shares of the parts; None for one part.
+        validation: validation documents, of a mixture in its proportions.
+        named: further stores to evaluate: the parts of a mixture; or, with `--eval_datasets`, the train and test splits
+            and each of those data sets.
+        described: fields for `run.json` that identify the training data.
+        sets: names of data sets whose validation records have prompts.
     """
 
     parts: tuple[Documents, ...]
@@ -45,24 +47,27 @@ class RunStores:
     sets: tuple[str, ...] = ()
 
     def check_unchanged(self) -> None:
-        """Check that what is read is what was prepared, byte for byte; see `Documents.check_unchanged`."""
+        """Check that the prepared data is unchanged; see `Documents.check_unchanged`."""
         for part in self.parts:
             part.check_unchanged()
 
     @property
     def streamed(self) -> bool:
-        """Whether the documents come as a stream, of unknown length."""
+        """Whether a part is a stream, of unknown length."""
         return any(isinstance(part.train, RecordStream) for part in self.parts)
 
     @property
     def num_documents(self) -> int | None:
-        """Documents of the training splits; None of a stream."""
-        return None if self.streamed else sum(len(part.train) for part in self.parts)
+        """Documents of the training splits; None for a stream."""
+        return self._sum(len)
 
     @property
     def num_tokens(self) -> int | None:
-        """Tokens of the training splits; None of a stream."""
-        return None if self.streamed else sum(part.train.num_tokens for part in self.parts)
+        """Tokens of the training splits; None for a stream."""
+        return self._sum(attrgetter("num_tokens"))
+
+    def _sum(self, size: Callable[[Any], int]) -> int | None:
+        return None if self.streamed else sum(size(part.train) for part in self.parts)
 
     def blocks(self, data_args: DataArguments, num_blocks: int, data_seed: int) -> RunBlocks:
         """Return the blocks of a whole run, in its order.
@@ -70,80 +75,67 @@ class RunStores:
         Raises:
             UsageError: if a pass does not fill one block.
         """
-        kind = StreamBlocks if self.streamed else TrainingBlocks
-        return kind(
-            [part.train for part in self.parts],
-            data_args.block_size,
-            num_blocks,
-            data_seed,
-            data_args.shuffle_buffer_size,
-            data_args.attention_across_documents,
-            self.mix,
-        )
+        kind: Any = StreamBlocks if self.streamed else TrainingBlocks
+        stores = [part.train for part in self.parts]
+        how = data_args.shuffle_buffer_size, data_args.attention_across_documents, self.mix
+        return kind(stores, data_args.block_size, num_blocks, data_seed, *how)
 
 
 def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, num_workers: int = 0) -> RunStores:
-    """Open, and where needed make, the tokens of `--dataset_name` and `--eval_datasets`.
+    """Open `--dataset_name` and `--eval_datasets`, tokenizing them where needed.
 
-    Of a stream the shuffle buffer is settled in `data_args`, in place: it has no length that it could default to.
+    For a stream, `data_args.shuffle_buffer_size` gets its default, in place.
 
     Raises:
-        UsageError: for a name that is neither a set, a corpus nor a source; for a set of another tokenizer or an
-            older corpus; for a split without stories; for weights that do not match the parts.
+        UsageError: for an unknown name; a protocol set of another tokenizer or an older corpus; an empty split;
+            shares that do not match the parts.
     """
     dataset = dataset_of(data_args)
     named_sets = _named_sets(data_args, dataset)
     if data_args.streaming != "False":
         data_args.shuffle_buffer_size = data_args.shuffle_buffer_size or STREAM_BUFFER
-        if num_workers:  # they are forked, and tokenizers warns of threads that were used before
+        if num_workers:  # workers are forked, and tokenizers warns about threads used before
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    how = Tokenising(
-        data_args.append_eos, data_args.document_separator, data_args.streaming, data_args.max_eval_samples
-    )
+    marks = data_args.append_eos, data_args.document_separator
+    how = Tokenising(*marks, data_args.streaming, data_args.max_eval_samples)
     parts = tuple(member.documents(tokenizer, how) for member in dataset.members)
     if len({part.name for part in parts}) < len(parts):  # files of one name in several folders
         members = zip(parts, dataset.members, strict=True)
         parts = tuple(replace(part, name=member.full_label) for part, member in members)
     mix = Mix(dataset.weights, data_args.data_mix_unit, data_args.stop_when) if len(parts) > 1 else None
-    named: dict[str, Store] = {}
-    if mix:
-        named = {part.name: part.validation for part in parts}
+    named: dict[str, Any] = {part.name: part.validation for part in parts} if mix else {}
     if named_sets:
         named |= {"train": parts[0].train, "test": parts[0].test()}
         named |= {name: other.documents(tokenizer, how).validation for name, other in named_sets.items()}
+    validation: Store = parts[0].validation
     described = dict(parts[0].described)
-    if mix:  # what makes tokens of texts is the same for all parts
+    if mix:  # all parts are tokenized in the same way
         shared = {key: described[key] for key in TOKENS_FROM}
         own = {p.name: {k: v for k, v in p.described.items() if k not in TOKENS_FROM} for p in parts}
         described = {**shared, "parts": own}
-    return RunStores(
-        parts,
-        mix,
-        _in_proportion([part.validation for part in parts], mix) if mix else parts[0].validation,
-        named,
-        described,
-        tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts),
-    )
+        validation = _in_proportion([part.validation for part in parts], mix)
+    sets = tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts)
+    return RunStores(parts, mix, validation, named, described, sets)
 
 
 def _named_sets(data_args: DataArguments, dataset: DataSet) -> dict[str, DataSet]:
-    """Return the data sets of `--eval_datasets` by name, checked."""
+    """Return the data sets of `--eval_datasets` by name."""
     place = data_args.data_cache_dir
     names = [name.strip() for name in (data_args.eval_datasets or "").split(",") if name.strip()]
     for name in names:
         if Path(name).name != name or name in ("train", "test"):
-            raise UsageError(f"--eval_datasets {name}: give names of sets or corpora in {place}, not paths or splits")
+            raise UsageError(f"--eval_datasets {name}: give names of data sets in {place}, not paths or splits")
     named = {name: open_prepared(name, place, "eval_datasets") for name in names}
     if named and (data_args.streaming != "False" or len(dataset.members) > 1):
         raise UsageError(
-            f"--eval_datasets {data_args.eval_datasets} needs one prepared data set and --streaming False; the parts "
-            "of a mixture are each evaluated without it"
+            f"--eval_datasets {data_args.eval_datasets} needs one prepared data set and --streaming False; remove it: "
+            "each part of a mixture is evaluated anyway"
         )
     return named
 
 
-def _in_proportion(stores: list[Store], mix: Mix) -> JoinedStores:
-    """Return the documents of several stores in the proportions of the mixture, up to the first that ends."""
+def _in_proportion(stores: list[Any], mix: Mix) -> JoinedStores:
+    """Return the documents of several stores in the mixture's proportions, until the first store ends."""
     firsts = np.cumsum([0, *map(len, stores)])
     numbers = [range(first, first + len(store)) for first, store in zip(firsts, stores, strict=False)]
     lengths = np.concatenate([store.lengths_N for store in stores]).tolist()
@@ -152,18 +144,18 @@ def _in_proportion(stores: list[Store], mix: Mix) -> JoinedStores:
 
 
 def sets_to_write_for(stores: RunStores, data_args: DataArguments, positions: int | None) -> tuple[str, ...]:
-    """Return the sets whose prompts leave the model room to write; says which do not, before anything starts."""
+    """Return the data sets whose prompts are shorter than the model's positions, and warn about the others."""
     if not data_args.generate_every or positions is None:
         return stores.sets
     chosen = []
     for name in stores.sets:
-        store = stores.named.get(name, stores.validation)
+        store: Any = stores.named.get(name, stores.validation)  # a protocol set's, with prompts
         longest = max(len(store.prompt(n)) for n in range(min(len(store), data_args.num_generations)))
         if longest < positions:
             chosen.append(name)
         else:
             note(
-                f"note: no stories are written for {name}: a prompt has {longest} tokens and the model {positions} "
+                f"note: no stories are generated for {name}: a prompt has {longest} tokens and the model {positions} "
                 "positions"
             )
     return tuple(chosen)

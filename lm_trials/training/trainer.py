@@ -1,4 +1,4 @@
-"""The Trainer that counts every token: stock `transformers.Trainer`, with evaluation by sums and logs by tokens."""
+"""The Trainer of pretraining: `transformers.Trainer` with exact evaluation and logs by tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
-from transformers import default_data_collator
+from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ProgressCallback
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.generation import write_stories
-from lm_trials.evaluation.losses import Processes, story_losses
+from lm_trials.evaluation.losses import story_losses
 from lm_trials.evaluation.summary import LossSummary, store_documents
 from lm_trials.tokens.blocks import RunBlocks
 from lm_trials.tokens.stores import Separator, opening_of
@@ -30,27 +28,27 @@ from lm_trials.training.callbacks import (
 )
 from lm_trials.training.resumption import ExactResume
 from lm_trials.training.stores import Store
-from lm_trials.training.throughput import Clock, RunProgress, flops_per_token, peak_flops
+from lm_trials.training.throughput import flops_per_token, peak_flops
 
 
 class StoryTrainer(ExactResume):
     """`transformers.Trainer` on blocks of stories.
 
-    `evaluate` is exact: Trainer's own loss is a mean of batch means and moves with the batch size, and
-    called before `train` under DDP it leaves the model unwrapped, so that the processes train apart.
-    This one sums over tokens, in every process alike, and never prepares the model.
+    `evaluate` sums over tokens in every process.  Trainer's own loss is a mean of batch means, which depends on the
+    batch size; and before `train` its `evaluate` leaves the model without DDP, so that the processes train apart.
 
     Args:
-        eval_block_size: longest window of an evaluation, in tokens.
-        max_eval_samples: validation stories evaluated, in the store's order; None for all.
-        num_sampled_stories: stories that the model writes after each evaluation, into TensorBoard.
-        sample_tokens: most tokens of such a story.
-        named_eval_datasets: further stores, evaluated after `eval_dataset`, as `eval_<name>_loss` and so on.
-        generations: what the model writes for prompts of sets, and how often; see `callbacks.GenerationPlan`.
-        part_names: of a mixture, the names of its parts, whose shares of the tokens are logged.
-        separator: what stands before each story, and so before one that the model writes.
-        kwargs: `Trainer`'s own; `eval_dataset` is a `TokenStore` or `SetStore`.
+        eval_block_size: maximum window of an evaluation, in tokens.
+        max_eval_samples: validation stories to evaluate, in the store's order; None for all.
+        num_sampled_stories: stories generated after each evaluation, of at most `sample_tokens`, for TensorBoard.
+        named_eval_datasets: further stores to evaluate, as `eval_<name>_loss` and so on.
+        part_names: names of a mixture's parts, whose shares of the tokens are logged.
+        separator: token before each story, also before a generated one.
+        kwargs: `Trainer`'s; `eval_dataset` is a `TokenStore` or `SetStore`.
     """
+
+    processing_class: PreTrainedTokenizerBase
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -65,7 +63,8 @@ class StoryTrainer(ExactResume):
         separator: Separator = "bos",
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, data_collator=default_data_collator, **kwargs)
+        kwargs["data_collator"] = default_data_collator
+        super().__init__(*args, **kwargs)
         self.eval_block_size = eval_block_size
         self.max_eval_samples = max_eval_samples
         self.num_sampled_stories = num_sampled_stories
@@ -75,68 +74,50 @@ class StoryTrainer(ExactResume):
         self.part_names = tuple(part_names)
         self.separator = separator
         self.part_tokens_P = np.zeros(len(part_names), dtype=np.int64)  # of this process
-        self.clock = Clock(lambda: self.state.global_step)
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.add_callback(self.clock)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RunProgress(loss_lines))
+        self.watch(lambda: self.state.global_step, loss_lines)
 
     def evaluate(
-        self, eval_dataset: Store | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate on whole stories; returns `eval_loss`, `eval_perplexity`, ... with their intervals.
+        """Evaluate on stories; returns `eval_loss`, `eval_perplexity`, ... with their intervals.
 
-        Without `eval_dataset` the Trainer's own and all named ones are evaluated, and stories are written.
+        Without `eval_dataset`, evaluate the Trainer's own and all named ones, and generate stories.
         """
         if eval_dataset is not None:
             return self._evaluate_one(eval_dataset, metric_key_prefix)
         if self.eval_dataset is None:
-            raise UsageError("there is nothing to evaluate on; give a data set with a validation split")
+            raise UsageError("--dataset_name: no validation split to evaluate; give a data set that has one")
         metrics = self._evaluate_one(self.eval_dataset, metric_key_prefix)
         for name, store in self.named_eval_datasets.items():
             metrics |= self._evaluate_one(store, f"{metric_key_prefix}_{name}")
         self.log_samples()
-        metrics |= self.log_generations(metric_key_prefix)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.clock.restart()  # training speed excludes evaluations
-        self._evaluated = (self.state.global_step, metrics)
-        return metrics
+        return self.evaluated(metrics | self.log_generations(metric_key_prefix))
 
-    def _evaluate_one(self, store: Store, prefix: str) -> dict[str, float]:
+    def _evaluate_one(self, store: Any, prefix: str) -> dict[str, float]:
         started = time.perf_counter()
         summary = LossSummary()
-        processes = Processes(self.args.process_index, self.args.world_size, gather_object)
-        # The model itself, not its DDP wrapper: an evaluation takes no part in gradient synchronisation.
-        for story in story_losses(
-            self.accelerator.unwrap_model(self.model),
-            store_documents(store, self.max_eval_samples),
-            self.eval_block_size,
-            batch_size=self.args.per_device_eval_batch_size,
-            processes=processes if self.args.world_size > 1 else None,
-        ):
+        # Without the DDP wrapper, because an evaluation does not synchronize gradients.
+        model, documents = self.accelerator.unwrap_model(self.model), store_documents(store, self.max_eval_samples)
+        batch, processes = self.args.per_device_eval_batch_size, self.processes()
+        for story in story_losses(model, documents, self.eval_block_size, batch_size=batch, processes=processes):
             summary.add(story)
         metrics = summary.metrics(prefix)
         seconds = time.perf_counter() - started
         metrics[f"{prefix}_runtime"] = round(seconds, 4)
         metrics[f"{prefix}_tokens_per_second"] = metrics[f"{prefix}_tokens"] / seconds
-        if not self.is_logged(f"{prefix}_loss"):  # a resumed run knows it from its last checkpoint
+        if not self.is_logged(f"{prefix}_loss"):  # a resumed run's log may have it from its checkpoint
             self.log(metrics)
         return metrics
 
-    def final_metrics(self) -> dict[str, float]:
-        """Return the metrics of the model as it is now, evaluating it unless the last step did."""
-        step, metrics = self._evaluated
-        return metrics if metrics and step == self.state.global_step else self.evaluate()
-
     def may_write(self) -> bool:
-        """Say whether this process holds a whole model and is the one that writes."""
+        """Return whether this is the main process and has an unsharded model."""
         whole = self.accelerator.distributed_type in ("NO", "MULTI_CPU", "MULTI_GPU")
         return whole and self.is_world_process_zero()
 
     def log_generations(self, prefix: str) -> dict[str, float]:
-        """Let the model write for prompts of the sets where this evaluation is one of those; returns feature shares."""
+        """Generate for prompts at each `generations.every`-th evaluation; returns the feature shares."""
         plan = self.generations
-        evaluations = {row["step"] for row in self.state.log_history if f"{prefix}_loss" in row}  # kept by a resume
+        evaluations = {row["step"] for row in self.state.log_history if f"{prefix}_loss" in row}  # survives a resume
         if plan is None or not plan.every or (len(evaluations) - 1) % plan.every or not self.may_write():
             return {}
         step = self.state.global_step
@@ -151,29 +132,25 @@ class StoryTrainer(ExactResume):
         return metrics
 
     def write_text(self, tag: str, text: str) -> None:
-        """Write a text into TensorBoard, where it is on; `log` would keep it in every checkpoint's state too."""
+        """Write a text to TensorBoard; `log` would also keep it in every checkpoint's state."""
         for callback in self.callback_handler.callbacks:
             writer = getattr(callback, "tb_writer", None)
             if isinstance(callback, TensorBoardCallback) and writer is not None:
                 writer.add_text(tag, text, self.state.global_step)
 
     def log_samples(self) -> None:
-        """Log stories that the model writes, the same draws at every step, so that they can be compared."""
+        """Generate and log stories, with the same random draws at every step."""
         if not self.num_sampled_stories or not self.may_write():
             return
-        opening = opening_of(self.processing_class, self.separator)
-        stories = write_stories(
-            self.accelerator.unwrap_model(self.model),
-            self.processing_class,
-            [opening] * self.num_sampled_stories,
-            max_new_tokens=self.sample_tokens,
-            temperature=0.8,
-        )
-        texts = self.processing_class.batch_decode(stories, skip_special_tokens=True)
-        self.log({f"eval_story_{number}": text for number, text in enumerate(texts)})
+        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+        openings = [opening_of(tokenizer, self.separator)] * self.num_sampled_stories
+        stories = write_stories(model, tokenizer, openings, max_new_tokens=self.sample_tokens, temperature=0.8)
+        texts = enumerate(tokenizer.batch_decode(stories, skip_special_tokens=True))
+        logs: dict[str, Any] = {f"eval_story_{number}": text for number, text in texts}
+        self.log(logs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens seen and tokens per second to each training log, and MFU where the device's peak is known."""
+        """Add tokens seen and tokens per second to training logs, and MFU where the device's peak is known."""
         if isinstance(self.train_dataset, RunBlocks) and "loss" in logs:
             block_size = self.train_dataset.block_size
             tokens_per_step = self.get_total_train_batch_size(self.args) * block_size
@@ -187,13 +164,14 @@ class StoryTrainer(ExactResume):
         super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the count of the parts' tokens, which Trainer would drop from each batch as no argument of the model."""
+        """Keep the column `part_tokens`, which Trainer would drop because the model has no such argument."""
         super()._set_signature_columns_if_needed()
-        if "part_tokens" not in self._signature_columns:
-            self._signature_columns.append("part_tokens")
+        columns: Any = self._signature_columns
+        if "part_tokens" not in columns:
+            columns.append("part_tokens")
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Take the batches of one update, and from each the count of its parts' tokens, which no model knows."""
+        """Return the batches of one update, with `part_tokens` added up and removed."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             if "part_tokens" in batch:
@@ -201,33 +179,26 @@ class StoryTrainer(ExactResume):
         return batches, num_items
 
     def part_shares(self) -> dict[str, float]:
-        """Return the share of the tokens so far that each part of a mixture has had, over all processes."""
+        """Return each mixture part's share of the tokens so far, over all processes."""
         if not self.part_names:
             return {}
         tokens_P = self.accelerator.reduce(torch.from_numpy(self.part_tokens_P).to(self.args.device)).cpu().numpy()
         return dict(zip(self.part_names, (tokens_P / max(tokens_P.sum(), 1)).tolist(), strict=True))
 
     def progress(self) -> dict[str, Any]:
-        """Return what this process has summed up, the tokens of each part with it."""
+        """Return this process's sums, with the tokens of each part."""
         return {**super().progress(), "part_tokens": self.part_tokens_P.tolist()}
 
     def restore_progress(self, parts: list[dict[str, Any]]) -> None:
-        """Take up what `progress` returned."""
+        """Restore what `progress` returned."""
         super().restore_progress(parts)
         self.part_tokens_P = np.zeros_like(self.part_tokens_P)
-        if len(parts) == 1 or self.args.process_index == 0:  # a sum over all processes, kept by the first
+        if len(parts) == 1 or self.args.process_index == 0:  # after a change of the process count, the first has all
             self.part_tokens_P += np.sum([part["part_tokens"] for part in parts], axis=0, dtype=np.int64)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; an evaluation of the last step says nothing about the best model, if that is loaded at the end."""
-        result = super().train(*args, **kwargs)
-        if self.args.load_best_model_at_end:
-            self._evaluated = (-1, {})
-        return result
 
 
 def loss_lines(metrics: dict[str, float]) -> list[str]:
-    """Return a line for each evaluated data set: loss with its interval, perplexity, accuracy, n."""
+    """Return one line for each evaluated data set: loss with its interval, perplexity, accuracy, n."""
     prefixes = [key.removesuffix("_loss") for key in metrics if key.endswith("_loss")]
     return [
         f"{prefix} loss {metrics[f'{prefix}_loss']:.4f} "

@@ -14,63 +14,57 @@ from lm_trials.evaluation.example_losses import KINDS, loss_estimates
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.tuning_flags import CommonSftArguments
 
-# What trl would do to the data is done before it gets them, so that it is counted; these flags would have no effect.
+# (default, advice) of flags without effect: trl gets tokenized, labelled and ordered examples.
 WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "dataset_text_field": ("text", "name the column text, prompt and completion, or messages"),
     "dataset_kwargs": (None, "remove it"),
-    "shuffle_dataset": (False, "the order is made by --data_seed"),
-    "truncation_mode": ("keep_start", "--overlong says what becomes of long examples"),
+    "shuffle_dataset": (False, "--data_seed sets the data order"),
+    "truncation_mode": ("keep_start", "use --overlong"),
     "eval_packing": (None, "evaluation never packs"),
-    "pad_token": (None, "the tokenizer's own is used, or one that it has to spare"),
-    # Where it is in a chat template, no flag changes it; and the adapter would not learn its row of the embeddings.
+    "pad_token": (None, "the tokenizer's own or a spare token is used"),
+    # A chat template would keep its own, and an adapter does not train the embeddings of a new one.
     "eos_token": (None, "the base's own is used; give a base whose tokenizer has it"),
-    "dataset_num_proc": (None, "texts are tokenised by threads, as many as RAYON_NUM_THREADS says"),
-    "remove_unused_columns": (False, "the rows have the columns that are used"),
-    "label_names": (None, "labels are made of the completions"),
+    "dataset_num_proc": (None, "RAYON_NUM_THREADS sets the threads that tokenize"),
+    "remove_unused_columns": (False, "remove it"),
+    "label_names": (None, "labels follow from the completions"),
     "length_column_name": ("length", "rows are not grouped by length"),
-    "do_predict": (False, "eval_checkpoint.py evaluates on other data"),
-    "eval_on_start": (False, "the first evaluation is that of --eval_steps"),
-    "trust_remote_code": (False, "no code of a model's is run here"),
+    "do_predict": (False, "use lm-trials evaluate"),
+    "eval_on_start": (False, "--eval_steps sets the first evaluation"),
+    "trust_remote_code": (False, "remote code is never run"),
 }
 
 
 @dataclass
-class SftRunArguments(RunArguments, SFTConfig):
-    """`trl.SFTConfig`, name by name, with `TrainingArguments`' own defaults where trl's suit GPUs alone.
-
-    `bf16` and `gradient_checkpointing` are off unless asked for: on a CPU the first is ten times slower.
-    """
+class SftRunArguments(RunArguments, SFTConfig):  # type: ignore[misc]  # RunArguments narrows lr_scheduler_kwargs
+    """`trl.SFTConfig` with `TrainingArguments`' defaults: bf16 (slow on CPUs) and gradient_checkpointing are off."""
 
     declared: ClassVar[type] = CommonSftArguments
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     max_length: int | None = field(
         default=None,
-        metadata={
-            "help": "Most tokens of an example, or of a packed row. Default: the model's positions, at most 1024."
-        },
+        metadata={"help": "Maximum tokens of an example or packed row. Default: the model's, at most 1024."},
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect: no column is unused."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "No effect: no column is unused."})
 
     def __post_init__(self) -> None:
         for name, (value, instead) in WITHOUT_EFFECT.items():
             if getattr(self, name) not in (value, None):
                 raise UsageError(f"--{name} {getattr(self, name)} has no effect here; {instead}")
-        if self.assistant_only_loss:  # of a conversation the completions are what the assistant says: one flag for both
+        if self.assistant_only_loss:  # a conversation's completions are the assistant's turns
             if self.completion_only_loss is False:
-                raise UsageError("--assistant_only_loss True and --completion_only_loss False: give one of them")
+                raise UsageError("--assistant_only_loss True and --completion_only_loss False: remove one of them")
             self.assistant_only_loss, self.completion_only_loss = False, True
         if self.packing_strategy == "wrapped":
             raise UsageError(
-                "--packing_strategy wrapped lets an example see the one before it in the row; give bfd or bfd_split"
+                "--packing_strategy wrapped lets examples attend to earlier ones in their row; give bfd or bfd_split"
             )
         super().__post_init__()
         if self.activation_offloading and self.device.type == "cpu":
             raise UsageError(
-                "--activation_offloading True moves activations from a GPU to the CPU, and this run has none; leave it "
-                "away"
+                "--activation_offloading True moves activations from a GPU to the CPU, and there is no GPU; remove it"
             )
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
-        """Return what `--metric_for_best_model` may name: what an evaluation gives, of both losses."""
+        """Return the names for `--metric_for_best_model`: the metrics of both losses."""
         metrics = loss_estimates(np.ones((1, 6)))[KINDS[0]]
         return [*metrics, *(f"{kind}_{metric}" for kind in KINDS for metric in metrics)], False

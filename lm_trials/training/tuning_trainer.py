@@ -1,4 +1,4 @@
-"""The Trainer of fine-tunings: trl's `SFTTrainer`, resumed exactly, evaluated by sums, without telemetry."""
+"""The Trainer of fine-tuning: trl's `SFTTrainer` with exact resumption and evaluation, without telemetry."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from peft import PeftModel
-from transformers.trainer_callback import ProgressCallback
+from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.example_losses import KINDS, example_sums, loss_metrics
-from lm_trials.evaluation.losses import Processes
 from lm_trials.models.adapters import (
     ADAPTER_WEIGHTS,
     as_trained,
@@ -25,105 +23,86 @@ from lm_trials.models.adapters import (
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.stories.shards import first_line
 from lm_trials.training.resumption import ExactResume
-from lm_trials.training.throughput import Clock, RunProgress
 
 
 class FineTuner(ExactResume, SFTTrainer):
-    """`trl.SFTTrainer` on examples that are tokenised and labelled already.
+    """`trl.SFTTrainer` on tokenized and labelled examples.
 
     Args:
         eval_store: validation examples; None or empty for no evaluation.
-        completion_only: whether prompts count in no loss: which of the two losses is called `eval_loss`.
-        max_eval_samples: examples that are evaluated, in the store's order; None for all.
-        kwargs: `SFTTrainer`'s own.
+        completion_only: leave prompts out of `eval_loss`, as out of the training loss.
+        max_eval_samples: examples to evaluate, in the store's order; None for all.
+        kwargs: `SFTTrainer`'s.
     """
 
+    processing_class: PreTrainedTokenizerBase
+
     def __init__(
-        self,
-        *args: Any,
-        eval_store: ExampleStore | None = None,
-        completion_only: bool = True,
-        max_eval_samples: int | None = None,
-        **kwargs: Any,
+        self, *, eval_store: ExampleStore | None, completion_only: bool, max_eval_samples: int | None, **kwargs: Any
     ) -> None:
         arguments = kwargs["args"]
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
-        arguments.remove_unused_columns = False  # rows are made as they are read; Trainer would take their sources away
-        arguments.chat_template_path = None  # settled, see `tuning_examples.open_examples`
+        arguments.remove_unused_columns = False  # rows are computed on access, from columns that Trainer would remove
+        arguments.chat_template_path = None  # `tuning_examples.open_examples` has applied it
         arguments.max_length = None if arguments.padding_free and not arguments.packing else arguments.max_length
         adapter = as_trained(kwargs["model"]) if isinstance(kwargs["model"], PeftModel) else {}
         if eval_store:
-            kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer asks that there be one
+            kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer requires one
         with without_noise():
-            super().__init__(*args, **kwargs)
+            super().__init__(**kwargs)
         restore_trained(self.model, adapter)
         self.eval_store = eval_store
         self.completion_only = completion_only
         self.max_eval_samples = max_eval_samples
-        self.clock = Clock(lambda: self._total_train_tokens)
         self.sums_NK: Any = None  # of the last evaluation
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.add_callback(self.clock)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RunProgress(lambda metrics: [both_losses(metrics)]))
+        self.watch(lambda: self._total_train_tokens, lambda metrics: [both_losses(metrics)])
 
     def _send_telemetry(self) -> None:
         """Send nothing: trl reports each Trainer to the Hub."""
 
     def evaluation_sums(self, model: Any = None) -> Any:
-        """Return `example_sums` of the validation examples, of this model or another, in all processes alike."""
-        processes = Processes(self.args.process_index, self.args.world_size, gather_object)
-        return example_sums(
-            self.accelerator.unwrap_model(self.model) if model is None else model,
-            self.eval_store,
-            self.max_eval_samples,
-            self.args.per_device_eval_batch_size,
-            processes if self.args.world_size > 1 else None,
-        )
+        """Return `example_sums` of the validation examples, by this model or another; every process calls it."""
+        assert self.eval_store is not None
+        model = self.accelerator.unwrap_model(self.model) if model is None else model
+        sizes = self.max_eval_samples, self.args.per_device_eval_batch_size
+        return example_sums(model, self.eval_store, *sizes, self.processes())
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on the validation examples: loss of completions and of all tokens, with intervals over examples."""
         if eval_dataset is not None:
-            raise ValueError("a fine-tuning evaluates its own validation examples; use eval_checkpoint.py for others")
+            raise ValueError("a fine-tuning evaluates its own validation examples; use lm-trials evaluate for others")
         started = time.perf_counter()
-        self.sums_NK = sums_NK = self.evaluation_sums()
-        metrics = loss_metrics(sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
+        self.sums_NK = self.evaluation_sums()
+        metrics = loss_metrics(self.sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
-        if not self.is_logged(f"{metric_key_prefix}_loss"):  # a resumed run knows it from its last checkpoint
+        if not self.is_logged(f"{metric_key_prefix}_loss"):  # a resumed run's log may have it from its checkpoint
             was_training = self.model.training
-            self.model.eval()  # trl tells by this which of its own metrics a log line is to have
+            self.model.eval()  # by the mode, trl chooses the metrics that it adds to a log line
             self.log(metrics)
             self.model.train(was_training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.clock.restart()  # training speed excludes evaluations
-        self._evaluated = (self.state.global_step, metrics)
-        return metrics
+        return self.evaluated(metrics)
 
     def final_metrics(self) -> dict[str, float]:
-        """Return the metrics of the model as it is, evaluating it unless the last step did; none without examples."""
-        if not self.eval_store:
-            return {}
-        step, metrics = self._evaluated
-        fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
-        return metrics if fresh else self.evaluate()
+        """Return the current model's metrics, as `ExactResume.final_metrics`; {} without examples."""
+        return super().final_metrics() if self.eval_store else {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens per second, padding left out, to each training log; trl adds entropy, accuracy and tokens."""
+        """Add tokens per second, without padding, to training logs; trl adds entropy, accuracy and tokens."""
         if "loss" in logs:
             logs["tokens_per_second"] = self.clock.per_second()
-        if "train_loss" in logs:  # also of a resumed run that had no update left to make
+        if "train_loss" in logs:  # trl's training metrics, also for a resumed run without updates left
             self.model.train()
         super().log(logs, start_time)
 
     def progress(self) -> dict[str, Any]:
-        """Return what this process has summed up, trl's own sums since the last log line with it."""
+        """Return this process's sums, with trl's own sums since the last log line."""
         sums = {name: list(values) for name, values in self._metrics["train"].items()}
         return {**super().progress(), "train_metrics": sums, "train_tokens": self._total_train_tokens}
 
     def restore_progress(self, parts: list[dict[str, Any]]) -> None:
-        """Take up what `progress` returned; trl's sums are over all processes already."""
+        """Restore what `progress` returned; trl's sums are over all processes."""
         super().restore_progress(parts)
         self._total_train_tokens = parts[0]["train_tokens"]
         self.clock.restart()
@@ -131,7 +110,7 @@ class FineTuner(ExactResume, SFTTrainer):
         self._metrics["train"].update({name: list(values) for name, values in parts[0]["train_metrics"].items()})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint; of an adapter each key and bit, or nothing."""
+        """Load a checkpoint, an adapter exactly."""
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         if isinstance(target, PeftModel):
             load_adapter_weights(target, Path(resume_from_checkpoint))
@@ -139,15 +118,15 @@ class FineTuner(ExactResume, SFTTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        """Load the best model; of an adapter each key and bit, or nothing."""
+        """Load the best model, an adapter exactly."""
         target = self.accelerator.unwrap_model(self.model)
         if isinstance(target, PeftModel):
-            load_adapter_weights(target, Path(self.state.best_model_checkpoint))
+            load_adapter_weights(target, Path(str(self.state.best_model_checkpoint)))
         else:
             super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save; an adapter is read back and compared."""
+        """Save, and compare a saved adapter with the model's."""
         with without_noise():
             super()._save(output_dir, state_dict)
         model, folder = self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
@@ -156,30 +135,23 @@ class FineTuner(ExactResume, SFTTrainer):
 
 
 def tuner(**kwargs: Any) -> FineTuner:
-    """Return `FineTuner(**kwargs)`; what transformers and trl refuse is a mistake in the flags.
-
-    Raises:
-        UsageError: with what they say; an output folder that was made for nothing is gone again.
-    """
+    """Return `FineTuner(**kwargs)`; flags that transformers or trl refuse raise a UsageError and leave no folder."""
     folder = Path(kwargs["args"].output_dir)
     was_there = folder.exists()
     try:
         return FineTuner(**kwargs)
-    except (
-        ValueError,
-        ImportError,
-    ) as error:  # what trl says of flags; any other error is ours and keeps its traceback
+    except (ValueError, ImportError) as error:  # trl's errors about flags
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"the Trainer does not take these flags together ({first_line(error)}); leave away what it names"
+            f"the Trainer refuses these flags together ({first_line(error)}); remove one of them"
         ) from error
 
 
 def both_losses(metrics: dict[str, float], prefix: str = "eval") -> str:
-    """Return both losses as a line.
+    """Return both losses in one line.
 
     >>> import numpy as np
     >>> both_losses(loss_metrics(np.array([[2.0, 1, 1, 6.0, 3, 1], [2.0, 1, 0, 6.0, 3, 2]]), "completion"))

@@ -346,7 +346,7 @@ def test_a_model_is_asked_from_end_to_end(models, data, tmp_path, capsys):
         (["--seeds", "a"], "--seeds a: give different"),
         (["--temperature", "0"], "--temperature 0 must be"),
         (["--num_samples", "0"], "--num_samples 0 must be"),
-        (["--control_model", "/no/such"], "/no/such is no folder"),
+        (["--control_model", "/no/such"], "/no/such is not a folder"),
         (["--knowledge", "distances"], "distances has no distances of real cities"),
         (["--prompt_layout", "chat"], "has no chat template"),
         (["--max_new_tokens", "5000"], "positions"),

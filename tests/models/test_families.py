@@ -120,19 +120,23 @@ def test_fields_have_the_names_of_their_type():
         (
             "qwen33",
             None,
-            "--model_type qwen33 is unknown; did you mean qwen3? give a type of AutoModelForCausalLM, as ",
+            "--model_type qwen33 is unknown; did you mean qwen3? give a type of AutoModelForCausalLM, for example ",
         ),
         ("t5", None, "--model_type t5 has no causal language model in transformers; "),
         ("vit", None, "--model_type vit has no causal language model in transformers; "),
-        ("emu3", None, "--model_type emu3 describes a emu3_text_model, for which transformers has no causal"),
+        ("emu3", None, "--model_type emu3 is a emu3_text_model, for which transformers has no causal"),
         ("gemma4_assistant", None, "--model_type gemma4_assistant has no default configuration in transformers ("),
-        ("gemma4", None, "--model_type gemma4 describes layers of different sizes, which are not supported"),
-        ("gemma3", "hidden_siz=8", "hidden_siz is no field of a gemma3_text configuration; did you mean hidden_size?"),
+        ("gemma4", None, "--model_type gemma4 has layers of different sizes, which are not supported"),
+        (
+            "gemma3",
+            "hidden_siz=8",
+            "hidden_siz is not a field of a gemma3_text configuration; did you mean hidden_size?",
+        ),
         ("gptj", "num_hidden_layers=2", "num_hidden_layers is called n_layer in a gptj configuration"),
         ("gemma3_text", "num_key_value_heads=3", "num_key_value_heads may be 1, 2, 4"),
-        ("gpt_neox", "hidden_size=12", "gives heads of 3, and rotary positions turn pairs of dimensions; "),
+        ("gpt_neox", "hidden_size=12", "gives heads of 3 dimensions, and rotary positions rotate pairs"),
         ("olmo2", "max_position_embeddings=8", "--config_overrides max_position_embeddings=16"),
-        ("zamba2", None, "the configuration is refused by transformers: "),
+        ("zamba2", None, "--config_overrides: transformers refuses the configuration ("),
     ],
 )
 def test_a_mistake_gets_one_line(model_type, overrides, message):
@@ -168,7 +172,7 @@ def test_a_type_that_ignores_where_documents_begin_is_refused_where_it_matters(k
 def test_a_shape_that_cannot_be_built_is_one_line():
     from lm_trials.models.shapes import build_model
 
-    assert "a plbart cannot be built from this configuration (ValueError: " in refusal(build_model, shape("plbart"), 0)
+    assert "plbart cannot be built from this configuration (ValueError: " in refusal(build_model, shape("plbart"), 0)
 
 
 def documents(count=40):

@@ -59,27 +59,29 @@ def test_a_folder_is_named_by_its_path_and_a_hub_model_with_its_revision(saved):
 
 @pytest.mark.parametrize("reference", ["./nowhere", "/no/such/folder", "a/b/c", "~nobody/x", "", "@main"])
 def test_what_can_be_no_hub_name_is_a_missing_folder(reference):
-    assert "is no folder; name a run, a checkpoint, a model folder or a Hub model" in refusal(resolve_model, reference)
+    assert "is not a folder; give a run, a checkpoint, a model folder or a Hub name" in refusal(
+        resolve_model, reference
+    )
 
 
 def test_a_file_is_no_model(saved):
-    assert "is no folder" in refusal(resolve_model, str(saved / "config.json"))
+    assert "is not a folder" in refusal(resolve_model, str(saved / "config.json"))
 
 
-def test_a_folder_without_a_model_is_told_what_it_holds(tmp_path):
+def test_a_folder_without_a_model_names_its_checkpoints(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     (tmp_path / "checkpoint-100").mkdir()
     (tmp_path / "checkpoint-old").mkdir()
-    assert "no config.json); it holds checkpoint-20, checkpoint-100;" in refusal(resolve_model, str(tmp_path))
+    assert "no config.json (it has checkpoint-20, checkpoint-100);" in refusal(resolve_model, str(tmp_path))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
-    assert "no checkpoint either" in refusal(resolve_model, str(tmp_path / "checkpoint-20"))
+    assert "no checkpoints" in refusal(resolve_model, str(tmp_path / "checkpoint-20"))
 
 
 def test_pickled_weights_are_not_read(saved):
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(b"never opened")
     message = refusal(resolve_model, str(saved))
-    assert "holds no *.safetensors; pickled weights (.bin) are not read, because reading runs them" in message
+    assert "has no *.safetensors; pickled weights (.bin) are not loaded" in message
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,11 +115,11 @@ def test_an_adapter_is_its_base_and_more(adapter, saved):
 def test_an_adapter_whose_base_is_gone_is_one_line(adapter, saved):
     known = resolve_model(str(adapter))
     shutil.rmtree(saved)
-    assert f"its base {saved} is not here; restore it" in refusal(resolve_model, str(adapter))
+    assert f"its base {saved} does not exist; restore the base" in refusal(resolve_model, str(adapter))
     for function in (load_model, load_config, load_tokenizer_of):  # gone since it was resolved
-        assert f"{saved} is no folder" in refusal(function, known)
+        assert f"{saved} is not a folder" in refusal(function, known)
     (adapter / "adapter_config.json").write_text("{}")
-    assert "names no base_model_name_or_path" in refusal(resolve_model, str(adapter))
+    assert "has no base_model_name_or_path" in refusal(resolve_model, str(adapter))
     (adapter / "adapter_config.json").write_text("{")
     assert "cannot be read as JSON" in refusal(resolve_model, str(adapter))
 
@@ -132,7 +134,7 @@ def test_weights_that_are_not_there_are_not_made_up(saved, tmp_path):
     encoder.bert.save_pretrained(tmp_path / "headless")
     message = refusal(load_model, resolve_model(str(tmp_path / "headless")))
     assert "lacks weights of a BertLMHeadModel (" in message
-    assert "give the folder of a whole causal language model" in message
+    assert "give a complete causal language model" in message
 
 
 def damaged(path, change):

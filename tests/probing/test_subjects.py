@@ -242,7 +242,7 @@ def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp
     shutil.copy(bases / "gpt2/tokenizer.json", tmp_path / "bert")
     shutil.copytree(bases / "gpt2", tmp_path / "bare", ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
     assert "bare has no tokenizer beside its weights" in refused(found, tmp_path / "bare")
-    assert "nowhere is no folder" in refused(found, "./nowhere")
+    assert "nowhere is not a folder" in refused(found, "./nowhere")
     assert "gives no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
     with pytest.raises(UsageError):
         anatomy_of(loaded(tmp_path / "bert", tokenizer_name=str(bases / "gpt2")))

@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_refused_by_the_name_of_its_file(saved_run, caps
     line = refusal(argv, capsys)
     assert "checkpoint-6" in line
     assert said in line
-    assert "which goes on from checkpoint-4" in line
+    assert "which resumes from checkpoint-4" in line
     assert snapshot(folder) == before
     shutil.rmtree(folder / "checkpoint-6")  # as the line says
     train_gpt2.main(argv)
@@ -86,9 +86,9 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(saved_run, capsys):
     capsys.readouterr()
     train_gpt2.main(argv)
     said = capsys.readouterr().err
-    assert f"checkpoint-6 is incomplete, it has no {SUMS}; it is skipped" in said
+    assert f"checkpoint-6 is incomplete (it has no {SUMS})" in said
     assert ".checkpoint-7.unfinished is incomplete" in said
-    assert "it goes on from checkpoint-4" in said
+    assert "from checkpoint-4" in said
     assert (folder / "model.safetensors").read_bytes() == weights
     assert not (folder / ".checkpoint-7.unfinished").exists()
 
@@ -160,7 +160,7 @@ def test_a_finished_run_is_not_trained_again_and_a_changed_model_is_said(train_f
     before = snapshot(tmp_path / "run")
     again = train_gpt2.main(argv)
     assert again["eval_loss"] == metrics["eval_loss"]
-    assert "run is finished; nothing is trained" in capsys.readouterr().out.replace("\n", " ")
+    assert "run is already finished" in capsys.readouterr().out.replace("\n", " ")
     assert snapshot(tmp_path / "run") == before
     flip(tmp_path / "run" / "model.safetensors")
     assert "is finished and its model is damaged: model.safetensors has other content" in refusal(argv, capsys)
@@ -171,7 +171,7 @@ def test_a_finished_run_is_not_trained_again_and_a_changed_model_is_said(train_f
     [
         ("config.json", "is finished and its model is damaged: config.json is missing"),
         ("tokenizer.json", "tokenizer.json is missing"),
-        ("eval_results.json", "its eval_results.json cannot be read"),
+        ("eval_results.json", "eval_results.json cannot be read"),
     ],
 )
 def test_a_finished_run_that_lost_a_file_says_which(train_flags, tmp_path, capsys, name, said):
@@ -293,7 +293,7 @@ def test_a_run_without_a_checkpoint_begins_anew(train_flags, tmp_path, capsys):
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     (tmp_path / "run" / "finished.json").unlink()
     train_gpt2.main(argv)
-    assert "holds this run without a checkpoint; it starts from the beginning" in capsys.readouterr().err
+    assert "it starts from the beginning" in capsys.readouterr().err
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
@@ -301,7 +301,7 @@ def test_a_model_saved_alone_is_not_resumed_with_a_new_optimizer(train_flags, tm
     argv = train_flags("run", *SAVED, "--save_only_model", "True")
     train_gpt2.main(argv)
     (tmp_path / "run" / "finished.json").unlink()
-    assert "checkpoint-6 holds the model alone (--save_only_model)" in refusal(argv, capsys)
+    assert "checkpoint-6 has no optimizer (--save_only_model)" in refusal(argv, capsys)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_usable(train_flags, tmp_path, capsys, monkeypatch):
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_usable(train_flags, tmp_path, 
     monkeypatch.setattr(StoryTrainer, "_save_optimizer_and_scheduler", full_at_the_second)
     line = refusal(argv, capsys)
     assert "checkpoint-4 cannot be written" in line
-    assert "make room, then checkpoint-2 is whole and the same command goes on from it" in line
+    assert "which resumes from checkpoint-2" in line
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"]
     assert [path.name for path in folder.glob(".*")] == []
     monkeypatch.undo()

@@ -103,7 +103,7 @@ def test_changed_data_is_refused(watched, tmp_path, capsys):
     (folder / "run.json").write_text(json.dumps(run))
     with pytest.raises(SystemExit):
         order.main([f"--run={folder}"])
-    assert "has changed since (content)" in capsys.readouterr().err
+    assert "has changed since the training (content)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         order.main([f"--run={tmp_path / 'nothing'}"])
-    assert "holds no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_prompts_that_do_not_fit_are_said_at_the_start_and_stop_nothing(tiny_dat
     more = f"--config_overrides {tiny_shape},max_position_embeddings=64 --block_size 64 --max_eval_samples 2"
     rest = f"--per_device_train_batch_size 2 --report_to none --save_strategy no --output_dir {tmp_path / 'short'}"
     train_gpt2.main([*argv.split(), *more.split(), *rest.split()])
-    assert "no stories are written for pretrain-all: a prompt has" in capsys.readouterr().err
+    assert "no stories are generated for pretrain-all: a prompt has" in capsys.readouterr().err
     assert (tmp_path / "short" / "model.safetensors").is_file()
     assert not (tmp_path / "short" / "generations").exists()
 
@@ -206,11 +206,11 @@ def test_wandb_gets_the_tables_under_the_studys_columns(monkeypatch):
     ("more", "message"),
     [
         (["--dataset_name", "filter-adv-Twst"], "filter-adv-Twst"),
-        (["--eval_datasets", "../recovery-Twist"], "give names of sets or corpora in"),
+        (["--eval_datasets", "../recovery-Twist"], "give names of data sets in"),
         (["--eval_datasets", "recovery-Twist, train"], "--eval_datasets train: give names"),
         (["--eval_datasets", "recovery-Tvist"], "--eval_datasets recovery-Tvist is not prepared"),
-        (["--model_name_or_path", "nowhere/at/all"], "is no folder; name a run"),
-        (["--config_overrides", "hidden_size=8"], "a trained model has its shape; leave --config_overrides away"),
+        (["--model_name_or_path", "nowhere/at/all"], "is not a folder; give a run"),
+        (["--config_overrides", "hidden_size=8"], "has its shape); remove --config_overrides"),
         (["--block_size", "4096"], "--block_size 4096 is longer than the model's 512 positions"),
         (["--vocab_size", "401"], "train_vocab --vocab_size 401"),
     ],
@@ -228,9 +228,9 @@ def test_another_tokenizer_than_the_models_and_an_empty_folder_are_refused(tune,
     tiny_model("llama", vocab_size=330).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     for more, message in (
-        (["--tokenizer_name", str(tmp_path / "other")], "is another tokenizer than that of"),
+        (["--tokenizer_name", str(tmp_path / "other")], "differs from the tokenizer of"),
         (["--model_name_or_path", str(tmp_path / "other")], "the tokens of this tokenizer"),
-        (["--model_name_or_path", str(tmp_path)], "holds no model"),
+        (["--model_name_or_path", str(tmp_path)], "has no config.json"),
     ):
         with pytest.raises(SystemExit):
             tune("run", *more)

@@ -12,12 +12,7 @@ from lm_trials.training.guide import warnings_for_run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "choosing_sizes.md").read_text()
 
-USUAL = {
-    "num_parameters": 8_335_008,
-    "tokens_per_update": 131_072,
-    "learning_rate": 5e-4,
-    "total_tokens": 10**9,
-}
+USUAL = {"num_parameters": 8_335_008, "tokens_per_update": 131_072, "learning_rate": 5e-4, "total_tokens": 10**9}
 
 
 def table(first_header):
@@ -40,18 +35,7 @@ def published():
 def test_the_pages_shapes_are_the_presets():
     rows = {row[0]: row[1:] for row in table("name")}
     assert list(rows) == list(PRESETS)
-    for name, (
-        model_type,
-        width,
-        layers,
-        heads,
-        wide,
-        vocabulary,
-        positions,
-        total,
-        inner,
-        source,
-    ) in rows.items():
+    for name, (model_type, width, layers, heads, wide, vocabulary, positions, total, inner, source) in rows.items():
         preset = PRESETS[name]
         assert (model_type, source) == (preset.model_type, preset.source)
         assert (int(vocabulary), int(positions)) == (preset.vocab_size, preset.positions)
@@ -99,11 +83,7 @@ def test_the_pages_table_is_read_at_all():
 
 @pytest.mark.parametrize(("name", "tokens_per_update", "learning_rate", "total_tokens"), published())
 def test_published_settings_give_no_warning(name, tokens_per_update, learning_rate, total_tokens):
-    settings = {
-        "tokens_per_update": tokens_per_update,
-        "learning_rate": learning_rate,
-        "warmup_updates": 1000,
-    }
+    settings = {"tokens_per_update": tokens_per_update, "learning_rate": learning_rate, "warmup_updates": 1000}
     parameters = PRESETS[name].num_parameters
     assert warnings_for_run(num_parameters=parameters, total_tokens=total_tokens, **settings) == []
 
@@ -111,22 +91,19 @@ def test_published_settings_give_no_warning(name, tokens_per_update, learning_ra
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"learning_rate": 5e-5},
-            "--learning_rate 5e-05 is low for 8,335,008 parameters (usual: 0.0003 to 0.002;",
-        ),
+        ({"learning_rate": 5e-5}, "--learning_rate 5e-05 is low for 8,335,008 parameters (usual: 0.0003 to 0.002;"),
         ({"learning_rate": 0.1}, "--learning_rate 0.1 is high for 8,335,008 parameters"),
         (
             {"tokens_per_update": 2_048},
-            "2,048 tokens per update is far from the usual 100,000; raise --gradient",
+            "2,048 tokens per update (usual: 100,000; docs/choosing_sizes.md); raise --gradient",
         ),
         (
             {"tokens_per_update": 2_000_000},
-            "2,000,000 tokens per update is far from the usual 100,000; lower",
+            "2,000,000 tokens per update (usual: 100,000; docs/choosing_sizes.md); lower",
         ),
-        ({"total_tokens": 8_000_000}, "8,000,000 tokens for 8,335,008 parameters is less than one each"),
-        ({"dataset_tokens": 10**7}, "the run passes 100 times over its 10,000,000 training tokens"),
-        ({"warmup_updates": 5_000}, "warm-up takes 5,000 of 7,629 updates"),
+        ({"total_tokens": 8_000_000}, "8,000,000 tokens for 8,335,008 parameters (usual: 20"),
+        ({"dataset_tokens": 10**7}, "100 passes over 10,000,000 training tokens"),
+        ({"warmup_updates": 5_000}, "5,000 of 7,629 updates are warm-up"),
         ({"device_type": "cpu", "mixed_precision": "bf16"}, "bf16 on a CPU without bf16 units"),
     ],
 )

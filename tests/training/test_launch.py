@@ -8,13 +8,7 @@ import pytest
 from lm_trials.console import UsageError
 from lm_trials.training.launch import check_launch, check_processes
 
-TORCHRUN = {
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
-    "WORLD_SIZE": "2",
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-}
+TORCHRUN = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 
 
 @pytest.mark.parametrize(
@@ -23,11 +17,7 @@ TORCHRUN = {
         ({}, 1, "NO"),
         (TORCHRUN, 2, "MULTI_CPU"),
         (TORCHRUN | {"WORLD_SIZE": "1"}, 1, "NO"),  # torchrun with one process also sets an address
-        (
-            {"MASTER_ADDR": "10.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"},
-            2,
-            "MULTI_CPU",
-        ),  # mpirun, before accelerate
+        ({"MASTER_ADDR": "10.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"}, 2, "MULTI_CPU"),  # mpirun, before accelerate
         ({"MASTER_ADDR": "10.0.0.1"}, 2, "MULTI_CPU"),  # a world that formed another way
         (TORCHRUN | {"ACCELERATE_USE_FSDP": "true"}, 2, "FSDP"),
         (TORCHRUN | {"ACCELERATE_USE_FSDP": "false"}, 2, "MULTI_CPU"),
@@ -41,23 +31,13 @@ def test_a_launch_as_asked_passes(environ, world_size, distributed_type):
 @pytest.mark.parametrize(
     ("environ", "world_size", "distributed_type", "message"),
     [
-        ({"MASTER_ADDR": "127.0.0.1"}, 1, "NO", "several processes were asked for and one runs"),
-        (TORCHRUN, 1, "NO", "2 processes were started and each trains in a world of 1"),
-        ({"PMI_SIZE": "4"}, 2, "MULTI_CPU", "4 processes were started and each trains in a world of 2"),
-        (
-            TORCHRUN | {"ACCELERATE_USE_FSDP": "true"},
-            2,
-            "MULTI_CPU",
-            r"FSDP was asked for .* runs MULTI_CPU instead",
-        ),
-        (
-            TORCHRUN | {"ACCELERATE_USE_FSDP": "true"},
-            2,
-            "MULTI_GPU",
-            r"FSDP was asked for .* runs MULTI_GPU instead",
-        ),
-        ({"ACCELERATE_USE_FSDP": "True"}, 1, "NO", r"FSDP was asked for .* runs NO instead"),
-        (TORCHRUN | {"ACCELERATE_USE_DEEPSPEED": "true"}, 2, "MULTI_CPU", "DeepSpeed was asked for"),
+        ({"MASTER_ADDR": "127.0.0.1"}, 1, "NO", "several processes were requested and one runs"),
+        (TORCHRUN, 1, "NO", "2 processes were started .WORLD_SIZE. and each trains in a world of 1"),
+        ({"PMI_SIZE": "4"}, 2, "MULTI_CPU", "4 processes were started .PMI_SIZE. and each trains in a world of 2"),
+        (TORCHRUN | {"ACCELERATE_USE_FSDP": "true"}, 2, "MULTI_CPU", r"FSDP was requested .* runs MULTI_CPU instead"),
+        (TORCHRUN | {"ACCELERATE_USE_FSDP": "true"}, 2, "MULTI_GPU", r"FSDP was requested .* runs MULTI_GPU instead"),
+        ({"ACCELERATE_USE_FSDP": "True"}, 1, "NO", r"FSDP was requested .* runs NO instead"),
+        (TORCHRUN | {"ACCELERATE_USE_DEEPSPEED": "true"}, 2, "MULTI_CPU", "DeepSpeed was requested"),
     ],
 )
 def test_a_launch_that_is_not_what_was_asked_is_refused(environ, world_size, distributed_type, message):
@@ -81,9 +61,9 @@ def test_fsdp_is_not_refused_before_accelerate_can_have_granted_it(monkeypatch):
     gpus = {"num_processes": 2, "distributed_type": SimpleNamespace(value="MULTI_GPU")}
     cpus = {"num_processes": 2, "distributed_type": SimpleNamespace(value="MULTI_CPU")}
     check_processes(PartialState(**gpus))
-    with pytest.raises(UsageError, match="FSDP was asked for"):
+    with pytest.raises(UsageError, match="FSDP was requested"):
         check_processes(AcceleratorState(**gpus))
-    with pytest.raises(UsageError, match="FSDP was asked for"):
+    with pytest.raises(UsageError, match="FSDP was requested"):
         check_processes(PartialState(**cpus))
 
 
@@ -107,7 +87,7 @@ def test_accelerate_really_runs_one_process_of_two_and_it_is_seen(tmp_path):
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, env=environ, timeout=300)
     assert "world 1" in done.stdout, done.stderr
     assert "trained" not in done.stdout
-    assert "error: several processes were asked for and one runs" in done.stderr
+    assert "error: launch: several processes were requested and one runs" in done.stderr
     assert "accelerate_configs/cpu_two_processes.yaml" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode != 0

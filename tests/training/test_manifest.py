@@ -166,7 +166,7 @@ def test_where_the_content_is_not_known_names_count(tmp_path, known):
 
 def test_recomputation_of_activations_is_no_other_run_and_arguments_of_its_own_are(tmp_path):
     assert manifest.role_of("activation_checkpointing") == manifest.role_of("gradient_checkpointing") == "logistics"
-    plan = Plan(num_steps=1, blocks_per_step=1, block_size=8, blocks_per_pass=1, remainder=0)
+    plan = Plan(num_steps=1, blocks_per_step=1, block_size=8, blocks_per_pass=1, num_tokens=8)
     for kwargs, role in ((None, "logistics"), ({"preserve_rng_state": False}, "outcome")):
         args = RunArguments(
             output_dir=str(tmp_path),

@@ -195,18 +195,21 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
         (("--dataset_name", "north+nowhere.jsonl"), "nowhere.jsonl does not exist"),
         (("--streaming", "Yes"), "invalid choice: 'Yes'"),
         (("--streaming", "True", "--max_steps", "-1"), "give --max_steps or --max_train_tokens"),
-        (("--max_train_tokens", "500"), "--max_train_tokens 500 and --max_steps 4 say two lengths"),
-        (("--ignore_data_skip", "True"), "--ignore_data_skip True would begin the data anew"),
+        (("--max_train_tokens", "500"), "--max_train_tokens 500 and --max_steps 4 both set"),
+        (("--ignore_data_skip", "True"), "--ignore_data_skip True would repeat data"),
         (("--max_steps", "0"), "--max_steps 0 must be"),
         (
             (
                 *("--dense_eval_steps", "4", "--load_best_model_at_end", "True", "--eval_strategy", "steps"),
                 *("--save_strategy", "steps", "--save_steps", "4", "--eval_steps", "4"),
             ),
-            "sought among models that are not saved",
+            "most of the evaluated models are not saved",
         ),
         (("--max_train_tokens", "0"), "--max_train_tokens 0 must be"),
-        (("--streaming", "True", "--save_strategy", "epoch"), "--save_strategy epoch: a stream's end is not known"),
+        (
+            ("--streaming", "True", "--save_strategy", "epoch"),
+            "--save_strategy epoch: the length of a stream is unknown",
+        ),
         (("--validation_split_percentage", "5"), "tiny is prepared and has its splits"),
         (
             (*FEW, "--streaming", "True", "--block_size", "8192", "--config_overrides", LONG),

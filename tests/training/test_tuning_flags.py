@@ -30,7 +30,7 @@ from lm_trials.training.tuning_run_arguments import SftRunArguments
 
 # Flags of transformers.TrainingArguments, which both scripts refuse.
 BOTH = {
-    "batch": (("--auto_find_batch_size", "True"), "raise --gradient_accumulation_steps, which sees the same examples"),
+    "batch": (("--auto_find_batch_size", "True"), "raise --gradient_accumulation_steps, which keeps"),
     "split": (("--accelerator_config", '{"split_batches": true}'), "--accelerator_config: split_batches True would"),
     "dispatch": (("--accelerator_config", '{"dispatch_batches": true}'), "dispatch_batches True would change"),
     "uneven": (("--accelerator_config", '{"even_batches": false}'), "even_batches False would change"),
@@ -53,25 +53,25 @@ BOTH = {
     ),
     "no keys": (
         ("--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", '{"last_epoch": 1}'),
-        "--lr_scheduler_kwargs last_epoch of --lr_scheduler_type constant: it takes none",
+        "--lr_scheduler_kwargs last_epoch of --lr_scheduler_type constant: it takes no keys",
     ),
     "key missing": (("--lr_scheduler_type", "cosine_with_min_lr"), "One of min_lr or min_lr_rate should be set"),
-    "no JSON": (("--lr_scheduler_kwargs", "{nope"), "--lr_scheduler_kwargs {nope is no JSON"),
+    "no JSON": (("--lr_scheduler_kwargs", "{nope"), "--lr_scheduler_kwargs {nope is not valid JSON"),
     "workers": (("--dataloader_persistent_workers", "True"), "there are no workers; give --dataloader_num_workers"),
-    "deepspeed": (("--deepspeed", "zero.json"), "--deepspeed: it is not installed"),
+    "deepspeed": (("--deepspeed", "zero.json"), "--deepspeed: not installed"),
     "fsdp": (("--fsdp", "full_shard", "--use_cpu", "True"), "--fsdp shards a model over GPUs"),
     "best": (("--metric_for_best_model", "bleu"), "--metric_for_best_model bleu: valid: accuracy"),
     "sampling": (
         ("--train_sampling_strategy", "random"),
-        "use --data_seed (in train_gpt2.py --shuffle_buffer_size too)",
+        "use --data_seed (in lm-trials train --shuffle_buffer_size too)",
     ),
 }
 TUNING = {
     "kernels": (("--use_liger_kernel", "True"), "pip install liger-kernel"),
     "offloading": (("--activation_offloading", "True", "--use_cpu", "True"), "--activation_offloading True moves"),
     "best of others": (("--metric_for_best_model", "eval_rome_loss"), "--metric_for_best_model eval_rome_loss"),
-    "model": (("--model_init_kwargs", "{nope"), "--model_init_kwargs {nope is no JSON"),
-    "model, no object": (("--model_init_kwargs", "nope"), "--model_init_kwargs nope is no JSON"),
+    "model": (("--model_init_kwargs", "{nope"), "--model_init_kwargs {nope is not valid JSON"),
+    "model, no object": (("--model_init_kwargs", "nope"), "--model_init_kwargs nope is not valid JSON"),
     "eos": (("--eos_token", "</s>"), "--eos_token </s> has no effect here; the base's own is used"),
     "processes": (("--dataset_num_proc", "2"), "--dataset_num_proc 2 has no effect here"),
     "columns": (("--remove_unused_columns", "True"), "--remove_unused_columns True has no effect"),
@@ -361,7 +361,7 @@ def test_the_assistants_loss_is_that_of_the_completions(tmp_path):
     args = SftRunArguments(output_dir=str(tmp_path), assistant_only_loss=True)
     assert (args.completion_only_loss, args.assistant_only_loss) == (True, False)
     assert SftRunArguments(output_dir=str(tmp_path)).completion_only_loss is None
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="remove one of them"):
         SftRunArguments(output_dir=str(tmp_path), assistant_only_loss=True, completion_only_loss=False)
 
 
