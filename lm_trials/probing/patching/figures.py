@@ -17,14 +17,14 @@ SHARE, CHANGE, VALUE = "share of the gap", "change", "value"
 COLORS = {"embeddings": "#b07aa1", "attention": "#4c78a8", "mlp": "#e45756", "residual": "#59a14f"}
 NAMES = {"mlp": "MLP", "residual": "residual stream"}
 CONTROLS = {
-    "random direction": ("#7f7f7f", "s"),
+    "random direction": ("#404040", "s"),
     "another text": ("#b0a08a", "D"),
     "another token": ("#9aa7b5", "o"),
     "untrained donor": ("#c4a3a3", "P"),
 }
 TITLES = {
-    SHARE: "Share of the gap in {} that each swap closes",
-    CHANGE: "Change in {} with each component swapped",
+    SHARE: "Share of the gap in the {} that each swap closes",
+    CHANGE: "Change in the {} with each component swapped",
     VALUE: "{} with each component swapped",
 }
 MEASURES = {"story": "story log-likelihood", "answer": "answer log-probability",

@@ -248,7 +248,8 @@ def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
     else:
         sentence = (
             f"no significant effect among {1 + len(others)} components: the best, swapping {name}, closes "
-            f"{interval(share)} of it ({where}), not significantly more than {CONTROLS[RANDOM] if share.lower > 0 else 0}"
+            f"{interval(share)} of it ({where}), not significantly more than "
+            f"{CONTROLS[RANDOM] if share.lower > 0 else 'zero'}"
         )
     said = [f"{CONTROLS[kind]} {_cell(measured.share(run, group))}" for kind, run in controls.items()]
     said.append(f"the mean of the {len(others)} others {_cell(measured.share(others, group))}")
