@@ -1,4 +1,4 @@
-"""Attention: maps of every head on a text, and statistics of every head over stories.
+"""Attention maps of every head on a text, and head statistics over stories.
 
 Use it to find heads that attend to the previous or the first token, copy
 (induction heads), or changed in fine-tuning. It writes the maps as a figure and
@@ -18,8 +18,8 @@ run during training:
 The tables have for each head, with an interval over stories: the share of
 attention to the previous token, to the first and to the token itself; the mean
 distance in tokens; the entropy in nats, and relative to even attention; the
-induction score, the share of attention to the token after an earlier occurrence,
-in repeated sequences of random tokens. The first token attends only to itself
+induction score: in repeated sequences of random tokens, the share of attention
+to the token that followed the first time. The first token attends only to itself
 and is left out as a query.
 
 Some head always has the largest value. So the head is selected on one half of

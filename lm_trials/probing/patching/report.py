@@ -85,7 +85,7 @@ class Measured:
         """Return how much better the donor scores than the recipient."""
         return self.change(("", None, DONOR), group)
 
-    def share(self, run: Run | Sequence[Run], group: str = "all", less: Run | None = None) -> Estimate:
+    def share(self, run: Run | list[Run], group: str = "all", less: Run | None = None) -> Estimate:
         """Return the share of the gap that a swap closes, 0 as the recipient and 1 as the donor; paired by text.
 
         Args:
