@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     models, checks, batch_size = [], {}, stories.per_device_eval_batch_size
     for subject in subjects:
         model = load_subject(subject, which)
-        checks[subject.label] = check_capture(model, texts.map_ids_T, ["attention"], subject.reference.name)
+        checks[subject.label] = check_capture(model, texts.map_ids_T.tolist(), ["attention"], subject.reference.name)
         models.append(measure(model, texts, batch_size, subject, run_of(subject, which.model_name_or_path)))
         del model  # before the next is loaded
     random = [

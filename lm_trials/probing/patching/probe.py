@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.subjects import SHAPE, check_alike, find_subjects, read_stories
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
-    check_alike(subjects, same=SHAPE)
+    check_alike(subjects, same=list(SHAPE))
     targets = targets_of(subjects[0], args.components, args.layers, args.heads)
     if args.by_prompts:
         task = prompt_task(subjects[0], args, several=len(subjects) > 1)
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     first, second = load_sides(subjects, subject_args)
     sites = list(dict.fromkeys(target.part.site for target in targets))
     checks = {
-        subject.label: check_capture(side.model, task.donor_ids[0], sites, subject.reference.name)
+        subject.label: check_capture(side.model, task.donor_ids[0].tolist(), sites, subject.reference.name)
         for subject, side in zip(subjects, (first, second), strict=False)
     }
 
