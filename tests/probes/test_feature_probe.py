@@ -248,10 +248,10 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
     assert "Twist is decoded significantly above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
     assert told(0.02).endswith("better than every control Twist by 0.100 [0.020, 0.200] over bag of words")
     assert told(-0.2, upper=-0.1).endswith(
-        "worse than the strongest control (0.100 [-0.200, -0.100] over bag of words)"
+        "worse than the strongest control (difference from bag of words 0.100 [-0.200, -0.100])"
     )
     assert told(-0.02).endswith(
-        "not significantly better than the strongest control (0.100 [-0.020, 0.200] over bag of words)"
+        "not significantly better than the strongest control (difference from bag of words 0.100 [-0.020, 0.200])"
     )
     assert "Twist is not decoded significantly above chance: 0.900" in told(-0.02, chance=-0.01)
 

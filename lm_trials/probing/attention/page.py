@@ -43,31 +43,16 @@ def page_model(
     return {"label": label, "run": run, "step": step, "maps": packed(maps_LHTT), "values": rounded}
 
 
-def attention_page(
-    title: str,
-    tokens: Sequence[str],
-    models: Sequence[Mapping[str, Any]],
-    statistics: Sequence[Mapping[str, Any]],
-    shape: tuple[int, int],
-    texts: str,
-    start: Mapping[str, Any],
-    lede: str = "",
-    footer: str = "",
-) -> str:
+def attention_page(title: str, data: Mapping[str, Any], lede: str = "", footer: str = "") -> str:
     """Return the page.
 
     Args:
-        title: of the page.
-        tokens: of the text of the maps; escaped, so no text can end the page's script.
-        models: from `page_model`; those of one run are its checkpoints, in order.
-        statistics: for each its key, name, unit, even (a number) and untrained (estimate, lower, upper).
-        shape: layers and heads.
-        texts: what the statistics are over, such as "100 stories".
-        start: what is shown first: model, layer, head, statistic.
+        data: `tokens` of the maps (escaped, so no text can end the page's script); `layers` and `heads`; `models` from
+            `page_model`, those of one run its checkpoints in order; `texts`, what the statistics are over;
+            `statistics`, for each its key, name, unit, even (a number) and untrained (estimate, lower, upper); `start`,
+            the model, layer, head and statistic that are shown first.
         lede, footer: what the page shows, and how it was measured.
     """
-    data = {"tokens": list(tokens), "layers": shape[0], "heads": shape[1], "texts": texts,
-            "statistics": list(statistics), "models": list(models), "start": dict(start)}  # fmt: skip
     parts = {name: html.escape(text) for name, text in (("title", title), ("lede", lede), ("footer", footer))}
     parts["data"] = _inside_script(finite(data))
     template = files("lm_trials.probing.attention").joinpath(TEMPLATE).read_text(encoding="utf-8")

@@ -206,31 +206,28 @@ class Results:
     def rows(self) -> ProbeTable:
         """Return the table: each statistic of each head on all stories, and the controls."""
         rows = ProbeTable()
+
+        def add_heads(model: Measured, role: str, label: str) -> None:
+            measured = [(name, model.values(name), role, label) for name in model.statistics]
+            if model.unrepeated_NLH is not None:
+                measured.append(("induction", model.unrepeated_NLH, "control", f"{label}, {UNREPEATED}"))
+            for statistic, values_NLH, own_role, name in measured:
+                about = {"model": name, "role": own_role, "run": model.run, "step": model.step}
+                estimates = self._of_heads(values_NLH, statistic)
+                for (layer, head), estimate in zip(np.ndindex(values_NLH.shape[1:]), estimates, strict=True):
+                    where = {"layer": layer, "head": head, "statistic": statistic}
+                    rows.add(estimate, about | where, seed=model.seed)
+
         for model in self.models:
-            self._add_heads(rows, model, "finding", model.label)
+            add_heads(model, "finding", model.label)
         for statistic in self.statistics:
             rows.add(self.even(statistic), {"model": EVEN, "role": "control", "statistic": statistic})
         for number, model in enumerate(self.untrained, start=1):
-            self._add_heads(rows, model, "control", f"{UNTRAINED} {number}")
+            add_heads(model, "control", f"{UNTRAINED} {number}")
         return rows
-
-    def _add_heads(self, rows: ProbeTable, model: Measured, role: str, label: str) -> None:
-        measured = [(name, model.values(name), role, label) for name in model.statistics]
-        if model.unrepeated_NLH is not None:
-            measured.append(("induction", model.unrepeated_NLH, "control", f"{label}, {UNREPEATED}"))
-        for statistic, values_NLH, own_role, name in measured:
-            about = {"model": name, "role": own_role, "run": model.run, "step": model.step}
-            estimates = self._of_heads(values_NLH, statistic)
-            for (layer, head), estimate in zip(np.ndindex(values_NLH.shape[1:]), estimates, strict=True):
-                where = {"layer": layer, "head": head, "statistic": statistic}
-                rows.add(estimate, about | where, seed=model.seed)
 
     def _of_heads(self, values_NLH: np.ndarray, statistic: str) -> list[Estimate]:
         return bootstrap_means(values_NLH.reshape(len(values_NLH), -1), STATISTICS[statistic].unit, self.seed)
-
-    def leader_rows(self) -> ProbeTable:
-        """Return the selected heads on held-out stories, each followed by its controls."""
-        return ProbeTable(row for leader in self.leaders for row in leader.rows)
 
     def step_rows(self) -> ProbeTable:
         """Return, for each run, the head selected at the end at every step, with its controls."""
@@ -242,11 +239,6 @@ class Results:
                 for step in sorted(by_step):
                     rows += self.leader(by_step[step], statistic, (end.layer, end.head)).rows
         return rows
-
-    def change_rows(self) -> ProbeTable:
-        """Return what changed most since the first model."""
-        since: Row = {"since": self.models[0].label}
-        return ProbeTable(row | since for change in self.changes for row in change.rows)
 
     def finding(self, statistic: str) -> Finding:
         """Return the selected heads for one statistic, and what changed most of it, as sentences."""
@@ -294,7 +286,7 @@ class Results:
                 about = STATISTICS[leader.statistic]
                 untrained, even = (leader.controls[name].value for name in (UNTRAINED, EVEN))
                 reached = untrained.upper if about.most else untrained.lower
-                cells = [interval(leader.estimate), f"{reached:.3f}", f"{even.estimate:.3f}"]
+                cells = [interval(leader.estimate, lines=True), f"{reached:.3f}", f"{even.estimate:.3f}"]
                 beyond = "no" if leader.within else "yes"
                 name = about.words if about.most else f"{about.words} (least)"
                 rows.append([name, f"{leader.layer}.{leader.head}", *cells, beyond])
@@ -315,18 +307,16 @@ class Results:
     ) -> ProbeTable:
         """Write and show all that was found; returns the table.
 
-        Args:
-            large: layer and head that is drawn large.
-
         Raises:
             UsageError: where the folder cannot be written to.
         """
         folder, rows = probe_folder(which, "attention"), self.rows()
-        tables = {"attention-leaders": self.leader_rows()}
+        tables = {"attention-leaders": ProbeTable(row for leader in self.leaders for row in leader.rows)}
         if args.all_checkpoints:
             tables["attention-steps"] = self.step_rows()
         if len(self.models) > 1:
-            tables["attention-changes"] = self.change_rows()
+            since: Row = {"since": self.models[0].label}
+            tables["attention-changes"] = ProbeTable(row | since for change in self.changes for row in change.rows)
         over = f"{len(self.texts.documents):,} stories of {short_names([stories.dataset_name])[0]}"
         try:
             write_file(folder / PAGE, self.page(over, args, large))
@@ -366,6 +356,7 @@ class Results:
         """Return the page with the maps and statistics of every model; it begins with the head of the finding."""
         leader = self.leader(self.finals[-1], args.statistic)
         layer, head = large or (leader.layer, leader.head)
+        tokens, (layers, heads) = self.texts.tokens, self.finals[-1].maps_LHTT.shape[:2]
         statistics, models = [], []
         for name in self.statistics:
             about = {"key": name, "name": STATISTICS[name].words, "unit": STATISTICS[name].unit}
@@ -376,15 +367,12 @@ class Results:
             models.append(page_model(model.label, model.run, model.step, model.maps_LHTT, values))
         if "induction" in self.statistics:
             over += f" and {args.induction_sequences} repeated sequences"
+        start = {"model": len(self.models) - 1, "layer": layer, "head": head, "statistic": args.statistic}
+        data = {"tokens": tokens, "layers": layers, "heads": heads, "texts": over, "start": start}
         return attention_page(
             f"Attention of {', '.join(model.label for model in self.finals)}",
-            self.texts.tokens,
-            models,
-            statistics,
-            self.finals[-1].maps_LHTT.shape[:2],
-            over,
-            {"model": len(self.models) - 1, "layer": layer, "head": head, "statistic": args.statistic},
-            lede=f"Maps of {'the first story' if args.text is None else 'a text'}, {len(self.texts.tokens)} tokens; "
+            data | {"statistics": statistics, "models": models},
+            lede=f"Maps of {'the first story' if args.text is None else 'a text'}, {len(tokens)} tokens; "
             f"statistics over {over}.",
             footer="Each number is the mean over stories of a story's mean over its queries without the first token, "
             "which attends only to itself. Even: even attention to all tokens so far. Untrained: where the selected "

@@ -57,7 +57,9 @@ def steps_figure(rows: Sequence[Row], title: str) -> Figure:
     return _curves(drawn, levels, "step", ends, title, "training step")
 
 
-def _curves(drawn: list[Row], levels: Sequence[Row], x: str, ends: tuple[int, int], title: str, xlabel: str) -> Figure:
+def _curves(
+    drawn: Sequence[Row], levels: Sequence[Row], x: str, ends: tuple[int, int], title: str, xlabel: str
+) -> Figure:
     """Draw curves with bands, and levels from end to end with their intervals beside the right end.
 
     Bands of six series would cover one another, so levels have none.

@@ -36,10 +36,7 @@ class FeatureProbeArguments:
     all_checkpoints: bool = option(False, help="Probe every checkpoint of each run: the curve over training.")
     num_train_stories: int = option(2000, least=2, help="Most stories of the train split to fit the probes on.")
     validation_split_percentage: float = option(
-        20.0,
-        above=0,
-        most=50,
-        help="Percentage of stories held out, by hash, where the data set has no splits.",
+        20.0, above=0, most=50, help="Percentage of stories held out, by hash, where the data set has no splits."
     )
     labels: Literal["auto", "records", "detectors"] = option(
         "auto", help="Source of the labels. auto: the records if any names a feature, else the detectors."
@@ -52,10 +49,7 @@ class FeatureProbeArguments:
         help="Weights of the L2 penalty; the best on a quarter of the training stories is used.",
     )
     num_shuffles: int = option(
-        10,
-        least=2,
-        why="a spread needs two",
-        help="Control: fits on shuffled labels for each layer.",
+        10, least=2, why="a spread needs two", help="Control: fits on shuffled labels for each layer."
     )
     long_stories: Literal["leave_out", "cut"] = option(
         "leave_out", help="What to do with stories longer than the window; cut may remove the sentence of a feature."

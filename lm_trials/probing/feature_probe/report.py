@@ -184,7 +184,8 @@ def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
         nearest = max(others, key=lambda row: row["estimate"])
         verdict = f"{'the others ' if better else ''}{'worse' if sign(nearest) < 0 else 'not significantly better'}"
         whose = "" if len(features) == 1 else f"at most {nearest['feature']}, "
-        told += f", {verdict} than the strongest control ({whose}{interval(nearest)} over {nearest['against']})"
+        apart = f"{whose}difference from {nearest['against']} {interval(nearest)}"
+        told += f", {verdict} than the strongest control ({apart})"
     return told
 
 
@@ -214,9 +215,9 @@ def _where(row: Row) -> str:
 def show_findings(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> None:
     """Print what is decoded where, against which control, and how models differ."""
     models = told_models(series)
-    columns = ["", "selected", BALANCED, "accuracy", "strongest control", "difference"]
+    columns = ["", "selected", "balanced\naccuracy", "accuracy", "difference from\nstrongest control"]
     last = (
-        "selected: on a part of the training stories; difference: from the strongest control\n"
+        "selected: layer and pooling, on a part of the training stories\n"
         f"[95 % interval over {rows[0]['n']:,} test stories, not over training seeds; each feature by itself]"
     )
     for one in models:
@@ -224,8 +225,9 @@ def show_findings(series: Sequence[Series], rows: ProbeTable, differences: Probe
         for feature in one.fits:
             best, plain = (_best(rows, one.name, feature, metric) for metric in (BALANCED, PLAIN))
             against = strongest(differences, one.name, feature)
-            numbers = [interval(best), interval(plain), against["against"], interval(against)]
-            cells.append([feature, _where(best), *numbers])
+            numbers = [interval(row, lines=True) for row in (best, plain, against)]
+            numbers[-1] += f"\n{against['against']}"
+            cells.append([feature, _where(best).replace(", ", "\n"), *numbers])
         show_table(f"Features decoded from {one.name}", columns, cells, last if one is models[-1] else None)
     if changes := differences.where(kind="model", place="chosen"):
         down = {feature: {"feature": feature} for feature in changes.distinct("feature")}

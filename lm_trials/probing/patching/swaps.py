@@ -144,9 +144,34 @@ def sweep(
         scores: of an earlier sweep, to which these are added; then the unchanged models are not scored again.
     """
     order = sorted(range(len(task)), key=lambda number: -len(task.recipient_ids[number]))
-    partner = _partners(task.donor_ids, order)
+    partner, heads = _partners(task.donor_ids, order), anatomy_of(recipient).num_heads
     plain = scores is None
     found: Scores = {} if scores is None else scores
+    wanted = [target for target, kinds in plan.items() if OTHER in kinds]
+
+    def swaps(spot: Spot, numbers: Sequence[int]) -> Iterator[tuple[Run, dict[str, np.ndarray]]]:
+        documents, donated = ([side[n] for n in numbers] for side in (task.recipient_ids, task.donor_ids))
+        batch, lengths, places = padded(documents), list(map(len, documents)), [spot.recipient_N[n] for n in numbers]
+        own = captured_rows(recipient, documents, places, plan)
+        given = other = captured_rows(donor, donated, [spot.donor_N[n] for n in numbers], plan)
+        if wanted:
+            texts = [task.donor_ids[partner[n]] for n in numbers]
+            wrapped = [[at % len(ids_T) for at in spot.donor_N[n]] for n, ids_T in zip(numbers, texts, strict=True)]
+            other = captured_rows(donor, texts, wrapped, wanted)
+        text_K = own.text_N.numpy()
+        for target, kinds in plan.items():
+            own_KD, given_KD = rows_of(own, target.part, heads), rows_of(given, target.part, heads)
+            for kind in kinds:
+                if kind == SWAP:
+                    rows_KD = given_KD
+                elif kind == OTHER:
+                    rows_KD = rows_of(other, target.part, heads)
+                else:
+                    disturbed = moved_rows if kind == MOVED else random_rows
+                    rows_KD = disturbed(own_KD, given_KD, text_K, numbers, seed)
+                with Patched(recipient, {target.part: rows_KD}, positions=places):
+                    logits_BTV = run_logits(recipient, *batch)
+                yield (spot.name, target, kind), task.scores(numbers, logits_BTV, lengths)
 
     def batches() -> Iterator[tuple[list[int], Run, dict[str, np.ndarray]]]:
         for start in range(0, len(order), batch_size):
@@ -157,8 +182,8 @@ def sweep(
                     logits_BTV = run_logits(model, *padded(documents))
                     yield numbers, ("", None, name), task.scores(numbers, logits_BTV, list(map(len, documents)))
             for spot in task.spots if plan else ():
-                for target, kind, values in _swaps(donor, recipient, task, spot, plan, numbers, partner, seed):
-                    yield numbers, (spot.name, target, kind), values
+                for run, values in swaps(spot, numbers):
+                    yield numbers, run, values
 
     total = len(task) * (2 * plain + len(task.spots) * sum(map(len, plan.values())))
     for numbers, run, values in progress(batches(), description, "texts", total, size=lambda batch: len(batch[0])):
@@ -175,44 +200,6 @@ def _partners(donor_ids: Sequence[np.ndarray], order: Sequence[int]) -> dict[int
         own = donor_ids[number]
         found[number] = next((other for other in others if not np.array_equal(donor_ids[other], own)), number)
     return found
-
-
-def _swaps(
-    donor: Any,
-    recipient: Any,
-    task: Task,
-    spot: Spot,
-    plan: Mapping[Target, Sequence[str]],
-    numbers: Sequence[int],
-    partner: dict[int, int],
-    seed: int,
-) -> Iterator[tuple[Target, str, dict[str, np.ndarray]]]:
-    """Yield the scores of a batch with each target swapped or disturbed."""
-    heads = anatomy_of(recipient).num_heads
-    documents = [task.recipient_ids[number] for number in numbers]
-    batch, lengths = padded(documents), list(map(len, documents))
-    places = [spot.recipient_N[number] for number in numbers]
-    own = captured_rows(recipient, documents, places, plan)
-    donated = [task.donor_ids[number] for number in numbers]
-    given = other = captured_rows(donor, donated, [spot.donor_N[number] for number in numbers], plan)
-    if wanted := [target for target, kinds in plan.items() if OTHER in kinds]:
-        others = [task.donor_ids[partner[number]] for number in numbers]
-        wrapped = [[place % len(ids_T) for place in spot.donor_N[n]] for n, ids_T in zip(numbers, others, strict=True)]
-        other = captured_rows(donor, others, wrapped, wanted)
-    text_K = own.text_N.numpy()
-    for target, kinds in plan.items():
-        own_KD, given_KD = rows_of(own, target.part, heads), rows_of(given, target.part, heads)
-        for kind in kinds:
-            if kind == SWAP:
-                rows_KD = given_KD
-            elif kind == OTHER:
-                rows_KD = rows_of(other, target.part, heads)
-            else:
-                disturbed = moved_rows if kind == MOVED else random_rows
-                rows_KD = disturbed(own_KD, given_KD, text_K, numbers, seed)
-            with Patched(recipient, {target.part: rows_KD}, positions=places):
-                logits_BTV = run_logits(recipient, *batch)
-            yield target, kind, task.scores(numbers, logits_BTV, lengths)
 
 
 @dataclass(frozen=True)
