@@ -256,7 +256,7 @@ REFUSED = [
     (["--induction_sequences", "3"], "--induction_sequences 3 must be"),
     (["--induction_tokens", "1"], "--induction_tokens 1 must be"),
     (["--statistic", "induction", "--induction_sequences", "0"], "--statistic induction needs --induction_sequences"),
-    (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* too few for a repetition; give another"),
+    (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* too few for a repetition"),
     (["--statistic", "sinks"], "statistic.*sinks"),
     (["--max_eval_samples", "3"], "--max_eval_samples 3: a head is selected on one half of the stories"),
     (["--block_size", "65"], "--block_size 65: the model sees 2 to 64 tokens"),
