@@ -183,7 +183,7 @@ def steps_figure(rows: Iterable[Row], steps: Iterable[Row], names: Mapping[str, 
             level = number(random["estimate"])
             axes.axhline(level, color=CONTROL_COLORS[0], linewidth=1, label="selected head of untrained models")
         _draw_even(axes, inside)
-        style.dress(axes, name, "step", style.one_unit(inside))
+        style.dress(axes, name, "training step", style.one_unit(inside))
         axes.margins(y=0.1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     style.legend(figure)

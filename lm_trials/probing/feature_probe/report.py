@@ -280,5 +280,5 @@ def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArg
     for run in runs:
         for pooling in args.pooling:
             name = f"{PROBE}-checkpoints-{pooling}" + (f"-{file_name(run)}" if len(runs) > 1 else "")
-            figures[name] = heat_figure(rows, run, pooling, f"{what} of {run} over training, {pooled[pooling]}")
+            figures[name] = heat_figure(rows, run, pooling, f"{what} {pooled[pooling]}, {run} over training")
     return figures
