@@ -242,9 +242,11 @@ def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
     controls = {kind: run for kind in CONTROLS if (run := (chosen[0], chosen[1], kind)) in measured.runs}
     disturbed = measured.share(chosen, group, less=controls[RANDOM])
     if np.isnan(share.lower):
-        sentence = f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)}, in one text"
+        sentence = (
+            f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)} components, in one text"
+        )
     elif share.lower > 0 and disturbed.lower > 0:
-        sentence = f"swapping {name} closes {interval(share)} of it, the most of {1 + len(others)} ({where})"
+        sentence = f"swapping {name} closes {interval(share)} of it, the most of {1 + len(others)} components ({where})"
     else:
         sentence = (
             f"no significant effect among {1 + len(others)} components: the best, swapping {name}, closes "

@@ -95,7 +95,7 @@ def test_a_difference_in_one_part_is_found_there_and_nowhere_else(kind, attribut
     assert share[Target(component, 1), RANDOM] < 0.9
     told, controls = tell(direction, 0)
     name = "the MLP of block 1" if component == "mlp" else "the attention of block 1"
-    assert f"swapping {name} closes 1.000 [1.000, 1.000] of it, the most of 5 (n=12, held-out texts)" in told
+    assert f"swapping {name} closes 1.000 [1.000, 1.000] of it, the most of 5 components (n=12, held-out texts)" in told
     assert "a random direction of the same size" in controls
     assert chosen_targets(direction, 0)[0] == Target(component, 1)
 
