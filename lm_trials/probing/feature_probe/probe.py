@@ -13,7 +13,8 @@ One model; a base, the model a feature was deleted from, and the recovered one:
 The curve over training; some layers of an adapter on a base in 8 bits; stories
 of a file, split by hash:
 
-    lm-trials probe feature_probe --model_name_or_path runs/base --all_checkpoints
+    lm-trials probe feature_probe --model_name_or_path runs/base \\
+        --all_checkpoints
     lm-trials probe feature_probe --model_name_or_path runs/adapter \\
         --load_in_8bit --layers 0 -1 normed
     lm-trials probe feature_probe --model_name_or_path runs/base \\
