@@ -145,9 +145,9 @@ def test_a_planted_head_is_found_and_its_numbers_are_exact(models, stories, tmp_
     found = json.loads((out / "attention.json").read_text())
     assert found["finding"] == (
         "planted: of 2 heads layer 0 head 0 has the most previous-token mass, 1.000 [1.000, 1.000] "
-        "(share of attention; 6 stories that the head was not chosen on)"
+        "(share of attention; 6 held-out stories)"
     )
-    assert "(2 drawn); a head that looks evenly at all" in found["control"]
+    assert "(from 2 models); even attention " in found["control"]
     assert found["capture"]["planted"]["largest"] < 1e-3
     assert {path.name for path in out.iterdir()} == {
         "attention.csv", "attention.json", "attention.html", "attention-leaders.csv",
@@ -167,7 +167,7 @@ def test_an_untrained_model_shows_nothing(models, stories, tmp_path):
     """The control shows the false finding: some head leads, and even attention alone would let it pass."""
     run(stories, tmp_path / "a", models / "random", flags=["--num_untrained", "4"])
     finding = json.loads((tmp_path / "a" / "attention.json").read_text())["finding"]
-    assert finding.startswith("random: nothing shown, layer 0 head")
+    assert finding.startswith("random: no significant head; layer 0 head")
     leaders = table(tmp_path / "a" / "attention-leaders.csv")
     apart = [row for row in leaders if row["statistic"] == "previous" and row.get("control") == "even attention"]
     assert float(apart[0]["difference_lower"]) > 0 or "even attention" in finding
@@ -210,7 +210,7 @@ def test_checkpoints_of_a_run(models, stories, tmp_path, capsys, figures):
     out = tmp_path / "a"
     text = "a cat </script><b>sat</b> 😀 on"
     rows = run(stories, out, models / "run", flags=["--all_checkpoints", "--text", text, "--induction_sequences", "0"])
-    assert "tokens, its opening mark among them; the maps show the first 9 (--map_tokens)" in capsys.readouterr().err
+    assert "tokens with its separator; the maps show the first 9 (--map_tokens)" in capsys.readouterr().err
     findings = of(rows)
     assert [*dict.fromkeys((row["model"], row["run"], row["step"]) for row in findings)] == [
         ("checkpoint-2", "run", 2), ("checkpoint-10", "run", 10), ("run", "run", None)]  # fmt: skip
@@ -222,7 +222,7 @@ def test_checkpoints_of_a_run(models, stories, tmp_path, capsys, figures):
     assert set(figures) == {"attention", "attention-maps", "attention-steps"}
     panel = figures["attention-steps"].axes[0]
     assert panel.get_title() == "previous-token mass"
-    thick = next(line for line in panel.lines if str(line.get_label()).startswith("head that leads"))
+    thick = next(line for line in panel.lines if str(line.get_label()).startswith("head selected"))
     assert thick.get_xdata().tolist() == [2, 10]
     assert thick.get_ydata().tolist() == [float(row["estimate"]) for row in steps]
     thin = [list(line.get_ydata()) for line in panel.lines if len(line.get_xdata()) == 2 and line is not thick]
@@ -256,12 +256,12 @@ REFUSED = [
     (["--induction_sequences", "3"], "--induction_sequences 3 must be"),
     (["--induction_tokens", "1"], "--induction_tokens 1 must be"),
     (["--statistic", "induction", "--induction_sequences", "0"], "--statistic induction needs --induction_sequences"),
-    (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* hold no repetition; ask for another"),
+    (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* too few for a repetition"),
     (["--statistic", "sinks"], "statistic.*sinks"),
-    (["--max_eval_samples", "3"], "--max_eval_samples 3: a head is chosen on one half of the stories"),
+    (["--max_eval_samples", "3"], "--max_eval_samples 3: a head is selected on one half of the stories"),
     (["--block_size", "65"], "--block_size 65: the model sees 2 to 64 tokens"),
     (["--dataset_name", "EMPTY"], "has no text; give a data set with at least one|EMPTY"),
-    (["--dataset_name", "FEW"], "3 stories of at least two tokens: .*; give at least 8"),
+    (["--dataset_name", "FEW"], "3 stories of two tokens or more are too few.*; give at least 8"),
     (["--all_checkpoints"], "holds no checkpoint-N folder"),
 ]  # fmt: skip
 

@@ -118,10 +118,10 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     kinds = {(row["kind"], row["against"]) for row in differences}
     assert {("control", "majority"), ("control", "untrained"), ("model", "gpt2")} <= kinds
     about = json.loads((tmp_path / "a" / "feature_probe.json").read_text())
-    assert "less well than by the strongest control" in about["finding"]
-    assert "better than by every control" not in about["finding"]
+    assert "worse than the strongest control" in about["finding"]
+    assert "better than every control" not in about["finding"]
     test_stories = about["stories"]["test"]
-    assert about["finding"].startswith(f"of {test_stories} held-out stories, from gpt2, ")
+    assert about["finding"].startswith(f"on {test_stories} held-out stories, from gpt2, ")
     # Each number of the control's sentence stands with its interval.
     for name in ("shuffled labels", "untrained, one draw of its weights,", "text statistics", "bag of words"):
         assert re.search(rf"{name} \d\.\d+ \[[^]]+\] \(\w+\) to \d\.\d+ \[[^]]+\] \(\w+\)", about["control"]), name
@@ -129,7 +129,7 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     assert about["capture"]["llama"]["largest"] == 0
     told = capsys.readouterr()
     assert "moves log-probabilities not at all" in told.out
-    assert "labels: the records' own" in told.err
+    assert "labels: the records' features" in told.err
 
 
 @pytest.mark.slow
@@ -171,8 +171,10 @@ def test_a_word_that_is_the_feature_is_found_in_the_embeddings_and_noise_is_not(
     assert best["Twist"]["estimate"] > 0.95
     assert best["Conflict"]["lower"] < 0.5 < best["Conflict"]["upper"]
     finding = json.loads((tmp_path / "a" / "feature_probe.json").read_text())["finding"]
-    assert " held-out stories, from gpt2, 1 of 2 features are read above chance (Twist 1.000" in finding
-    assert "beyond the strongest control nothing shown" in finding
+    assert (
+        " held-out stories, from gpt2, 1 of 2 features are decoded significantly above chance (Twist 1.000" in finding
+    )
+    assert "not significantly better than the strongest control" in finding
 
 
 @pytest.mark.parametrize("flags", [[], ["--load_in_8bit"]])
@@ -210,7 +212,7 @@ def test_the_curve_over_training(stories, models, tmp_path):
     assert cells[0].tolist() == lowest
     assert isinstance(layers_figure(rows, "mean", ["run/checkpoint-10"], "t"), Figure)
     finding = json.loads((tmp_path / "a" / "feature_probe.json").read_text())["finding"]
-    assert "checkpoint-30 less checkpoint-10" in finding
+    assert "checkpoint-30 minus checkpoint-10" in finding
     assert "checkpoint-20" not in finding
 
 
@@ -225,7 +227,7 @@ def test_a_final_model_is_no_second_reading_of_its_last_checkpoint(capsys):
     assert distinct_steps(later) == later
     assert capsys.readouterr().err == ""
     assert distinct_steps([*subjects[:2], subject("r", None)]) == subjects[:2]
-    assert "left out: r, as no run.json tells its update" in capsys.readouterr().err
+    assert "left out: r, as no run.json has its update" in capsys.readouterr().err
 
 
 def test_what_is_read_better_than_from_every_control_is_told_so():
@@ -243,13 +245,15 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
         differences += [{**shared, "against": name, "lower": chance} for name in ("majority", "shuffled labels")]
         return feature_probe_results._model_told("base", ProbeTable(rows), differences)
 
-    assert "read above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
-    assert told(0.02).endswith("better than by every control Twist by 0.100 [0.020, 0.200] over bag of words")
+    assert "Twist is decoded significantly above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
+    assert told(0.02).endswith("better than every control Twist by 0.100 [0.020, 0.200] over bag of words")
     assert told(-0.2, upper=-0.1).endswith(
-        "less well than by the strongest control (0.100 [-0.200, -0.100] to bag of words)"
+        "worse than the strongest control (difference from bag of words 0.100 [-0.200, -0.100])"
     )
-    assert told(-0.02).endswith("beyond the strongest control nothing shown (0.100 [-0.020, 0.200] to bag of words)")
-    assert "nothing shown above chance for Twist: 0.900" in told(-0.02, chance=-0.01)
+    assert told(-0.02).endswith(
+        "not significantly better than the strongest control (difference from bag of words 0.100 [-0.020, 0.200])"
+    )
+    assert "Twist is not decoded significantly above chance: 0.900" in told(-0.02, chance=-0.01)
 
 
 def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
@@ -257,10 +261,10 @@ def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
     cases = {
         ("--layers", "9"): "--layers 9: ",
         ("--layers", "-4"): "has hidden states 0 to 2",
-        ("--layers", "last"): "--layers last is no layer",
+        ("--layers", "last"): "--layers last is not a layer",
         ("--layers", "1", "1"): "--layers 1 is given twice",
         ("--pooling", "max"): "--pooling max: valid: last_10, mean",
-        ("--features", "Twist", "twist"): "--features Twist twist: one feature is given twice",
+        ("--features", "Twist", "twist"): "--features Twist twist: a feature is given twice",
         ("--features", "Plot"): "unknown feature 'Plot'",
         ("--l2", "0"): "--l2 0 must be",
         ("--l2", "nan"): "--l2 nan must be",

@@ -18,6 +18,7 @@ from lm_trials.console import UsageError
 from lm_trials.flags import parse_arguments
 from lm_trials.probing import findings
 from lm_trials.probing.flags import SubjectArguments, TextArguments
+from lm_trials.probing.patching import probe
 from lm_trials.probing.patching import sides as patching_sides
 from lm_trials.probing.patching.flags import ARGUMENTS, PatchingArguments, check_arguments
 from lm_trials.probing.patching.tasks import story_task
@@ -95,7 +96,9 @@ def test_two_models_on_stories(folder, tmp_path, kind, capsys, pictures):
     for name in pictures if kind == "llama" else ():
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert "block" in (tmp_path / f"{name}.svg").read_text()
-    assert told["control"].startswith("a model swapped with itself, part by part (6), changes nothing, and one that")
+    assert told["control"].startswith(
+        "swapping each of 6 components with itself changes nothing, and swapping everything"
+    )
     assert all(check["itself"] == 0 for check in told["swaps"].values())
     assert all(check["largest"] < 1e-5 for check in told["capture"].values())
     assert "moves log-probabilities" in " ".join(capsys.readouterr().out.split())
@@ -152,7 +155,7 @@ def test_two_prompts_of_one_model(folder, tmp_path, kind):
         assert share["prompt into other prompt", "residual", block, "swap"] == pytest.approx(1, abs=1e-3)
     assert share["prompt into other prompt", "mlp", 0, "swap"] != pytest.approx(1, abs=1e-2)
     assert {(row["n"], row["lower"] == row["lower"]) for row in rows if row["quantity"] == "value"} == {(1, False)}
-    assert "one text has no interval, so nothing is shown" in told["finding"]
+    assert "one text gives no interval" in told["finding"]
     values = {row["run"]: row["estimate"] for row in rows if row["quantity"] == "value"
               and row["direction"] == "prompt into other prompt" and row["measure"] == "answer difference"}  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder / f"{kind}-a")
@@ -180,13 +183,13 @@ def test_many_pairs_have_an_interval_and_two_models_one_prompt(folder, tmp_path,
         writer.writeheader()
         writer.writerows(pairs)
     rows, _ = run(folder, tmp_path / "out", "--pairs", tmp_path / "pairs.csv", *FAST, models=("a",))
-    assert "goes on with the word" not in capsys.readouterr().err
+    assert "continues the word" not in capsys.readouterr().err
     shares = [row for row in rows if row["quantity"] == "share of the gap" and row["run"] == "swap"]
     assert {row["position"] for row in shares} == {"last"}
     assert all(row["lower"] <= row["estimate"] <= row["upper"] and row["n"] == 12 for row in shares)
     (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "The quick cat", "answer": "sat"}) + "\n")
     rows, told = run(folder, tmp_path / "two", "--pairs", tmp_path / "one.jsonl", *FAST)
-    assert "note: 'sat' goes on with the word 'cat'; for the next word give ' sat'" in capsys.readouterr().err
+    assert "note: 'sat' continues the word 'cat'; for the next word give ' sat'" in capsys.readouterr().err
     assert {row["measure"] for row in rows} == {"answer", "answer probability"}
     assert told["swaps"]["llama-a into llama-b"]["whole"] == 0
 
@@ -274,7 +277,7 @@ def test_models_alike_have_no_gap(folder, tmp_path):
     tiny_model("llama", vocab_size=330, seed=1, positions=96).save_pretrained(folder / "llama-twin")
     tiny_tokenizer().save_pretrained(folder / "llama-twin")
     rows, told = run(folder, tmp_path, *FAST, models=("a", "twin"))
-    assert "there is no gap to close, the two differ by 0.0000 [0.0000, 0.0000]" in told["finding"]
+    assert "no gap to close, as donor and recipient differ by 0.0000 [0.0000, 0.0000]" in told["finding"]
     assert "share of the gap" not in {row["quantity"] for row in rows}
 
 
@@ -284,24 +287,40 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
 @pytest.mark.parametrize(
     ("models", "flags", "message"),
     [
-        (["a"], [], "one model and no prompts: there is nothing to swap; name a second model"),
+        (["a"], [], "names one model and there is no --prompt: there is nothing to swap; name a second model"),
         (["a", "b", "twin"], [], "this probe takes 1 to 2"),
         (["a", "a"], [], "one model twice; name each once"),
         (["a", "b"], ["--components", "mpl"], "--components mpl: did you mean mlp?"),
-        (["a", "b"], ["--components", "mlp", "--heads", "0"], "--heads is of the component heads"),
+        (["a", "b"], ["--components", "mlp", "--heads", "0"], "--heads needs the component heads"),
         (["a", "b"], ["--feature", "Twits"], "--feature Twits: did you mean Twist?"),
-        (["a", "b"], ["--positions", "last"], "--positions last: of stories there are all, prompt, story, or numbers"),
+        (
+            ["a", "b"],
+            ["--positions", "last"],
+            "--positions last is not valid for stories; give all, prompt, story, or indices",
+        ),
         (["a", "b"], ["--num_generations", "4"], "--num_generations 4 needs --feature"),
-        (["a", "b"], ["--feature", "Twist", "--num_generations", "4", "--positions", "0"], "is swapped whole"),
+        (
+            ["a", "b"],
+            ["--feature", "Twist", "--num_generations", "4", "--positions", "0"],
+            "--positions 0 cannot be combined",
+        ),
         (["a", "b"], ["--answer", " sat"], "--answer ' sat' needs --prompt or --pairs"),
         (["a"], [*ONE, "--feature", "Twist"], "--feature Twist and --prompt cannot be combined"),
         (["a"], [*ONE, "--pairs", "pairs.csv"], "--pairs pairs.csv and --prompt cannot be combined"),
-        (["a"], ONE[:4], "--prompt without --answer: there is nothing to measure"),
-        (["a"], [*ONE[:2], *ONE[4:]], "one model and no --other_prompt: there is nothing to swap"),
-        (["a", "b"], ONE, "two things would differ at once"),
-        (["a"], [*ONE[:2], "--other_prompt", ONE[1], *ONE[4:]], "--other_prompt is --prompt, and the model is one"),
-        (["a"], [*ONE, "--other_answer", " sat"], "--other_answer is --answer (' sat')"),
-        (["a"], [*ONE, "--positions", "prompt"], "of prompts there are all, last, each, or numbers"),
+        (["a"], ONE[:4], "--answer is missing, so there is nothing to measure"),
+        (["a"], [*ONE[:2], *ONE[4:]], "--other_prompt is missing and there is one model"),
+        (["a", "b"], ONE, "with two models would change two things at once"),
+        (
+            ["a"],
+            [*ONE[:2], "--other_prompt", ONE[1], *ONE[4:]],
+            "--other_prompt equals --prompt, so there is nothing to swap",
+        ),
+        (["a"], [*ONE, "--other_answer", " sat"], "--other_answer equals --answer (' sat')"),
+        (
+            ["a"],
+            [*ONE, "--positions", "prompt"],
+            "--positions prompt is not valid for prompts; give all, last, each, or indices",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused_before_anything_is_loaded(tmp_path, models, flags, message):
@@ -327,7 +346,7 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monke
     assert "holds no story; give a source" in refused(capsys, *both, "--dataset_name", tmp_path / "empty.jsonl")
     (tmp_path / "plain.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
     missing = refused(capsys, *both, "--dataset_name", tmp_path / "plain.jsonl", "--positions", "prompt")
-    assert "a text has nothing before its story" in missing
+    assert "a text has no instruction lines before its story" in missing
     score = [*both, *stories, "--feature", "Twist", "--num_generations", 2, "--data_cache_dir", tmp_path]
     assert "has no prompts; name a protocol set" in refused(capsys, *score)
     one = ["--model_name_or_path", folder / "llama-a", *out]
@@ -371,11 +390,12 @@ def test_models_of_other_shapes_or_tokenizers_are_refused(folder, tmp_path, caps
 
 
 def test_the_documented_commands_parse():
-    commands = [line.strip() for line in (patching.__doc__ or "").splitlines() if line.strip().startswith("python ")]
+    lines = (probe.__doc__ or "").replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line)[3:] for line in lines if line.strip().startswith("lm-trials probe patching ")]
     assert len(commands) >= 5
     for command in commands:
-        parsed = parse_arguments(shlex.split(command)[2:], ARGUMENTS, "")
+        parsed = parse_arguments(command, ARGUMENTS, "")
         check_arguments(*parsed)
         with pytest.raises(UsageError, match="unrecognized flag"):
-            parse_arguments([*shlex.split(command)[2:], "--not_there"], ARGUMENTS, "")
+            parse_arguments([*command, "--not_there"], ARGUMENTS, "")
     assert TextArguments().dataset_name == "generated"

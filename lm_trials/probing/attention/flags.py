@@ -1,4 +1,4 @@
-"""The flags of `probes/attention.py`, and what it measures of a head; no torch."""
+"""The flags of the attention probe, and the statistics of a head; no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHARE = "share of attention"
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number of a head: what sentences call it, its unit, and whether the head with most or least is looked for."""
+    """One number of a head: its name, its unit, and whether the head with the most or the least is selected."""
 
     words: str
     unit: str
@@ -32,53 +32,51 @@ STATISTICS = {
 }
 OF_STORIES = [name for name in STATISTICS if name != "induction"]
 LEAST_STORIES = 8
-"""Halves of fewer would show a difference of nothing in 12 % of data sets (3) or 24 % (2) by their intervals."""
+"""Intervals over a half of 3 stories would find a difference where there is none in 12 % of data sets; of 2, 24 %."""
 
 
 @dataclass
 class AttentionArguments:
-    """Which maps are drawn, and what is asked of the heads."""
+    """Which maps are drawn, and which statistics are measured."""
 
-    text: str | None = option(None, filled=True, help="The text of the maps. Default: the first story.")
-    map_tokens: int = option(32, least=2, help="Tokens of it that the maps show, from the start.")
-    layer: int | None = option(
-        None, needs="head", help="Draw one head large: its layer, 0 to L-1, negative from the end."
-    )
-    head: int | None = option(None, needs="layer", help="Draw one head large: which of that layer, from 0.")
+    text: str | None = option(None, filled=True, help="Text of the maps. Default: the first story.")
+    map_tokens: int = option(32, least=2, help="Tokens of the text that the maps show, from the start.")
+    layer: int | None = option(None, needs="head", help="Also draw one head large: its layer, from 0; -1 is the last.")
+    head: int | None = option(None, needs="layer", help="Also draw one head large: its number in the layer, from 0.")
     statistic: Literal["previous", "first", "self", "distance", "entropy", "relative_entropy", "induction"] = option(
-        "previous", needs={"induction": "induction_sequences"}, help="What the finding is about; all are in the tables."
+        "previous", needs={"induction": "induction_sequences"}, help="Statistic of the finding; all are in the tables."
     )
-    all_checkpoints: bool = option(False, help="Read every checkpoint of the named runs, then their final models.")
+    all_checkpoints: bool = option(False, help="Measure every checkpoint of the runs, then the final models.")
     num_untrained: int = option(
-        5, least=2, why="a spread needs two", help="Control: models of the same shape with random weights."
+        5, least=2, why="a spread needs two", help="Control: number of models with random weights."
     )
     induction_sequences: int = option(
         50,
         least=LEAST_STORIES,
         unless=0,
         why="each half needs an interval",
-        help="Sequences of random tokens, each twice in a row; 0: no induction score.",
+        help="Repeated sequences of random tokens; 0: no induction score.",
     )
-    induction_tokens: int = option(25, least=2, help="Tokens of such a sequence, at most what half the window holds.")
+    induction_tokens: int = option(25, least=2, help="Tokens of such a sequence, at most half of the window.")
 
 
 ARGUMENTS = (SubjectArguments, TextArguments, AttentionArguments)
 
 
 def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: AttentionArguments) -> None:
-    """Refuse values that mean nothing, before anything is loaded.
+    """Refuse invalid values before anything is loaded.
 
     Raises:
         UsageError: for the first of them.
 
     >>> check_arguments(SubjectArguments(["runs/demo"]), TextArguments(max_eval_samples=7), AttentionArguments())
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --max_eval_samples 7: a head is chosen on one half of the stories and reported on \
-the other; give at least 8
+    lm_trials.console.UsageError: --max_eval_samples 7: a head is selected on one half of the stories and reported \
+on the other; give at least 8
     """
     check_subjects(subjects, "attention")
     if texts.max_eval_samples is not None and texts.max_eval_samples < LEAST_STORIES:
         raise UsageError(
-            f"--max_eval_samples {texts.max_eval_samples}: a head is chosen on one half of the stories and reported "
+            f"--max_eval_samples {texts.max_eval_samples}: a head is selected on one half of the stories and reported "
             f"on the other; give at least {LEAST_STORIES}"
         )

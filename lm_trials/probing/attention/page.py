@@ -1,6 +1,6 @@
-"""The attention page: one HTML file with the maps and numbers of every head, to be looked at in a browser.
+"""The attention page: one HTML file with the maps and statistics of every head.
 
-The file needs nothing but itself: no network, no library; its own policy forbids it to load anything.
+It needs no network and no library; its content security policy forbids loading anything.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def packed(maps_LHTT: np.ndarray) -> str:
-    """Return maps as text: the square roots of the weights in bytes, of what each token sees, in base64.
+    """Return the lower triangles of maps as text: the square roots of the weights as bytes, in base64.
 
-    Square roots keep two digits of small weights too: a byte for the weight itself would make nothing of an even look
-    at three hundred tokens.  No weight moves by more than 1/255.
+    Square roots keep two digits of small weights: as plain bytes, even attention to 300 tokens would be 0.  No weight
+    changes by more than 1/255.
 
     >>> packed(np.array([[[[1.0, 0.0], [0.25, 0.75]]]])), list(base64.b64decode(packed(np.array([[[[1.0]]]]))))
     ('/4Dd', [255])
@@ -38,58 +38,30 @@ def packed(maps_LHTT: np.ndarray) -> str:
 def page_model(
     label: str, run: str, step: int | None, maps_LHTT: np.ndarray, values: Mapping[str, Sequence[Sequence[float]]]
 ) -> dict[str, Any]:
-    """Return what the page holds of a model: its maps, and of each statistic estimate, lower, upper of every head."""
-    rounded = {name: [[_short(number) for number in head] for head in heads] for name, heads in values.items()}
+    """Return a model's part of the page: its maps, and for each statistic estimate, lower, upper of every head."""
+    rounded = {name: [[float(f"{number:.4g}") for number in head] for head in heads] for name, heads in values.items()}
     return {"label": label, "run": run, "step": step, "maps": packed(maps_LHTT), "values": rounded}
 
 
-def _short(number: float) -> float:
-    return float(f"{number:.4g}")
-
-
-def attention_page(
-    title: str,
-    tokens: Sequence[str],
-    models: Sequence[Mapping[str, Any]],
-    statistics: Sequence[Mapping[str, Any]],
-    shape: tuple[int, int],
-    texts: str,
-    start: Mapping[str, Any],
-    lede: str = "",
-    footer: str = "",
-) -> str:
+def attention_page(title: str, data: Mapping[str, Any], lede: str = "", footer: str = "") -> str:
     """Return the page.
 
     Args:
-        title: of the page.
-        tokens: of the text that the maps show; any text, it cannot end the page's script.
-        models: as `page_model` makes them; those of one run are its checkpoints, in order.
-        statistics: of each key, name, unit, even (a number) and untrained (estimate, lower, upper).
-        shape: layers and heads.
-        texts: what the statistics are over, such as "100 stories".
-        start: what is shown first: model, layer, head, statistic.
-        lede: what the page shows, below the title.
-        footer: how it was measured.
+        data: `tokens` of the maps (escaped, so no text can end the page's script); `layers` and `heads`; `models` from
+            `page_model`, those of one run its checkpoints in order; `texts`, what the statistics are over;
+            `statistics`, for each its key, name, unit, even (a number) and untrained (estimate, lower, upper); `start`,
+            the model, layer, head and statistic that are shown first.
+        lede, footer: what the page shows, and how it was measured.
     """
-    layers, heads = shape
-    data = {
-        "tokens": list(tokens),
-        "layers": layers,
-        "heads": heads,
-        "texts": texts,
-        "statistics": list(statistics),
-        "models": list(models),
-        "start": dict(start),
-    }
-    parts = {"title": html.escape(title), "lede": html.escape(lede), "footer": html.escape(footer)}
+    parts = {name: html.escape(text) for name, text in (("title", title), ("lede", lede), ("footer", footer))}
     parts["data"] = _inside_script(finite(data))
     template = files("lm_trials.probing.attention").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    # In one pass: a text that holds `{{data}}` stays a text.
+    # In one pass, so that a text that contains `{{data}}` is not replaced.
     return PLACE.sub(lambda match: parts[match[1]], template)
 
 
 def _inside_script(data: Any) -> str:
-    r"""Return JSON that no browser takes for the end of a script or for markup.
+    r"""Return JSON that no browser reads as the end of a script or as markup.
 
     >>> _inside_script("</script><!--&")
     '"\\u003c/script\\u003e\\u003c!--\\u0026"'

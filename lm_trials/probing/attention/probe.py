@@ -1,21 +1,31 @@
-"""Where do the heads of a model look?  Attention maps of a text, and statistics of every head over a data set.
+"""Attention maps of every head on a text, and head statistics over stories.
 
-A run on its validation stories; another text, one head large; models side by side; a run while it was trained:
+Use it to find heads that attend to the previous or the first token, copy
+(induction heads), or changed in fine-tuning. It writes the maps as a figure and
+as attention.html, one file to open in a browser.
+
+A run on its validation stories; one head large on another text; two models; a
+run during training:
 
     lm-trials probe attention --model_name_or_path runs/demo
-    lm-trials probe attention --model_name_or_path runs/demo --text "One day, a cat sat on a mat." --layer 1 --head 2
-    lm-trials probe attention --model_name_or_path runs/base runs/deleted --dataset_name recovery-Twist
-    lm-trials probe attention --model_name_or_path runs/demo --all_checkpoints --statistic induction
+    lm-trials probe attention --model_name_or_path runs/demo \\
+        --text "One day, a cat sat on a mat." --layer 1 --head 2
+    lm-trials probe attention --model_name_or_path runs/base runs/deleted \\
+        --dataset_name recovery-Twist
+    lm-trials probe attention --model_name_or_path runs/demo --all_checkpoints \\
+        --statistic induction
 
-It writes the maps as a figure and as a page (attention.html, one file, to be opened in a browser), and in tables, of
-each head with an interval over stories: the share of attention that goes to the token before, the first token and the
-token itself; the mean distance in tokens; the entropy, in nats and over that of even attention; and the induction
-score, the share that goes to what followed a token the first time, in sequences of random tokens that are repeated.
-The first token sees itself alone and is left out as a reader.
+The tables have for each head, with an interval over stories: the share of
+attention to the previous token, to the first and to the token itself; the mean
+distance in tokens; the entropy in nats, and relative to even attention; the
+induction score: in repeated sequences of random tokens, the share of attention
+to the token that followed the first time. The first token attends only to itself
+and is left out as a query.
 
-Among many heads one is always the largest.  So the head is chosen on one half of the stories and reported on the
-other, and must lie beyond its controls: the leading head of models of the same shape with random weights, chosen
-likewise; a head that looks evenly at all it sees; and for induction its own score where nothing is repeated.
+Some head always has the largest value. So the head is selected on one half of
+the stories and reported on the other, and must exceed its controls: the head
+selected likewise in models with random weights; a head with even attention; for
+induction its own score on sequences that are not repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +39,7 @@ from lm_trials.probing.attention.flags import ARGUMENTS, check_arguments
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Read every head of every model, on a text and on the stories; returns the rows of the table."""
+    """Measure every head of every model on a text and on stories; returns the table's rows."""
     which, stories, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe attention")
     check_arguments(which, stories, args)
     from lm_trials.probing.attention.report import Results
@@ -45,9 +55,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     models, checks, batch_size = [], {}, stories.per_device_eval_batch_size
     for subject in subjects:
         model = load_subject(subject, which)
-        checks[subject.label] = check_capture(model, texts.map_ids_T, ["attention"], subject.reference.name)
+        checks[subject.label] = check_capture(model, texts.map_ids_T.tolist(), ["attention"], subject.reference.name)
         models.append(measure(model, texts, batch_size, subject, run_of(subject, which.model_name_or_path)))
-        del model
+        del model  # before the next is loaded
     random = [
         measure(untrained(subjects[0], which, which.seed + draw), texts, batch_size)
         for draw in range(args.num_untrained)

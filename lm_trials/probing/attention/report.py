@@ -1,7 +1,9 @@
-"""Report of the attention probe: which head has most of what, beside the controls, what changed, and what is written.
+"""Report of the attention probe: the selected heads beside their controls, what changed, and the files written.
 
-The largest of many heads is large by the choosing alone.  So a head is chosen on one half of the stories and reported
-on the other, and the control has its choice too: the largest head of each of several untrained models.
+The largest of many heads is large by selection alone.  So a head is selected on one half of the stories and reported on
+the other, and the control has the same choice: the largest head of each of several untrained models.  Weights of a
+random model do not vary by story, so an interval over stories alone always separates its largest head from even
+attention.
 
 Shape suffixes: N = stories or sequences, L = layers, H = heads, S = statistics, D = untrained models.
 """
@@ -29,10 +31,14 @@ from lm_trials.probing.tables import ProbeTable, Row, interval, one_more, sign, 
 
 UNTRAINED, EVEN, UNREPEATED, ALL_HEADS = "untrained", "even attention", "not repeated", "all heads"
 PAGE = "attention.html"
+CAPTION = (
+    "head: layer.head, selected on one half of the stories, reported on the other. untrained: what the head selected "
+    "in one more model with random weights reaches (95 %). beyond: all controls."
+)
 
 
 def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split stories by chance into those that a head is chosen on and those that it is reported on.
+    """Split stories at random into those that a head is selected on and those that it is reported on.
 
     >>> [half.tolist() for half in halves(5, seed=0)]
     [[0, 3], [1, 2, 4]]
@@ -54,7 +60,7 @@ def chosen_head(values_NLH: np.ndarray, most: bool) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Control:
-    """What a head is set beside on the same stories: its value, and by how much the head differs, paired by story."""
+    """A control on the same stories: its value, and the head's difference from it, paired by story."""
 
     value: Estimate
     difference: Estimate
@@ -62,7 +68,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Leader:
-    """The head of a model with the most (or least) of something, on stories that it was not chosen on."""
+    """The head of a model with the most (or least) of a statistic, on held-out stories."""
 
     model: Measured
     statistic: str
@@ -73,13 +79,13 @@ class Leader:
 
     @property
     def within(self) -> list[str]:
-        """The controls that it is not beyond: the interval of the difference does not lie on the side looked for."""
+        """The controls that it is not beyond: the difference is not significant, or has the wrong sign."""
         wanted = 1 if STATISTICS[self.statistic].most else -1
         return [name for name, control in self.controls.items() if sign(control.difference) != wanted]
 
     @property
     def rows(self) -> ProbeTable:
-        """The head and after it each of its controls."""
+        """The head, then each of its controls."""
         model, rows = self.model, ProbeTable()
         about = {"model": model.label, "run": model.run, "step": model.step, "statistic": self.statistic}
         head = {"role": "finding", "layer": self.layer, "head": self.head}
@@ -97,10 +103,10 @@ class Leader:
 
 @dataclass(frozen=True)
 class Results:
-    """All that was measured, and what follows from it.
+    """All measurements, and what follows from them.
 
     Attributes:
-        models: in the order in which they were read.
+        models: the models, in order.
         untrained: models of the same shape with random weights.
         texts: what all of them read.
         seed: of the halves and the intervals.
@@ -113,16 +119,16 @@ class Results:
 
     @cached_property
     def finals(self) -> list[Measured]:
-        """The last of each run; where no checkpoints were read, all."""
+        """The last model of each run; without checkpoints, all models."""
         return list({model.run: model for model in self.models}.values())
 
     @property
     def statistics(self) -> list[str]:
-        """What was measured of each head."""
+        """Names of the statistics of each head."""
         return self.models[0].statistics
 
     def even_values(self, statistic: str) -> np.ndarray:
-        """Return what a head that looks evenly at all it sees has on each text, -> (N,)."""
+        """Return the statistic of even attention on each text, -> (N,)."""
         if statistic != "induction":
             place = OF_STORIES.index(statistic)
             return np.array([even_statistics(len(ids_T))[place] for ids_T in self.texts.documents])
@@ -130,11 +136,11 @@ class Results:
         return np.full(len(self.texts.repeats.repeated), self.texts.repeats.even)
 
     def even(self, statistic: str) -> Estimate:
-        """Return what such a head has on all texts."""
+        """Return the statistic of even attention over all texts."""
         return bootstrap_mean(self.even_values(statistic), STATISTICS[statistic].unit, self.seed)
 
     def untrained_values(self, statistic: str) -> np.ndarray:
-        """Return what the leading head of each untrained model has on the texts it was not chosen on, -> (D, N)."""
+        """Return the statistic of the selected head of each untrained model on held-out texts, -> (D, N)."""
         rows = []
         for model in self.untrained:
             values_NLH = model.values(statistic)
@@ -144,22 +150,23 @@ class Results:
         return np.stack(rows)
 
     def untrained_leader(self, statistic: str) -> Estimate:
-        """Return what the leading head of one more untrained model has."""
+        """Return where the selected head of one more untrained model would lie."""
         return one_more(self.untrained_values(statistic).mean(axis=1), STATISTICS[statistic].unit)
 
     def leader(self, model: Measured, statistic: str, head: tuple[int, int] | None = None) -> Leader:
-        """Find a model's leading head, or take that one, and report it beside the controls."""
+        """Select a model's head, or take the given one, and report it beside the controls."""
         about, values_NLH = STATISTICS[statistic], model.values(statistic)
         choose, report = halves(len(values_NLH), self.seed)
         layer, number = head or chosen_head(values_NLH[choose], about.most)
         values_N = values_NLH[report, layer, number]
 
         def beside(control_N: np.ndarray) -> Control:
-            return Control(
-                *(bootstrap_mean(some_N, about.unit, self.seed) for some_N in (control_N, values_N - control_N))
+            value, apart = (
+                bootstrap_mean(some_N, about.unit, self.seed) for some_N in (control_N, values_N - control_N)
             )
+            return Control(value, apart)
 
-        # Where another untrained model would lie is uncertain beside the stories: its reach is added to theirs.
+        # Untrained models vary by their weights and by the stories, so both uncertainties are added.
         random_DN, one = self.untrained_values(statistic), self.untrained_leader(statistic)
         apart = widened(beside(random_DN.mean(axis=0)).difference, one.upper - one.estimate)
         controls = {UNTRAINED: Control(one, apart), EVEN: beside(self.even_values(statistic)[report])}
@@ -170,15 +177,15 @@ class Results:
 
     @cached_property
     def leaders(self) -> list[Leader]:
-        """The leading head of every model for each statistic."""
+        """The selected head of every model for each statistic."""
         return [self.leader(model, statistic) for model in self.models for statistic in self.statistics]
 
     @cached_property
     def changes(self) -> list[Leader]:
-        """Of every model but the first and each statistic, the head that changed most since the first, by how much.
+        """Of every other model and each statistic, the head that changed most since the first model.
 
-        Beside it stands what all heads changed on average, each in the direction that it took on the choosing half:
-        any training moves every head, and a head that moved no further tells nothing.
+        Its control is the mean change of all heads, each in its direction on the choosing half: training changes every
+        head, so a head is notable only where it changed more.
         """
         found = []
         for model in self.models[1:]:
@@ -197,36 +204,33 @@ class Results:
         return found
 
     def rows(self) -> ProbeTable:
-        """Return the table: every statistic of every head on all stories, and the controls."""
+        """Return the table: each statistic of each head on all stories, and the controls."""
         rows = ProbeTable()
+
+        def add_heads(model: Measured, role: str, label: str) -> None:
+            measured = [(name, model.values(name), role, label) for name in model.statistics]
+            if model.unrepeated_NLH is not None:
+                measured.append(("induction", model.unrepeated_NLH, "control", f"{label}, {UNREPEATED}"))
+            for statistic, values_NLH, own_role, name in measured:
+                about = {"model": name, "role": own_role, "run": model.run, "step": model.step}
+                estimates = self._of_heads(values_NLH, statistic)
+                for (layer, head), estimate in zip(np.ndindex(values_NLH.shape[1:]), estimates, strict=True):
+                    where = {"layer": layer, "head": head, "statistic": statistic}
+                    rows.add(estimate, about | where, seed=model.seed)
+
         for model in self.models:
-            self._add_heads(rows, model, "finding", model.label)
+            add_heads(model, "finding", model.label)
         for statistic in self.statistics:
             rows.add(self.even(statistic), {"model": EVEN, "role": "control", "statistic": statistic})
         for number, model in enumerate(self.untrained, start=1):
-            self._add_heads(rows, model, "control", f"{UNTRAINED} {number}")
+            add_heads(model, "control", f"{UNTRAINED} {number}")
         return rows
-
-    def _add_heads(self, rows: ProbeTable, model: Measured, role: str, label: str) -> None:
-        measured = [(name, model.values(name), role, label) for name in model.statistics]
-        if model.unrepeated_NLH is not None:
-            measured.append(("induction", model.unrepeated_NLH, "control", f"{label}, {UNREPEATED}"))
-        for statistic, values_NLH, own_role, name in measured:
-            about = {"model": name, "role": own_role, "run": model.run, "step": model.step}
-            estimates = self._of_heads(values_NLH, statistic)
-            for (layer, head), estimate in zip(np.ndindex(values_NLH.shape[1:]), estimates, strict=True):
-                where = {"layer": layer, "head": head, "statistic": statistic}
-                rows.add(estimate, about | where, seed=model.seed)
 
     def _of_heads(self, values_NLH: np.ndarray, statistic: str) -> list[Estimate]:
         return bootstrap_means(values_NLH.reshape(len(values_NLH), -1), STATISTICS[statistic].unit, self.seed)
 
-    def leader_rows(self) -> ProbeTable:
-        """Return the leading heads on the stories that they were not chosen on, each followed by its controls."""
-        return ProbeTable(row for leader in self.leaders for row in leader.rows)
-
     def step_rows(self) -> ProbeTable:
-        """Return, for each run, the head that leads in the end at every step, with its controls at each."""
+        """Return, for each run, the head selected at the end at every step, with its controls."""
         rows = ProbeTable()
         for final in self.finals:
             by_step = {m.step: m for m in reversed(self.models) if m.run == final.run and m.step is not None}
@@ -236,13 +240,8 @@ class Results:
                     rows += self.leader(by_step[step], statistic, (end.layer, end.head)).rows
         return rows
 
-    def change_rows(self) -> ProbeTable:
-        """Return what changed most since the first model."""
-        since: Row = {"since": self.models[0].label}
-        return ProbeTable(row | since for change in self.changes for row in change.rows)
-
     def finding(self, statistic: str) -> Finding:
-        """Put the leading heads for one statistic, and what changed most of it, into sentences."""
+        """Return the selected heads for one statistic, and what changed most of it, as sentences."""
         about = STATISTICS[statistic]
         leaders = [leader for leader in self.leaders if leader.statistic == statistic and leader.model in self.finals]
         told, beside = [], []
@@ -250,20 +249,20 @@ class Results:
             label, heads = leader.model.label, int(np.prod(leader.model.maps_LHTT.shape[:2]))
             value = f"the {'most' if about.most else 'least'} {about.words}, {interval(leader.estimate)}"
             told.append(
-                f"{label}: nothing shown, {leader} with {value}, is not beyond {', '.join(leader.within)}"
+                f"{label}: no significant head; {leader}, with {value}, is not beyond {', '.join(leader.within)}"
                 if leader.within
                 else f"{label}: of {heads} heads {leader} has {value}"
             )
             if UNREPEATED in leader.controls:
                 alone = interval(leader.controls[UNREPEATED].value)
-                beside.append(f"where nothing is repeated, {label}'s head {alone}")
+                beside.append(f"on sequences that are not repeated, {label}'s head {alone}")
         texts = "sequences" if statistic == "induction" else "stories"
-        where = f" ({about.unit}; {leaders[0].estimate.n:,} {texts} that the head was not chosen on)"
+        where = f" ({about.unit}; {leaders[0].estimate.n:,} held-out {texts})"
         changes = [self._change_sentence(change) for change in self.changes if change.statistic == statistic]
         untrained, even = (leaders[0].controls[name].value for name in (UNTRAINED, EVEN))
         controls = [
-            f"the leading head of one more untrained model {interval(untrained)} ({untrained.n} drawn)",
-            f"a head that looks evenly at all {even.estimate:.3f}",
+            f"the selected head of one more untrained model {interval(untrained)} (from {untrained.n} models)",
+            f"even attention {even.estimate:.3f}",
             *beside,
         ]
         return Finding("; ".join(told) + where + "".join(changes), "; ".join(controls))
@@ -275,29 +274,28 @@ class Results:
         by = f"{found.estimate:+.3f} [{found.lower:+.3f}, {found.upper:+.3f}]"
         return (
             f". From {self.models[0].label} to {change.model.label} "
-            + (f"{change} changes most, by {by}" if sign(found) else f"no change is shown: {change}, {by}")
-            + f" (all heads on average {interval(change.controls[ALL_HEADS].value)}, each in its own direction)"
+            + (f"{change} changes most, by {by}" if sign(found) else f"no head changes significantly: {change}, {by}")
+            + f" (mean of all heads, each in its own direction: {interval(change.controls[ALL_HEADS].value)})"
         )
 
     def show(self) -> None:
-        """Print the leading heads of the models, of checkpoints the last."""
-        rows = []
-        for leader in self.leaders:
-            if leader.model in self.finals:
+        """Print the selected heads of each model; of checkpoints only the last."""
+        for model in self.finals:
+            rows = []
+            for leader in (one for one in self.leaders if one.model is model):
                 about = STATISTICS[leader.statistic]
-                what = f"{'most' if about.most else 'least'} {about.words}"
-                what = f"{leader.model.label}: {what}" if len(self.finals) > 1 else what
                 untrained, even = (leader.controls[name].value for name in (UNTRAINED, EVEN))
                 reached = untrained.upper if about.most else untrained.lower
-                cells = [interval(leader.estimate), f"{reached:.3f}", f"{even.estimate:.3f}"]
-                rows.append([what, f"{leader.layer}.{leader.head}", *cells, "no" if leader.within else "yes"])
-        show_table(
-            "Leading heads",
-            ["", "head", "estimate", UNTRAINED, "even", "beyond"],
-            rows,
-            caption="head: layer.head, chosen on one half of the stories and reported on the other. untrained: what "
-            "the leading head of one more model with random weights reaches (95 %). beyond: all controls, by story.",
-        )
+                cells = [interval(leader.estimate, lines=True), f"{reached:.3f}", f"{even.estimate:.3f}"]
+                beyond = "no" if leader.within else "yes"
+                name = about.words if about.most else f"{about.words} (least)"
+                rows.append([name, f"{leader.layer}.{leader.head}", *cells, beyond])
+            show_table(
+                f"Selected head for each statistic, {model.label}",
+                ["", "head", "estimate", UNTRAINED, "even", "beyond"],
+                rows,
+                caption=CAPTION if model is self.finals[-1] else None,
+            )
 
     def write(
         self,
@@ -309,18 +307,16 @@ class Results:
     ) -> ProbeTable:
         """Write and show all that was found; returns the table.
 
-        Args:
-            large: layer and head that is drawn large.
-
         Raises:
             UsageError: where the folder cannot be written to.
         """
         folder, rows = probe_folder(which, "attention"), self.rows()
-        tables = {"attention-leaders": self.leader_rows()}
+        tables = {"attention-leaders": ProbeTable(row for leader in self.leaders for row in leader.rows)}
         if args.all_checkpoints:
             tables["attention-steps"] = self.step_rows()
         if len(self.models) > 1:
-            tables["attention-changes"] = self.change_rows()
+            since: Row = {"since": self.models[0].label}
+            tables["attention-changes"] = ProbeTable(row | since for change in self.changes for row in change.rows)
         over = f"{len(self.texts.documents):,} stories of {short_names([stories.dataset_name])[0]}"
         try:
             write_file(folder / PAGE, self.page(over, args, large))
@@ -328,7 +324,7 @@ class Results:
             raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
         self.show()
         about = {"stories": len(self.texts.documents), "tokens_of_the_maps": self.texts.tokens, "page": PAGE}
-        figures = self.figures(rows, tables, f"heads on {over}", large)
+        figures = self.figures(rows, tables, over, large)
         finding = self.finding(args.statistic)
         write_findings("attention", (which, stories, args), rows, finding, about, figures, checks, tables)
         return rows
@@ -341,57 +337,47 @@ class Results:
         names = {name: STATISTICS[name].words for name in self.statistics}
         labels = {model.label for model in finals}
         shown = [row for row in rows if row["role"] == "control" or row["model"] in labels]
-        leaders = tables["attention-leaders"]
-        figures = {"attention": statistics_figure(shown, leaders, names, f"Statistics of heads on {over}")}
+        title = f"Attention statistics of each head, mean over {over}"
+        figures = {"attention": statistics_figure(shown, tables["attention-leaders"], names, title)}
         for model in finals:
             name = "attention-maps" + (f"-{file_name(model.label)}" if len(finals) > 1 else "")
-            figures[name] = maps_figure(model.maps_LHTT, tokens, f"Attention of {model.label}")
+            figures[name] = maps_figure(model.maps_LHTT, tokens, f"Attention maps of each head of {model.label}")
         if large is not None:
             layer, head = large
             maps = {model.label: model.maps_LHTT[layer, head] for model in finals}
             whose = f" of {finals[0].label}" if len(finals) == 1 else ""
-            figures["attention-head"] = head_figure(maps, tokens, f"Attention of layer {layer}, head {head}{whose}")
+            figures["attention-head"] = head_figure(maps, tokens, f"Attention map of layer {layer}, head {head}{whose}")
         if steps := tables.get("attention-steps"):
-            figures["attention-steps"] = steps_figure(
-                rows, steps, names, f"Statistics of heads over training, on {over}"
-            )
+            title = f"Attention statistics of each head over training, mean over {over}"
+            figures["attention-steps"] = steps_figure(rows, steps, names, title)
         return figures
 
     def page(self, over: str, args: AttentionArguments, large: tuple[int, int] | None) -> str:
-        """Return the page with the maps and numbers of every model; it begins with the head of the finding."""
+        """Return the page with the maps and statistics of every model; it begins with the head of the finding."""
         leader = self.leader(self.finals[-1], args.statistic)
         layer, head = large or (leader.layer, leader.head)
-        statistics = [
-            {
-                "key": name,
-                "name": STATISTICS[name].words,
-                "unit": STATISTICS[name].unit,
-                "even": self.even(name).estimate,
-                "untrained": _bounds(self.untrained_leader(name)),
-            }
-            for name in self.statistics
-        ]
-        models = []
+        tokens, (layers, heads) = self.texts.tokens, self.finals[-1].maps_LHTT.shape[:2]
+        statistics, models = [], []
+        for name in self.statistics:
+            about = {"key": name, "name": STATISTICS[name].words, "unit": STATISTICS[name].unit}
+            controls = {"even": self.even(name).estimate, "untrained": _bounds(self.untrained_leader(name))}
+            statistics.append(about | controls)
         for model in self.models:
             values = {n: list(map(_bounds, self._of_heads(model.values(n), n))) for n in model.statistics}
             models.append(page_model(model.label, model.run, model.step, model.maps_LHTT, values))
         if "induction" in self.statistics:
             over += f" and {args.induction_sequences} repeated sequences"
+        start = {"model": len(self.models) - 1, "layer": layer, "head": head, "statistic": args.statistic}
+        data = {"tokens": tokens, "layers": layers, "heads": heads, "texts": over, "start": start}
         return attention_page(
             f"Attention of {', '.join(model.label for model in self.finals)}",
-            self.texts.tokens,
-            models,
-            statistics,
-            self.finals[-1].maps_LHTT.shape[:2],
-            over,
-            {"model": len(self.models) - 1, "layer": layer, "head": head, "statistic": args.statistic},
-            lede=f"Maps of {'the first story' if args.text is None else 'a text'}, {len(self.texts.tokens)} tokens; "
-            f"numbers over {over}.",
-            footer="Each number is the mean over stories of a story's mean over its tokens but the first, which sees "
-            "itself alone. Even is a head that looks evenly at all it sees. Untrained is the leading head of "
-            f"models with random weights, and where that of one more would lie ({len(self.untrained)} drawn, 95 %), "
-            "on the half of the stories that it was not chosen on. "
-            "Weights in the maps are rounded: none is off by more than 0.4 %.",
+            data | {"statistics": statistics, "models": models},
+            lede=f"Maps of {'the first story' if args.text is None else 'a text'}, {len(tokens)} tokens; "
+            f"statistics over {over}.",
+            footer="Each number is the mean over stories of a story's mean over its queries without the first token, "
+            "which attends only to itself. Even: even attention to all tokens so far. Untrained: where the selected "
+            f"head of one more model with random weights would lie (95 %, from {len(self.untrained)} models), on the "
+            "half of the stories that it was not selected on. Weights in the maps are rounded by at most 0.4 %.",
         )
 
 

@@ -1,7 +1,7 @@
-"""Attention: where the heads of a model look, as maps of one text and as statistics over many.
+"""Attention: what the heads of a model attend to, as maps of one text and as statistics over many.
 
-A query is a token that reads, a key a token that is read.  The first token sees itself alone, so it is left out as a
-query; every other sees itself and what came before.
+A query attends to keys: itself and the tokens before it.  The first token attends only to itself, so it is left out as
+a query.
 
 Shape suffixes: N = texts, L = layers (blocks), H = heads, T = tokens, Q = queries (T - 1), S = statistics.
 """
@@ -27,14 +27,14 @@ from lm_trials.probing.subjects import Subject
 from lm_trials.tokens.tokenizers import batch_encoder
 
 AT_ONCE = 64 << 20
-"""Bytes of attention weights that are held at a time, which grow with the square of a text's length; more is slower."""
+"""Bytes of attention weights in memory at a time (they grow with the square of a text's length); more is slower."""
 
 
 def head_statistics(weights_HTT: torch.Tensor) -> torch.Tensor:
     """Return the statistics of each head on one text, each a mean over its queries, -> (H, S) as `OF_STORIES`.
 
-    previous, first and self are the shares of attention that go to the token before, the first and the query itself;
-    distance is in tokens, entropy in nats; relative entropy is over the log of how many tokens a query sees.
+    previous, first and self are shares of attention; distance is in tokens, entropy in nats; relative entropy is
+    divided by the log of the number of tokens that a query attends to.
 
     >>> even = torch.ones(1, 3, 3).tril() / torch.tensor([1.0, 2.0, 3.0])[:, None]
     >>> [round(value, 3) for value in head_statistics(even)[0].tolist()]
@@ -56,7 +56,7 @@ def head_statistics(weights_HTT: torch.Tensor) -> torch.Tensor:
 
 
 def even_statistics(length: int) -> np.ndarray:
-    """Return the statistics of a head that looks evenly at all it sees, on a text of so many tokens, -> (S,).
+    """Return the statistics of a head with even attention on a text of `length` tokens, -> (S,).
 
     >>> even_statistics(3).round(3).tolist()
     [0.417, 0.417, 0.417, 0.75, 0.896, 1.0]
@@ -69,10 +69,10 @@ def even_statistics(length: int) -> np.ndarray:
 
 
 def induction_scores(weights_HTT: torch.Tensor, start: int, length: int) -> torch.Tensor:
-    """Return how much of the attention of a repetition goes to what followed each token the first time, -> (H, 1).
+    """Return the share of attention of a repetition to the token that followed the first time, -> (H, 1).
 
-    The prefix-matching score of Olsson et al. (2022, arXiv 2209.11895): a sequence of `length` tokens stands at
-    `start` and again right after; its mean over the tokens of the second.
+    The prefix-matching score of Olsson et al. (2022, arXiv 2209.11895): a sequence of `length` tokens begins at `start`
+    and is repeated; the mean is over the tokens of the repetition.
     """
     rows = torch.arange(start + length, start + 2 * length)
     return weights_HTT[:, rows, rows - length + 1].double().mean(dim=-1, keepdim=True)
@@ -84,8 +84,7 @@ class Repeats:
 
     Attributes:
         repeated: each an opening, a sequence and the same sequence again.
-        unrepeated: the same, but what stands before the last sequence is another: the control, as a head that always
-            looks so far back does so here too.
+        unrepeated: with another sequence before the last: the control for heads that always look so far back.
         start: where the sequences begin.
         length: their tokens.
     """
@@ -97,13 +96,13 @@ class Repeats:
 
     @property
     def even(self) -> float:
-        """The score of a head that looks evenly at all it sees."""
+        """The score of a head with even attention."""
         seen = np.arange(self.start + self.length + 1, self.start + 2 * self.length + 1)
         return float(np.mean(1 / seen))
 
 
 def repeats(ids: np.ndarray, opening: Sequence[int], length: int, count: int, seed: int) -> Repeats:
-    """Draw sequences in which no token comes twice but by the repetition.
+    """Draw sequences in which no token occurs twice, except by the repetition.
 
     >>> drawn = repeats(np.arange(5, 11), [1], length=2, count=1, seed=0)
     >>> drawn.repeated[0].tolist(), drawn.unrepeated[0].tolist()
@@ -117,7 +116,7 @@ def repeats(ids: np.ndarray, opening: Sequence[int], length: int, count: int, se
 
 @dataclass(frozen=True)
 class AttentionTexts:
-    """What every model reads: the stories, the text of the maps, and sequences for the induction score."""
+    """What every model reads: the stories, the text of the maps and its tokens, sequences for the induction score."""
 
     documents: list[np.ndarray]
     map_ids_T: np.ndarray
@@ -126,7 +125,7 @@ class AttentionTexts:
 
 
 def head_to_draw(subject: Subject, args: AttentionArguments) -> tuple[int, int] | None:
-    """Return layer and head of what is drawn large, negative ones counted from the end; None where nothing is.
+    """Return layer and head of the large map, negative ones counted from the end; None without the flags.
 
     Raises:
         UsageError: for a layer or head that the model does not have.
@@ -139,7 +138,7 @@ def head_to_draw(subject: Subject, args: AttentionArguments) -> tuple[int, int] 
 
 
 def run_of(subject: Subject, names: Sequence[str]) -> str:
-    """Return what the run is called whose checkpoint a model is; of a model that was named itself, its own label."""
+    """Return the short name of the run that a checkpoint is of; of a model that was named itself, its label."""
     path = Path(subject.reference.path)
     for name, label in zip(names, short_names(names), strict=True):
         if Path(name).expanduser() in (path, path.parent):
@@ -150,72 +149,69 @@ def run_of(subject: Subject, names: Sequence[str]) -> str:
 def plan_texts(
     subjects: Sequence[Subject], stories: Sequence[str], args: AttentionArguments, seed: int
 ) -> AttentionTexts:
-    """Put what is read into the models' tokens; what is left out or cut is told.
+    """Tokenize all texts; prints which are left out or truncated.
 
     Raises:
         UsageError: for too few stories of at least two tokens.
     """
     first, window = subjects[0], min(subject.window for subject in subjects)
     if other := next((subject for subject in subjects if subject.opening() != first.opening()), None):
-        note(f"{other.label} was trained on stories that begin otherwise; all read them as {first.label} did")
+        note(
+            f"{other.label} was trained with another document separator; all models read stories as {first.label} does"
+        )
     whole = [ids_T[:window] for ids_T in first.story_ids(stories)]
     documents = [ids_T for ids_T in whole if len(ids_T) > 1]
     if len(documents) < len(whole):
-        note(f"{len(whole) - len(documents)} of {len(whole)} stories have one token, nothing to read from; left out")
+        note(f"left out: {len(whole) - len(documents)} of {len(whole)} stories, as they have one token")
     if len(documents) < LEAST_STORIES:
         raise UsageError(
-            f"{len(documents)} stories of at least two tokens: a head is chosen on one half of them and reported on "
-            f"the other; give at least {LEAST_STORIES}"
+            f"--dataset_name: {len(documents)} stories of two tokens or more are too few, as a head is selected on one "
+            f"half of them and reported on the other; give at least {LEAST_STORIES}"
         )
     map_ids_T = documents[0][: args.map_tokens]
     if args.text is not None:
-        map_ids_T = _plan_map(first, args.text, args.map_tokens, window)
-    return AttentionTexts(
-        documents,
-        map_ids_T,
-        token_labels(first.tokenizer, map_ids_T),
-        _plan_repeats(first, documents, window, args, seed),
-    )
-
-
-def _plan_map(subject: Subject, text: str, map_tokens: int, window: int) -> np.ndarray:
-    """Return the ids of a text that was asked for; where it is longer, its beginning, and that is said."""
-    shown = min(map_tokens, window)
-    (ids,) = batch_encoder(subject.tokenizer)([text])
-    ids = subject.opening() + ids
-    if len(ids) < 2:
-        raise UsageError(f"--text {text!r} is one token, which sees itself alone; give a longer text")
-    if len(ids) > shown:
-        why = "--map_tokens" if shown == map_tokens else "the models' window"
-        note(f"--text has {len(ids)} tokens, its opening mark among them; the maps show the first {shown} ({why})")
-    return np.array(ids[:shown], dtype=np.int64)
+        (ids,) = batch_encoder(first.tokenizer)([args.text])
+        ids = first.opening() + ids
+        if len(ids) < 2:
+            raise UsageError(f"--text {args.text!r} is one token, which attends only to itself; give a longer text")
+        if len(ids) > (shown := min(args.map_tokens, window)):
+            why = "--map_tokens" if shown == args.map_tokens else "the models' window"
+            note(f"--text has {len(ids)} tokens with its separator; the maps show the first {shown} ({why})")
+        map_ids_T = np.array(ids[:shown], dtype=np.int64)
+    drawn = _plan_repeats(first, documents, window, args, seed)
+    return AttentionTexts(documents, map_ids_T, token_labels(first.tokenizer, map_ids_T.tolist()), drawn)
 
 
 def _plan_repeats(
     subject: Subject, documents: Sequence[np.ndarray], window: int, args: AttentionArguments, seed: int
 ) -> Repeats | None:
-    """Draw from the tokens of the stories: a tokenizer also has tokens that no model of them ever saw."""
+    """Draw from the tokens of the stories: a tokenizer may have tokens that the models were never trained on."""
     if not args.induction_sequences:
         return None
     ids = np.setdiff1d(np.unique(np.concatenate(documents)), subject.tokenizer.all_special_ids)
     length = min(args.induction_tokens, (window - len(subject.opening())) // 2, len(ids) // 2)
     if length < 2:
-        what = f"a window of {window} tokens and {len(ids)} different ones in the stories"
+        what = (
+            f"a window of {window} tokens and {len(ids)} different tokens in the stories are too few for a repetition"
+        )
         if args.statistic == "induction":
-            raise UsageError(f"--statistic induction: {what} hold no repetition; ask for another statistic")
-        note(f"no induction score: {what} hold no repetition")
+            raise UsageError(f"--statistic induction: {what}; give another statistic")
+        note(f"no induction score: {what}")
         return None
     if length < args.induction_tokens:
-        note(f"--induction_tokens {args.induction_tokens}: the window or the stories' tokens allow {length}")
+        note(
+            f"--induction_tokens {args.induction_tokens}: the window or the number of different tokens allows {length}"
+        )
     return repeats(ids, subject.opening(), length, args.induction_sequences, seed)
 
 
 def token_labels(tokenizer: PreTrainedTokenizerBase, ids_T: Sequence[int]) -> list[str]:
-    """Return tokens as a person reads them, a space before a word kept; part of a character as the tokenizer has it."""
+    """Return the text of each token with its leading space; part of a character as the tokenizer writes it."""
     labels = []
-    for number, token in zip(map(int, ids_T), tokenizer.convert_ids_to_tokens(list(map(int, ids_T))), strict=True):
-        text = tokenizer.decode([number], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if token.startswith("▁") and not text.startswith(" "):  # SentencePiece's decoder drops it at the beginning
+    for number in ids_T:
+        token = str(tokenizer.convert_ids_to_tokens(number))
+        text = str(tokenizer.decode([number], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if token.startswith("▁") and not text.startswith(" "):  # SentencePiece's decoder drops the first space
             text = f" {text}"
         labels.append(token if not text or "\N{REPLACEMENT CHARACTER}" in text else text)
     return labels
@@ -223,16 +219,14 @@ def token_labels(tokenizer: PreTrainedTokenizerBase, ids_T: Sequence[int]) -> li
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
-        label: what tables call it.
+        label: its name in tables.
         run: the run that it is a checkpoint of, or its own name.
-        step: the update of a checkpoint, where known.
-        seed: of its training, where known.
+        step, seed: its update and its training seed, where known.
         stories_NLHS: statistics of each head on each story, as `OF_STORIES`.
-        repeated_NLH: induction scores of each head on each sequence that is repeated; None where not asked for.
-        unrepeated_NLH: the same where it is not.
+        repeated_NLH, unrepeated_NLH: induction scores on repeated sequences and on their control; None without them.
         maps_LHTT: attention weights on the text of the maps.
     """
 
@@ -247,7 +241,7 @@ class Measured:
 
     @property
     def statistics(self) -> list[str]:
-        """Names of what was measured."""
+        """Names of the statistics."""
         return OF_STORIES + (["induction"] if self.repeated_NLH is not None else [])
 
     def values(self, statistic: str) -> np.ndarray:
@@ -261,7 +255,7 @@ class Measured:
 def measure(
     model: Any, texts: AttentionTexts, batch_size: int, subject: Subject | None = None, run: str | None = None
 ) -> Measured:
-    """Read a model's attention on all texts; without a subject, of an untrained model."""
+    """Measure a model's attention on all texts; without a subject, an untrained model's."""
     label = subject.label if subject else "an untrained model"
     repeated = unrepeated = None
     if texts.repeats is not None:
@@ -286,8 +280,8 @@ def over_heads(
 ) -> np.ndarray:
     """Return `reduce(weights_HTT) -> (H, S)` of each layer and text, -> (N, L, H, S).
 
-    No more than about `at_once` bytes of weights are held: batches are made smaller, and where one text is too much,
-    the layers are read group by group.
+    About `at_once` bytes of weights are in memory: batches are made smaller, and where one text is too much, layers are
+    captured in groups.
     """
     anatomy = anatomy_of(model)
     longest = max((len(ids_T) for ids_T in documents), default=1)
@@ -305,18 +299,13 @@ def over_heads(
             }
 
         more = f" (layers {layers[0]} to {layers[-1]})" if description and width < anatomy.num_blocks else ""
-        batches = captured(
-            model,
-            documents,
-            {"attention": layers},
-            batch_size=batch_size,
-            description=description and description + more,
-        )
+        shown = description and description + more
+        batches = captured(model, documents, {"attention": layers}, batch_size=batch_size, description=shown)
         rows |= reduced(batches, len(documents), of_batch)
     return np.stack([rows[str(layer)] for layer in range(anatomy.num_blocks)], axis=1)
 
 
 def attention_maps(model: Any, ids_T: np.ndarray) -> np.ndarray:
-    """Return the attention weights of every head on one text, -> (L, H, T, T), rows the queries."""
+    """Return the attention weights of every head on one text, -> (L, H, T, T); rows are queries."""
     (found,) = captured(model, [ids_T], ["attention"], description=None)
     return np.stack([found.of("attention", layer)[0].numpy() for layer in found.layers("attention")])

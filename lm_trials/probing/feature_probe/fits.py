@@ -1,7 +1,7 @@
-"""Feature probes: whether a feature of a story can be read linearly from numbers about it, on stories held out.
+"""Feature probes: logistic regressions that decode a story's features from numbers, scored on held-out stories.
 
-The numbers may be a model's hidden states, pooled over the story, or, as a control, what the text alone gives.  Every
-choice (layer, pooling, penalty) is made on a part of the training stories; the test stories only score.
+The numbers are a model's hidden states, pooled over the story, or, as a control, statistics of the text.  Layer,
+pooling and penalty are selected on a part of the training stories; the test stories only score.
 
 Shape suffixes: N = training stories, M = test stories, D = numbers of a story, S = shuffles.
 """
@@ -36,18 +36,18 @@ DIFFERENCE = "difference in balanced accuracy"
 LAST = 10
 """Positions that `last_10` averages over, as in the deletion and recovery study."""
 MOST_UPDATES = 1000
-# Weights of words are small, so they take a weaker penalty than standardised numbers to be fitted as well.
+# TF-IDF weights are small, so they need a weaker penalty than standardised numbers.
 WORDS_L2 = (0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Which stories have a feature, and which of the training stories the choices are made on.
+    """Which stories have a feature.
 
     Attributes:
-        train_N, test_M: which have it.
-        choice_N: which training stories choose.
-        shuffled_SN: the training labels, permuted.
+        train_N, test_M: the labels.
+        choice_N: the training stories that layer, pooling and penalty are selected on.
+        shuffled_SN: permutations of the training labels.
     """
 
     train_N: np.ndarray
@@ -57,7 +57,7 @@ class Labels:
 
     @classmethod
     def of(cls, train_N: np.ndarray, test_M: np.ndarray, num_shuffles: int, seed: int) -> Labels:
-        """Draw what is drawn: a quarter of the stories with the feature and of those without choose."""
+        """Draw the selection stories, a quarter of those with and without the feature, and the permutations."""
         generator = np.random.Generator(np.random.Philox(seed))
         choice_N = np.zeros(len(train_N), dtype=bool)
         for has in (True, False):
@@ -69,13 +69,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """What a probe says of the test stories.
+    """A fitted probe on the test stories.
 
     Attributes:
-        chosen_by: balanced accuracy on the stories that choose; what layers are chosen by.
-        l2: the penalty's weight that did best there.
-        right_M: whether it is right on each test story; for shuffled labels (S, M), of each shuffle.
-        converged: whether every fit came to an end.
+        chosen_by: balanced accuracy on the selection stories, which layers are selected by.
+        l2: the weight of the penalty that was best there.
+        right_M: whether it is correct on each test story; for shuffled labels (S, M).
+        converged: whether every fit converged.
     """
 
     chosen_by: float
@@ -85,7 +85,7 @@ class FittedProbe:
 
 
 def read_feature(train_ND: Any, test_MD: Any, labels: Labels, l2: Sequence[float]) -> FittedProbe:
-    """Fit a probe with each penalty, choose one, fit it on all training stories and score it on the test stories.
+    """Fit a probe with each penalty, select one, refit it on all training stories and score it on the test stories.
 
     >>> values_ND = np.random.default_rng(0).normal(size=(300, 4))
     >>> labels = Labels.of(values_ND[:200, 0] > 0, values_ND[200:, 0] > 0, num_shuffles=2, seed=0)
@@ -95,27 +95,27 @@ def read_feature(train_ND: Any, test_MD: Any, labels: Labels, l2: Sequence[float
     """
     train_N, choice_N = labels.train_N, labels.choice_N
     scores, converged = {}, True
-    for weight in sorted(l2, reverse=True):  # of two that do as well, the stronger penalty
+    for weight in sorted(l2, reverse=True):  # of equally good ones, the stronger penalty
         probe, ended = fit_probe(train_ND[~choice_N], train_N[~choice_N], weight)
         scores[weight] = _balanced(train_N[choice_N], probe.predict(train_ND[choice_N]) == train_N[choice_N])
         converged &= ended
-    best = max(scores, key=scores.get)  # type: ignore[arg-type]
+    best = max(scores, key=lambda weight: scores[weight])
     probe, ended = fit_probe(train_ND, train_N, best)
     return FittedProbe(scores[best], best, probe.predict(test_MD) == labels.test_M, converged and ended)
 
 
 def read_shuffled(train_ND: Any, test_MD: Any, labels: Labels, l2: float) -> FittedProbe:
-    """Do the same on permuted labels of the training stories: what a probe says that can know nothing."""
+    """Fit and score probes on permuted training labels: the control for chance."""
     probes = [fit_probe(train_ND, shuffled_N, l2) for shuffled_N in labels.shuffled_SN]
     right_SM = np.stack([probe.predict(test_MD) == labels.test_M for probe, _ in probes])
     return FittedProbe(float("nan"), l2, right_SM, all(ended for _, ended in probes))
 
 
 def fit_probe(values_ND: Any, has_N: np.ndarray, l2: float) -> tuple[Any, bool]:
-    """Fit a logistic regression by L-BFGS, and say whether it came to an end.
+    """Fit a logistic regression by L-BFGS; returns it and whether it converged.
 
-    Each number is standardised by these stories, of sparse weights of words none; both classes weigh the same.  What
-    is made small: the sum of the stories' weighted losses plus l2 / 2 times the squared length of the coefficients.
+    Numbers are standardised, except sparse TF-IDF weights, and both classes have equal weight.  The loss is the
+    weighted sum over stories plus l2 / 2 times the squared norm of the coefficients.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -135,7 +135,7 @@ def _balanced(has_N: np.ndarray, right_N: np.ndarray) -> float:
 
 
 def score(has_M: np.ndarray, right_M: np.ndarray, metric: str) -> Estimate:
-    """Return a reading's accuracy or balanced accuracy, its interval over stories that it varies with even if perfect.
+    """Return a probe's accuracy or balanced accuracy, with an interval over stories that has a width even at 1.
 
     >>> has_M = np.array([True] * 10 + [False] * 90)
     >>> str(score(has_M, ~has_M, "accuracy")), str(score(has_M, ~has_M, "balanced accuracy"))
@@ -147,9 +147,9 @@ def score(has_M: np.ndarray, right_M: np.ndarray, metric: str) -> Estimate:
 
 
 def score_shuffled(has_M: np.ndarray, right_SM: np.ndarray) -> Estimate:
-    """Return the mean over shuffles, and between which bounds 95 % of further shuffles would lie (t distribution).
+    """Return the mean over shuffles and the interval of one more shuffle (95 %, t distribution).
 
-    Where a feature is a main direction of the states, single shuffles lie far from chance, on either side.
+    Where a feature is a main direction of the states, single shuffles are far from chance, on either side.
 
     >>> has_M, right_SM = np.array([True, False] * 10), np.arange(60).reshape(3, 20) % 9 < 4
     >>> print(score_shuffled(has_M, right_SM))
@@ -160,10 +160,10 @@ def score_shuffled(has_M: np.ndarray, right_SM: np.ndarray) -> Estimate:
 
 
 def difference(has_M: np.ndarray, right_M: np.ndarray, other_SM: np.ndarray, seed: int = 0) -> Estimate:
-    """Return by how much one reading's balanced accuracy is above another's on the same stories, paired.
+    """Return the difference in balanced accuracy of two probes on the same stories, paired.
 
     Args:
-        other_SM: the other reading's, or those of several shuffles, whose mean counts; they are resampled too.
+        other_SM: the other probe's, or those of several shuffles, whose mean counts; shuffles are resampled too.
 
     >>> has_M = np.array([True, False] * 50)
     >>> print(difference(has_M, np.ones(100), np.arange(100) % 4 < 2))
@@ -187,14 +187,14 @@ def difference(has_M: np.ndarray, right_M: np.ndarray, other_SM: np.ndarray, see
 
 
 def above_chance(has_M: np.ndarray, right_M: np.ndarray) -> Estimate:
-    """Return by how much a reading is above 0.5, what naming the majority always gives."""
+    """Return the balanced accuracy above 0.5, that of the majority class."""
     found = score(has_M, right_M, BALANCED)
     return Estimate(found.estimate - 0.5, found.lower - 0.5, found.upper - 0.5, found.n, DIFFERENCE)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where numbers about a story are read: pooling, site and layer; of a text control its name and no layer."""
+    """The numbers that a probe reads: pooling, site and layer; of a text control its name and no layer."""
 
     pooling: str
     site: str
@@ -206,7 +206,7 @@ Fits = dict[str, dict[Place, FittedProbe]]
 
 
 def chosen(fits: Mapping[Place, FittedProbe], pooling: str | None = None) -> Place:
-    """Return the place that did best on the stories that choose, of all or of one pooling; of equal ones the first."""
+    """Return the best place on the selection stories, of all or of one pooling; of equal ones the first."""
     places = [place for place in fits if pooling in (None, place.pooling)]
     return max(places, key=lambda place: fits[place].chosen_by)
 
@@ -222,8 +222,7 @@ def pooled(
 ) -> dict[Place, np.ndarray]:
     """Return the hidden states of each story, averaged over its last 10 tokens or all of them, float64.
 
-    Neither padding nor the `opening` marks before the story are in an average.  Only the averages are kept, so memory
-    does not grow with the length of the stories.
+    Padding and the `opening` tokens before the story are excluded.  Memory does not grow with the length of stories.
     """
     places: dict[str, Place] = {}
 
@@ -237,10 +236,10 @@ def pooled(
         return means
 
     most = None if "mean" in poolings else LAST
-    positions = [np.arange(len(ids_T))[opening:][-(most or len(ids_T)) :] for ids_T in documents]
-    batches = captured(model, documents, dict(sites), positions, batch_size, f"reading {name}", name)
+    positions = [list(range(len(ids_T)))[opening:][-(most or len(ids_T)) :] for ids_T in documents]
+    batches = captured(model, documents, dict(sites), positions, batch_size, f"capturing {name}", name)
     gathered = reduced(batches, len(documents), reduce)
-    # In double precision: in single, L-BFGS ends where rounding stops it.
+    # In single precision rounding stops L-BFGS before it converges.
     return {place: gathered[key].astype(np.float64) for key, place in places.items()}
 
 
@@ -252,10 +251,10 @@ def read_all(
     name: str,
     shuffled: bool = False,
 ) -> tuple[Fits, Fits]:
-    """Read each feature at each place; with `shuffled` from shuffled labels too, else the second is empty.
+    """Probe each feature at each place; with `shuffled` on shuffled labels too, else the second dictionary is empty.
 
     Args:
-        values: by place, of all stories, those to fit on first.
+        values: by place, of all stories, training stories first.
         labels: by feature.
     """
     fits: Fits = {feature: {} for feature in labels}
@@ -276,15 +275,15 @@ UNTRAINED, SHUFFLED, MAJORITY = "untrained", "shuffled labels", "majority"
 
 @dataclass(frozen=True)
 class Series:
-    """What was read from one source: a model, one of its shape with random weights, or the text.
+    """The probes of one source: a model, an untrained model of its shape, or the text.
 
     Attributes:
-        name: what tables and figures call it.
-        role: "finding", or "control".
+        name: its name in tables and figures.
+        role: "finding" or "control".
         fits, shuffled: by feature and place.
         subject: the model; of an untrained one the model whose shape it has.
         run: the run that a checkpoint is of, else the name.
-        control: for a model, the untrained one of its shape.
+        control: for a model, the name of the untrained one of its shape.
     """
 
     name: str
@@ -297,13 +296,12 @@ class Series:
 
 
 def read_texts(stories: ProbeStories, labels: Mapping[str, Labels], l2: Sequence[float]) -> list[Series]:
-    """Read the features from what the text alone gives: counts of marks and words, and the words."""
+    """Probe the text alone: its statistics and its bag of words."""
     num_train = len(stories.train)
-    weights = {"text statistics": l2, "bag of words": WORDS_L2}
-    values = {"text statistics": text_statistics(stories.texts), "bag of words": bag_of_words(stories.texts, num_train)}
+    numbers = (text_statistics(stories.texts), bag_of_words(stories.texts, num_train))
     return [
-        Series(name, "control", *read_all({Place(name, "text"): values[name]}, labels, num_train, weights[name], name))
-        for name in TEXT_CONTROLS
+        Series(name, "control", *read_all({Place(name, "text"): values}, labels, num_train, weights, name))
+        for name, values, weights in zip(TEXT_CONTROLS, numbers, (l2, WORDS_L2), strict=True)
     ]
 
 
@@ -315,12 +313,13 @@ def read_models(
     args: FeatureProbeArguments,
     batch_size: int,
 ) -> tuple[list[Series], dict[str, CaptureCheck]]:
-    """Read the features from each model, and from one with random weights of each shape.
+    """Probe each model, and one with random weights of each shape.
 
     Returns:
-        What was read, the controls last, and for each model that reading it left its logits as they are.
+        The probes, controls last, and for each model the check that hooks leave its logits unchanged.
     """
-    found, controls, checks = [], {}, {}
+    found, checks = [], {}
+    controls: dict[tuple[str, str, int], Series] = {}
     runs = run_names(subjects)
     texts, num_train = stories.texts, len(stories.train)
     for subject, run in zip(subjects, runs, strict=True):
@@ -335,7 +334,7 @@ def read_models(
         model = load_subject(subject, how)
         checks[subject.label] = check_capture(model, documents[0].tolist(), sites, subject.label)
         fits = read(model, subject.label)
-        del model  # before the next is there
+        del model  # before the next is loaded
         if shape not in controls:
             name = UNTRAINED if not controls else f"{UNTRAINED} (as {subject.label})"
             controls[shape] = Series(name, "control", *read(untrained(subject, how), name, False), subject)
@@ -344,7 +343,7 @@ def read_models(
 
 
 def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | None]:
-    """Return what is captured of a model, checked before its weights are loaded.
+    """Return the sites to capture, checked before the weights are loaded.
 
     Raises:
         UsageError: for a layer that it does not have.
@@ -357,13 +356,13 @@ def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | N
 
 
 def distinct_steps(subjects: Sequence[Subject]) -> list[Subject]:
-    """Leave out a run's final model where its last checkpoint is the same update, or nobody knows which it is."""
+    """Leave out a run's final model where its last checkpoint is the same update, or its update is unknown."""
     places = [(run_folder(subject), subject.step) for subject in subjects]
     runs = {folder for (folder, _), subject in zip(places, subjects, strict=True) if subject.reference.step is not None}
     kept = []
     for number, (place, subject) in enumerate(zip(places, subjects, strict=True)):
         if subject.step is None and place[0] in runs:
-            note(f"left out: {subject.reference.name}, as no run.json tells its update; its checkpoints are read")
+            note(f"left out: {subject.reference.name}, as no run.json has its update; its checkpoints are probed")
         elif subject.step is None or place not in places[:number]:
             kept.append(subject)
     return kept

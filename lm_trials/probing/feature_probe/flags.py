@@ -1,4 +1,4 @@
-"""The flags of `probes/feature_probe.py`; no torch."""
+"""The flags of the feature probe; no torch."""
 
 from __future__ import annotations
 
@@ -18,54 +18,46 @@ SCORED_SPLITS = ("validation", "test", "validation+test")
 
 @dataclass
 class FeatureProbeArguments:
-    """What is read from the hidden states, and how."""
+    """What is decoded from the hidden states, and how."""
 
-    features: list[str] = option([], distinct=True, help="Features to be read. Default: all six.")
+    features: list[str] = option([], distinct=True, help="Features to decode. Default: all six.")
     pooling: list[str] = option(
         list(POOLINGS),
         one_of=POOLINGS,
         distinct=True,
         filled=True,
-        help="last_10: mean of the last 10 positions; mean: of the whole story.",
+        help="last_10: mean over the last 10 positions; mean: over the whole story.",
     )
     layers: list[str] = option(
         [],
         distinct=True,
-        help="Hidden-state layers, 0 the embeddings, and normed, after the final norm. Default: all of them.",
+        help="Hidden states: 0 (embeddings) to L, -1 the last; normed: after the final norm. Default: all.",
     )
-    all_checkpoints: bool = option(False, help="Read every checkpoint of each run: the curve over training.")
-    num_train_stories: int = option(
-        2000, least=2, help="Stories of the train split that the probes are fitted on, at most."
-    )
+    all_checkpoints: bool = option(False, help="Probe every checkpoint of each run: the curve over training.")
+    num_train_stories: int = option(2000, least=2, help="Most stories of the train split to fit the probes on.")
     validation_split_percentage: float = option(
-        20.0,
-        above=0,
-        most=50,
-        help="Share of the stories that is held out, by hash, where the data set has no splits of its own.",
+        20.0, above=0, most=50, help="Percentage of stories held out, by hash, where the data set has no splits."
     )
     labels: Literal["auto", "records", "detectors"] = option(
-        "auto", help="Who says which features a story has; auto: the records where they name any, else the detectors."
+        "auto", help="Source of the labels. auto: the records if any names a feature, else the detectors."
     )
     l2: list[float] = option(
         [1.0, 10.0, 100.0],
         above=0,
         distinct=True,
         filled=True,
-        help="Weights of the L2 penalty; the best on a part of the training stories is taken.",
+        help="Weights of the L2 penalty; the best on a quarter of the training stories is used.",
     )
     num_shuffles: int = option(
-        10,
-        least=2,
-        why="a spread needs two",
-        help="Fittings on shuffled labels, for each layer: the control of chance.",
+        10, least=2, why="a spread needs two", help="Control: fits on shuffled labels for each layer."
     )
     long_stories: Literal["leave_out", "cut"] = option(
-        "leave_out", help="Stories longer than a model reads: cut, the end that a label speaks of may be gone."
+        "leave_out", help="What to do with stories longer than the window; cut may remove the sentence of a feature."
     )
 
     @property
     def chosen(self) -> list[str]:
-        """The features to be read, in the project's spelling.
+        """The features to decode, in the project's spelling.
 
         Raises:
             UsageError: for a feature that TinyStories does not have.
@@ -77,23 +69,23 @@ ARGUMENTS = (SubjectArguments, TextArguments, FeatureProbeArguments)
 
 
 def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: FeatureProbeArguments) -> None:
-    """Refuse values that mean nothing, before anything is loaded.
+    """Refuse invalid values before anything is loaded.
 
     Raises:
         UsageError: for the first of them.
 
     >>> check_arguments(SubjectArguments(["runs/a"]), TextArguments(), FeatureProbeArguments(layers=["first"]))
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --layers first is no layer; give numbers from 0, the embeddings, or normed
+    lm_trials.console.UsageError: --layers first is not a layer; give numbers from 0 (embeddings), or normed
     """
     check_subjects(subjects, PROBE)
     if texts.dataset_split not in (None, *SCORED_SPLITS):
         raise UsageError(
-            f"--dataset_split {texts.dataset_split}: the probes are fitted on train and scored on one of "
-            f"{', '.join(SCORED_SPLITS)}; give one of these"
+            f"--dataset_split {texts.dataset_split}: the probes are fitted on train; to score them give one of "
+            f"{', '.join(SCORED_SPLITS)}"
         )
     for layer in args.layers:
         if layer != NORMED and not layer.removeprefix("-").isdigit():
-            raise UsageError(f"--layers {layer} is no layer; give numbers from 0, the embeddings, or {NORMED}")
+            raise UsageError(f"--layers {layer} is not a layer; give numbers from 0 (embeddings), or {NORMED}")
     if len(set(args.chosen)) < len(args.chosen):
-        raise UsageError(f"--features {' '.join(args.features)}: one feature is given twice; give each once")
+        raise UsageError(f"--features {' '.join(args.features)}: a feature is given twice; give each once")

@@ -1,25 +1,35 @@
-"""Can a story's features be read linearly from a model's hidden states?  On held-out stories, beside what words tell.
+"""Linear probes: can a story's features be decoded from the hidden states?
 
-One model; a base, what a feature was deleted from and what it was recovered in, side by side:
+Use it to ask whether a model represents a feature (a twist, a dialogue), in
+which layer, and whether a feature that fine-tuning deleted is still there.
 
-    lm-trials probe feature_probe --model_name_or_path runs/base --dataset_name generated
-    lm-trials probe feature_probe --model_name_or_path runs/base runs/deleted runs/recovered --features Twist
+One model; a base, the model a feature was deleted from, and the recovered one:
 
-The curve over training; some layers of an adapter on a base in 8 bits; stories of a file, split by hash:
+    lm-trials probe feature_probe --model_name_or_path runs/base \\
+        --dataset_name generated
+    lm-trials probe feature_probe --features Twist \\
+        --model_name_or_path runs/base runs/deleted runs/recovered
 
-    lm-trials probe feature_probe --model_name_or_path runs/base --all_checkpoints
-    lm-trials probe feature_probe --model_name_or_path runs/adapter --load_in_8bit --layers 0 -1 normed
-    lm-trials probe feature_probe --model_name_or_path runs/base --dataset_name stories.jsonl --long_stories cut
+The curve over training; some layers of an adapter on a base in 8 bits; stories
+of a file, split by hash:
 
-A model reads the story alone, without instruction lines.  Its hidden states, averaged over the last 10 positions or
-over the story, are given to a logistic regression, fitted on training stories and scored on others.  Layer, pooling and
-penalty are chosen on a quarter of the training stories; test stories choose nothing.  Controls, each on the same test
-stories: permuted labels of the training stories (chance and its spread), the majority, a model of the same shape with
-random weights (what the shape alone carries), counts of marks and words, and the words and pairs of words themselves.
-A feature is "shown" where a model's states tell it better than each of them: where words tell it as well, states that
-average over words show nothing.  Models beside the first are compared with it story by story: a feature that was
-deleted and stays readable differs from the base by no more than the interval says.  For the deletion and recovery
-trial, name one that has seen the feature, one that it was deleted from, and one that never saw it.
+    lm-trials probe feature_probe --model_name_or_path runs/base \\
+        --all_checkpoints
+    lm-trials probe feature_probe --model_name_or_path runs/adapter \\
+        --load_in_8bit --layers 0 -1 normed
+    lm-trials probe feature_probe --model_name_or_path runs/base \\
+        --dataset_name stories.jsonl --long_stories cut
+
+A model reads the story without instruction lines. A logistic regression is fit
+on the hidden states of training stories, averaged over the last 10 positions or
+over the story, and scored on held-out stories. Layer, pooling and penalty are
+selected on a quarter of the training stories.
+
+Controls on the same held-out stories: shuffled training labels (chance and its
+spread), the majority class, a model of the same shape with random weights, text
+statistics (counts of characters, marks and words), and a bag of words. States
+that average over words show nothing about a model where words predict the
+feature as well. Further models are compared with the first, story by story.
 """
 
 from __future__ import annotations
@@ -33,19 +43,11 @@ from lm_trials.probing.feature_probe.flags import ARGUMENTS, PROBE, check_argume
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Fit the probes of each model and control, score and compare them; returns the rows of the table."""
+    """Fit the probes of each model and control, score and compare them; returns the table's rows."""
     how, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe feature_probe")
     check_arguments(how, texts, args)
+    from lm_trials.probing.feature_probe import report
     from lm_trials.probing.feature_probe.fits import Labels, distinct_steps, read_models, read_texts, sites_of
-    from lm_trials.probing.feature_probe.report import (
-        about_of,
-        difference_rows,
-        figures_of,
-        finding_of,
-        note_stories,
-        score_rows,
-        show_findings,
-    )
     from lm_trials.probing.feature_probe.stories import read_probe_stories, whole_in
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.subjects import find_subjects
@@ -55,16 +57,16 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         sites_of(subject, args.layers)
     stories = read_probe_stories(texts, args, whole_in(subjects, args.long_stories))
     features, without = stories.parted(args.chosen)
-    note_stories(stories, without)
+    report.note_stories(stories, without)
     labels = {feature: Labels.of(*stories.has(feature), args.num_shuffles, how.seed) for feature in features}
 
     models, checks = read_models(subjects, stories, labels, how, args, texts.per_device_eval_batch_size)
     series = [*models, *read_texts(stories, labels, args.l2)]
-    rows, differences = score_rows(series, labels), difference_rows(series, labels, how.seed)
+    rows, differences = report.score_rows(series, labels), report.difference_rows(series, labels, how.seed)
 
-    show_findings(series, rows, differences)
-    finding, about = finding_of(series, rows, differences), about_of(subjects, stories, without)
-    figures, tables = figures_of(series, rows, args), {f"{PROBE}-differences": differences}
+    report.show_findings(series, rows, differences)
+    finding, about = report.finding_of(series, rows, differences), report.about_of(subjects, stories, without)
+    figures, tables = report.figures_of(series, rows, args), {f"{PROBE}-differences": differences}
     write_findings(PROBE, (how, texts, args), rows, finding, about, figures, checks, tables)
     return rows
 

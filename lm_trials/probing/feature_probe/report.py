@@ -1,4 +1,4 @@
-"""Report of the feature probes: the rows of the tables, the differences with every control, and the sentence."""
+"""Report of the feature probes: the tables, the differences from every control, and the finding."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHOWN, NOTHING = "shown", "nothing shown"
 
 
 def score_rows(series: Sequence[Series], labels: Mapping[str, Labels]) -> ProbeTable:
-    """Return how well each feature is read at each place, by each model and control, with intervals over stories."""
+    """Return the scores of each feature at each place, for each model and control, with intervals over stories."""
     rows = ProbeTable()
     for one in series:
         for feature, fits in one.fits.items():
@@ -55,7 +55,7 @@ def score_rows(series: Sequence[Series], labels: Mapping[str, Labels]) -> ProbeT
                     found = score_shuffled(test_M, one.shuffled[feature][place].right_M)
                     rows.add(found, about | control | {"interval": "shuffles"})
     for feature, label in labels.items():
-        # What is right of saying for each story what most training stories are.
+        # Predicts the majority class of the training stories.
         right_M = label.test_M == (label.train_N.mean() > 0.5)
         about = {"role": "control", "series": MAJORITY, "feature": feature, "positives": int(label.test_M.sum())}
         half = Estimate(0.5, 0.5, 0.5, len(right_M), BALANCED)
@@ -82,10 +82,9 @@ def _about(one: Series, feature: str, place: Place, labels: Labels) -> Row:
 
 
 def difference_rows(series: Sequence[Series], labels: Mapping[str, Labels], seed: int) -> ProbeTable:
-    """Return by how much each model reads better than each control, and than the first model, on the same stories.
+    """Return the difference of each model from each control and from the first model, on the same stories.
 
-    Each is taken where it does best on the stories that choose (`place` "chosen"); models of one depth are set side
-    by side at each place too.
+    Each at its selected place (`place` "chosen"); models with the same places are also compared at each ("same").
     """
     models = [one for one in series if one.role == "finding"]
     by_name = {one.name: one for one in series}
@@ -121,18 +120,18 @@ def difference_rows(series: Sequence[Series], labels: Mapping[str, Labels], seed
 
 
 def strongest(differences: ProbeTable, model: str, feature: str) -> Row:
-    """Return the difference with the control that a model's reading is least surely above."""
+    """Return the difference from the control that a model is least significantly above."""
     return min(differences.where(series=model, feature=feature, kind="control"), key=lambda row: row["lower"])
 
 
 def told_models(series: Sequence[Series]) -> list[Series]:
-    """Return the models that are told of: all, or of each run's checkpoints the first and the last."""
+    """Return the models of the finding: all, or of each run's checkpoints the first and the last."""
     runs = by_values((one for one in series if one.role == "finding"), key=lambda one: one.run)
     return [one for own in runs.values() for one in (own if len(own) < 3 else [own[0], own[-1]])]
 
 
 def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> Finding:
-    """Put into words what came out: what each model's states tell, and how models differ."""
+    """Return as sentences what is decoded from each model, how models differ, and the controls."""
     first, *others = told_models(series)
     told = [_model_told(one.name, rows, differences) for one in (first, *others)]
     told += [_change_told(one.name, first.name, differences) for one in others]
@@ -140,14 +139,14 @@ def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTab
     names = differences.where(kind="control").distinct("against")
     controls = [_control_told(name, rows) for name in names if name not in (MAJORITY, SHUFFLED)]
     return Finding(
-        f"of {rows[0]['n']:,} held-out stories, {'; '.join(told)}",
-        f"of the same stories, where chance is 0.5: {_control_told(SHUFFLED, rows)} (each the mean of "
-        f"{shuffles and shuffles['n']} shuffles and where one more lies); {'; '.join(controls)}",
+        f"on {rows[0]['n']:,} held-out stories, {'; '.join(told)}",
+        f"on the same stories, where chance is 0.5: {_control_told(SHUFFLED, rows)} (mean of "
+        f"{shuffles and shuffles['n']} shuffles, with the interval of one more); {'; '.join(controls)}",
     )
 
 
 def _control_told(name: str, rows: ProbeTable) -> str:
-    """Say how well a control tells the feature that it tells worst, and that it tells best."""
+    """Return a control's balanced accuracy for the features it decodes worst and best."""
     best = rows.where(series=name, metric=BALANCED, chosen="all")
     several = len(best.distinct("feature")) > 1
     told = [interval(row) + (f" ({row['feature']})" if several else "") for row in _ends(best)]
@@ -155,13 +154,13 @@ def _control_told(name: str, rows: ProbeTable) -> str:
 
 
 def _ends(rows: Sequence[Row]) -> list[Row]:
-    """Return the row with the smallest estimate and that with the largest; of one row that alone."""
+    """Return the rows with the smallest and the largest estimate; of one row that alone."""
     ordered = sorted(rows, key=lambda row: row["estimate"])
     return [*ordered[:1], *ordered[1:][-1:]]
 
 
 def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
-    """Say what one model's states tell better than chance and than every control."""
+    """Return what is decoded from one model above chance and above every control."""
     features = rows.distinct("feature")
     own = differences.where(series=name, kind="control")
     against = {feature: strongest(differences, name, feature) for feature in features}
@@ -171,37 +170,35 @@ def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
     trained = [row["feature"] for row in read if (row["feature"], shape) in above]
     if len(features) == 1:
         best = _best(rows, name, features[0])
-        verdict = f"{features[0]} is read above chance" if read else f"nothing shown above chance for {features[0]}"
-        told = f"from {name}, {verdict}: {interval(best)} ({_where(best)})"
-        told += ", better than from one draw of random weights" if trained else ""
+        told = f"from {name}, {features[0]} is {'' if read else 'not '}decoded significantly above chance: "
+        told += f"{interval(best)} ({_where(best)})" + (", better than from one draw of random weights" * bool(trained))
     else:
-        told = f"from {name}, {len(read)} of {len(features)} features are read above chance"
+        told = f"from {name}, {len(read)} of {len(features)} features are decoded significantly above chance"
         ends = [f"{row['feature']} {interval(row)}" for row in _ends(read)]
-        told += f" ({' to '.join(ends)})" if read else ": nothing shown"
-        told += f", {len(trained)} better than from one draw of random weights" if read else ""
+        told += f" ({' to '.join(ends)}), {len(trained)} better than from one draw of random weights" if read else ""
     better = [f"{f} by {interval(row)} over {row['against']}" for f, row in against.items() if sign(row) > 0]
     others = [row for row in against.values() if not row["lower"] > 0]
     if better:
-        told += f", better than by every control {', '.join(better)}"
+        told += f", better than every control {', '.join(better)}"
     if others:
         nearest = max(others, key=lambda row: row["estimate"])
+        verdict = f"{'the others ' if better else ''}{'worse' if sign(nearest) < 0 else 'not significantly better'}"
         whose = "" if len(features) == 1 else f"at most {nearest['feature']}, "
-        less = "less well than by the strongest control" if sign(nearest) < 0 else ""
-        told += f", {less or 'beyond the strongest control nothing shown'}{' for the others' if better else ''}"
-        told += f" ({whose}{interval(nearest)} to {nearest['against']})"
+        apart = f"{whose}difference from {nearest['against']} {interval(nearest)}"
+        told += f", {verdict} than the strongest control ({apart})"
     return told
 
 
 def _change_told(name: str, first: str, differences: ProbeTable) -> str:
-    """Say how one model differs from the first."""
+    """Return how one model differs from the first."""
     changes = differences.where(series=name, kind="model", place="chosen", against=first)
     shown = [f"{row['feature']} {interval(row)}" for row in changes.where(verdict=SHOWN)]
     told = [", ".join(shown)] if shown else []
     if rest := changes.where(verdict=NOTHING):
         bounds = f"all within [{min(r['lower'] for r in rest):.3f}, {max(r['upper'] for r in rest):.3f}]"
         names = ", ".join(row["feature"] for row in rest)
-        told.append(f"nothing shown for {names} ({bounds if len(rest) > 1 else interval(rest[0])})")
-    return f"{name} less {first}: {', '.join(told)}"
+        told.append(f"not significant for {names} ({bounds if len(rest) > 1 else interval(rest[0])})")
+    return f"{name} minus {first}: {', '.join(told)}"
 
 
 def _best(rows: ProbeTable, name: str, feature: str, metric: str = BALANCED) -> Row:
@@ -216,26 +213,26 @@ def _where(row: Row) -> str:
 
 
 def show_findings(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> None:
-    """Print what is read where, against which control, and how models differ."""
+    """Print what is decoded where, against which control, and how models differ."""
     models = told_models(series)
-    columns = ["", "chosen", BALANCED, "accuracy", "control", "above it"]
+    columns = ["", "selected", "balanced\naccuracy", "accuracy", "difference from\nstrongest control"]
     last = (
-        "chosen: on a part of the training stories; control: the strongest on the same test stories\n"
-        f"[95 % over {rows[0]['n']:,} test stories, not over seeds of training; each feature by itself]"
+        "selected: layer and pooling, on a part of the training stories\n"
+        f"[95 % interval over {rows[0]['n']:,} test stories, not over training seeds; each feature by itself]"
     )
     for one in models:
         cells = []
         for feature in one.fits:
             best, plain = (_best(rows, one.name, feature, metric) for metric in (BALANCED, PLAIN))
             against = strongest(differences, one.name, feature)
-            cells.append(
-                [feature, _where(best), interval(best), interval(plain), against["against"], interval(against)]
-            )
-        show_table(f"read from {one.name}", columns, cells, last if one is models[-1] else None)
+            numbers = [interval(row, lines=True) for row in (best, plain, against)]
+            numbers[-1] += f"\n{against['against']}"
+            cells.append([feature, _where(best).replace(", ", "\n"), *numbers])
+        show_table(f"Features decoded from {one.name}", columns, cells, last if one is models[-1] else None)
     if changes := differences.where(kind="model", place="chosen"):
         down = {feature: {"feature": feature} for feature in changes.distinct("feature")}
         across = {one.name: {"series": one.name} for one in models[1:]}
-        changes.show(f"less {models[0].name}, paired", "", down, across, cell=interval)
+        changes.show(f"Minus {models[0].name}, paired by story", "", down, across, cell=interval)
     ended = [fit.converged for one in series for fits in one.fits.values() for fit in fits.values()]
     if not all(ended):
         failed = f"{ended.count(False)} of {len(ended)} probes"
@@ -243,13 +240,13 @@ def show_findings(series: Sequence[Series], rows: ProbeTable, differences: Probe
 
 
 def note_stories(stories: ProbeStories, without: Mapping[str, str]) -> None:
-    """Say which stories are read, where the labels come from, and what is left out."""
-    says = {
-        "records": "the records' own features",
-        "detectors": "detectors, which look for phrases; prose that was not generated may show a feature without them",
+    """Print which stories are used, where the labels come from, and what is left out."""
+    labels = {
+        "records": "the records' features",
+        "detectors": "detectors, which look for phrases and may miss features of stories that were not generated",
     }
     note(f"{len(stories.train):,} training and {len(stories.test):,} test stories")
-    note(f"labels: {says[stories.labels_from]}")
+    note(f"labels: {labels[stories.labels_from]}")
     for reason, count in stories.left_out.items():
         note(f"left out: {count:,} stories {reason}")
     for feature, reason in without.items():
@@ -257,15 +254,11 @@ def note_stories(stories: ProbeStories, without: Mapping[str, str]) -> None:
 
 
 def about_of(subjects: Sequence[Subject], stories: ProbeStories, without: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the JSON file says of the measurement."""
+    """Return what else the JSON file has: the models, the stories, the features left out."""
+    counts = {"train": len(stories.train), "test": len(stories.test)}
     return {
         "models": {subject.label: subject.reference.name for subject in subjects},
-        "stories": {
-            "train": len(stories.train),
-            "test": len(stories.test),
-            "labels_from": stories.labels_from,
-            "left_out": stories.left_out,
-        },
+        "stories": {**counts, "labels_from": stories.labels_from, "left_out": stories.left_out},
         "features_left_out": dict(without),
     }
 
@@ -273,24 +266,19 @@ def about_of(subjects: Sequence[Subject], stories: ProbeStories, without: Mappin
 def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArguments) -> dict[str, Figure]:
     """Return the figures by name: over layers for each pooling, and over training for each run."""
     told = [one.name for one in told_models(series)]
+    features = list(series[0].fits)
+    what = f"{features[0] if len(features) == 1 else 'Story features'} decoded from hidden states"
+    pooled = {"last_10": "averaged over the last 10 positions", "mean": "averaged over the story"}
     figures = {
-        f"{PROBE}-{pooling}": layers_figure(
-            rows, pooling, told, f"Features decoded from the states, {_pooled(pooling)}"
-        )
+        f"{PROBE}-{pooling}": layers_figure(rows, pooling, told, f"{what} {pooled[pooling]}")
         for pooling in args.pooling
     }
-    runs = list(dict.fromkeys(one.run for one in series if one.role == "finding"))
     if not args.all_checkpoints:
         return figures
-    figures[f"{PROBE}-steps"] = steps_figure(rows, "Features decoded from hidden states over training")
+    runs = list(dict.fromkeys(one.run for one in series if one.role == "finding"))
+    figures[f"{PROBE}-steps"] = steps_figure(rows, f"{what} over training")
     for run in runs:
         for pooling in args.pooling:
             name = f"{PROBE}-checkpoints-{pooling}" + (f"-{file_name(run)}" if len(runs) > 1 else "")
-            figures[name] = heat_figure(
-                rows, run, pooling, f"Features decoded from states of {run}, {_pooled(pooling)}"
-            )
+            figures[name] = heat_figure(rows, run, pooling, f"{what} {pooled[pooling]}, {run} over training")
     return figures
-
-
-def _pooled(pooling: str) -> str:
-    return "mean of the last 10 positions" if pooling == "last_10" else "mean over the story"

@@ -1,4 +1,4 @@
-"""Stories for the feature probes: some to fit on, others to score on, with labels, and what the text alone gives.
+"""Stories for the feature probes: training and test stories with labels, and numbers of the text alone.
 
 Shape suffixes: N = stories.
 """
@@ -29,18 +29,18 @@ from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
 CHUNK = 256
 CHOICE_SHARE = 0.25
-"""Of the training stories, those that layers and penalties are chosen on."""
+"""Share of the training stories that layer, pooling and penalty are selected on."""
 _INSTRUCTION = re.compile("|".join(sorted({*INSTRUCT_FIELDS, *(f"{line}:" for line in LINES)})))
 
 
 @dataclass(frozen=True)
 class ProbeStories:
-    """Stories to fit on and stories to score on; none is in both.
+    """Training and test stories; none is in both.
 
     Attributes:
-        train, test: the records, their `story` alone without instruction lines, their `features` the labels.
-        labels_from: who says which features a story has: "records" or "detectors".
-        left_out: how many stories were left out, by reason.
+        train, test: the records; `story` has no instruction lines, `features` are the labels.
+        labels_from: "records" or "detectors".
+        left_out: number of stories left out, by reason.
 
     Raises:
         ValueError: for a story in both.
@@ -48,7 +48,7 @@ class ProbeStories:
     >>> from lm_trials.stories.records import make_record
     >>> ProbeStories([make_record("One day.")], [make_record("One  day.")], "detectors")
     Traceback (most recent call last):
-    ValueError: 1 story is in both parts; a probe is scored on stories that it was not fitted on
+    ValueError: 1 of the training stories are also test stories; a probe must be scored on others
     """
 
     train: list[Record]
@@ -59,23 +59,22 @@ class ProbeStories:
     def __post_init__(self) -> None:
         both = {record["record_id"] for record in self.train} & {record["record_id"] for record in self.test}
         if both:
-            stories = "1 story is" if len(both) == 1 else f"{len(both)} stories are"
-            raise ValueError(f"{stories} in both parts; a probe is scored on stories that it was not fitted on")
+            raise ValueError(
+                f"{len(both)} of the training stories are also test stories; a probe must be scored on others"
+            )
 
     @property
     def texts(self) -> list[str]:
-        """All stories, those to fit on first."""
+        """All stories, training stories first."""
         return [record["story"] for record in (*self.train, *self.test)]
 
     def has(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return which stories have a feature, (N,) of those to fit on and of those to score on."""
-        train_N, test_N = (
-            np.array([feature in record["features"] for record in part], dtype=bool) for part in (self.train, self.test)
-        )
-        return train_N, test_N
+        """Return which training stories (N,) and test stories (M,) have a feature."""
+        train, test = ([feature in record["features"] for record in part] for part in (self.train, self.test))
+        return np.array(train, dtype=bool), np.array(test, dtype=bool)
 
     def parted(self, features: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Return the features of which there are enough stories, and why each other one is left out.
+        """Return the features with enough stories, and why each other one is left out.
 
         Raises:
             UsageError: where none is left.
@@ -83,11 +82,11 @@ class ProbeStories:
         enough, without = [], {}
         for feature in features:
             train_N, test_N = self.has(feature)
-            fewest = {"test": FEWEST, "training": int(FEWEST / CHOICE_SHARE)}  # the part for choosing has FEWEST too
+            fewest = {"test": FEWEST, "training": int(FEWEST / CHOICE_SHARE)}  # FEWEST in the part for selection too
             counts = {"test": test_N, "training": train_N}
             short = [
-                f"{int(has_N.sum())} of {len(has_N)} {part} stories have it (at least {fewest[part]} with it and "
-                f"{fewest[part]} without are needed)"
+                f"{int(has_N.sum())} of {len(has_N)} {part} stories have it, where at least {fewest[part]} with and "
+                f"{fewest[part]} without it are needed"
                 for part, has_N in counts.items()
                 if not fewest[part] <= has_N.sum() <= len(has_N) - fewest[part]
             ]
@@ -107,13 +106,13 @@ class ProbeStories:
 def read_probe_stories(
     texts: TextArguments, args: FeatureProbeArguments, fits: Callable[[Sequence[str]], Sequence[bool]]
 ) -> ProbeStories:
-    """Read the stories to fit on and to score on, each once, none in both.
+    """Read training and test stories, each once, none in both.
 
     Args:
-        fits: says of each story whether every model can read it whole.
+        fits: from `whole_in`.
 
     Raises:
-        UsageError: for a data set that is not there, one without stories in either part, or without the labels asked.
+        UsageError: for a missing data set, or one without stories in either part or without the requested labels.
     """
     left_out: Counter[str] = Counter()
     scored, fitted = _streams(texts, args, left_out)
@@ -124,24 +123,27 @@ def read_probe_stories(
         if not part:
             why = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
             raise UsageError(
-                f"--dataset_name {texts.dataset_name} leaves no {name} story{f' ({why})' if why else ''}; give another "
-                "data set, or --long_stories cut where stories are longer than the model reads"
+                f"--dataset_name {texts.dataset_name} has no {name} story{f' (left out: {why})' if why else ''}; give "
+                "another data set, or --long_stories cut where stories are longer than the window"
             )
     texts.texts_sha256 = texts_digest([*test, *train])
     named = any(record["features"] for record in (*train, *test))
     if args.labels == "records" and not named:
         raise UsageError(
-            f"--labels records: no record of {texts.dataset_name} names a feature; give --labels detectors, or records "
-            "that do"
+            f"--labels records: no record of {texts.dataset_name} names a feature; give --labels detectors, or a data "
+            "set whose records do"
         )
     if named and args.labels != "detectors":
         return ProbeStories(train, test, "records", dict(left_out))
-    train, test = ([{**r, "features": [*detect_features(r["story"])]} for r in part] for part in (train, test))
-    return ProbeStories(train, test, "detectors", dict(left_out))
+    return ProbeStories(_detected(train), _detected(test), "detectors", dict(left_out))
+
+
+def _detected(records: Sequence[Record]) -> list[Record]:
+    return [{**record, "features": [*detect_features(record["story"])]} for record in records]
 
 
 def whole_in(subjects: Sequence[Subject], long_stories: str) -> Callable[[Sequence[str]], list[bool]]:
-    """Return what says of each story whether all models read it whole; with `cut` it always says so."""
+    """Return a function from stories to whether each fits the window of all models; always with `cut`."""
     readers = {(tokenizer_hash(s.tokenizer), len(s.opening()), s.window): s for s in subjects}
 
     def fits(stories: Sequence[str]) -> list[bool]:
@@ -165,7 +167,7 @@ def _taken(
     description: str,
 ) -> list[Record]:
     """Take the first records that fit, each story once, until there are `count`."""
-    seen, taken = set(seen), []
+    seen, taken = set(seen), list[Record]()
     stream = iter(progress(records, description, "records"))
     while chunk := list(itertools.islice(stream, CHUNK)):
         new: dict[str, Record] = {}
@@ -173,7 +175,7 @@ def _taken(
             if not record["story"].strip():
                 left_out["without text"] += 1
             elif record["record_id"] in seen or record["record_id"] in new:
-                left_out["repeating another"] += 1
+                left_out["that repeat another"] += 1
             else:
                 new[record["record_id"]] = record
         for record, whole in zip(new.values(), fits([r["story"] for r in new.values()]), strict=True):
@@ -183,7 +185,7 @@ def _taken(
             if whole:
                 taken.append(record)
             else:
-                left_out["longer than a model reads"] += 1
+                left_out["longer than the window"] += 1
         if len(taken) == count:
             break
     return taken
@@ -192,14 +194,14 @@ def _taken(
 def _streams(
     texts: TextArguments, args: FeatureProbeArguments, left_out: Counter[str]
 ) -> tuple[Iterator[Record], Iterator[Record]]:
-    """Return the records to score on and those to fit on, each as a stream."""
+    """Return the records for testing and those for training, each as a stream."""
     dataset = dataset_of(texts)
 
     def read(splits: Sequence[str]) -> Iterator[Record]:
         for split in splits:
             for record in dataset.stories(split, args.validation_split_percentage):
                 if record is None:
-                    left_out["refusals"] += 1  # a refusal is no story
+                    left_out["that are refusals"] += 1
                 else:
                     yield record
 
@@ -207,7 +209,7 @@ def _streams(
 
 
 def story_alone(record: Record) -> Record:
-    """Return a record without the instruction lines that its story begins with, if it does.
+    """Return a record without the instruction lines before its story, if it has them.
 
     >>> from lm_trials.stories.records import make_record
     >>> story_alone(make_record("Features: Twist\\nWords: cat\\nStory: One day."))["story"]
@@ -221,7 +223,7 @@ def story_alone(record: Record) -> Record:
 
 
 def text_statistics(stories: Sequence[str]) -> np.ndarray:
-    """Return twelve numbers of each text that a reader could count, (N, 12).
+    """Return twelve numbers of each text: lengths, counts of punctuation, mean word length, vocabulary, (N, 12).
 
     >>> text_statistics(['"Hi!" said Tom. Tom ran.'])[0, :4].tolist()
     [24.0, 5.0, 2.0, 2.0]
@@ -246,9 +248,9 @@ def text_statistics(stories: Sequence[str]) -> np.ndarray:
 
 
 def bag_of_words(stories: Sequence[str], num_train: int) -> Any:
-    """Return TF-IDF weights of the words and pairs of words of each text, (N, words), sparse; fitted on the first ones.
+    """Return TF-IDF weights of the words and word pairs of each text, (N, words), sparse; fitted on the training texts.
 
-    Quotation and end marks are words too: a feature can hang on them.
+    Punctuation marks are words too, as features such as dialogue depend on them.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -1,4 +1,4 @@
-"""Patching sides: the two runs that something is swapped between, and the parts of a model that are swapped."""
+"""Patching sides: the two runs that something is swapped between, and the components of a model that are swapped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from lm_trials.probing.anatomy import check_blocks, check_heads
 from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.interventions import ModelPart
-from lm_trials.probing.patching.tasks import Task
 from lm_trials.probing.subjects import Subject, load_subject
 
 SITES = {"embeddings": "hidden", "residual": "hidden", "attention": "attention_output", "mlp": "mlp", "heads": "heads"}
@@ -17,13 +16,7 @@ SITES = {"embeddings": "hidden", "residual": "hidden", "attention": "attention_o
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that is swapped.
-
-    Attributes:
-        component: a name of `flags.COMPONENTS`.
-        block: which block's; None of the embeddings.
-        head: which head, of heads.
-    """
+    """One component that is swapped: a name of `flags.COMPONENTS`, its block (embeddings have none) and its head."""
 
     component: str
     block: int | None = None
@@ -31,9 +24,7 @@ class Target:
 
     @property
     def part(self) -> ModelPart:
-        """Where a model has it."""
-        if self.component == "embeddings":
-            return ModelPart("hidden", 0)
+        """Where it is in a model; the stream after block b is hidden state b + 1."""
         return ModelPart(SITES[self.component], (self.block or 0) + (self.component == "residual"), self.head)
 
     def __str__(self) -> str:
@@ -74,37 +65,9 @@ class Side:
     model: Any
     subject: Subject
 
-    @property
-    def seed(self) -> int | None:
-        """Of its training, where a `run.json` tells."""
-        return self.subject.candidate.seed
 
-
-@dataclass(frozen=True)
-class Sides:
-    """The two runs."""
-
-    first: Side
-    second: Side
-
-    @property
-    def models(self) -> list[Any]:
-        """The loaded models, each once."""
-        return [self.first.model] if self.first.model is self.second.model else [self.first.model, self.second.model]
-
-    def directions(self, which: str, task: Task) -> list[tuple[Side, Side, Task]]:
-        """Return donor, recipient and task of each direction that is asked for."""
-        both = [(self.first, self.second, task), (self.second, self.first, task.reversed())]
-        return both[which == "backward" : 1 if which == "forward" else 2]
-
-
-def load_sides(subjects: Sequence[Subject], args: SubjectArguments) -> Sides:
-    """Load both models; of one model, its runs on the two prompts are the sides."""
+def load_sides(subjects: Sequence[Subject], args: SubjectArguments) -> tuple[Side, Side]:
+    """Load both models; with one model, its runs on the two prompts are the sides."""
     models = [load_subject(subject, args) for subject in subjects]
     labels = [subject.label for subject in subjects] if len(subjects) > 1 else ["prompt", "other prompt"]
-    return Sides(Side(labels[0], models[0], subjects[0]), Side(labels[1], models[-1], subjects[-1]))
-
-
-def sites_of(targets: Sequence[Target]) -> list[str]:
-    """Return the sites that are read of the donor."""
-    return list(dict.fromkeys(target.part.site for target in targets))
+    return Side(labels[0], models[0], subjects[0]), Side(labels[1], models[-1], subjects[-1])

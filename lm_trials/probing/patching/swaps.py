@@ -1,22 +1,23 @@
-"""Patching: each part of a recipient in turn gives what it gives in a donor, and what follows is scored.
+"""Patching: each component of a recipient in turn computes what it computes in a donor, and the output is scored.
 
-The donor's activations come from its own undisturbed run on its own text.  What is below the part in the recipient is
-as always, what is above goes on from the swapped activations; so a part closes the gap between the two as far as the
-difference that matters passes through it.  Disturbances of the same place are the controls:
+The donor's activations come from its own undisturbed run on its own text.  Below the component the recipient is
+unchanged, and everything above is recomputed; so a component closes the gap as far as the difference passes through it.
+Controls disturb the same component:
 
-- `random direction`: what the recipient computes plus, at each token, a random direction as long as the difference to
-  the donor there: as large a disturbance, which means nothing.
-- `another text`: what the donor computes on another text at that position.
+- `random direction`: the recipient's activation plus, at each token, a random direction as long as the difference to
+  the donor there.
+- `another text`: the donor's activation on another text at that position.  No matched control: it costs up to 22 times
+  the gap, where a random direction has the size of the difference.
 - `another token`: the differences to the donor, each at another token of the text.  What this closes does not depend
-  on the token: the donor differs by the same everywhere.
+  on the token.
 
 Shape suffixes: N = texts, B = those of a batch, T = tokens, K = kept tokens of a batch, D = width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,23 +35,10 @@ SWAP, RANDOM, OTHER, MOVED = "swap", "random direction", "another text", "anothe
 RECIPIENT, DONOR = "recipient", "donor"
 CHECKED_TEXTS = 4
 ROUNDING = 1e-4
-
-
-@dataclass
-class Scores:
-    """What came out of a sweep: the (N,) scores of the texts by run and measure.
-
-    Attributes:
-        runs: by (spot, target, kind), of swaps; by ("", None, RECIPIENT or DONOR), of the models as they are.
-    """
-
-    runs: dict[tuple[str, Target | None, str], dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def add(self, run: tuple[str, Target | None, str], numbers: Sequence[int], count: int, scores: dict) -> None:
-        """Add the scores of a batch."""
-        for measure, values_B in scores.items():
-            values_N = self.runs.setdefault(run, {}).setdefault(measure, np.full(count, np.nan))
-            values_N[numbers] = values_B
+Run = tuple[str, Target | None, str]
+"""(spot, target, kind) of a swap; ("", None, RECIPIENT or DONOR) of the models unchanged."""
+Scores = dict[Run, dict[str, np.ndarray]]
+"""The (N,) scores of the texts by run and measure."""
 
 
 def run_logits(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -61,7 +49,7 @@ def run_logits(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch
 
 
 def captured_rows(
-    model: Any, documents: Sequence[np.ndarray], places: Sequence[Sequence[int]], targets: Sequence[Target]
+    model: Any, documents: Sequence[np.ndarray], places: Sequence[Sequence[int]], targets: Iterable[Target]
 ) -> Activations:
     """Return what a model computes on a batch of texts, at the positions that are swapped."""
     sites: dict[str, list[int]] = {}
@@ -123,16 +111,18 @@ def random_rows(
 
 
 def first_kinds(target: Target) -> list[str]:
-    """Return how every target is swapped; a head has the other heads beside it."""
+    """Return how every target is swapped; heads are compared with the other heads, not with random directions."""
     return [SWAP] if target.component == "heads" else [SWAP, RANDOM]
 
 
 def control_kinds(target: Target, task: Task) -> list[str]:
-    """Return the further controls of a target that was chosen, as far as the texts and positions give them."""
-    several = all(min(map(len, spot.recipient_N)) > 1 for spot in task.spots)
-    others = len({ids_T.tobytes() for ids_T in task.donor_ids}) > 1
-    kinds = [RANDOM, *([OTHER] if others else []), *([MOVED] if several else [])]
-    return [kind for kind in kinds if kind not in first_kinds(target)]
+    """Return the further controls of a target that was selected, as far as the texts and positions allow."""
+    kinds = [] if target.component != "heads" else [RANDOM]
+    if len({ids_T.tobytes() for ids_T in task.donor_ids}) > 1:
+        kinds.append(OTHER)
+    if all(min(map(len, spot.recipient_N)) > 1 for spot in task.spots):
+        kinds.append(MOVED)
+    return kinds
 
 
 def sweep(
@@ -145,38 +135,65 @@ def sweep(
     description: str,
     scores: Scores | None = None,
 ) -> Scores:
-    """Score both models as they are, and the recipient with each target of the plan swapped or disturbed.
+    """Score both models unchanged, and the recipient with each target of the plan swapped or disturbed.
 
     Which text stands in for another, and which token for another, does not depend on the batches.
 
     Args:
         plan: by target, how it is swapped.
-        scores: of an earlier sweep, which are added to; the models as they are, are in them.
+        scores: of an earlier sweep, to which these are added; then the unchanged models are not scored again.
     """
     order = sorted(range(len(task)), key=lambda number: -len(task.recipient_ids[number]))
-    partner = _partners(task.donor_ids, order)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    partner, heads = _partners(task.donor_ids, order), anatomy_of(recipient).num_heads
     plain = scores is None
-    scores, count = scores or Scores(), len(task)
-    runs = 2 * plain + len(task.spots) * sum(map(len, plan.values()))
-    steps = iter(progress(_steps(batches, runs), description, "texts", runs * count, size=lambda step: len(step)))
-    for numbers in batches:
-        for name, model, side in ((RECIPIENT, recipient, task.recipient_ids), (DONOR, donor, task.donor_ids)) * plain:
-            next(steps)
-            documents = [side[number] for number in numbers]
-            logits_BTV = run_logits(model, *padded(documents))
-            lengths = [len(ids_T) for ids_T in documents]
-            scores.add(("", None, name), numbers, count, task.scores(numbers, logits_BTV, lengths))
-        for spot in task.spots:
-            for target, kind, found in _swaps(donor, recipient, task, spot, plan, numbers, partner, seed):
-                next(steps)
-                scores.add((spot.name, target, kind), numbers, count, found)
-    next(steps, None)
-    return scores
+    found: Scores = {} if scores is None else scores
+    wanted = [target for target, kinds in plan.items() if OTHER in kinds]
+
+    def swaps(spot: Spot, numbers: Sequence[int]) -> Iterator[tuple[Run, dict[str, np.ndarray]]]:
+        documents, donated = ([side[n] for n in numbers] for side in (task.recipient_ids, task.donor_ids))
+        batch, lengths, places = padded(documents), list(map(len, documents)), [spot.recipient_N[n] for n in numbers]
+        own = captured_rows(recipient, documents, places, plan)
+        given = other = captured_rows(donor, donated, [spot.donor_N[n] for n in numbers], plan)
+        if wanted:
+            texts = [task.donor_ids[partner[n]] for n in numbers]
+            wrapped = [[at % len(ids_T) for at in spot.donor_N[n]] for n, ids_T in zip(numbers, texts, strict=True)]
+            other = captured_rows(donor, texts, wrapped, wanted)
+        text_K = own.text_N.numpy()
+        for target, kinds in plan.items():
+            own_KD, given_KD = rows_of(own, target.part, heads), rows_of(given, target.part, heads)
+            for kind in kinds:
+                if kind == SWAP:
+                    rows_KD = given_KD
+                elif kind == OTHER:
+                    rows_KD = rows_of(other, target.part, heads)
+                else:
+                    disturbed = moved_rows if kind == MOVED else random_rows
+                    rows_KD = disturbed(own_KD, given_KD, text_K, numbers, seed)
+                with Patched(recipient, {target.part: rows_KD}, positions=places):
+                    logits_BTV = run_logits(recipient, *batch)
+                yield (spot.name, target, kind), task.scores(numbers, logits_BTV, lengths)
+
+    def batches() -> Iterator[tuple[list[int], Run, dict[str, np.ndarray]]]:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            for name, model, side in ((RECIPIENT, recipient, task.recipient_ids), (DONOR, donor, task.donor_ids)):
+                if plain:
+                    documents = [side[number] for number in numbers]
+                    logits_BTV = run_logits(model, *padded(documents))
+                    yield numbers, ("", None, name), task.scores(numbers, logits_BTV, list(map(len, documents)))
+            for spot in task.spots if plan else ():
+                for run, values in swaps(spot, numbers):
+                    yield numbers, run, values
+
+    total = len(task) * (2 * plain + len(task.spots) * sum(map(len, plan.values())))
+    for numbers, run, values in progress(batches(), description, "texts", total, size=lambda batch: len(batch[0])):
+        for measure, values_B in values.items():
+            found.setdefault(run, {}).setdefault(measure, np.full(len(task), np.nan))[numbers] = values_B
+    return found
 
 
 def _partners(donor_ids: Sequence[np.ndarray], order: Sequence[int]) -> dict[int, int]:
-    """Return for each text the next in order, of like length, that is another: a copy would disturb nothing."""
+    """Return for each text the next in order, of similar length, that is different: a copy would disturb nothing."""
     found = {}
     for place, number in enumerate(order):
         others = (order[(place + step) % len(order)] for step in range(1, len(order)))
@@ -185,62 +202,13 @@ def _partners(donor_ids: Sequence[np.ndarray], order: Sequence[int]) -> dict[int
     return found
 
 
-def _steps(batches: Sequence[Sequence[int]], runs: int) -> Iterator[Sequence[int]]:
-    """Yield each batch as often as it is run, for the bar."""
-    for numbers in batches:
-        for _ in range(runs):
-            yield numbers
-
-
-def _swaps(
-    donor: Any,
-    recipient: Any,
-    task: Task,
-    spot: Spot,
-    plan: Mapping[Target, Sequence[str]],
-    numbers: Sequence[int],
-    partner: dict[int, int],
-    seed: int,
-) -> Iterator[tuple[Target, str, dict[str, np.ndarray]]]:
-    """Yield the scores of a batch with each target swapped, disturbed in place, and taken from another text."""
-    heads = anatomy_of(recipient).num_heads
-    documents = [task.recipient_ids[number] for number in numbers]
-    lengths = [len(ids_T) for ids_T in documents]
-    ids_BT, mask_BT = padded(documents)
-    places = [spot.recipient_N[number] for number in numbers]
-    targets = list(plan)
-    own = captured_rows(recipient, documents, places, targets)
-    given = captured_rows(
-        donor, [task.donor_ids[number] for number in numbers], [spot.donor_N[number] for number in numbers], targets
-    )
-    others = [task.donor_ids[partner[number]] for number in numbers]
-    wrapped = [[place % len(ids_T) for place in spot.donor_N[n]] for n, ids_T in zip(numbers, others, strict=True)]
-    wanted = [target for target, kinds in plan.items() if OTHER in kinds]
-    other = captured_rows(donor, others, wrapped, wanted) if wanted else None
-    text_K = own.text_N.numpy()
-    for target, kinds in plan.items():
-        part = target.part
-        own_KD, given_KD = rows_of(own, part, heads), rows_of(given, part, heads)
-        for kind in kinds:
-            if kind == SWAP:
-                rows_KD = given_KD
-            elif kind == OTHER:
-                rows_KD = rows_of(other, part, heads)  # type: ignore[arg-type]
-            else:
-                disturbed = moved_rows if kind == MOVED else random_rows
-                rows_KD = disturbed(own_KD, given_KD, text_K, numbers, seed)
-            with Patched(recipient, {part: rows_KD}, positions=places):
-                logits_BTV = run_logits(recipient, ids_BT, mask_BT)
-            yield target, kind, task.scores(numbers, logits_BTV, lengths)
-
-
 @dataclass(frozen=True)
 class SwapCheck:
-    """What swapping must and must not do, seen on some texts.
+    """Whether swapping does what it must, seen on some texts.
 
     Attributes:
-        itself: largest change of a logit where each target is swapped for the recipient's own activations.
-        whole: largest distance from the donor's scores where all that follows is the donor's.
+        itself: largest change of a logit where each target is swapped with the recipient's own activations.
+        whole: largest distance from the donor's scores where everything is swapped.
         targets, texts: how many were checked.
     """
 
@@ -251,50 +219,47 @@ class SwapCheck:
 
     def __str__(self) -> str:
         same = "nothing" if self.itself == 0 else f"logits by at most {self.itself:.1e}"
-        equal = "is the donor exactly" if self.whole == 0 else f"is the donor within {self.whole:.1e}"
+        equal = "exactly" if self.whole == 0 else f"within {self.whole:.1e}"
         return (
-            f"a model swapped with itself, part by part ({self.targets}), changes {same}, and one that is swapped "
-            f"whole {equal} ({self.texts} text{'s' if self.texts > 1 else ''})"
+            f"swapping each of {self.targets} components with itself changes {same}, and swapping everything gives the "
+            f"donor {equal} ({self.texts} text{'s' if self.texts > 1 else ''})"
         )
 
 
 def check_swaps(donor: Any, recipient: Any, task: Task, targets: Sequence[Target]) -> SwapCheck:
-    """Check both ends on the first texts: swapped with itself nothing changes, swapped whole it is the donor.
+    """Check on the first texts that a swap with itself changes nothing and that swapping everything gives the donor.
 
-    Whole: what the output head says, of two models; of one model on two prompts the last hidden state of the last
-    token.
+    Everything: the logits of two models; of one model on two prompts the last hidden state of the last token.
 
     Raises:
-        RuntimeError: where either is not so; then no number of the probe would mean what it says.
+        RuntimeError: where either fails; then no result of the probe is valid.
     """
     numbers = list(range(min(CHECKED_TEXTS, len(task))))
-    documents = [task.recipient_ids[number] for number in numbers]
-    donated = [task.donor_ids[number] for number in numbers]
-    spot, batch = task.spots[0], padded(documents)
-    places = [spot.recipient_N[number] for number in numbers]
-    heads = anatomy_of(recipient).num_heads
+    documents, donated = task.recipient_ids[: len(numbers)], task.donor_ids[: len(numbers)]
+    batch, places = padded(documents), task.spots[0].recipient_N[: len(numbers)]
+    anatomy = anatomy_of(recipient)
     plain_BTV = run_logits(recipient, *batch)
     own = captured_rows(recipient, documents, places, targets)
     itself = 0.0
     for target in targets:
-        with Patched(recipient, {target.part: rows_of(own, target.part, heads)}, positions=places):
+        with Patched(recipient, {target.part: rows_of(own, target.part, anatomy.num_heads)}, positions=places):
             itself = max(itself, float((run_logits(recipient, *batch) - plain_BTV).abs().max()))
-    depth = anatomy_of(recipient).num_blocks
-    of_donor_BTV = run_logits(donor, *padded(donated))
+    depth = anatomy.num_blocks
     if donor is recipient:
         with Capture(donor, {"hidden": [depth]}, 1) as capture:
-            run_logits(donor, *padded(donated))
+            of_donor_BTV = run_logits(donor, *padded(donated))
         patch = Patched(recipient, {ModelPart("hidden", depth): capture.activations.of("hidden", depth)}, positions=1)
     else:
+        of_donor_BTV = run_logits(donor, *padded(donated))
         patch = Patched(recipient, [ModelPart("logits", depth)], donor=donor)
     with patch:
         whole_BTV = run_logits(recipient, *batch)
-    expected = task.scores(numbers, of_donor_BTV, [len(ids_T) for ids_T in donated])
-    got = task.scores(numbers, whole_BTV, [len(ids_T) for ids_T in documents])
+    expected = task.scores(numbers, of_donor_BTV, list(map(len, donated)))
+    got = task.scores(numbers, whole_BTV, list(map(len, documents)))
     whole = max(float(np.abs(expected[measure] - got[measure]).max()) for measure in expected)
     check = SwapCheck(itself, whole, len(targets), len(numbers))
-    # Hooks replace numbers by equal numbers, so on a CPU not a bit may differ; kernels elsewhere may vary by rounding.
+    # On a CPU hooks replace numbers by equal numbers, so not a bit may differ; other kernels may vary by rounding.
     allowed = 0.0 if plain_BTV.device.type == "cpu" else ROUNDING
     if not (itself <= allowed and whole <= ROUNDING * max(1.0, max(map(len, documents)))):
-        raise RuntimeError(f"{check}; that is more than rounding explains, so swapping does not do what it says")
+        raise RuntimeError(f"{check}: more than rounding explains, so no result of swapping is valid")
     return check

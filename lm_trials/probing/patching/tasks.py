@@ -1,7 +1,7 @@
-"""Patching tasks: which tokens two runs read, which of them are swapped, and how well what follows is predicted.
+"""Patching tasks: which tokens two runs read, which of them are swapped, and how well the next tokens are predicted.
 
-A task is stories that two models read, or pairs of prompts.  Its scores say how likely the right tokens are, so that
-more is better; each is a sum with a weight, and a measure is the ratio of sums.
+A task is stories that two models read, or pairs of prompts.  Its scores are log-likelihoods of the right tokens, so
+larger is better; each is a sum with a weight, and a measure is the ratio of sums.
 
 Shape suffixes: N = stories or pairs, B = those of a batch, T = tokens, V = vocabulary.
 """
@@ -14,7 +14,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ class Task(ABC):
     """What two runs read, and what is measured.
 
     Attributes:
-        donor_ids: (T,) ids of each text as the donor reads it.
-        recipient_ids: as the recipient reads it; the same ids of stories.
+        donor_ids, recipient_ids: (T,) ids of each text as donor and recipient read it; of stories the same.
         weights: by measure, the (N,) weights of the texts; 0 where a text has nothing to measure.
         units: by measure.
         spots: which tokens are swapped together.
@@ -60,23 +59,19 @@ class Task(ABC):
     recipient_ids: list[np.ndarray]
     weights: dict[str, np.ndarray]
     units: dict[str, str]
-    spots: list[Spot] = field(default_factory=list)
+    spots: list[Spot]
 
     def __len__(self) -> int:
         return len(self.donor_ids)
 
     def reversed(self) -> Task:
-        """Return the task with donor and recipient changed."""
+        """Return the task with donor and recipient exchanged."""
         spots = [Spot(spot.name, spot.recipient_N, spot.donor_N) for spot in self.spots]
         return replace(self, donor_ids=self.recipient_ids, recipient_ids=self.donor_ids, spots=spots)
 
     @abstractmethod
     def scores(self, numbers: Sequence[int], logits_BTV: torch.Tensor, lengths: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return by measure the (B,) scores of the texts with these numbers, of as many tokens; the more, the likelier.
-
-        Args:
-            logits_BTV: at each token, texts padded on the right.
-        """
+        """Return by measure the (B,) scores of the texts with these numbers and lengths, padded on the right."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class StoryTask(Task):
         regions: by measure, for each text the (T,) tokens that count.
     """
 
-    regions: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    regions: dict[str, list[np.ndarray]]
 
     def scores(self, numbers: Sequence[int], logits_BTV: torch.Tensor, lengths: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the sums over the tokens that count."""
@@ -104,17 +99,17 @@ class StoryTask(Task):
 
 @dataclass(frozen=True)
 class PromptTask(Task):
-    """Prompts: how likely an answer is as the next token, by itself or against another.
+    """Prompts: the log-probability of an answer as the next token, by itself or minus another's.
 
     Attributes:
         answers, others: the ids of each pair's answer and other answer, -1 for none.
     """
 
-    answers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    others: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    answers: np.ndarray
+    others: np.ndarray
 
     def scores(self, numbers: Sequence[int], logits_BTV: torch.Tensor, lengths: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return the answer's log-probability, less the other's where there is one, and its probability."""
+        """Return the answer's log-probability, minus the other's where there is one, and its probability."""
         rows = torch.arange(len(numbers))
         nats_BV = logits_BTV[rows, torch.as_tensor(lengths) - 1].double().log_softmax(-1).cpu().numpy()
         answer_B = nats_BV[rows, self.answers[numbers]]
@@ -146,17 +141,15 @@ def story_task(subject: Subject, records: Sequence[Record], args: PatchingArgume
     backend = copy.deepcopy(subject.tokenizer.backend_tokenizer)
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True  # as `batch_encoder`, which leaves the offsets out
+    backend.encode_special_tokens = True  # as `batch_encoder`, which returns no offsets
     encodings = backend.encode_batch(texts, add_special_tokens=False)
-    documents = subject.story_ids(texts)
-    opening = len(subject.opening())
-    regions: dict[str, list[np.ndarray]] = {STORY: []}
+    documents, opening = subject.story_ids(texts), len(subject.opening())
     sentence = f"{args.feature} sentence"
-    if args.feature:
-        regions[sentence] = []
+    # The sentence first: it is the sharper measure, and the finding is about the first.
+    regions: dict[str, list[np.ndarray]] = {measure: [] for measure in ([sentence] if args.feature else []) + [STORY]}
     for text, ids_T, encoding in zip(texts, documents, encodings, strict=True):
         if encoding.ids[: len(ids_T) - opening] != ids_T[opening:].tolist():
-            raise RuntimeError("offsets belong to other tokens than the model reads")
+            raise RuntimeError("the offsets are those of other tokens than the model reads")
         offsets = [(0, 0)] * opening + encoding.offsets[: len(ids_T) - opening]
         begin = story_start(text)
         spans = {STORY: (begin, len(text))}
@@ -166,11 +159,14 @@ def story_task(subject: Subject, records: Sequence[Record], args: PatchingArgume
             spans[sentence] = (at, at + len(shown or ""))
         for measure, (start, end) in spans.items():
             counts_T = np.array([first < end and last > start for first, last in offsets])
-            counts_T[0] = False  # nothing stands before it that could predict it
+            counts_T[0] = False  # no token before it predicts it
             regions[measure].append(counts_T)
     kept = [number for number, counts_T in enumerate(regions[STORY]) if counts_T.any()]
     if not kept:
-        raise UsageError("no text has two tokens of a story within the window; give longer texts or a larger window")
+        raise UsageError(
+            f"--dataset_name: no text has two tokens of its story within {subject.window} tokens; give longer texts or "
+            "a larger --block_size"
+        )
     if len(kept) < len(texts):
         note(f"note: {len(texts) - len(kept)} texts have no story within {subject.window} tokens and are left out")
     regions = {measure: [rows[number] for number in kept] for measure, rows in regions.items()}
@@ -178,27 +174,19 @@ def story_task(subject: Subject, records: Sequence[Record], args: PatchingArgume
     if args.feature and not weights[sentence].any():
         raise UsageError(f"--feature {args.feature}: no text shows it; give stories that do, or remove the flag")
     ids = [documents[number] for number in kept]
-    # The sentence first: it is the sharper measure, and the first is the one that the finding is about.
-    order = list(reversed(regions))
-    return StoryTask(
-        ids,
-        ids,
-        {measure: weights[measure] for measure in order},
-        dict.fromkeys(order, "nats per token"),
-        [_story_spot(ids, regions[STORY], opening, args)],
-        {measure: regions[measure] for measure in order},
-    )
+    spot = _story_spot(ids, regions[STORY], opening, args)
+    return StoryTask(ids, ids, weights, dict.fromkeys(regions, "nats per token"), [spot], regions)
 
 
 def _story_spot(ids: Sequence[np.ndarray], story: Sequence[np.ndarray], opening: int, args: PatchingArguments) -> Spot:
-    """Return which tokens of each story are swapped; of `prompt` those before the story, of `story` from its start."""
+    """Return which tokens of each story are swapped: all, those before the story, those from its start, or indices."""
     if args.numbers is not None:
         places = [args.numbers for _ in ids]
     else:
         starts = [int(counts_T.argmax()) for counts_T in story]
         if args.where == "prompt" and min(starts) <= opening:
             raise UsageError(
-                "--positions prompt: a text has nothing before its story; give a set with instruction lines"
+                "--positions prompt: a text has no instruction lines before its story; give a set that has them"
             )
         places = [
             list(range(start if args.where == "story" else 0, start if args.where == "prompt" else len(ids_T)))
@@ -231,7 +219,7 @@ def prompt_task(subject: Subject, args: PatchingArguments, several: bool) -> Tas
     """Return the task of prompts: two that one model reads, or one that two models read.
 
     Raises:
-        UsageError: for an answer of several tokens, prompts whose tokens do not stand beside each other, or a pair
+        UsageError: for an answer of several tokens, prompts of different lengths where positions must match, or a pair
             that leaves nothing to swap.
     """
     if args.pairs is None:
@@ -242,41 +230,39 @@ def prompt_task(subject: Subject, args: PatchingArguments, several: bool) -> Tas
             check_pair(pair, several, f"--pairs {args.pairs}, pair {number}: ")
     with_other = [bool(pair.get("other_answer")) for pair in pairs]
     if any(with_other) != all(with_other):
-        raise UsageError(f"--pairs {args.pairs}: {sum(with_other)} of {len(pairs)} pairs have an other_answer; "
-                         "give it for all or none")  # fmt: skip
+        raise UsageError(
+            f"--pairs {args.pairs}: {sum(with_other)} of {len(pairs)} pairs have an other_answer; give all or none"
+        )
     firsts = [str(pair["prompt"]) for pair in pairs]
     seconds = [str(pair.get("other_prompt") or pair["prompt"]) for pair in pairs]
     donor_ids, recipient_ids = subject.story_ids(firsts), subject.story_ids(seconds)
-    for ids_T in (*donor_ids, *recipient_ids):
-        if len(ids_T) >= subject.window:
-            raise UsageError(f"a prompt fills the window of {subject.window} tokens; give a shorter one")
-    answers = [_answer_id(subject, first, str(pair["answer"])) for first, pair in zip(firsts, pairs, strict=True)]
-    others = [-1] * len(pairs)
-    if all(with_other):
-        others = [
-            _answer_id(subject, text, str(pair["other_answer"])) for text, pair in zip(seconds, pairs, strict=True)
-        ]
+    if max(map(len, [*donor_ids, *recipient_ids])) >= subject.window:
+        raise UsageError(f"a prompt fills the window of {subject.window} tokens; give a shorter prompt")
+
+    def answer_ids(prompts: Sequence[str], column: str) -> np.ndarray:
+        return np.array(
+            [_answer_id(subject, prompt, str(pair[column])) for prompt, pair in zip(prompts, pairs, strict=True)]
+        )
+
     first = DIFFERENCE if all(with_other) else LOG_PROBABILITY
-    ones = np.ones(len(pairs))
     return PromptTask(
         donor_ids,
         recipient_ids,
-        {first: ones, PROBABILITY: ones},
+        dict.fromkeys((first, PROBABILITY), np.ones(len(pairs))),
         {first: "nats", PROBABILITY: "probability"},
         _prompt_spots(donor_ids, recipient_ids, args),
-        np.array(answers),
-        np.array(others),
+        answers=answer_ids(firsts, "answer"),
+        others=answer_ids(seconds, "other_answer") if all(with_other) else np.full(len(pairs), -1),
     )
 
 
 def _answer_id(subject: Subject, prompt: str, answer: str) -> int:
     """Return the one token that an answer is, directly after its prompt."""
-    encode = batch_encoder(subject.tokenizer)
-    before, whole = encode([prompt, prompt + answer])
+    before, whole = batch_encoder(subject.tokenizer)([prompt, prompt + answer])
     if len(whole) == len(before) + 1 and whole[:-1] == before:
         if prompt[-1].isalnum() and answer[0].isalnum():
             word = prompt.split()[-1]
-            note(f"note: {answer!r} goes on with the word {word!r}; for the next word give {' ' + answer!r}")
+            note(f"note: {answer!r} continues the word {word!r}; for the next word give {' ' + answer!r}")
         return whole[-1]
     shared = next((n for n, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
     tokens = ", ".join(repr(subject.tokenizer.decode([token])) for token in whole[shared:])
@@ -291,16 +277,15 @@ def _prompt_spots(
     donor_ids: Sequence[np.ndarray], recipient_ids: Sequence[np.ndarray], args: PatchingArguments
 ) -> list[Spot]:
     """Return the tokens that are swapped together: all or some of a prompt's, or each of them by itself."""
-    count = len(donor_ids)
+    count, lengths = len(donor_ids), [len(ids_T) for ids_T in donor_ids]
     if args.where == "last":
         return [Spot("last", [[-1]] * count, [[-1]] * count)]
-    lengths = [len(ids_T) for ids_T in donor_ids]
     for number, (length, other) in enumerate(zip(lengths, map(len, recipient_ids), strict=True), start=1):
         if length != other:
             which = f" of pair {number}" if count > 1 else ""
             raise UsageError(
-                f"the prompts{which} have {length} and {other} tokens, so their positions do not stand beside each "
-                "other; give prompts of equal length, or --positions last"
+                f"--positions {args.where}: the prompts{which} have {length} and {other} tokens, so their positions do "
+                "not match; give prompts of equal length, or --positions last"
             )
     if args.where == "all":
         places = [list(range(length)) for length in lengths]
@@ -309,7 +294,7 @@ def _prompt_spots(
         return [Spot(args.where, [args.numbers] * count, [args.numbers] * count)]
     if len(set(lengths)) > 1:
         raise UsageError(
-            f"--positions each: the pairs have {min(lengths)} to {max(lengths)} tokens, so a position is not the same "
-            "in all; give pairs of one length, or --positions last"
+            f"--positions each: the pairs have {min(lengths)} to {max(lengths)} tokens, so their positions do not "
+            "match; give pairs of one length, or --positions last"
         )
     return [Spot(str(place), [[place]] * count, [[place]] * count) for place in range(lengths[0])]

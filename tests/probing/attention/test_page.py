@@ -82,7 +82,8 @@ def page(tokens=("a", "b", "c"), models=1, layers=2, heads=3, title="a page", **
         {"key": "previous", "name": "previous-token mass", "unit": "share", "even": 0.1, "untrained": [0.1, 0, 0.2]}
     ]
     start = {"model": 0, "layer": 0, "head": 0, "statistic": "previous"}
-    return maps, attention_page(title, tokens, made, about, (layers, heads), "9 stories", start, **more)
+    data = {"tokens": tokens, "layers": layers, "heads": heads, "models": made, "statistics": about, "start": start}
+    return maps, attention_page(title, data | {"texts": "9 stories"}, **more)
 
 
 def data_of(html):

@@ -268,7 +268,7 @@ def test_an_untrained_model_is_no_finding_though_it_lies_beyond_even_attention()
     assert fooled == 40
     assert shown <= 3  # 2.5 % of 40 is one
     assert leader.within == [UNTRAINED]
-    assert results(model).finding("previous").sentence.startswith("a: nothing shown, layer")
+    assert results(model).finding("previous").sentence.startswith("a: no significant head; layer")
 
 
 def test_untrained_models_have_the_choice_that_the_model_has():
@@ -321,13 +321,12 @@ def test_changes_are_paired_by_story_and_a_copy_shows_none():
     assert changes["copy", "previous"].estimate.upper == 0
     sentence = found.finding("previous").sentence
     assert "From base to moved layer 1 head 2 changes most, by -0.100 [-0.100, -0.100]" in sentence
-    assert "From base to copy no change is shown" in sentence
-    assert {row["since"] for row in found.change_rows()} == {"base"}
+    assert "From base to copy no head changes significantly" in sentence
     # All heads beside it: one of them moved, by 0.1; where nothing moved the average is 0.
     heads = base.values("previous").shape[1] * base.values("previous").shape[2]
     assert change.controls["all heads"].value.estimate == pytest.approx(0.1 / heads)
     assert change.controls["all heads"].difference.estimate == pytest.approx(0.1 - 0.1 / heads)
-    assert f"(all heads on average {0.1 / heads:.3f} [" in sentence
+    assert f"(mean of all heads, each in its own direction: {0.1 / heads:.3f} [" in sentence
     assert changes["copy", "previous"].controls["all heads"].value.estimate == 0
 
 
@@ -368,7 +367,7 @@ def test_a_head_that_looks_so_far_back_anyway_is_no_induction_head():
     leader = found.leader(matching, "induction")
     assert (leader.layer, leader.head, leader.within) == (1, 1, [])
     assert leader.estimate.n == 15
-    assert "15 sequences that the head was not chosen on" in found.finding("induction").sentence
+    assert "15 held-out sequences" in found.finding("induction").sentence
     assert set(leader.controls) == {UNTRAINED, EVEN, UNREPEATED}
 
 

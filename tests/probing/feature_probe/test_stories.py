@@ -50,7 +50,7 @@ def test_a_file_is_split_by_the_hash_of_its_stories(tmp_path):
     assert not ids(stories.train) & ids(stories.test)
     assert 30 < len(stories.test) < 90
     assert len(stories.train) + len(stories.test) < 300
-    assert stories.left_out["repeating another"] > 30
+    assert stories.left_out["that repeat another"] > 30
     both = read(path, dataset_split="validation+test")
     assert ids(both.test) > ids(stories.test)
     assert len(both.train) + len(both.test) == 300
@@ -65,8 +65,8 @@ def test_a_story_of_both_splits_is_scored_and_not_fitted(tmp_path):
     stories = read(tmp_path / "set")
     assert len(stories.test) == 30
     assert len(stories.train) == 30
-    assert stories.left_out == {"repeating another": 10}
-    with pytest.raises(ValueError, match="1 story is in both parts"):
+    assert stories.left_out == {"that repeat another": 10}
+    with pytest.raises(ValueError, match="1 of the training stories are also test stories"):
         ProbeStories(stories.train, [*stories.test, stories.train[0]], "records")
 
 
@@ -84,7 +84,7 @@ def test_instruction_lines_are_no_part_of_a_story(tmp_path):
     assert all(text.startswith("Tom saw") for text in stories.texts)
     # Told in two ways it is one story, though the file's rows have other hashes and so other splits.
     twice = read(write(tmp_path / "b.jsonl", [*rendered, *rows(80)]), dataset_split="validation+test")
-    assert len(twice.train) + len(twice.test) == 80 == twice.left_out["repeating another"]
+    assert len(twice.train) + len(twice.test) == 80 == twice.left_out["that repeat another"]
     assert not ids(twice.train) & ids(twice.test)
     assert stories.train[0]["record_id"] == record_id(stories.train[0]["story"])
     told = make_record("Tom told a tale.\nStory: it said.")  # a line of a story is none
@@ -120,7 +120,7 @@ def test_a_feature_with_too_few_stories_is_left_out_and_said():
     ).parted(["Twist", "Conflict"])
     assert enough == ["Twist"]
     assert without == {
-        "Conflict": "0 of 101 test stories have it (at least 10 with it and 10 without are needed)"
+        "Conflict": "0 of 101 test stories have it, where at least 10 with and 10 without it are needed"
     }  # fmt: skip
 
 
@@ -152,10 +152,10 @@ def test_of_a_set_labels_are_the_storys_and_refusals_are_none(tiny_data):
     assert len(filtered.train) == (~true.has("Twist")[0]).sum()
     assert not filtered.has("Twist")[0].any()
     refusing = read("probe-refusing", data_cache_dir=tiny_data)
-    assert refusing.left_out["refusals"] > 100
+    assert refusing.left_out["that are refusals"] > 100
     assert not any("will not tell" in text for text in refusing.texts)
     cut = read("probe-cut", data_cache_dir=tiny_data)
-    assert cut.left_out["refusals"] == refusing.left_out["refusals"]
+    assert cut.left_out["that are refusals"] == refusing.left_out["that are refusals"]
     assert [r["features"] for r in cut.train] == [r["features"] for r in refusing.train]
     assert all(r["story"].startswith(c["story"]) for r, c in zip(refusing.train, cut.train, strict=True))
     assert sum(map(len, cut.texts)) < sum(map(len, refusing.texts)) / 5
@@ -181,15 +181,15 @@ def test_long_stories_are_left_out_unless_cut(tmp_path):
     path = write(tmp_path / "a.jsonl", mixed)
     stories = read(path, fits=fits)
     assert all(fits(stories.texts))
-    assert stories.left_out["longer than a model reads"] > 40
+    assert stories.left_out["longer than the window"] > 40
     long = write(tmp_path / "b.jsonl", [mixed[n] for n in range(1, 120, 2)])
     told = refused(long, fits=fits)
-    assert "leaves no test story" in told
+    assert "has no test story" in told
     assert "--long_stories cut" in told
 
 
 def test_no_stories_is_one_line(tmp_path):
-    assert "leaves no test story" in refused(write(tmp_path / "one.jsonl", rows(1)), dataset_split="test")
+    assert "has no test story" in refused(write(tmp_path / "one.jsonl", rows(1)), dataset_split="test")
     empty = write(tmp_path / "empty.jsonl", [{"story": " "}] * 3)
     assert "no story" in refused(empty) or "empty" in refused(empty)
     assert "gone" in refused(tmp_path / "gone.jsonl")

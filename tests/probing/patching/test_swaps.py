@@ -29,7 +29,6 @@ from lm_trials.probing.patching.swaps import (
     RANDOM,
     RECIPIENT,
     SWAP,
-    Scores,
     check_swaps,
     control_kinds,
     moved_rows,
@@ -96,9 +95,7 @@ def test_a_difference_in_one_part_is_found_there_and_nowhere_else(kind, attribut
     assert share[Target(component, 1), RANDOM] < 0.9
     told, controls = tell(direction, 0)
     name = "the MLP of block 1" if component == "mlp" else "the attention of block 1"
-    assert (
-        f"swapping {name} closes 1.000 [1.000, 1.000] of it, the most of 5 (n=12, which it was not chosen on)" in told
-    )
+    assert f"swapping {name} closes 1.000 [1.000, 1.000] of it, the most of 5 components (n=12, held-out texts)" in told
     assert "a random direction of the same size" in controls
     assert chosen_targets(direction, 0)[0] == Target(component, 1)
 
@@ -117,12 +114,12 @@ def test_values_are_log_likelihoods_and_shares_are_ratios_of_sums(kind):
             sum(float(nats_TV[place - 1, ids_T[place]]) for place in range(2, len(ids_T)))
             for nats_TV, ids_T in zip(nats, task.donor_ids, strict=True)
         ]
-        assert direction.scores.runs["", None, name]["story"] == pytest.approx(sums[name], abs=1e-4)
+        assert direction.scores["", None, name]["story"] == pytest.approx(sums[name], abs=1e-4)
     measured = direction.measured(0)
     gap = (sum(sums[DONOR]) - sum(sums[RECIPIENT])) / sum(len(ids_T) - 2 for ids_T in task.donor_ids)
     assert measured.gap().estimate == pytest.approx(gap, abs=1e-5)
     run = ("all", Target("mlp", 1), RANDOM)
-    changed = direction.scores.runs[run]["story"].sum() - sum(sums[RECIPIENT])
+    changed = direction.scores[run]["story"].sum() - sum(sums[RECIPIENT])
     assert measured.share(run).estimate == pytest.approx(changed / (sum(sums[DONOR]) - sum(sums[RECIPIENT])), abs=1e-4)
     assert measured.change(run).estimate == pytest.approx(measured.share(run).estimate * gap, abs=1e-5)
 
@@ -133,7 +130,7 @@ def test_batches_change_nothing_not_even_the_controls(kind):
     targets = [Target("residual", 0), Target("mlp", 1), Target("heads", 1, 0)]
     task = story_task(7)
     ours, theirs, other = (
-        measured_direction(donor, tiny_model(kind, seed=2), task, targets, batch_size=size, seed=seed).scores.runs
+        measured_direction(donor, tiny_model(kind, seed=2), task, targets, batch_size=size, seed=seed).scores
         for size, seed in ((2, 0), (7, 0), (7, 1))
     )
     assert ours.keys() == theirs.keys()
@@ -148,12 +145,12 @@ def test_models_alike_have_no_gap_to_close(kind):
     model = tiny_model(kind, seed=1)
     direction = measured_direction(model, copy.deepcopy(model), story_task(), [Target("mlp", 0), Target("mlp", 1)])
     told, controls = tell(direction, 0)
-    assert "there is no gap to close, the two differ by 0.0000 [0.0000, 0.0000] nats per token (n=10)" in told
-    assert "a control says nothing" in controls
+    assert "no gap to close, as donor and recipient differ by 0.0000 [0.0000, 0.0000] nats per token (n=10)" in told
+    assert "no controls, as there is no gap" in controls
     rows = direction_rows(direction, 0)
     assert {row["quantity"] for row in rows} == {"value", "gap", "change"}
     assert chosen_targets(direction, 0) == []
-    assert patching_figure(rows, "no gap", "change").axes
+    assert patching_figure(rows, "change").axes
 
 
 def test_what_any_disturbance_does_is_no_finding():
@@ -163,16 +160,16 @@ def test_what_any_disturbance_does_is_no_finding():
     weights = task.weights["story"]
     targets = [Target("mlp", block) for block in range(3)]
     for disturbed, expected in (
-        (0.5, "nothing is shown of 3 parts: the best, swapping the MLP of block 1"),
+        (0.5, "no significant effect among 3 components: the best, swapping the MLP of block 1"),
         (0.1, "the most of 3"),
     ):
-        scores = Scores()
+        scores = {}
         base = rng.normal(size=40) - 3 * weights
         runs = {("", None, RECIPIENT): 0.0, ("", None, DONOR): 1.0}
         runs |= {("all", target, SWAP): (0.5 if target.block == 1 else 0.1) for target in targets}
         runs |= {("all", target, RANDOM): disturbed for target in targets}
         for run, share in runs.items():
-            scores.add(run, range(40), 40, {"story": base + weights * (share + 0.05 * rng.normal(size=40))})
+            scores[run] = {"story": base + weights * (share + 0.05 * rng.normal(size=40))}
         direction = Direction("donor", "recipient", scores, task, None, 2)
         assert expected in tell(direction, 0)[0]
 
@@ -183,19 +180,19 @@ def test_the_best_of_many_that_do_nothing_is_told_on_texts_it_was_not_chosen_on(
     on_chosen, told_on, shown = [], [], 0
     task = story_task(20)
     for _ in range(15):
-        scores = Scores()
-        scores.add(("", None, RECIPIENT), range(20), 20, {"story": np.zeros(20)})
-        scores.add(("", None, DONOR), range(20), 20, {"story": task.weights["story"]})
+        scores = {}
+        scores[("", None, RECIPIENT)] = {"story": np.zeros(20)}
+        scores[("", None, DONOR)] = {"story": task.weights["story"]}
         for block in range(20):
             for kind in (SWAP, RANDOM):
                 noise = {"story": task.weights["story"] * rng.normal(size=20)}
-                scores.add(("all", Target("mlp", block), kind), range(20), 20, noise)
+                scores["all", Target("mlp", block), kind] = noise
         direction = Direction("donor", "recipient", scores, task, None, 20)
         measured = direction.measured(0)
         (chosen,) = chosen_runs(measured)
         on_chosen.append(measured.share(chosen, "choosing half").estimate)
         told_on.append(measured.share(chosen, HELD_OUT).estimate)
-        shown += "nothing is shown" not in tell(direction, 0)[0]
+        shown += "no significant effect" not in tell(direction, 0)[0]
     assert np.mean(on_chosen) > 0.4
     assert abs(np.mean(told_on)) < 0.2
     assert shown <= 2
@@ -257,8 +254,8 @@ def test_both_ends_are_checked_and_the_check_can_fail(monkeypatch):
     task, targets = story_task(), parts_of(recipient, COMPONENTS)
     check = check_swaps(donor, recipient, task, targets)
     assert (check.itself, check.whole, check.texts) == (0.0, 0.0, 4)
-    assert "changes nothing" in str(check)
-    assert "is the donor exactly (4 texts)" in str(check)
+    assert "with itself changes nothing" in str(check)
+    assert "gives the donor exactly (4 texts)" in str(check)
     from lm_trials.probing.patching import swaps as patching
 
     right = patching.rows_of
@@ -269,7 +266,7 @@ def test_both_ends_are_checked_and_the_check_can_fail(monkeypatch):
     monkeypatch.setattr(
         patching, "ModelPart", lambda site, layer: ModelPart("hidden", 0)
     )  # not all of it is the donor's
-    with pytest.raises(RuntimeError, match=r"is the donor within .*more than rounding explains"):
+    with pytest.raises(RuntimeError, match=r"gives the donor within .*more than rounding explains"):
         check_swaps(donor, recipient, task, targets)
 
 
@@ -277,10 +274,10 @@ def test_texts_without_the_sentence_count_for_nothing():
     task = story_task(10)
     weights = task.weights["story"] * (np.arange(10) < 4)
     task = StoryTask(task.donor_ids, task.donor_ids, {"story": weights}, task.units, task.spots, task.regions)
-    scores = Scores()
+    scores = {}
     for run, value in ((("", None, RECIPIENT), 0.0), (("", None, DONOR), 1.0), (("all", Target("mlp", 0), SWAP), 0.5)):
         values = np.where(np.arange(10) < 4, value * weights, 1e9)
-        scores.add(run, range(10), 10, {"story": values})
+        scores[run] = {"story": values}
     measured = Measured(scores, task, "story", 0)
     assert measured.n == 4
     assert not measured.halved
@@ -290,7 +287,7 @@ def test_texts_without_the_sentence_count_for_nothing():
 def test_a_figure_draws_what_the_rows_say():
     donor, recipient = planted("llama")
     rows = direction_rows(measured_direction(donor, recipient, story_task(24, model=donor)), 0)
-    figure = patching_figure(rows, "a title", "share of the gap")
+    figure = patching_figure(rows, "share of the gap")
     bars, heads = figure.axes[:2]
     assert bars.get_xlabel() == "block"
     assert bars.get_ylabel() == "share of the gap"
@@ -304,11 +301,12 @@ def test_a_figure_draws_what_the_rows_say():
     assert heights == pytest.approx(expected)
     assert heads.images[0].get_array().shape == (2, 4)
     with pytest.raises(ValueError, match="no rows of 'nothing'"):
-        patching_figure(rows, "a title", "nothing")
+        patching_figure(rows, "nothing")
 
 
 def test_a_figure_of_scores_shows_both_models_as_they_are_and_only_controls_that_there_are():
     shared = {"direction": "a into b", "position": "all", "head": None, "quantity": "value", "texts": "all",
+              "measure": "Twist score",
               "unit": "share of stories"}  # fmt: skip
     rows = [
         {
@@ -328,7 +326,7 @@ def test_a_figure_of_scores_shows_both_models_as_they_are_and_only_controls_that
             ("mlp", 0, "control", "untrained donor", 0.0),
         )
     ]
-    figure = patching_figure(rows, "a title", "value")
+    figure = patching_figure(rows, "value")
     assert figure.axes[0].get_ylim()[1] > 0.4
     named = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert named == {"mlp", "recipient", "donor", "control: untrained donor"}
+    assert named == {"MLP", "recipient, unchanged", "donor, unchanged", "control: untrained donor"}
