@@ -243,7 +243,7 @@ def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp
     shutil.copytree(bases / "gpt2", tmp_path / "bare", ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
     assert "bare has no tokenizer beside its weights" in refused(found, tmp_path / "bare")
     assert "nowhere is no folder" in refused(found, "./nowhere")
-    assert "gives no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
+    assert "returns no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
     with pytest.raises(UsageError):
         anatomy_of(loaded(tmp_path / "bert", tokenizer_name=str(bases / "gpt2")))
     assert "--block_size 65: the model sees 2 to 64 tokens" in refused(
@@ -311,9 +311,9 @@ def test_texts_are_read_and_a_data_set_without_any_is_one_line(tmp_path, tiny_da
     said = refused(read_stories, TextArguments(dataset_name="tinny", data_cache_dir=str(tiny_data)))
     assert said.startswith("tinny is not a local path and cannot be loaded from the Hub")
     assert refused(lambda: next(captured(tiny_model("llama"), [], description=None))) == (
-        "no text is left to be read; give a data set with texts, or more --max_eval_samples"
+        "no texts to read; choose a data set with texts, or raise --max_eval_samples"
     )
-    assert "64 positions; give shorter ones" in refused(
+    assert "64 positions; give shorter texts" in refused(
         lambda: next(captured(tiny_model("llama"), [np.ones(65, dtype=int)], description=None))
     )
     next(captured(tiny_model("llama"), [np.ones(64, dtype=int)], description=None))
