@@ -284,7 +284,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(flags, error, models, storie
 @pytest.mark.parametrize(
     ("other", "error"),
     [
-        ("deeper", "name models of one depth"),
+        ("deeper", "use models of the same depth"),
         ("wider", "planted has 2 heads and .*wider 4, .*of one number of heads"),
     ],
 )

@@ -286,7 +286,7 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
     [
         (["a"], [], "one model and no prompts: there is nothing to swap; name a second model"),
         (["a", "b", "twin"], [], "this probe takes 1 to 2"),
-        (["a", "a"], [], "one model twice; name each once"),
+        (["a", "a"], [], "the same model twice; name each once"),
         (["a", "b"], ["--components", "mpl"], "--components mpl: did you mean mlp?"),
         (["a", "b"], ["--components", "mlp", "--heads", "0"], "--heads is of the component heads"),
         (["a", "b"], ["--feature", "Twits"], "--feature Twits: did you mean Twist?"),

@@ -276,7 +276,7 @@ def test_masks_of_any_type_and_place_are_understood(model):
     with torch.no_grad(), Capture(model) as found:
         model(ids_BT)
     assert len(found.activations.text_N) == ids_BT.numel()  # nothing says that there is padding
-    with pytest.raises(UsageError, match="attention_mask: .* pass a mask of the shape of input_ids"), Capture(model):
+    with pytest.raises(UsageError, match=r"attention_mask: .* pass a mask of the shape of input_ids"), Capture(model):
         model(input_ids=ids_BT, attention_mask=torch.zeros(4, 1, 7, 7))
     with pytest.raises(UsageError, match="a text has no tokens; leave empty texts out"), Capture(model):
         model(input_ids=ids_BT, attention_mask=mask_BT * torch.tensor([[1], [0], [1], [1]]))

@@ -221,16 +221,15 @@ def test_models_that_cannot_stand_side_by_side_are_one_line(bases, tmp_path):
     (foreign,) = found(bases / "gpt2", tokenizer_name=str(tmp_path / "words"))
     said = refused(check_alike, [llama, foreign])
     assert said == (
-        f"{bases / 'llama'} and {bases / 'gpt2'} have different tokenizers, so their tokens are not the same; "
-        "name models of one tokenizer"
+        f"{bases / 'llama'} and {bases / 'gpt2'} have different tokenizers; use models with the same tokenizer"
     )
     shutil.copytree(bases / "gpt2", tmp_path / "deep")
     config = json.loads((tmp_path / "deep/config.json").read_text())
     (tmp_path / "deep/config.json").write_text(json.dumps({**config, "n_layer": 3}))
     (deep,) = found(tmp_path / "deep")
     assert refused(check_alike, [gpt2, llama, deep]) == (
-        f"{bases / 'gpt2'} has 2 layers and {tmp_path / 'deep'} 3, so none stands beside another; "
-        "name models of one depth"
+        f"{bases / 'gpt2'} has 2 layers and {tmp_path / 'deep'} 3, so they cannot be compared; "
+        "use models of the same depth"
     )
     check_alike([gpt2, deep], same=())
     assert "tokenizers" in refused(check_alike, [foreign, llama], same=())
@@ -271,12 +270,14 @@ def test_numbers_of_models_and_places_are_checked(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "file").write_text("")
     both = SubjectArguments(["run", "run/"])
-    assert refused(check_subjects, both, "lens") == "--model_name_or_path run run/: one model twice; name each once"
+    assert (
+        refused(check_subjects, both, "lens") == "--model_name_or_path run run/: the same model twice; name each once"
+    )
     three = SubjectArguments(["a", "b", "c"])
-    said = "--model_name_or_path names 3 models (a b c); this probe takes "
-    assert refused(check_subjects, three, "lens", 2, 2) == said + "2"
-    assert refused(check_subjects, three, "lens", 1, 2) == said + "1 to 2"
-    assert refused(check_subjects, three, "lens", 4) == said + "4 or more"
+    said = "--model_name_or_path a b c: this probe takes {} models, not 3"
+    assert refused(check_subjects, three, "lens", 2, 2) == said.format("2")
+    assert refused(check_subjects, three, "lens", 1, 2) == said.format("1 to 2")
+    assert refused(check_subjects, three, "lens", 4) == said.format("4 or more")
     check_subjects(three, "lens", 3, 3)
     assert "file" in refused(check_subjects, SubjectArguments(["a"], output_dir="file/x"), "lens")
     assert probe_folder(SubjectArguments(["a", "run"]), "lens").as_posix() == "run/probes/lens"
