@@ -11,7 +11,6 @@ from lm_trials.probing.diversity.pairs import (
     cosine_distance,
     mean_between,
     mean_within,
-    t_quantile,
     task_distances,
     without_noise,
 )
@@ -99,12 +98,6 @@ def test_few_batches_give_no_interval_and_wrong_tables_are_refused():
             mean_within(table, "u")
     with pytest.raises(ValueError, match="two sets' batches"):
         mean_between(np.zeros((0, 3)), "u")
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 4, 6, 9, 29])
-def test_t_quantiles_are_student_s(freedom):
-    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-3)
-    assert t_quantile(0.975, freedom) != pytest.approx(stats.t.ppf(0.975, freedom + 1), abs=1e-4)
 
 
 def covered(kernel, expected, batches, rounds=600):
