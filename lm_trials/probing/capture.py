@@ -217,7 +217,7 @@ class Capture(AbstractContextManager):
         self._mask_BT = (torch.ones_like(ids_BT) if mask_BT is None else mask_BT).bool().cpu()
         self._kept_N = kept_tokens(self._mask_BT, self.positions)
         given["use_cache"] = bool({"keys", "values"} & self.layers.keys())
-        if given["use_cache"] and (cache := _cache_without_windows(module.config)):
+        if given["use_cache"] and (cache := _cache_without_windows(self.anatomy.model.config)):
             given["past_key_values"] = cache
         return (), given
 
@@ -316,7 +316,7 @@ class CaptureCheck:
 
 
 @torch.no_grad()
-def check_capture(model: Any, ids_T: Sequence[int], sites: Sites, name: str = "") -> CaptureCheck:
+def check_capture(model: Any, ids_T: Sequence[int] | np.ndarray, sites: Sites, name: str = "") -> CaptureCheck:
     """Check that capturing does not change a model's log-probabilities on a text.
 
     Hooks and a cache must not change them beyond `HOOKED`.  With `attention`, logits with hooks are compared with

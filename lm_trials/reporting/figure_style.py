@@ -75,7 +75,7 @@ def dress(
     axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y"] | None = "both"
 ) -> None:
     """Set a panel's title and labels, wrapped to its size, and draw a light grid along `grid`."""
-    width, height = (axes.bbox.size / axes.figure.dpi).tolist()
+    width, height = (side / axes.figure.dpi for side in axes.bbox.size)
     axes.set_title(wrapped(title, _characters(width * 1.2, PANEL_TITLE)), fontsize=PANEL_TITLE, parse_math=False)
     axes.set(xlabel=xlabel, ylabel=wrapped(ylabel, _characters(height * 1.2, PANEL_TITLE)))
     if grid:

@@ -95,7 +95,10 @@ def matrix_figure(rows: Iterable[Row], title: str) -> Figure:
     lines, most = [wrapped(name, 26) for name in models], max(len(models), len(datasets))
     texts = {place: _cell(row) for place, row in places.items()}
     image = heat_map(axes, values, columns, lines, texts=texts, most_ticks=most)
-    color_bar(figure, image, [axes], unit)
+    if len(cells) > 1:  # the scale of one colour would be arbitrary
+        color_bar(figure, image, [axes], unit)
+    else:
+        axes.set_title(unit, fontsize=TICK)
     axes.set(xlabel="data set", ylabel="model")
     for (y, x), row in places.items():
         if row["in_domain"] == "yes":

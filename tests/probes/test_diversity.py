@@ -126,7 +126,7 @@ def test_the_picture_shows_data_sets_without_controls(monkeypatch, folder, tmp_p
     ((distances_NN, places, title),) = shown
     assert list(places) == ["animals", "numbers"]
     assert [(place.start, place.stop) for place in places.values()] == [(0, 3), (3, 6)]
-    assert title.endswith("llama (as given)")
+    assert title.endswith("llama")
     with (tmp_path / "distances.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 + 9

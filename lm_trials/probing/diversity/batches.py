@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -54,7 +54,11 @@ def open_text_sets(args: DiversityArguments) -> list[TextSet]:
         dataset = dataset_of(args, names[0])
         streams = [(member.config or member.label, texts_of(member, args)) for member in dataset.members]
         return [_draw(dataset.label, streams, dataset.weights, args, is_mixture=len(streams) > 1)]
-    how = {"text_column": args.text_column, "text_separator": args.text_separator, "streaming": args.streaming}
+    how: dict[str, Any] = {
+        "text_column": args.text_column,
+        "text_separator": args.text_separator,
+        "streaming": args.streaming,
+    }
     datasets = [open_dataset(name, args.data_cache_dir, **how) for name in names]
     weights = parse_weights(args.data_mix, len(names)) if args.data_mix else None
     labels = [label_of(name) for name in names]

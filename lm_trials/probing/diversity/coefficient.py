@@ -22,7 +22,7 @@ from lm_trials.console import UsageError, progress
 from lm_trials.models.reference import ModelReference, load_config, load_model, load_tokenizer_of, positions_of
 from lm_trials.models.reference import resolve_model as resolve
 from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, token_batches
-from lm_trials.probing.diversity.fisher import ProbeNetwork, ProbeSettings, TaskEmbedding
+from lm_trials.probing.diversity.fisher import ProbeNetwork, TaskEmbedding
 from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.pairs import mean_between, mean_within, task_distances, without_noise
 from lm_trials.probing.subjects import on_device, random_weights, with_weights_in
@@ -139,14 +139,11 @@ def find_probe(args: DiversityArguments) -> tuple[ModelReference, PreTrainedToke
 
 def load_probes(reference: ModelReference, args: DiversityArguments) -> dict[str, ProbeNetwork]:
     """Load the probe network and, with `--random_weights`, one of the same shape with random weights."""
-    settings = ProbeSettings(
-        args.finetune_steps, args.finetune_learning_rate, args.fisher_draws, args.fisher_drawing, args.seed
-    )
-    trained = ProbeNetwork(on_device(load_model(reference), args), settings)
+    trained = ProbeNetwork(on_device(load_model(reference), args), args)
     if not args.random_weights:
         return {TRAINED: trained}
     random = with_weights_in(random_weights(trained.model.config, args.seed), torch.float32)
-    return {TRAINED: trained, RANDOM: ProbeNetwork(on_device(random, args), settings)}
+    return {TRAINED: trained, RANDOM: ProbeNetwork(on_device(random, args), args)}
 
 
 def make_groups(sets: Sequence[TextSet], tokenizer: PreTrainedTokenizerBase, args: DiversityArguments) -> list[Group]:

@@ -39,7 +39,6 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -49,21 +48,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError
+from lm_trials.probing.diversity.flags import DiversityArguments
 
-Drawing = Literal["signs", "tokens"]
 # Places whose logits are in memory at once while the final layer is fitted: 200 MB for 1,024 places of GPT-2.
 PLACES = 1024
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How the final layer is fitted, and the number (even) and kind of random draws of each text's gradient."""
-
-    finetune_steps: int = 10
-    learning_rate: float = 1e-3
-    draws: int = 4
-    drawing: Drawing = "signs"
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,13 +98,13 @@ class ProbeNetwork:
         UsageError: for a model that computes more than one linear layer after its body.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: ProbeSettings = ProbeSettings()) -> None:
+    def __init__(self, model: PreTrainedModel, args: DiversityArguments) -> None:
         merge = getattr(model, "merge_and_unload", None)  # filters are those of the layers with the adapter merged
         model = merge() if merge else model
         self.model = model.eval()
         self.body = model.base_model
         self.final_layer = model.get_output_embeddings()
-        self.settings = settings
+        self.args = args
         self.weights = _weights_of(self.body)
         for weight in self.weights:
             weight.values.requires_grad_(True)
@@ -144,7 +132,7 @@ class ProbeNetwork:
     def embed(self, texts: Sequence[np.ndarray], name: str) -> TaskEmbedding:
         """Embed a batch of texts, each its (T + 1,) ids with BOS first; texts are run one by one, without padding.
 
-        The same texts, `name` and settings give the same bits; another name seeds other random draws.
+        The same texts, `name` and arguments give the same bits; another name seeds other random draws.
 
         Raises:
             UsageError: for gradients that are not finite, or all 0.
@@ -153,12 +141,12 @@ class ProbeNetwork:
         with torch.no_grad():
             features_ND = torch.cat([self._hidden(ids_T[:-1]) for ids_T in ids])
         head, loss, fitted_loss = fit_final_layer(
-            self.final_layer, features_ND, torch.cat([ids_T[1:] for ids_T in ids]), self.settings
+            self.final_layer, features_ND, torch.cat([ids_T[1:] for ids_T in ids]), self.args
         )
-        generator = torch.Generator().manual_seed(_seed_of(self.settings.seed, name))
+        generator = torch.Generator().manual_seed(_seed_of(self.args.seed, name))
         sums_2F = torch.stack([self._text_fisher(ids_T, head, generator) for ids_T in ids]).sum(dim=0)
         places = len(features_ND)
-        halves_2F = (sums_2F / (places * self.settings.draws / 2)).cpu().numpy()
+        halves_2F = (sums_2F / (places * self.args.fisher_draws / 2)).cpu().numpy()
         if not np.isfinite(halves_2F).all() or not halves_2F.any(axis=1).all():
             raise UsageError(
                 f"--model_name_or_path: gradients on {name} are not finite or all 0; use a model whose training was "
@@ -172,9 +160,9 @@ class ProbeNetwork:
         # On the CPU, so that the draws are the same on every device.
         chances_TV = logits_TV.detach().softmax(dim=-1).cpu()
         squares: list[torch.Tensor] = []
-        for draw in range(self.settings.draws):
-            scores_TV = DRAWINGS[self.settings.drawing](chances_TV, generator).to(logits_TV.device)
-            again = draw + 1 < self.settings.draws
+        for draw in range(self.args.fisher_draws):
+            scores_TV = DRAWINGS[self.args.fisher_drawing](chances_TV, generator).to(logits_TV.device)
+            again = draw + 1 < self.args.fisher_draws
             squares.append(squared_gradients(logits_TV, scores_TV, self.weights, keep_graph=again))
         return torch.stack([torch.stack(squares[half::2]).sum(dim=0) for half in (0, 1)])
 
@@ -236,7 +224,7 @@ def squared_gradients(
 
 
 def fit_final_layer(
-    final_layer: nn.Module, features_ND: torch.Tensor, targets_N: torch.Tensor, settings: ProbeSettings
+    final_layer: nn.Module, features_ND: torch.Tensor, targets_N: torch.Tensor, args: DiversityArguments
 ) -> tuple[nn.Module, float, float]:
     """Fit a copy of the final layer to the next tokens of a batch; return it with the loss before and after.
 
@@ -247,10 +235,10 @@ def fit_final_layer(
         UsageError: if the loss does not stay finite.
     """
     head = copy.deepcopy(final_layer).requires_grad_(True)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=args.finetune_learning_rate, weight_decay=0.0)
     losses = []
-    for step in range(settings.finetune_steps + 1):
-        last = step == settings.finetune_steps
+    for step in range(args.finetune_steps + 1):
+        last = step == args.finetune_steps
         optimizer.zero_grad()
         total = 0.0
         with torch.set_grad_enabled(not last):
@@ -264,7 +252,7 @@ def fit_final_layer(
             optimizer.step()
     if not np.isfinite(losses).all():
         raise UsageError(
-            f"--finetune_learning_rate {settings.learning_rate:g}: the final layer's loss went from {losses[0]:g} to "
-            f"{losses[-1]:g} nats per token; lower it"
+            f"--finetune_learning_rate {args.finetune_learning_rate:g}: the final layer's loss goes from {losses[0]:g} "
+            f"to {losses[-1]:g} nats per token; lower it"
         )
     return head.requires_grad_(False), losses[0], losses[-1]

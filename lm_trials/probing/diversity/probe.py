@@ -58,7 +58,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.diversity.report import show_diversity, show_text_measures, write_diversity
 
     if not args.text_only:
-        from lm_trials.probing.diversity.coefficient import embed_groups, find_probe, load_probes, make_groups
+        from lm_trials.probing.diversity.coefficient import (
+            RANDOM,
+            TRAINED,
+            embed_groups,
+            find_probe,
+            load_probes,
+            make_groups,
+        )
         from lm_trials.reporting.figures import distance_figure
 
         reference, tokenizer = find_probe(args)
@@ -69,16 +76,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     results: list[GroupEmbeddings] = []
     heat_maps: dict[str, Figure] = {}
     if not args.text_only:
-        groups = make_groups(sets, tokenizer, args)
+        groups, name = make_groups(sets, tokenizer, args), reference.name
         results = embed_groups(load_probes(reference, args), groups)
         rows = ProbeTable([row for result in results for row in result.rows()] + rows)
+        titles = {TRAINED: name, RANDOM: f"random weights of the shape of {name}"}
         heat_maps = {
             r.probe: distance_figure(
-                *r.of_data(), f"Distances between batches of texts, measured with {reference.name} ({r.probe})"
+                *r.of_data(), f"Distances between batches of texts, measured with {titles[r.probe]}"
             )
             for r in results
         }
-        show_diversity(rows, reference.name)
+        show_diversity(rows, titles)
     show_text_measures(rows, num_words)
     write_diversity(args, rows, results, heat_maps)
     return rows

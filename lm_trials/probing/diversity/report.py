@@ -25,8 +25,8 @@ SHOWN = {
 }
 
 
-def show_diversity(rows: ProbeTable, model: str) -> None:
-    """Print the coefficients by each probe, a line for each data set and control."""
+def show_diversity(rows: ProbeTable, names: Mapping[str, str]) -> None:
+    """Print the coefficients by each probe network (`names`), a line for each data set and control."""
     for probe in filter(None, rows.distinct("probe")):
         found = rows.where(probe=probe)
         lines = {
@@ -34,7 +34,7 @@ def show_diversity(rows: ProbeTable, model: str) -> None:
             for measure, name in found.distinct("measure", "data_set")
         }
         found.show(
-            f"Diversity measured with {model} ({probe}): {found[0]['unit']}, 95 % interval over n batches",
+            f"Diversity measured with {names[probe]}: {found[0]['unit']}, 95 % interval over n batches",
             "",
             lines,
             SHOWN,

@@ -129,7 +129,7 @@ def surface_categories(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """
     special = set(tokenizer.all_special_ids)
     return {
-        token: _surface(piece, tokenizer.decode([token]), token in special)
+        token: _surface(piece, str(tokenizer.decode([token])), token in special)
         for token, piece in enumerate(tokenizer.convert_ids_to_tokens(list(range(vocab_of(tokenizer)))))
         if piece is not None
     }

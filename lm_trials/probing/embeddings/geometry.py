@@ -218,28 +218,20 @@ def _umap(tables: Mapping[str, np.ndarray], fitted_ND: np.ndarray, seed: int) ->
         return {label: np.asarray(reducer.transform(table_ND)) for label, table_ND in tables.items()}
 
 
-@dataclass(frozen=True)
-class Movement:
-    """How far tokens moved between models: cosine distance (0 to 2), and distance relative to the norm before."""
+def movement(before_VD: np.ndarray, after_VD: np.ndarray) -> dict[str, np.ndarray]:
+    """Return how far each token moved between models: cosine distance (0 to 2), and move over the norm before.
 
-    distance_V: np.ndarray
-    relative_V: np.ndarray
-
-    @classmethod
-    def between(cls, before_VD: np.ndarray, after_VD: np.ndarray) -> Movement:
-        """Compare two tables.
-
-        >>> moved = Movement.between(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 2.0], [1.0, 0.0]]))
-        >>> moved.distance_V.tolist(), moved.relative_V.round(2).tolist()
-        ([1.0, 0.0], [2.24, 0.0])
-        """
-        norms_V = np.linalg.norm(before_VD, axis=1)
-        moved_V = np.linalg.norm(after_VD - before_VD, axis=1)
-        relative_V = np.divide(moved_V, norms_V, out=np.full(len(norms_V), np.nan), where=norms_V > 0)
-        distance_V = np.maximum(1 - (normalize(before_VD) * normalize(after_VD)).sum(axis=1), 0.0)
-        # A row of zeros, such as that of a pad token, has no direction.
-        known_V = (norms_V > 0) & (np.linalg.norm(after_VD, axis=1) > 0)
-        return cls(np.where(known_V, distance_V, np.nan), relative_V)
+    >>> moved = movement(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 2.0], [1.0, 0.0]]))
+    >>> moved["cosine_distance"].tolist(), moved["relative_move"].round(2).tolist()
+    ([1.0, 0.0], [2.24, 0.0])
+    """
+    norms_V = np.linalg.norm(before_VD, axis=1)
+    moved_V = np.linalg.norm(after_VD - before_VD, axis=1)
+    relative_V = np.divide(moved_V, norms_V, out=np.full(len(norms_V), np.nan), where=norms_V > 0)
+    distance_V = np.maximum(1 - (normalize(before_VD) * normalize(after_VD)).sum(axis=1), 0.0)
+    # A row of zeros, such as that of a pad token, has no direction.
+    known_V = (norms_V > 0) & (np.linalg.norm(after_VD, axis=1) > 0)
+    return {"cosine_distance": np.where(known_V, distance_V, np.nan), "relative_move": relative_V}
 
 
 def mean_of(values_V: np.ndarray, tokens_V: np.ndarray, unit_name: str, seed: int) -> Estimate | None:

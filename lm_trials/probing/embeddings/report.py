@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import show_table
 from lm_trials.probing.embeddings.categories import Categories, Separation
-from lm_trials.probing.embeddings.geometry import Embeddings, Movement, Picture, difference_of, mean_of, nearest_tokens
+from lm_trials.probing.embeddings.geometry import Embeddings, Picture, difference_of, mean_of, movement, nearest_tokens
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.tables import ProbeTable, Row, exact, interval, sign
 
@@ -33,8 +33,7 @@ def movement_rows(models: Sequence[Embeddings], counts_V: np.ndarray | None, see
         groups |= {SEEN: ("finding", counts_V > 0), UNSEEN: ("control", counts_V == 0)}
     for before, model in itertools.pairwise(models):
         for since, other in (("first", models[0]), ("previous", before)):
-            moved = Movement.between(other.table_VD, model.table_VD)
-            for metric, values_V in (("cosine_distance", moved.distance_V), ("relative_move", moved.relative_V)):
+            for metric, values_V in movement(other.table_VD, model.table_VD).items():
                 about = {**_about(model), "metric": metric, "since": since, "from": other.label}
                 for group, (role, tokens_V) in groups.items():
                     if estimate := mean_of(values_V, tokens_V, MEASURES[metric], seed):
@@ -152,7 +151,7 @@ def finding_of(
     models: Sequence[Embeddings],
     apart: Mapping[str, Separation],
     random: Mapping[str, Separation],
-    movement: ProbeTable,
+    moved: ProbeTable,
     picture: Picture,
     categories: Categories,
     counted: bool,
@@ -177,7 +176,7 @@ def finding_of(
         if counted
         else "without --dataset_name, tokens that never occur in training may be separated for that reason alone",
     ]
-    moved = movement.where(model=last, since="first", metric="cosine_distance")
+    moved = moved.where(model=last, since="first", metric="cosine_distance")
     if everything := moved.find(group=ALL):
         sentences.append(f"since {models[0].label}, {_moved(everything, 'tokens')}")
     if beyond := moved.find(group=BEYOND):

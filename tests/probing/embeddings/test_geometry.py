@@ -13,9 +13,9 @@ from lm_trials.console import UsageError
 from lm_trials.models.adapters import without_noise
 from lm_trials.probing.embeddings.geometry import (
     Embeddings,
-    Movement,
     difference_of,
     embeddings_of,
+    movement,
     nearest_tokens,
     project,
 )
@@ -122,16 +122,16 @@ def test_an_adapter_on_the_embeddings_counts_and_another_does_not():
 @settings(max_examples=15, deadline=None)
 def test_movement_is_the_cosine_and_the_norm(seed):
     before, after = np.random.default_rng(seed).standard_normal((2, 6, 5))
-    moved = Movement.between(before, after)
+    moved = movement(before, after)
     for token in range(6):
         cosine = before[token] @ after[token] / np.linalg.norm(before[token]) / np.linalg.norm(after[token])
-        assert moved.distance_V[token] == pytest.approx(1 - cosine)
-        assert moved.relative_V[token] == pytest.approx(
+        assert moved["cosine_distance"][token] == pytest.approx(1 - cosine)
+        assert moved["relative_move"][token] == pytest.approx(
             np.linalg.norm(after[token] - before[token]) / np.linalg.norm(before[token])
         )
-    longer = Movement.between(before, 3 * before)  # weight decay alone changes no direction
-    assert longer.distance_V == pytest.approx(0, abs=1e-12)
-    assert longer.relative_V == pytest.approx(2)
+    longer = movement(before, 3 * before)  # weight decay alone changes no direction
+    assert longer["cosine_distance"] == pytest.approx(0, abs=1e-12)
+    assert longer["relative_move"] == pytest.approx(2)
 
 
 def test_tokens_seen_are_told_from_the_others():
