@@ -4,12 +4,7 @@ import pytest
 from refusals import usage_error as refused
 from small_models import neox, opt, with_lora
 from tiny_models import KINDS, tiny_model
-from transformers import (
-    BertConfig,
-    BertLMHeadModel,
-    CTRLConfig,
-    CTRLLMHeadModel,
-)
+from transformers import BertConfig, BertLMHeadModel, CTRLConfig, CTRLLMHeadModel
 
 from lm_trials.probing.anatomy import anatomy_of, check_sites
 

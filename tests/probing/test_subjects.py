@@ -16,13 +16,7 @@ from lm_trials.flags import check_flags
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import SITES, Capture, check_capture
-from lm_trials.probing.flags import (
-    SubjectArguments,
-    TextArguments,
-    check_subjects,
-    probe_folder,
-    short_names,
-)
+from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects, probe_folder, short_names
 from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
 from lm_trials.tokens.tokenizers import train_tokenizer
 

@@ -7,13 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from lm_trials.probing.diversity.pairs import (
-    cosine_distance,
-    mean_between,
-    mean_within,
-    task_distances,
-    without_noise,
-)
+from lm_trials.probing.diversity.pairs import cosine_distance, mean_between, mean_within, task_distances, without_noise
 
 FISHER = st.just(0.0) | st.floats(1e-200, 1e30)
 EMBEDDINGS = arrays(np.float64, (4, 6), elements=FISHER)

@@ -15,10 +15,7 @@ from lm_trials.probing.embeddings.categories import (
     story_words,
     surface_categories,
 )
-from lm_trials.probing.embeddings.geometry import (
-    Words,
-    vocab_of,
-)
+from lm_trials.probing.embeddings.geometry import Words, vocab_of
 from lm_trials.stories.generated import vocabulary
 
 
