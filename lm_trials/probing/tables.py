@@ -129,6 +129,8 @@ def one_more(values_D: np.ndarray, unit: str) -> Estimate:
     """
     from scipy import stats
 
+    # Random weights do not vary by story: controls with an interval over stories alone, and one random model, gave a
+    # false finding in 40 of 40 draws.
     mean, count = float(np.mean(values_D)), len(values_D)
     reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
     return Estimate(mean, mean - reach, mean + reach, count, unit)

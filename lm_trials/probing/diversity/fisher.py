@@ -7,28 +7,19 @@ batch, averaged over the weights of each filter:
 
 (Achille et al. 2019, arXiv 1902.03545; for text Lee, Miranda, Sundar and Koyejo, arXiv 2306.13840, section 2.1).
 
-*One backward pass for each text, not for each token.*  The definition squares the gradient of each log-probability.
-Tokens drawn at different places are independent given the text, and each gradient has mean zero under the model's own
-distribution, so the cross terms of the squared sum vanish in expectation: the square of a text's summed gradient is an
-unbiased draw of the sum of squares.  tests/probing/diversity/test_fisher.py enumerates all draws and finds equality to
-1e-10.  This holds only for tokens drawn from the model: with labels (the "empirical Fisher") the cross terms remain.
+One backward pass for each text is enough: tokens drawn at different places are independent given the text and each
+gradient has mean zero, so the square of the text's summed gradient is an unbiased draw of the sum of squares (not so
+with labels, the "empirical Fisher").  tests/probing/diversity/test_fisher.py enumerates all draws: equal to 1e-10.
 
-*Random signs instead of drawn tokens.*  A drawn token enters only as e_v - p, with covariance diag(p) - p p'.  Any
-other vector with this covariance has the same expectation; that of `drawn_signs` has no rare large values where the
-model is confident.  With 4 draws from 32 stories, a demo model's embeddings of one batch are at distance 0.009 with
-signs and 0.033 with tokens.
+A drawn token enters only as e_v - p, with covariance diag(p) - p p', and any vector with this covariance has the same
+expectation.  `drawn_signs` has no rare large values: with 4 draws from 32 stories, a demo model's embeddings of one
+batch are at distance 0.009 with signs and 0.033 with tokens.
 
-Differences from the paper's code (alycialee/beyond-scale-language-data-diversity):
-
-- it pairs the logits of place t with a token drawn from the logits of place t + 1, so that gradients do not have mean
-  zero and the result is not a Fisher information; it counts padding as text; it leaves dropout on;
-- it squares gradients of means over 8 texts, one draw each: another scale, and for batches of 512 texts 64 draws;
-- it fits GPT-2's final layer, which is tied to the token table.  Here the final layer is a copy, so the probe's body is
-  the same for every batch;
-- a filter of GPT-2's `Conv1D`, stored as (in, out), is the weights of an input.  Here it is those of an output unit, as
-  in Task2Vec, so the embedding does not depend on how weights are stored.
-
-As in that code, biases are left out, each normalization weight is a filter, and each row of a table is a filter.
+Differences from the paper's code (alycialee/beyond-scale-language-data-diversity): it pairs the logits of place t with
+a token drawn at place t + 1, so that the result is not a Fisher information; counts padding as text; leaves dropout on;
+squares gradients of means over 8 texts, another scale; fits GPT-2's final layer together with the tied token table
+(here a copy); and takes the inputs of GPT-2's `Conv1D` as filters (here its output units, as in Task2Vec).  As there,
+biases are left out, each normalization weight is a filter, and each row of a table is a filter.
 
 Shape suffixes: T = places, V = vocabulary, D = width, N = all places of a batch, F = filters.
 """

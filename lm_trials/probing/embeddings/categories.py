@@ -24,7 +24,8 @@ from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.probing.embeddings.geometry import Words, vocab_of
 from lm_trials.stories.generated import vocabulary
 
-MOSTLY_UNSEEN = ("byte", "special")  # of `surface_categories`
+# Categories of `surface_categories` that were separated from the others only because training never saw their tokens.
+MOSTLY_UNSEEN = ("byte", "special")
 LEAST = 3
 """Smaller categories are left out: hardly any nearest token can belong to them."""
 WORD_STARTS = ("▁", "Ġ")  # the space before a word in SentencePiece and byte-level tokenizers

@@ -34,7 +34,7 @@ from lm_trials.probing.subjects import Subject, load_subject
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 
-BATCH = 512
+BATCH = 512  # texts tokenized at once
 LEAST_TOKENS = 8
 """Tokens of the smaller group from which on a difference of groups has an interval: the spread of one token is 0."""
 

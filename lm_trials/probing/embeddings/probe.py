@@ -8,8 +8,8 @@ movement of tokens that occur in the training data:
         --all_checkpoints --categories words --words mom happy \\
         --dataset_name generated
 
-The cities of a latent-city run by continent; a base model and a model
-fine-tuned from it, with your own categories:
+The cities of a latent-city run by continent; a base model and a model tuned
+from it, with your own categories:
 
     lm-trials probe embeddings --model_name_or_path runs/atlas \\
         --all_checkpoints --categories continents
