@@ -18,8 +18,8 @@ from lm_trials.probing.diversity.batches import TextSet
 from lm_trials.probing.tables import ProbeTable
 from lm_trials.stories.variety import LZMA_PRESET
 
-# Compression and n-grams do not rank data sets as the coefficient does: of PubMed and patents, the one with more distinct
-# n-grams has the lower coefficient.
+# These measures do not rank data sets as the coefficient does: PubMed has more distinct n-grams than patents, but a
+# lower coefficient.
 NGRAMS = (1, 2, 3)
 
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # --text_only needs no torch
     from lm_trials.probing.diversity.coefficient import GroupEmbeddings
 
 SHOWN = {
-    "as in the paper": {"layers": "all layers", "noise": "as drawn"},
-    "noise removed": {"layers": "all layers", "noise": "removed"},
-    "noise and tables\nremoved": {"layers": "without tables", "noise": "removed"},
+    "as defined": {"layers": "all layers", "noise": "as drawn"},
+    "sampling noise\nremoved": {"layers": "all layers", "noise": "removed"},
+    "and without\ntoken tables": {"layers": "without tables", "noise": "removed"},
 }
 
 
@@ -39,7 +39,7 @@ def show_diversity(rows: ProbeTable, names: Mapping[str, str]) -> None:
             lines,
             SHOWN,
             "\n".join(f"{name}: {meaning}" for name, meaning in CONTROLS.items())
-            + "\ntables: rows of the token and position tables, which mainly show which tokens a batch contains",
+            + "\ntoken tables: rows of tokens and positions, which mainly show which tokens a batch contains",
             lambda row: interval(row, 4, lines=True),
             counted="n",
         )
