@@ -28,9 +28,9 @@ Compression and distinct n-grams only, without a model:
 
 The coefficient depends on the probe network, --batch_size, --max_length,
 --fisher_draws and the fitting of the final layer: compare only numbers with
-the same settings, and compare them with the controls. "Sampling noise
-removed" is the coefficient without the bias of the random draws; it does not
-depend on --fisher_draws. "One batch again" shows the size of that bias.
+the same settings, and compare them with the controls. "Without noise" is the
+coefficient without the bias of the random draws; it does not depend on
+--fisher_draws. "One batch again" shows the size of that bias.
 """
 
 from __future__ import annotations

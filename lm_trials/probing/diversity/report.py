@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # --text_only needs no torch
 
 SHOWN = {
     "as defined": {"layers": "all layers", "noise": "as drawn"},
-    "sampling noise\nremoved": {"layers": "all layers", "noise": "removed"},
-    "and without\ntoken tables": {"layers": "without tables", "noise": "removed"},
+    "without noise": {"layers": "all layers", "noise": "removed"},
+    "without tables": {"layers": "without tables", "noise": "removed"},
 }
 
 
@@ -39,7 +39,8 @@ def show_diversity(rows: ProbeTable, names: Mapping[str, str]) -> None:
             lines,
             SHOWN,
             "\n".join(f"{name}: {meaning}" for name, meaning in CONTROLS.items())
-            + "\ntoken tables: rows of tokens and positions, which mainly show which tokens a batch contains",
+            + "\nwithout noise: sampling noise of the draws removed\nwithout tables: also without the token and position "
+            "tables, which mainly show which tokens occur",
             lambda row: interval(row, 4, lines=True),
             counted="n",
         )
@@ -49,10 +50,11 @@ def show_text_measures(rows: ProbeTable, num_words: int) -> None:
     """Print the measures without a model, a line for each data set."""
     rows = rows.where(probe="")
     rows.show(
-        f"The same texts without a model: first {num_words:,} words of each batch, 95 % interval over n batches",
+        f"The same texts without a model: compression ratio and shares of distinct n-grams, first {num_words:,} words "
+        "of each batch, 95 % interval over n batches",
         "",
         {name: {"data_set": name} for name in rows.distinct("data_set")},
-        {measure.replace(" ", "\n"): {"measure": measure} for measure in rows.distinct("measure")},
+        {name.removesuffix(" ratio").removeprefix("distinct "): {"measure": name} for name in rows.distinct("measure")},
         counted="n",
     )
 

@@ -89,13 +89,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     picture = project(models, categories.tokens_N, args.basis, args.projection, seed)
     points = report.point_rows(models, picture, categories, tokenizer)
-    axis = "component" if picture.explained else "UMAP axis"
+    axes, axis = ("principal components", "component") if picture.explained else ("UMAP axes", "axis")
     shares = [f" ({share:.1%} of variance)" for share in picture.explained] or ["", ""]
     shown = [model.label for model in report.chosen(models, 6)]
-    fitted = (
-        "" if len(models) == 1 else f", axes fitted on {'all models' if args.basis == 'joint' else models[-1].label}"
-    )
-    title = f"{args.which.capitalize()} embeddings of {len(categories.tokens_N):,} tokens by category{fitted}"
+    fitted = "" if len(models) == 1 else f" fitted on {'all models' if args.basis == 'joint' else models[-1].label}"
+    title = f"{args.which.capitalize()} embeddings of {len(categories.tokens_N):,} tokens on two {axes}{fitted}"
     figure = points_figure(points, shown, title, (f"{axis} 1{shares[0]}", f"{axis} 2{shares[1]}"))
     rows += movement + report.picture_rows(picture)
     finding = report.finding_of(models, last, random, movement, picture, categories, counts_V is not None)

@@ -112,12 +112,9 @@ def show_movement(rows: ProbeTable) -> None:
     """Print how far tokens moved in each model."""
     rows = rows.where(metric="cosine_distance")
     there = rows.distinct("group")
-    columns = {
-        group.replace(" that ", "\nthat "): {"since": "first", "group": group}
-        for group in (ALL, SEEN, UNSEEN)
-        if group in there
-    }
-    columns["since the\nprevious model"] = {"since": "previous", "group": ALL}
+    headings = {ALL: "all tokens", SEEN: "in the data", UNSEEN: "not in the data"}
+    columns = {headings[group]: {"since": "first", "group": group} for group in headings if group in there}
+    columns["since previous"] = {"since": "previous", "group": ALL}
     models = {label: {"model": label} for label in rows.distinct("model")}
     rows.show("Movement of embeddings since the first model, cosine distance", "model", models, columns, CAPTION)
 
