@@ -50,7 +50,10 @@ def captured(
     Raises:
         UsageError: for no texts, an empty one, or one that is longer than the model's positions.
     """
-    _check_documents(documents, positions)
+    if not len(documents):
+        raise UsageError("no texts to read; choose a data set with texts, or raise --max_eval_samples")
+    if not isinstance(positions, int | None) and len(positions) != len(documents):
+        raise UsageError(f"positions are given for {len(positions)} of {len(documents)} texts; give them for each text")
     order = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     shown = progress(batches, description, "texts", len(order), len) if description else batches
@@ -71,16 +74,6 @@ def captured(
         with torch.no_grad(), capture:
             model(input_ids=ids_BT.to(whole.device), attention_mask=mask_BT.to(whole.device), **fewer)
         yield replace(capture.activations, document_B=torch.tensor(numbers))
-
-
-def _check_documents(documents: Sequence[np.ndarray], positions: Positions) -> None:
-    if not len(documents):
-        raise UsageError("no texts to read; choose a data set with texts, or raise --max_eval_samples")
-    if isinstance(positions, int):
-        if positions < 1:
-            raise UsageError(f"positions must be at least 1 (the last n tokens of each text), not {positions}")
-    elif positions is not None and len(positions) != len(documents):
-        raise UsageError(f"positions are given for {len(positions)} of {len(documents)} texts; give them for each text")
 
 
 def padded(documents: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,15 +145,11 @@ class ActivationStore:
             raise UsageError("attention weights of texts have no common shape; read them batch by batch (`captured`)")
         if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} is not an empty folder; choose another")
-        _check_documents(documents, positions)
         asked: Sequence[Any] = documents if isinstance(positions, int | None) else positions
-        counts = np.array([len(each) for each in asked])
+        counts = np.array([len(each) for each in asked], dtype=np.int64)
         if isinstance(positions, int):
-            counts = np.minimum(counts, positions)
-        ends = np.cumsum(counts)
-        total = int(ends[-1])
-        if not total:
-            raise UsageError("positions name no token of any text; give at least one")
+            counts = np.minimum(counts, max(positions, 0))
+        ends, total = np.cumsum(counts), int(counts.sum())
         text_N, position_N = np.repeat(np.arange(len(counts)), counts), np.zeros(total, dtype=np.int64)
         arrays: dict[Site, np.ndarray] = {}
         files: dict[Site, tuple[Any, int, tuple[int, ...]]] = {}
@@ -169,6 +158,8 @@ class ActivationStore:
             # Closed at once if something fails: otherwise the progress bar would end only after the error message.
             batches = captured(model, documents, sites, positions, batch_size, description)
             for found in opened.enter_context(closing(batches)):
+                if not total:
+                    raise UsageError("positions name no token of any text; give at least one")
                 if not arrays and not files:
                     shapes = {site: (total, *values.shape[1:]) for site, values in found.values.items()}
                     if folder is None and 4 * sum(map(math.prod, shapes.values())) <= in_memory:

@@ -33,11 +33,12 @@ class ProbeTable(list[Row]):
 
     def where(self, **wanted: Any) -> ProbeTable:
         """Return the rows with these values (a list: any of them); a missing column counts as None."""
-        return ProbeTable(row for row in self if _matches(row, wanted))
+        lists = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
+        return ProbeTable(row for row in self if all(row.get(name) in values for name, values in lists.items()))
 
     def find(self, **wanted: Any) -> Row | None:
         """Return the first row with these values, or None."""
-        return next((row for row in self if _matches(row, wanted)), None)
+        return next(iter(self.where(**wanted)), None)
 
     def distinct(self, *columns: str) -> list[Any]:
         """Return the distinct values of a column, or tuples of several columns, in order."""
@@ -76,12 +77,6 @@ class ProbeTable(list[Row]):
             counts = [str((found[0] or {}).get("n", "-"))] if counted else []
             lines.append([name, *counts, *map(written, found)])
         show_table(title, [corner, *([counted] if counted else []), *across], lines, caption)
-
-
-def _matches(row: Row, wanted: Mapping[str, Any]) -> bool:
-    return all(
-        row.get(name) in value if isinstance(value, list) else row.get(name) == value for name, value in wanted.items()
-    )
 
 
 def interval(found: Estimate | Mapping[str, Any] | None, digits: int = 3, lines: bool = False) -> str:

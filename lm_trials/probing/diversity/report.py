@@ -39,8 +39,8 @@ def show_diversity(rows: ProbeTable, names: Mapping[str, str]) -> None:
             lines,
             SHOWN,
             "\n".join(f"{name}: {meaning}" for name, meaning in CONTROLS.items())
-            + "\nwithout noise: sampling noise of the draws removed\nwithout tables: also without the token and position "
-            "tables, which mainly show which tokens occur",
+            + "\nwithout noise: sampling noise of the draws removed\nwithout tables: also without the token and "
+            "position tables, which mainly show which tokens occur",
             lambda row: interval(row, 4, lines=True),
             counted="n",
         )
