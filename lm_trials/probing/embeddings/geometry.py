@@ -57,28 +57,16 @@ class Embeddings:
 
 
 def embeddings_of(model: Any, which: str, vocab_size: int, name: str = "") -> np.ndarray:
-    """Return the (V, D) embeddings from the layer's outputs, because an adapter is not part of its weights.
-
-    Raises:
-        UsageError: for a model with fewer embeddings than tokens.
-    """
+    """Return the (V, D) embeddings from the layer's outputs, because an adapter is not part of its weights."""
     parts = anatomy_of(model, name)
+    whole = parts.model
     with torch.no_grad():
         if which == "input":
-            layer = parts.model.get_input_embeddings()
-            # Inside a PEFT adapter the embedding is one level deeper.
-            embedding = next(part for part in layer.modules() if isinstance(part, nn.Embedding))
-            rows = min(vocab_size, embedding.num_embeddings)
-            table = layer(torch.arange(rows, device=parts.model.device)[None])[0]
+            table_VD = whole.get_input_embeddings()(torch.arange(vocab_size, device=whole.device)[None])[0]
         else:
-            units_DD = torch.eye(parts.width, device=parts.model.device, dtype=parts.model.dtype)
-            table = (parts.head(units_DD) - parts.head(0 * units_DD[:1])).T[:vocab_size]  # minus the bias, if any
-    if len(table) < vocab_size:
-        raise UsageError(
-            f"{parts.name} has {len(table):,} embeddings and its tokenizer {vocab_size:,} tokens; set --tokenizer_name "
-            "to the tokenizer that the model was trained with"
-        )
-    return table.to("cpu", torch.float64).numpy()
+            units_DD = torch.eye(parts.width, device=whole.device, dtype=whole.dtype)
+            table_VD = (parts.head(units_DD) - parts.head(0 * units_DD[:1])).T[:vocab_size]  # minus the bias, if any
+    return table_VD.to("cpu", torch.float64).numpy()
 
 
 def read_embeddings(
