@@ -342,8 +342,8 @@ def check_capture(model: Any, ids_T: Sequence[int] | np.ndarray, sites: Sites, n
         finally:
             anatomy.model.set_attn_implementation(before)
         exact = plain.dtype == torch.float32 and not getattr(anatomy.model, "is_quantized", False)
-        told = replace(checks[0], allowed=EAGER if exact else math.inf)
-        checks = [told, replace(told, largest=_apart(eager, captured), allowed=HOOKED)]
+        reported = replace(checks[0], allowed=EAGER if exact else math.inf)
+        checks = [reported, replace(reported, largest=_apart(eager, captured), allowed=HOOKED)]
     for check in checks:
         if not check.largest <= check.allowed:
             raise RuntimeError(

@@ -25,9 +25,9 @@ class Finding:
     control: str
 
     @classmethod
-    def of(cls, told: Sequence[str], controls: Sequence[str], joint: str = "; ") -> Finding:
+    def of(cls, sentences: Sequence[str], controls: Sequence[str], joint: str = "; ") -> Finding:
         """Join clauses; repeated clauses of the controls appear once."""
-        return cls(joint.join(told), joint.join(dict.fromkeys(controls)))
+        return cls(joint.join(sentences), joint.join(dict.fromkeys(controls)))
 
 
 def write_findings(
