@@ -321,7 +321,7 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monke
         assert "--layers 2: " in refused(capsys, *both, *stories, "--layers", 2)
         assert "has blocks 0 to 1" in refused(capsys, *both, *stories, "--layers", 5)
         assert "--heads 4: " in refused(capsys, *both, *stories, "--heads", 4)
-    assert "position 90 of a text of" in refused(capsys, *both, *stories, "--positions", 90)
+    assert "position 90: the text has" in refused(capsys, *both, *stories, "--positions", 90)
     assert "no text shows it" in refused(capsys, *both, *stories, "--feature", "BadEnding")
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
     assert "holds no story; give a source" in refused(capsys, *both, "--dataset_name", tmp_path / "empty.jsonl")
