@@ -1,20 +1,19 @@
-"""What capturing costs: the time and memory of reading a model, held against running it and against TransformerLens.
+"""Time and memory of capturing activations, compared with plain forward passes and TransformerLens.
 
     python benchmarks/capture.py
     python benchmarks/capture.py --num_stories 200 --repetitions 3
     python benchmarks/capture.py --dataset_name generated --data_cache_dir data
 
-The same batches for all, texts of like length together: plain forward passes, with logits and without; all hidden
-states and all sites but attention with this project's own capture, which computes no logits; and `run_with_cache` of
-TransformerLens, spared the logits too where it can be.  That is only needed here and left out where it is not
-installed; to have it beside this project without changing what is installed:
+All ways run the same batches: plain forward passes, with and without logits; capturing all hidden states, and all
+sites except attention, without logits; and TransformerLens' `run_with_cache`, without logits where possible.
+TransformerLens is used only here and skipped if it is not installed.  To add it without changing the environment:
 
     pip install --no-deps --target tl_site transformer-lens beartype einops fancy-einsum jaxtyping typeguard
     PYTHONPATH=tl_site python benchmarks/capture.py
 
-Repetitions are interleaved and the ratios are of minima, which other work on the machine moves least; processor time
-beside the time that passed shows how much there was of it.  Where there is much, `OMP_NUM_THREADS=1` helps.
-Memory is that of processes of their own, one for each way, each with the same model, texts and libraries loaded.
+Repetitions are interleaved, and ratios are of minima, which other load on the machine affects least.  Compare processor
+time with elapsed time to see that load; under much load, set `OMP_NUM_THREADS=1`.  Memory is measured in a separate
+process for each way, with the same model, texts and libraries.
 """
 
 from __future__ import annotations
@@ -38,34 +37,33 @@ from lm_trials.console import UsageError, note, progress, script, show_facts, sh
 from lm_trials.flags import option, parse_arguments
 
 PLAIN, BARE = "plain forward passes", "forward passes without logits"
-GONE, MEMORY, FILES = "hidden states, let go", "hidden states, in memory", "hidden states, into files"
+GONE, MEMORY, FILES = "hidden states, released", "hidden states, in memory", "hidden states, into files"
 EVERYTHING = "all sites, into files"
-LENS_KEPT, LENS_GONE = "run_with_cache, hidden states kept", "run_with_cache, hidden states let go"
-LENS_ALL = "run_with_cache, everything let go"
+LENS_KEPT, LENS_GONE = "run_with_cache, hidden states kept", "run_with_cache, hidden states released"
+LENS_ALL = "run_with_cache, everything released"
 OURS = (GONE, MEMORY, FILES, EVERYTHING)
 LENSES = (LENS_KEPT, LENS_GONE, LENS_ALL)
 BAR = 1.3
-ENOUGH = 1 << 60
 
 
 @dataclass
 class CaptureBenchmark:
-    """What is read, and how often."""
+    """The model, the texts and the repetitions."""
 
-    num_stories: int = option(1000, least=1, help="Stories that are read.")
-    dataset_name: str | None = option(None, help="A prepared corpus or a file; default: generated stories.")
-    dataset_split: str | None = option(None, help="Split of it. Default: its validation split; a file is read whole.")
+    num_stories: int = option(1000, least=1, help="Number of stories.")
+    dataset_name: str | None = option(None, help="Prepared corpus or file. Default: generated stories.")
+    dataset_split: str | None = option(None, help="Split. Default: validation of a corpus, all of a file.")
     data_cache_dir: str = option("data", help="Folder of prepared corpora.")
-    tokenizer_name: str | None = option(None, help="Tokenizer; default: one trained on the stories.")
-    config_name: str = option("base8M", help="Shape of the model, a preset; its weights are random.")
-    batch_size: int = option(16, least=1, help="Stories of a batch.")
+    tokenizer_name: str | None = option(None, help="Tokenizer. Default: trained on the stories.")
+    config_name: str = option("base8M", help="Preset of the model's shape; weights are random.")
+    batch_size: int = option(16, least=1, help="Stories per batch.")
     repetitions: int = option(5, least=1, help="Interleaved repetitions.")
     seed: int = option(0, least=0, help="Seed of stories and weights.")
 
 
 @dataclass
 class Setting:
-    """What every way is given: the model, its texts, and both as TransformerLens has them."""
+    """The input of every way: the model, its texts, the batches, and the model in TransformerLens."""
 
     model: Any
     documents: list[np.ndarray]
@@ -77,25 +75,25 @@ class Setting:
 
 @script
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Run the benchmark; returns the least seconds of each way."""
+    """Run the benchmark; return the minimal seconds of each way."""
     (args,) = parse_arguments(argv, (CaptureBenchmark,), __doc__ or "")
-    names = [PLAIN, BARE, *OURS, *LENSES]
+    names = [PLAIN, BARE, *OURS]
     if find_spec("transformer_lens") is None:
-        note("TransformerLens is not installed, so its lines are left out; benchmarks/capture.py --help says how")
-        names = [PLAIN, BARE, *OURS]
-
+        note("TransformerLens is not installed and skipped; benchmarks/capture.py --help shows how to add it")
+    else:
+        names += LENSES
     with tempfile.TemporaryDirectory() as folder:
         documents = read_documents(args, Path(folder) / "tokenizer")
         given = args, documents, folder
         seconds, processor, facts = alone(time_all, names, *given)
         memory = {name: alone(memory_of, name, *given) for name in progress(names, "memory", "ways", len(names))}
-
-    show(seconds, processor, memory, facts)
+    show_facts("capture", facts)
+    show(seconds, processor, memory)
     return {name: min(times) for name, times in seconds.items()}
 
 
 def read_documents(args: CaptureBenchmark, tokenizer_folder: Path) -> list[np.ndarray]:
-    """Return the ids of each story, cut to the model's positions, and save the tokenizer; nothing here runs torch."""
+    """Return the ids of each story, truncated to the model's positions, and save the tokenizer; nothing runs torch."""
     from lm_trials.models.presets import PRESETS
     from lm_trials.probing.flags import TextArguments
     from lm_trials.probing.subjects import read_stories
@@ -109,26 +107,25 @@ def read_documents(args: CaptureBenchmark, tokenizer_folder: Path) -> list[np.nd
     if args.dataset_name is None:
         stories = [row["story"] for row in generate_stories(args.num_stories, args.seed)]
     else:
-        where = {"dataset_split": args.dataset_split, "data_cache_dir": args.data_cache_dir}
-        texts = TextArguments(args.dataset_name, max_eval_samples=args.num_stories, **where)
+        texts = TextArguments(
+            args.dataset_name, args.dataset_split, args.num_stories, data_cache_dir=args.data_cache_dir
+        )
         stories = [record["story"] for record in read_stories(texts)]
-    if args.tokenizer_name:
-        load_tokenizer(args.tokenizer_name).save_pretrained(tokenizer_folder)
-    else:
-        train_tokenizer(stories, preset.vocab_size).save_pretrained(tokenizer_folder)
-    tokenizer = load_tokenizer(str(tokenizer_folder))
+    name = args.tokenizer_name
+    tokenizer = load_tokenizer(name) if name else train_tokenizer(stories, preset.vocab_size)
+    tokenizer.save_pretrained(tokenizer_folder)
     opening = opening_of(tokenizer, "bos")
     return [np.array((opening + ids)[: preset.positions]) for ids in batch_encoder(tokenizer)(stories)]
 
 
 def alone(function: Callable[..., Any], *given: Any) -> Any:
-    """Call a function in a process of its own, forked from this one, in which torch has not computed anything."""
+    """Call a function in a process forked from this one, in which torch has not computed anything yet."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         return pool.submit(function, *given).result()
 
 
 def prepare(args: CaptureBenchmark, documents: list[np.ndarray], folder: str, lens: bool) -> Setting:
-    """Build the model and the batches, and TransformerLens' own form of a copy of it."""
+    """Build the model and the batches, and with `lens` a copy of the model in TransformerLens."""
     import copy
 
     from lm_trials.models.presets import PRESETS
@@ -148,16 +145,14 @@ def prepare(args: CaptureBenchmark, documents: list[np.ndarray], folder: str, le
     if lens:
         from transformer_lens.model_bridge import TransformerBridge
 
-        twin = copy.deepcopy(model)
-        setting.bridge = TransformerBridge.boot_transformers(
-            args.config_name, hf_model=twin, tokenizer=tokenizer, device="cpu"
-        )
+        how = {"hf_model": copy.deepcopy(model), "tokenizer": tokenizer, "device": "cpu"}
+        setting.bridge = TransformerBridge.boot_transformers(args.config_name, **how)
         setting.bridge.eval()
     return setting
 
 
 def run(name: str, setting: Setting, place: Path) -> None:
-    """Go one of the ways over all texts; what is kept in memory is held until the next call."""
+    """Run one of the ways over all texts; what it keeps in memory stays there until the next call."""
     import torch
 
     from lm_trials.probing.activation_store import ActivationStore, captured
@@ -165,7 +160,7 @@ def run(name: str, setting: Setting, place: Path) -> None:
 
     setting.kept.clear()
     sites = [site for site in SITES if site != "attention"] if name == EVERYTHING else ["hidden"]
-    how = {"batch_size": setting.batch_size, "description": None}
+    how: dict[str, Any] = {"batch_size": setting.batch_size, "description": None}
     if name in (PLAIN, BARE):
         fewer = {"logits_to_keep": 1, "use_cache": False} if name == BARE else {}
         with torch.inference_mode():
@@ -175,7 +170,7 @@ def run(name: str, setting: Setting, place: Path) -> None:
         for _ in captured(setting.model, setting.documents, sites, **how):
             pass
     elif name == MEMORY:
-        setting.kept.append(ActivationStore.collect(setting.model, setting.documents, sites, in_memory=ENOUGH, **how))
+        setting.kept.append(ActivationStore.collect(setting.model, setting.documents, sites, in_memory=1 << 60, **how))
     elif name in (FILES, EVERYTHING):
         ActivationStore.collect(setting.model, setting.documents, sites, folder=place / "store", **how)
     else:
@@ -187,7 +182,7 @@ def run(name: str, setting: Setting, place: Path) -> None:
 
 
 def run_with_cache(setting: Setting, name: str, ids_BT: Any, mask_BT: Any) -> tuple[Any, dict[str, Any]]:
-    """Let TransformerLens read a batch; where only hidden states are asked for, it too is spared the output head."""
+    """Run TransformerLens on a batch; without logits if only hidden states are asked for."""
     how: dict[str, Any] = {"return_cache_object": False}
     if name != LENS_ALL:
         how |= {"names_filter": residuals(setting), "logits_to_keep": 1}
@@ -201,10 +196,10 @@ def residuals(setting: Setting) -> list[str]:
 
 
 def check_same(setting: Setting) -> float:
-    """Return how far apart both readings of the first batch are, at most.
+    """Return the largest difference between both captures of the first batch.
 
     Raises:
-        RuntimeError: by more than rounding: then the times would be of different work.
+        RuntimeError: for a difference above rounding: then the times would be of different work.
     """
     import torch
 
@@ -222,14 +217,16 @@ def check_same(setting: Setting) -> float:
         for found in (everything, cache):
             apart.append(float((found[name][kept_BT] - capture.activations.of("hidden", layer)).abs().max()))
     if not max(apart) < 1e-3:
-        raise RuntimeError(f"TransformerLens and this project read different numbers: {max(apart):.1e} apart")
+        raise RuntimeError(
+            f"TransformerLens and this project differ by {max(apart):.1e}; their times are not comparable"
+        )
     return max(apart)
 
 
 def time_all(
     names: list[str], args: CaptureBenchmark, documents: list[np.ndarray], folder: str
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, str]]:
-    """Return the seconds of each way, interleaved, those of the processor, and what was measured on."""
+    """Return the interleaved seconds of each way, those of the processor, and facts about the measurement."""
     import torch
 
     setting = prepare(args, documents, folder, lens=LENS_ALL in names)
@@ -248,7 +245,7 @@ def time_all(
     for turn, name in enumerate(itertools.chain(names, progress(turns, "time", "passes", len(turns)))):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             started, busy = time.perf_counter(), time.process_time()
-            run(name, few if turn < len(names) else setting, Path(place))  # the first of each is to warm up
+            run(name, few if turn < len(names) else setting, Path(place))  # the first run of each is a warm-up
             if turn >= len(names):
                 seconds[name].append(time.perf_counter() - started)
                 processor[name].append(time.process_time() - busy)
@@ -257,7 +254,7 @@ def time_all(
 
 
 def memory_of(name: str, args: CaptureBenchmark, documents: list[np.ndarray], folder: str) -> tuple[float, float]:
-    """Return the peak memory of one way, and how much of it the pass itself added, in MB."""
+    """Return the peak memory of one way and the part that the pass added, in MB."""
     setting = prepare(args, documents, folder, lens=name in LENSES)
     few = Setting(setting.model, documents[:2], setting.batches[-1:], args.batch_size, setting.bridge)
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -270,20 +267,16 @@ def memory_of(name: str, args: CaptureBenchmark, documents: list[np.ndarray], fo
 
 
 def show(
-    seconds: dict[str, list[float]],
-    processor: dict[str, list[float]],
-    memory: dict[str, tuple[float, float]],
-    facts: dict[str, str],
+    seconds: dict[str, list[float]], processor: dict[str, list[float]], memory: dict[str, tuple[float, float]]
 ) -> None:
-    """Print the table and the ratios that have a bar."""
+    """Print the table, and the ratios with their bars."""
     least = {name: min(times) for name, times in seconds.items()}
     rows = [
         [name, f"{least[name]:.2f}", f"{statistics.median(times):.2f}", f"{least[name] / least[PLAIN]:.2f}",
          f"{min(processor[name]):.2f}", f"{memory[name][0]:,.0f}", f"{memory[name][1]:,.0f}"]
         for name, times in seconds.items()
     ]  # fmt: skip
-    show_facts("capture", facts)
-    columns = ["what", "least s", "median s", "to plain", "processor s", "peak MB", "of it the pass"]
+    columns = ["way", "min\ns", "median\ns", "ratio to\nplain", "processor\ns", "peak\nMB", "pass\nMB"]
     show_table(f"{len(seconds[PLAIN])} interleaved repetitions", columns, rows)
     ratios = {f"{name} / plain": f"{least[name] / least[PLAIN]:.2f} (bar {BAR})" for name in (MEMORY, FILES)}
     pairs = [(MEMORY, LENS_KEPT), (GONE, LENS_GONE), (EVERYTHING, LENS_ALL)]

@@ -199,7 +199,7 @@ def test_the_word_of_the_page_lets_probes_read_another_name(monkeypatch):
     for block in model.model.layers:
         block.feed_forward = block.mlp
         del block.mlp
-    with pytest.raises(UsageError, match="no MLP is known"):
+    with pytest.raises(UsageError, match="no known MLP module"):
         anatomy_of(model).mlp(0)
     monkeypatch.setattr("lm_trials.probing.anatomy.MLPS", anatomy.MLPS)
     example_of("A model family")

@@ -1,12 +1,12 @@
-"""Capture: what a model computes inside, read by hooks while it runs as always.
+"""Capture: a model's activations, read by hooks during an ordinary forward pass.
 
     with Capture(model, ["hidden", "values"]) as capture:
         model(input_ids=input_ids_BT, attention_mask=attention_mask_BT)
-    capture.activations.of("hidden", 3)  # (N, D): the tokens of all texts, padding left out
+    capture.activations.of("hidden", 3)  # (N, D): the tokens of all texts, without padding
 
-Nothing is converted, so a model is read as it is: any decoder, in float32 or 8 bits, with a LoRA adapter unmerged.
-transformers' own `output_hidden_states` gives the last layer only after the final norm, on another scale than the
-others; `output_attentions` is empty without a word where the attention is not eager; both leave hooks behind.
+The model is not converted: any decoder, in float32 or 8 bits, with an unmerged LoRA adapter.  transformers' own
+`output_hidden_states` returns the last layer only after the final norm, on another scale than the others;
+`output_attentions` is silently empty unless the attention is eager; both leave hooks on the model.
 
 Shape suffixes: B = texts, T = tokens of the longest, N = tokens kept of all texts, D = width, H = heads, K = key/value
 heads, E = width of a head.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,17 +31,17 @@ from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import Anatomy, anatomy_of, check_sites
 
 SITES = {
-    "hidden": "hidden states, (N, D): layer 0 the embeddings, layer h what block h-1 leaves, before the final norm",
-    "normed": "the last hidden states after the final norm, (N, D), what the output head reads; layer L",
-    "keys": "keys of each block as the cache has them, positions included, (N, K, E)",
-    "values": "values of each block as the cache has them, (N, K, E)",
+    "hidden": "hidden states before the final norm, (N, D): layer 0 the embeddings, layer h the output of block h-1",
+    "normed": "the last hidden states after the final norm, (N, D), the input of the output head; layer L",
+    "keys": "keys of each block as in the cache, positions included, (N, K, E)",
+    "values": "values of each block as in the cache, (N, K, E)",
     "attention": "attention weights of each block, a list of (H, kept, T) for each text; rows are the kept tokens",
-    "heads": "what the heads of each block read out, side by side, before the output projection, (N, H * E)",
+    "heads": "outputs of each block's heads before the output projection, concatenated, (N, H * E)",
     "attention_output": "what each block's attention adds to the hidden states, (N, D)",
     "mlp": "what each block's MLP adds to the hidden states, (N, D)",
 }
 HOOKED, EAGER = 1e-4, 1e-3
-"""How far, in nats, log-probabilities may move by hooks alone, and by eager attention in float32."""
+"""Largest change of log-probabilities, in nats, allowed for hooks alone, and for eager attention in float32."""
 Sites = Sequence[str] | Mapping[str, Sequence[int] | None]
 Positions = int | Sequence[Sequence[int]] | None
 Site = tuple[str, int]
@@ -49,14 +49,14 @@ Site = tuple[str, int]
 
 @dataclass(frozen=True)
 class Activations:
-    """What one forward pass computed at the kept tokens, in float32 on the CPU.
+    """The activations of one forward pass at the kept tokens, in float32 on the CPU.
 
     Attributes:
-        values: by (site, layer), what `SITES` says.
-        text_N: which text of the batch each kept token is of.
-        position_N: its position in that text, padding not counted.
+        values: by (site, layer), with the shapes of `SITES`.
+        text_N: index in the batch of each kept token's text.
+        position_N: its position in that text, without padding.
         lengths_B: tokens of each text.
-        document_B: which text of the whole data set each is, where the batch is one of many.
+        document_B: index of each text in the whole data set, if the batch is one of many.
     """
 
     values: dict[Site, Any]
@@ -66,14 +66,10 @@ class Activations:
     document_B: torch.Tensor
 
     def of(self, site: str, layer: int) -> Any:
-        """Return one site of one layer.
-
-        Raises:
-            KeyError: naming what there is.
-        """
+        """Return one site of one layer; raise a KeyError that lists what was captured if it was not."""
         if (site, layer) not in self.values:
             there = ", ".join(f"{name} {number}" for name, number in self.values)
-            raise KeyError(f"{site} {layer} was not captured; there are {there}")
+            raise KeyError(f"{site} {layer} was not captured; captured are {there}")
         return self.values[site, layer]
 
     def layers(self, site: str) -> list[int]:
@@ -81,7 +77,7 @@ class Activations:
         return [layer for name, layer in self.values if name == site]
 
     def means(self, site: str, layer: int, last: int | None = None) -> torch.Tensor:
-        """Return the mean over the kept tokens of each text, or over the last ones of them, -> (B, D)."""
+        """Return the mean over each text's kept tokens, or over those among its `last` tokens, -> (B, D)."""
         values_ND = self.of(site, layer)
         text_N = self.text_N
         if last is not None:
@@ -93,24 +89,23 @@ class Activations:
 
 
 class Capture(AbstractContextManager):
-    """Reads a model's inside at chosen sites, layers and tokens while it runs; leaves no hook behind.
+    """Reads activations at chosen sites, layers and tokens inside the `with`; removes its hooks afterwards.
 
     Args:
-        model: a causal language model, a PEFT adapter on one, quantized or not.
+        model: a causal language model, possibly with a PEFT adapter, possibly quantized.
         sites: names of `SITES`, or a mapping of names to layers: hidden-state layers 0 to L for `hidden`, blocks 0 to
             L-1 for the others, negative ones counted from the end, None for all.
         positions: which tokens are kept: None for all, n for the last n of each text, or for each text of the batch
-            the positions in it.  It may be set anew before each forward pass.  Padding is never kept.
-        name: what errors call the model.
+            the positions in it.  May be set before each forward pass.  Padding is never kept.
+        name: the model's name in error messages.
 
-    Only whole texts are captured: a forward pass that goes on from `past_key_values` is refused.  With `attention`
-    the model runs with eager attention inside the `with`, which may change the last bits of its logits.  It may be
-    entered again after it was left; models with learned positions read a text that is padded on the left as another
-    one unless they are given `position_ids`, read or not.
+    Only whole texts are captured: a forward pass with `past_key_values` raises an error.  With `attention` the model
+    runs with eager attention inside the `with`, which may change the last bits of its logits.  A capture can be
+    entered again.  As without a capture, models with learned positions need `position_ids` for left-padded texts.
 
     Raises:
-        UsageError: for a site, layer or position that there is not.
-        RuntimeError: on leaving, if the model did not run inside the `with`; on entering twice.
+        UsageError: for a site, layer or position that does not exist.
+        RuntimeError: on exit, if the model did not run inside the `with`; on entering twice.
     """
 
     def __init__(self, model: Any, sites: Sites = ("hidden",), positions: Positions = None, name: str = "") -> None:
@@ -120,25 +115,21 @@ class Capture(AbstractContextManager):
         self._activations: Activations | None = None
         self._handles: list[Any] = []
         self._implementation = ""
-        # Of the forward pass that is running: which rows of the flattened batch are kept, and what was found there.
+        # Of the current forward pass: the kept rows of the flattened batch, and their activations.
         self._kept_N = torch.zeros(0, dtype=torch.long)
         self._mask_BT = torch.zeros(0, 0, dtype=torch.bool)
         self._found: dict[Site, Any] = {}
 
     @property
     def activations(self) -> Activations:
-        """What the last forward pass computed.
-
-        Raises:
-            RuntimeError: before the first.
-        """
+        """The activations of the last forward pass; a RuntimeError before the first."""
         if self._activations is None:
             raise RuntimeError("nothing was captured yet; run the model inside the `with`")
         return self._activations
 
     def __enter__(self) -> Capture:
         if self._handles:
-            raise RuntimeError("this capture is running already; leave its `with` first, or make another")
+            raise RuntimeError("this capture is already active; leave its `with` first, or create another one")
         model, self._activations = self.anatomy.model, None
         try:
             self._handles = [
@@ -151,7 +142,7 @@ class Capture(AbstractContextManager):
             if "attention" in self.layers:
                 self._implementation = model.config._attn_implementation
                 model.set_attn_implementation("eager")
-        except BaseException:  # a part that this architecture lacks: then nobody leaves the `with`
+        except BaseException:  # a part that this architecture lacks: `__exit__` is not called then
             self._leave()
             raise
         return self
@@ -170,82 +161,77 @@ class Capture(AbstractContextManager):
             self._implementation = ""
 
     def _listen(self, site: str, layer: int) -> None:
-        """Hang a hook where a site is; keys and values are read from the cache at the end."""
-        parts = self.anatomy
-        if site == "hidden" and layer == 0:
-            self._before(parts.blocks[0], site, layer)
-        elif site == "hidden":
-            self._after(parts.blocks[layer - 1], site, layer)
-        elif site == "normed":
-            self._after(parts.final_norm, site, layer)
-        elif site == "mlp":
-            self._after(parts.added(layer, parts.mlp(layer)), site, layer)
-        elif site == "attention_output":
-            self._after(parts.added(layer, parts.attention(layer)), site, layer)
-        elif site == "heads":
-            self._before(parts.projection(layer), site, layer)
-        elif site == "attention":
-            self._handles.append(parts.attention(layer).register_forward_hook(self._keep_weights(layer)))
+        """Register the hook of a site; keys and values are read from the cache at the end instead."""
+        if site in ("keys", "values"):
+            return
 
-    def _before(self, module: nn.Module, site: str, layer: int) -> None:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def on_inputs(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._keep(site, layer, inputs[0] if inputs else kwargs["hidden_states"])
 
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        def on_output(module: nn.Module, inputs: Any, output: Any) -> None:
+            if site == "attention":
+                self._keep_weights(layer, output)
+            else:
+                self._keep(site, layer, output[0] if isinstance(output, tuple) else output)
 
-    def _after(self, module: nn.Module, site: str, layer: int) -> None:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._keep(site, layer, output[0] if isinstance(output, tuple) else output)
-
-        self._handles.append(module.register_forward_hook(hook))
+        module, before = self.anatomy.module_of(site, layer)
+        if before:
+            self._handles.append(module.register_forward_pre_hook(on_inputs, with_kwargs=True))
+        else:
+            self._handles.append(module.register_forward_hook(on_output))
 
     def _keep(self, site: str, layer: int, values_BTD: torch.Tensor) -> None:
-        # OPT's MLP sees the tokens of all texts in one row.
+        # OPT's MLP gets the tokens of all texts flattened into one dimension.
         rows = values_BTD if values_BTD.dim() == 2 else values_BTD.flatten(0, 1)
         kept = rows.detach().index_select(0, self._kept_N.to(rows.device))
         self._found[site, layer] = kept.to("cpu", torch.float32)
 
-    def _keep_weights(self, layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
-                kind = type(self.anatomy.model).__name__
-                raise UsageError(f"{self.anatomy.name}: the attention of a {kind} gives no weights; drop that site")
-            mask_BT, width = self._mask_BT, self._mask_BT.shape[1]
-            row_N, column_N = self._kept_N // width, self._kept_N % width
-            weights_BHTT = output[1].detach().to("cpu", torch.float32)
-            self._found["attention", layer] = [
-                weights_HTT[:, column_N[row_N == text]][:, :, mask_BT[text]]
-                for text, weights_HTT in enumerate(weights_BHTT)
-            ]
-
-        return hook
+    def _keep_weights(self, layer: int, output: Any) -> None:
+        if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
+            kind = type(self.anatomy.model).__name__
+            raise UsageError(
+                f"{self.anatomy.name}: the attention of a {kind} returns no weights; drop the site attention"
+            )
+        mask_BT, width = self._mask_BT, self._mask_BT.shape[1]
+        row_N, column_N = self._kept_N // width, self._kept_N % width
+        self._found["attention", layer] = [
+            weights_HTT[:, column_N[row_N == text]][:, :, mask_BT[text]]
+            for text, weights_HTT in enumerate(output[1].detach().to("cpu", torch.float32))
+        ]
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Before a forward pass: find which tokens are kept, and have a cache made only where it is read."""
+        """Before a forward pass: find the tokens to keep, and make a cache only if keys or values are read from it."""
         self._activations, self._found = None, {}
-        # By name, however they were given: the attention mask is GPT-2's third argument and Llama's second.
+        # By name, because positions differ: the attention mask is GPT-2's third argument and Llama's second.
         names = list(inspect.signature(module.forward).parameters)
         given = dict(zip(names, inputs, strict=False)) | kwargs
         if given.get("past_key_values") is not None:
-            raise UsageError("a capture reads whole texts; run the model without past_key_values inside the `with`")
+            raise UsageError(
+                "past_key_values: a capture reads whole texts; run the model without one inside the `with`"
+            )
         ids_BT, mask_BT = given.get("input_ids"), given.get("attention_mask")
         if ids_BT is None:
-            raise UsageError("a capture reads texts; give the model input_ids inside the `with`")
+            raise UsageError("a capture needs input_ids; pass them to the model inside the `with`")
         if mask_BT is not None and (not isinstance(mask_BT, torch.Tensor) or mask_BT.shape != ids_BT.shape):
-            raise UsageError("a capture needs to see the padding; give an attention_mask of the shape of input_ids")
+            raise UsageError("attention_mask: a capture needs the padding; pass a mask of the shape of input_ids")
         self._mask_BT = (torch.ones_like(ids_BT) if mask_BT is None else mask_BT).bool().cpu()
         self._kept_N = kept_tokens(self._mask_BT, self.positions)
         given["use_cache"] = bool({"keys", "values"} & self.layers.keys())
-        if given["use_cache"] and (cache := _cache_without_windows(module.config)):
+        if given["use_cache"] and (cache := _cache_without_windows(self.anatomy.model.config)):
             given["past_key_values"] = cache
         return (), given
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        name, cache = self.anatomy.name, getattr(output, "past_key_values", None)
         for site in ("keys", "values"):
             for layer in self.layers.get(site, ()):
-                cached_BKTE = getattr(_cache_of(output, self.anatomy.name).layers[layer], site)
+                if cache is None:
+                    raise UsageError(
+                        f"{name} returned no key-value cache; turn gradient checkpointing off and return_dict on"
+                    )
+                cached_BKTE = getattr(cache.layers[layer], site)
                 if cached_BKTE.shape[2] != self._mask_BT.shape[1]:
-                    raise UsageError(f"{self.anatomy.name} keeps a window of its {site} only; give shorter texts")
+                    raise UsageError(f"{name} caches only a window of its {site}; use shorter texts")
                 self._keep(site, layer, cached_BKTE.transpose(1, 2))
         positions_BT = self._mask_BT.long().cumsum(dim=1) - 1
         self._activations = Activations(
@@ -258,19 +244,11 @@ class Capture(AbstractContextManager):
 
 
 def _cache_without_windows(config: PretrainedConfig) -> DynamicCache | None:
-    """Return a cache that keeps all tokens of sliding-window layers; None where the model's own does."""
+    """Return a cache that keeps all tokens of sliding-window layers; None for a model without such layers."""
     cache = DynamicCache(config=config)
     if not any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers):
         return None
     cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
-    return cache
-
-
-def _cache_of(output: Any, name: str) -> Any:
-    """Return the cache that a forward pass made."""
-    cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        raise UsageError(f"{name} made no cache of keys and values; turn gradient checkpointing off and return_dict on")
     return cache
 
 
@@ -290,10 +268,10 @@ def _layers_of(anatomy: Anatomy, sites: Sites) -> dict[str, list[int]]:
 
 
 def kept_tokens(mask_BT: torch.Tensor, positions: Positions = None) -> torch.Tensor:
-    """Return the places of the kept tokens in the flattened batch, text by text; padding may stand on either side.
+    """Return the indices of the kept tokens in the flattened batch, text by text; padding may be on either side.
 
     Raises:
-        UsageError: for a text without tokens, or a position that its text does not have.
+        UsageError: for a text without tokens, or a position outside its text.
 
     >>> mask_BT = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]]).bool()
     >>> [kept_tokens(mask_BT, positions).tolist() for positions in (None, 1, [[0], [1, 0]])]
@@ -301,9 +279,9 @@ def kept_tokens(mask_BT: torch.Tensor, positions: Positions = None) -> torch.Ten
     """
     lengths_B = mask_BT.sum(dim=1).tolist()
     if not lengths_B or not min(lengths_B):
-        raise UsageError("a text has no token; leave empty texts out")
+        raise UsageError("a text has no tokens; leave empty texts out")
     if positions is not None and not isinstance(positions, int) and len(positions) != len(lengths_B):
-        raise UsageError(f"positions for {len(positions)} texts and a batch of {len(lengths_B)}; give them for each")
+        raise UsageError(f"positions are given for {len(positions)} of {len(lengths_B)} texts; give them for each text")
     kept: list[torch.Tensor] = []
     for text, length in enumerate(lengths_B):
         places = mask_BT[text].nonzero()[:, 0] + text * mask_BT.shape[1]
@@ -311,19 +289,19 @@ def kept_tokens(mask_BT: torch.Tensor, positions: Positions = None) -> torch.Ten
             kept.append(places)
         elif isinstance(positions, int):
             if positions < 1:
-                raise UsageError(f"the last {positions} tokens are none; give at least 1")
+                raise UsageError(f"positions must be at least 1 (the last n tokens of each text), not {positions}")
             kept.append(places[-positions:])
         else:
             asked = np.asarray(positions[text], dtype=np.int64)
             if wrong := [number for number in asked.tolist() if not -length <= number < length]:
-                raise UsageError(f"position {wrong[0]} of a text of {length} tokens; give 0 to {length - 1}")
+                raise UsageError(f"position {wrong[0]}: the text has {length} tokens; give 0 to {length - 1}")
             kept.append(places[torch.from_numpy(asked)])
     return torch.cat(kept)
 
 
 @dataclass(frozen=True)
 class CaptureCheck:
-    """How far capturing moved a model's log-probabilities on a text: `largest` in nats, over `tokens` tokens."""
+    """Largest change of a model's log-probabilities by capturing, in nats, over the `tokens` tokens of a text."""
 
     largest: float
     tokens: int
@@ -331,22 +309,23 @@ class CaptureCheck:
     allowed: float
 
     def __str__(self) -> str:
-        moved = "not at all" if self.largest == 0 else f"by at most {self.largest:.1e} nats"
-        return f"capturing {', '.join(self.sites)} moves log-probabilities {moved} ({self.tokens} tokens)"
+        changed = "changes no log-probability"
+        if self.largest:
+            changed = f"changes log-probabilities by at most {self.largest:.1e} nats"
+        return f"capturing {', '.join(self.sites)} {changed} ({self.tokens} tokens)"
 
 
 @torch.no_grad()
-def check_capture(model: Any, ids_T: Sequence[int], sites: Sites, name: str = "") -> CaptureCheck:
-    """Check that a model says the same of a text while it is read: the guard against a probe of another model.
+def check_capture(model: Any, ids_T: Sequence[int] | np.ndarray, sites: Sites, name: str = "") -> CaptureCheck:
+    """Check that capturing does not change a model's log-probabilities on a text.
 
-    Hooks and a cache change nothing, so next to nothing is allowed.  With `attention` that is held against the same
-    eager attention; eager attention itself rounds otherwise than another kind, which is told, and in 8-bit or 16-bit
-    arithmetic may come to any size where probabilities are small.
+    Hooks and a cache must not change them beyond `HOOKED`.  With `attention`, logits with hooks are compared with
+    eager attention without hooks.  The change by eager attention itself is reported; in 8-bit and 16-bit arithmetic it
+    is not bounded, because small probabilities may change by any factor.
 
     Raises:
-        RuntimeError: where log-probabilities differ by more than rounding explains.
-        UsageError: for `mlp` or `attention_output` of an architecture that adds something else, as one with a norm
-            behind each part does.
+        RuntimeError: if log-probabilities differ by more than rounding explains.
+        UsageError: for `mlp` or `attention_output` of an architecture whose blocks add something else.
     """
     anatomy = anatomy_of(model, name)
     ids_BT = torch.as_tensor([list(map(int, ids_T))], device=anatomy.model.device)
@@ -363,13 +342,13 @@ def check_capture(model: Any, ids_T: Sequence[int], sites: Sites, name: str = ""
         finally:
             anatomy.model.set_attn_implementation(before)
         exact = plain.dtype == torch.float32 and not getattr(anatomy.model, "is_quantized", False)
-        told = replace(checks[0], allowed=EAGER if exact else math.inf)
-        checks = [told, replace(told, largest=_apart(eager, captured), allowed=HOOKED)]
+        reported = replace(checks[0], allowed=EAGER if exact else math.inf)
+        checks = [reported, replace(reported, largest=_apart(eager, captured), allowed=HOOKED)]
     for check in checks:
         if not check.largest <= check.allowed:
             raise RuntimeError(
                 f"{anatomy.name}: {check}, more than rounding explains ({check.allowed:g}); "
-                "what would be read is not this model"
+                "the captured activations would not be those of this model"
             )
     if {"mlp", "attention_output"} & set(sites):
         _check_added(model, inputs, anatomy)
@@ -381,7 +360,7 @@ def _apart(logits: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def _check_added(model: Any, inputs: Mapping[str, torch.Tensor], anatomy: Anatomy) -> None:
-    """Check that what attention and MLP give is what a block adds to the hidden states."""
+    """Check that the outputs of attention and MLP are what each block adds to the hidden states."""
     with Capture(model, ["hidden", "attention_output", "mlp"], name=anatomy.name) as capture:
         model(**inputs)
     found = capture.activations
@@ -393,6 +372,6 @@ def _check_added(model: Any, inputs: Mapping[str, torch.Tensor], anatomy: Anatom
         if not (after_ND - before_ND - added_ND).abs().max() <= allowed:
             kind = type(anatomy.model).__name__
             raise UsageError(
-                f"{anatomy.name}: what the attention and MLP of a {kind} give is not what block {block} adds to the "
+                f"{anatomy.name}: block {block} of a {kind} does not add the outputs of its attention and MLP to the "
                 "hidden states; drop the sites mlp and attention_output"
             )

@@ -1,4 +1,4 @@
-"""Findings: what a probe writes, alike for all: a table, a figure, one sentence with its interval, and its control."""
+"""Findings: the output of every probe: tables, figures, one sentence with its interval, and its control."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lm_trials.reporting.pictures import save_pictures
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out, in one sentence with its interval, and what the control says of it, in another."""
+    """The result of a probe in one sentence with its interval, and the result of its control in another."""
 
     sentence: str
     control: str
 
     @classmethod
-    def of(cls, told: Sequence[str], controls: Sequence[str], joint: str = "; ") -> Finding:
-        """Join clauses, those of the controls each once."""
-        return cls(joint.join(told), joint.join(dict.fromkeys(controls)))
+    def of(cls, sentences: Sequence[str], controls: Sequence[str], joint: str = "; ") -> Finding:
+        """Join clauses; repeated clauses of the controls appear once."""
+        return cls(joint.join(sentences), joint.join(dict.fromkeys(controls)))
 
 
 def write_findings(
@@ -40,22 +40,21 @@ def write_findings(
     checks: Mapping[str, CaptureCheck] | None = None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """Write `<probe>.csv`, `<probe>.json`, more tables and each figure as PNG and SVG, and show the finding.
+    """Write `<probe>.csv`, `<probe>.json`, more tables and each figure as PNG and SVG, and print the finding.
 
     Args:
-        arguments: the dataclasses of the flags, that of the models first: they name the folder and go into the JSON.
+        arguments: the dataclasses of the flags, `SubjectArguments` first; they go into the JSON file.
         rows: of the table; each with estimate, lower, upper, n, unit.
-        about: what else the JSON file says.
-        figures: by file name without ending.
-        checks: by model, that reading it left its logits as they are.
-        tables: more CSV files, by name without ending; one without rows is not written.
+        about: more entries of the JSON file.
+        figures: by file name without extension.
+        checks: by model, the check that capturing did not change its logits.
+        tables: more CSV files, by name without extension; a table without rows is not written.
 
     Raises:
-        UsageError: where the folder cannot be written to.
+        UsageError: if the folder cannot be written to.
     """
-    folder = probe_folder(arguments[0], probe)
+    folder, checks = probe_folder(arguments[0], probe), checks or {}
     facts = {"finding": finding.sentence, "control": finding.control}
-    checks = checks or {}
     named = {probe: rows, **{name: lines for name, lines in (tables or {}).items() if lines}}
     files = [f"{name}.csv" for name in named] + [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     written = {
@@ -82,16 +81,16 @@ def write_findings(
 
 
 def _remove_older(folder: Path, probe: str, files: Sequence[str]) -> None:
-    """Remove what an earlier measurement wrote here and this one did not: it would pass for this one's."""
+    """Remove files that an earlier measurement wrote here and this one did not: they would pass for new results."""
     try:
         older = json.loads((folder / f"{probe}.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it does not say
+    except (OSError, ValueError, KeyError, TypeError):  # no earlier measurement, or one without a list of files
         return
     for name in older if isinstance(older, list) else ():
-        if name not in files and Path(str(name)).name == name:  # a file of this folder, as this function's are
+        if name not in files and Path(str(name)).name == name:  # never outside of this folder
             (folder / name).unlink(missing_ok=True)
 
 
 def file_name(label: str) -> str:
-    """Return a model's label as a part of a file's name."""
+    """Return a model's label as part of a file name."""
     return label.replace("/", "-")

@@ -1,4 +1,4 @@
-"""The flags that several probes share: which models are read, and which texts; no torch."""
+"""Flags of several probes: which models and which texts they read; no torch."""
 
 from __future__ import annotations
 
@@ -15,63 +15,59 @@ from lm_trials.shared_flags import DataReading, Device, Quantization
 
 @dataclass
 class SubjectArguments(Quantization, Device):
-    """Which models are read, and where the results go."""
+    """Which models the probe reads, and where the results go."""
 
     model_name_or_path: list[str] = option(
         [],
         aliases=["--model_dir"],
         required="RUN_OR_CHECKPOINT",
-        help="Run, checkpoint, model folder, LoRA adapter or Hub name (NAME@revision); several are set side by side.",
+        help="Run, checkpoint, model folder, LoRA adapter or Hub name (NAME@revision); several are compared.",
     )
-    tokenizer_name: str | None = option(None, help="Another tokenizer than the one beside the model.")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Type of the weights.")
+    tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Data type of the weights.")
     output_dir: str | None = option(None, help="Folder of the results. Default: <first local model>/probes/<probe>.")
-    seed: int = option(0, least=0, help="Seed of the intervals, the draws and the controls.")
+    seed: int = option(0, least=0, help="Seed of intervals, random draws and controls.")
 
 
 @dataclass
 class TextArguments(DataReading):
     """Which texts the models read."""
 
-    dataset_name: str = option(
-        "generated", help="A prepared corpus or set, else a file or folder, else a Hub data set."
-    )
+    dataset_name: str = option("generated", help="Prepared corpus or protocol set, file, folder or Hub data set.")
     dataset_split: str | None = option(
-        None, help="Split. Default: validation of a prepared corpus or Hub data set; a path is read whole."
+        None, help="Split. Default: validation of a prepared corpus or Hub data set, all of a path."
     )
-    max_eval_samples: int | None = option(None, least=1, help="Texts read, from the start; default all.")
+    max_eval_samples: int | None = option(None, least=1, help="Number of texts, from the start. Default: all.")
     block_size: int | None = option(
-        None, least=2, help="Longest text, in tokens; the rest is cut off. Default: the positions."
+        None, least=2, help="Longest text in tokens; longer ones are truncated. Default: the model's positions."
     )
-    per_device_eval_batch_size: int = option(16, least=1, help="Texts of a batch; changes speed and memory, no result.")
-    # No flag: set when the texts are read, so that each result tells which they were, whatever folder they lay in.
+    per_device_eval_batch_size: int = option(16, least=1, help="Batch size in texts; does not change results.")
+    # No flag: `read_stories` sets it, so that each result identifies its texts by content, not by their path.
     texts_sha256: str | None = field(default=None, init=False)
 
 
 def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int | None = None) -> None:
-    """Refuse what means nothing, before anything is loaded.
+    """Check the number of models and the output folder before anything is loaded.
 
     Raises:
-        UsageError: for too few or too many models, one model twice, or a place that cannot be written to.
+        UsageError: for too few or too many models, one model twice, or a folder that cannot be written to.
 
     >>> check_subjects(SubjectArguments(["runs/a"]), "weights", least=2)
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --model_name_or_path names 1 models (runs/a); this probe takes 2 or more
+    lm_trials.console.UsageError: --model_name_or_path runs/a: this probe takes 2 or more models, not 1
     """
     names = args.model_name_or_path
     if len(names) < least or (most is not None and len(names) > most):
         wanted = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-        raise UsageError(
-            f"--model_name_or_path names {len(names)} models ({' '.join(names)}); this probe takes {wanted}"
-        )
+        raise UsageError(f"--model_name_or_path {' '.join(names)}: this probe takes {wanted} models, not {len(names)}")
     places = [str(path.resolve()) if (path := Path(name).expanduser()).is_dir() else name for name in names]
     if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
-        raise UsageError(f"--model_name_or_path {' '.join(twice[:2])}: one model twice; name each once")
+        raise UsageError(f"--model_name_or_path {' '.join(twice[:2])}: the same model twice; name each once")
     check_place(probe_folder(args, probe))
 
 
 def probe_folder(args: SubjectArguments, probe: str) -> Path:
-    """Return where a probe's results go: `--output_dir`, else beside the first model that is local, else under `out`.
+    """Return the folder of a probe's results: `--output_dir`, else inside the first local model, else under `out`.
 
     >>> probe_folder(SubjectArguments(["somebody/model"]), "lens").as_posix()
     'out/probes/lens'
@@ -83,18 +79,14 @@ def probe_folder(args: SubjectArguments, probe: str) -> Path:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a place that results cannot be written to, before hours are spent on them.
-
-    Raises:
-        UsageError: naming it.
-    """
+    """Raise a UsageError for a folder that cannot be written to, before hours are spent on its results."""
     standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK):
         raise UsageError(f"{folder} cannot be written to ({standing} is in the way); give another --output_dir")
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return names for tables and figures: the last part of each path, with as many before it as tell them apart.
+    """Return names for tables and figures: the last part of each path, and as many before it as make it unique.
 
     >>> short_names(["runs/base", "runs/deleted/checkpoint-10", "runs/recovered/checkpoint-10", "owner/model@step1"])
     ['base', 'deleted/checkpoint-10', 'recovered/checkpoint-10', 'model@step1']

@@ -1,4 +1,4 @@
-"""Tables of probes: rows with an estimate each, selected, written as CSV and shown on the terminal; no torch."""
+"""Tables of probes: rows with one estimate each, to select, write as CSV and print; no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class ProbeTable(list[Row]):
-    """Rows of a probe's table: what each is of, and estimate, lower, upper, n, unit.
+    """Rows of a probe's table: what is estimated, and estimate, lower, upper, n, unit.
 
     >>> table = ProbeTable()
     >>> for model, share in (("base", 0.25), ("tuned", 0.5)):
@@ -28,24 +28,25 @@ class ProbeTable(list[Row]):
     """
 
     def add(self, estimate: Estimate, about: Mapping[str, Any] | None = None, **more: Any) -> None:
-        """Append the row of an estimate: first the columns of `about`, last those of `more`."""
+        """Append an estimate's row: first the columns of `about`, last those of `more`."""
         self.append({**(about or {}), **estimate.row(), **more})
 
     def where(self, **wanted: Any) -> ProbeTable:
-        """Return the rows with these values, of a list with one of its values; a column that a row lacks is None."""
-        return ProbeTable(row for row in self if _matches(row, wanted))
+        """Return the rows with these values (a list: any of them); a missing column counts as None."""
+        lists = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
+        return ProbeTable(row for row in self if all(row.get(name) in values for name, values in lists.items()))
 
     def find(self, **wanted: Any) -> Row | None:
-        """Return the first row with these values, if there is one."""
-        return next((row for row in self if _matches(row, wanted)), None)
+        """Return the first row with these values, or None."""
+        return next(iter(self.where(**wanted)), None)
 
     def distinct(self, *columns: str) -> list[Any]:
-        """Return the values of a column, or tuples of the values of several, each once."""
+        """Return the distinct values of a column, or tuples of several columns, in order."""
         values = (tuple(row.get(column) for column in columns) for row in self)
         return list(dict.fromkeys(found if len(columns) > 1 else found[0] for found in values))
 
     def estimates(self, *columns: str) -> dict[tuple[Any, ...], Estimate]:
-        """Return the estimates by the values of columns."""
+        """Return the estimates, keyed by the values of columns."""
         return {
             tuple(row.get(column) for column in columns): Estimate(*(row[field.name] for field in fields(Estimate)))
             for row in self
@@ -61,13 +62,13 @@ class ProbeTable(list[Row]):
         cell: Callable[[Row | None], str] | None = None,
         counted: str | None = None,
     ) -> None:
-        """Print a table whose cell is the row that has the values of its line and of its column.
+        """Print a table; each cell shows the row with the values of its line and of its column.
 
         Args:
             corner: the heading of the first column.
             down, across: values by heading.
-            cell: what is written of a row; default its estimate above its interval.
-            counted: the heading of one more column, for the n of the first row of each line.
+            cell: formats a row; default: its estimate above its interval.
+            counted: the heading of an extra column, the n of the first row of each line.
         """
         written = cell or (lambda row: interval(row, lines=True))
         lines = []
@@ -78,14 +79,8 @@ class ProbeTable(list[Row]):
         show_table(title, [corner, *([counted] if counted else []), *across], lines, caption)
 
 
-def _matches(row: Row, wanted: Mapping[str, Any]) -> bool:
-    return all(
-        row.get(name) in value if isinstance(value, list) else row.get(name) == value for name, value in wanted.items()
-    )
-
-
 def interval(found: Estimate | Mapping[str, Any] | None, digits: int = 3, lines: bool = False) -> str:
-    """Return an estimate, or that of a row, for a sentence or a cell; in a cell on two lines.
+    """Return an estimate or a row as text for a sentence, or with `lines` on two lines for a cell.
 
     >>> interval(Estimate(0.5, 0.4, 0.6, n=9, unit="accuracy"))
     '0.500 [0.400, 0.600]'
@@ -97,18 +92,17 @@ def interval(found: Estimate | Mapping[str, Any] | None, digits: int = 3, lines:
     row = found if isinstance(found, Mapping) else found.row()
     bounds = [row["lower"], row["upper"]]
     known = all(bound is not None and not math.isnan(bound) for bound in bounds)
-    told = ", ".join(f"{bound:.{digits}f}" for bound in bounds) if known else "no interval"
-    space = "\n" if lines else " "
-    return f"{row['estimate']:.{digits}f}{space}[{told}]"
+    shown = ", ".join(f"{bound:.{digits}f}" for bound in bounds) if known else "no interval"
+    return f"{row['estimate']:.{digits}f}" + ("\n" if lines else " ") + f"[{shown}]"
 
 
 def exact(value: float, n: int, unit: str) -> Estimate:
-    """Return a number that is computed of what is given, where nothing was sampled: no interval."""
+    """Return a number without an interval, because nothing was sampled."""
     return Estimate(value, *NO_INTERVAL, n, unit)
 
 
 def sign(found: Estimate | Mapping[str, Any]) -> int:
-    """Return 1 where the interval is above 0, -1 where it is below, and 0 where nothing is shown.
+    """Return 1 if the interval is above 0, -1 if it is below, and 0 if it contains 0 or does not exist.
 
     >>> [sign(Estimate(0.0, lower, lower + 2, n=9, unit="")) for lower in (1.0, -3.0, -1.0, float("nan"))]
     [1, -1, 0, 0]
@@ -118,25 +112,27 @@ def sign(found: Estimate | Mapping[str, Any]) -> int:
 
 
 def widened(found: Estimate, reach: float) -> Estimate:
-    """Return an estimate whose interval reaches further on both sides, as of what is drawn and not only sampled."""
+    """Return an estimate with its interval widened by `reach` on both sides, for the spread of random draws."""
     return Estimate(found.estimate, found.lower - reach, found.upper + reach, found.n, found.unit)
 
 
 def one_more(values_D: np.ndarray, unit: str) -> Estimate:
-    """Return the mean of some draws and the 95 % interval in which one more lies (Student's prediction interval).
+    """Return the mean of draws with the 95 % prediction interval of one more draw (Student's t).
 
     >>> print(one_more(np.array([0.1, 0.2, 0.3]), "share"))
     0.200 [-0.297, 0.697] share (n=3)
     """
     from scipy import stats
 
+    # Random weights do not vary by story: controls with an interval over stories alone, and one random model, gave a
+    # false finding in 40 of 40 draws.
     mean, count = float(np.mean(values_D)), len(values_D)
     reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
     return Estimate(mean, mean - reach, mean + reach, count, unit)
 
 
 def by_values(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
-    """Return the items by what `key` returns, in their order."""
+    """Return the items grouped by `key`, in order."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)

@@ -1,4 +1,4 @@
-"""The figure of a comparison: it takes the rows of a table and returns a `Figure`; nothing is computed."""
+"""The figure of a comparison of arms."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def arms_figure(rows: Iterable[Row], title: str | None = None) -> Figure:
     """Draw each run as a point and each arm with its 95 % interval, a panel for each data set.
 
     Args:
-        rows: the rows of `compare.csv`: kind, arm, data set, estimate, lower, upper, unit, and what the interval is
-            over; an interval that does not exist is NaN.
-        title: of the figure of a table's row; it stands for the name of the data set.  None for losses.
+        rows: the rows of `compare.csv`: kind, arm, data set, estimate, lower, upper, unit, and the unit that the
+            interval is over; NaN for a missing interval.
+        title: of the figure of a table's row, without panel titles; None for losses.
 
     >>> shared = {"dataset": "d", "arm": "A", "unit": "nats per token", "interval": "seeds", "seeds": 1}
     >>> run, arm = {**shared, "row": "run", "estimate": 2.0}, {**shared, "row": "arm", "estimate": 2.0}
@@ -56,7 +56,7 @@ def arms_figure(rows: Iterable[Row], title: str | None = None) -> Figure:
 
 
 def _named(arm: str, runs: Sequence[str | None]) -> str:
-    """Return what an arm is called beside its line.
+    """Return an arm's label.
 
     >>> _named("A", ["runs/base-s1", "runs/base-s2"]), _named("B", [None])
     ('A: base-s1 + 1', 'B')

@@ -1,13 +1,13 @@
 """The style of all figures: size, titles, axes with units, curves with bands, heat maps, legends.
 
-A figure is drawn from the rows of a table and computes nothing; it is a `Figure` of its own, never pyplot's.
+Figures are drawn from the rows of a table and compute nothing.  They are independent of pyplot and its global state.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -20,16 +20,17 @@ Row = Mapping[str, Any]
 
 COLORS = ("#4c78a8", "#e45756", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#ff9da7")
 CONTROL_COLORS = ("#7f7f7f", "#b0a08a", "#9aa7b5", "#c4a3a3")
+# cividis and RdBu are readable with colour vision deficiencies and in greyscale by lightness (RdBu from its centre).
 SEQUENTIAL, DIVERGING, SHARES = "cividis", "RdBu_r", "Blues"
-"""Colour scales of heat maps: of numbers, of numbers around zero, and of shares below dark text."""
+"""Colour maps of heat maps: numbers, numbers around zero, and shares with dark text."""
 COLUMNS = 3
-"""Most panels side by side."""
+"""Largest number of panels side by side."""
 MARKED = 30
-"""Points from which on a curve has no markers."""
+"""Curves with at least this many points have no markers."""
 TITLE, PANEL_TITLE, LEGEND, TICK = 11, 10, 9, 8
 """Font sizes in points."""
 CHARACTER = 0.6
-"""Mean width of a character of DejaVu Sans, in font sizes; 0.58 was measured over this project's titles."""
+"""Mean width of a character of DejaVu Sans in font sizes, 0.58 measured over this project's titles, and some room."""
 
 
 def new_figure(
@@ -40,15 +41,15 @@ def new_figure(
     least_width: float = 7.0,
     **grid: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with its title, in as many lines as it needs, and its panels, line by line.
+    """Return a figure with its title, wrapped to the width, and its panels, row by row.
 
     Args:
-        title: a sentence without its full stop.
-        panels: how many.
-        size: of a panel, width and height in inches, with its labels.
-        columns: most panels in a line.
-        least_width: of the figure, in inches, so that title and legend have room.
-        grid: more for `Figure.subplots`.
+        title: a sentence without full stop.
+        panels: number of panels.
+        size: width and height of a panel in inches, with its labels.
+        columns: largest number of panels in a row.
+        least_width: of the figure in inches, so that title and legend have room.
+        grid: more arguments of `Figure.subplots`.
 
     >>> figure, panels = new_figure("Validation loss of " + "a long name " * 15, panels=4)
     >>> len(panels), len(figure.get_suptitle().splitlines())
@@ -66,14 +67,16 @@ def new_figure(
 
 
 def lowest(panels: Sequence[Axes]) -> Sequence[Axes]:
-    """Return the panels below which there is none: those that name the horizontal axis for their column."""
-    return panels[-panels[0].get_gridspec().ncols :]
+    """Return the lowest panel of each column: those that get the label of the horizontal axis."""
+    grid = panels[0].get_gridspec()
+    return panels[-grid.ncols if grid else -1 :]
 
 
-def dress(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: str | None = "both") -> None:
-    """Give a panel its title and labels, wrapped where they would be cut, and a pale grid along `grid`."""
-    place = axes.get_position()
-    width, height = (axes.figure.get_size_inches() * (place.width, place.height)).tolist()
+def dress(
+    axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y"] | None = "both"
+) -> None:
+    """Set a panel's title and labels, wrapped to its size, and draw a light grid along `grid`."""
+    width, height = (side / axes.figure.dpi for side in axes.bbox.size)
     axes.set_title(wrapped(title, _characters(width * 1.2, PANEL_TITLE)), fontsize=PANEL_TITLE, parse_math=False)
     axes.set(xlabel=xlabel, ylabel=wrapped(ylabel, _characters(height * 1.2, PANEL_TITLE)))
     if grid:
@@ -85,20 +88,21 @@ def dress(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid:
 def draw_curve(
     axes: Axes, xs: Sequence[float], rows: Sequence[Row], color: Any, label: str | None = None, control: bool = False
 ) -> None:
-    """Draw estimates with their intervals as a band; a control thinner and dashed; a missing number is a gap."""
-    style = {"linestyle": "--", "linewidth": 1.1} if control else {"linestyle": "-", "linewidth": 1.6}
-    marker = "o" if len(rows) < MARKED else ""
-    axes.plot(xs, numbers(rows, "estimate"), color=color, marker=marker, markersize=3.5, label=label, **style)
+    """Draw estimates as a line with their intervals as a band; controls thin and dashed; missing numbers as gaps."""
+    axes.plot(
+        xs, numbers(rows, "estimate"), color=color, label=label, marker="o" if len(rows) < MARKED else "",
+        markersize=3.5, linestyle="--" if control else "-", linewidth=1.1 if control else 1.6,
+    )  # fmt: skip
     draw_band(axes, xs, numbers(rows, "lower"), numbers(rows, "upper"), color)
 
 
 def draw_band(
     axes: Axes, xs: Sequence[float], lower: Sequence[float], upper: Sequence[float], color: Any, alpha: float = 0.15
 ) -> None:
-    """Draw a band with edges, so that bands above each other can be told apart; nothing where no bound is finite."""
+    """Draw a band with edges, so that overlapping bands stay distinguishable; nothing if no bound is finite."""
     if not np.isfinite([lower, upper]).any():
         return
-    if len(xs) == 1:  # a band of one place cannot be seen
+    if len(xs) == 1:  # a band over one point would have no width
         axes.vlines(xs, lower, upper, color=color, linewidth=1.2)
     else:
         axes.fill_between(
@@ -118,18 +122,15 @@ def heat_map(
     texts: Mapping[tuple[int, int], str] | None = None,
     most_ticks: int = 12,
 ) -> AxesImage:
-    """Draw values as colours, with a tick for each line and column, or for some of many.
+    """Draw values as colours, with a tick for each row and column, or for every n-th of many.
 
     Args:
-        values: lines by columns; what is not finite stays white.
-        x_labels: of the columns.
-        y_labels: of the lines.
-        cmap: of the colours.
-        limits: the values of the first and last colour; None for those of the values.
-        norm: instead of limits.
-        upwards: the first line lies at the bottom.
-        texts: what is written into cells, by line and column.
-        most_ticks: of an axis.
+        values: rows by columns; values that are not finite are white.
+        limits: values of the first and last colour; None: smallest and largest value.
+        norm: replaces `limits`.
+        upwards: the first row is at the bottom.
+        texts: texts in cells, by row and column.
+        most_ticks: largest number of ticks of an axis.
     """
     shade = norm or Normalize(*limits)
     image = axes.imshow(
@@ -145,18 +146,18 @@ def heat_map(
 
 
 def text_color(image: AxesImage, value: float) -> str:
-    """Return black or white: what can be read on the colour of a value (weights of Rec. 601)."""
-    red, green, blue, _ = image.cmap(image.norm(value)) if np.isfinite(value) else (1, 1, 1, 1)
+    """Return black or white, whichever is readable on the colour of a value (luma weights of Rec. 601)."""
+    red, green, blue, _ = image.to_rgba(np.array([value]))[0] if np.isfinite(value) else (1, 1, 1, 1)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def color_bar(figure: Figure, image: AxesImage, panels: Sequence[Axes], label: str, shrink: float = 0.9) -> None:
-    """Draw the colour scale of panels that share one, with its unit."""
+    """Draw the colour scale that panels share, with its unit."""
     figure.colorbar(image, ax=list(panels), label=label, shrink=shrink)
 
 
 def legend(figure: Figure, *handles: Artist) -> None:
-    """Explain below the panels whatever has a label in any of them, and `handles`, each label once."""
+    """Draw a legend below the panels: every label in any of them, then those of `handles`, each label once."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -170,29 +171,26 @@ def legend(figure: Figure, *handles: Artist) -> None:
     widest = max(len(line) for label in labels for line in label.splitlines() or [""])
     most = max(1, min(4, room // (widest + 6)))  # 6: the handle and the space between columns
     columns = -(-len(labels) // -(-len(labels) // most))  # of even length
-    where = {"loc": "outside lower center", "frameon": False}
-    figure.legend(list(named.values()), labels, ncols=columns, fontsize=LEGEND, **where)
+    figure.legend(
+        list(named.values()), labels, ncols=columns, fontsize=LEGEND, loc="outside lower center", frameon=False
+    )
 
 
 def one_unit(rows: Iterable[Row]) -> str:
-    """Return the unit of rows that share an axis.
-
-    Raises:
-        ValueError: for rows of several units.
-    """
+    """Return the unit of rows that share an axis; a ValueError for no rows or several units."""
     units = sorted({str(row["unit"]) for row in rows})
     if len(units) != 1:
-        raise ValueError(f"{len(units)} units ({', '.join(units)}) in one panel; give each its own")
+        raise ValueError(f"{len(units)} units ({', '.join(units)}) in one panel; use one panel for each unit")
     return units[0]
 
 
 def numbers(rows: Iterable[Row], key: str) -> list[float]:
-    """Return a column as numbers, from CSV or JSON; NaN where there is none."""
+    """Return a column as numbers, from CSV or JSON; NaN for missing values."""
     return [number(row.get(key)) for row in rows]
 
 
 def number(value: Any) -> float:
-    """Return a number as a table has it; NaN where there is none.
+    """Return a number of a table; NaN for a missing value.
 
     >>> number("0.5"), number("")
     (0.5, nan)
@@ -201,13 +199,13 @@ def number(value: Any) -> float:
 
 
 def distinct(rows: Iterable[Row], *keys: str) -> list[Any]:
-    """Return the values of one column, or the tuples of several, in the order in which they come."""
+    """Return the distinct values of one column, or tuples of several columns, in order."""
     found = (tuple(row[key] for key in keys) for row in rows)
     return list(dict.fromkeys(values if len(keys) > 1 else values[0] for values in found))
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return a text in lines of at most `width` characters, cut after a slash or hyphen where there is one.
+    """Return a text in lines of at most `width` characters, preferably broken after a slash or hyphen.
 
     >>> print(wrapped("runs/filter-adv-Twist", 12))
     runs/
@@ -219,5 +217,5 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _characters(inches: float, points: float) -> int:
-    """Return how many characters of a font size there is room for."""
+    """Return how many characters of a font size fit into a width."""
     return int(inches * 72 / (CHARACTER * points))

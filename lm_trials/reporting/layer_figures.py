@@ -1,4 +1,4 @@
-"""Figures of what goes by layer or by step: curves with their intervals, controls dashed; nothing is computed."""
+"""Figures of estimates by layer or step: curves with intervals, controls dashed."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def curves_figure(
         rows: each with `x`, `series`, estimate, lower, upper, unit, and `role`: "finding", or "control", drawn dashed.
         title: of the figure.
         x: column of the horizontal axis.
-        series: column that names the lines.
-        panel: column that names the panels; None for one.
-        xlabel: of the axis; default the column's name.
-        chance: a level drawn through every panel, as what guessing gives.
+        series: column with the names of the lines.
+        panel: column with the names of the panels; None for one panel.
+        xlabel: default: the name of the column `x`.
+        chance: a level drawn in every panel, such as the accuracy of guessing.
 
     Raises:
         ValueError: for no rows, or rows of several units in one panel.
@@ -54,7 +54,7 @@ def curves_figure(
     """
     rows = [{"role": "finding", **row} for row in rows]
     if not rows:
-        raise ValueError("no rows, no curves; give at least one")
+        raise ValueError("no rows to draw; give at least one")
     names = distinct(rows, panel) if panel else [""]
     styles = _styles(distinct(rows, series, "role"))
     figure, panels = new_figure(title, len(names), sharex=True)
@@ -67,7 +67,7 @@ def curves_figure(
         if chance is not None:
             axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label=f"chance, {chance:g}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        # Where nothing stands below, the numbers of the shared axis would be hidden with the panel that is not there.
+        # matplotlib hides tick labels above the last row, even in a column whose last panel does not exist.
         below = axes not in lowest(panels)
         axes.tick_params(labelbottom=not below)
         dress(axes, str(name), "" if below else xlabel or x, one_unit(inside))
@@ -76,7 +76,7 @@ def curves_figure(
 
 
 def _styles(names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return how the line of each series and role is drawn; a control that has a finding's name says so."""
+    """Return the style of each series and role; a control with the name of a finding is labelled as control."""
     findings = [name for name, role in names if role != "control"]
     controls = [name for name, role in names if role == "control"]
     styles: dict[tuple[str, str], dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Pictures: a figure on disk as PNG and SVG, each written atomically, the same bytes for the same figure."""
+"""Pictures: figures as PNG and SVG files, written atomically, with the same bytes for the same figure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def save_pictures(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem.png` and `stem.svg` and return both.
 
     Raises:
-        UsageError: where the folder cannot be written to.
+        UsageError: if the folder cannot be written to.
 
     >>> import tempfile
     >>> [path.name for path in save_pictures(Figure(), Path(tempfile.mkdtemp()) / "curve")]
     ['curve.png', 'curve.svg']
     """
     try:
-        # A fixed salt and no date: else each SVG has other names inside. Text stays text, to be found and read aloud.
+        # Without a fixed salt and with a date, each SVG would differ. Text stays text for search and screen readers.
         with mpl.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "none"}):
             return [
                 write_file(

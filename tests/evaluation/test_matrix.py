@@ -449,7 +449,7 @@ def test_a_picture_without_a_finite_value_and_one_of_two_units():
     assert [text.get_text() for text in figure.axes[0].texts] == ["inf\nno interval", "1.000\n[0.900, 1.100]"]
     assert not figure.axes[0].patches
     rows[0]["unit"] = "bits per byte"
-    with pytest.raises(ValueError, match=r"2 units \(bits per byte, nats per token\) are no one colour scale"):
+    with pytest.raises(ValueError, match=r"2 units \(bits per byte, nats per token\) in one panel"):
         matrix_figure(rows, "a title")
     with pytest.raises(ValueError, match="0 units"):
         matrix_figure([], "a title")

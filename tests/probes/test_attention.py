@@ -284,8 +284,8 @@ def test_what_cannot_be_done_is_refused_in_one_line(flags, error, models, storie
 @pytest.mark.parametrize(
     ("other", "error"),
     [
-        ("deeper", "name models of one depth"),
-        ("wider", "planted has 2 heads and .*wider 4, .*of one number of heads"),
+        ("deeper", "use models of the same depth"),
+        ("wider", "planted has 2 heads and .*wider 4, .*of the same number of heads"),
     ],
 )
 def test_models_of_other_shapes_are_not_set_side_by_side(other, error, models, stories, tmp_path, capsys):

@@ -100,7 +100,7 @@ def test_files_neighbours_and_sentences(measured):
     assert all(0 < float(r["estimate"]) <= 1 for r in rows if r["model"] == "end")
     assert near == {"dog", "fox", "mat"}
     told = json.loads((out / "embeddings.json").read_text())
-    assert "more than the controls give" in told["finding"]
+    assert ": more than in the controls" in told["finding"]
     assert "tokens that occur in the training data moved farther" in told["finding"]
     assert told["capture"]["end"]["largest"] == 0
     with (out / "points.csv").open(newline="") as file:
@@ -110,17 +110,17 @@ def test_files_neighbours_and_sentences(measured):
 def test_nothing_is_shown_where_nothing_is(folder, tmp_path):
     rows = embeddings.main(flags(folder, tmp_path, models=("start",)))
     told = json.loads((tmp_path / "embeddings.json").read_text())["finding"]
-    assert "not shown to be more than the controls give" in told
+    assert "not shown to be more than in the controls" in told
     assert "moved" not in told
     assert not [r for r in rows if r["metric"] == "cosine_distance"]
     control = json.loads((tmp_path / "embeddings.json").read_text())["control"]
-    assert "without --dataset_name, tokens that training never saw may make a category of their own" in control
+    assert "without --dataset_name, tokens that never occur in training may be separated" in control
 
 
 def test_an_adapter_has_its_bases_embeddings_in_8_bits_too(folder, tmp_path, capsys):
     rows = embeddings.main(flags(folder, tmp_path, "--load_in_8bit", "True", models=("end", "adapter")))
     assert row(rows, model="adapter", metric="cosine_distance", since="first")["estimate"] == pytest.approx(0, abs=1e-9)
-    assert "the input embeddings of adapter are its base's" in capsys.readouterr().err
+    assert "the input embeddings of adapter are those of its base" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -144,14 +144,14 @@ def test_checkpoints_of_a_run_and_the_output_side(folder, tmp_path):
 
 
 MISTAKES = {
-    "a word": (["--words", "zebra"], "--words zebra is not in the vocabulary"),
-    "categories": (["--categories", "word"], "--categories word: no file of that name; give surface, words"),
+    "a word": (["--words", "zebra"], "--words zebra consists of"),
+    "categories": (["--categories", "word"], "--categories word: no such file; give surface, words"),
     "a file": (["--categories", __file__], "give a .json of {word: category} or a .csv of both"),
     "few words": (["--categories", "words"], "fewer than two categories have 3 tokens"),
-    "nearest": (["--nearest", "9"], "--nearest 9 is not below the 9 tokens that are compared; give at most 8"),
+    "nearest": (["--nearest", "9"], "--nearest 9: only 9 tokens are compared; give at most 8"),
     "neighbours": (["--neighbours", "0"], "--neighbours 0 must be"),
     "umap": (["--projection", "umap"], "umap-learn, which is not installed; pip install 'lm_trials[umap]'"),
-    "no run": (["--all_checkpoints"], "--all_checkpoints with 2 models"),
+    "no run": (["--all_checkpoints"], "--all_checkpoints: 2 models are given"),
     "a data set": (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl"),
 }
 
@@ -177,7 +177,7 @@ def test_one_model_has_not_moved_and_its_categories_are_of_tokens_seen(folder, t
     assert not [r for r in rows if r["metric"] == "cosine_distance"]
     told = json.loads((tmp_path / "out" / "embeddings.json").read_text())
     assert "3 of 9 tokens with a category never occur in the training data" in json.dumps(told)
-    assert "categories are among tokens that occur in the training data" in told["control"]
+    assert "only tokens that occur in the training data have categories" in told["control"]
 
 
 def test_models_of_two_tokenizers_or_widths_are_refused(folder, tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_models_of_two_tokenizers_or_widths_are_refused(folder, tmp_path, capsys
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=400, **shape)).save_pretrained(tmp_path / "narrow")
     tiny_tokenizer(400).save_pretrained(tmp_path / "narrow")
-    for name, line in (("other", "different tokenizers"), ("narrow", "share no axes; name models of one width")):
+    for name, line in (("other", "different tokenizers"), ("narrow", "share no axes; use models of one width")):
         argv = flags(folder, tmp_path / "out")
         argv[2] = str(tmp_path / name)
         with pytest.raises(SystemExit) as left:

@@ -128,7 +128,7 @@ def test_two_kinds_of_models_side_by_side(stories, models, tmp_path, capsys):
     assert about["stories"]["labels_from"] == "records"
     assert about["capture"]["llama"]["largest"] == 0
     told = capsys.readouterr()
-    assert "moves log-probabilities not at all" in told.out
+    assert "changes no log-probability" in told.out
     assert "labels: the records' features" in told.err
 
 

@@ -101,7 +101,7 @@ def test_two_models_on_stories(folder, tmp_path, kind, capsys, pictures):
     )
     assert all(check["itself"] == 0 for check in told["swaps"].values())
     assert all(check["largest"] < 1e-5 for check in told["capture"].values())
-    assert "moves log-probabilities" in " ".join(capsys.readouterr().out.split())
+    assert "changes" in " ".join(capsys.readouterr().out.split())
     values = {(r["measure"], r["direction"], r["run"]): r["estimate"] for r in rows if r["quantity"] == "value"}
     forward, backward = f"{kind}-a into {kind}-b", f"{kind}-b into {kind}-a"
     assert values["story", forward, "donor"] == values["story", backward, "recipient"]
@@ -289,7 +289,7 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
     [
         (["a"], [], "names one model and there is no --prompt: there is nothing to swap; name a second model"),
         (["a", "b", "twin"], [], "this probe takes 1 to 2"),
-        (["a", "a"], [], "one model twice; name each once"),
+        (["a", "a"], [], "the same model twice; name each once"),
         (["a", "b"], ["--components", "mpl"], "--components mpl: did you mean mlp?"),
         (["a", "b"], ["--components", "mlp", "--heads", "0"], "--heads needs the component heads"),
         (["a", "b"], ["--feature", "Twits"], "--feature Twits: did you mean Twist?"),
@@ -340,7 +340,7 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monke
         assert "--layers 2: " in refused(capsys, *both, *stories, "--layers", 2)
         assert "has blocks 0 to 1" in refused(capsys, *both, *stories, "--layers", 5)
         assert "--heads 4: " in refused(capsys, *both, *stories, "--heads", 4)
-    assert "position 90 of a text of" in refused(capsys, *both, *stories, "--positions", 90)
+    assert "position 90: the text has" in refused(capsys, *both, *stories, "--positions", 90)
     assert "no text shows it" in refused(capsys, *both, *stories, "--feature", "BadEnding")
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
     assert "holds no story; give a source" in refused(capsys, *both, "--dataset_name", tmp_path / "empty.jsonl")

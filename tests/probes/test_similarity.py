@@ -126,7 +126,7 @@ def test_a_planted_finding_is_told_with_its_tables_and_figures(
     shown = " ".join(capsys.readouterr().out.split())
     assert "embeddings were trained" in shown
     assert f"{term} ▁{term} (position 5)" in shown
-    assert "capturing hidden, normed, values moves log-probabilities not at all" in shown
+    assert "capturing hidden, normed, values changes no log-probability" in shown
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "similarity.csv", "similarity.json", "similarity.png", "similarity.svg", "similarity_rank.png",

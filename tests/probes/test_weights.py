@@ -216,7 +216,7 @@ def test_generations_are_scored_where_a_set_has_prompts(tiny_data, tiny_base, tm
 
 
 MISTAKES = {
-    "one model": (["--model_name_or_path", "one"], "names 1 models (one); this probe takes 2 or more"),
+    "one model": (["--model_name_or_path", "one"], "one: this probe takes 2 or more models, not 1"),
     "8 bits": (["--load_in_8bit", "True"], "--load_in_8bit: the difference of quantized weights is rounding"),
     "no directions": (["--directions", "0"], "--directions 0 must be"),
     "a share": (["--prune_shares", "1.5"], "--prune_shares 1.5 must be"),

@@ -1,5 +1,6 @@
 """Activations of many texts: the same in memory and in files, text by text, in memory that does not grow."""
 
+import io
 import socket
 import threading
 
@@ -137,18 +138,18 @@ def test_padding_is_zero_and_masked():
 
 
 @pytest.mark.parametrize(("documents", "more", "said"), [
-    ([], {}, "no text is left to be read; give a data set with texts, or more --max_eval_samples"),
-    ([np.array([5]), np.array([], dtype=int)], {}, "a text has no token; leave empty texts out"),
+    ([], {}, "no texts to read; choose a data set with texts, or raise --max_eval_samples"),
+    ([np.array([5]), np.array([], dtype=int)], {}, "a text has no tokens; leave empty texts out"),
     ([np.array([5])], {"sites": ["hidden", "attention"]}, "attention weights of texts have no common shape; "
      "read them batch by batch (`captured`)"),
     ([np.array([5])], {"sites": {"hidden": [3]}}, "layer 3: LlamaForCausalLM has hidden states 0 to 2 (the embeddings "
      "are 0); give one of them"),
-    ([np.array([5])], {"positions": 0}, "the last 0 tokens are none; give at least 1"),
-    ([np.array([5])], {"positions": -3}, "the last -3 tokens are none; give at least 1"),
-    ([np.array([5])], {"positions": [[]]}, "no position is asked for in any text; give at least one"),
-    ([np.array([5])], {"positions": [[0], [0]]}, "positions for 2 texts and 1 of them; give them for each"),
-    ([np.array([5]), np.array([5])], {"positions": [[0], [1]]}, "position 1 of a text of 1 tokens; give 0 to 0"),
-    ([np.full(65, 5)], {}, "a text has 65 tokens and LlamaForCausalLM 64 positions; give shorter ones"),
+    ([np.array([5])], {"positions": 0}, "positions must be at least 1 (the last n tokens of each text), not 0"),
+    ([np.array([5])], {"positions": -3}, "positions must be at least 1 (the last n tokens of each text), not -3"),
+    ([np.array([5])], {"positions": [[]]}, "positions name no token of any text; give at least one"),
+    ([np.array([5])], {"positions": [[0], [0]]}, "positions are given for 2 of 1 texts; give them for each text"),
+    ([np.array([5]), np.array([5])], {"positions": [[0], [1]]}, "position 1: the text has 1 tokens; give 0 to 0"),
+    ([np.full(65, 5)], {}, "a text has 65 tokens, but LlamaForCausalLM has 64 positions; give shorter texts"),
 ])  # fmt: skip
 @pytest.mark.parametrize("place", ["memory", "temporary", "folder"])
 def test_what_cannot_be_collected_is_one_line_and_leaves_nothing(documents, more, said, place, tmp_path):
@@ -165,7 +166,7 @@ def test_a_folder_in_the_way_is_left_as_it_is(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
     for place in (tmp_path / "full", tmp_path / "full" / "mine"):
-        with pytest.raises(UsageError, match="is not an empty folder; name another"):
+        with pytest.raises(UsageError, match="is not an empty folder; choose another"):
             collect(texts(2), folder=place)
     assert (tmp_path / "full" / "mine").read_text() == "kept"
     (tmp_path / "empty").mkdir()
@@ -176,37 +177,48 @@ class Stop(Exception):
     pass
 
 
+def at_batch(number, act):
+    """`captured`, but `act` is called before batch `number`."""
+
+    def batches(*given):
+        for count, found in enumerate(captured(*given)):
+            if count == number:
+                act()
+            yield found
+
+    return batches
+
+
 @pytest.mark.parametrize("fault", [Stop, KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("place", ["memory", "temporary", "folder"])
 def test_a_collection_that_fails_leaves_nothing_behind(fault, place, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    writes = []
 
-    def failing(kind):
-        write = kind.write
+    def fail():
+        failed.append(True)
+        raise fault
 
-        def once(self, site, start, rows):
-            writes.append(site)
-            if len(writes) == 40:
-                raise fault
-            write(self, site, start, rows)
-
-        return once
-
-    kind = activation_store._Memory if place == "memory" else activation_store._Files
-    monkeypatch.setattr(kind, "write", failing(kind))
+    failed = []
+    monkeypatch.setattr(activation_store, "captured", at_batch(4, fail))
     more = {"memory": {}, "temporary": {"in_memory": 0}, "folder": {"folder": tmp_path / "a" / "store"}}[place]
     before, files = hooks(LLAMA), psutil.Process().num_fds()
     with pytest.raises(fault) as raised:
         collect(texts(20), batch_size=2, **more)
-    assert len(writes) == 40
+    assert failed
     assert list(tmp_path.rglob("*")) == []
     assert hooks(LLAMA) == before  # while the error is still held
     assert psutil.Process().num_fds() == files
     del raised
     monkeypatch.undo()
     assert len(collect(texts(20), batch_size=2)["hidden", 1]) == sum(map(len, texts(20)))
+
+
+class FullDisk(io.BytesIO):
+    def write(self, rows):
+        if len(rows) > 128:  # the header is there, the rows do not fit
+            raise OSError(28, "No space left on device")
+        return super().write(rows)
 
 
 def test_the_bar_ends_before_an_error_is_told(monkeypatch):
@@ -216,12 +228,9 @@ def test_the_bar_ends_before_an_error_is_told(monkeypatch):
         finally:
             ended.append(True)
 
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
     ended = []
     monkeypatch.setattr(activation_store, "progress", bar)
-    monkeypatch.setattr(activation_store._Files, "write", fail)
+    monkeypatch.setattr("tempfile.TemporaryFile", FullDisk)
     with pytest.raises(OSError, match="No space left") as raised:
         ActivationStore.collect(LLAMA, texts(5), in_memory=0)
     assert ended  # while the error is held
@@ -232,23 +241,17 @@ def test_a_killed_collection_leaves_nothing_that_stays(tmp_path, monkeypatch):
     """Files without a name go with the process, however it ends; what is left of a named one, with the next."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    write, seen = activation_store._Files.write, []
-
-    def looking(self, site, start, rows):
-        seen.append([path.name for path in tmp_path.rglob("*")])
-        write(self, site, start, rows)
-
-    monkeypatch.setattr(activation_store._Files, "write", looking)
-    collect(texts(9), ["hidden"], in_memory=0)
-    assert len(seen) == 9 * 3
-    assert not any(seen)
+    seen = []
+    look = at_batch(1, lambda: seen.append([path.name for path in tmp_path.rglob("*")]))
+    monkeypatch.setattr(activation_store, "captured", look)
+    collect(texts(9), ["hidden"], batch_size=5, in_memory=0)
+    assert seen == [[]]
 
     gone = 2**22 + 1  # more than a process id can be
     left = tmp_path / f".store.unfinished-{socket.gethostname()}-{gone}"
     left.mkdir()
     (left / "hidden-00.npy").write_bytes(b"half")
-    seen.clear()
-    collect(texts(9), ["hidden"], folder=tmp_path / "store")
+    collect(texts(9), ["hidden"], batch_size=5, folder=tmp_path / "store")
     assert "hidden-02.npy" in seen[-1]  # so that a look sees names
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -297,7 +300,7 @@ def test_a_damaged_file_is_named(name, damage, tmp_path):
     said = str(raised.value)
     assert said.startswith(str(folder / name))
     assert "\n" not in said
-    assert "restore it" in said or f"remove {folder} and capture anew" in said
+    assert "restore it" in said or f"remove {folder} and capture again" in said
 
 
 def peak_growth(count, **more):

@@ -4,12 +4,7 @@ import pytest
 from refusals import usage_error as refused
 from small_models import neox, opt, with_lora
 from tiny_models import KINDS, tiny_model
-from transformers import (
-    BertConfig,
-    BertLMHeadModel,
-    CTRLConfig,
-    CTRLLMHeadModel,
-)
+from transformers import BertConfig, BertLMHeadModel, CTRLConfig, CTRLLMHeadModel
 
 from lm_trials.probing.anatomy import anatomy_of, check_sites
 
@@ -70,11 +65,11 @@ def test_what_is_no_such_decoder_is_one_line():
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     bert = BertLMHeadModel(BertConfig(vocab_size=64, is_decoder=True, **shape))
     assert refused(anatomy_of, bert, "b") == (
-        "b: the blocks of a BertLMHeadModel are not where a decoder has them; name a GPT-2, Llama or GPT-NeoX model"
+        "b: no decoder blocks and final norm found in a BertLMHeadModel; use a GPT-2, Llama or GPT-NeoX model"
     )
     ctrl = CTRLLMHeadModel(CTRLConfig(vocab_size=64, n_embd=16, n_head=2, n_layer=2, dff=32, n_positions=16))
-    assert "the blocks of a CTRLLMHeadModel are not where" in refused(anatomy_of, ctrl)
+    assert "found in a CTRLLMHeadModel" in refused(anatomy_of, ctrl)
     anatomy = anatomy_of(tiny_model("gpt2"), "g")
     anatomy.blocks[0].attn = None
-    assert refused(anatomy.attention, 0).startswith("g: no attention is known in a GPT2LMHeadModel; name a GPT-2,")
+    assert refused(anatomy.attention, 0).startswith("g: a GPT2LMHeadModel has no known attention module; use a GPT-2,")
     assert anatomy.attention(1)

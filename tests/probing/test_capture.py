@@ -244,11 +244,11 @@ def test_kept_tokens_are_the_places_of_the_positions(data):
 
 
 @pytest.mark.parametrize(("positions", "said"), [
-    (0, "the last 0 tokens are none; give at least 1"),
-    (-2, "the last -2 tokens are none; give at least 1"),
-    ([[7], [0], [0], [0]], "position 7 of a text of 7 tokens; give 0 to 6"),
-    ([[0], [-4], [0], [0]], "position -4 of a text of 3 tokens; give 0 to 2"),
-    ([[0]], "positions for 1 texts and a batch of 4; give them for each"),
+    (0, "positions must be at least 1 (the last n tokens of each text), not 0"),
+    (-2, "positions must be at least 1 (the last n tokens of each text), not -2"),
+    ([[7], [0], [0], [0]], "position 7: the text has 7 tokens; give 0 to 6"),
+    ([[0], [-4], [0], [0]], "position -4: the text has 3 tokens; give 0 to 2"),
+    ([[0]], "positions are given for 1 of 4 texts; give them for each text"),
 ])  # fmt: skip
 def test_positions_that_a_text_does_not_have_are_one_line(positions, said):
     before = hooks(MODELS["llama"])
@@ -276,9 +276,9 @@ def test_masks_of_any_type_and_place_are_understood(model):
     with torch.no_grad(), Capture(model) as found:
         model(ids_BT)
     assert len(found.activations.text_N) == ids_BT.numel()  # nothing says that there is padding
-    with pytest.raises(UsageError, match="give an attention_mask of the shape of input_ids"), Capture(model):
+    with pytest.raises(UsageError, match=r"attention_mask: .* pass a mask of the shape of input_ids"), Capture(model):
         model(input_ids=ids_BT, attention_mask=torch.zeros(4, 1, 7, 7))
-    with pytest.raises(UsageError, match="a text has no token; leave empty texts out"), Capture(model):
+    with pytest.raises(UsageError, match="a text has no tokens; leave empty texts out"), Capture(model):
         model(input_ids=ids_BT, attention_mask=mask_BT * torch.tensor([[1], [0], [1], [1]]))
 
 
@@ -288,10 +288,10 @@ def test_a_capture_goes_on_from_nothing(model):
         cache = model(ids_BT, use_cache=True).past_key_values
     calls = {
         "past_key_values": lambda: model(ids_BT, past_key_values=cache),
-        "without past_key_values": lambda: model.generate(
+        "past_key_values: ": lambda: model.generate(
             ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=2, do_sample=False, pad_token_id=0
         ),
-        "give the model input_ids": lambda: model(inputs_embeds=model.get_input_embeddings()(ids_BT)),
+        "needs input_ids": lambda: model(inputs_embeds=model.get_input_embeddings()(ids_BT)),
     }
     for said, call in calls.items():
         with pytest.raises(UsageError, match=said), Capture(model):
@@ -325,7 +325,7 @@ def test_captures_nest_and_one_is_entered_again_but_not_twice(model):
             with inner:
                 model(ids)
                 assert model.config._attn_implementation == "eager"
-                with pytest.raises(RuntimeError, match="running already"):
+                with pytest.raises(RuntimeError, match="already active"):
                     inner.__enter__()
             assert model.config._attn_implementation == "eager"  # the outer one still reads it
         assert torch.equal(outer.activations.of("hidden", 2), whole.of("hidden", 2))
@@ -363,7 +363,7 @@ def test_a_part_that_is_missing_leaves_no_hook(kind):
     model = tiny_model(kind)
     block = anatomy_of(model).blocks[1]
     block.other, block.mlp = block.mlp, None
-    with pytest.raises(UsageError, match="no MLP is known in a"):
+    with pytest.raises(UsageError, match="has no known MLP module"):
         Capture(model, ["attention", "hidden", "mlp"]).__enter__()
     assert (hooks(model), model.config._attn_implementation) == (0, "sdpa")
 
@@ -384,7 +384,7 @@ def test_sites_and_layers_are_chosen_and_refused(model):
         ("mlp", block) for block in range(depth)
     ]
     assert torch.equal(found.of("hidden", depth), capture(model, ["hidden"]).activations.of("hidden", depth))
-    with pytest.raises(KeyError, match="keys 0 was not captured; there are hidden"):
+    with pytest.raises(KeyError, match="keys 0 was not captured; captured are hidden"):
         found.of("keys", 0)
     for sites, said in {
         ("hiden",): "site hiden: did you mean hidden? valid: attention, ",
@@ -421,7 +421,7 @@ def test_capturing_changes_no_logits_and_a_hook_that_does_is_seen(model, monkeyp
     sites = [site for site in SITES if site != "attention"]
     check = check_capture(model, TEXTS[0], sites, "it")
     assert (check.largest, check.tokens, check.sites) == (0, len(TEXTS[0]), tuple(sites))
-    assert str(check) == f"capturing {', '.join(sites)} moves log-probabilities not at all (7 tokens)"
+    assert str(check) == f"capturing {', '.join(sites)} changes no log-probability (7 tokens)"
     eager = check_capture(model, TEXTS[0], ["attention"])
     assert 0 <= eager.largest < 1e-4
 
@@ -439,7 +439,7 @@ def test_capturing_changes_no_logits_and_a_hook_that_does_is_seen(model, monkeyp
     monkeypatch.setattr(
         Capture, "_keep", lambda self, name, layer, values: keep(self, name, layer, values.mul_(float("nan")))
     )
-    with pytest.raises(RuntimeError, match="moves log-probabilities by at most nan"):
+    with pytest.raises(RuntimeError, match="changes log-probabilities by at most nan"):
         check_capture(model, TEXTS[0], ["hidden"])
 
 
@@ -476,7 +476,7 @@ def test_an_architecture_that_adds_something_else_is_refused():
     model = GraniteForCausalLM(GraniteConfig(vocab_size=64, residual_multiplier=0.5, **shape)).eval()
     assert check_capture(model, TEXTS[0], ["hidden", "values", "heads"]).largest == 0
     for site in ("mlp", "attention_output"):
-        with pytest.raises(UsageError, match="a GraniteForCausalLM give is not what block 0 adds to the hidden states"):
+        with pytest.raises(UsageError, match="block 0 of a GraniteForCausalLM does not add"):
             check_capture(model, TEXTS[0], [site], "o")
 
 
@@ -505,6 +505,6 @@ def test_keys_that_are_kept_in_a_window_are_refused(monkeypatch):
     model = mistral(4)
     found = capture(model, ["keys"], [TEXTS[1]]).activations
     assert found.of("keys", 0).shape == (3, 2, 4)
-    with pytest.raises(UsageError, match="keeps a window of its keys only; give shorter texts"):
+    with pytest.raises(UsageError, match="caches only a window of its keys; use shorter texts"):
         capture(model, ["keys"], [TEXTS[0]])
     assert capture(model, ["hidden"], [TEXTS[0]]).activations.of("hidden", 2).shape == (7, 16)

@@ -49,8 +49,8 @@ def test_tables_figures_and_sentences_are_written_and_told(tmp_path, capsys):
     assert [row["lower"] for row in about["rows"]] == [0.25, None]
     told = " ".join(capsys.readouterr().out.split())
     assert f"finding {FINDING.sentence} control {FINDING.control}" in told
-    assert "reading a capturing hidden moves log-probabilities not at all (7 tokens)" in told
-    assert "reading b capturing attention moves log-probabilities by at most 2.0e-05 nats (7 tokens)" in told
+    assert "reading a capturing hidden changes no log-probability (7 tokens)" in told
+    assert "reading b capturing attention changes log-probabilities by at most 2.0e-05 nats (7 tokens)" in told
     assert told.endswith(f"results {folder}")
 
 

@@ -208,7 +208,7 @@ def test_no_hook_stays_behind_not_even_after_an_error(pair):
     with pytest.raises(ZeroDivisionError), Patched(recipient, [ModelPart("mlp", 0)], donor=donor):
         1 / 0  # noqa: B018
     assert hooks(recipient, donor) == 0
-    with pytest.raises(ValueError, match="give a row for each kept token"), Patched(recipient, {PARTS[1]: plain[0]}):
+    with pytest.raises(ValueError, match="pass one row for each kept token"), Patched(recipient, {PARTS[1]: plain[0]}):
         recipient(input_ids=IDS)
     assert hooks(recipient, donor) == 0
     assert torch.equal(recipient(input_ids=IDS).logits, plain)
@@ -217,7 +217,7 @@ def test_no_hook_stays_behind_not_even_after_an_error(pair):
 def test_what_swaps_nothing_complains(pair):
     recipient, donor = pair
     with (
-        pytest.raises(RuntimeError, match="swapped 0 of 1 parts; did the model run"),
+        pytest.raises(RuntimeError, match="replaced 0 of 1 parts; did the model run"),
         Patched(recipient, [ModelPart("mlp", 0)], donor=donor),
     ):
         donor(input_ids=IDS)
@@ -228,7 +228,7 @@ def test_what_swaps_nothing_complains(pair):
         blocks[1].mlp = copy.deepcopy(
             recipient.get_submodule("model.layers.1.mlp" if hasattr(other, "model") else "transformer.h.1.mlp")
         )  # not the one that was hooked
-        with pytest.raises(RuntimeError, match="did not go by mlp 1"):
+        with pytest.raises(RuntimeError, match="did not use mlp 1"):
             other(input_ids=IDS)
         patch._passes = 1
 
@@ -241,21 +241,21 @@ def test_what_cannot_be_swapped_is_refused(pair):
         (ModelPart("mlp", 2), "layer 2: .* has blocks 0 to 1"),
         (ModelPart("hidden", 3), "layer 3: .* has hidden states 0 to 2"),
         (ModelPart("heads", 0, 9), "head 9: .* has heads 0 to"),
-        (ModelPart("mlp", 0, 1), "mlp has no heads"),
-        (ModelPart("normed", 0), "of layer 2 alone"),
+        (ModelPart("mlp", 0, 1), "head 1: the site mlp has no heads"),
+        (ModelPart("normed", 0), "layer 0: normed exists at layer 2 only"),
     ):
         with pytest.raises(ValueError, match=message):
             Patched(recipient, [part], donor=donor)
-    with pytest.raises(ValueError, match="in step with itself"):
+    with pytest.raises(ValueError, match="the donor is the model itself"):
         Patched(recipient, [ModelPart("mlp", 0)], donor=recipient)
-    with pytest.raises(ValueError, match="give rows for each part, or parts and a donor"):
+    with pytest.raises(ValueError, match="either rows for each part, or parts and a donor"):
         Patched(recipient, {ModelPart("mlp", 0): rows}, donor=donor)
     part, cache = ModelPart("mlp", 0), recipient(input_ids=IDS[:1]).past_key_values
-    with pytest.raises(ValueError, match="without past_key_values"), Patched(recipient, {part: rows[:1]}):
+    with pytest.raises(ValueError, match="past_key_values: "), Patched(recipient, {part: rows[:1]}):
         recipient(input_ids=IDS[:1, :1], past_key_values=cache)
-    with pytest.raises(RuntimeError, match="has not read the 9 tokens"), Patched(recipient, [part], donor):
+    with pytest.raises(RuntimeError, match="has not seen the first 9 tokens"), Patched(recipient, [part], donor):
         recipient(input_ids=IDS[:1, :1], past_key_values=cache)
-    with pytest.raises(ValueError, match="give the model input_ids"), Patched(recipient, [part], donor):
+    with pytest.raises(ValueError, match="needs input_ids"), Patched(recipient, [part], donor):
         recipient(inputs_embeds=torch.zeros(1, 2, 16, dtype=torch.float64))
     assert Patched(recipient, [ModelPart("heads", -1, -1)], donor).parts[0].layer == 1
     assert hooks(recipient, donor) == 0

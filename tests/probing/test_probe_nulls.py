@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.files import weights_digest
-from lm_trials.probing.embeddings.geometry import LEAST_TOKENS, Movement, difference_of
+from lm_trials.probing.embeddings.geometry import LEAST_TOKENS, difference_of, movement
 from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.patching.swaps import _partners
 from lm_trials.probing.subjects import find_subjects
@@ -90,8 +90,8 @@ def test_a_level_is_told_on_stories_that_did_not_choose_it():
 def test_a_row_of_zeros_has_no_direction_and_so_no_distance():
     before = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     after = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    assert np.isnan(Movement.between(before, after).distance_V).tolist() == [True, False, True]
-    assert Movement.between(before, after).distance_V[1] == 1
+    assert np.isnan(movement(before, after)["cosine_distance"]).tolist() == [True, False, True]
+    assert movement(before, after)["cosine_distance"][1] == 1
 
 
 @pytest.mark.parametrize("others", [1, LEAST_TOKENS - 1, LEAST_TOKENS])

@@ -34,7 +34,7 @@ def test_copies_of_a_text_are_read_once_and_told(tmp_path, capsys):
     assert [record["story"].strip() for record in records] == ["A cat.", "A dog.", "A fox."]
     assert "2 of 5 texts" in capsys.readouterr().err
     assert len(read_stories(written(tmp_path / "b.jsonl", ["A cat.", "A dog."]))) == 2
-    assert "copies" not in capsys.readouterr().err
+    assert "duplicates" not in capsys.readouterr().err
 
 
 def test_each_reader_tells_which_texts_were_read(tmp_path):

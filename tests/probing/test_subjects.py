@@ -16,13 +16,7 @@ from lm_trials.flags import check_flags
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import SITES, Capture, check_capture
-from lm_trials.probing.flags import (
-    SubjectArguments,
-    TextArguments,
-    check_subjects,
-    probe_folder,
-    short_names,
-)
+from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects, probe_folder, short_names
 from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
 from lm_trials.tokens.tokenizers import train_tokenizer
 
@@ -221,16 +215,15 @@ def test_models_that_cannot_stand_side_by_side_are_one_line(bases, tmp_path):
     (foreign,) = found(bases / "gpt2", tokenizer_name=str(tmp_path / "words"))
     said = refused(check_alike, [llama, foreign])
     assert said == (
-        f"{bases / 'llama'} and {bases / 'gpt2'} have different tokenizers, so their tokens are not the same; "
-        "name models of one tokenizer"
+        f"{bases / 'llama'} and {bases / 'gpt2'} have different tokenizers; use models with the same tokenizer"
     )
     shutil.copytree(bases / "gpt2", tmp_path / "deep")
     config = json.loads((tmp_path / "deep/config.json").read_text())
     (tmp_path / "deep/config.json").write_text(json.dumps({**config, "n_layer": 3}))
     (deep,) = found(tmp_path / "deep")
     assert refused(check_alike, [gpt2, llama, deep]) == (
-        f"{bases / 'gpt2'} has 2 layers and {tmp_path / 'deep'} 3, so none stands beside another; "
-        "name models of one depth"
+        f"{bases / 'gpt2'} has 2 layers and {tmp_path / 'deep'} 3, so they cannot be compared; "
+        "use models of the same depth"
     )
     check_alike([gpt2, deep], same=())
     assert "tokenizers" in refused(check_alike, [foreign, llama], same=())
@@ -243,7 +236,7 @@ def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp
     shutil.copytree(bases / "gpt2", tmp_path / "bare", ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
     assert "bare has no tokenizer beside its weights" in refused(found, tmp_path / "bare")
     assert "nowhere is not a folder" in refused(found, "./nowhere")
-    assert "gives no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
+    assert "returns no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
     with pytest.raises(UsageError):
         anatomy_of(loaded(tmp_path / "bert", tokenizer_name=str(bases / "gpt2")))
     assert "--block_size 65: the model sees 2 to 64 tokens" in refused(
@@ -271,12 +264,14 @@ def test_numbers_of_models_and_places_are_checked(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "file").write_text("")
     both = SubjectArguments(["run", "run/"])
-    assert refused(check_subjects, both, "lens") == "--model_name_or_path run run/: one model twice; name each once"
+    assert (
+        refused(check_subjects, both, "lens") == "--model_name_or_path run run/: the same model twice; name each once"
+    )
     three = SubjectArguments(["a", "b", "c"])
-    said = "--model_name_or_path names 3 models (a b c); this probe takes "
-    assert refused(check_subjects, three, "lens", 2, 2) == said + "2"
-    assert refused(check_subjects, three, "lens", 1, 2) == said + "1 to 2"
-    assert refused(check_subjects, three, "lens", 4) == said + "4 or more"
+    said = "--model_name_or_path a b c: this probe takes {} models, not 3"
+    assert refused(check_subjects, three, "lens", 2, 2) == said.format("2")
+    assert refused(check_subjects, three, "lens", 1, 2) == said.format("1 to 2")
+    assert refused(check_subjects, three, "lens", 4) == said.format("4 or more")
     check_subjects(three, "lens", 3, 3)
     assert "file" in refused(check_subjects, SubjectArguments(["a"], output_dir="file/x"), "lens")
     assert probe_folder(SubjectArguments(["a", "run"]), "lens").as_posix() == "run/probes/lens"
@@ -311,9 +306,9 @@ def test_texts_are_read_and_a_data_set_without_any_is_one_line(tmp_path, tiny_da
     said = refused(read_stories, TextArguments(dataset_name="tinny", data_cache_dir=str(tiny_data)))
     assert said.startswith("tinny is not a local path and cannot be loaded from the Hub")
     assert refused(lambda: next(captured(tiny_model("llama"), [], description=None))) == (
-        "no text is left to be read; give a data set with texts, or more --max_eval_samples"
+        "no texts to read; choose a data set with texts, or raise --max_eval_samples"
     )
-    assert "64 positions; give shorter ones" in refused(
+    assert "64 positions; give shorter texts" in refused(
         lambda: next(captured(tiny_model("llama"), [np.ones(65, dtype=int)], description=None))
     )
     next(captured(tiny_model("llama"), [np.ones(64, dtype=int)], description=None))

@@ -88,10 +88,10 @@ def test_steps_are_an_axis_too_and_a_missing_number_is_a_gap():
 
 
 def test_no_rows_and_mixed_units_are_refused():
-    with pytest.raises(ValueError, match="no rows, no curves; give at least one"):
+    with pytest.raises(ValueError, match="no rows to draw; give at least one"):
         curves_figure([], "t")
     mixed = [row(0, "a", 1.0), row(1, "a", 1.0, unit="nats")]
-    with pytest.raises(ValueError, match=r"2 units \(accuracy, nats\) in one panel; give each its own"):
+    with pytest.raises(ValueError, match=r"2 units \(accuracy, nats\) in one panel; use one panel for each unit"):
         curves_figure(mixed, "t")
     assert curves_figure([{**each, "panel": each["unit"]} for each in mixed], "t", panel="panel")
 

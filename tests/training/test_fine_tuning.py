@@ -173,7 +173,7 @@ def test_the_picture_has_a_line_for_each_named_set(tune):
 
     _, folder = tune("run", "--eval_datasets", SETS[1], "--eval_strategy", "steps", "--eval_steps", "3")
     labels = [line.get_label() for line in loss_figure(history(folder), "run").axes[0].lines]
-    assert labels == ["training", "validation, 95 % over stories", SETS[1]]
+    assert labels == ["training", "validation, 95 % interval over stories", SETS[1]]
 
 
 def test_writing_stories_does_not_move_the_training(tune):

@@ -1,4 +1,4 @@
-"""Text batches: which texts of a data set are measured together, and the controls with a known place on the scale.
+"""Text batches: the texts of a data set that are measured together, and controls of known diversity.
 
 Shape suffixes: T = tokens of a text.
 """
@@ -9,14 +9,13 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import DataSet, dataset_of, open_dataset
-from lm_trials.probing.diversity.flags import DiversityArguments
+from lm_trials.probing.diversity.flags import DiversityArguments, label_of
 from lm_trials.tokens.mixtures import mixed, parse_weights
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -24,17 +23,17 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 Control = Literal["one token", "random tokens", "one batch again"]
 CONTROLS: dict[Control, str] = {
-    "one token": "a token again and again, now and then an end mark: the paper's lower bound",
+    "one token": "one repeated token, rarely an end token: the paper's lower bound",
     "random tokens": "tokens drawn uniformly from the vocabulary: the paper's upper bound",
-    "one batch again": "the first batch of the first data set with new draws: nothing but the drawing's noise",
+    "one batch again": "the first batch of the first data set with new random draws: only the noise of the draws",
 }
-# As in the paper's code.  A stream's texts come out of it shuffled; a prepared corpus is shuffled whole.
+# Texts of a stream's shuffle buffer, as in the paper's code; a prepared corpus is shuffled completely.
 BUFFER_SIZE = 10_000
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """Batches of texts of one data set or mixture; no text is drawn twice."""
+    """Batches of texts of one data set or mixture, drawn without replacement."""
 
     name: str
     batches: list[list[str]]
@@ -42,56 +41,42 @@ class TextSet:
 
 
 def open_text_sets(args: DiversityArguments) -> list[TextSet]:
-    """Draw the batches of each data set, and of their mixture where several come with `--data_mix`.
+    """Draw the batches of each data set, and with `--data_mix` of the mixture of several.
 
-    A mixture's batches hold texts of every part, in the shares asked for to within one text: the paper's
-    *interleaved* union.  The batches of the parts themselves hold the same texts, so distances from a mixture to its
-    parts are no cross-diversity, and none is given.
+    Each batch of a mixture has texts of every part in the given shares, to within one text: the paper's *interleaved*
+    union.  It shares texts with the batches of the parts, so no cross-diversity of a mixture and its parts is reported.
 
     Raises:
-        UsageError: for a data set that is not there or has too few texts, or shares that do not fit.
+        UsageError: for a data set that is missing or has too few texts, or shares that do not fit.
     """
     names = args.dataset_name
     if len(names) == 1:
         dataset = dataset_of(args, names[0])
         streams = [(member.config or member.label, texts_of(member, args)) for member in dataset.members]
         return [_draw(dataset.label, streams, dataset.weights, args, is_mixture=len(streams) > 1)]
-    datasets = {
-        name: open_dataset(
-            name,
-            args.data_cache_dir,
-            text_column=args.text_column,
-            text_separator=args.text_separator,
-            streaming=args.streaming,
-        )
-        for name in names
+    how: dict[str, Any] = {
+        "text_column": args.text_column,
+        "text_separator": args.text_separator,
+        "streaming": args.streaming,
     }
+    datasets = [open_dataset(name, args.data_cache_dir, **how) for name in names]
     weights = parse_weights(args.data_mix, len(names)) if args.data_mix else None
     labels = [label_of(name) for name in names]
     if len(set(labels)) < len(labels):  # two files of one name in two folders
         labels = list(names)
     sets = [
-        _draw(label, [(label, texts_of(datasets[name], args))], [1.0], args)
-        for name, label in zip(names, labels, strict=True)
+        _draw(label, [(label, texts_of(dataset, args))], [1.0], args)
+        for label, dataset in zip(labels, datasets, strict=True)
     ]
     if weights:
-        streams = [(name, texts_of(datasets[name], args)) for name in names]
+        streams = [(name, texts_of(dataset, args)) for name, dataset in zip(names, datasets, strict=True)]
         shares = " + ".join(f"{weight:g} {label}" for weight, label in zip(weights, labels, strict=True))
         sets.append(_draw(shares, streams, weights, args, is_mixture=True))
     return sets
 
 
-def label_of(name: str) -> str:
-    """Return what a data set is called in tables: its file or folder name, or the Hub name after the owner.
-
-    >>> label_of("texts/pubmed.jsonl")
-    'pubmed'
-    """
-    return Path(name).name.split(".")[0] or name
-
-
 def texts_of(dataset: DataSet, args: DiversityArguments) -> Iterator[str]:
-    """Yield the texts of a data set in the order of the seed; of a prepared one by default those of its train split."""
+    """Yield the texts of a data set, shuffled by the seed; default split of a prepared one: train."""
     split = args.dataset_split or ("train" if dataset.prepared else None)
     return dataset.shuffled_stories(split, args.seed, BUFFER_SIZE)
 
@@ -104,27 +89,24 @@ def _draw(
     is_mixture: bool = False,
 ) -> TextSet:
     ended: list[str] = []
-    texts = list(
-        itertools.islice(
-            mixed([stream for _, stream in streams], weights, lambda part, taken: ended.append(streams[part][0])),
-            args.texts_needed,
-        )
-    )
-    if len(texts) < args.texts_needed:
+    every = mixed([stream for _, stream in streams], weights, lambda part, taken: ended.append(streams[part][0]))
+    needed = args.num_batches * args.batch_size
+    texts = list(itertools.islice(every, needed))
+    if len(texts) < needed:
         because = f" (the part {ended[0]} has no more)" if is_mixture else ""
         raise UsageError(
-            f"{name} gives {len(texts):,} texts{because}, and --num_batches {args.num_batches} of --batch_size "
-            f"{args.batch_size} need {args.texts_needed:,}; lower one of them"
+            f"--num_batches {args.num_batches} of --batch_size {args.batch_size} need {needed:,} texts, but {name} has "
+            f"{len(texts):,}{because}; lower one of them"
         )
     batches = [texts[start : start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     return TextSet(name, batches, is_mixture)
 
 
 def token_batches(texts: TextSet, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[np.ndarray]]:
-    """Tokenise the batches, a beginning mark before each text, cut off at `max_length` tokens with it.
+    """Tokenize the batches with BOS before each text, truncated to `max_length` tokens including BOS.
 
     Raises:
-        UsageError: for a tokenizer without a mark, or a text of which it leaves nothing to predict.
+        UsageError: for a tokenizer without BOS or EOS, or a text without tokens.
     """
     from lm_trials.tokens.stores import document_marks
     from lm_trials.tokens.tokenizers import batch_encoder
@@ -136,7 +118,7 @@ def token_batches(texts: TextSet, tokenizer: PreTrainedTokenizerBase, max_length
         ids = [np.array((opening + row)[:max_length], dtype=np.int64) for row in encode(batch)]
         if empty := [text for text, row in zip(batch, ids, strict=True) if len(row) < 2]:
             raise UsageError(
-                f"batch {number} of {texts.name} has a text without tokens ({empty[0][:40]!r}); filter such texts out"
+                f"{texts.name}: batch {number} has a text without tokens ({empty[0][:40]!r}); remove such texts"
             )
         batches.append(ids)
     return batches
@@ -145,11 +127,10 @@ def token_batches(texts: TextSet, tokenizer: PreTrainedTokenizerBase, max_length
 def control_batches(
     control: Control, like: list[list[np.ndarray]], count: int, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> list[list[np.ndarray]]:
-    """Make the batches of a control, texts as long as those of `like`, the first data set's.
+    """Make the batches of a control, with texts as long as those of `like`, the first data set.
 
-    The bounds are those of arXiv 2306.13840, section 2.3: of "one token" every token but the beginning mark is one and
-    the same ordinary token, or with probability 1 / V the end mark; of "random tokens" every token has the same
-    chance.
+    The bounds are those of arXiv 2306.13840, section 2.3.  For "one token", all tokens after BOS are the same ordinary
+    token, or EOS with probability 1 / V; for "random tokens", all tokens have the same probability.
     """
     if control == "one batch again":
         return [like[0]] * count

@@ -1,4 +1,4 @@
-"""Diversity: the expected distance between batches of a data set, beside its controls.
+"""Diversity: the expected distance between batches of a data set, with its controls.
 
 Diversity coefficient and cross-diversity as in Lee, Miranda, Sundar and Koyejo (arXiv 2306.13840, section 2.2): the
 mean, over pairs of different batches, of Task2Vec's cosine distance between their embeddings by one probe network.
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.estimates import Estimate
 from lm_trials.models.reference import ModelReference, load_config, load_model, load_tokenizer_of, positions_of
 from lm_trials.models.reference import resolve_model as resolve
 from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, token_batches
-from lm_trials.probing.diversity.fisher import ProbeNetwork, ProbeSettings, TaskEmbedding
+from lm_trials.probing.diversity.fisher import ProbeNetwork, TaskEmbedding
 from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.pairs import mean_between, mean_within, task_distances, without_noise
-from lm_trials.probing.subjects import device_of, random_weights
+from lm_trials.probing.subjects import on_device, random_weights, with_weights_in
 from lm_trials.probing.tables import ProbeTable
 
 UNIT = "cosine distance of batches"
@@ -35,23 +35,29 @@ PAPER = ("all layers", "as drawn")
 
 @dataclass(frozen=True)
 class Group:
-    """Batches that belong together: of a data set, a mixture or a control, each batch a list of texts' (T,) ids."""
+    """Batches of one data set, mixture or control; a batch is a list of the (T,) ids of texts."""
 
     name: str
     kind: str
     batches: list[list[np.ndarray]]
 
 
+def places_of(groups: Sequence[Group]) -> dict[str, slice]:
+    """Return the rows of each group in a table of all batches, group by group."""
+    ends = itertools.accumulate(len(group.batches) for group in groups)
+    return {group.name: slice(end - len(group.batches), end) for group, end in zip(groups, ends, strict=True)}
+
+
 @dataclass(frozen=True)
 class GroupEmbeddings:
-    """What one probe made of all groups.
+    """The embeddings and distances of all groups by one probe.
 
     Attributes:
         probe: `TRAINED` or `RANDOM`.
-        groups: the groups, in the order of the rows.
+        groups: in the order of the rows.
         embeddings: of each group's batches.
-        distances: the (N, N) distances of all batches, group by group, by (layers, noise): of all layers or
-            without the rows of token and position tables; with the noise of drawing or without it.
+        distances: the (N, N) distances of all batches, group by group, by (layers, noise): all layers or without
+            token and position tables; with the noise of the random draws or without it.
     """
 
     probe: str
@@ -64,42 +70,33 @@ class GroupEmbeddings:
         """The distances as the paper defines them."""
         return self.distances[PAPER]
 
-    @property
-    def places(self) -> dict[str, slice]:
-        """Where each group stands in the distances."""
-        ends = list(itertools.accumulate(len(group.batches) for group in self.groups))
-        return {g.name: slice(end - len(g.batches), end) for g, end in zip(self.groups, ends, strict=True)}
-
     def of_data(self) -> tuple[np.ndarray, dict[str, slice]]:
-        """Return the distances of the data sets and mixtures alone, and where each of them stands.
+        """Return the distances of the data sets and mixtures without controls, and the rows of each.
 
-        Controls are several times as far from everything as two data sets: in one picture they would hide these.
+        Controls are several times farther from everything than data sets are from each other: in one figure the
+        differences between data sets would not be visible.
         """
-        kept = [group for group in self.groups if group.kind != "control"]
-        rows_M = np.concatenate([np.r_[self.places[group.name]] for group in kept])
-        alone = GroupEmbeddings(self.probe, kept, [], {PAPER: self.distances_NN[np.ix_(rows_M, rows_M)]})
-        return alone.distances_NN, alone.places
+        kept, places = [group for group in self.groups if group.kind != "control"], places_of(self.groups)
+        rows_M = np.concatenate([np.r_[places[group.name]] for group in kept])
+        return self.distances_NN[np.ix_(rows_M, rows_M)], places_of(kept)
 
     def rows(self) -> ProbeTable:
         """Return the diversity of each group and the cross-diversity of each two data sets, with intervals."""
-        rows = ProbeTable()
+        rows, places = ProbeTable(), places_of(self.groups)
+        names = [group.name for group in self.groups if group.kind == "data set"]
         for (layers, noise), distances_NN in self.distances.items():
-
-            def add(measure: str, name: str, kind: str, found: Estimate) -> None:
-                what = {"measure": measure, "data_set": name, "kind": kind}
-                rows.add(found, what | {"probe": self.probe, "layers": layers, "noise": noise})  # noqa: B023
-
+            how = {"probe": self.probe, "layers": layers, "noise": noise}
             for group in self.groups:
-                place = self.places[group.name]
-                add("diversity", group.name, group.kind, mean_within(distances_NN[place, place], UNIT))
-            named = [group.name for group in self.groups if group.kind == "data set"]
-            for first, second in itertools.combinations(named, 2):
-                found = mean_between(distances_NN[self.places[first], self.places[second]], UNIT)
-                add("cross-diversity", f"{first} × {second}", "pair", found)
+                own = places[group.name]
+                what = {"measure": "diversity", "data_set": group.name, "kind": group.kind}
+                rows.add(mean_within(distances_NN[own, own], UNIT), what | how)
+            for first, second in itertools.combinations(names, 2):
+                what = {"measure": "cross-diversity", "data_set": f"{first} × {second}", "kind": "pair"}
+                rows.add(mean_between(distances_NN[places[first], places[second]], UNIT), what | how)
         return rows
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Say of each group how much of it was seen and what the fitting of the final layer did."""
+        """Return the size of each group and the loss before and after the final layer was fitted."""
         return {
             group.name: {
                 "batches": len(of_group),
@@ -115,7 +112,7 @@ def find_probe(args: DiversityArguments) -> tuple[ModelReference, PreTrainedToke
     """Find the model and its tokenizer and check that they fit the texts, without loading the weights.
 
     Raises:
-        UsageError: for a model that cannot be had, texts longer than its positions, or a tokenizer of another model.
+        UsageError: for a missing model, texts longer than its positions, or the tokenizer of another model.
     """
     try:
         reference = resolve(args.model_name_or_path)
@@ -124,39 +121,41 @@ def find_probe(args: DiversityArguments) -> tuple[ModelReference, PreTrainedToke
     except UsageError as error:
         if Path(args.model_name_or_path).is_dir():
             raise
-        raise UsageError(f"{error}; without a network name a local model, as --model_name_or_path runs/demo") from None
+        raise UsageError(f"{error}; offline, use a local model, for example --model_name_or_path runs/demo") from None
     positions = positions_of(config)
     if positions is not None and args.max_length > positions:
-        raise UsageError(f"--max_length {args.max_length}: {reference.name} sees {positions} tokens; give at most that")
+        raise UsageError(
+            f"--max_length {args.max_length}: {reference.name} has {positions} positions; give at most that"
+        )
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     largest = max(tokenizer.get_vocab().values())
     if vocab_size is not None and largest >= vocab_size:
         raise UsageError(
             f"{reference.name} has {vocab_size:,} embeddings and the tokenizer's ids go up to {largest:,}; "
-            "give the tokenizer it was trained with by --tokenizer_name"
+            "set --tokenizer_name to the tokenizer that the model was trained with"
         )
     return reference, tokenizer
 
 
 def load_probes(reference: ModelReference, args: DiversityArguments) -> dict[str, ProbeNetwork]:
-    """Load the probe, and beside it, if asked, one with random weights of the same shape."""
-    settings = ProbeSettings(
-        args.finetune_steps, args.finetune_learning_rate, args.fisher_draws, args.fisher_drawing, args.seed
-    )
-    trained = ProbeNetwork(load_model(reference).to(device_of(args)), settings)
+    """Load the probe network and, with `--random_weights`, one of the same shape with random weights."""
+    trained = ProbeNetwork(on_device(load_model(reference), args), args)
     if not args.random_weights:
         return {TRAINED: trained}
-    random = random_weights(trained.model.config, args.seed).float().to(device_of(args))
-    return {TRAINED: trained, RANDOM: ProbeNetwork(random, settings)}
+    random = with_weights_in(random_weights(trained.model.config, args.seed), torch.float32)
+    return {TRAINED: trained, RANDOM: ProbeNetwork(on_device(random, args), args)}
 
 
 def make_groups(sets: Sequence[TextSet], tokenizer: PreTrainedTokenizerBase, args: DiversityArguments) -> list[Group]:
-    """Tokenise the data sets and make the controls beside them; the upper bound comes last."""
+    """Tokenize the data sets and make their controls; the upper bound comes last."""
     groups = [
-        Group(texts.name, "mixture" if texts.is_mixture and len(sets) > 1 else "data set",
-              token_batches(texts, tokenizer, args.max_length))
+        Group(
+            texts.name,
+            "mixture" if texts.is_mixture and len(sets) > 1 else "data set",
+            token_batches(texts, tokenizer, args.max_length),
+        )
         for texts in sets
-    ]  # fmt: skip
+    ]
     if not args.num_control_batches:
         return groups
     like = groups[0].batches
@@ -169,17 +168,17 @@ def make_groups(sets: Sequence[TextSet], tokenizer: PreTrainedTokenizerBase, arg
 
 
 def embed_groups(probes: Mapping[str, ProbeNetwork], groups: list[Group]) -> list[GroupEmbeddings]:
-    """Embed every batch by every probe and measure all distances; a bar shows the time that is left.
+    """Embed every batch by every probe and compute all distances, with a progress bar.
 
-    A batch's draws depend on the seed, its group's name and its number, so a data set has the same embeddings
-    whatever is measured beside it.
+    The random draws of a batch depend on the seed, its group's name and its number, so the embeddings of a data set
+    do not depend on what else is measured.
     """
     jobs = [(probe, group, number) for probe in probes for group in groups for number in range(len(group.batches))]
     total = sum(len(group.batches[number]) for _, group, number in jobs)
     embeddings: dict[tuple[str, str], list[TaskEmbedding]] = {}
-    for probe, group, number in progress(jobs, "embedding", "texts", total, lambda job: len(job[1].batches[job[2]])):
-        embedding = probes[probe].embed(group.batches[number], f"{group.name}:{number}")
-        embeddings.setdefault((probe, group.name), []).append(embedding)
+    for name, group, number in progress(jobs, "embedding", "texts", total, lambda job: len(job[1].batches[job[2]])):
+        embedding = probes[name].embed(group.batches[number], f"{group.name}:{number}")
+        embeddings.setdefault((name, group.name), []).append(embedding)
     results = []
     for name, probe in probes.items():
         by_group = [embeddings[name, group.name] for group in groups]

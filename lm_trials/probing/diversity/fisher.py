@@ -1,35 +1,25 @@
-"""Fisher: Task2Vec's embedding of a batch of texts, from one fixed probe network.
+"""Fisher: Task2Vec's embedding of a batch of texts by one fixed probe network.
 
-The embedding of a batch B is the diagonal of the probe's Fisher information after its final layer has been fitted to
-the batch, averaged over the weights of each filter:
+The embedding of a batch B is the diagonal of the probe's Fisher information, after its final layer was fitted to the
+batch, averaged over the weights of each filter:
 
     F_B = E over texts x of B, places t and tokens v ~ p(. | x_<t)  of  (d log p(v | x_<t) / d weight) ** 2
 
 (Achille et al. 2019, arXiv 1902.03545; for text Lee, Miranda, Sundar and Koyejo, arXiv 2306.13840, section 2.1).
 
-*One backward pass a text, not one a token.*  The definition squares the gradient of each single log-probability.
-Given the text, tokens drawn at different places are independent and each gradient has mean zero over the model's own
-distribution, so the cross terms of a square of a sum vanish: the square of the text's summed gradient has the sum of
-the squares as its expectation.  One squared gradient a text is therefore an unbiased draw of the definition;
-tests/probing/diversity/test_fisher.py enumerates every possible draw and finds equality to 1e-10.  This holds for drawn
-tokens only: with the labels (the "empirical Fisher") the cross terms stay.
+One backward pass for each text is enough: tokens drawn at different places are independent given the text and each
+gradient has mean zero, so the square of the text's summed gradient is an unbiased draw of the sum of squares (not so
+with labels, the "empirical Fisher").  tests/probing/diversity/test_fisher.py enumerates all draws: equal to 1e-10.
 
-*Random signs instead of drawn tokens.*  A drawn token enters by e_v - p alone, whose covariance is diag(p) - p p'.
-Any other vector of this covariance gives the same expectation; `signs` is one that has no rare large values where the
-model is sure of the next token (see `drawn_signs`).  With 4 draws from 32 stories a demo model's embeddings of one
-batch are 0.009 apart with signs and 0.033 with tokens.
+A drawn token enters only as e_v - p, with covariance diag(p) - p p', and any vector with this covariance has the same
+expectation.  `drawn_signs` has no rare large values: with 4 draws from 32 stories, a demo model's embeddings of one
+batch are at distance 0.009 with signs and 0.033 with tokens.
 
-Where the paper's own code (alycialee/beyond-scale-language-data-diversity) does something else:
-
-- it pairs the logits of place t with a token drawn from the logits of place t + 1, so that the gradients have not mean
-  zero and the result is no Fisher information; it counts padding as text; it leaves dropout on.  None of it here;
-- it squares gradients of means over 8 texts at once, one draw each: another scale, and noise of 64 draws for its
-  batches of 512 texts;
-- GPT-2's final layer is tied to its token table, so its fitting moves the table, and the final layer's gradients
-  count as the table's.  Here the final layer is a copy: the probe's body stays the same for every batch;
-- a filter of GPT-2's `Conv1D`, stored as (in, out), is there an input's weights; here an output unit's, as in
-  Task2Vec, so that a network has one embedding however its weights are stored.
-As there, biases are left out, a normalisation weight is a filter by itself, and a row of a table is one filter.
+Differences from the paper's code (alycialee/beyond-scale-language-data-diversity): it pairs the logits of place t with
+a token drawn at place t + 1, so that the result is not a Fisher information; counts padding as text; leaves dropout on;
+squares gradients of means over 8 texts, another scale; fits GPT-2's final layer together with the tied token table
+(here a copy); and takes the inputs of GPT-2's `Conv1D` as filters (here its output units, as in Task2Vec).  As there,
+biases are left out, each normalization weight is a filter, and each row of a table is a filter.
 
 Shape suffixes: T = places, V = vocabulary, D = width, N = all places of a batch, F = filters.
 """
@@ -40,7 +30,6 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -50,31 +39,20 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError
+from lm_trials.probing.diversity.flags import DiversityArguments
 
-Drawing = Literal["signs", "tokens"]
-# Places whose logits are held at once while the final layer is fitted: 1,024 of GPT-2's take 200 MB.
+# Places whose logits are in memory at once while the final layer is fitted: 200 MB for 1,024 places of GPT-2.
 PLACES = 1024
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """How the final layer is fitted, and how often (an even number) and how each text's gradient is drawn."""
-
-    finetune_steps: int = 10
-    learning_rate: float = 1e-3
-    draws: int = 4
-    drawing: Drawing = "signs"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class TaskEmbedding:
-    """A batch of texts as the probe sees it.
+    """The embedding of a batch of texts.
 
     Attributes:
-        halves_2F: the mean squared gradient of one place's log-probability, by filter, in squared nats; once from the
-            even draws and once from the odd ones, which are independent.
-        places: how many tokens were predicted.
+        halves_2F: the mean squared gradient of one place's log-probability, by filter, in squared nats, from the even
+            and from the odd draws, which are independent.
+        places: number of predicted tokens.
         loss, fitted_loss: nats per token before and after the final layer was fitted.
     """
 
@@ -91,7 +69,7 @@ class TaskEmbedding:
 
 @dataclass(frozen=True)
 class Weight:
-    """The weights of one layer, with the dimension that counts its filters."""
+    """The weights of one layer, and the dimension of its filters."""
 
     name: str
     values: torch.Tensor
@@ -99,25 +77,25 @@ class Weight:
     is_table: bool
 
     def filter_means(self, squares: torch.Tensor) -> torch.Tensor:
-        """Average what has the shape of the weights over each filter's weights, -> (filters of this layer,)."""
+        """Average a tensor of the weights' shape over each filter, -> (filters of this layer,)."""
         others = [dim for dim in range(squares.dim()) if dim != self.filter_dim]
         return squares.mean(dim=others) if others else squares
 
 
 class ProbeNetwork:
-    """A causal language model that texts are measured by; nothing of it is changed.
+    """A causal language model that embeds batches of texts; its weights are not changed.
 
     Raises:
-        UsageError: for a model that does more than one linear layer after its body.
+        UsageError: for a model that computes more than one linear layer after its body.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: ProbeSettings = ProbeSettings()) -> None:
-        if hasattr(model, "merge_and_unload"):  # an adapter's weights belong into the layers they change
-            model = model.merge_and_unload()
+    def __init__(self, model: PreTrainedModel, args: DiversityArguments) -> None:
+        merge = getattr(model, "merge_and_unload", None)  # filters are those of the layers with the adapter merged
+        model = merge() if merge else model
         self.model = model.eval()
         self.body = model.base_model
         self.final_layer = model.get_output_embeddings()
-        self.settings = settings
+        self.args = args
         self.weights = _weights_of(self.body)
         for weight in self.weights:
             weight.values.requires_grad_(True)
@@ -125,7 +103,7 @@ class ProbeNetwork:
 
     @property
     def is_table_F(self) -> np.ndarray:
-        """Which filters are rows of a table of tokens or positions."""
+        """Which filters are rows of the token or position table."""
         return np.concatenate([np.full(w.values.shape[w.filter_dim], w.is_table) for w in self.weights])
 
     def _check_final_layer(self) -> None:
@@ -134,55 +112,54 @@ class ProbeNetwork:
             whole, parts = self.model(input_ids=ids, use_cache=False).logits, self.final_layer(self._hidden(ids[0]))
         if not torch.allclose(whole[0].float(), parts.float(), rtol=1e-3, atol=1e-4):
             raise UsageError(
-                f"{type(self.model).__name__} changes the logits after its final layer, which this probe cannot fit; "
-                "name a GPT-2 or Llama model"
+                f"--model_name_or_path: a {type(self.model).__name__} changes the logits after its final layer, which "
+                "this probe cannot fit; use a GPT-2 or Llama model"
             )
 
     def _hidden(self, ids_T: torch.Tensor) -> torch.Tensor:
-        """Return what the final layer sees at each place, (T, D)."""
+        """Return the input of the final layer at each place, (T, D)."""
         return self.body(input_ids=ids_T[None], use_cache=False).last_hidden_state[0]
 
     def embed(self, texts: Sequence[np.ndarray], name: str) -> TaskEmbedding:
-        """Embed a batch of texts, each its (T + 1,) ids with the beginning mark first.
+        """Embed a batch of texts, each its (T + 1,) ids with BOS first; texts are run one by one, without padding.
 
-        The same texts, `name` and settings give the same bits; another name draws other tokens.  Texts go through
-        one by one, without padding.
+        The same texts, `name` and arguments give the same bits; another name seeds other random draws.
 
         Raises:
-            UsageError: for gradients that are not finite, or all 0: such a model is sure of everything.
+            UsageError: for gradients that are not finite, or all 0.
         """
         ids = [torch.as_tensor(np.asarray(text, dtype=np.int64), device=self.model.device) for text in texts]
         with torch.no_grad():
             features_ND = torch.cat([self._hidden(ids_T[:-1]) for ids_T in ids])
         head, loss, fitted_loss = fit_final_layer(
-            self.final_layer, features_ND, torch.cat([ids_T[1:] for ids_T in ids]), self.settings
+            self.final_layer, features_ND, torch.cat([ids_T[1:] for ids_T in ids]), self.args
         )
-        generator = torch.Generator().manual_seed(_seed_of(self.settings.seed, name))
-        halves_2F = torch.stack([self._text_fisher(ids_T, head, generator) for ids_T in ids]).sum(dim=0)
+        generator = torch.Generator().manual_seed(_seed_of(self.args.seed, name))
+        sums_2F = torch.stack([self._text_fisher(ids_T, head, generator) for ids_T in ids]).sum(dim=0)
         places = len(features_ND)
-        halves_2F = (halves_2F / (places * self.settings.draws / 2)).cpu().numpy()
+        halves_2F = (sums_2F / (places * self.args.fisher_draws / 2)).cpu().numpy()
         if not np.isfinite(halves_2F).all() or not halves_2F.any(axis=1).all():
             raise UsageError(
-                f"the model's gradients on {name} are not finite, or nothing but 0; was its training stable? Name "
-                "another --model_name_or_path, or lower --finetune_learning_rate"
+                f"--model_name_or_path: gradients on {name} are not finite or all 0; use a model whose training was "
+                "stable, or lower --finetune_learning_rate"
             )
         return TaskEmbedding(halves_2F, places, loss, fitted_loss)
 
     def _text_fisher(self, ids_T: torch.Tensor, head: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """Return the (2, F) squared gradients of one text, summed over the even and over the odd draws."""
         logits_TV = head(self._hidden(ids_T[:-1]))
-        # Drawn on the CPU, whose generator gives the same draws wherever the model is.
+        # On the CPU, so that the draws are the same on every device.
         chances_TV = logits_TV.detach().softmax(dim=-1).cpu()
         squares: list[torch.Tensor] = []
-        for draw in range(self.settings.draws):
-            scores_TV = DRAWINGS[self.settings.drawing](chances_TV, generator).to(logits_TV.device)
-            again = draw + 1 < self.settings.draws
+        for draw in range(self.args.fisher_draws):
+            scores_TV = DRAWINGS[self.args.fisher_drawing](chances_TV, generator).to(logits_TV.device)
+            again = draw + 1 < self.args.fisher_draws
             squares.append(squared_gradients(logits_TV, scores_TV, self.weights, keep_graph=again))
         return torch.stack([torch.stack(squares[half::2]).sum(dim=0) for half in (0, 1)])
 
 
 def _weights_of(body: nn.Module) -> list[Weight]:
-    """Return the weights of every layer of the body, biases left out, a shared one once."""
+    """Return the weights of every layer of the body without biases, shared ones once."""
     found: dict[int, Weight] = {}
     for name, module in body.named_modules():
         values = getattr(module, "weight", None)
@@ -197,17 +174,16 @@ def _seed_of(seed: int, name: str) -> int:
 
 
 def drawn_tokens(chances_TV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw a token at each place; return the gradients of its log-probability by the logits, e_v - p, (T, V)."""
+    """Draw a token at each place and return the gradient of its log-probability by the logits, e_v - p, (T, V)."""
     drawn_T1 = torch.multinomial(chances_TV, 1, generator=generator)
     return -chances_TV.scatter_add(1, drawn_T1, -torch.ones_like(chances_TV[:, :1]))
 
 
 def drawn_signs(chances_TV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return vectors with the mean 0 and the covariance diag(p) - p p' of `drawn_tokens`' own, made of V random signs.
+    """Return vectors with mean 0 and the covariance diag(p) - p p' of `drawn_tokens`, made of V random signs.
 
-    They are (diag(q) - p q') s for signs s and q = sqrt(p).  Where p is nearly 1 for a token, a drawn token is this
-    one nearly always, with a gradient of almost nothing, and seldom another, with a large one; the signs' vectors are
-    of much the same length every time.
+    They are (diag(q) - p q') s for signs s and q = sqrt(p).  If p is nearly 1 for a token, drawn tokens have almost
+    always a gradient near 0 and rarely a large one; the vectors of signs have nearly constant length.
     """
     signs_TV = torch.randint(0, 2, chances_TV.shape, generator=generator).to(chances_TV.dtype) * 2 - 1
     return signs_to_scores(chances_TV, signs_TV)
@@ -239,21 +215,21 @@ def squared_gradients(
 
 
 def fit_final_layer(
-    final_layer: nn.Module, features_ND: torch.Tensor, targets_N: torch.Tensor, settings: ProbeSettings
+    final_layer: nn.Module, features_ND: torch.Tensor, targets_N: torch.Tensor, args: DiversityArguments
 ) -> tuple[nn.Module, float, float]:
     """Fit a copy of the final layer to the next tokens of a batch; return it with the loss before and after.
 
-    AdamW without weight decay, each update on the whole batch, so that no order of minibatches has to be chosen.  The
-    paper's code takes minibatches of 8 texts at 5e-5 for 10 passes.
+    AdamW without weight decay, each update on the whole batch, so that there is no order of minibatches.  The paper's
+    code uses minibatches of 8 texts at 5e-5 for 10 passes.
 
     Raises:
-        UsageError: where the loss is no longer finite.
+        UsageError: if the loss does not stay finite.
     """
     head = copy.deepcopy(final_layer).requires_grad_(True)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=args.finetune_learning_rate, weight_decay=0.0)
     losses = []
-    for step in range(settings.finetune_steps + 1):
-        last = step == settings.finetune_steps
+    for step in range(args.finetune_steps + 1):
+        last = step == args.finetune_steps
         optimizer.zero_grad()
         total = 0.0
         with torch.set_grad_enabled(not last):
@@ -267,7 +243,7 @@ def fit_final_layer(
             optimizer.step()
     if not np.isfinite(losses).all():
         raise UsageError(
-            f"the final layer's loss went from {losses[0]:g} to {losses[-1]:g} nats per token; "
-            f"lower --finetune_learning_rate {settings.learning_rate:g}"
+            f"--finetune_learning_rate {args.finetune_learning_rate:g}: the final layer's loss goes from {losses[0]:g} "
+            f"to {losses[-1]:g} nats per token; lower it"
         )
     return head.requires_grad_(False), losses[0], losses[-1]

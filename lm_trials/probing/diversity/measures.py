@@ -1,8 +1,7 @@
-"""Text measures: how varied batches of text are, seen without a model.
+"""Text measures: how varied batches of text are, without a model.
 
-All of them depend on how much text they see, so each sees the same number of words of every batch.  Words are what
-white space separates; n-grams are of words in lower case without the punctuation around them, and do not cross from
-one text into the next.
+All measures depend on the amount of text, so each gets the same number of words of every batch.  Words are separated by
+white space; n-grams are of words in lower case without surrounding punctuation, and do not cross texts.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from lm_trials.probing.diversity.batches import TextSet
 from lm_trials.probing.tables import ProbeTable
 from lm_trials.stories.variety import LZMA_PRESET
 
+# These measures do not rank data sets as the coefficient does: PubMed has more distinct n-grams than patents, but a
+# lower coefficient.
 NGRAMS = (1, 2, 3)
 
 
@@ -43,7 +44,7 @@ def distinct_share(texts: Sequence[Sequence[str]], n: int) -> float:
     >>> distinct_share([["A", "cat", "a", "cat."]], n=2)
     0.6666666666666666
     """
-    ngrams = []
+    ngrams: list[tuple[str, ...]] = []
     for words in texts:
         plain = [word.lower().strip(string.punctuation) or word for word in words]
         ngrams += zip(*(plain[start:] for start in range(n)), strict=False)
@@ -51,7 +52,7 @@ def distinct_share(texts: Sequence[Sequence[str]], n: int) -> float:
 
 
 def compression_ratio(texts: Sequence[Sequence[str]]) -> float:
-    """Return bytes over bytes after xz (the preset of `prepare_tinystories.py describe`); more means more repetition.
+    """Return bytes over bytes after xz (preset as in `lm-trials prepare describe`); higher means more repetition.
 
     >>> compression_ratio([["no", "two", "words"]]) < 1 < compression_ratio([["again"] * 1000])
     True
@@ -61,21 +62,19 @@ def compression_ratio(texts: Sequence[Sequence[str]]) -> float:
 
 
 def common_length(sets: Sequence[TextSet], asked: int | None) -> int:
-    """Return how many words of each batch are looked at: as many as asked for, else as the shortest batch has.
+    """Return the number of words per batch: the number asked for, else that of the shortest batch.
 
     Raises:
-        UsageError: for a batch with fewer words than asked for, or with next to none.
+        UsageError: for a batch with fewer words than that, or than the longest n-gram.
     """
-    lengths = {
-        sum(len(text.split()) for text in batch): (texts.name, number)
+    shortest, number, name = min(
+        (sum(len(text.split()) for text in batch), number, texts.name)
         for texts in sets
         for number, batch in enumerate(texts.batches)
-    }
-    shortest = min(lengths)
-    name, number = lengths[shortest]
+    )
     if shortest < max(NGRAMS) or (asked or 0) > shortest:
         raise UsageError(
-            f"batch {number} of {name} has {shortest:,} words, and --words_per_batch is {asked or max(NGRAMS):,}; "
+            f"--words_per_batch {asked or max(NGRAMS):,}: batch {number} of {name} has {shortest:,} words; "
             "lower it or raise --batch_size"
         )
     return asked or shortest
@@ -94,7 +93,7 @@ def text_measures(texts: TextSet, num_words: int, seed: int = 0) -> dict[str, Es
 
 
 def text_rows(sets: Sequence[TextSet], num_words: int, seed: int = 0) -> ProbeTable:
-    """Return the rows of the table: each measure of each data set."""
+    """Return a row for each measure of each data set."""
     rows = ProbeTable()
     for texts in sets:
         about = {"data_set": texts.name, "kind": "data set", "probe": "", "layers": "", "noise": ""}

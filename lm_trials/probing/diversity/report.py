@@ -1,32 +1,32 @@
-"""Report of the diversity probe: tables on the terminal, and JSON, CSV and a heat map in a folder."""
+"""Report of the diversity probe: tables on the terminal; JSON, CSV and heat maps in a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_trials.console import UsageError, note
+from lm_trials.console import UsageError, show_facts
 from lm_trials.files import write_csv, write_json
 from lm_trials.probing.diversity.batches import CONTROLS
 from lm_trials.probing.diversity.flags import DiversityArguments
-from lm_trials.probing.tables import ProbeTable, Row, interval
+from lm_trials.probing.tables import ProbeTable, interval
+from lm_trials.reporting.pictures import save_pictures
 
-if TYPE_CHECKING:  # the text measures are written without torch
+if TYPE_CHECKING:  # --text_only needs no torch
     from matplotlib.figure import Figure
 
     from lm_trials.probing.diversity.coefficient import GroupEmbeddings
 
 SHOWN = {
     "as defined": {"layers": "all layers", "noise": "as drawn"},
-    "noise removed": {"layers": "all layers", "noise": "removed"},
-    "... and no tables": {"layers": "without tables", "noise": "removed"},
+    "without noise": {"layers": "all layers", "noise": "removed"},
+    "without tables": {"layers": "without tables", "noise": "removed"},
 }
 
 
-def show_diversity(rows: ProbeTable, model: str) -> None:
-    """Print the coefficients of each probe, a row for each data set and control."""
+def show_diversity(rows: ProbeTable, names: Mapping[str, str]) -> None:
+    """Print the coefficients by each probe network (`names`), a line for each data set and control."""
     for probe in filter(None, rows.distinct("probe")):
         found = rows.where(probe=probe)
         lines = {
@@ -34,43 +34,43 @@ def show_diversity(rows: ProbeTable, model: str) -> None:
             for measure, name in found.distinct("measure", "data_set")
         }
         found.show(
-            f"diversity by {model}, {probe}; {found[0]['unit']}, 95 % over batches",
+            f"Diversity measured with {names[probe]}: {found[0]['unit']}, 95 % interval over n batches",
             "",
             lines,
             SHOWN,
             "\n".join(f"{name}: {meaning}" for name, meaning in CONTROLS.items())
-            + "\ntables: the rows of tokens and positions, which tell above all which tokens a batch has",
-            lambda row: interval(row, 4),
+            + "\nwithout noise: sampling noise of the draws removed\nwithout tables: also without the token and "
+            "position tables, which mainly show which tokens occur",
+            lambda row: interval(row, 4, lines=True),
             counted="n",
         )
 
 
 def show_text_measures(rows: ProbeTable, num_words: int) -> None:
-    """Print what needs no model, a row for each data set."""
+    """Print the measures without a model, a line for each data set."""
     rows = rows.where(probe="")
     rows.show(
-        f"the same texts without a model, first {num_words:,} words of each batch, 95 % over batches",
+        f"The same texts without a model: compression ratio and shares of distinct n-grams, first {num_words:,} words "
+        "of each batch, 95 % interval over n batches",
         "",
         {name: {"data_set": name} for name in rows.distinct("data_set")},
-        {measure: {"measure": measure} for measure in rows.distinct("measure")},
-        cell=interval,
-        counted="batches",
+        {name.removesuffix(" ratio").removeprefix("distinct "): {"measure": name} for name in rows.distinct("measure")},
+        counted="n",
     )
 
 
 def write_diversity(
     args: DiversityArguments, rows: ProbeTable, results: Sequence[GroupEmbeddings], heat_maps: Mapping[str, Figure]
-) -> Path:
-    """Write `diversity.json` and `.csv`, and of each probe the distances as a table and as a heat map.
+) -> None:
+    """Write `diversity.json` and `.csv`, and the distances of each probe as a table and as a heat map.
 
     Args:
-        args: the flags, which go into `diversity.json`.
         rows: all estimates.
-        results: of each probe; none where only texts were measured.
-        heat_maps: the picture of each probe's distances.
+        results: one for each probe; none with `--text_only`.
+        heat_maps: the figure of each probe's distances.
 
     Raises:
-        UsageError: where the folder cannot be written to.
+        UsageError: if the folder cannot be written to.
     """
     folder = args.folder()
     facts = {result.probe: result.facts() for result in results}
@@ -79,26 +79,13 @@ def write_diversity(
         write_json(folder / "diversity.json", about)
         write_csv(folder / "diversity.csv", rows)
         for result in results:
-            write_csv(folder / f"distances{_suffix(result.probe)}.csv", _distance_rows(result))
-            picture = folder / f"distances{_suffix(result.probe)}.png"
-            unfinished = picture.with_name(f".{picture.name}.unfinished")
-            heat_maps[result.probe].savefig(unfinished, format="png", dpi=120)
-            unfinished.replace(picture)
+            name = "distances-random-weights" if result.probe == "random weights" else "distances"
+            batches = [f"{group.name}:{number}" for group in result.groups for number in range(len(group.batches))]
+            write_csv(folder / f"{name}.csv", [
+                {"batch": batch, **dict(zip(batches, distances_N, strict=True))}
+                for batch, distances_N in zip(batches, result.distances_NN.tolist(), strict=True)
+            ])  # fmt: skip
+            save_pictures(heat_maps[result.probe], folder / name)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
-    note(f"The results lie in {folder}.")
-    return folder
-
-
-def _distance_rows(result: GroupEmbeddings) -> list[Row]:
-    """Return a row for each batch, with its distance to every batch."""
-    names = [f"{group.name}:{number}" for group in result.groups for number in range(len(group.batches))]
-    return [
-        {"batch": name, **dict(zip(names, distances_N, strict=True))}
-        for name, distances_N in zip(names, result.distances_NN.tolist(), strict=True)
-    ]
-
-
-def _suffix(probe: str) -> str:
-    """Return what marks the files of a probe with random weights; the trained one's have plain names."""
-    return "-random-weights" if probe == "random weights" else ""
+    show_facts("diversity", {"results": str(folder)})

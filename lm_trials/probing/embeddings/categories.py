@@ -1,6 +1,6 @@
-"""Categories of tokens, and whether embeddings know them: in the full space, never in the picture of two axes.
+"""Categories of tokens, and how well embeddings separate them in the full space (not in the two-dimensional figure).
 
-Shape suffixes: N = tokens with a category, D = width, K = nearest ones, S = shuffles.
+Shape suffixes: N = tokens with a category, D = width, K = nearest tokens.
 """
 
 from __future__ import annotations
@@ -9,33 +9,35 @@ import csv
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import silhouette_samples
+from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate, bootstrap_mean
-from lm_trials.probing.embeddings.geometry import Words, unit, vocab_of
+from lm_trials.probing.embeddings.geometry import Words, vocab_of
 from lm_trials.stories.generated import vocabulary
 
-MOSTLY_UNSEEN = ("byte", "special")  # of `surface_categories`
+# Categories of `surface_categories` that were separated from the others only because training never saw their tokens.
+MOSTLY_UNSEEN = ("byte", "special")
 LEAST = 3
-"""A category of fewer tokens is left out: hardly any nearest token can be of it."""
-WORD_STARTS = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write the blank before a word
+"""Smaller categories are left out: hardly any nearest token can belong to them."""
+WORD_STARTS = ("▁", "Ġ")  # the space before a word in SentencePiece and byte-level tokenizers
 
 
 @dataclass(frozen=True)
 class Categories:
-    """Which tokens have a category.
+    """The tokens that have a category.
 
     Attributes:
         tokens_N, names_N: the tokens and their categories.
-        left_out: what was left out and why, for people.
+        left_out: a message: what was left out and why.
     """
 
     tokens_N: np.ndarray
@@ -44,89 +46,82 @@ class Categories:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Tokens of each category, the largest first."""
+        """Number of tokens of each category, largest first."""
         return dict(Counter(self.names_N.tolist()).most_common())
 
     def drawn(self, most: int, seed: int) -> Categories:
-        """Return at most so many of them, drawn at random: what follows takes memory by their square.
+        """Return at most `most` tokens, drawn at random, because memory grows with their square.
 
         Raises:
-            UsageError: where fewer than two categories are left.
+            UsageError: if fewer than two categories remain.
         """
         if len(self.tokens_N) <= most:
             return self
         places = np.sort(np.random.default_rng(seed).choice(len(self.tokens_N), most, replace=False))
-        told = f"{most:,} of {len(self.tokens_N):,} tokens with a category are drawn"
-        left_out = "; ".join(filter(None, [self.left_out, told]))
+        drawn = f"{most:,} of {len(self.tokens_N):,} tokens with a category are drawn"
         pairs = dict(zip(self.tokens_N[places].tolist(), self.names_N[places].tolist(), strict=True))
-        return _enough(pairs, "", left_out, f"--max_tokens {most}")
+        return _checked(pairs, f"--max_tokens {most}", [self.left_out, drawn], "raise it")
 
 
 def categories_of(how: str, tokenizer: PreTrainedTokenizerBase, counts_V: np.ndarray | None = None) -> Categories:
-    """Return the categories that `--categories` names, among tokens that training saw.
+    """Return the categories of `--categories`, for tokens that occur in the training data.
 
-    Tokens that it never saw stay together whatever they are, and most bytes are such: as a category of their own they
-    would be told apart for being new.
+    Tokens that training never saw cluster together whatever they are, and most bytes are such tokens: as a category of
+    their own they would be separable only because they are untrained.
 
     Args:
-        counts_V: how often each token occurs in the training data; without it, bytes and special tokens are left out
-            of "surface".
+        counts_V: how often each token occurs in the training data; if None, bytes and special tokens are left out of
+            "surface".
 
     Raises:
         UsageError: for a file that cannot be read, or fewer than two categories with tokens.
     """
+    left_out: list[str] = []
     if how == "surface":
         pairs = surface_categories(tokenizer)
-        if counts_V is not None:
-            return _seen(pairs, counts_V, how, "")
-        kept = {token: name for token, name in pairs.items() if name not in MOSTLY_UNSEEN}
-        return _enough(kept, how, f"{len(pairs) - len(kept):,} byte and special tokens are left out")
-    words = {"words": story_words, "continents": city_continents}.get(how, lambda: read_categories(Path(how)))()
-    tokens = Words(tokenizer)
-    found = {word: tokens.token(word) for word in words}
-    pairs = {token: words[word] for word, token in found.items() if token is not None}
-    several = sum(token is None for token in found.values())
-    left_out = f"{several:,} of {len(words):,} words are of several tokens" if several else ""
-    return _enough(pairs, how, left_out) if counts_V is None else _seen(pairs, counts_V, how, left_out)
-
-
-def _seen(pairs: Mapping[int, str], counts_V: np.ndarray, how: str, left_out: str) -> Categories:
-    kept = {token: name for token, name in pairs.items() if counts_V[token] > 0}
-    told = f"{len(pairs) - len(kept):,} of {len(pairs):,} tokens with a category never occur in the training data"
-    return _enough(kept, how, "; ".join(filter(None, [left_out, told if len(kept) < len(pairs) else ""])))
+    else:
+        words = {"words": story_words, "continents": city_continents}.get(how, lambda: read_categories(Path(how)))()
+        tokens = Words(tokenizer)
+        found = {word: tokens.token(word) for word in words}
+        pairs = {token: words[word] for word, token in found.items() if token is not None}
+        if several := sum(token is None for token in found.values()):
+            left_out.append(f"{several:,} of {len(words):,} words consist of several tokens")
+    if counts_V is not None:
+        kept = {token: name for token, name in pairs.items() if counts_V[token] > 0}
+        reason = f"of {len(pairs):,} tokens with a category never occur in the training data"
+    else:
+        kept = {token: name for token, name in pairs.items() if how != "surface" or name not in MOSTLY_UNSEEN}
+        reason = "byte and special tokens are left out"
+    if without := len(pairs) - len(kept):
+        left_out.append(f"{without:,} {reason}")
+    return _checked(kept, f"--categories {how}", left_out)
 
 
 def check_nearest(nearest: int, categories: Categories) -> None:
-    """Refuse more nearest tokens than there are others.
-
-    Raises:
-        UsageError: for them.
-    """
+    """Raise a UsageError if there are not more tokens than `nearest`."""
     tokens = len(categories.tokens_N)
     if nearest >= tokens:
-        raise UsageError(
-            f"--nearest {nearest} is not below the {tokens:,} tokens that are compared; give at most {tokens - 1}"
-        )
+        raise UsageError(f"--nearest {nearest}: only {tokens:,} tokens are compared; give at most {tokens - 1}")
 
 
-def _enough(pairs: Mapping[int, str], how: str, left_out: str, flag: str = "") -> Categories:
+def _checked(
+    pairs: Mapping[int, str], flag: str, left_out: Sequence[str], advice: str = "choose other categories"
+) -> Categories:
+    """Return the categories with enough tokens; a UsageError for fewer than two."""
     counts = Counter(pairs.values())
     small = sorted(name for name, count in counts.items() if count < LEAST)
     kept = {token: name for token, name in sorted(pairs.items()) if name not in small}
     if len(set(kept.values())) < 2:
         there = ", ".join(f"{name} {count}" for name, count in counts.most_common(9)) or "none"
-        raise UsageError(
-            f"{flag or f'--categories {how}'}: fewer than two categories have {LEAST} tokens or more ({there}"
-            + (f"; {left_out}" if left_out else "")
-            + (f"); give more than {flag.split()[-1]}" if flag else "); give other categories")
-        )
-    if small:
-        left_out = "; ".join(filter(None, [left_out, f"fewer than {LEAST} tokens have {', '.join(small)}"]))
-    return Categories(np.array(list(kept)), np.array(list(kept.values())), left_out)
+        reasons = "; ".join(filter(None, [there, *left_out]))
+        raise UsageError(f"{flag}: fewer than two categories have {LEAST} tokens or more ({reasons}); {advice}")
+    few = f"categories of fewer than {LEAST} tokens are left out: {', '.join(small)}" if small else ""
+    reasons = "; ".join(filter(None, [*left_out, few]))
+    return Categories(np.array(list(kept)), np.array(list(kept.values())), reasons)
 
 
 def surface_categories(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return how each token is written: special, byte, digit, punctuation, or a piece that begins a word or goes on.
+    """Return the written form of each token: special, byte, digit, punctuation, begins a word or within a word.
 
     >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\\\n"] * 9, vocab_size=320)
@@ -135,7 +130,7 @@ def surface_categories(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """
     special = set(tokenizer.all_special_ids)
     return {
-        token: _surface(piece, tokenizer.decode([token]), token in special)
+        token: _surface(piece, str(tokenizer.decode([token])), token in special)
         for token, piece in enumerate(tokenizer.convert_ids_to_tokens(list(range(vocab_of(tokenizer)))))
         if piece is not None
     }
@@ -148,7 +143,7 @@ def _surface(piece: str, text: str, special: bool) -> str:
     if (piece.startswith("<0x") and piece.endswith(">")) or "\ufffd" in text:
         return "byte"
     if len(text) == 1 and unicodedata.category(text) == "Cc" and not text.isspace():
-        return "byte"  # as of byte-level tokenizers, which have all 256
+        return "byte"  # byte-level tokenizers have all 256 as characters
     if body and all(unicodedata.category(letter)[0] == "N" for letter in body):
         return "digit"
     if all(not letter.isalnum() for letter in body):
@@ -157,7 +152,7 @@ def _surface(piece: str, text: str, special: bool) -> str:
 
 
 def story_words() -> dict[str, str]:
-    """Return the groups of words of the generated stories; no word is in two.
+    """Return the groups of words of the generated stories; each word is in one group.
 
     >>> words = story_words()
     >>> words["Lily"], words["balloon"], words["threw"], words["shiny"]
@@ -179,7 +174,7 @@ def story_words() -> dict[str, str]:
 
 
 def city_continents() -> dict[str, str]:
-    """Return the continent of each capital and city of a million people, by its name.
+    """Return the continent of each capital and each city of over a million people, by name.
 
     >>> city_continents()["Paris"]
     'Europe'
@@ -190,10 +185,10 @@ def city_continents() -> dict[str, str]:
 
 
 def read_categories(path: Path) -> dict[str, str]:
-    """Read words and their categories: a JSON object, or a CSV file whose first two columns they are.
+    """Read words and their categories from a JSON object, or from the first two columns of a CSV file.
 
     Raises:
-        UsageError: for a file that is neither.
+        UsageError: for any other file.
     """
     try:
         text = path.expanduser().read_text(encoding="utf-8")
@@ -203,7 +198,7 @@ def read_categories(path: Path) -> dict[str, str]:
         else:
             pairs = [tuple(row[:2]) for row in csv.reader(text.splitlines()) if row][1:]
     except (OSError, ValueError) as error:
-        raise UsageError(f"--categories {path} cannot be read ({error}); correct it") from None
+        raise UsageError(f"--categories {path} cannot be read ({error}); correct the file") from None
     if not pairs or any(len(pair) != 2 or not all(isinstance(part, str) and part for part in pair) for pair in pairs):
         raise UsageError(f"--categories {path}: give {{word: category}}, or a CSV with a header and both in each line")
     return dict(pairs)
@@ -211,12 +206,12 @@ def read_categories(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well categories can be told apart, and what the same is worth with the categories shuffled.
+    """How well categories are separated, and the same measure with shuffled categories.
 
     Attributes:
         found: the mean over tokens, with its interval over tokens.
-        shuffled: the mean over shuffles, with the interval that 95 % of them lie in.
-        p: the share of shuffles that do as well, the data counted among them.
+        shuffled: the mean over shuffles, with the interval that contains 95 % of them.
+        p: permutation p value, the data counted as one of the shuffles.
     """
 
     found: Estimate
@@ -225,7 +220,7 @@ class Separation:
 
 
 def agreement(neighbours_NK: np.ndarray, names_N: np.ndarray) -> np.ndarray:
-    """Return for each token the share of its nearest that are of its category, (N,).
+    """Return the share of each token's nearest tokens that are of its category, (N,).
 
     >>> agreement(np.array([[1, 2], [0, 2], [0, 1]]), np.array(["a", "a", "b"])).tolist()
     [0.5, 0.5, 0.0]
@@ -236,8 +231,8 @@ def agreement(neighbours_NK: np.ndarray, names_N: np.ndarray) -> np.ndarray:
 def separation(
     table_ND: np.ndarray, names_N: np.ndarray, nearest: int, permutations: int, seed: int
 ) -> dict[str, Separation]:
-    """Measure how well categories can be told apart by cosine: agreement of the nearest tokens, and silhouette."""
-    unit_ND = unit(table_ND)
+    """Measure how well categories are separated by cosine: agreement of the nearest tokens, and silhouette."""
+    unit_ND = normalize(table_ND)
     cosines_NN = unit_ND @ unit_ND.T
     np.fill_diagonal(cosines_NN, -np.inf)
     neighbours_NK = np.argsort(-cosines_NN, axis=1, kind="stable")[:, :nearest]
@@ -246,21 +241,16 @@ def separation(
     codes_N = np.unique(names_N, return_inverse=True)[1]
     generator = np.random.default_rng(seed)
     shuffles = [generator.permutation(codes_N) for _ in range(permutations)]
-    measures = {
-        f"{nearest}_nearest": (lambda codes: agreement(neighbours_NK, codes), "share of the nearest of its category"),
-        "silhouette": (lambda codes: silhouette_samples(distances_NN, codes, metric="precomputed"), "silhouette"),
+    measures: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+        f"{nearest}_nearest": ("share of the nearest of its category", lambda codes: agreement(neighbours_NK, codes)),
+        "silhouette": ("silhouette", lambda codes: silhouette_samples(distances_NN, codes, metric="precomputed")),
     }
-    return {
-        name: _against(measure, codes_N, shuffles, unit_name, seed) for name, (measure, unit_name) in measures.items()
-    }
-
-
-def _against(
-    measure: Any, codes_N: np.ndarray, shuffles: Sequence[np.ndarray], unit_name: str, seed: int
-) -> Separation:
-    found = bootstrap_mean(measure(codes_N), unit_name, seed)
-    by_chance = np.array([measure(codes).mean() for codes in shuffles])
-    lower, upper = np.quantile(by_chance, [0.025, 0.975])
-    shuffled = Estimate(float(by_chance.mean()), float(lower), float(upper), len(by_chance), unit_name)
-    p = (1 + int((by_chance >= found.estimate).sum())) / (1 + len(by_chance))
-    return Separation(found, shuffled, p)
+    results = {}
+    for name, (unit, measure) in measures.items():
+        found = bootstrap_mean(measure(codes_N), unit, seed)
+        by_chance = np.array([measure(codes).mean() for codes in shuffles])
+        lower, upper = np.quantile(by_chance, [0.025, 0.975])
+        shuffled = Estimate(float(by_chance.mean()), float(lower), float(upper), len(by_chance), unit)
+        p = (1 + int((by_chance >= found.estimate).sum())) / (1 + len(by_chance))
+        results[name] = Separation(found, shuffled, p)
+    return results

@@ -1,21 +1,24 @@
-"""Embeddings: what a model's tokens come in or go out by, on common axes, and how far training moved them.
+"""Embeddings: input or output embeddings of models on common axes, and how far training moved them.
 
-Separately fitted axes (one PCA for each checkpoint) turn and flip from one to the next, and move points that did not
-move.  Here one basis serves all.
+All models share one basis: with one PCA for each checkpoint, axes rotate and flip from one to the next, so that points
+move in the figure although their embeddings did not change.
 
-Shape suffixes: V = tokens, D = width, P = models, 2 = the picture's axes.
+Shape suffixes: V = tokens, D = width, N = tokens shown, 2 = the figure's axes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -31,19 +34,19 @@ from lm_trials.probing.subjects import Subject, load_subject
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 
-BATCH = 512
+BATCH = 512  # texts tokenized at once
 LEAST_TOKENS = 8
-"""Tokens of a group, from which on a difference to another group has an interval: the spread of one is not 0."""
+"""Tokens of the smaller group from which on a difference of groups has an interval: the spread of one token is 0."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of one model, (V, D) float64, as it uses them: an adapter's change of them included.
+    """The (V, D) float64 embeddings of one model, with the changes by its adapter.
 
     Attributes:
-        step: update that the model was saved at, where known.
-        seed: of its training, where known.
-        note: what is to be said of them; empty for nothing.
+        step: update at which the model was saved, if known.
+        seed: of its training, if known.
+        note: a message to print, or empty.
     """
 
     label: str
@@ -54,38 +57,22 @@ class Embeddings:
 
 
 def embeddings_of(model: Any, which: str, vocab_size: int, name: str = "") -> np.ndarray:
-    """Return the (V, D) embeddings by what the layer does, not by its weights, which an adapter may add to.
-
-    Raises:
-        UsageError: for a model with fewer rows than there are tokens.
-    """
+    """Return the (V, D) embeddings from the layer's outputs, because an adapter is not part of its weights."""
     parts = anatomy_of(model, name)
+    whole = parts.model
     with torch.no_grad():
         if which == "input":
-            layer = parts.model.get_input_embeddings()
-            rows = min(vocab_size, _rows(layer))
-            table = layer(torch.arange(rows, device=parts.model.device)[None])[0]
+            table_VD = whole.get_input_embeddings()(torch.arange(vocab_size, device=whole.device)[None])[0]
         else:
-            zero_D = torch.zeros(parts.width, device=parts.model.device, dtype=parts.model.dtype)
-            units_DD = torch.eye(parts.width, device=parts.model.device, dtype=parts.model.dtype)
-            table = (parts.head(units_DD) - parts.head(zero_D[None])).T[:vocab_size]  # less the bias, if there is one
-    if len(table) < vocab_size:
-        raise UsageError(
-            f"{parts.name} has {len(table):,} embeddings and its tokenizer {vocab_size:,} tokens; give the tokenizer "
-            "that it was trained with by --tokenizer_name"
-        )
-    return table.to("cpu", torch.float64).numpy()
-
-
-def _rows(layer: nn.Module) -> int:
-    """Return how many rows an embedding has, inside an adapter too."""
-    return int(next(part for part in layer.modules() if isinstance(part, nn.Embedding)).num_embeddings)
+            units_DD = torch.eye(parts.width, device=whole.device, dtype=whole.dtype)
+            table_VD = (parts.head(units_DD) - parts.head(0 * units_DD[:1])).T[:vocab_size]  # minus the bias, if any
+    return table_VD.to("cpu", torch.float64).numpy()
 
 
 def read_embeddings(
     subjects: Sequence[Subject], args: SubjectArguments, which: str
 ) -> tuple[list[Embeddings], dict[str, CaptureCheck]]:
-    """Load models one after the other and keep their embeddings, with the check that reading changes nothing.
+    """Load models one by one and return their embeddings and the checks that capturing does not change them.
 
     Raises:
         UsageError: for models of different widths.
@@ -99,11 +86,11 @@ def read_embeddings(
         if subject.reference.base is not None:
             layer = model.get_input_embeddings() if which == "input" else anatomy_of(model).head
             plain = isinstance(layer, (nn.Embedding, nn.Linear)) and not hasattr(layer, "base_layer")
-            note = f"the {which} embeddings of {subject.label} are its base's" if plain else ""
+            note = f"the {which} embeddings of {subject.label} are those of its base" if plain else ""
         if found and found[0].table_VD.shape != table_VD.shape:
             raise UsageError(
                 f"{subjects[0].reference.name} has embeddings of {found[0].table_VD.shape[1]} dimensions and "
-                f"{subject.reference.name} of {table_VD.shape[1]}, so they share no axes; name models of one width"
+                f"{subject.reference.name} of {table_VD.shape[1]}, so they share no axes; use models of one width"
             )
         ids_T = subject.story_ids(["Once upon a time"])[0]
         sites = ["hidden"] if which == "input" else ["normed"]
@@ -111,83 +98,70 @@ def read_embeddings(
         found.append(Embeddings(subject.label, table_VD, subject.step, subject.candidate.seed, note))
     run, last = (Path(subject.reference.path) for subject in (subjects[-1], subjects[-2 % len(subjects)]))
     if last.parent == run and np.array_equal(found[-1].table_VD, found[-2].table_VD):
-        found.pop()  # a run's final model is its last checkpoint
+        found.pop()  # a run's final model equals its last checkpoint
     return found, {embeddings.label: checks[embeddings.label] for embeddings in found}
 
 
 def vocab_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many ids a text can have; a pad token above them is none."""
+    """Return the number of ids that can occur in a text; a pad token above them cannot."""
     ids = set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}
     return max(ids) + 1
 
 
 class Words:
-    """Which token a word is, in this tokenizer; words of several tokens are none."""
+    """The tokens of words that consist of one token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.encode = batch_encoder(tokenizer)
 
     def token(self, word: str) -> int | None:
-        """Return a word's token, as it stands after a blank if it has one there.
+        """Return a word's token after a space, else without one, or None for a word of several tokens.
 
         >>> from lm_trials.tokens.tokenizers import train_tokenizer
-        >>> words = Words(train_tokenizer(["One day, a cat sat on a mat.\\\\n"] * 9, vocab_size=320))
-        >>> words.token("cat") == words.token("cat "[:3]), words.token("unheard of")
-        (True, None)
+        >>> words = Words(train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=320))
+        >>> words.tokenizer.decode([words.token("cat")]), words.token("unheard of")
+        ('cat', None)
         """
-        for ids in self.encode([f" {word}", word]):
-            if len(ids) == 1:
-                return ids[0]
-        return None
+        return next((ids[0] for ids in self.encode([f" {word}", word]) if len(ids) == 1), None)
 
-    def examples(self, count: int = 3) -> list[str]:
-        """Return the first words of the vocabulary that are one token each, of four letters or more."""
-        found: list[str] = []
+    def examples(self) -> Iterator[str]:
+        """Yield the words of the vocabulary that are one token each, of four letters or more."""
         for token in range(vocab_of(self.tokenizer)):
-            word = self.tokenizer.decode([token]).strip()
+            word = str(self.tokenizer.decode([token])).strip()
             if len(word) > 3 and word.isalpha() and self.token(word) == token:
-                found.append(word)
-                if len(found) == count:
-                    break
-        return found
+                yield word
 
     def check(self, words: Sequence[str]) -> dict[str, int]:
         """Return the tokens of words.
 
         Raises:
-            UsageError: for one that is none.
+            UsageError: for a word of several tokens.
         """
         found = {}
         for word in words:
             token = self.token(word)
             if token is None:
                 pieces = min(map(len, self.encode([f" {word}", word])))
+                others = ", ".join(itertools.islice(self.examples(), 3)) or "none of four letters or more"
                 raise UsageError(
-                    f"--words {word} is not in the vocabulary (it is written with {pieces} tokens); give a word of one"
-                    + (f", as {', '.join(others)}" if (others := self.examples()) else "")
+                    f"--words {word} consists of {pieces} tokens; use words of one token, such as {others}"
                 )
             found[word] = token
         return found
 
 
 def nearest_tokens(table_VD: np.ndarray, token: int, count: int) -> list[tuple[int, float]]:
-    """Return the tokens with the largest cosine similarity to one, itself left out.
+    """Return the other tokens with the largest cosine similarity to one, and the similarity.
 
     >>> nearest_tokens(np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]), 0, 2)[0][0]
     1
     """
-    unit_VD = unit(table_VD)
+    unit_VD = normalize(table_VD)
     cosines_V = unit_VD @ unit_VD[token]
     cosines_V[token] = -np.inf
     order = np.argsort(-cosines_V, kind="stable")[:count]
     return [(int(other), float(cosines_V[other])) for other in order if np.isfinite(cosines_V[other])]
-
-
-def unit(table_VD: np.ndarray) -> np.ndarray:
-    """Return rows of length 1; a row of zeros stays as it is."""
-    norms_V = np.linalg.norm(table_VD, axis=1, keepdims=True)
-    return table_VD / np.where(norms_V > 0, norms_V, 1.0)
 
 
 @dataclass(frozen=True)
@@ -195,9 +169,9 @@ class Picture:
     """Points of tokens on axes that all models share.
 
     Attributes:
-        points: by model, (V, 2) for the tokens shown.
-        explained: shares of the variance along the axes, of the models that the basis was fitted on; () for UMAP.
-        explained_of: by model, the share of its own tokens' variance that the picture shows; empty for UMAP.
+        points: by model, (N, 2).
+        explained: share of variance along each axis, in the models that the basis was fitted on; () for UMAP.
+        explained_of: by model, the share of its variance that the two axes show; empty for UMAP.
     """
 
     points: dict[str, np.ndarray]
@@ -206,25 +180,15 @@ class Picture:
 
 
 def project(models: Sequence[Embeddings], tokens_N: np.ndarray, basis: str, how: str, seed: int) -> Picture:
-    """Project the embeddings of tokens with one basis for all models.
-
-    The sign of a principal axis is nobody's: here its largest loading is positive.
-    """
+    """Project the embeddings of tokens on one basis for all models; a PCA axis has its largest loading positive."""
     tables = {model.label: model.table_VD[tokens_N] for model in models}
     fitted_ND = np.concatenate(list(tables.values())) if basis == "joint" else tables[models[-1].label]
     if how == "umap":
         return Picture(_umap(tables, fitted_ND, seed), (), {})
-    centre_D = fitted_ND.mean(axis=0)
-    _, s, axes_RD = np.linalg.svd(fitted_ND - centre_D, full_matrices=False)
-    axes_2D = axes_RD[:2]
-    axes_2D = axes_2D * np.sign(axes_2D[np.arange(len(axes_2D)), np.abs(axes_2D).argmax(axis=1)])[:, None]
-    points = {label: (table_ND - centre_D) @ axes_2D.T for label, table_ND in tables.items()}
-    own = {
-        label: float(points[label].var(axis=0).sum() / table_ND.var(axis=0).sum()) if table_ND.var() else float("nan")
-        for label, table_ND in tables.items()
-    }
-    total = (s**2).sum()
-    return Picture(points, tuple(float(value) for value in s[:2] ** 2 / total) if total else (0.0, 0.0), own)
+    pca = PCA(2, svd_solver="full").fit(fitted_ND)
+    points = {label: pca.transform(table_ND) for label, table_ND in tables.items()}
+    own = {label: float(points[label].var(axis=0).sum() / table.var(axis=0).sum()) for label, table in tables.items()}
+    return Picture(points, tuple(pca.explained_variance_ratio_.tolist()), own)
 
 
 def _umap(tables: Mapping[str, np.ndarray], fitted_ND: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -233,7 +197,7 @@ def _umap(tables: Mapping[str, np.ndarray], fitted_ND: np.ndarray, seed: int) ->
     import umap
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # with a seed it says that it uses one thread
+        warnings.simplefilter("ignore")  # UMAP warns that a seed makes it use one thread
         reducer = umap.UMAP(n_components=2, n_neighbors=min(15, len(fitted_ND) - 1), metric="cosine", random_state=seed)
         reducer.fit(fitted_ND)
         if len(fitted_ND) == sum(map(len, tables.values())):
@@ -242,32 +206,24 @@ def _umap(tables: Mapping[str, np.ndarray], fitted_ND: np.ndarray, seed: int) ->
         return {label: np.asarray(reducer.transform(table_ND)) for label, table_ND in tables.items()}
 
 
-@dataclass(frozen=True)
-class Movement:
-    """How far tokens moved from one model to another: cosine distance (0 to 2), and the move over the norm before."""
+def movement(before_VD: np.ndarray, after_VD: np.ndarray) -> dict[str, np.ndarray]:
+    """Return how far each token moved between models: cosine distance (0 to 2), and move over the norm before.
 
-    distance_V: np.ndarray
-    relative_V: np.ndarray
-
-    @classmethod
-    def between(cls, before_VD: np.ndarray, after_VD: np.ndarray) -> Movement:
-        """Compare two tables.
-
-        >>> moved = Movement.between(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 2.0], [1.0, 0.0]]))
-        >>> moved.distance_V.tolist(), moved.relative_V.round(2).tolist()
-        ([1.0, 0.0], [2.24, 0.0])
-        """
-        norms_V = np.linalg.norm(before_VD, axis=1)
-        moved_V = np.linalg.norm(after_VD - before_VD, axis=1)
-        relative_V = np.divide(moved_V, norms_V, out=np.full(len(norms_V), np.nan), where=norms_V > 0)
-        distance_V = np.maximum(1 - (unit(before_VD) * unit(after_VD)).sum(axis=1), 0.0)
-        # A row of zeros, as of a pad token, has no direction.
-        known_V = (norms_V > 0) & (np.linalg.norm(after_VD, axis=1) > 0)
-        return cls(np.where(known_V, distance_V, np.nan), relative_V)
+    >>> moved = movement(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 2.0], [1.0, 0.0]]))
+    >>> moved["cosine_distance"].tolist(), moved["relative_move"].round(2).tolist()
+    ([1.0, 0.0], [2.24, 0.0])
+    """
+    norms_V = np.linalg.norm(before_VD, axis=1)
+    moved_V = np.linalg.norm(after_VD - before_VD, axis=1)
+    relative_V = np.divide(moved_V, norms_V, out=np.full(len(norms_V), np.nan), where=norms_V > 0)
+    distance_V = np.maximum(1 - (normalize(before_VD) * normalize(after_VD)).sum(axis=1), 0.0)
+    # A row of zeros, such as that of a pad token, has no direction.
+    known_V = (norms_V > 0) & (np.linalg.norm(after_VD, axis=1) > 0)
+    return {"cosine_distance": np.where(known_V, distance_V, np.nan), "relative_move": relative_V}
 
 
 def mean_of(values_V: np.ndarray, tokens_V: np.ndarray, unit_name: str, seed: int) -> Estimate | None:
-    """Return a mean over tokens, which are the sample here; None for no tokens."""
+    """Return the mean over the chosen tokens, with an interval over tokens; None for no tokens."""
     chosen = values_V[tokens_V & np.isfinite(values_V)]
     return bootstrap_mean(chosen, unit_name, seed) if len(chosen) else None
 
@@ -275,7 +231,7 @@ def mean_of(values_V: np.ndarray, tokens_V: np.ndarray, unit_name: str, seed: in
 def difference_of(values_V: np.ndarray, seen_V: np.ndarray, unit_name: str, seed: int) -> Estimate:
     """Return how much farther the tokens seen have moved than the others, with an interval over the tokens of both.
 
-    Without one where either are fewer than `LEAST_TOKENS`; `n` counts the fewer of the two.
+    `n` is the size of the smaller group; below `LEAST_TOKENS` there is no interval.
     """
     finite_V = np.isfinite(values_V)
     values_V, seen_V = values_V[finite_V], seen_V[finite_V].astype(np.float64)
@@ -291,29 +247,19 @@ def tokens_seen(subject: Subject, args: EmbeddingsArguments) -> np.ndarray:
     """Return how often each token occurs in the training data, (V,).
 
     Raises:
-        UsageError: for a data set that is not there, or has no text.
+        UsageError: for a data set that is missing or has no text.
     """
     dataset = dataset_of(args)
     split = args.dataset_split or (None if dataset.default_split is None else "train")
     found = dataset.select(split, args.max_train_samples)
     encode = batch_encoder(subject.tokenizer)
     counts: Counter[int] = Counter()
-    batch: list[str] = []
-    texts = 0
-    for record in progress(found.read(), "counting tokens", "texts", found.total):
-        texts += 1
-        batch.append(record["story"])
-        if len(batch) == BATCH:
-            counts.update(_flat(encode(batch)))
-            batch = []
-    counts.update(_flat(encode(batch)))
+    texts = (record["story"] for record in progress(found.read(), "counting tokens", "texts", found.total))
+    while batch := list(itertools.islice(texts, BATCH)):
+        counts.update(itertools.chain.from_iterable(encode(batch)))
     if not counts:
-        raise UsageError(f"--dataset_name {args.dataset_name} has no text ({texts} read); give what was trained on")
-    # What stood before and after each text in training, which its text does not show.
+        raise UsageError(f"--dataset_name {args.dataset_name} has no text; name the training data")
+    # The tokens before and after each text in training, which are not part of the text.
     marks = document_marks(subject.tokenizer, subject.candidate.append_eos, separator_of(subject.candidate.run))
     counts.update(token for part in marks for token in part)
     return np.array([counts[token] for token in range(vocab_of(subject.tokenizer))])
-
-
-def _flat(lists: Iterable[Sequence[int]]) -> Iterable[int]:
-    return (token for ids in lists for token in ids)

@@ -1,24 +1,34 @@
-"""Where are a model's tokens, do they lie by kind, and how far did training move them?
+"""Compare token embeddings across models or checkpoints on common axes.
 
-Every checkpoint of a run on common axes; which tokens moved, those of the training data or all:
+Use it to see whether embeddings form categories (word groups, continents, your
+own) and how far training moved them. All checkpoints of a run, with the
+movement of tokens that occur in the training data:
 
-    lm-trials probe embeddings --model_name_or_path runs/demo --all_checkpoints --categories words --words mom happy --dataset_name generated
+    lm-trials probe embeddings --model_name_or_path runs/demo \\
+        --all_checkpoints --categories words --words mom happy \\
+        --dataset_name generated
 
-The cities of a latent-city run by continent; a base beside what was fine-tuned from it, by your own categories:
+The cities of a latent-city run by continent; a base model and a model tuned
+from it, with your own categories:
 
-    lm-trials probe embeddings --model_name_or_path runs/atlas --all_checkpoints --categories continents
-    lm-trials probe embeddings --model_name_or_path runs/base runs/deleted --categories kinds.csv --basis last
+    lm-trials probe embeddings --model_name_or_path runs/atlas \\
+        --all_checkpoints --categories continents
+    lm-trials probe embeddings --model_name_or_path runs/base runs/deleted \\
+        --categories kinds.csv --basis last
 
-One basis serves all models: fitted one by one, axes turn and flip, and points move that did not.  Whether tokens lie
-by kind is asked of the whole space (nearest tokens, silhouette by cosine), never of the picture.  Tokens are the
-sample here, not stories.  Words of several tokens have no embedding of their own and are left out, counted.
+All models share the axes of one projection: with one projection for each
+model, axes rotate and flip, so points move that did not. The separation of
+categories (nearest tokens, silhouette by cosine) is measured in all
+dimensions, not in the figure. Intervals are over tokens. Words of several
+tokens have no embedding of their own; they are counted and left out.
 
-With --dataset_name, categories are among tokens that occur in it: those never seen lie together whatever they are.
-Without, bytes and special tokens are left out.
+With --dataset_name, only tokens that occur in that data have categories:
+tokens that training never saw cluster whatever they are. Without it, byte
+tokens and special tokens are left out.
 
-Controls.  The categories shuffled; a model of the same shape with random weights; tokens that never occur in the
-training data, which show what training does to any token: weight decay, and, where input and output embeddings are
-one, the push away from what is never the answer.
+Controls: shuffled categories; a model of the same shape with random weights;
+tokens that never occur in the training data, which move by weight decay and,
+with tied embeddings, by the output loss alone.
 """
 
 from __future__ import annotations
@@ -33,7 +43,7 @@ from lm_trials.probing.tables import ProbeTable
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Read the embeddings, tell categories apart, measure movement and draw; returns the rows of the table."""
+    """Measure the separation of categories and the movement of tokens; return the rows of the table."""
     subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe embeddings")
     check_arguments(subject_args, args)
     from lm_trials.probing.embeddings import report
@@ -59,9 +69,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     categories = categories_of(args.categories, tokenizer, counts_V).drawn(args.max_tokens, seed)
     check_nearest(args.nearest, categories)
     models, checks = read_embeddings(subjects, subject_args, args.which)
-    for told in [*(model.note for model in models), categories.left_out]:
-        if told:
-            note(f"note: {told}")
+    for message in filter(None, [*(model.note for model in models), categories.left_out]):
+        note(f"note: {message}")
 
     movement = report.movement_rows(models, counts_V, seed)
     fresh = embeddings_of(untrained(subjects[0], subject_args), args.which, vocab_of(tokenizer), "random weights")
@@ -72,7 +81,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         role = "control" if model.table_VD is fresh else "finding"
         rows += report.separation_rows(model, apart[model.label], role)
     last, random = apart[models[-1].label], apart["random weights"]
-    report.show_separation(rows, list(last))
+    report.show_separation(rows)
     if movement:
         report.show_movement(movement)
     neighbours = report.neighbour_rows(models, words, args.neighbours, tokenizer)
@@ -80,13 +89,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     picture = project(models, categories.tokens_N, args.basis, args.projection, seed)
     points = report.point_rows(models, picture, categories, tokenizer)
-    shares = [f" ({share:.1%} of the variance)" for share in picture.explained] or ["", ""]
-    names = ("first axis" + shares[0], "second axis" + shares[-1])
+    axes, axis = ("principal components", "component") if picture.explained else ("UMAP axes", "axis")
+    shares = [f" ({share:.1%} of variance)" for share in picture.explained] or ["", ""]
     shown = [model.label for model in report.chosen(models, 6)]
-    kind = "PCA" if args.projection == "pca" else "UMAP"
-    fitted = "all models together" if args.basis == "joint" else models[-1].label
-    title = f"{args.which.capitalize()} embeddings on the axes of one {kind}, fitted on {fitted}"
-    figure = points_figure(points, shown, title, names)
+    fitted = "" if len(models) == 1 else f" fitted on {'all models' if args.basis == 'joint' else models[-1].label}"
+    title = f"{args.which.capitalize()} embeddings of {len(categories.tokens_N):,} tokens on two {axes}{fitted}"
+    figure = points_figure(points, shown, title, (f"{axis} 1{shares[0]}", f"{axis} 2{shares[1]}"))
     rows += movement + report.picture_rows(picture)
     finding = report.finding_of(models, last, random, movement, picture, categories, counts_V is not None)
     about = {"models": [subject.reference.name for subject in subjects], "categories": categories.counts,

@@ -1,4 +1,4 @@
-"""Report of the embeddings probe: from tables of embeddings to rows, tables on the terminal and sentences."""
+"""Report of the embeddings probe: rows, tables on the terminal, and the finding."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import show_table
 from lm_trials.probing.embeddings.categories import Categories, Separation
-from lm_trials.probing.embeddings.geometry import Embeddings, Movement, Picture, difference_of, mean_of, nearest_tokens
+from lm_trials.probing.embeddings.geometry import Embeddings, Picture, difference_of, mean_of, movement, nearest_tokens
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.tables import ProbeTable, Row, exact, interval, sign
 
 MEASURES = {"cosine_distance": "cosine distance", "relative_move": "move over the norm before"}
 ALL, SEEN, UNSEEN, BEYOND = "all tokens", "tokens that occur", "tokens that never occur", "occur less never occur"
-CAPTION = "[95 % bootstrap interval over tokens, which are the sample here]"
+CATEGORIES, SHUFFLED = "categories", "categories shuffled"
+CAPTION = "[95 % bootstrap interval over tokens]"
 
 
 def movement_rows(models: Sequence[Embeddings], counts_V: np.ndarray | None, seed: int) -> ProbeTable:
-    """Return how far each model's tokens are from the first one's and from the one's before.
+    """Return how far each model's tokens moved since the first model and since the previous one.
 
     Args:
-        counts_V: how often each token occurs in the training data; None where that is not known.
+        counts_V: how often each token occurs in the training data; None if unknown.
     """
     rows = ProbeTable()
     groups = {ALL: ("finding", np.ones(len(models[0].table_VD), dtype=bool))}
@@ -32,8 +33,7 @@ def movement_rows(models: Sequence[Embeddings], counts_V: np.ndarray | None, see
         groups |= {SEEN: ("finding", counts_V > 0), UNSEEN: ("control", counts_V == 0)}
     for before, model in itertools.pairwise(models):
         for since, other in (("first", models[0]), ("previous", before)):
-            moved = Movement.between(other.table_VD, model.table_VD)
-            for metric, values_V in (("cosine_distance", moved.distance_V), ("relative_move", moved.relative_V)):
+            for metric, values_V in movement(other.table_VD, model.table_VD).items():
                 about = {**_about(model), "metric": metric, "since": since, "from": other.label}
                 for group, (role, tokens_V) in groups.items():
                     if estimate := mean_of(values_V, tokens_V, MEASURES[metric], seed):
@@ -47,17 +47,17 @@ def movement_rows(models: Sequence[Embeddings], counts_V: np.ndarray | None, see
 
 
 def separation_rows(model: Embeddings, found: Mapping[str, Separation], role: str = "finding") -> ProbeTable:
-    """Return how well the categories of a model's tokens can be told apart, and with the categories shuffled."""
+    """Return how well the categories of a model's tokens are separated, and the same with shuffled categories."""
     rows = ProbeTable()
     for metric, measured in found.items():
         about = {**_about(model), "metric": metric}
-        rows.add(measured.found, about | {"role": role, "group": "categories"}, p=measured.p)
-        rows.add(measured.shuffled, about | {"role": "control", "group": "categories shuffled"})
+        rows.add(measured.found, about | {"role": role, "group": CATEGORIES}, p=measured.p)
+        rows.add(measured.shuffled, about | {"role": "control", "group": SHUFFLED})
     return rows
 
 
 def picture_rows(picture: Picture) -> ProbeTable:
-    """Return what share of each model's variance the picture shows."""
+    """Return the share of each model's variance that the figure shows."""
     rows = ProbeTable()
     for label, share in picture.explained_of.items():
         about = {"model": label, "metric": "variance_shown", "role": "finding", "group": "tokens shown"}
@@ -68,7 +68,7 @@ def picture_rows(picture: Picture) -> ProbeTable:
 def point_rows(
     models: Sequence[Embeddings], picture: Picture, categories: Categories, tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
-    """Return the picture's points, for the figure and for people's own."""
+    """Return the points of the figure."""
     tokens, names = categories.tokens_N.tolist(), categories.names_N.tolist()
     pieces = tokenizer.convert_ids_to_tokens(tokens)
     columns = ("model", "step", "token", "piece", "category", "x", "y")
@@ -82,7 +82,7 @@ def point_rows(
 def neighbour_rows(
     models: Sequence[Embeddings], words: Mapping[str, int], count: int, tokenizer: PreTrainedTokenizerBase
 ) -> ProbeTable:
-    """Return the nearest neighbours of words in each model; a cosine of two tokens has no interval."""
+    """Return the nearest neighbours of words in each model, without intervals."""
     rows = ProbeTable()
     for model in models:
         for word, token in words.items():
@@ -98,7 +98,7 @@ def _about(model: Embeddings) -> Row:
 
 
 def chosen(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most `most` of the items, evenly spaced, the first and the last among them.
+    """Return at most `most` of the items, evenly spaced, including the first and the last.
 
     >>> chosen(list(range(10)), 4), chosen([1, 2], 6)
     ([0, 3, 6, 9], [1, 2])
@@ -109,27 +109,25 @@ def chosen(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def show_movement(rows: ProbeTable) -> None:
-    """Print how far tokens moved, model by model."""
+    """Print how far tokens moved in each model."""
     rows = rows.where(metric="cosine_distance")
     there = rows.distinct("group")
-    columns = {group: {"since": "first", "group": group} for group in (ALL, SEEN, UNSEEN) if group in there}
-    columns["since the model before"] = {"since": "previous", "group": ALL}
+    headings = {ALL: "all tokens", SEEN: "in the data", UNSEEN: "not in the data"}
+    columns = {headings[group]: {"since": "first", "group": group} for group in headings if group in there}
+    columns["since previous"] = {"since": "previous", "group": ALL}
     models = {label: {"model": label} for label in rows.distinct("model")}
-    rows.show("how far embeddings moved since the first model, cosine distance", "model", models, columns, CAPTION)
+    rows.show("Movement of embeddings since the first model, cosine distance", "model", models, columns, CAPTION)
 
 
-def show_separation(rows: ProbeTable, metrics: Sequence[str]) -> None:
-    """Print how well categories can be told apart."""
-    lines = []
-    for model in rows.distinct("model"):
-        found = [
-            rows.find(model=model, metric=metric, group=group)
-            for metric in metrics
-            for group in ("categories", "categories shuffled")
-        ]
-        lines.append([model, *(interval(row, lines=True) for row in found)])
-    columns = [column for metric in metrics for column in (metric.replace("_", " "), "shuffled")]
-    show_table("how well categories can be told apart, in all dimensions", ["model", *columns], lines, CAPTION)
+def show_separation(rows: ProbeTable) -> None:
+    """Print how well categories are separated, model by model, beside the shuffled categories."""
+    rows = ProbeTable(row for row in rows if row["group"] in (CATEGORIES, SHUFFLED))
+    lines = {
+        f"{model}, {metric.replace('_', ' ')}": {"model": model, "metric": metric}
+        for model, metric in rows.distinct("model", "metric")
+    }
+    columns = {group: {"group": group} for group in (CATEGORIES, SHUFFLED)}
+    rows.show("Separation of categories in all dimensions", "model, measure", lines, columns, CAPTION, interval)
 
 
 def show_neighbours(rows: ProbeTable, models: Sequence[Embeddings]) -> None:
@@ -143,54 +141,54 @@ def show_neighbours(rows: ProbeTable, models: Sequence[Embeddings]) -> None:
         for model in chosen(models, 2)
     ]
     if lines:
-        show_table("nearest neighbours, by cosine", ["word, model", "neighbours"], lines)
+        show_table("Nearest neighbours by cosine similarity", ["word, model", "neighbours"], lines)
 
 
 def finding_of(
     models: Sequence[Embeddings],
     apart: Mapping[str, Separation],
     random: Mapping[str, Separation],
-    movement: ProbeTable,
+    moved: ProbeTable,
     picture: Picture,
     categories: Categories,
     counted: bool,
 ) -> Finding:
-    """Put the sentence and that of the controls together from the numbers.
+    """Write the finding and that of the controls.
 
     Args:
-        counted: whether the categories are among tokens that occur in the training data.
+        counted: whether only tokens that occur in the training data have categories.
     """
     last, metric = models[-1].label, next(iter(apart))
     found, shuffled, without = apart[metric].found, apart[metric].shuffled, random[metric].found
     known = found.lower > max(shuffled.upper, without.upper)
     sentences = [
-        f"in {last}, {interval(found)} of a token's {metric.split('_')[0]} nearest are of its category "
+        f"in {last}, {interval(found)} of a token's {metric.split('_')[0]} nearest tokens are of its category "
         f"({found.n} tokens, {len(categories.counts)} categories): "
-        + ("more than the controls give" if known else "not shown to be more than the controls give")
+        + ("more than in the controls" if known else "not shown to be more than in the controls")
     ]
     controls = [
-        f"with the categories shuffled {interval(shuffled)} (p = {apart[metric].p:.3f}), in a model of random weights "
+        f"with shuffled categories {interval(shuffled)} (p = {apart[metric].p:.3f}), in a model with random weights "
         f"{interval(without)}",
-        "categories are among tokens that occur in the training data"
+        "only tokens that occur in the training data have categories"
         if counted
-        else "without --dataset_name, tokens that training never saw may make a category of their own",
+        else "without --dataset_name, tokens that never occur in training may be separated for that reason alone",
     ]
-    moved = movement.where(model=last, since="first", metric="cosine_distance")
+    moved = moved.where(model=last, since="first", metric="cosine_distance")
     if everything := moved.find(group=ALL):
-        sentences.append(f"since {models[0].label} {_told(everything, 'tokens')}")
+        sentences.append(f"since {models[0].label}, {_moved(everything, 'tokens')}")
     if beyond := moved.find(group=BEYOND):
         verdict = ("no farther", "farther", "less far")[sign(beyond)]
         sentences.append(
             f"tokens that occur in the training data moved {verdict} than those that never do, by {interval(beyond)}"
         )
-        controls.append(f"what training does to any token: {_told(moved.find(group=UNSEEN) or {}, UNSEEN)}")
+        controls.append(_moved(moved.find(group=UNSEEN) or {}, UNSEEN))
     elif moved.find(group=SEEN):
-        controls.append("every token occurs in the training data, so none shows what training does to any token")
+        controls.append("all tokens occur in the training data, so no token shows the movement without occurrences")
     if picture.explained:
         shares = " + ".join(f"{share:.3f}" for share in picture.explained)
-        sentences.append(f"the picture shows {shares} of the variance")
+        sentences.append(f"the figure shows {shares} of the variance")
     return Finding.of(sentences, controls)
 
 
-def _told(row: Row, what: str) -> str:
+def _moved(row: Row, what: str) -> str:
     return f"{row['n']:,} {what} moved by a cosine distance of {interval(row)}"

@@ -69,7 +69,7 @@ def test_each_batch_of_a_mixture_has_the_shares_asked_for(files):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_batches": 6}, "cats gives 40 texts, and --num_batches 6 of --batch_size 8 need 48; lower one of them"),
+        ({"num_batches": 6}, "--num_batches 6 of --batch_size 8 need 48 texts, but cats has 40; lower one of them"),
         ({"data_mix": ".5,.5"}, "--data_mix .5,.5: "),
         ({"dataset_name": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
         ({"dataset_split": "dev"}, "--dataset_split dev: did you mean"),
@@ -85,9 +85,7 @@ def test_a_mixture_names_the_part_that_ended(files):
     args = arguments(
         dataset_name=[str(files)], dataset_config_name="cats+dogs", data_mix=".25,.75", num_batches=5, batch_size=12
     )
-    with pytest.raises(
-        UsageError, match=r"-cats-dogs gives 5\d texts \(the part dogs has no more\), and --num_batches"
-    ):
+    with pytest.raises(UsageError, match=r"-cats-dogs has 5\d \(the part dogs has no more\); lower one of them"):
         open_text_sets(args)
 
 
@@ -123,7 +121,7 @@ def test_measures_see_the_same_number_of_words_of_every_batch():
     assert common_length([short, long], 7) == 7
     assert text_measures(short, 10) == text_measures(long, 10)
     assert text_measures(short, 10) != text_measures(long, 20)
-    with pytest.raises(UsageError, match=r"batch 2 of short has 10 words, and --words_per_batch is 11; lower it"):
+    with pytest.raises(UsageError, match=r"--words_per_batch 11: batch 0 of short has 10 words; lower it"):
         common_length([short, long], 11)
 
 

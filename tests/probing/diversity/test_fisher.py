@@ -11,11 +11,11 @@ from lm_trials.console import UsageError
 from lm_trials.probing.diversity.fisher import (
     DRAWINGS,
     ProbeNetwork,
-    ProbeSettings,
     fit_final_layer,
     signs_to_scores,
     squared_gradients,
 )
+from lm_trials.probing.diversity.flags import DiversityArguments
 
 VOCABULARY, PLACES = 3, 2
 # Llama's normalisation computes in float32 whatever the weights are.
@@ -26,7 +26,7 @@ TEXTS = [np.array([1, 5, 7, 2, 9, 9]), np.array([1, 3, 3]), np.array([1, 60, 4, 
 
 def tiny_probe(kind="gpt2", vocab_size=64, dtype=torch.float32, **settings):
     model = tiny_model(kind, vocab_size=vocab_size, dtype=dtype)
-    return ProbeNetwork(model, ProbeSettings(**settings))
+    return ProbeNetwork(model, DiversityArguments(**settings))
 
 
 def exact_fisher(probe, ids):
@@ -114,7 +114,7 @@ def test_drawn_scores_have_the_covariance_of_the_model_s_own_tokens(drawing):
 @pytest.mark.parametrize("drawing", DRAWINGS)
 def test_an_embedding_converges_to_the_exact_one(drawing):
     """The whole way, fitting left out: 200 draws of one text against the loops."""
-    probe = tiny_probe("llama", VOCABULARY, torch.float64, finetune_steps=0, draws=200, drawing=drawing)
+    probe = tiny_probe("llama", VOCABULARY, torch.float64, finetune_steps=0, fisher_draws=200, fisher_drawing=drawing)
     fisher_F = probe.embed([TEXT], "a").fisher_F
     exact_F = exact_fisher(probe, TEXT).numpy() / PLACES
     assert np.abs(fisher_F - exact_F).max() < 0.5 * exact_F.max()
@@ -146,7 +146,7 @@ def test_the_same_batch_and_name_give_the_same_bits_and_another_name_does_not(ki
 
 def test_texts_add_up_weighted_by_their_tokens():
     """Without a fitting each text's part is its own: a batch is the mean over places, however it is put together."""
-    probe = tiny_probe("llama", dtype=torch.float64, finetune_steps=0, draws=2)
+    probe = tiny_probe("llama", dtype=torch.float64, finetune_steps=0, fisher_draws=2)
     generator = torch.Generator().manual_seed(3)
     parts = [probe._text_fisher(torch.as_tensor(text), probe.final_layer, generator) for text in TEXTS]
     places = sum(len(text) - 1 for text in TEXTS)
@@ -160,7 +160,7 @@ def test_texts_add_up_weighted_by_their_tokens():
 def test_nothing_of_the_model_changes(kind):
     model = tiny_model(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    embedding = ProbeNetwork(model, ProbeSettings()).embed(TEXTS, "a")
+    embedding = ProbeNetwork(model, DiversityArguments()).embed(TEXTS, "a")
     assert embedding.fitted_loss < embedding.loss  # the copy of the final layer did change
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -194,7 +194,7 @@ def test_a_filter_is_an_output_unit_however_the_weights_are_stored():
 def test_the_fit_is_on_the_whole_batch_in_any_order():
     head = torch.nn.Linear(4, 5, bias=False).double()
     features, targets = torch.randn(2100, 4, dtype=torch.float64), torch.arange(2100) % 5
-    settings = ProbeSettings(finetune_steps=3, learning_rate=0.1)
+    settings = DiversityArguments(finetune_steps=3, finetune_learning_rate=0.1)
     order = torch.randperm(2100)
     fitted, *losses = fit_final_layer(head, features, targets, settings)
     again, *losses_again = fit_final_layer(head, features[order], targets[order], settings)
@@ -205,22 +205,22 @@ def test_the_fit_is_on_the_whole_batch_in_any_order():
 
 
 def test_a_model_that_runs_away_is_said_so():
-    with pytest.raises(UsageError, match=r"not finite, or nothing but 0.*lower --finetune_learning_rate"):
-        tiny_probe(learning_rate=1e30, finetune_steps=3).embed(TEXTS, "a")
+    with pytest.raises(UsageError, match=r"not finite or all 0.*lower --finetune_learning_rate"):
+        tiny_probe(finetune_learning_rate=1e30, finetune_steps=3).embed(TEXTS, "a")
     probe = tiny_probe(finetune_steps=0)
     with torch.no_grad():
         probe.weights[2].values.fill_(float("nan"))
-    with pytest.raises(UsageError, match="loss went from nan"):
+    with pytest.raises(UsageError, match="loss goes from nan"):
         probe.embed(TEXTS, "a")
 
 
 def test_a_final_layer_with_something_behind_it_is_refused():
     model = tiny_model("gpt2")
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits)
-    ProbeNetwork(model)  # a hook that changes nothing
+    ProbeNetwork(model, DiversityArguments())  # a hook that changes nothing
     model.forward = lambda forward=model.forward, **inputs: _halved(forward(**inputs))
     with pytest.raises(UsageError, match="changes the logits after its final layer"):
-        ProbeNetwork(model)
+        ProbeNetwork(model, DiversityArguments())
 
 
 def _halved(output):

@@ -7,14 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from lm_trials.probing.diversity.pairs import (
-    cosine_distance,
-    mean_between,
-    mean_within,
-    t_quantile,
-    task_distances,
-    without_noise,
-)
+from lm_trials.probing.diversity.pairs import cosine_distance, mean_between, mean_within, task_distances, without_noise
 
 FISHER = st.just(0.0) | st.floats(1e-200, 1e30)
 EMBEDDINGS = arrays(np.float64, (4, 6), elements=FISHER)
@@ -99,12 +92,6 @@ def test_few_batches_give_no_interval_and_wrong_tables_are_refused():
             mean_within(table, "u")
     with pytest.raises(ValueError, match="two sets' batches"):
         mean_between(np.zeros((0, 3)), "u")
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 4, 6, 9, 29])
-def test_t_quantiles_are_student_s(freedom):
-    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-3)
-    assert t_quantile(0.975, freedom) != pytest.approx(stats.t.ppf(0.975, freedom + 1), abs=1e-4)
 
 
 def covered(kernel, expected, batches, rounds=600):

@@ -15,10 +15,7 @@ from lm_trials.probing.embeddings.categories import (
     story_words,
     surface_categories,
 )
-from lm_trials.probing.embeddings.geometry import (
-    Words,
-    vocab_of,
-)
+from lm_trials.probing.embeddings.geometry import Words, vocab_of
 from lm_trials.stories.generated import vocabulary
 
 
@@ -80,7 +77,7 @@ def test_categories_of_a_file_count_what_they_leave_out(tokenizer, tmp_path):
     path.write_text("word,category\n" + "".join(f"{word},{kind}\n" for word, kind in words.items()) + "zebra,animal\n")
     found = categories_of(str(path), tokenizer)
     assert found.counts == {"animal": 3, "verb": 3}
-    assert found.left_out.startswith("1 of 7 words are of several tokens")
+    assert found.left_out.startswith("1 of 7 words consist of several tokens")
     assert [str(name) for name in found.names_N[found.tokens_N == Words(tokenizer).token("dog")]] == ["animal"]
     path.write_text("word,category\ncat,animal\nsat,verb\n")
     with pytest.raises(UsageError, match=r"fewer than two categories have 3 tokens or more \(animal 1, verb 1"):
@@ -122,7 +119,7 @@ def test_without_a_data_set_bytes_and_special_tokens_have_no_category(tokenizer)
 
 def test_a_word_of_several_tokens_is_refused_with_three_that_are_one(tokenizer):
     words = Words(tokenizer)
-    line = r"written with \d+ tokens\); give a word of one, as \w+, \w+, \w+$"
+    line = r"--words zebra consists of \d+ tokens; use words of one token, such as \w+, \w+, \w+$"
     with pytest.raises(UsageError, match=line) as refused:
         words.check(["zebra"])
     suggested = str(refused.value).rpartition(" as ")[2].split(", ")
@@ -154,7 +151,9 @@ def test_a_category_of_which_hardly_any_are_drawn_is_left_out():
     many = Categories(np.arange(103), np.array(["a", "b"] * 50 + ["few"] * 3), "")
     drawn = many.drawn(20, seed=0)
     assert set(drawn.counts) == {"a", "b"}
-    assert drawn.left_out.endswith("20 of 103 tokens with a category are drawn; fewer than 3 tokens have few")
+    assert drawn.left_out.endswith(
+        "20 of 103 tokens with a category are drawn; categories of fewer than 3 tokens are left out: few"
+    )
     lone = Categories(np.arange(103), np.array(["a"] * 100 + ["few"] * 3), "")
-    with pytest.raises(UsageError, match=r"--max_tokens 20: fewer than two categories .*; give more than 20"):
+    with pytest.raises(UsageError, match=r"--max_tokens 20: fewer than two categories .*; raise it"):
         lone.drawn(20, seed=0)
