@@ -200,12 +200,12 @@ def show_table(title: str, columns: list[str], rows: Iterable[Iterable[str]], ca
 
 
 def _unfolded(text: str) -> str:
-    """Return a cell's lines as one: a name cut after a slash or hyphen whole again, other lines with commas.
+    """Return a cell's lines as one: a name cut after a slash or hyphen whole again.
 
     >>> _unfolded("runs/\\nbase\\nfilter-adv-\\nTwist")
-    'runs/base, filter-adv-Twist'
+    'runs/base filter-adv-Twist'
     """
-    return re.sub(r"(?<=[/-])\n", "", text).replace("\n", ", ")
+    return re.sub(r"(?<=[/-])\n", "", text).replace("\n", " ")
 
 
 def show_pairs(title: str, columns: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import cleandoc, get_annotations
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_trials.console import UsageError, did_you_mean, load_libraries
@@ -339,7 +339,7 @@ def _add_flag(parser: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     elif hint in (int, float) and default is None:
         settings["type"] = _number_or_none(hint)
     action = parser.add_argument(f"--{field.name}", *field.metadata["aliases"], **settings)
-    action.bounds = field.metadata["check"].bounds  # type: ignore[attr-defined]
+    action.bounds = field.metadata["check"].bounds
     if default is True:
         parser.add_argument(
             f"--no_{field.name}",
@@ -363,7 +363,7 @@ def string_to_bool(word: str) -> bool:
     raise ArgumentTypeError(f"{word} is not a boolean; give True or False")
 
 
-def _full_parser(full: type, own: OneLineParser | None) -> Any:
+def _full_parser(full: Any, own: OneLineParser | None) -> Any:
     """Return the parser of a class with transformers' types, after the flags of `own` in the help."""
     from transformers import HfArgumentParser
 
@@ -446,12 +446,17 @@ class HelpFormatter(RawDescriptionHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Wrap paragraphs to the terminal; keep the lines of those that are indented, which are commands."""
         paragraphs = text.split("\n\n")
-        return "\n\n".join(part if part.startswith(" ") else fill(part, width) for part in paragraphs)
+        return "\n\n".join(
+            part if part.startswith(" ") else fill(part, width, break_on_hyphens=False) for part in paragraphs
+        )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         if action.dest.endswith(("_dir", "folder")):
             return "FOLDER"
-        return {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "TEXT")
+        return {"int": "N", "float": "X", "string_to_bool": "BOOL"}.get(getattr(action.type, "__name__", ""), "TEXT")
 
     def _format_action_invocation(self, action: Action) -> str:
         """Write `--flag N`, and a boolean without a value."""
@@ -461,6 +466,8 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         if action.nargs == 0 or value == "":
             return ", ".join(action.option_strings)
         kind = self._get_default_metavar_for_optional(action)
+        if action.nargs == "+":
+            return f"{', '.join(action.option_strings)} {action.metavar or kind} ..."
         return f"{', '.join(action.option_strings)} {self._format_args(action, kind)}"
 
     def _get_help_string(self, action: Action) -> str:

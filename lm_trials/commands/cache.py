@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,7 @@ def distances(args: DistancesArguments) -> dict[str, Any]:
     return manifest
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "fetch": (FetchArguments, fetch),
     "list": (ListArguments, show_list),
     "verify": (VerifyArguments, verify),

@@ -26,6 +26,7 @@ data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,9 @@ def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[di
         with scratch_corpus(args.folder) as corpus:
             manifests = make_sets(corpus, tokenizer, protocols, corpus.parent, args.append_eos, set_progress)
     else:
-        place = Path(args.data_cache_dir)
-        manifests = make_sets(args.folder, tokenizer, protocols, place, args.append_eos, set_progress)
+        manifests = make_sets(
+            args.folder, tokenizer, protocols, Path(args.data_cache_dir), args.append_eos, set_progress
+        )
     reports = [describe_set(name, manifest, args.folder) for name, manifest in manifests.items()]
     if len(reports) == 1:
         show_set(reports[0])
@@ -235,7 +237,7 @@ def describe_protocol(args: DescribeArguments) -> dict[str, Any]:
     from lm_trials.protocols.set_texts import resolve_set
     from lm_trials.stories.corpora import read_manifest
 
-    folder, corpus, _ = resolve_set(args.dataset_name, Path(args.data_cache_dir))
+    folder, corpus, _ = resolve_set(str(args.dataset_name), Path(args.data_cache_dir))
     report = describe_set(folder.name, read_manifest(folder), corpus)
     show_set(report)
     return report
@@ -290,7 +292,7 @@ def describe_corpus(folder: Path, manifest: dict[str, Any]) -> None:
     show_facts(folder.name, facts)
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "generate": (GenerateArguments, generate),
     "download": (DownloadArguments, download),
     "ingest": (IngestArguments, ingest),

@@ -24,7 +24,7 @@ class ConstraintArguments(DataFolder, TokenSampling, Quantization, Device):
     )
     tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
     dataset_name: str | None = option(
-        None, not_with="prompts", help="Data set of pairs, made with prepare_tinystories.py instruct."
+        None, not_with="prompts", help="Data set of pairs, made with `lm-trials prepare instruct`."
     )
     dataset_split: Literal["train", "validation", "test"] = option("validation", help="Split of the prompts.")
     prompts: str | None = option(None, help="YAML or text file of prompts; only length and end are scored.")

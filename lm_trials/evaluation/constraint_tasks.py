@@ -55,13 +55,13 @@ def pair_tasks(name: str, data_cache_dir: Path, split: str, count: int) -> list[
     Raises:
         UsageError: for another data set, a split without prompts, or pairs without words and features.
     """
-    pairs = open_prepared(name, data_cache_dir, "dataset_name", "make it with prepare_tinystories.py instruct").pairs()
+    pairs = open_prepared(name, data_cache_dir, "dataset_name", "make it with lm-trials prepare instruct").pairs()
     if split not in pairs.splits:
         raise UsageError(f"--dataset_split {split}: {did_you_mean(split, pairs.splits)}")
     rows = pairs.splits[split]
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise UsageError(
-            f"--dataset_name {name} has no column {' and '.join(missing)}; make it with prepare_tinystories.py "
+            f"--dataset_name {name} has no column {' and '.join(missing)}; make it with lm-trials prepare "
             "instruct, or give --prompts FILE to score length and end alone"
         )
     if not len(rows):

@@ -1,10 +1,10 @@
 """Score whether stories have the words and features that their prompts ask for.
 
-lm-trials constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1
-lm-trials constraints --model runs/teller-s0 runs/teller-s1 \\
-    --dataset_name tiny-prompt --coverage tiny \\
-    --feature_judge classifier --judge_corpus tiny
-lm-trials constraints --model runs/demo --prompts prompts.yaml
+    lm-trials constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1
+    lm-trials constraints --model runs/teller-s0 runs/teller-s1 \\
+        --dataset_name tiny-prompt --coverage tiny \\
+        --feature_judge classifier --judge_corpus tiny
+    lm-trials constraints --model runs/demo --prompts prompts.yaml
 
 Each score has two controls: the data set's own stories, judged alike, and the
 model's stories judged against the constraints of other prompts, which is the

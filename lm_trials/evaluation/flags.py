@@ -1,7 +1,7 @@
-"""The flags of `eval_checkpoint.py`; no torch."""
+"""The flags of `lm-trials evaluate`; no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lm_trials.flags import option
 from lm_trials.shared_flags import DataReading, Device
@@ -13,19 +13,28 @@ SLICES = ("features", "source")
 class EvaluationArguments(DataReading, Device):
     """Which models are evaluated on which data sets, and how."""
 
+    flag_group: ClassVar[str] = "evaluation"
+
     model_name_or_path: list[str] = option(
         [],
         aliases=["--model_dir"],
         required="RUN_OR_CHECKPOINT",
+        group="model",
         help="Run, checkpoint, model folder or Hub name; several make a matrix.",
     )
     dataset_name: list[str] = option(
-        ["generated"], help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix."
+        ["generated"],
+        group="data",
+        help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix.",
     )
-    data_mix: str | None = option(None, help="Shares of the parts of a+b, such as .3,.7. Default: equal.")
-    dataset_split: str | None = option(None, help="Split. Default: validation; a file or folder is evaluated whole.")
-    tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
-    max_eval_samples: int | None = option(None, least=1, help="Stories evaluated, from the start; default all.")
+    data_mix: str | None = option(None, group="data", help="Shares of the parts of a+b, such as .3,.7. Default: equal.")
+    dataset_split: str | None = option(
+        None, group="data", help="Split. Default: validation; a file or folder is evaluated whole."
+    )
+    tokenizer_name: str | None = option(None, group="model", help="Tokenizer to use instead of the model's own.")
+    max_eval_samples: int | None = option(
+        None, least=1, group="data", help="Stories evaluated, from the start; default all."
+    )
     layout: Literal["per_story", "packed"] = option(
         "per_story", help="Each story alone, or all joined and cut into windows as in pretraining."
     )
@@ -37,19 +46,33 @@ class EvaluationArguments(DataReading, Device):
     per_device_eval_batch_size: int = option(16, least=1, help="Windows per batch; no effect on results.")
     by: list[str] = option([], one_of=SLICES, help="Report slices too: features, source.")
     all_checkpoints: bool = option(False, help="Evaluate all checkpoints of each run and its final model.")
-    generate: int = option(0, least=0, help="Stories that the model continues, scored against the originals.")
-    score_features: bool = option(
-        False, help="Generate from a protocol set's prompts and score the features that they ask for."
+    generate: int = option(
+        0, least=0, group="generation", help="Stories that the model continues, scored against the originals."
     )
-    num_generations: int = option(256, least=1, help="Stories per data set for --score_features.")
-    max_new_tokens: int = option(400, least=1, help="Maximum tokens per story for --score_features.")
+    score_features: bool = option(
+        False,
+        group="generation",
+        help="Generate from a protocol set's prompts and score the features that they ask for.",
+    )
+    num_generations: int = option(256, least=1, group="generation", help="Stories per data set for --score_features.")
+    max_new_tokens: int = option(
+        400, least=1, group="generation", help="Maximum tokens per story for --score_features."
+    )
     prompt_share: float = option(
-        0.4, above=0, below=1, help="Share of each story's tokens that is the prompt for --generate."
+        0.4,
+        above=0,
+        below=1,
+        group="generation",
+        help="Share of each story's tokens that is the prompt for --generate.",
     )
     temperature: float | None = option(
-        None, least=0, help="0 is greedy. Default: 0 for --generate, 1 for --score_features."
+        None, least=0, group="generation", help="0 is greedy. Default: 0 for --generate, 1 for --score_features."
     )
     seed: int = option(0, least=0, help="Seed of the intervals and of sampling.")
-    output_dir: str | None = option(None, help="Folder of the results. Default: <model>/eval/<data set>.")
-    tables_dir: str = option("out/tables", help="Folder of the tables of --generate.")
-    matrix_dir: str = option("out/tables/matrix", help="Folder of matrix.csv, matrix.json and matrix.png.")
+    output_dir: str | None = option(
+        None, group="output", help="Folder of the results. Default: <model>/eval/<data set>."
+    )
+    tables_dir: str = option("out/tables", group="output", help="Folder of the tables of --generate.")
+    matrix_dir: str = option(
+        "out/tables/matrix", group="output", help="Folder of matrix.csv, matrix.json and matrix.png."
+    )

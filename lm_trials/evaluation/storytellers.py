@@ -1,7 +1,7 @@
 """Storytellers: a model with its tokenizer, and the mode in which it is prompted.
 
     completion    [BOS] text               the model continues a beginning
-    instruct      [EOS] prompt [BOS]       as `sft_lora.py` trains it
+    instruct      [EOS] prompt [BOS]       as `lm-trials tune` trains it
     chat          the chat template        a conversation
 
 The ids come from `pairs.layouts`, as in training; a story ends at EOS or at the BOS of the next.

@@ -1,6 +1,7 @@
 r"""Measure what a model has inferred about a latent city from training on distances, beside its controls.
 
-    lm-trials latent-city --model runs/foo --dataset_name distances --control_model runs/scrambled
+    lm-trials latent-city --model runs/foo --dataset_name distances \
+        --control_model runs/scrambled
     lm-trials latent-city --model runs/foo-8b --dataset_name distances \
         --base_model meta-llama/Meta-Llama-3-8B-Instruct --load_in_8bit True
 

@@ -113,7 +113,7 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if not tokenizer.chat_template:
         raise UsageError(
             f"{name} has no chat template, so it has no chat mode; use --mode instruct or completion, or fine-tune it "
-            "with sft_lora.py, which adds a template"
+            "with lm-trials tune, which adds a template"
         )
     check_template(tokenizer, None, f"the chat template of {name}")
 

@@ -3,7 +3,7 @@
     data/<name>/pairs/          DatasetDict with train, validation and test
     data/<name>/manifest.json   kind, counts, content, source
 
-A data set of pairs is made here (`prepare_tinystories.py instruct`, `cache_datasets.py distances`) or read from any
+A data set of pairs is made here (`lm-trials prepare instruct`, `lm-trials cache distances`) or read from any
 file, folder, saved data set or the Hub.  Its columns determine its kind: `prompt` and `completion` (texts, or lists of
 messages), `messages`, or `text`.
 """
@@ -194,7 +194,7 @@ def read_row(row: Any) -> tuple[Kind, Row]:
         raise UsageError(f"{' and '.join(missing)} is missing a value; add it, or remove the row")
     advice = "rename them"
     if "story" in row:
-        advice = "make pairs of stories with prepare_tinystories.py ingest and instruct"
+        advice = "make pairs of stories with lm-trials prepare ingest and instruct"
     columns = ", ".join(map(str, row)) or "none"
     raise UsageError(f"no columns prompt and completion, messages, or text; the columns are {columns}; {advice}")
 

@@ -28,7 +28,7 @@ CLEANED = (
     (r" Remember to only use simple words!", ""),
     (r"\s*Possible story:\s*$", ""),
     (r"try to at some point use", "try to use"),
-    # Those of `prepare_tinystories.py generate`, shortened in the same places.
+    # Those of `lm-trials prepare generate`, shortened in the same places.
     (r"Write a short story with very simple words, for a child of 3 years\.", "Write a story."),
     (r"Tell a short story that a 3 year old child can follow\.", "Tell a story."),
     (r" (Keep every word simple|Only simple words, please)!", ""),

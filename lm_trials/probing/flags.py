@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
@@ -16,6 +16,8 @@ from lm_trials.shared_flags import DataReading, Device, Quantization
 @dataclass
 class SubjectArguments(Quantization, Device):
     """Which models the probe reads, and where the results go."""
+
+    flag_group: ClassVar[str] = "model"
 
     model_name_or_path: list[str] = option(
         [],
@@ -32,6 +34,8 @@ class SubjectArguments(Quantization, Device):
 @dataclass
 class TextArguments(DataReading):
     """Which texts the models read."""
+
+    flag_group: ClassVar[str] = "data"
 
     dataset_name: str = option("generated", help="Prepared corpus or protocol set, file, folder or Hub data set.")
     dataset_split: str | None = option(

@@ -180,7 +180,7 @@ def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDic
     """
     records = folder / "records"
     if not records.is_dir():
-        raise UsageError(f"{folder} holds no records; make them with prepare_tinystories.py ingest or generate")
+        raise UsageError(f"{folder} holds no records; make them with lm-trials prepare ingest or generate")
     splits = load_splits(records)
     if split is None:
         return splits

@@ -1,7 +1,7 @@
 """Flags of `lm-trials train`, and the common flags of `TrainingArguments` for `--help`; no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lm_trials.flags import option
 from lm_trials.shared_flags import DataReading
@@ -10,6 +10,8 @@ from lm_trials.shared_flags import DataReading
 @dataclass
 class DataArguments(DataReading):
     """The training data."""
+
+    flag_group: ClassVar[str] = "data"
 
     dataset_name: str = option("generated", help="A prepared data set, else a file or folder, else a Hub data set.")
     data_mix: str | None = option(None, help="Shares of a mixture's parts, for example .3,.7. Default: equal.")
@@ -51,6 +53,8 @@ class DataArguments(DataReading):
 class ModelArguments:
     """The model."""
 
+    flag_group: ClassVar[str] = "model"
+
     model_name_or_path: str | None = option(
         None, aliases=["--model_dir"], help="Initial weights: a run, a checkpoint, a model folder or a Hub name."
     )
@@ -74,8 +78,10 @@ class ModelArguments:
 class CommonTrainingArguments:
     """Common flags of transformers.TrainingArguments; `--help_all` shows all."""
 
-    output_dir: str = option("runs/<run_name>", help="Folder of the run.")
-    run_name: str = option("<model>-<data>-s<seed>", help="Name of the run.")
+    flag_group: ClassVar[str] = "training"
+
+    output_dir: str = option("runs/<run_name>", group="output", help="Folder of the run.")
+    run_name: str = option("<model>-<data>-s<seed>", group="output", help="Name of the run.")
     max_steps: int = option(-1, least=1, unless=-1, help="Number of updates; overrides --num_train_epochs.")
     num_train_epochs: float = option(3.0, above=0, help="Passes over the training split.")
     per_device_train_batch_size: int = option(8, least=1, help="Blocks in a batch of each process.")
@@ -87,14 +93,18 @@ class CommonTrainingArguments:
     weight_decay: float = option(0.0, least=0, help="Weight decay of AdamW, on matrices only.")
     eval_strategy: str = option("no", help="no, steps or epoch.")
     eval_steps: float = option(None, help="Updates between evaluations, or their share if below 1.")
-    save_steps: float = option(500, help="Updates between checkpoints, or their share if below 1.")
-    logging_steps: float = option(10, help="Updates between log lines, or their share if below 1.")
+    save_steps: float = option(500, group="output", help="Updates between checkpoints, or their share if below 1.")
+    logging_steps: float = option(10, group="output", help="Updates between log lines, or their share if below 1.")
     seed: int = option(42, least=0, most=2**32 - 1, help="Seed of initial weights and dropout.")
     data_seed: int = option(None, least=0, most=2**32 - 1, help="Seed of the data order. Default: --seed.")
     bf16: bool = option(False, help="bfloat16 mixed precision; slow on CPUs without bf16 units.")
-    report_to: str = option("tensorboard", help="tensorboard, wandb, trackio, none.")
+    report_to: str = option("tensorboard", group="output", help="tensorboard, wandb, trackio, none.")
     do_train: bool = option(False, help="Train; the default unless only --do_eval is given.")
     do_eval: bool = option(False, help="Evaluate after training; alone: evaluate the run in --output_dir.")
     resume_from_checkpoint: str = option(None, help="A checkpoint; False: never. Default: the run's last one.")
-    push_to_hub: bool = option(False, help="Push the model to the Hub; --hub_strategy (--help_all) sets when.")
-    hub_model_id: str = option(None, help="Repository, as OWNER/NAME. Default: the name of --output_dir.")
+    push_to_hub: bool = option(
+        False, group="output", help="Push the model to the Hub; --hub_strategy (--help_all) sets when."
+    )
+    hub_model_id: str = option(
+        None, group="output", help="Repository, as OWNER/NAME. Default: the name of --output_dir."
+    )

@@ -1,7 +1,7 @@
 """Flags of `lm-trials tune`, and the common flags of trl's `SFTConfig` for `--help`; no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
@@ -12,6 +12,8 @@ from lm_trials.training.flags import CommonTrainingArguments
 @dataclass
 class PairArguments:
     """The training data."""
+
+    flag_group: ClassVar[str] = "data"
 
     dataset_name: str = option(
         "",
@@ -36,6 +38,8 @@ class PairArguments:
 @dataclass
 class AdapterArguments(Quantization):
     """The base model and its adapter."""
+
+    flag_group: ClassVar[str] = "model"
 
     model_name_or_path: str | None = option(
         None,
@@ -93,6 +97,8 @@ def check_targets(pair_args: PairArguments, adapter_args: AdapterArguments) -> N
 @dataclass
 class CommonSftArguments(CommonTrainingArguments):
     """Common flags of trl.SFTConfig and transformers.TrainingArguments; `--help_all` shows all."""
+
+    flag_group: ClassVar[str] = "training"
 
     max_length: int = option(
         None, least=2, help="Maximum tokens of an example or packed row. Default: the model's positions, at most 1024."
