@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -99,7 +99,8 @@ def parse_command(words: list[str]) -> None:
         return
     if module.endswith(".probe"):
         flags = importlib.import_module(module.removesuffix("probe") + "flags")
-        flags.check_arguments(*parse_arguments(rest, flags.ARGUMENTS, ""))
+        kinds = get_type_hints(flags.check_arguments).values()
+        flags.check_arguments(*(given for given in parse_arguments(rest, flags.ARGUMENTS, "") if type(given) in kinds))
     else:
         parsers()[module](rest)
 

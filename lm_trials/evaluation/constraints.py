@@ -1,6 +1,6 @@
 """Score whether stories have the words and features that their prompts ask for.
 
-    lm-trials constraints --model runs/teller --dataset_name tiny-prompt --seeds 0,1
+    lm-trials constraints --model runs/teller --dataset_name tiny-prompt
     lm-trials constraints --model runs/teller-s0 runs/teller-s1 \\
         --dataset_name tiny-prompt --coverage tiny \\
         --feature_judge classifier --judge_corpus tiny

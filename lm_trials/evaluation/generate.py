@@ -1,8 +1,9 @@
 """Generate stories, or chat with a model, at the terminal.
 
     lm-trials generate --model runs/demo --num_samples 3
-    lm-trials generate --model runs/demo --prompt "One day, a cat" --temperature 0
-    lm-trials generate --model runs/teller --mode instruct --prompt "Write a story."
+    lm-trials generate --model runs/demo --prompt "One day" --temperature 0
+    lm-trials generate --model runs/teller --mode instruct \\
+        --prompt "Write a story."
     lm-trials generate --model runs/chat --mode chat
 
 The default --mode is that of the model's training, from its run.json, else

@@ -152,7 +152,7 @@ def test_what_is_trained_predicts_the_next_token_and_keeps_documents_apart(kind)
     ("kind", "message"),
     [
         ("bart", "bart: its loss in transformers is not that of the next token ("),
-        ("cpmant", "cpmant lets a token see those after it"),
+        ("cpmant", "cpmant attends to later tokens"),
         ("roberta", "roberta cannot be trained on tokens alone (TypeError: "),
     ],
 )

@@ -462,7 +462,7 @@ def test_overlong_conversations_are_counted_by_their_layout_and_left_out(data, t
 
 BAD = [
     (["--style", "promt"], "argument --style: invalid choice: 'promt' (choose from 'prompt', 'summary')"),
-    (["--corpus", "nope"], "nope holds no records; make them with prepare_tinystories.py ingest or generate"),
+    (["--corpus", "nope"], "nope holds no records; make them with lm-trials prepare ingest or generate"),
     (["--corpus", "a/b"], "--corpus 'a/b' is no plain name"),
     (["--dataset_name", "tok400"], "tok400 already exists; remove it, or give another name"),
     (["--dataset_name", "tiny"], "--dataset_name tiny is the corpus itself; give another name"),

@@ -136,7 +136,7 @@ def test_a_source_without_a_validation_split_takes_one_by_hash(tmp_path):
 DAMAGED = [
     ({"prompt": "How far?"}, "no columns prompt and completion, messages, or text; the columns are prompt; "),
     ({"question": "a", "answer": "b"}, "the columns are question, answer; rename them"),
-    ({"story": "One day."}, "are story; make pairs of stories with prepare_tinystories.py ingest and instruct"),
+    ({"story": "One day."}, "are story; make pairs of stories with lm-trials prepare ingest and instruct"),
     ({"prompt": "a", "completion": 3}, "prompt is text and completion is int; both must be text, or both messages"),
     ({"prompt": "a", "completion": None}, "completion is missing a value; add it, or remove the row"),
     ({"prompt": [], "completion": []}, r"prompt is \[\]; it must be text, or a list of messages"),

@@ -200,7 +200,7 @@ def test_a_folder_of_which_some_files_are_named_after_a_split_can_be_read_whole(
 
 def test_a_prepared_corpus_has_its_splits(tmp_path):
     ingest(open_source(**one_file(tmp_path)), tmp_path / "data" / "mine")
-    with pytest.raises(UsageError, match="_percentage 5: mine is prepared and has its splits; remove --val"):
+    with pytest.raises(UsageError, match="_percentage 5: mine is prepared and has its splits; remove the flag"):
         open_dataset("mine", tmp_path / "data", validation_split_percentage=5).corpus()
 
 
