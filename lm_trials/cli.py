@@ -8,11 +8,13 @@ accelerate launch --num_processes 2 -m lm_trials.cli train --dataset_name storie
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from textwrap import fill
 from typing import Any
@@ -77,6 +79,17 @@ def overview() -> str:
     )
 
 
+def probes_overview() -> str:
+    """Return the probes with the first line of each program's docstring, which is read without importing it."""
+    lines = []
+    for name in probes():
+        source = Path(__file__).parent / "probing" / name / "probe.py"
+        first = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        lines.append(fill(f"{name:<14} {first}", 80, initial_indent="  ", subsequent_indent=" " * 17))
+    usage = "usage: lm-trials probe NAME [--flag value ...]"
+    return "\n".join([usage, "", *lines, "", "lm-trials probe NAME --help lists a probe's flags."])
+
+
 @script
 def main(argv: list[str] | None = None) -> Any:
     """Run one command; returns what its program returns."""
@@ -90,6 +103,9 @@ def main(argv: list[str] | None = None) -> Any:
         from lm_trials import __version__
 
         print(__version__)
+        return None
+    if words[0] == "probe" and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(probes_overview())
         return None
     program, rest = command_of(words)
     return program(rest)

@@ -275,6 +275,9 @@ def _parse(
         raise UsageError(f"--config {path}: {error}" if path else str(error)) from None
     found, rest = parser.parse_known_args(from_file + _merged_lists(_spelled_out(argv, parser), parser))
     if rest and not partly:
+        if not rest[0].startswith("-"):
+            flag = "model_name_or_path" if "model_name_or_path" in _flags(parser) else "flag"
+            raise UsageError(f"{rest[0]} has no flag before it; give --{flag} {rest[0]}")
         known = [f"--{flag}" for flag in (*_flags(parser), *parser.known, "config", "arm")]
         raise UsageError(f"unrecognized flag {rest[0]}; {_nearest(rest[0], known)}")
     try:

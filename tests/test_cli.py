@@ -27,6 +27,15 @@ def test_the_overview_names_every_command_and_probe_within_80_columns(capsys):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("words", [["probe"], ["probe", "--help"]])
+def test_probe_alone_lists_the_probes(words, capsys, monkeypatch):
+    assert cli.main(words) is None
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in PROBES)
+    assert "Activation patching" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("words", WORDS + SUBCOMMANDS, ids=" ".join)
 def test_help_is_readable_at_80_columns(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
@@ -45,7 +54,7 @@ def test_help_is_readable_at_80_columns(words, capsys, monkeypatch):
     [
         (["trian"], "did you mean train?"),
         (["probe", "lense"], "did you mean lens?"),
-        (["probe"], "unknown probe"),
+        (["generate", "runs/a"], "give --model_name_or_path runs/a"),
         (["train", "--sed", "1"], "did you mean --seed?"),
         (["demo", "--output_dir", "."], "--output_dir . exists"),
     ],

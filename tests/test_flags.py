@@ -122,7 +122,7 @@ def test_a_flag_is_read(argv, field, value):
         (["--learning-rat=1"], "unrecognized flag --learning-rat=1; did you mean --learning_rate?"),
         (["--zzz"], "unrecognized flag --zzz; --help lists them"),
         (["--learning", "1"], "unrecognized flag --learning"),  # no abbreviations: a later flag would change them
-        (["stray"], "unrecognized flag stray"),
+        (["stray"], "stray has no flag before it; give --"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
         (["--color", "blue"], "argument --color: invalid choice: 'blue' (choose from 'red', 'green')"),

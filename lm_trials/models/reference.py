@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import read_object, weights_digest
 from lm_trials.models.shapes import position_field, set_causal_loss
 from lm_trials.tokens.stores import Separator
@@ -75,6 +75,9 @@ def resolve_model(reference: str) -> ModelReference:
         name, _, revision = reference.partition("@")
         if not name or _is_path(name) or folder.is_file():
             raise UsageError(f"{reference} is not a folder; give a run, a checkpoint, a model folder or a Hub name")
+        if "/" in name and not revision and folder.parent.is_dir():  # runs/mistyped, and never somebody's Hub model
+            near = did_you_mean(name, (str(other) for other in folder.parent.iterdir() if other.is_dir()))
+            raise UsageError(f"{name} does not exist; {near}; for a Hub model of this name give {name}@main")
         return ModelReference(name, revision or None)
     if not any((folder / name).is_file() for name in CONFIG_FILES):
         steps = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "no checkpoints"

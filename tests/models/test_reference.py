@@ -68,6 +68,14 @@ def test_a_file_is_no_model(saved):
     assert "is not a folder" in refusal(resolve_model, str(saved / "config.json"))
 
 
+def test_a_mistyped_run_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert "runs/dmo does not exist; did you mean runs/demo?" in refusal(resolve_model, "runs/dmo")
+    assert resolve_model("runs/dmo@main") == ModelReference("runs/dmo", "main")
+    assert resolve_model("elsewhere/dmo") == ModelReference("elsewhere/dmo")
+
+
 def test_a_folder_without_a_model_names_its_checkpoints(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     (tmp_path / "checkpoint-100").mkdir()
