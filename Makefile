@@ -42,7 +42,7 @@ types: .venv/.test
 	$(BIN)/python -m mypy
 
 docs: .venv/.docs
-	$(BIN)/python -m mkdocs build --strict --site-dir out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir out/site
 
 lint: .venv/.test
 	$(BIN)/ruff check --fix .
