@@ -310,9 +310,7 @@ def peak_growth(count, **more):
     documents = [np.full(50, 3 + number % 50) for number in range(count)]
     process, stop, peaks = psutil.Process(), threading.Event(), [0]
     gc.collect()
-    if hasattr(
-        libc := ctypes.CDLL(None), "malloc_trim"
-    ):  # or arrays fit into what earlier tests freed (glibc keeps it)
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # or arrays take what earlier tests freed
         libc.malloc_trim(0)
     before = process.memory_info().rss
 
