@@ -22,18 +22,18 @@ from typing import Any
 from lm_trials.console import UsageError, did_you_mean, script
 
 COMMANDS = {
-    "demo": ("lm_trials.commands.demo", "write stories, train and evaluate a model on them (3 minutes)"),
+    "demo": ("lm_trials.commands.demo", "generate stories, train and evaluate a model (about 4 minutes)"),
     "prepare": ("lm_trials.commands.prepare", "corpora, vocabularies, token stores, protocol sets, pairs"),
-    "cache": ("lm_trials.commands.cache", "fetch data sets, list and verify what is prepared"),
+    "cache": ("lm_trials.commands.cache", "fetch data sets; list and verify prepared data"),
     "train": ("lm_trials.commands.train", "pretrain a model or continue its training"),
     "tune": ("lm_trials.commands.tune", "fine-tune on prompts and completions: LoRA, QLoRA or all weights"),
     "evaluate": ("lm_trials.commands.evaluate", "loss, perplexity and accuracy of checkpoints on data sets"),
-    "generate": ("lm_trials.evaluation.generate", "let a model write stories, or chat with it"),
-    "constraints": ("lm_trials.evaluation.constraints", "score whether stories keep to their instructions"),
+    "generate": ("lm_trials.evaluation.generate", "generate stories with a model, or chat with it"),
+    "constraints": ("lm_trials.evaluation.constraints", "score whether stories follow their instructions"),
     "latent-city": ("lm_trials.latent_city.evaluate", "ask a model about distances to a hidden city"),
     "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
-    "order": ("lm_trials.training.data_order", "list the documents that a run read, in their order"),
-    "probe": ("lm_trials.probing", "read a model's hidden states, attention or weights"),
+    "order": ("lm_trials.training.data_order", "list the documents of each update of a run"),
+    "probe": ("lm_trials.probing", "analyze a model's hidden states, attention or weights"),
 }
 
 
@@ -43,7 +43,7 @@ def probes() -> list[str]:
 
 
 def command_of(words: list[str]) -> tuple[Callable[[list[str]], Any], list[str]]:
-    """Return the program that a command line names, and the words that are its own.
+    """Return the program that a command line names, and its remaining arguments.
 
     Raises:
         UsageError: for an unknown command or probe.

@@ -38,7 +38,7 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
 
     >>> @script
     ... def main(argv=None):
-    ...     raise UsageError("--block_size 0 is no length; give at least 2")
+    ...     raise UsageError("--block_size 0 is too small; give at least 2")
     >>> main()
     Traceback (most recent call last):
     SystemExit: 2
@@ -76,7 +76,7 @@ def _close_bars() -> None:
 
 
 def load_libraries() -> None:
-    """Import torch and transformers, which takes seconds, and say so; switch off bars that last an instant."""
+    """Import torch and transformers, which takes seconds, with a line about it; hide the shortest progress bars."""
     if "transformers" not in sys.modules:
         note("loading torch and transformers ...")
     import torch  # noqa: F401 - most of the time is torch's

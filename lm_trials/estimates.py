@@ -71,7 +71,7 @@ def bootstrap_mean(
     """
     values_N = np.asarray(values_N, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
-        raise ValueError(f"values of shape {values_N.shape} are no stories; give one value per story")
+        raise ValueError(f"values of shape {values_N.shape} are not stories; give one value per story")
     bootstrap = StoryBootstrap(seed, confidence, resamples)
     bootstrap.update(np.stack([values_N, np.ones_like(values_N)], axis=1))
     return bootstrap.estimate(lambda sums: sums[..., 0] / sums[..., 1], unit)
@@ -90,7 +90,7 @@ def bootstrap_means(
     """
     values_NK = np.asarray(values_NK, dtype=np.float64)
     if values_NK.ndim != 2 or not len(values_NK):
-        raise ValueError(f"values of shape {values_NK.shape} are no stories; give one row per story")
+        raise ValueError(f"values of shape {values_NK.shape} are not stories; give one row per story")
     bootstrap = StoryBootstrap(seed, confidence, resamples)
     bootstrap.update(np.concatenate([values_NK, np.ones((len(values_NK), 1))], axis=1))
     sums = bootstrap._with_waiting()["all"]
@@ -118,7 +118,7 @@ def proportion(successes: int, n: int, unit: str) -> Estimate:
     0.000 [0.000, 0.043] share of stories (n=85)
     """
     if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"{successes} of {n} is no share; give at least one story and at most all")
+        raise ValueError(f"{successes} of {n} is not a share; give at least one story and at most all")
     share, z2 = successes / n, NormalDist().inv_cdf(0.975) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -182,7 +182,7 @@ class StoryBootstrap:
             start += room
 
     def _with_waiting(self) -> dict[str, _GroupSums]:
-        """Return the sums of all stories so far; what waits goes on waiting, so that asking changes no later answer."""
+        """Return the sums of all stories so far; the buffer is not changed, so a call does not alter later results."""
         if not self._waiting:
             return self._sums
         sums_NK = np.concatenate([sums for sums, _, _ in self._waiting])

@@ -395,7 +395,7 @@ def _with_help(parser: OneLineParser, more: bool) -> OneLineParser:
         metavar="FILE.yaml",
         help="Read flags from a YAML file or an installed recipe (demo); the command line wins.",
     )
-    group.add_argument("--arm", metavar="NAME", help="Which of that file's arms, where it has some.")
+    group.add_argument("--arm", metavar="NAME", help="Name of the arm to run, if that file defines arms.")
     group.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if more:
         group.add_argument("--help_all", action="store_true", help="Show every flag and exit.")
@@ -422,7 +422,7 @@ def _nearest(flag: str, flags: list[str]) -> str:
 def _tidy(parser: ArgumentParser) -> None:
     """Leave only the underscore spelling of each flag in the help; both are accepted.
 
-    A number whose default is None may be given as None, so that a command line can take back what a file says.
+    A number whose default is None may be given as None, so that a command line can undo a file's value.
     """
     for action in parser._actions:
         if action.default is None and action.nargs is None and action.type in (int, float):
@@ -578,7 +578,7 @@ def _read_config(path: Path, arm: str | None) -> dict[str, Any]:
     try:
         config = read_yaml(path)
         if not isinstance(config, dict):
-            raise UsageError(f"it holds {type(config).__name__}; it must hold `flag: value` lines")
+            raise UsageError(f"it contains {type(config).__name__}; write `flag: value` lines")
         return _chosen_arm(config, arm)
     except UsageError as error:
         raise UsageError(f"--config {path}: {error}") from None
@@ -592,9 +592,9 @@ def _chosen_arm(config: dict[str, Any], arm: str | None) -> dict[str, Any]:
             raise UsageError(f"it has no arms, so there is no --arm {arm}; remove it")
         return config
     if not isinstance(arms, dict) or not all(isinstance(flags, dict) for flags in arms.values()):
-        raise UsageError("its arms are no names with `flag: value` lines under each")
+        raise UsageError("`arms` must contain names, each with `flag: value` lines under it")
     if arm is None:
-        raise UsageError(f"it holds the arms of a trial; choose one with --arm: {', '.join(map(str, arms))}")
+        raise UsageError(f"it contains the arms of a trial; choose one with --arm: {', '.join(map(str, arms))}")
     if arm not in arms:
         raise UsageError(f"--arm {arm}: {did_you_mean(arm, map(str, arms))}")
     return {**config, **arms[arm]}
@@ -613,11 +613,11 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"it is no YAML ({str(error).splitlines()[0]}); correct it") from None
+        raise UsageError(f"it is not YAML ({str(error).splitlines()[0]}); correct it") from None
 
 
 def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: bool) -> list[str]:
-    """Turn `flag: value` pairs into words of a command line; `partly` leaves out keys that are no flags here."""
+    """Turn `flag: value` pairs into words of a command line; `partly` leaves out keys of other commands."""
     actions = _flags(parser)
     flags: list[str] = []
     for key, value in config.items():

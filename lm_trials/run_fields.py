@@ -1,4 +1,4 @@
-"""Identity: which fields of `run.json` identify a thing, and which only say what it was called or how it was reached.
+"""Identity: which fields of `run.json` identify a thing, and which only name it.
 
 A comparison of runs and a resumption ask the same: is this another run, or the same under another name?
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What identifies a thing, by dotted name, and the fields that only say what the user called it.  Where the first is
+# What identifies a thing, by dotted name, and the fields that only record its name.  Where the first is
 # the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
-TOKENS = ("data.tokens.train", "data.tokens.validation", "data.tokens.test")  # told of map-style data alone
+TOKENS = ("data.tokens.train", "data.tokens.validation", "data.tokens.test")  # recorded for map-style data only
 NAMES_OF = {
     "data.records": ("data.corpus", *TOKENS),
     "data.source_fingerprint": (
@@ -33,10 +33,10 @@ NAMES_OF = {
     # The length that examples came to have; a --max_length beyond the model's positions is these.
     "block_size": ("max_length",),
 }
-# `versions` says the last of these already, the others follow from where the weights came from.
+# `versions` has the last of these already; the others follow from the source of the weights.
 BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
-# What a run that goes on may be called otherwise.  A stream and a prepared corpus of one source are one arm, and yet
-# neither goes on from the other's checkpoint, so that `data.source_fingerprint` is none of them.
+# Names that may differ when a run is resumed.  A stream and a prepared corpus of one source are one arm, but neither
+# can resume from the other's checkpoint, so `data.source_fingerprint` is not in this list.
 _TO_GO_ON = {
     "data.content": NAMES_OF["data.content"],
     "data.tokenizer_hash": NAMES_OF["data.tokenizer_hash"],
@@ -57,7 +57,7 @@ def names_in(*outcomes: Mapping[str, Any]) -> set[str]:
 
 
 def names_to_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Return the fields in which a run that goes on may differ: names of the same content, what no result depends on.
+    """Return the fields in which a resumed run may differ: names of the same content, on which no result depends.
 
     >>> known = {"data.tokenizer_hash": "a"}
     >>> "vocab_size" in names_to_go_on(known, known), "vocab_size" in names_to_go_on(known, {"vocab_size": 8})
@@ -65,4 +65,4 @@ def names_to_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str
     """
     same = (key for key in _TO_GO_ON if before.get(key) is not None and before[key] == now.get(key))
     names = {name for key in same for name in _TO_GO_ON[key]}
-    return names | {"model.transformers_version"}  # `versions` has it, and other code is told
+    return names | {"model.transformers_version"}  # `versions` has it, and other code is refused or accepted there

@@ -29,8 +29,8 @@ class DataReading(DataFolder):
     text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
     streaming: Literal["True", "CacheStream", "False"] = option(
         "False",
-        help="True: read as a stream, from the Hub or here; CacheStream: download and prepare first, then stream; "
-        "False: download and prepare first. The result is the same.",
+        help="False: download and prepare first; True: stream without preparing; CacheStream: prepare, then stream. "
+        "Results are the same.",
     )
 
 
@@ -41,9 +41,11 @@ class Quantization:
     flag_group: ClassVar[str] = "model"
 
     load_in_8bit: bool = option(
-        False, not_with="load_in_4bit", help="Quantize the weights, an adapter's base, to 8 bits (LLM.int8)."
+        False,
+        not_with="load_in_4bit",
+        help="Quantize the weights (of an adapter: its base) to 8 bits (LLM.int8).",
     )
-    load_in_4bit: bool = option(False, help="Quantize the weights, an adapter's base, to 4 bits (nf4).")
+    load_in_4bit: bool = option(False, help="Quantize the weights (of an adapter: its base) to 4 bits (nf4).")
 
 
 @dataclass(kw_only=True)
@@ -52,7 +54,7 @@ class Device:
 
     flag_group: ClassVar[str] = "model"
 
-    use_cpu: bool = option(False, help="Use the CPU where there is a GPU; without one it is used anyway.")
+    use_cpu: bool = option(False, help="Use the CPU although there is a GPU.")
 
 
 @dataclass(kw_only=True)
@@ -62,5 +64,5 @@ class TokenSampling:
     flag_group: ClassVar[str] = "sampling"
 
     temperature: float = option(0.7, least=0, help="Sampling temperature; 0 takes the likeliest token each time.")
-    top_k: int = option(0, least=0, help="Sample among this many tokens; 0 is all.")
+    top_k: int = option(0, least=0, help="Sample among the K likeliest tokens; 0: all.")
     top_p: float = option(1.0, above=0, most=1, help="Sample among the likeliest tokens of this summed probability.")

@@ -325,11 +325,11 @@ def test_a_recipe_goes_on_after_one_that_failed_and_says_which(tmp_path, capsys)
         ("- dataset_name: HERE/one.jsonl\n  num_proc: 0\n", "--num_proc 0 must be"),
         ("- dataset_name: HERE/one.jsonl\n  validation_split_percentage: 90\n", "--validation_split_percentage 90"),
         ("- dataset_name: HERE/one.jsonl\n  vocab_size: 77\n", "no tokenizer in"),
-        ("- wikitext\n", "entry 1: 'wikitext' is no entry; write `dataset_name: wikitext`"),
+        ("- wikitext\n", "entry 1: 'wikitext' is not an entry; write `dataset_name: wikitext`"),
         ("dataset_name: HERE/one.jsonl\n", "the file must be a list of entries"),
         ("- num_proc: 2\n", "entry 1: no data set is named"),
         ("- dataset_name: a\n  dataset_name: b\n", "dataset_name is given twice"),
-        ("- [\n", "it is no YAML"),
+        ("- [\n", "it is not YAML"),
         ("", "must be a list"),
     ],
 )

@@ -164,7 +164,7 @@ def test_what_is_not_finite_has_no_interval():
 
 @pytest.mark.parametrize("values", [np.array([]), np.zeros((2, 3)), 1.0])
 def test_no_stories_are_refused(values):
-    with pytest.raises(ValueError, match="are no stories; give one value per story"):
+    with pytest.raises(ValueError, match="are not stories; give one value per story"):
         bootstrap_mean(values, "nats")
 
 
@@ -203,7 +203,7 @@ def test_a_share_has_wilsons_interval(successes, n):
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_what_is_no_share_is_refused(successes, n):
-    with pytest.raises(ValueError, match="is no share"):
+    with pytest.raises(ValueError, match="is not a share"):
         proportion(successes, n, "share")
 
 
@@ -219,5 +219,5 @@ def test_means_of_columns_are_the_mean_of_each(count):
         assert (estimate.n, estimate.unit) == (alone.n, alone.unit)
     if count == 700:
         assert bootstrap_means(values, "nats", seed=4)[0].lower != together[0].lower
-    with pytest.raises(ValueError, match=r"shape \(0, 3\) are no stories"):
+    with pytest.raises(ValueError, match=r"shape \(0, 3\) are not stories"):
         bootstrap_means(values[:0], "nats")

@@ -173,9 +173,9 @@ def test_no_and_off_stay_words_and_false_is_a_boolean(config):
         ("steps: [1, 2]\n", "steps is given a list [1, 2]; it takes one value"),
         ("no_shuffle: true\n", "no_shuffle takes no value; write `shuffle: false`"),
         ("steps: 1\nsteps: 2\n", "steps is given twice; keep one"),
-        ("steps: {a: \n", "it is no YAML"),
-        ("- steps\n", "it holds list; it must hold `flag: value` lines"),
-        ("", "it holds NoneType"),
+        ("steps: {a: \n", "it is not YAML"),
+        ("- steps\n", "it contains list; write `flag: value` lines"),
+        ("", "it contains NoneType"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_the_file(config, text, message):
@@ -185,7 +185,7 @@ def test_a_mistake_in_a_config_file_is_named_with_the_file(config, text, message
 
 def test_a_config_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "flags.yaml").write_bytes(b"steps: \xff")
-    assert "it is no YAML" in refusal("--config", str(tmp_path / "flags.yaml"))
+    assert "it is not YAML" in refusal("--config", str(tmp_path / "flags.yaml"))
     assert "it cannot be read" in refusal("--config", str(tmp_path))
 
 
@@ -259,7 +259,7 @@ def test_an_arm_of_a_config_file_is_chosen_by_its_name(arms):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ((), "it holds the arms of a trial; choose one with --arm: low, high"),
+        ((), "it contains the arms of a trial; choose one with --arm: low, high"),
         (("--arm", "hihg"), "--arm hihg: did you mean high?"),
         (("--arm",), "--arm needs a name"),
         (("--arm", "low", "--arm", "high"), "--arm is given twice (low and another)"),
@@ -275,7 +275,7 @@ def test_an_arm_without_a_file_that_has_it_is_named(tmp_path):
     assert "it has no arms, so there is no --arm low" in refusal("--config", str(path), "--arm", "low")
     assert "--arm low names an arm of a config file" in refusal("--arm", "low")
     path.write_text("arms: [low]\n")
-    assert "its arms are no names" in refusal("--config", str(path), "--arm", "low")
+    assert "`arms` must contain names" in refusal("--config", str(path), "--arm", "low")
 
 
 # Checks that flags declare

@@ -1,11 +1,11 @@
-"""Train a small language model from nothing: 3 minutes on two CPU cores, offline.
+"""Train a small language model from scratch: about 4 minutes on two CPU cores, offline.
 
     lm-trials demo
     lm-trials demo --output_dir /tmp/demo
 
-The demo writes 20,000 stories from a grammar, trains a tokenizer and a Llama of
-0.9M parameters on them, evaluates the model on held-out stories and lets it write
-three stories.  Each step is a command that is shown.
+The demo generates 20,000 stories from a grammar, trains a tokenizer and a Llama of
+0.9M parameters on them, evaluates the model on held-out stories and samples three
+stories from it.  Each step is one command, printed before it runs.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ r"""Train a causal language model: from random weights, or from a checkpoint.
     accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml \
         train_gpt2.py --config demo
 
-Without a model, shape, tokenizer or recipe the recipe start_cpu or start_gpu is
-used, and a tokenizer is trained on the data.  All flags of
-transformers.TrainingArguments work (--help_all); --config FILE.yaml holds flags.
+If no model, shape, tokenizer or recipe is given, the recipe start_cpu or start_gpu
+is used and a tokenizer is trained on the data.  All flags of
+transformers.TrainingArguments work (see --help_all).  --config FILE.yaml reads flags
+from a file.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def with_recipe(argv: list[str]) -> list[str]:
 
     recipe = "start_gpu" if is_available() and "use_cpu" not in flags else "start_cpu"
     note(f"no model, shape, tokenizer or recipe is named: using --config {recipe}")
-    # Of a small file 1 %, the default, may be no story at all.
+    # The default, 1 %, may select no story of a small file.
     file = "--dataset_name" in argv and Path("".join(argv[argv.index("--dataset_name") + 1 :][:1])).is_file()
     share = ["--validation_split_percentage", "5"] if file and "validation_split_percentage" not in flags else []
     return ["--config", recipe, *share, *argv]
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
         prepare_output_dir(args, start)
         write_run(Path(args.output_dir), described)
-        initial.tokenizer.save_pretrained(args.output_dir)  # so that the data order can be told from now on
+        initial.tokenizer.save_pretrained(args.output_dir)  # `lm-trials order` needs it before training ends
     trainer = StoryTrainer(
         model=model,
         args=args,

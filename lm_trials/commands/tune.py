@@ -1,6 +1,6 @@
 r"""Fine-tune a causal language model on prompts and completions.
 
-With LoRA, on an 8-bit or 4-bit base if asked, or all weights:
+LoRA (also on an 8-bit or 4-bit base model), or all weights:
 
     lm-trials tune --model_name_or_path runs/demo \
         --dataset_name generated-instruct-prompt --lora_r 8
@@ -12,7 +12,8 @@ With LoRA, on an 8-bit or 4-bit base if asked, or all weights:
         sft_lora.py --model_name_or_path runs/demo --dataset_name pairs.jsonl
 
 Rows have the columns prompt and completion (texts or messages), messages, or text.
-All flags of trl.SFTConfig work (--help_all); --config FILE.yaml holds flags.
+All flags of trl.SFTConfig work (see --help_all).  --config FILE.yaml reads flags from
+a file.
 """
 
 from __future__ import annotations

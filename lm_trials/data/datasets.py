@@ -159,7 +159,7 @@ class DataSet:
         """Return its corpus folder; a source is read into one first.
 
         Raises:
-            UsageError: for a data set that is no corpus.
+            UsageError: for a data set that is not a corpus.
         """
         raise self._unfit("corpus", "name a corpus, a file or a Hub data set")
 

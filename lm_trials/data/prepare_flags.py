@@ -41,7 +41,7 @@ class CorpusArguments(DataFolder):
         """
         if not is_plain(self.corpus):
             raise UsageError(
-                f"--corpus {self.corpus!r} is no plain name; give one such as stories, and the folder above with "
+                f"--corpus {self.corpus!r} is not a plain name; give one such as stories, and the folder above with "
                 "--data_cache_dir"
             )
         return Path(self.data_cache_dir) / self.corpus
@@ -109,7 +109,7 @@ class SetArguments(TokenizerArguments):
     )
     refusal_text: str | None = option(None, help="Text of a refusal; {feature} is replaced by the feature.")
     transform: list[str] = option(
-        [], help=f"Transforms of each record, in this order, after the other changes. {transforms_help()}"
+        [], help=f"Transforms of each record, applied in this order after the other changes. {transforms_help()}"
     )
     protocol_seed: int = option(0, least=0, help="Seed of the random draws per record.")
     dry_run: bool = option(False, help="Count and show only; write nothing.")
@@ -126,7 +126,9 @@ class SetArguments(TokenizerArguments):
         """
         for name in names:
             if not is_plain(name) or name in (self.corpus, "train", "test") or "," in name:
-                raise UsageError(f"--dataset_name {name!r} is no name for a set; give a plain one that no corpus has")
+                raise UsageError(
+                    f"--dataset_name {name!r} is not a valid set name; give a plain one that no corpus has"
+                )
 
 
 @dataclass
@@ -135,13 +137,14 @@ class PretokenizeArguments(SetArguments):
 
     dataset_name: str | None = option(None, help="Name of the set. Default: derived from the protocol.")
     filtering: str | None = option(
-        None, help="Keep stories that meet all: features=Twist,words!=dog,length=200 (over 200 characters)."
+        None,
+        help="Keep only stories that meet all of: features=Twist,words!=dog,length=200 (over 200 characters).",
     )
     mix_match: str | None = option(None, help="Replace one label by another: features:Foreshadowing=Twist.")
     adversarial_training: str | None = option(None, help="Add a label with a probability: features=Twist:0.5.")
     refusal: str | None = option(None, help="Add a label and refuse the story with a probability: features=Twist:1.0.")
     instruction_subset: str | None = option(
-        None, help="Instruction lines, of Words,Features,Summary,Sentence. Default: all, in a set."
+        None, help="Instruction lines to include: Words,Features,Summary,Sentence. Default for a set: all."
     )
 
     def protocol(self) -> Protocol | None:
@@ -162,7 +165,7 @@ class ProtocolSetArguments(SetArguments):
     """Make the sets of the deletion and recovery study for a pair of features."""
 
     feature_delete: str = option("Twist", help="Feature that fine-tuning deletes.")
-    feature_irrelevant: str = option("Foreshadowing", help="Feature for the control.")
+    feature_irrelevant: str = option("Foreshadowing", help="Another feature, used as the control.")
 
 
 @dataclass
@@ -219,7 +222,7 @@ class InstructArguments(CorpusArguments):
         """
         name = f"{self.corpus}-instruct-{self.style}" if self.dataset_name is None else self.dataset_name
         if not is_plain(name):
-            raise UsageError(f"--dataset_name {name!r} is no name for a data set; give a plain one such as tellers")
+            raise UsageError(f"--dataset_name {name!r} is not a valid name; give a plain one such as tellers")
         if name == self.corpus:
             raise UsageError(f"--dataset_name {name} is the corpus itself; give another name")
         return Path(self.data_cache_dir) / name

@@ -16,7 +16,7 @@ def read_recipe(path: Path) -> list[FetchArguments]:
     """Read a recipe: a YAML list with an entry of fetch's flags for each data set.
 
     Raises:
-        UsageError: for a file that is no such list; for an invalid key or value, naming the entry.
+        UsageError: for a file that is not such a list; for an invalid key or value, naming the entry.
     """
     try:
         entries = read_yaml(path)
@@ -30,7 +30,7 @@ def read_recipe(path: Path) -> list[FetchArguments]:
 def _entry(number: int, entry: Any) -> FetchArguments:
     try:
         if not isinstance(entry, dict):
-            raise UsageError(f"{entry!r:.40} is no entry; write `dataset_name: {entry!s:.40}`")
+            raise UsageError(f"{entry!r:.40} is not an entry; write `dataset_name: {entry!s:.40}`")
         args = parse_mapping(entry, FetchArguments)
         check_fetch(args)
         return args

@@ -97,7 +97,7 @@ def file_tasks(path: Path) -> list[Task]:
         except UsageError as error:
             raise UsageError(f"--prompts {path}: {error}") from None
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UsageError(f"--prompts {path} is no list of texts; write each after a dash, `- One day, ...`")
+            raise UsageError(f"--prompts {path} is not a list of texts; write each after a dash, `- One day, ...`")
     else:
         try:
             texts = path.read_text(encoding="utf-8").splitlines()
@@ -206,7 +206,7 @@ def training_words(name: str, data_cache_dir: Path) -> WordCounts:
     """Count the words of a prepared data set's train split; of pairs, those of the completions.
 
     Raises:
-        UsageError: for a name that is no prepared corpus, set or data set of pairs.
+        UsageError: for a name that is not a prepared corpus, set or data set of pairs.
     """
     texts, total = open_prepared(name, data_cache_dir, "coverage").train_texts()
     batches = progress(texts, f"counting the words of {name}", "stories", total, size=len)

@@ -129,7 +129,7 @@ def corpus_judge(name: str, data_cache_dir: Path, seed: int = 0) -> ClassifierJu
     """Train classifiers on the first 20,000 records of a corpus's train split.
 
     Raises:
-        UsageError: for a name that is no corpus, or a corpus without features.
+        UsageError: for a name that is not a corpus, or a corpus without features.
     """
     train = _records(name, data_cache_dir, ("train",), TRAIN_RECORDS)
     return train_classifiers([story for story, _ in train], [features for _, features in train], seed)

@@ -75,7 +75,7 @@ def write_findings(
         write_json(folder / f"{probe}.json", written)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
-    read = {("reading" if len(checks) == 1 else f"reading {label}"): str(check) for label, check in checks.items()}
+    read = {("check" if len(checks) == 1 else f"check, {label}"): str(check) for label, check in checks.items()}
     show_facts(probe, {**facts, **read, "results": str(folder)})
     return folder
 

@@ -84,16 +84,16 @@ def interval(found: Estimate | Mapping[str, Any] | None, digits: int = 3, lines:
 
     >>> interval(Estimate(0.5, 0.4, 0.6, n=9, unit="accuracy"))
     '0.500 [0.400, 0.600]'
-    >>> interval({"estimate": 0.5, "lower": None, "upper": None}), interval(None)
-    ('0.500 [no interval]', '-')
+    >>> interval({"estimate": -0.0001, "lower": None, "upper": None}), interval(None)
+    ('0.000 [no interval]', '-')
     """
     if found is None:
         return "-"
     row = found if isinstance(found, Mapping) else found.row()
     bounds = [row["lower"], row["upper"]]
     known = all(bound is not None and not math.isnan(bound) for bound in bounds)
-    shown = ", ".join(f"{bound:.{digits}f}" for bound in bounds) if known else "no interval"
-    return f"{row['estimate']:.{digits}f}" + ("\n" if lines else " ") + f"[{shown}]"
+    shown = ", ".join(f"{bound:z.{digits}f}" for bound in bounds) if known else "no interval"  # z: no -0.000
+    return f"{row['estimate']:z.{digits}f}" + ("\n" if lines else " ") + f"[{shown}]"
 
 
 def exact(value: float, n: int, unit: str) -> Estimate:

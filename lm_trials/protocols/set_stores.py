@@ -92,8 +92,7 @@ def open_set(
     """Open one split of a prepared set.
 
     Raises:
-        UsageError: for a name that is no set, a set of another tokenizer or of a corpus that has changed, or an empty
-            split.
+        UsageError: for a name that is not a set, a set of another tokenizer or of a changed corpus, or an empty split.
     """
     folder, corpus, protocol = resolve_set(name, data_cache_dir)
     tokens = set_folder(name, data_cache_dir, tokenizer, append_eos)

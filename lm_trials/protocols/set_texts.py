@@ -39,7 +39,7 @@ def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
     """Return a set's folder, its corpus's folder and its protocol.
 
     Raises:
-        UsageError: for a name that is no set, or a set whose corpus or transforms have changed.
+        UsageError: for a name that is not a set, or a set whose corpus or transforms have changed.
     """
     folder = data_cache_dir / name
     if not is_set(folder):

@@ -23,26 +23,35 @@ if TYPE_CHECKING:  # records imports datasets, and the help of `--transform` nee
 
 
 def shuffle_sentences(record: Record, draw: int) -> Record:
-    """Put the story's sentences in a random order; the spaces and line breaks between them keep their places."""
+    """Shuffle the story's sentences.
+
+    The spaces and line breaks between them keep their places.
+    """
     sentences = split_sentences(record["story"])
     return {**record, "story": _replaced(record["story"], _shuffled(sentences, random.Random(draw).random))}
 
 
 def shuffle_words(record: Record, draw: int) -> Record:
-    """Put the words of each sentence in a random order, with their punctuation (Sinha et al., arXiv 2104.06644)."""
+    """Shuffle the words within each sentence (arXiv 2104.06644).
+
+    Punctuation moves with its word.  Source: Sinha et al.
+    """
     number = random.Random(draw).random
     sentences = [" ".join(_shuffled(sentence.split(), number)) for sentence in split_sentences(record["story"])]
     return {**record, "story": _replaced(record["story"], sentences)}
 
 
 def truncate_story(record: Record, draw: int, count: int) -> Record:
-    """Keep the first N sentences of the story."""
+    """Keep the first N sentences."""
     sentences = split_sentences(record["story"])[:count]
     return {**record, "story": record["story"][: _spans(record["story"], sentences)[-1][1]]}
 
 
 def drop_labels(record: Record, draw: int, probability: float) -> Record:
-    """Drop each feature of the record with probability P; a larger P drops the same features and more."""
+    """Drop each feature label with probability P.
+
+    A larger P drops the same labels and more.
+    """
     number = random.Random(draw).random
     return {**record, "features": [feature for feature in record["features"] if number() >= probability]}
 

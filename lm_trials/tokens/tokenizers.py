@@ -281,7 +281,7 @@ def _train_backend(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"{len(given)} special and byte tokens; give more than {num_tokens}"
         )
     if num_tokens < vocab_size:
-        logger.warning("the texts support only %d of the %d tokens of --vocab_size", num_tokens, vocab_size)
+        logger.warning("too few texts for --vocab_size %d: the vocabulary has %d tokens", vocab_size, num_tokens)
     return _assemble(trained["vocab"], [tuple(merge) for merge in trained["merges"]])
 
 

@@ -39,14 +39,14 @@ class DataArguments(DataReading):
         None, least=1, help="Documents in the shuffle buffer; 1: no shuffle. Default: all; for streams 10000."
     )
     max_train_tokens: int | None = option(None, least=1, help="Tokens to train on, instead of --max_steps.")
-    max_eval_samples: int | None = option(500, least=1, help="Stories of each split to evaluate; None: all.")
-    dense_eval_steps: int = option(0, least=0, help="First updates, with ten times as many evaluations.")
+    max_eval_samples: int | None = option(500, least=1, help="Most stories of each split to evaluate; None: all.")
+    dense_eval_steps: int = option(0, least=0, help="Number of first updates with ten times as many evaluations.")
     dense_eval_spacing: Literal["linear", "geometric"] = option(
-        "linear", help="geometric: their distance grows by a constant factor."
+        "linear", help="Spacing of these evaluations; geometric: it grows by a constant factor."
     )
     generate_every: int = option(5, least=0, help="Generate for prompts at each N-th evaluation; 0: never.")
-    num_generations: int = option(16, least=1, help="Stories generated then, for each protocol set.")
-    generation_tokens: int = option(200, least=1, help="Maximum tokens of such a story.")
+    num_generations: int = option(16, least=1, help="Stories generated each time, for each protocol set.")
+    generation_tokens: int = option(200, least=1, help="Maximum tokens of these stories.")
 
 
 @dataclass
@@ -101,7 +101,7 @@ class CommonTrainingArguments:
     report_to: str = option("tensorboard", group="output", help="tensorboard, wandb, trackio, none.")
     do_train: bool = option(False, help="Train; the default unless only --do_eval is given.")
     do_eval: bool = option(False, help="Evaluate after training; alone: evaluate the run in --output_dir.")
-    resume_from_checkpoint: str = option(None, help="A checkpoint; False: never. Default: the run's last one.")
+    resume_from_checkpoint: str = option(None, help="Checkpoint to resume from; False: none. Default: the last.")
     push_to_hub: bool = option(
         False, group="output", help="Push the model to the Hub; --hub_strategy (--help_all) sets when."
     )

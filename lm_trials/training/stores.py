@@ -155,7 +155,7 @@ def sets_to_write_for(stores: RunStores, data_args: DataArguments, positions: in
             chosen.append(name)
         else:
             note(
-                f"note: no stories are generated for {name}: a prompt has {longest} tokens and the model {positions} "
-                "positions"
+                f"note: no stories are generated for {name}: a prompt has {longest} tokens, as many as the model has "
+                f"positions ({positions}) or more"
             )
     return tuple(chosen)

@@ -199,7 +199,7 @@ def _estimate(row: Row, file: Path) -> Estimate:
         value, lower, upper = (float(row[name]) if row[name] else math.nan for name in SHARED[:3])
         found = Estimate(value, lower, upper, int(row["n"]), row["unit"])
     except ValueError as error:
-        raise UsageError(f"{file} has a cell that is no number ({error}); measure again") from None
+        raise UsageError(f"{file} has a cell that is not a number ({error}); measure again") from None
     if not math.isfinite(value):
         raise UsageError(f"{file}: the selected row has no estimate; select another with --where")
     # A bootstrap estimate may lie outside its interval, so only the ends are compared.

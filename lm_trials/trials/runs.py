@@ -159,7 +159,7 @@ def count_parameters(folder: Path) -> int | None:
     Tied weights are stored, and counted, once.
 
     Raises:
-        UsageError: for a file that is no safetensors file.
+        UsageError: for a file that is not a safetensors file.
     """
     index = folder / "model.safetensors.index.json"
     alone = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
@@ -189,7 +189,7 @@ def group_arms(runs: Sequence[Run], baseline: str | None = None) -> list[Arm]:
             if other.seeds == run.seeds:
                 raise UsageError(
                     f"{run.name} repeats {other.name} (seed {run.seeds[0]}, data_seed {run.seeds[1]}, all else equal), "
-                    "so it is no replicate; remove one of them or train with another --seed"
+                    "so it is not a replicate; remove one of them or train with another --seed"
                 )
         group.append(run)
     ordered = list(groups.values())

@@ -359,5 +359,5 @@ def test_an_empty_or_wrong_file_of_prompts_is_refused(tmp_path):
     (tmp_path / "map.yaml").write_text("a: b\n")
     with pytest.raises(UsageError, match="has no prompt; write one per line"):
         file_tasks(tmp_path / "empty.txt")
-    with pytest.raises(UsageError, match="is no list of texts"):
+    with pytest.raises(UsageError, match="is not a list of texts"):
         file_tasks(tmp_path / "map.yaml")

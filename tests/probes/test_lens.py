@@ -224,7 +224,7 @@ def test_a_trained_model_of_real_stories_is_read_before_its_end(shared_data, tmp
         )
         assert table["hf", "tuned", layer, "kl_below_layer_0"]["lower"] > 0
     finding = json.loads((tmp_path / "lens.json").read_text())["finding"]
-    assert "hf: the tuned lens is nearer to the final prediction than the token frequencies from layer" in finding
+    assert "the tuned lens is nearer to the final prediction than the token frequencies" in finding
 
 
 def test_of_a_file_one_story_in_five_is_held_out_and_layers_can_be_chosen(models, tiny_data, tmp_path):

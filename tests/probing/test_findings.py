@@ -49,16 +49,16 @@ def test_tables_figures_and_sentences_are_written_and_told(tmp_path, capsys):
     assert [row["lower"] for row in about["rows"]] == [0.25, None]
     told = " ".join(capsys.readouterr().out.split())
     assert f"finding {FINDING.sentence} control {FINDING.control}" in told
-    assert "reading a capturing hidden changes no log-probability (7 tokens)" in told
-    assert "reading b capturing attention changes log-probabilities by at most 2.0e-05 nats (7 tokens)" in told
+    assert "check, a capturing hidden changes no log-probability (7 tokens)" in told
+    assert "check, b capturing attention changes log-probabilities by at most 2.0e-05 nats (7 tokens)" in told
     assert told.endswith(f"results {folder}")
 
 
 def test_one_model_needs_no_name_and_no_check_is_told_as_none(tmp_path, capsys):
     written(tmp_path, checks={"a": CaptureCheck(0.0, 7, ("hidden",), 1e-4)})
-    assert "reading capturing hidden" in " ".join(capsys.readouterr().out.split())
+    assert "check capturing hidden" in " ".join(capsys.readouterr().out.split())
     written(tmp_path)
-    assert "reading" not in capsys.readouterr().out
+    assert "check" not in capsys.readouterr().out
     assert json.loads((tmp_path / "lens.json").read_text())["capture"] == {}
 
 

@@ -157,7 +157,7 @@ def test_a_run_that_did_not_finish_is_seen(make_run):
         (["runs/a", "nowhere"], None, "nowhere holds no run.json; name a run's folder"),
         (["runs/a", "runs/a/checkpoint-5"], None, "runs/a has one"),
         (["runs/a", "runs/b"], "runs/c", "--baseline runs/c is none of the runs"),
-        (["runs/a", "runs/copy"], None, "so it is no replicate"),
+        (["runs/a", "runs/copy"], None, "so it is not a replicate"),
         (["runs/a", "broken"], None, "cannot be read as JSON"),
         (["runs/a", "foreign"], None, "has no outcome and replicate fields"),
     ],

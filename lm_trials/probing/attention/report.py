@@ -271,7 +271,7 @@ class Results:
         if change.model not in self.finals:
             return ""
         found = change.estimate
-        by = f"{found.estimate:+.3f} [{found.lower:+.3f}, {found.upper:+.3f}]"
+        by = f"{found.estimate:+z.3f} [{found.lower:+z.3f}, {found.upper:+z.3f}]"
         return (
             f". From {self.models[0].label} to {change.model.label} "
             + (f"{change} changes most, by {by}" if sign(found) else f"no head changes significantly: {change}, {by}")

@@ -66,7 +66,7 @@ class Categories:
 def categories_of(how: str, tokenizer: PreTrainedTokenizerBase, counts_V: np.ndarray | None = None) -> Categories:
     """Return the categories of `--categories`, for tokens that occur in the training data.
 
-    Tokens that training never saw cluster together whatever they are, and most bytes are such tokens: as a category of
+    Tokens that never occur in training cluster together, and most bytes are such tokens: as a category of
     their own they would be separable only because they are untrained.
 
     Args:

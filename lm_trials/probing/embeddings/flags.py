@@ -61,7 +61,7 @@ def check_arguments(subject: SubjectArguments, args: EmbeddingsArguments) -> Non
     if args.all_checkpoints and len(subject.model_name_or_path) > 1:
         raise UsageError(
             f"--all_checkpoints: {len(subject.model_name_or_path)} models are given, and runs with different initial "
-            "weights share no axes; name one run"
+            "weights have no common axes; name one run"
         )
     if args.categories not in BUILT_IN:
         path = Path(args.categories).expanduser()

@@ -16,15 +16,15 @@ from it, with your own categories:
     lm-trials probe embeddings --model_name_or_path runs/base runs/deleted \\
         --categories kinds.csv --basis last
 
-All models share the axes of one projection: with one projection for each
-model, axes rotate and flip, so points move that did not. The separation of
-categories (nearest tokens, silhouette by cosine) is measured in all
-dimensions, not in the figure. Intervals are over tokens. Words of several
-tokens have no embedding of their own; they are counted and left out.
+All models share the axes of one projection: with a separate projection for each
+model, axes rotate and flip, so unmoved points seem to move. The separation of
+categories (nearest tokens, silhouette by cosine) is measured in all dimensions,
+not in the figure. Intervals are over tokens. Words of several tokens have no
+embedding of their own; they are counted and left out.
 
-With --dataset_name, only tokens that occur in that data have categories:
-tokens that training never saw cluster whatever they are. Without it, byte
-tokens and special tokens are left out.
+With --dataset_name, only tokens that occur in that data have categories, because
+tokens that never occur in training cluster together regardless of category.
+Without it, byte tokens and special tokens are left out.
 
 Controls: shuffled categories; a model of the same shape with random weights;
 tokens that never occur in the training data, which move by weight decay and,

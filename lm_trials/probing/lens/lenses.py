@@ -183,7 +183,7 @@ def lens_sums(
     tuned: Translators | None = None,
     log_frequencies_V: torch.Tensor | None = None,
     batch_size: int = 16,
-    description: str | None = "reading",
+    description: str | None = "lenses",
 ) -> LensSums:
     """Score stories at each layer with the logit lens and, if given, with a tuned lens and the token frequencies.
 
@@ -225,8 +225,7 @@ def mean_prediction(
 ) -> torch.Tensor:
     """Return the log of a model's mean prediction over all scored positions, (V,) in float64.
 
-    It is the constant prediction nearest to the model's in KL: whatever a lens gains beyond it comes from the hidden
-    states.
+    It is the constant prediction nearest to the model's in KL: any further gain of a lens comes from the hidden states.
     """
     decode = Decoder(anatomy_of(model))
     total_V, places = torch.zeros(decode.vocab_size, dtype=torch.float64), 0
@@ -254,8 +253,8 @@ class LastLayerCheck:
 
     def __str__(self) -> str:
         return (
-            f"the lens at the last layer equals the model (largest KL {max(self.kl, 0):.1e} nats; its loss of "
-            f"{self.loss:.4f} nats per token equals eval_checkpoint's within {self.apart:.1e})"
+            f"the lens at the last layer equals the model: largest KL {max(self.kl, 0):.1e} nats, difference in loss "
+            f"{self.apart:.1e} nats per token"
         )
 
 

@@ -177,7 +177,7 @@ def measure_subject(
             alone = len(models.model_name_or_path) == 1 and not args.all_checkpoints
             lens.save(folder / ("lens.safetensors" if alone else f"lens-{file_name(label)}.safetensors"))
     maps = lens.translators if lens is not None else None
-    sums = lens_sums(model, evaluated, layers, maps, frequencies_V, batch_size, f"reading {label}")
+    sums = lens_sums(model, evaluated, layers, maps, frequencies_V, batch_size, f"lenses, {label}")
     last_layer = check_last_layer(model, evaluated, sums, subject.window, batch_size, label)
     text = read_text(model, text_ids(subject, args.text), layers, maps) if args.text else []
     del model
@@ -220,21 +220,20 @@ def _sentence(result: LensResult) -> str:
     if middle == result.layers[-1]:
         return f"{label}: only the last layer was measured, so there is no earlier one to compare with it."
     kl = table[lens, middle, "kl"]
-    logit = f"; logit lens {interval(table['logit', middle, 'kl'])}" if lens == "tuned" else ""
     numbers = (
-        f"at layer {middle} of {result.layers[-1]} the KL is {interval(kl)} nats per token ({lens} lens{logit}; token "
-        f"frequencies {interval(table[*FREQUENCIES, 'kl'])}; n={kl.n:,} stories)"
+        f"At layer {middle} of {result.layers[-1]} its KL is {interval(kl)} nats per token, that of the token "
+        f"frequencies {table[*FREQUENCIES, 'kl'].estimate:.3f} (n={kl.n:,} stories)."
     )
     if onset is None:
         return (
             f"{label}: no layer before the last is nearer to the final prediction than the token frequencies "
-            f"({lens} lens); {numbers}."
+            f"({lens} lens). {numbers}"
         )
     where = f"from layer {beyond} on" if beyond is not None else "at no layer before the last"
-    more = f", and than its own layer 0, which sees one token, {where}" if 0 in result.layers else ""
+    more = f" It is nearer than layer 0 {where}." if 0 in result.layers else ""
     return (
-        f"{label}: the {lens} lens is nearer to the final prediction than the token frequencies from layer {onset} on"
-        f"{more}; {numbers}."
+        f"{label}: from layer {onset} on, the {lens} lens is nearer to the final prediction than the token frequencies."
+        f"{more} {numbers}"
     )
 
 
@@ -296,29 +295,28 @@ def by_run(results: Sequence[LensResult]) -> dict[str, list[LensResult]]:
 
 def _control_sentence(results: Sequence[LensResult]) -> str:
     worst = max(results, key=lambda result: result.last_layer.apart)
-    parts = [f"{worst.last_layer}" + (f", the largest difference of {len(results)} models" if len(results) > 1 else "")]
+    parts = [f"{worst.last_layer}" + (f" (largest of {len(results)} models)" if len(results) > 1 else "")]
     for result in results:
         table = result.table
         losses = {n: found for (lens, n, metric), found in table.items() if (lens, metric) == ("untrained", "loss")}
         if not losses:
             continue
-        best, first = min(losses, key=lambda layer: losses[layer].estimate), min(losses)
+        best = min(losses, key=lambda layer: losses[layer].estimate)
         frequencies = table[*FREQUENCIES, "loss"]
         # 2 %: random weights are by luck some hundredths better than a uniform prediction, and the token frequencies
         # of a poor model may be worse than it.
         better = losses[best].upper < min(frequencies.estimate, 0.98 * result.guessing)
+        verdict = "BETTER" if better else "no better"
         parts.append(
-            f"random weights in {result.subject.label}'s shape predict the text "
-            f"{'BETTER' if better else 'no better'} than chance at any layer (best {interval(losses[best])} nats "
-            f"per token, layer {best}; token frequencies {interval(frequencies)}; uniform {result.guessing:.3f}), "
-            f"although their layers too come nearer to the last (KL {table['untrained', first, 'kl'].estimate:.3f} at "
-            f"layer {first}, {table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"
+            f"random weights in {result.subject.label}'s shape predict {verdict} than chance (best loss "
+            f"{losses[best].estimate:.3f} nats per token, uniform {result.guessing:.3f}) but are near their own last "
+            f"layer (KL {table['untrained', result.middle, 'kl'].estimate:.3f} at layer {result.middle})"
         )
     return "; ".join(parts) + "."
 
 
 def readable(tokenizer: Any, token: int) -> str:
-    """Return a token as readable text: spaces shown, a byte that is no character by its name."""
+    """Return a token as readable text: spaces shown, a byte that is not a character by its name."""
     name, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token], clean_up_tokenization_spaces=False)
     if name is None:  # an id beyond the tokenizer's, in a padded vocabulary
         return f"[{token}]"

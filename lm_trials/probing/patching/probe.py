@@ -3,7 +3,7 @@
 Use it to ask where a model lost something in fine-tuning, or where a model
 stores a fact. One component at a time (embeddings, residual stream, attention,
 MLP, head) gets the activations of the donor, and the output is measured again.
-Source: a thin wrapper around what stays, arXiv 2311.12786.
+Source: Jain et al. 2023, arXiv 2311.12786.
 
 Two models on stories: from the first into the second and back. The last command
 also measures how often the continuations show the feature:

@@ -318,7 +318,7 @@ def asked_prompts(texts: TextArguments, args: PatchingArguments) -> list[SetText
     """Return the prompts of a set that ask for the feature, the first `--num_generations` of them.
 
     Raises:
-        UsageError: for a data set that is no prepared set, or has no such prompt.
+        UsageError: for a data set that is not a prepared set, or has no such prompt.
     """
     found = dataset_of(texts).select(texts.dataset_split).prompts()
     asked = [text for text in found if args.feature in text.features][: args.num_generations]

@@ -24,11 +24,11 @@ An adapter is merged in float64, so that its change keeps its rank.
 
 Controls: the effective rank of a change is compared with random matrices, its
 cosine with the previous change with random changes.  Removing the largest
-directions of a change is compared with interpolating as far towards the base,
-removing as many random directions, and noise of the same size.  Units are
-ranked for pruning on stories that are not scored, and compared with as many
-random units.  Without its whole change the model must equal the base, or the
-probe stops.
+directions of a change is compared with interpolating towards the base by the same
+norm, with removing as many random directions, and with noise of the same norm.
+Units are ranked for pruning on stories that are not scored, and compared with as
+many random units.  As a check, the model without its whole change must have the
+base's loss; otherwise the probe stops.
 """
 
 from __future__ import annotations
