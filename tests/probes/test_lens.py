@@ -113,7 +113,7 @@ def test_its_files_say_what_was_found_beside_its_controls(measured):
     assert about["finding"].startswith("base: ")
     assert ("no layer before the last is nearer" in about["finding"]) == (below <= 0)
     assert "the lens at the last layer equals the model" in about["control"]
-    assert "random weights in base's shape predict the text no better" in about["control"]
+    assert "random weights in base's shape predict no better" in about["control"]
     assert about["capture"]["base"]["largest"] < 1e-4
     untrained = [row for row in rows if row["lens"] == "untrained" and row["metric"] == "loss"]
     assert len(untrained) == 3
