@@ -220,7 +220,7 @@ DAMAGE = {
     "a changed byte": (
         "new",
         lambda data: _flip(data / "new/records/train/data-00000-of-00001.arrow"),
-        "records/train/data-00000-of-00001.arrow has other content than when it was written",
+        "records/train/data-00000-of-00001.arrow has other content",
     ),
     "a cut file": (
         "new",

@@ -98,7 +98,7 @@ def test_help_loads_neither_torch_nor_datasets():
         ("generate --corpus .hidden", "is no plain name"),
         ("ingest --source nowhere.jsonl --corpus mine", "nowhere.jsonl does not exist"),
         ("ingest --source . --corpus mine --split_by size", "--split_by"),
-        ("train_vocab --corpus nowhere --vocab_size 330", "holds no records; make them with"),
+        ("train_vocab --corpus nowhere --vocab_size 330", "holds no records"),
         (
             "train_vocab --corpus tiny --vocab_size 258",
             "leaves too little room for letters and merges beside 3 special and 256 byte tokens",

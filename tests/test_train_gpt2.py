@@ -173,7 +173,7 @@ def test_a_run_is_not_resumed_as_another(run, train_flags, capsys, more, message
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     found = refusal(train_flags("run", *saved, "--resume_from_checkpoint", "True", *more), capsys)
     assert message in found
-    assert "cannot be resumed as another run" in found
+    assert "cannot be resumed" in found
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     # What is mere logistics may change: the same product of batch and accumulation, another log interval.
     run("run", *saved, "--resume_from_checkpoint", "True", "--logging_steps", "2", "--per_device_train_batch_size", "2",

@@ -338,7 +338,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
         (["--dataset_name", "made", "--temperature", "0", "--seeds", "0,1"], "give one number to --seeds"),
         (["--dataset_name", "made", "--feature_judge", "classifier"], "classifier needs --judge_corpus"),
         (["--dataset_name", "made", "--judge_corpus", "nowhere"], "--judge_corpus nowhere is not prepared in"),
-        (["--dataset_name", "made", "--coverage", "nowhere"], "--coverage nowhere is not prepared in"),
+        (["--dataset_name", "made", "--coverage", "nowhere"], "--coverage nowhere"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
         (["--prompts", "nowhere.yaml"], "--prompts nowhere.yaml: it cannot be read"),
         (["--dataset_name", "made", "--num_prompts", "0"], "--num_prompts 0 must be"),

@@ -161,7 +161,7 @@ def test_the_command_writes_stories_scores_and_a_table(data, folder, tmp_path, c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--dataset_name", "tiny"], "tiny-validation has no prompts; name a protocol set"),
+        (["--dataset_name", "tiny"], "tiny-validation has no prompts"),
         (["--dataset_name", "asks", "--num_generations", "0"], "--num_generations 0"),
         (["--dataset_name", "asks", "--dataset_split", "valid"], "did you mean validation"),
     ],

@@ -462,9 +462,9 @@ def test_overlong_conversations_are_counted_by_their_layout_and_left_out(data, t
 
 BAD = [
     (["--style", "promt"], "argument --style: invalid choice: 'promt' (choose from 'prompt', 'summary')"),
-    (["--corpus", "nope"], "nope holds no records; make them with lm-trials prepare ingest or generate"),
+    (["--corpus", "nope"], "nope holds no records"),
     (["--corpus", "a/b"], "--corpus 'a/b' is not a plain name"),
-    (["--dataset_name", "tok400"], "tok400 already exists; remove it, or give another name"),
+    (["--dataset_name", "tok400"], "tok400 already exists"),
     (["--dataset_name", "tiny"], "--dataset_name tiny is the corpus itself; give another name"),
     (["--dataset_name", "../x"], "--dataset_name '../x' is not a valid name"),
     (["--dataset_name", ""], "--dataset_name '' is not a valid name"),

@@ -173,7 +173,7 @@ def test_prompts_and_answers_that_are_of_two_kinds_are_refused():
         read_row({"prompt": "a", "completion": answer})
     with pytest.raises(UsageError, match="completion is text and prompt is list"):
         read_row({"prompt": answer, "completion": "b"})
-    with pytest.raises(UsageError, match="prompt is 3; it must be text, or a list of messages"):
+    with pytest.raises(UsageError, match="prompt is 3; it must be text"):
         read_row({"prompt": 3, "completion": answer})
 
 

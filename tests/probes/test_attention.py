@@ -259,7 +259,7 @@ REFUSED = [
     (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* too few for a repetition"),
     (["--statistic", "sinks"], "statistic.*sinks"),
     (["--max_eval_samples", "3"], "--max_eval_samples 3: a head is selected on one half of the stories"),
-    (["--block_size", "65"], "--block_size 65: the model sees 2 to 64 tokens"),
+    (["--block_size", "65"], "--block_size 65"),
     (["--dataset_name", "EMPTY"], "has no text; give a data set with at least one|EMPTY"),
     (["--dataset_name", "FEW"], "3 stories of two tokens or more are too few.*; give at least 8"),
     (["--all_checkpoints"], "holds no checkpoint-N folder"),

@@ -210,7 +210,7 @@ def test_another_model_s_tokenizer_and_a_blocked_place_are_refused(folder, tmp_p
     tiny_tokenizer().save_pretrained(small)
     (tmp_path / "file").write_text(TEXT)
     for argv, message in (
-        (["--model_name_or_path", str(small)], "has 64 embeddings and the tokenizer's ids go up to"),
+        (["--model_name_or_path", str(small)], "has 64 embeddings"),
         (["--output_dir", str(tmp_path / "file" / "out")], "give another --output_dir"),
     ):
         with pytest.raises(SystemExit):

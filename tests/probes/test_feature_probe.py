@@ -253,7 +253,7 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
     assert told(-0.02).endswith(
         "not significantly better than the strongest control (difference from bag of words 0.100 [-0.020, 0.200])"
     )
-    assert "Twist is not decoded significantly above chance: 0.900" in told(-0.02, chance=-0.01)
+    assert "Twist is not decoded" in told(-0.02, chance=-0.01)
 
 
 def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):

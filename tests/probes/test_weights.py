@@ -223,7 +223,7 @@ MISTAKES = {
     "top": (["--top", "0"], "--top 0 must be"),
     "a feature": (["--feature", "Twis"], "--feature Twis: did you mean Twist?"),
     "which feature": (["--num_generations", "2"], "--num_generations 2 needs --feature"),
-    "prompts": (["--num_generations", "2", "--feature", "Twist"], "has no prompts; name a protocol set"),
+    "prompts": (["--num_generations", "2", "--feature", "Twist"], "has no prompts"),
     "no set": (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl"),
 }
 

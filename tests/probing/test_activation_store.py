@@ -141,15 +141,15 @@ def test_padding_is_zero_and_masked():
 
 @pytest.mark.parametrize(("documents", "more", "said"), [
     ([], {}, "no texts to read; choose a data set with texts, or raise --max_eval_samples"),
-    ([np.array([5]), np.array([], dtype=int)], {}, "a text has no tokens; leave empty texts out"),
+    ([np.array([5]), np.array([], dtype=int)], {}, "a text has no tokens"),
     ([np.array([5])], {"sites": ["hidden", "attention"]}, "attention weights of texts have no common shape; "
      "read them batch by batch (`captured`)"),
     ([np.array([5])], {"sites": {"hidden": [3]}}, "layer 3: LlamaForCausalLM has hidden states 0 to 2 (the embeddings "
      "are 0); give one of them"),
-    ([np.array([5])], {"positions": 0}, "positions must be at least 1 (the last n tokens of each text), not 0"),
-    ([np.array([5])], {"positions": -3}, "positions must be at least 1 (the last n tokens of each text), not -3"),
+    ([np.array([5])], {"positions": 0}, "positions must be at least 1"),
+    ([np.array([5])], {"positions": -3}, "positions must be at least 1"),
     ([np.array([5])], {"positions": [[]]}, "positions name no token of any text; give at least one"),
-    ([np.array([5])], {"positions": [[0], [0]]}, "positions are given for 2 of 1 texts; give them for each text"),
+    ([np.array([5])], {"positions": [[0], [0]]}, "positions are given for 2 of 1 texts"),
     ([np.array([5]), np.array([5])], {"positions": [[0], [1]]}, "position 1: the text has 1 tokens; give 0 to 0"),
     ([np.full(65, 5)], {}, "a text has 65 tokens, but LlamaForCausalLM has 64 positions; give shorter texts"),
 ])  # fmt: skip

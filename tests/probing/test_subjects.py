@@ -234,7 +234,7 @@ def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp
     BertForMaskedLM(BertConfig(vocab_size=330, **shape)).save_pretrained(tmp_path / "bert")
     shutil.copy(bases / "gpt2/tokenizer.json", tmp_path / "bert")
     shutil.copytree(bases / "gpt2", tmp_path / "bare", ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"])
-    assert "bare has no tokenizer beside its weights" in refused(found, tmp_path / "bare")
+    assert "bare has no tokenizer" in refused(found, tmp_path / "bare")
     assert "nowhere is not a folder" in refused(found, "./nowhere")
     assert "returns no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
     with pytest.raises(UsageError):
@@ -247,7 +247,7 @@ def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp
 @pytest.mark.parametrize(("flags", "said"), [
     ({"model_name_or_path": []}, "--model_name_or_path is missing"),
     ({"model_name_or_path": [""]}, "--model_name_or_path is missing"),
-    ({"load_in_8bit": True, "load_in_4bit": True}, "--load_in_8bit and --load_in_4bit cannot be combined"),
+    ({"load_in_8bit": True, "load_in_4bit": True}, "--load_in_8bit and --load_in_4bit"),
     ({"seed": -1}, "--seed -1 must be"),
 ])  # fmt: skip
 def test_flags_that_mean_nothing_are_one_line(flags, said, tmp_path):
@@ -305,9 +305,7 @@ def test_texts_are_read_and_a_data_set_without_any_is_one_line(tmp_path, tiny_da
     assert {"story", "features"} <= corpus[0].keys()
     said = refused(read_stories, TextArguments(dataset_name="tinny", data_cache_dir=str(tiny_data)))
     assert said.startswith("tinny is not a local path and cannot be loaded from the Hub")
-    assert refused(lambda: next(captured(tiny_model("llama"), [], description=None))) == (
-        "no texts to read; choose a data set with texts, or raise --max_eval_samples"
-    )
+    assert refused(lambda: next(captured(tiny_model("llama"), [], description=None))) == ("no texts to read")
     assert "64 positions; give shorter texts" in refused(
         lambda: next(captured(tiny_model("llama"), [np.ones(65, dtype=int)], description=None))
     )

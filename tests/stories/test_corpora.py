@@ -163,7 +163,7 @@ def test_missing_records_splits_and_manifests_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="holds no records; make them with"):
         open_records(tmp_path / "nothing")
     write_corpus(numbered(*STORIES[:100]), tmp_path / "mine", {})
-    with pytest.raises(UsageError, match="--dataset_split valid: did you mean validation"):
+    with pytest.raises(UsageError, match="--dataset_split valid"):
         open_records(tmp_path / "mine", "valid")
     (tmp_path / "mine" / "manifest.json").write_text('{"corpus": ')
     with pytest.raises(UsageError, match=r"manifest.json cannot be read .*; remove"):

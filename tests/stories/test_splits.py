@@ -152,7 +152,7 @@ def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path):
             {"validation_split_percentage": 1},
             "_percentage 1: .* has a validation split of its own; remove",
         ),
-        (saved_splits, {"validation_split_percentage": 2.5}, "_percentage 2.5: .* has a validation split of its own"),
+        (saved_splits, {"validation_split_percentage": 2.5}, "_percentage 2.5: .* has a validation split"),
         (one_file, {"validation_split_percentage": 0}, "_percentage 0: must be above 0 and at most 50"),
         (one_file, {"validation_split_percentage": 50.5}, "_percentage 50.5: must"),
         (one_file, {"validation_split_percentage": float("nan")}, "_percentage nan: must"),

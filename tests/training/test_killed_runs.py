@@ -118,7 +118,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(command, tmp_path, number)
     run.signal(number)
     assert run.wait() == [128 + number]
     said = run.log.read_text()
-    assert "Run the same command again to resume" in said
+    assert "Run the same command again" in said
     assert "Traceback" not in said
     (checkpoint,) = folder.glob("checkpoint-*")
     assert 0 < int(checkpoint.name.split("-")[1]) < 400

@@ -210,7 +210,7 @@ def test_a_source_with_its_own_splits_needs_a_validation_split(run, stories_file
             ("--streaming", "True", "--save_strategy", "epoch"),
             "--save_strategy epoch: the length of a stream is unknown",
         ),
-        (("--validation_split_percentage", "5"), "tiny is prepared and has its splits"),
+        (("--validation_split_percentage", "5"), "tiny is prepared"),
         (
             (*FEW, "--streaming", "True", "--block_size", "8192", "--config_overrides", LONG),
             "--block_size 8192 is more than the tokens",
