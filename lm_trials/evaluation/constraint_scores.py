@@ -30,6 +30,8 @@ CONSTRAINTS = {"words_used": "share of words", "features_present": "share of fea
 UNITS = {**CONSTRAINTS, "ended": "share of stories", "length": "words", "length_ratio": "ratio to the record's story"}
 # Other prompts that a story is judged against; with more, the control is no more exact than the prompts vary.
 NUM_OTHERS = 10
+# Records of the generated corpus have 124 words on average; 400 tokens is room for more than twice as long.
+# Convention.
 LONGEST_STORY = 400
 
 
@@ -101,6 +103,7 @@ def write_for(
         UsageError: if no prompt is left.
     """
     prompts = task_prompts(teller, tasks)
+    # Half of the positions, so that at least as many remain for the story. Convention, not measured.
     longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
     fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
     if not fits:
@@ -127,6 +130,8 @@ def write_for(
     stories_PS = []
     for ids_S in zip(*by_seed, strict=True):
         texts = [str(teller.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in ids_S]
+        # A story that fills its limit did not end by itself. LoRA on a base that never saw EOS ended 0.345 of its
+        # stories; all weights trained, 0.995.
         stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
     return Written(teller.name, teller.seed, teller.mode, [tasks[place] for place in fits], stories_PS, limit)
 
@@ -155,6 +160,8 @@ def values_for_others(
     tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str], seed: int
 ) -> dict[str, np.ndarray]:
     """Return the (P,) means of a prompt's stories judged against the constraints of up to 10 other prompts."""
+    # Other prompts as the control: a 260K-parameter model that was never asked used 0.046 of the words, and 0.029 of
+    # the words of other prompts; difference 0.017 [-0.007, 0.038].
     places = np.random.default_rng(seed).permutation(len(tasks))
     rank = np.argsort(places)
     steps = range(1, min(NUM_OTHERS, len(tasks) - 1) + 1)

@@ -33,7 +33,9 @@ from lm_trials.tokens.tokenizers import batch_encoder
 
 # A model may continue with another example; the story ends before that example's first instruction line.
 LABEL = f"(?:{'|'.join(LINES)}):"
+# Only at the start of a line: a story may contain a colon after such a word inside a sentence.
 NEXT_EXAMPLE = re.compile(rf"(?:^|\n){LABEL}")
+# Does not change results: each story has its own random draws, by its record id. Not tuned.
 BATCH = 32
 ENOUGH = 256  # at 256 prompts a 95 % interval of a share is at most 0.12 wide
 
@@ -118,6 +120,7 @@ def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dic
         for sign, asked in (("=", True), ("!=", False)):
             has = [feature in f for f, g in zip(found, generations, strict=True) if (feature in g.features) is asked]
             if has:
+                # Wilson's interval: a bootstrap of a share that no story has is [0, 0], as after a complete deletion.
                 estimate = proportion(sum(has), len(has), "share of stories")
                 rows.append({"slice": f"asked{sign}{feature}", "metric": f"has_{feature}", **estimate.row()})
     used = [words_used(generation) for generation in generations if generation.words]
@@ -157,6 +160,8 @@ def score_set(
     texts = dataset.prompts(args.num_generations)
     if len(texts) < args.num_generations:
         note(f"note: {dataset.name} has {len(texts)} stories, fewer than --num_generations {args.num_generations}")
+    # 1.0 samples the model's own distribution, whose share of stories with a feature is the quantity of interest; a
+    # lower temperature would measure its mode.
     temperature = 1.0 if args.temperature is None else args.temperature
     reference = candidate.reference
     title = f"{Path(reference.path).name} on the prompts of {dataset.name}"

@@ -55,6 +55,7 @@ def parse_weights(text: str | None, num_parts: int) -> list[float]:
         raise UsageError(f"--data_mix {text} has {len(weights)} weights for {num_parts} parts; give one for each part")
     if not all(weight > 0 for weight in weights):  # written so that nan is refused too
         raise UsageError(f"--data_mix {text} has a weight that is not above 0; give positive weights that sum to 1")
+    # 1 % admits rounded thirds (.33,.33,.33); beyond it, a typing error is more likely than a rounding.
     if not round(abs(sum(weights) - 1), 6) <= 0.01:
         raise UsageError(f"--data_mix {text} sums to {sum(weights):g}; give positive weights that sum to 1")
     return [round(weight / sum(weights), 12) for weight in weights]

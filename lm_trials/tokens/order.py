@@ -52,6 +52,8 @@ def shuffled(
         place = places.pop()
         yield buffer[place]
         buffer[place] = item
+    # argsort of raw bits instead of `permutation`, whose results NumPy may change; stable, so that a tie of two of 5
+    # million draws (chance 1e-6) has one order too.
     for place in np.argsort(bits.random_raw(len(buffer)), kind="stable").tolist():
         yield buffer[place]
 

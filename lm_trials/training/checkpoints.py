@@ -35,6 +35,7 @@ def run_identity(described: Mapping[str, Any]) -> str:
     False
     """
     outcome = {key: value for key, value in described["outcome"].items() if key != "code_revision"}
+    # Without the code's revision: a run resumed with --accept_other_code keeps its checkpoints.
     text = json.dumps([outcome, described["replicate"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -47,6 +48,8 @@ def unfinished_folder(run: Path, step: int) -> Path:
 def seal(folder: Path, final: Path, facts: Mapping[str, Any]) -> None:
     """Write checksums and `facts`, sync every file of `folder` to the disk, and rename it to `final`."""
     write_json(folder / SUMS, {**facts, "files": file_sums(folder)}, synced=True)
+    # Files first, then the folder, then its parent: after a power cut a rename may survive files that were not
+    # synced.
     for path in sorted(folder.rglob("*")):
         to_disk(path)
     to_disk(folder)

@@ -109,10 +109,13 @@ class RunOrder(DataOrder):
         given |= {"eval_datasets": None} | ({"data_cache_dir": data_cache_dir} if data_cache_dir else {})
         data_args = DataArguments(**given)
         for name in ("data_cache_dir", "dataset_name"):  # relative to where the run was started
+            # Relative paths of run.json are relative to where training was started, not to the current folder.
             there = self.started_in / getattr(data_args, name)
             if not Path(getattr(data_args, name)).exists() and there.exists():
                 setattr(data_args, name, str(there))
         stores = open_stores(data_args, self.tokenizer)
+        # Fingerprints are compared because the order is computed and not stored: changed data would give a wrong
+        # answer.
         if stores.described != self.outcome["data"]:
             names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
             raise _changed(folder, ", ".join(names))

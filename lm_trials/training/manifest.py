@@ -31,6 +31,7 @@ from lm_trials.training.run_arguments import RunArguments
 # its own (preserve_rng_state) they may not be.
 RECOMPUTATION = frozenset({"activation_checkpointing", "gradient_checkpointing"})
 RECOMPUTATION_ARGUMENTS = "activation_checkpointing_kwargs"
+# Runs that differ only in these are replicates of one arm: the unit of replication in `compare`.
 REPLICATE = frozenset({"seed", "data_seed"})
 LOGISTICS = frozenset(
     {
@@ -53,7 +54,9 @@ LOGISTICS = frozenset(
         *("dataset_num_proc", *RECOMPUTATION),
     }
 )
+# With the best of several checkpoints, the schedule of evaluations selects the final weights.
 CHOICE_OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples")
+# Never written: `run.json` is pushed to the Hub.
 SECRET = frozenset({"hub_token"})
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "peft", "trl", "bitsandbytes")
 
@@ -122,6 +125,8 @@ def code_revision() -> str:
     """Return 16 hexadecimal digits of a hash of this project's sources; needs no git."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
+    # Hashed from the sources because an installed package has no git; a changed comment changes it too, which
+    # --accept_other_code allows.
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root.parent)).encode())
         digest.update(file.read_bytes())
@@ -141,6 +146,8 @@ def versions() -> dict[str, str]:
 
 def environment(arguments: RunArguments) -> dict[str, Any]:
     """Return platform, command, device and the number of threads, on which CPU results depend."""
+    # Threads are recorded because a CPU sum depends on how it is split: the demo's losses are bit-exact for 2
+    # threads.
     on_gpu = arguments.device.type == "cuda"
     return {
         "platform": platform.platform(),
@@ -179,6 +186,7 @@ def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_cod
             f"{folder} cannot be resumed as another run: {shown}; give the values it was started with, another "
             "--output_dir, or --overwrite_output_dir to replace the old run"
         )
+    # Kernels and defaults change between versions, so exact resumption holds for one version of each library only.
     # The code that it was last resumed with, which was accepted then, else the code it was started with.
     code = _differences([_code(before), *before.get("went_on", [])][-1], _code(described))
     shown = ", ".join(f"{name} was {old} and is now {new}" for name, old, new in code)

@@ -52,6 +52,8 @@ class ExactResume(HubPush):
     def watch(self, count: Callable[[], int], lines: Callable[[dict[str, float]], list[str]]) -> None:
         """Measure the speed by a count, and show lines for each evaluation above the progress bar."""
         self.clock = Clock(count)
+        # Tokens per second exclude evaluations and, after a resume, the updates before it; Trainer's own speed counts
+        # both.
         self.add_callback(self.clock)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RunProgress(lines))
@@ -71,6 +73,7 @@ class ExactResume(HubPush):
     def final_metrics(self) -> dict[str, float]:
         """Return the current model's metrics, evaluating it unless the last update did."""
         step, metrics = self._evaluated
+        # Not with --load_best_model_at_end: the metrics would be those of the last update, not of the loaded model.
         fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
         return metrics if fresh else self.evaluate()
 
@@ -81,6 +84,8 @@ class ExactResume(HubPush):
         self.store_flos()
         with _atomically(place, run):
             self.save_model(str(place), _internal_call=True)
+            # Without these a run cannot be resumed; `resumable` records it, so that a resume is refused and not
+            # restarted.
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(place))
                 self._save_scaler(str(place))
@@ -122,6 +127,8 @@ class ExactResume(HubPush):
     def progress(self) -> dict[str, Any]:
         """Return this process's sums since the last log line; subclasses add theirs."""
         return {
+            # Trainer drops the loss summed since the last log line, so the first line after a resume would be too
+            # low.
             "loss_since_log": self._tr_loss.item(),  # float32, exact as a JSON number
             "loss_logged": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
@@ -129,6 +136,8 @@ class ExactResume(HubPush):
 
     def restore_progress(self, parts: list[dict[str, Any]]) -> None:
         """Restore what `progress` returned, of this process or, if the process count has changed, of all."""
+        # Losses of processes are averaged when logged, so their mean stands for all after a change of the process
+        # count.
         mean = sum(part["loss_since_log"] for part in parts) / len(parts)
         self._tr_loss = torch.tensor(mean, dtype=self._tr_loss.dtype, device=self.args.device)
         self._total_loss_scalar = parts[0]["loss_logged"]
@@ -137,6 +146,7 @@ class ExactResume(HubPush):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save with `use_cache` on, for generation; Trainer turns it off in the configuration for training."""
         config = self.accelerator.unwrap_model(self.model).config
+        # Training switches the key-value cache off; a saved model without it would generate in quadratic time.
         config.use_cache = True
         try:
             super()._save(output_dir, state_dict)
@@ -255,6 +265,8 @@ class Interruption(TrainerCallback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            # The second signal stops at once: a checkpoint of a large model can take longer than a scheduler's grace
+            # period.
             raise KeyboardInterrupt
         self.received = number
         note(f"\n{signal.Signals(number).name}: stopping after this update, with a checkpoint; again: stop at once")
@@ -263,6 +275,8 @@ class Interruption(TrainerCallback):
         """Request a checkpoint and the end if any process has received a signal."""
         if args.world_size > 1:
             number = torch.tensor(self.received or 0, device=args.device)
+            # A signal may reach one process only; all must stop after the same update, or the next all-reduce waits
+            # forever.
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.received = int(number) or None
         if self.received is not None:

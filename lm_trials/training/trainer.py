@@ -99,6 +99,8 @@ class StoryTrainer(ExactResume):
         # Without the DDP wrapper, because an evaluation does not synchronize gradients.
         model, documents = self.accelerator.unwrap_model(self.model), store_documents(store, self.max_eval_samples)
         batch, processes = self.args.per_device_eval_batch_size, self.processes()
+        # Trainer's `eval_loss` is a mean of batch means, which changes with the batch size; sums per story cost no
+        # more time.
         for story in story_losses(model, documents, self.eval_block_size, batch_size=batch, processes=processes):
             summary.add(story)
         metrics = summary.metrics(prefix)
@@ -144,6 +146,7 @@ class StoryTrainer(ExactResume):
             return
         model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
         openings = [opening_of(tokenizer, self.separator)] * self.num_sampled_stories
+        # 0.8 is a convention for sampled stories and was not measured; `lm-trials generate` has its own default.
         stories = write_stories(model, tokenizer, openings, max_new_tokens=self.sample_tokens, temperature=0.8)
         texts = enumerate(tokenizer.batch_decode(stories, skip_special_tokens=True))
         logs: dict[str, Any] = {f"eval_story_{number}": text for number, text in texts}
@@ -158,6 +161,8 @@ class StoryTrainer(ExactResume):
             logs["tokens_seen"] = self.state.global_step * tokens_per_step
             logs["tokens_per_second"] = per_second
             logs |= {f"share_{name}": share for name, share in self.part_shares().items()}
+            # MFU is logged only where the device's peak is known (GPUs in `throughput`); a CPU has no such single
+            # number.
             peak = peak_flops(self.args.device) * self.args.world_size
             if peak:
                 logs["mfu"] = per_second * flops_per_token(self.model, block_size) / peak
@@ -167,6 +172,7 @@ class StoryTrainer(ExactResume):
         """Keep the column `part_tokens`, which Trainer would drop because the model has no such argument."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
+        # The realized shares are logged because a mixture by tokens keeps its shares only up to a document's length.
         if "part_tokens" not in columns:
             columns.append("part_tokens")
 
