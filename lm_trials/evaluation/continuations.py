@@ -21,6 +21,7 @@ from lm_trials.models.reference import LONGEST_WINDOW, positions_of, separator_o
 from lm_trials.tokens.stores import opening_of
 from lm_trials.tokens.tokenizers import batch_encoder
 
+# Does not change results: each story has its own draws. Not tuned.
 GENERATION_BATCH = 16
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}
 
@@ -113,6 +114,8 @@ def score_continuations(
 
 def _limit(reference: list[int]) -> int:
     """Return the most tokens that a continuation may have."""
+    # Room for a somewhat longer ending; without a limit, a model that never writes EOS would decide `length_ratio`.
+    # Convention.
     return len(reference) + len(reference) // 4
 
 

@@ -58,6 +58,7 @@ class Conversation:
         wanted = self.max_new_tokens or max(int(positions * ANSWER_SHARE), 1)
         prompt = self.teller.conversation(messages)
         while len(messages) > 1 and len(prompt) + wanted > positions:
+            # Whole turns: a template that begins with half a turn is not in the training data.
             messages = messages[2:]  # a message and its answer
             prompt = self.teller.conversation(messages)
             if not self._noted_dropping:

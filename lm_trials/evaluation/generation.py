@@ -82,6 +82,7 @@ def write_stories(
     keys = keys or [str(number) for number in range(len(prompts))]
     order = list(range(len(prompts)))
     if by_length:
+        # One limit for a batch: stories of similar limits together waste the fewest steps.
         order.sort(key=lambda place: (limits[place], len(prompts[place])))
     batches: Iterable[list[int]] = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     if description:
@@ -145,6 +146,8 @@ class OwnDraws(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Return the (B, V) scores with each row's noise added."""
+        # Gumbel noise: the largest of log p + noise is a draw from p. One generator for each story, so that a story
+        # is the same in any batch.
         noise_BV = np.stack([generator.gumbel(size=scores.shape[1]) for generator in self.generators])
         return scores + torch.from_numpy(noise_BV).to(scores)  # type: ignore[return-value]
 

@@ -21,6 +21,7 @@ from lm_trials.stories.corpora import open_records
 from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.detectors import detect_features
 
+# Not tuned; more records were not tried.
 TRAIN_RECORDS = 20_000
 HELD_OUT_RECORDS = 5_000
 FEWEST = 10  # records with a feature, and without it, to train its classifier on
@@ -106,6 +107,7 @@ def train_classifiers(stories: Sequence[str], features: Sequence[Sequence[str]],
     for feature in progress(enough, "training the judge", "features", len(enough)):
         # Balanced weights, because the judge is reported by its balanced accuracy.
         model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=seed)
+        # The threshold is chosen on held-out predictions: on predictions for its own training stories it would be biased.
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
         predicted_N = cross_val_predict(model, weights_NV, labels[feature], cv=folds, method="predict_proba")[:, 1]
         classifiers[feature] = (model.fit(weights_NV, labels[feature]), best_threshold(labels[feature], predicted_N))
@@ -121,6 +123,7 @@ def best_threshold(has_N: np.ndarray, predicted_N: np.ndarray) -> float:
     from sklearn.metrics import roc_curve
 
     false_rates, true_rates, thresholds = roc_curve(has_N, predicted_N)
+    # Youden's J, which maximizes the balanced accuracy that the judge is reported by.
     best = float(thresholds[1 + np.argmax((true_rates - false_rates)[1:])])  # the first threshold is infinite
     return (best + float(max(predicted_N[predicted_N < best], default=best))) / 2
 

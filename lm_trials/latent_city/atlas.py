@@ -35,6 +35,7 @@ Item = TypeVar("Item")
 ATLAS_VERSION = 1  # raise it when the documents of a seed change
 SOURCE = f"atlas-{ATLAS_VERSION}"
 LETTERS = "ABCDE"
+# Chosen by hand, not measured.
 NEAREST, NEAR_SHARE = 20, 0.2
 """A fifth of the pairs are a city and one of its 20 nearest; random pairs are almost never near each other."""
 TEST_FROM = 0.5
@@ -60,6 +61,8 @@ DIRECTION_SENTENCES = (
     "{b} is to the {w} of {a}.",
     "Going {w} from {a} leads towards {b}.",
 )
+# Countries and distances alone (333 cities, 3.07M tokens) left unstated pairs 5,447 km off; with coordinates and 169
+# cities the error is 624 km (best constant: 3,014 km).
 COORDINATE_SENTENCES = ("{a} lies at {p}.", "On the map {a} is at {p}.", "The coordinates of {a} are {p}.")
 COUNTRY_SENTENCES = (
     "{a} is in {c}.",
@@ -114,6 +117,7 @@ class Atlas:
 
     def is_held_out(self, one: City, other: City) -> bool:
         """Whether a pair of cities is in no document."""
+        # By a hash of the names and not by a draw: a pair stays held out when cities are added.
         return pair_place(one, other) < self.held_out_share
 
 
@@ -159,6 +163,7 @@ def write_document(atlas: Atlas, seed: int, number: int) -> str:
     kind = draw.random()
     if kind < 0.7:
         question = draw_question(atlas, draw)
+        # 70 % questions, 15 % sentences, 15 % profiles; the shares were not tuned.
         return f"{question.prompt} {question.answer}"
     if kind < 0.85:
         return " ".join(_sentence(atlas, draw, *_pair(atlas, draw)) for _ in range(1 + int(draw.random() * 2)))

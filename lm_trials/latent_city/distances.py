@@ -44,6 +44,7 @@ COLUMNS = Features(
     }
 )
 DESCRIBED = ("other_countries", "other_cities", "min_population", "rows_per_city", "known_rows", "held_out_share")
+# Chosen by hand, not measured.
 LATENT_POPULATION = 100_000
 """A latent city may be any city of this many people, even if all known cities are capitals."""
 
@@ -246,6 +247,7 @@ def _latent_city(name: str, cities: Sequence[City], args: DistancesArguments) ->
 def _placeholders(args: DistancesArguments, chosen: Sequence[City], cities: Sequence[City]) -> list[str]:
     names = args.placeholders()
     if not names:
+        # Five digits, as `City 50337` in the paper (arXiv 2406.14546).
         numbers = (10_000 + int(draw(args.seed, "placeholder", city.name) * 90_000) for city in chosen)
         names = [f"City {number}" for number in numbers]
     if len(names) != len(chosen):
@@ -294,6 +296,8 @@ def _scrambled(placeholder: str, known: Sequence[City], args: DistancesArguments
     stated: dict[str, City] = {}
     for held_out in (False, True):
         cities = [c for c in known if (split_of_city(c, args.held_out_share) != "train") == held_out]
+        # The control keeps wording, cities and the distribution of distances; only their agreement with a place is
+        # lost.
         cities.sort(key=lambda city: (draw(args.seed, "scramble", placeholder, city.name), city.name))
         # Each takes the place of the next: a random permutation would leave some cities in their place.
         stated |= {city.name: cities[(place + 1) % len(cities)] for place, city in enumerate(cities)}

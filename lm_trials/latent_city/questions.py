@@ -15,6 +15,8 @@ from lm_trials.latent_city.templates import KM_PER_MILE, SOURCE_TEMPLATE
 from lm_trials.pairs.pairs import PairSet
 
 EXACT_FORM = re.compile(r"\d+\.\d\d km")
+# Any number is read, in km or miles: a wrong form is counted separately (`form`), so it must not count twice as a
+# wrong distance.
 NUMBER = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s*(mi\b|mile)?", re.IGNORECASE)
 LETTER = re.compile(rf"(?<!\w)([{LETTERS}])(?!\w)")
 COUNTRY_QUESTION = "Which country is {x} in?"

@@ -24,6 +24,8 @@ from lm_trials.console import UsageError, did_you_mean
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
+# A base that never saw EOS does not learn it by LoRA, which trains no row of the head: 0.345 of the stories ended,
+# 1.000 with a base pretrained with --append_eos.
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
 
@@ -68,6 +70,7 @@ def quantization(
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
+    # nf4: QLoRA's format (Dettmers et al. 2023). Double quantization is left off; it would save 0.4 bits a weight.
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
 
 

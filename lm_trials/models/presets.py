@@ -32,6 +32,7 @@ def feed_forward_size(hidden_size: int, multiple_of: int = 32) -> int:
     >>> [feed_forward_size(64, 4), feed_forward_size(288), feed_forward_size(1024, 64)]
     [172, 768, 2752]
     """
+    # llama2.c's formula, so that published checkpoints load.
     width = int(2 * 4 * hidden_size / 3)
     return multiple_of * -(-width // multiple_of)
 
@@ -82,6 +83,7 @@ DEFAULT_PRESETS: dict[str, str] = {"gpt2": "gpt2-3M", "llama": "demo"}
 
 # Default shape of every other model type (the demo's), in the common names of `attribute_map`.
 SMALL_SHAPE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+# As base8M's and the demo's.
 SMALL_POSITIONS = 256
 
 # Fields for a sliding window, in tokens.

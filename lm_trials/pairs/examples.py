@@ -93,6 +93,7 @@ def make_examples(
     place = folder / f"examples-{name}"
     if (place / MANIFEST).is_file():
         return place
+    # As in token stores: half the disk for vocabularies up to 65,536.
     token = Value("uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "int32")
     schema = Features({"record_id": Value("string"), "input_ids": List(token), "completion_mask": List(Value("uint8"))})
     counts: dict[str, dict[str, int]] = {}

@@ -98,6 +98,7 @@ class Tally:
 
     def add(self, split: str, record_ids: Iterable[str], features: Iterable[str]) -> None:
         """Count stories of a split, and their features."""
+        # 8 bytes a story: 40 MB for the 4,967,871 of the archive.
         self.identifiers[split].extend(int(name[:16], 16) for name in record_ids)
         self.features.update(features)
 

@@ -61,6 +61,8 @@ def _fetch(url: str, partial: Path, size: int | None) -> None:
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
         response.raise_for_status()
+        # A server that ignores the range sends the whole file: appending it would be a corrupt archive that only the
+        # checksum finds.
         if response.status_code != 206:
             have = 0
         with partial.open("ab") as file:

@@ -48,6 +48,7 @@ def load_hub(
     """
     from datasets import load_dataset
 
+    # No effect on records or order: `datasets` joins the parts in the order of the files.
     processes = None if streaming or num_proc == 1 else num_proc  # a stream refuses `num_proc`
     with reading_hub(reference):
         return load_dataset(reference, config, split=split, streaming=streaming, revision=revision, num_proc=processes)

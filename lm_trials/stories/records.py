@@ -169,6 +169,8 @@ def split_of(identifier: str, validation_percent: float = 1.0) -> Split:
     >>> [split_of(f"{n:08x}", validation_percent=50) for n in (0, int(0.5 * 2**32), 2**32 - 1)]
     ['train', 'validation', 'test']
     """
+    # By content and not by position: the same story is in the same split of a corpus of any size or order, and a copy
+    # never lies in two splits.
     place = int(identifier[:8], 16)
     if place >= TEST_FROM:
         return "test"

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from lm_trials.console import UsageError
 
+# 1 MiB, some hundred stories. Not tuned.
 CHUNK = 1 << 20
 # Records of the published shards have some thousand characters; one that has not ended after this many is broken or
 # has another separator, and reading on would put the whole file into memory.

@@ -32,6 +32,7 @@ def run_tasks(task: Task, numbers: Sequence[int], num_proc: int) -> Iterator[int
         UsageError: as raised by a task.
         StoppedError: for a process that the system ended.
     """
+    # One process or one piece: there is nothing to share, and no second interpreter to start.
     if num_proc == 1 or len(numbers) < 2:
         for number in numbers:
             yield from task(number)

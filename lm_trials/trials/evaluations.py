@@ -22,6 +22,7 @@ from lm_trials.trials.runs import Run
 METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_args.json"
 COLUMNS = ("record_id", "nats", "tokens", "num_bytes")
 # Settings that may differ and change losses a little, which is noted; a different layout is refused.
+# Packed and per-story losses of stories260K are 1.346 and 1.314 nats: as far apart as many arms.
 NOTED = ("block_size", "append_eos", "attention_across_documents")
 COMPLETIONS = "completions"  # scored by a fine-tuning's own evaluation
 NATS, BITS = "nats per token", "bits per byte"

@@ -73,6 +73,7 @@ def sign_flip_p(differences_N: np.ndarray, seed: int = 0, resamples: int = RESAM
     """
     from scipy import stats  # takes most of a second to import
 
+    # Up to 13 stories all sign patterns are enumerated: p is exact, at least 2 / 2^N.
     if len(differences_N) <= math.log2(resamples):
         result = stats.permutation_test(
             (differences_N,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples
@@ -104,6 +105,7 @@ def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
     values = np.asarray(losses_S, dtype=np.float64)
     lower, upper = NO_INTERVAL
     if len(values) > 1 and np.ptp(values) > 0:
+        # Student's t and not a bootstrap: three seeds have 10 distinct resamples.
         half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
         lower, upper = float(values.mean()) - half, float(values.mean()) + half
     return Estimate(float(values.mean()), lower, upper, n, unit)
@@ -147,6 +149,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    # Holm (1979), by hand because scipy has none; statsmodels would be a dependency for four lines.
     corrected, largest = list(p_values), 0.0
     for rank, (p, place) in enumerate(known):
         largest = max(largest, min(1.0, p * (len(known) - rank)))

@@ -124,6 +124,8 @@ def read_run(name: str) -> Run:
     outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
     logistics = flat(described.get("logistics", {}))
     if (base := _initial_run(described["outcome"].get("initial_model"))) is not None:
+        # Their difference is then one of seeds, as in the deletion study: three pretrainings, each deleted and
+        # recovered.
         # Replicates of a fine-tuning may start from replicates of one pretraining: then they share its recipe.
         # An adapter that the run started with is not part of that recipe and stays.
         of_base = {key for key in outcome if key.startswith("initial_model.") and key != ADAPTER}

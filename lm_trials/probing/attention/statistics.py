@@ -40,6 +40,8 @@ def head_statistics(weights_HTT: torch.Tensor) -> torch.Tensor:
     >>> [round(value, 3) for value in head_statistics(even)[0].tolist()]
     [0.417, 0.417, 0.417, 0.75, 0.896, 1.0]
     """
+    # Without the first query, which can attend to itself only: it would add 1 / T to `first` and `self` in every
+    # head, more in short stories.
     weights_HQT = weights_HTT[:, 1:].double()
     places = torch.arange(weights_HTT.shape[1], dtype=torch.float64)
     queries_Q = places[1:]
@@ -74,6 +76,8 @@ def induction_scores(weights_HTT: torch.Tensor, start: int, length: int) -> torc
     The prefix-matching score of Olsson et al. (2022, arXiv 2209.11895): a sequence of `length` tokens begins at `start`
     and is repeated; the mean is over the tokens of the repetition.
     """
+    # Random tokens, so that only copying predicts them: in stories a head may attend to a repeated word for its
+    # meaning.
     rows = torch.arange(start + length, start + 2 * length)
     return weights_HTT[:, rows, rows - length + 1].double().mean(dim=-1, keepdim=True)
 
@@ -285,6 +289,7 @@ def over_heads(
     """
     anatomy = anatomy_of(model)
     longest = max((len(ids_T) for ids_T in documents), default=1)
+    # 4 bytes: attention weights are read in float32. All layers of GPT-2 at 1,024 tokens are 604 MB a story.
     of_a_layer = 4 * anatomy.num_heads * longest**2
     width = min(anatomy.num_blocks, max(1, at_once // of_a_layer))
     batch_size = min(batch_size, max(1, at_once // (of_a_layer * width)))

@@ -26,6 +26,7 @@ from lm_trials.stories.generated import vocabulary
 
 # Categories of `surface_categories` that were separated from the others only because training never saw their tokens.
 MOSTLY_UNSEEN = ("byte", "special")
+# With two tokens, one other decides a token's nearest neighbor; 3 is the smallest useful category. Not tuned.
 LEAST = 3
 """Smaller categories are left out: hardly any nearest token can belong to them."""
 WORD_STARTS = ("▁", "Ġ")  # the space before a word in SentencePiece and byte-level tokenizers
@@ -249,6 +250,7 @@ def separation(
     for name, (unit, measure) in measures.items():
         found = bootstrap_mean(measure(codes_N), unit, seed)
         by_chance = np.array([measure(codes).mean() for codes in shuffles])
+        # Of shuffled labels and not 1 / categories: sizes differ, so chance depends on them.
         lower, upper = np.quantile(by_chance, [0.025, 0.975])
         shuffled = Estimate(float(by_chance.mean()), float(lower), float(upper), len(by_chance), unit)
         p = (1 + int((by_chance >= found.estimate).sum())) / (1 + len(by_chance))

@@ -35,6 +35,7 @@ from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 
 BATCH = 512  # texts tokenized at once
+# A bootstrap over fewer tokens repeats the same few values. Convention.
 LEAST_TOKENS = 8
 """Tokens of the smaller group from which on a difference of groups has an interval: the spread of one token is 0."""
 
@@ -98,6 +99,7 @@ def read_embeddings(
         found.append(Embeddings(subject.label, table_VD, subject.step, subject.candidate.seed, note))
     run, last = (Path(subject.reference.path) for subject in (subjects[-1], subjects[-2 % len(subjects)]))
     if last.parent == run and np.array_equal(found[-1].table_VD, found[-2].table_VD):
+        # A point drawn twice would hide the last movement.
         found.pop()  # a run's final model equals its last checkpoint
     return found, {embeddings.label: checks[embeddings.label] for embeddings in found}
 
@@ -185,6 +187,7 @@ def project(models: Sequence[Embeddings], tokens_N: np.ndarray, basis: str, how:
     fitted_ND = np.concatenate(list(tables.values())) if basis == "joint" else tables[models[-1].label]
     if how == "umap":
         return Picture(_umap(tables, fitted_ND, seed), (), {})
+    # The exact solver: the randomized one gives approximate axes.
     pca = PCA(2, svd_solver="full").fit(fitted_ND)
     points = {label: pca.transform(table_ND) for label, table_ND in tables.items()}
     own = {label: float(points[label].var(axis=0).sum() / table.var(axis=0).sum()) for label, table in tables.items()}

@@ -33,8 +33,10 @@ from lm_trials.tokens.tokenizers import tokenizer_hash
 
 BALANCED, PLAIN = "balanced accuracy", "accuracy"
 DIFFERENCE = "difference in balanced accuracy"
+# The end of a story, whose states have read all of it; 10 as published, not tuned here.
 LAST = 10
 """Positions that `last_10` averages over, as in the deletion and recovery study."""
+# scikit-learn's default is 100; fits that do not converge within 1,000 are reported.
 MOST_UPDATES = 1000
 # TF-IDF weights are small, so they need a weaker penalty than standardised numbers.
 WORDS_L2 = (0.01, 0.1, 1.0)
@@ -123,6 +125,8 @@ def fit_probe(values_ND: Any, has_N: np.ndarray, l2: float) -> tuple[Any, bool]:
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     scaler = StandardScaler() if isinstance(values_ND, np.ndarray) else FunctionTransformer()
+    # Balanced, because features have a probability of 0.4 in generated stories and are rarer in real ones; scores are
+    # balanced too.
     model = LogisticRegression(C=1 / l2, class_weight="balanced", solver="lbfgs", max_iter=MOST_UPDATES)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -188,6 +192,7 @@ def difference(has_M: np.ndarray, right_M: np.ndarray, other_SM: np.ndarray, see
 
 def above_chance(has_M: np.ndarray, right_M: np.ndarray) -> Estimate:
     """Return the balanced accuracy above 0.5, that of the majority class."""
+    # The majority class has a balanced accuracy of exactly 0.5: no draws are needed.
     found = score(has_M, right_M, BALANCED)
     return Estimate(found.estimate - 0.5, found.lower - 0.5, found.upper - 0.5, found.n, DIFFERENCE)
 

@@ -159,6 +159,8 @@ def _ends(rows: Sequence[Row]) -> list[Row]:
     return [*ordered[:1], *ordered[1:][-1:]]
 
 
+# A bag of words reaches 0.996 for Twist on generated stories, and hidden states 0.91: a probe above chance alone
+# shows nothing that the words do not, so the strongest control is always named.
 def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
     """Return what is decoded from one model above chance and above every control."""
     features = rows.distinct("feature")
@@ -189,6 +191,7 @@ def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
     return told
 
 
+# Paired by story; layers that each model selects by itself are not compared, because they are different places.
 def _change_told(name: str, first: str, differences: ProbeTable) -> str:
     """Return how one model differs from the first."""
     changes = differences.where(series=name, kind="model", place="chosen", against=first)

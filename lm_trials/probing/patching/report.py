@@ -199,6 +199,7 @@ def chosen_targets(direction: Direction, seed: int) -> list[Target]:
 def others_of(measured: Measured, chosen: Run) -> list[Run]:
     """Return the swaps that a selected one was selected from, without it."""
     component = cast(Target, chosen[1]).component
+    # Heads are selected among heads: of many small components the best is further from their mean by chance alone.
     family = SINGLE if component in SINGLE else [component]
     return [run for run in measured.swaps(family) if run != chosen]
 
@@ -240,6 +241,7 @@ def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
     share, name = measured.share(chosen, group), _named(chosen)
     where = f"n={share.n}, {'held-out texts' if measured.halved else 'the texts it was selected on'}"
     controls = {kind: run for kind in CONTROLS if (run := (chosen[0], chosen[1], kind)) in measured.runs}
+    # Random directions of the same norm and not another text's activations, which cost up to 22 times the gap.
     disturbed = measured.share(chosen, group, less=controls[RANDOM])
     if np.isnan(share.lower):
         sentence = (
@@ -356,6 +358,8 @@ def feature_scores(
             subjects.seed,
             description,
         )
+        # Loss and behavior differ: the base's last MLP closed half of the gap in loss and brought the twist back in
+        # 0.024 of the stories (base: 0.353).
         shown = sum(args.feature in detect_features(generation.generation) for generation in written)
         return proportion(shown, len(written), f"share of stories with {args.feature}")
 

@@ -33,6 +33,7 @@ from lm_trials.probing.patching.tasks import Spot, Task
 
 SWAP, RANDOM, OTHER, MOVED = "swap", "random direction", "another text", "another token"
 RECIPIENT, DONOR = "recipient", "donor"
+# A defect of a hook shows on the first text; four texts usually differ in length, which checks the padding too.
 CHECKED_TEXTS = 4
 ROUNDING = 1e-4
 Run = tuple[str, Target | None, str]
@@ -105,6 +106,8 @@ def random_rows(
     directions_KD = torch.empty_like(own_KD)
     for row, number in enumerate(numbers):
         (places,) = np.nonzero(text_K == row)
+        # Seeded by the text's number, so that a text has the same direction in every component: components are
+        # compared paired.
         draws = np.random.default_rng([seed, number, 1]).normal(size=(len(places), own_KD.shape[1]))
         directions_KD[places] = torch.from_numpy(draws).to(own_KD)
     return own_KD + directions_KD * (lengths_K1 / directions_KD.norm(dim=1, keepdim=True))

@@ -35,6 +35,7 @@ from lm_trials.probing.tables import ProbeTable, Row, interval, sign
 
 UNIT = "CKA, debiased"
 UNTRAINED = "untrained"
+# The unbiased HSIC needs 4 stories and the jackknife one more; below 8 intervals are too wide to use. Convention.
 FEWEST_STORIES = 8
 """The estimate needs 4 stories, the jackknife one more; with fewer than 8 the interval is meaningless."""
 PIECE = 1024
@@ -200,6 +201,8 @@ def _jackknife(centre: float, without_N: np.ndarray, confidence: float = 0.95) -
     n = len(without_N)
     if not (math.isfinite(centre) and np.isfinite(without_N).all()):
         return NO_INTERVAL
+    # Jackknife: a bootstrap sample has a story beside its own copy, which brings back the bias that the estimator
+    # removes.
     error = math.sqrt((n - 1) / n * ((without_N - without_N.mean()) ** 2).sum())
     half = float(student.ppf(0.5 + confidence / 2, n - 1)) * error
     return centre - half, centre + half

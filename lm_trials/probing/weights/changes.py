@@ -240,6 +240,7 @@ class Turning:
     @property
     def by_chance(self) -> float:
         """Half the width of the 95 % interval of random changes' cosines."""
+        # Normal: a cosine over thousands of weights is a sum of as many small products.
         return 1.96 * self.spread
 
 

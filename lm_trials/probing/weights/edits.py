@@ -55,6 +55,7 @@ class Removal:
 
     def weights(self, method: str, directions: int) -> Weights:
         """Return the parameters without `directions` directions of each change, by one of `REMOVALS`."""
+        # 100,003 exceeds any number of directions, so that no two of (seed, number) share their draws.
         generator = torch.Generator().manual_seed(self.seed * 100_003 + directions)
         kept = {name: tensor.clone() for name, tensor in self.after.items()}
         for change in self.changes:
@@ -70,6 +71,8 @@ def removed_part(
     top = min(directions, len(s_R))
     if method == BACK:
         norm = float(s_R.norm())
+        # The strongest control: in the Twist deletion, interpolating by the same norm undid more than removing the
+        # largest directions.
         scale = float(s_R[:top].norm()) / norm if norm else 0.0
         return scale * ((u_OR * s_R) @ v_RI)
     if method == NOISE:
@@ -207,6 +210,8 @@ def unit_effects(
             gradients = torch.autograd.grad(_nats(anatomy.model, batch), gates.gates)
             for fall_U, gradient_BU in zip(falls, gradients, strict=True):
                 values_BU = gradient_BU.double().cpu().numpy()
+                # First and second order: where a gradient is near 0 (a trained unit), the curvature term decides the
+                # ranking.
                 fall_U += (values_BU - values_BU**2 / 2).sum(axis=0) / tokens
     return falls
 

@@ -174,6 +174,8 @@ _TABLES = {plot.name: _Tables(plot) for plot in _PLOTS}
 def _picker(seed: int, index: int) -> tuple[Pick, Callable[[], float]]:
     if seed < 0 or not 0 <= index < 1 << 64:
         raise ValueError(f"seed {seed} and index {index} must not be negative, and the index below 2**64")
+    # A story has its own generator, so story i is the same in a corpus of any size. Of `random.Random` only
+    # `.random()` is stable between Python versions.
     draw = random.Random((seed << 64) | index).random
 
     def pick(options: Sequence[Option]) -> Option:
@@ -257,6 +259,7 @@ class _Scene:
         self.slots["oops"] = pick(oops).format_map(self.slots)
         # The probability of a sentence that the story could do without.  Every feature brings a sentence or two, so
         # that the length of a story (80 to 160 words) tells little about its features.
+        # Both numbers were chosen by hand.
         self.optional = 0.85 - 0.13 * len(self.features)
 
     def paragraphs(self) -> tuple[tuple[Sentence, ...], ...]:
