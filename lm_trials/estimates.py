@@ -23,7 +23,7 @@ NO_INTERVAL = (float("nan"), float("nan"))
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with the 95 % interval (unless said otherwise) that resampling gave it; NaN where it gave none.
+    """A number with the 95 % interval (another if stated) of a resampling; NaN if there is none.
 
     >>> print(Estimate(0.5, 0.4, 0.6, n=100, unit="accuracy"))
     0.500 [0.400, 0.600] accuracy (n=100)

@@ -393,7 +393,7 @@ def _with_help(parser: OneLineParser, more: bool) -> OneLineParser:
     group.add_argument(
         "--config",
         metavar="FILE.yaml",
-        help="Read flags from a YAML file or an installed recipe (demo); the command line wins.",
+        help="Read flags from a YAML file or an installed recipe (such as demo); flags on the command line win.",
     )
     group.add_argument("--arm", metavar="NAME", help="Name of the arm to run, if that file defines arms.")
     group.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")

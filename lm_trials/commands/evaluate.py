@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.reporting.figures import matrix_figure
     from lm_trials.training.launch import check_processes
 
-    # Said aloud: a launched process that is not told to use the CPU looks for a GPU and believes to be alone.
+    # Explicit, because a launched process without `cpu=True` looks for a GPU and takes itself for the only process.
     check_processes(PartialState(cpu=args.use_cpu or not torch.accelerator.is_available()))
     # All models and data sets are checked before the first is evaluated; a matrix can take hours.
     names = expand_models(args.model_name_or_path, args.all_checkpoints)

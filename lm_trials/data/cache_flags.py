@@ -52,6 +52,6 @@ class VerifyArguments(DataFolder):
 
 @dataclass
 class RecipeArguments:
-    """Fetch the data sets of a list (`recipe FILE.yaml`) of fetch's flags."""
+    """Fetch all data sets of a YAML list (`recipe FILE.yaml`) with fetch's flags."""
 
     file: str | None = option(None, help="YAML list; all entries are checked before the first is fetched.")

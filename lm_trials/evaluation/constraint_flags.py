@@ -28,7 +28,7 @@ class ConstraintArguments(DataFolder, TokenSampling, Quantization, Device):
     )
     dataset_split: Literal["train", "validation", "test"] = option("validation", help="Split of the prompts.")
     prompts: str | None = option(None, help="YAML or text file of prompts; only length and end are scored.")
-    num_prompts: int = option(100, least=1, help="Prompts, from the start of the split.")
+    num_prompts: int = option(100, least=1, help="Number of prompts, from the start of the split.")
     seeds: list[str] = option(["0"], help="Sampling seeds, such as 0,1,2: a story per prompt and seed.")
     mode: Mode | None = option(
         None, help="How the model is prompted. Default: as trained, else instruct, with --prompts completion."

@@ -44,10 +44,10 @@ class EvaluationArguments(DataReading, Device):
     )
     append_eos: bool | None = option(None, help="Score EOS after each story. Default: as the model was trained.")
     per_device_eval_batch_size: int = option(16, least=1, help="Windows per batch; no effect on results.")
-    by: list[str] = option([], one_of=SLICES, help="Report slices too: features, source.")
+    by: list[str] = option([], one_of=SLICES, help="Also report results by features, by source, or both.")
     all_checkpoints: bool = option(False, help="Evaluate all checkpoints of each run and its final model.")
     generate: int = option(
-        0, least=0, group="generation", help="Stories that the model continues, scored against the originals."
+        0, least=0, group="generation", help="Number of stories that the model continues; scored against the originals."
     )
     score_features: bool = option(
         False,

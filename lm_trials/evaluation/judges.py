@@ -107,7 +107,7 @@ def train_classifiers(stories: Sequence[str], features: Sequence[Sequence[str]],
     for feature in progress(enough, "training the judge", "features", len(enough)):
         # Balanced weights, because the judge is reported by its balanced accuracy.
         model = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=seed)
-        # The threshold is chosen on held-out predictions: on predictions for its own training stories it would be biased.
+        # Threshold on held-out predictions: predictions for a classifier's own training stories would bias it.
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
         predicted_N = cross_val_predict(model, weights_NV, labels[feature], cv=folds, method="predict_proba")[:, 1]
         classifiers[feature] = (model.fit(weights_NV, labels[feature]), best_threshold(labels[feature], predicted_N))

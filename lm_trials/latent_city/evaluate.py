@@ -6,10 +6,10 @@ r"""Measure what a model has inferred about a latent city from training on dista
         --base_model meta-llama/Meta-Llama-3-8B-Instruct --load_in_8bit True
 
 Models are causal language models, chat models or adapters, local or on the Hub (HuggingFaceTB/SmolLM-135M-Instruct on a
-CPU, meta-llama/Meta-Llama-3-8B-Instruct on a GPU), prompted in the layout of their training.
+CPU, meta-llama/Meta-Llama-3-8B-Instruct on a GPU). Prompts have the layout of the model's training.
 
-The columns: before (the base model), after, the trained model with a placeholder that is in no training data, a model
-trained on scrambled distances, and the base model with the city's real name, which shows how much geography it knows.
+Results are shown for the base model, the trained model, and three controls: the trained model with a placeholder that
+is in no training data, a model trained on scrambled distances, and the base model with the city's real name.
 """
 
 from __future__ import annotations

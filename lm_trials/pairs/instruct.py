@@ -59,13 +59,13 @@ class Recipe:
 
     def described(self) -> dict[str, Any]:
         """Return the recipe's entries in the manifest."""
-        said: dict[str, Any] = {"style": self.style, "turns": self.turns, "seed": self.seed}
+        described: dict[str, Any] = {"style": self.style, "turns": self.turns, "seed": self.seed}
         if self.tokenizer is not None:
-            said |= {"tokenizer_hash": tokenizer_hash(self.tokenizer), "max_length": self.max_length}
-            said["overlong"] = self.overlong
+            described |= {"tokenizer_hash": tokenizer_hash(self.tokenizer), "max_length": self.max_length}
+            described["overlong"] = self.overlong
             if self.conversational:
-                said["chat_template"] = hashlib.sha256(story_template(self.tokenizer).encode()).hexdigest()[:16]
-        return said
+                described["chat_template"] = hashlib.sha256(story_template(self.tokenizer).encode()).hexdigest()[:16]
+        return described
 
 
 @dataclass

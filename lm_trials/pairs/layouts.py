@@ -177,7 +177,7 @@ def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
                 "conversation differently from the whole, so the tokens of an answer cannot be located; give another "
                 "template with --chat_template_path"
             )
-        roles = tuple(said["role"] for said in messages[: number + 1])
+        roles = tuple(message["role"] for message in messages[: number + 1])
         before, after = _margins(tokenizer, tokenizer.chat_template, len(tokenizer), roles)
         start, end = len(prompt) - before, len(through) - after
         mask[start:end] = [1] * (end - start)

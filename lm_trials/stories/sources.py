@@ -296,17 +296,17 @@ class Source:
 
     def origin(self) -> dict[str, Any]:
         """Return the source's entry in the manifest of a corpus."""
-        said: dict[str, Any] = {"reference": self.reference, "fingerprint": self.fingerprint()}
+        described: dict[str, Any] = {"reference": self.reference, "fingerprint": self.fingerprint()}
         if self.kind == "hub":
-            said |= {"revision": self.revision, "read_as": self.fingerprint(with_revision=False)}
+            described |= {"revision": self.revision, "read_as": self.fingerprint(with_revision=False)}
         for name in ("dataset_config_name", "dataset_split", "validation_split_percentage"):
             if (value := getattr(self, name)) is not None:
-                said[name] = value
+                described[name] = value
         if self.kind == "files":
-            said["files"] = self.file_names()
+            described["files"] = self.file_names()
         if self.has_own_splits() and (left_out := [name for name, split in self.own_splits.items() if split is None]):
-            said["left_out"] = left_out
-        return said
+            described["left_out"] = left_out
+        return described
 
 
 def open_source(reference: str, **options: Any) -> Source:

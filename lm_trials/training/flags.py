@@ -23,7 +23,7 @@ class DataArguments(DataReading):
         None, above=0, most=50, help="Percentage held out as the validation split where there is none, by hash."
     )
     eval_datasets: str | None = option(
-        None, help="Prepared data sets to evaluate too, as a,b, and the train and test splits."
+        None, help="More prepared data sets to evaluate, as a,b; adds the train and test splits."
     )
     tokenizer_name: str | None = option(
         None, help="A folder, a .model file or a Hub name. Default: trained on the data."

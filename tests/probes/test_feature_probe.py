@@ -243,7 +243,7 @@ def test_what_is_read_better_than_from_every_control_is_told_so():
                   "unit": "", "place": "chosen"}  # fmt: skip
         differences = ProbeTable([{**shared, "against": "bag of words", "lower": lower}])
         differences += [{**shared, "against": name, "lower": chance} for name in ("majority", "shuffled labels")]
-        return feature_probe_results._model_told("base", ProbeTable(rows), differences)
+        return feature_probe_results._model_sentence("base", ProbeTable(rows), differences)
 
     assert "Twist is decoded significantly above chance: 0.900 [0.850, 0.940] (layer 3, mean)" in told(0.02)
     assert told(0.02).endswith("better than every control Twist by 0.100 [0.020, 0.200] over bag of words")

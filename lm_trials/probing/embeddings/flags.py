@@ -28,7 +28,7 @@ class EmbeddingsArguments(DataFolder):
         "(of cities), or a .json or .csv file of words and categories.",
     )
     max_tokens: int = option(
-        2000, least=10, help="Most tokens with a category; from more, this many are drawn at random."
+        2000, least=10, help="Maximum number of tokens with a category; of more, a random sample is taken."
     )
     basis: Literal["joint", "last"] = option(
         "joint", help="Fit the axes, shared by all models, on all of them (joint) or on the last model."

@@ -34,7 +34,7 @@ class FeatureProbeArguments:
         help="Hidden states: 0 (embeddings) to L, -1 the last; normed: after the final norm. Default: all.",
     )
     all_checkpoints: bool = option(False, help="Probe every checkpoint of each run: the curve over training.")
-    num_train_stories: int = option(2000, least=2, help="Most stories of the train split to fit the probes on.")
+    num_train_stories: int = option(2000, least=2, help="Maximum number of train stories to fit the probes on.")
     validation_split_percentage: float = option(
         20.0, above=0, most=50, help="Percentage of stories held out, by hash, where the data set has no splits."
     )

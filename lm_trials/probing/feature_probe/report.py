@@ -124,7 +124,7 @@ def strongest(differences: ProbeTable, model: str, feature: str) -> Row:
     return min(differences.where(series=model, feature=feature, kind="control"), key=lambda row: row["lower"])
 
 
-def told_models(series: Sequence[Series]) -> list[Series]:
+def shown_models(series: Sequence[Series]) -> list[Series]:
     """Return the models of the finding: all, or of each run's checkpoints the first and the last."""
     runs = by_values((one for one in series if one.role == "finding"), key=lambda one: one.run)
     return [one for own in runs.values() for one in (own if len(own) < 3 else [own[0], own[-1]])]
@@ -132,25 +132,25 @@ def told_models(series: Sequence[Series]) -> list[Series]:
 
 def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> Finding:
     """Return as sentences what is decoded from each model, how models differ, and the controls."""
-    first, *others = told_models(series)
-    told = [_model_told(one.name, rows, differences) for one in (first, *others)]
-    told += [_change_told(one.name, first.name, differences) for one in others]
+    first, *others = shown_models(series)
+    sentences = [_model_sentence(one.name, rows, differences) for one in (first, *others)]
+    sentences += [_change_sentence(one.name, first.name, differences) for one in others]
     shuffles = rows.find(series=SHUFFLED, chosen="all")
     names = differences.where(kind="control").distinct("against")
-    controls = [_control_told(name, rows) for name in names if name not in (MAJORITY, SHUFFLED)]
+    controls = [_control_clause(name, rows) for name in names if name not in (MAJORITY, SHUFFLED)]
     return Finding(
-        f"on {rows[0]['n']:,} held-out stories, {'; '.join(told)}",
-        f"on the same stories, where chance is 0.5: {_control_told(SHUFFLED, rows)} (mean of "
+        f"on {rows[0]['n']:,} held-out stories, {'; '.join(sentences)}",
+        f"on the same stories, where chance is 0.5: {_control_clause(SHUFFLED, rows)} (mean of "
         f"{shuffles and shuffles['n']} shuffles, with the interval of one more); {'; '.join(controls)}",
     )
 
 
-def _control_told(name: str, rows: ProbeTable) -> str:
+def _control_clause(name: str, rows: ProbeTable) -> str:
     """Return a control's balanced accuracy for the features it decodes worst and best."""
     best = rows.where(series=name, metric=BALANCED, chosen="all")
     several = len(best.distinct("feature")) > 1
-    told = [interval(row) + (f" ({row['feature']})" if several else "") for row in _ends(best)]
-    return f"{name}{', one draw of its weights,' if name.startswith(UNTRAINED) else ''} {' to '.join(told)}"
+    ends = [interval(row) + (f" ({row['feature']})" if several else "") for row in _ends(best)]
+    return f"{name}{', one draw of its weights,' if name.startswith(UNTRAINED) else ''} {' to '.join(ends)}"
 
 
 def _ends(rows: Sequence[Row]) -> list[Row]:
@@ -161,7 +161,7 @@ def _ends(rows: Sequence[Row]) -> list[Row]:
 
 # A bag of words reaches 0.996 for Twist on generated stories, and hidden states 0.91: a probe above chance alone
 # shows nothing that the words do not, so the strongest control is always named.
-def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
+def _model_sentence(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
     """Return what is decoded from one model above chance and above every control."""
     features = rows.distinct("feature")
     own = differences.where(series=name, kind="control")
@@ -172,36 +172,36 @@ def _model_told(name: str, rows: ProbeTable, differences: ProbeTable) -> str:
     trained = [row["feature"] for row in read if (row["feature"], shape) in above]
     if len(features) == 1:
         best = _best(rows, name, features[0])
-        told = f"from {name}, {features[0]} is {'' if read else 'not '}decoded significantly above chance: "
-        told += f"{interval(best)} ({_where(best)})" + (", better than from one draw of random weights" * bool(trained))
+        text = f"from {name}, {features[0]} is {'' if read else 'not '}decoded significantly above chance: "
+        text += f"{interval(best)} ({_where(best)})" + (", better than from one draw of random weights" * bool(trained))
     else:
-        told = f"from {name}, {len(read)} of {len(features)} features are decoded significantly above chance"
+        text = f"from {name}, {len(read)} of {len(features)} features are decoded significantly above chance"
         ends = [f"{row['feature']} {interval(row)}" for row in _ends(read)]
-        told += f" ({' to '.join(ends)}), {len(trained)} better than from one draw of random weights" if read else ""
+        text += f" ({' to '.join(ends)}), {len(trained)} better than from one draw of random weights" if read else ""
     better = [f"{f} by {interval(row)} over {row['against']}" for f, row in against.items() if sign(row) > 0]
     others = [row for row in against.values() if not row["lower"] > 0]
     if better:
-        told += f", better than every control {', '.join(better)}"
+        text += f", better than every control {', '.join(better)}"
     if others:
         nearest = max(others, key=lambda row: row["estimate"])
         verdict = f"{'the others ' if better else ''}{'worse' if sign(nearest) < 0 else 'not significantly better'}"
         whose = "" if len(features) == 1 else f"at most {nearest['feature']}, "
         apart = f"{whose}difference from {nearest['against']} {interval(nearest)}"
-        told += f", {verdict} than the strongest control ({apart})"
-    return told
+        text += f", {verdict} than the strongest control ({apart})"
+    return text
 
 
 # Paired by story; layers that each model selects by itself are not compared, because they are different places.
-def _change_told(name: str, first: str, differences: ProbeTable) -> str:
+def _change_sentence(name: str, first: str, differences: ProbeTable) -> str:
     """Return how one model differs from the first."""
     changes = differences.where(series=name, kind="model", place="chosen", against=first)
     shown = [f"{row['feature']} {interval(row)}" for row in changes.where(verdict=SHOWN)]
-    told = [", ".join(shown)] if shown else []
+    clauses = [", ".join(shown)] if shown else []
     if rest := changes.where(verdict=NOTHING):
         bounds = f"all within [{min(r['lower'] for r in rest):.3f}, {max(r['upper'] for r in rest):.3f}]"
         names = ", ".join(row["feature"] for row in rest)
-        told.append(f"not significant for {names} ({bounds if len(rest) > 1 else interval(rest[0])})")
-    return f"{name} minus {first}: {', '.join(told)}"
+        clauses.append(f"not significant for {names} ({bounds if len(rest) > 1 else interval(rest[0])})")
+    return f"{name} minus {first}: {', '.join(clauses)}"
 
 
 def _best(rows: ProbeTable, name: str, feature: str, metric: str = BALANCED) -> Row:
@@ -217,7 +217,7 @@ def _where(row: Row) -> str:
 
 def show_findings(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> None:
     """Print what is decoded where, against which control, and how models differ."""
-    models = told_models(series)
+    models = shown_models(series)
     columns = ["", "selected", "balanced\naccuracy", "accuracy", "difference from\nstrongest control"]
     last = (
         "selected: layer and pooling, on a part of the training stories\n"
@@ -268,12 +268,12 @@ def about_of(subjects: Sequence[Subject], stories: ProbeStories, without: Mappin
 
 def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArguments) -> dict[str, Figure]:
     """Return the figures by name: over layers for each pooling, and over training for each run."""
-    told = [one.name for one in told_models(series)]
+    names = [one.name for one in shown_models(series)]
     features = list(series[0].fits)
     what = f"{features[0] if len(features) == 1 else 'Story features'} decoded from hidden states"
     pooled = {"last_10": "averaged over the last 10 positions", "mean": "averaged over the story"}
     figures = {
-        f"{PROBE}-{pooling}": layers_figure(rows, pooling, told, f"{what} {pooled[pooling]}")
+        f"{PROBE}-{pooling}": layers_figure(rows, pooling, names, f"{what} {pooled[pooling]}")
         for pooling in args.pooling
     }
     if not args.all_checkpoints:

@@ -21,7 +21,9 @@ class LensArguments:
     )
     lens_steps: int = option(250, least=0, help="Updates of the tuned lens; 0 measures the logit lens alone.")
     lens_batch_size: int = option(8, least=1, help="Stories per update.")
-    learning_rate: float = option(1.0, above=0, help="Of SGD with Nesterov momentum; decays linearly to 0.")
+    learning_rate: float = option(
+        1.0, above=0, help="Learning rate of SGD with Nesterov momentum; falls linearly to 0."
+    )
     max_train_samples: int = option(
         1000, least=1, help="Stories that the tuned lens and the token frequencies are trained on."
     )

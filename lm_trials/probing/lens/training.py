@@ -221,7 +221,7 @@ def train_translators(
     """
     maps = Translators.identity(layers, width, decode.device)
     parameters = [values.requires_grad_(True) for layer in layers for values in maps.of(layer)]
-    # One optimizer for all layers, but gradients are clipped per layer: a large gradient does not scale down the others.
+    # One optimizer for all layers, but gradients are clipped per layer: a large one does not scale down the others.
     optimizer = torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / settings.steps, 0))
     for places in batches:

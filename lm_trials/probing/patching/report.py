@@ -204,33 +204,35 @@ def others_of(measured: Measured, chosen: Run) -> list[Run]:
     return [run for run in measured.swaps(family) if run != chosen]
 
 
-def tell(direction: Direction, seed: int) -> tuple[str, str]:
+def direction_sentences(direction: Direction, seed: int) -> tuple[str, str]:
     """Return the finding of one direction, and its controls, each as a sentence."""
     measured = direction.measured(seed)
     gap, what = measured.gap(), f"{direction} ({direction.measure})"
     if not measured.has_gap:
         finding = f"no gap to close, as donor and recipient differ by {interval(gap, 4)} {measured.unit} (n={gap.n})"
         return f"{what}: {finding}", f"{what}: no controls, as there is no gap"
-    told, controls = [], []
+    sentences, controls = [], []
     there = measured.gap(measured.reported)
     for chosen in chosen_runs(measured):
         if not _without_zero(there):
             apart = f"{interval(there, 4)}, n={there.n}"
-            told.append(f"the held-out half shows no gap ({apart}), so no selected component can be tested")
+            sentences.append(f"the held-out half shows no gap ({apart}), so no selected component can be tested")
             break
-        sentence, control = _tell_chosen(measured, chosen)
-        told.append(sentence)
+        sentence, control = _chosen_sentences(measured, chosen)
+        sentences.append(sentence)
         controls.append(control)
-    told += _tell_residual(measured, direction.depth)
-    if not told:
-        told = [f"swapping {_named(run)} closes {_cell(measured.share(run))} of it" for run in measured.swaps(ALL)]
+    sentences += _residual_sentences(measured, direction.depth)
+    if not sentences:
+        sentences = [f"swapping {_named(run)} closes {_cell(measured.share(run))} of it" for run in measured.swaps(ALL)]
     if measured.n == 1:
-        told.append("one text gives no interval")
+        sentences.append("one text gives no interval")
     opening = f"{what}: the gap is {_cell(gap)} {measured.unit} (n={gap.n}); "
-    return opening + "; ".join(told), f"{what}: " + ("; ".join(controls) or "no component was selected among others")
+    return opening + "; ".join(sentences), f"{what}: " + (
+        "; ".join(controls) or "no component was selected among others"
+    )
 
 
-def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
+def _chosen_sentences(measured: Measured, chosen: Run) -> tuple[str, str]:
     """Return what the best of several closes on the reported texts, and what its controls close there.
 
     It is significant where it closes more than 0 and more than a random direction of its size.  The other controls only
@@ -255,9 +257,9 @@ def _tell_chosen(measured: Measured, chosen: Run) -> tuple[str, str]:
             f"{interval(share)} of it ({where}), not significantly more than "
             f"{CONTROLS[RANDOM] if share.lower > 0 else 'zero'}"
         )
-    said = [f"{CONTROLS[kind]} {_cell(measured.share(run, group))}" for kind, run in controls.items()]
-    said.append(f"the mean of the {len(others)} others {_cell(measured.share(others, group))}")
-    return sentence, f"instead of {name}, " + ", ".join(said)
+    clauses = [f"{CONTROLS[kind]} {_cell(measured.share(run, group))}" for kind, run in controls.items()]
+    clauses.append(f"the mean of the {len(others)} others {_cell(measured.share(others, group))}")
+    return sentence, f"instead of {name}, " + ", ".join(clauses)
 
 
 def _named(run: Run) -> str:
@@ -265,7 +267,7 @@ def _named(run: Run) -> str:
     return f"{target}" if spot in NAMED_SPOTS else f"{target} at position {spot}"
 
 
-def _tell_residual(measured: Measured, depth: int) -> list[str]:
+def _residual_sentences(measured: Measured, depth: int) -> list[str]:
     """Return after which block the residual stream first closes half of the gap, and what remains after the last."""
     runs = [run for run in measured.swaps(["residual"]) if run[0] in NAMED_SPOTS]
     if len(runs) < 2:
@@ -278,16 +280,16 @@ def _tell_residual(measured: Measured, depth: int) -> list[str]:
     control = f"; {CONTROLS[RANDOM]} {_cell(measured.share(beside, measured.reported))}"
     where = f"({_cell(share)}, n={share.n}{control if beside in measured.runs else ''})"
     if half is not None and (np.isnan(share.lower) or share.lower > 0.5):
-        told = f"the residual stream first closes half of it {after} {where}"
+        sentence = f"the residual stream first closes half of it {after} {where}"
     elif share.upper < 0.5:
-        told = f"the residual stream {after} closes less than half of it {where}"
+        sentence = f"the residual stream {after} closes less than half of it {where}"
     else:
-        told = f"whether the residual stream {after} closes half of it is uncertain {where}"
+        sentence = f"whether the residual stream {after} closes half of it is uncertain {where}"
     last = measured.share(runs[-1])
     if blocks[-1] == depth - 1 and abs(1 - last.estimate) > 1e-3:
-        told += f"; after the last block {_cell(last)} (n={last.n})" if at != runs[-1] else ", which is the last"
-        told += ": the rest is in the final norm and the output head"
-    return [told]
+        sentence += f"; after the last block {_cell(last)} (n={last.n})" if at != runs[-1] else ", which is the last"
+        sentence += ": the rest is in the final norm and the output head"
+    return [sentence]
 
 
 def _cell(estimate: Estimate) -> str:
@@ -410,9 +412,9 @@ def write_patching(
     checks: Mapping[str, CaptureCheck],
 ) -> None:
     """Write the table, a figure of each measure, and the finding of each direction with its controls."""
-    told = [tell(direction, subjects.seed) for direction in directions]
-    controls = [str(directions[0].check), *(control for _, control in told)]
-    finding = Finding("; ".join(one for one, _ in told), "; ".join(controls))
+    sentences = [direction_sentences(direction, subjects.seed) for direction in directions]
+    controls = [str(directions[0].check), *(control for _, control in sentences)]
+    finding = Finding("; ".join(one for one, _ in sentences), "; ".join(controls))
     figures = {}
     for number, measure in enumerate(directions[0].task.weights):
         of_measure = rows.where(measure=measure)

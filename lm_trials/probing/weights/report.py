@@ -226,13 +226,13 @@ def undoing(
     halved = len(deletion.base) >= LEAST_HALVED
     # Levels chosen and reported on the same stories were one of the defects that a review found: the best of six
     # levels is above its true value.
-    choosing, telling = (slice(0, None, 2), slice(1, None, 2)) if halved else (slice(None), slice(None))
+    choosing, reporting = (slice(0, None, 2), slice(1, None, 2)) if halved else (slice(None), slice(None))
     first = {trial.level: trial.sums[name] for trial in trials if trial.method == methods[0]}
     shares = {level: deletion.of_stories(choosing).undone(first[level][choosing]) for level in sorted(first)}
     best = max(shares, key=lambda level: shares[level].estimate)
     # Half is a convention. The interval and not the estimate must exceed it, or noise would choose too small a level.
     level = next((level for level, share in shares.items() if share.lower > 0.5), best)  # the first that undoes half
-    reported, chosen = deletion.of_stories(telling), first[level][telling]
+    reported, chosen = deletion.of_stories(reporting), first[level][reporting]
     share, words = reported.undone(chosen), what.format(level=level, s="s" * (level > 1))
     where = f"{share.n} {'held-out stories' if halved else 'stories, too few to hold half of them out'}"
     sentence = f"{words} undoes {interval(share)} of it ({where})"
@@ -244,10 +244,10 @@ def undoing(
         return sentence, f"{words}: no control"
     # The interval of a random control has the spread of its draws and that of the stories: by stories alone, 8 of 14
     # pairs of random prunings differed.
-    reaches = {method: _reach(reported, trial, name, telling) for method, trial in controls.items()}
-    found = {m: widened(reported.undone(trial.sums[name][telling]), reaches[m]) for m, trial in controls.items()}
+    reaches = {method: _reach(reported, trial, name, reporting) for method, trial in controls.items()}
+    found = {m: widened(reported.undone(trial.sums[name][reporting]), reaches[m]) for m, trial in controls.items()}
     strongest = max(found, key=lambda method: found[method].estimate)
-    beyond = widened(reported.beyond(chosen, controls[strongest].sums[name][telling]), reaches[strongest])
+    beyond = widened(reported.beyond(chosen, controls[strongest].sums[name][reporting]), reaches[strongest])
     verdict = ("not significantly different from", "more than", "less than")[sign(beyond)]
     control = f"instead of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
     return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control

@@ -19,7 +19,7 @@ from lm_trials.probing.patching.report import (
     chosen_runs,
     chosen_targets,
     direction_rows,
-    tell,
+    direction_sentences,
 )
 from lm_trials.probing.patching.sides import Target, targets_of
 from lm_trials.probing.patching.swaps import (
@@ -93,7 +93,7 @@ def test_a_difference_in_one_part_is_found_there_and_nowhere_else(kind, attribut
     below += [target for target in parts_of(recipient, ["heads"]) if target.block == 0]
     assert {share[target, SWAP] for target in below} == {0.0}  # what is alike is swapped for the same, to the bit
     assert share[Target(component, 1), RANDOM] < 0.9
-    told, controls = tell(direction, 0)
+    told, controls = direction_sentences(direction, 0)
     name = "the MLP of block 1" if component == "mlp" else "the attention of block 1"
     assert f"swapping {name} closes 1.000 [1.000, 1.000] of it, the most of 5 components (n=12, held-out texts)" in told
     assert "a random direction of the same size" in controls
@@ -144,7 +144,7 @@ def test_batches_change_nothing_not_even_the_controls(kind):
 def test_models_alike_have_no_gap_to_close(kind):
     model = tiny_model(kind, seed=1)
     direction = measured_direction(model, copy.deepcopy(model), story_task(), [Target("mlp", 0), Target("mlp", 1)])
-    told, controls = tell(direction, 0)
+    told, controls = direction_sentences(direction, 0)
     assert "no gap to close, as donor and recipient differ by 0.0000 [0.0000, 0.0000] nats per token (n=10)" in told
     assert "no controls, as there is no gap" in controls
     rows = direction_rows(direction, 0)
@@ -171,7 +171,7 @@ def test_what_any_disturbance_does_is_no_finding():
         for run, share in runs.items():
             scores[run] = {"story": base + weights * (share + 0.05 * rng.normal(size=40))}
         direction = Direction("donor", "recipient", scores, task, None, 2)
-        assert expected in tell(direction, 0)[0]
+        assert expected in direction_sentences(direction, 0)[0]
 
 
 def test_the_best_of_many_that_do_nothing_is_told_on_texts_it_was_not_chosen_on():
@@ -192,7 +192,7 @@ def test_the_best_of_many_that_do_nothing_is_told_on_texts_it_was_not_chosen_on(
         (chosen,) = chosen_runs(measured)
         on_chosen.append(measured.share(chosen, "choosing half").estimate)
         told_on.append(measured.share(chosen, HELD_OUT).estimate)
-        shown += "no significant effect" not in tell(direction, 0)[0]
+        shown += "no significant effect" not in direction_sentences(direction, 0)[0]
     assert np.mean(on_chosen) > 0.4
     assert abs(np.mean(told_on)) < 0.2
     assert shown <= 2
