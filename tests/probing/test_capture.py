@@ -245,7 +245,7 @@ def test_kept_tokens_are_the_places_of_the_positions(data):
 
 @pytest.mark.parametrize(("positions", "said"), [
     (0, "positions must be at least 1 (the last n tokens of each text), not 0"),
-    (-2, "positions must be at least 1"),
+    (-2, "positions must be at least 1 (the last n tokens of each text), not -2"),
     ([[7], [0], [0], [0]], "position 7: the text has 7 tokens; give 0 to 6"),
     ([[0], [-4], [0], [0]], "position -4: the text has 3 tokens; give 0 to 2"),
     ([[0]], "positions are given for 1 of 4 texts; give them for each text"),

@@ -305,7 +305,7 @@ def test_texts_are_read_and_a_data_set_without_any_is_one_line(tmp_path, tiny_da
     assert {"story", "features"} <= corpus[0].keys()
     said = refused(read_stories, TextArguments(dataset_name="tinny", data_cache_dir=str(tiny_data)))
     assert said.startswith("tinny is not a local path and cannot be loaded from the Hub")
-    assert refused(lambda: next(captured(tiny_model("llama"), [], description=None))) == ("no texts to read")
+    assert "no texts to read" in refused(lambda: next(captured(tiny_model("llama"), [], description=None)))
     assert "64 positions; give shorter texts" in refused(
         lambda: next(captured(tiny_model("llama"), [np.ones(65, dtype=int)], description=None))
     )

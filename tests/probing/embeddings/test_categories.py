@@ -142,7 +142,7 @@ def test_more_tokens_than_asked_for_are_drawn():
     drawn = many.drawn(30, seed=0)
     assert len(set(drawn.tokens_N.tolist())) == 30
     assert (drawn.names_N == many.names_N[drawn.tokens_N]).all()
-    assert drawn.left_out == "30 of 100 tokens"
+    assert drawn.left_out.startswith("30 of 100 tokens")
     assert (many.drawn(30, seed=1).tokens_N != drawn.tokens_N).any()
     assert many.drawn(100, seed=0) is many
 
