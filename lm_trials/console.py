@@ -148,15 +148,17 @@ def show_facts(title: str, facts: dict[str, str]) -> None:
 
 
 def command_line(program: str, **flags: Any) -> str:
-    """Return a command that can be copied; without flags that are None, False or the default data folder.
+    """Return a command that can be copied; without flags that are None, False, empty or the default data folder.
 
     >>> command_line("train", dataset_name="my stories.jsonl", vocab_size=1000, data_cache_dir="data", append_eos=False)
     "lm-trials train --dataset_name 'my stories.jsonl' --vocab_size 1000"
+    >>> command_line("compare", runs=["runs/a", "runs/b"], where=[])
+    'lm-trials compare --runs runs/a runs/b'
     """
     words = ["lm-trials", *program.split()]
     for flag, value in flags.items():
-        if value not in (None, False) and (flag, str(value)) != ("data_cache_dir", "data"):
-            words += [f"--{flag}", str(value)]
+        if value not in (None, False, "", []) and (flag, str(value)) != ("data_cache_dir", "data"):
+            words += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return shlex.join(words)
 
 

@@ -36,11 +36,22 @@ class Estimate:
     unit: str
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.lower:.3f}, {self.upper:.3f}] {self.unit} (n={self.n:,})"
+        return f"{self.estimate:.3f} {interval_text(self.lower, self.upper)} {self.unit} (n={self.n:,})"
 
     def row(self) -> dict[str, Any]:
         """Return the columns that all tables of this project share."""
         return asdict(self)
+
+
+def interval_text(lower: float | None, upper: float | None, digits: int = 3) -> str:
+    """Return an interval's limits as text; one story, for example, gives no interval.
+
+    >>> interval_text(0.4, 0.6), interval_text(*NO_INTERVAL), interval_text(None, None)
+    ('[0.400, 0.600]', '[no interval]', '[no interval]')
+    """
+    if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
+        return "[no interval]"
+    return f"[{lower:z.{digits}f}, {upper:z.{digits}f}]"
 
 
 def percentile_interval(values_R: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -57,7 +57,15 @@ def test_named_modules_alone_carry_adapters(tune_flags, tmp_path):
 
 def test_what_counts_in_the_loss_is_told(tune_flags, stores, tmp_path, capsys):
     sft_lora.main(tune_flags("run"))
-    shown = " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr()
+    shown = " ".join(said.out.split())
+    next_command = f"lm-trials generate --model_name_or_path {tmp_path / 'run'} --prompt 'Write about "
+    assert next_command in shown
+    assert (
+        "of 120 examples are held out for validation; for about 20, give --validation_split_percentage 17" in said.err
+    )
+    sft_lora.main(tune_flags("run"))
+    assert next_command in " ".join(capsys.readouterr().out.split())  # of the finished run
     store = stores(tmp_path / "run", "train")
     lengths_N, counted_N = store.lengths(completion_only=True)
     assert [len(store.input_ids(n)) for n in range(len(store))] == lengths_N.tolist()

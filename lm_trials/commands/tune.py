@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     identity = run_identity((read_run(folder) if goes_on else None) or described)
     check_merge(adapter_args, args.output_dir, identity)
     if args.do_train and start.finished and is_merged(adapter_args, args.output_dir):
-        metrics = say_finished(folder)
+        metrics = say_finished(folder, examples.prompt())
         hub.push_finished(args)
         return metrics
     if start.finished:  # it is evaluated, or what is left is to merge it

@@ -49,6 +49,7 @@ class Selection:
         total: number of records; None if not known before reading.
         parts: the names of the data's content (`contents.content_name`), for each part of a mixture.
         set_texts: of a protocol set, starts the stream of its texts with their prompts.
+        title: its name at the terminal, if another: of a path the file's, with its suffix.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Selection:
     total: int | None = None
     parts: tuple[frozenset[str], ...] = ()
     set_texts: Callable[[], Iterator[SetText]] | None = None
+    title: str | None = None
 
     def prompts(self, count: int | None = None) -> list[SetText]:
         """Return the texts, with their prompts, of the first `count` documents, or of all.
@@ -319,9 +321,10 @@ class RawSource(DataSet):
             with _naming_what_is_prepared(self.place, self.source.kind == "hub"):
                 yield from itertools.islice(source.records(), limit)
 
-        return Selection(
-            self.label + (f"-{split}" if split else ""), read, source.fingerprint(), limit, (self.known_as(source),)
-        )
+        end = f"-{split}" if split else ""
+        file = Path(self.name).name if self.source.kind == "files" and not self.config else self.label
+        known = (self.known_as(source),)
+        return Selection(self.label + end, read, source.fingerprint(), limit, known, title=file + end)
 
     def _of(self, split: str | None) -> Source:
         own = self.source
@@ -470,7 +473,7 @@ def open_dataset(
     members = []
     for member, config in named:
         percent = validation_split_percentage
-        found = _prepared(member, place)
+        found = find_prepared(member, place)
         if found is None:
             with _naming_what_is_prepared(place):
                 source = open_source(
@@ -515,7 +518,7 @@ def open_prepared(
         UsageError: for a name that is not prepared.
     """
     place = Path(data_cache_dir)
-    found = _prepared(name, place)
+    found = find_prepared(name, place)
     if found is None:
         raise UsageError(f"--{flag} {name} is not prepared in {place} (there: {_prepared_names(place)}); {advice}")
     return found
@@ -524,8 +527,8 @@ def open_prepared(
 FLAGS = frozenset(open_dataset.__kwdefaults__ or ())
 
 
-def _prepared(name: str, place: Path) -> DataSet | None:
-    """Return the prepared data set of a name, or of a path."""
+def find_prepared(name: str, place: Path) -> DataSet | None:
+    """Return the prepared data set of a name, or of a path; None if it is not prepared."""
     if not name:
         return None
     for folder in (place / name, Path(name)):
@@ -540,7 +543,7 @@ def _prepared(name: str, place: Path) -> DataSet | None:
 
 def _prepared_names(place: Path) -> str:
     folders = sorted(place.iterdir()) if place.is_dir() else []
-    return ", ".join(folder.name for folder in folders if _prepared(folder.name, place)) or "nothing"
+    return ", ".join(folder.name for folder in folders if find_prepared(folder.name, place)) or "nothing"
 
 
 @contextmanager
@@ -566,7 +569,7 @@ def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str,
     members: list[tuple[str, str | None]] = [(name, None)]
     if config:
         members = [(name, part) for part in config.split("+")]
-    elif "+" in name and not (_prepared(name, place) or Path(name).exists()):
+    elif "+" in name and not (find_prepared(name, place) or Path(name).exists()):
         members = [(part, None) for part in name.split("+")]
     for member in members:
         if not all(word is None or word for word in member) and len(members) > 1:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,16 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import FILE_WIDTH, UsageError, note, progress, show_facts, show_table
+from lm_trials.console import FILE_WIDTH, UsageError, command_line, note, progress, show_facts, show_table
 from lm_trials.data.datasets import Selection
+from lm_trials.estimates import interval_text
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, check_documents_apart, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documents
 from lm_trials.models.reference import (
     CONFIG_FILES,
+    RUN_FILE,
     ModelReference,
     checkpoints,
     default_window,
@@ -211,8 +214,11 @@ def evaluate_checkpoint(
     return EvaluationResult(reference.name, dataset.name, folder, metrics, rows, settings)
 
 
-def show_results(results: list[EvaluationResult]) -> None:
-    """Print the results, each number above its interval, and their folders."""
+def show_results(results: list[EvaluationResult], titles: Mapping[str, str], following: str | None = None) -> None:
+    """Print the results, each number above its interval, their folders and the next command.
+
+    `titles` has the data sets' names for the terminal.
+    """
     narrow = shutil.get_terminal_size((FILE_WIDTH, 24)).columns < NARROW
     names = [name for name in STATISTICS if not narrow or name != "bits_per_byte"]
     rows = []
@@ -222,7 +228,7 @@ def show_results(results: list[EvaluationResult]) -> None:
             by_slice.setdefault(row["slice"], {})[row["metric"]] = row
         for name, metrics in by_slice.items():
             width, after = (19, "/-") if narrow else (26, "/")
-            model = f"{folded(result.model, width, after)}\n{folded(result.dataset, width, after)}"
+            model = f"{folded(result.model, width, after)}\n{folded(titles[result.dataset], width, after)}"
             first = model if name == "all" else f"  {slice_label(name)}"
             loss = metrics["loss"]
             rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}\n{loss['tokens']:,}"])
@@ -232,12 +238,31 @@ def show_results(results: list[EvaluationResult]) -> None:
     labels = [f"{Path(result.model).name} on {result.dataset}" for result in results]
     if len(set(labels)) < len(labels):
         labels = [f"{result.model} on {result.dataset}" for result in results]
-    show_facts("results", {label: str(result.folder) for label, result in zip(labels, results, strict=True)})
+    facts = {label: str(result.folder) for label, result in zip(labels, results, strict=True)}
+    show_facts("results", {**facts, "next": following} if following else facts)
+
+
+def next_command(candidates: list[Candidate], args: EvaluationArguments) -> str | None:
+    """Return the command after an evaluation: a comparison of several runs, else the lens probe of the model."""
+    names = [candidate.reference.name for candidate in candidates]
+    are_runs = all((Path(candidate.reference.path) / RUN_FILE).is_file() for candidate in candidates)
+    if len(names) > 1 and are_runs and args.output_dir is None and args.layout == "per_story":
+        return command_line("compare", runs=names)
+    if args.data_mix is not None:  # no flag of the probes
+        return None
+    flags = ("dataset_config_name", "text_column", "dataset_split", "data_cache_dir")
+    return command_line(
+        "probe lens",
+        model_name_or_path=[names[-1]],
+        dataset_name=args.dataset_name[0],
+        **{flag: getattr(args, flag) for flag in flags},
+        streaming=None if args.streaming == "False" else args.streaming,
+    )
 
 
 def _cell(row: dict[str, Any]) -> str:
     digits = max(4 - len(f"{row['estimate'] // 1:.0f}"), 0)  # 4 significant ones, so that an interval has 14 characters
-    return f"{row['estimate']:.{digits}f}\n[{row['lower']:.{digits}f}, {row['upper']:.{digits}f}]"
+    return f"{row['estimate']:.{digits}f}\n{interval_text(row['lower'], row['upper'], digits)}"
 
 
 def slice_label(name: str) -> str:

@@ -6,7 +6,7 @@ protocol sets of one corpus are different data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,18 +41,28 @@ def training_data(run: Mapping[str, Any] | None, data_cache_dir: Path) -> Traini
     (['9f86d081884c7d65'], True)
     """
     contents: set[str] = set()
-    complete = True
-    for _ in range(MAX_STAGES):
-        if run is None:
-            return TrainingData(frozenset(contents), complete=False)
-        found = set(contents_of(run["outcome"].get("data"), data_cache_dir))
+    complete, last = True, None
+    for last in stages(run):
+        found = stage_contents(last, data_cache_dir)
         complete = complete and bool(found)
         contents |= found
+    is_first = last is not None and last["outcome"].get("initial_model") is None
+    return TrainingData(frozenset(contents), complete and is_first)
+
+
+def stages(run: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """Yield a `run.json` and those of the runs that it started from, as far as they are known."""
+    for _ in range(MAX_STAGES):
+        if run is None:
+            return
+        yield run
         initial = run["outcome"].get("initial_model")
-        if initial is None:
-            return TrainingData(frozenset(contents), complete)
-        run = _earlier_run(initial)
-    return TrainingData(frozenset(contents), complete=False)
+        run = None if initial is None else _earlier_run(initial)
+
+
+def stage_contents(run: Mapping[str, Any], data_cache_dir: Path) -> frozenset[str]:
+    """Return the names of the data of one `run.json` alone."""
+    return frozenset(contents_of(run["outcome"].get("data"), data_cache_dir))
 
 
 def in_domain(trained: TrainingData, parts: tuple[frozenset[str], ...]) -> Domain:

@@ -23,9 +23,10 @@ class EvaluationArguments(DataReading, Device):
         help="Run, checkpoint, model folder or Hub name; several make a matrix.",
     )
     dataset_name: list[str] = option(
-        ["generated"],
+        [],
         group="data",
-        help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix.",
+        help="A prepared corpus, else a file or folder, else a Hub data set; several make a matrix. Default: the data "
+        "of the first model's run.",
     )
     data_mix: str | None = option(None, group="data", help="Shares of the parts of a+b, such as .3,.7. Default: equal.")
     dataset_split: str | None = option(

@@ -6,7 +6,6 @@ Shape suffixes: N = stories, S = data sets, K = sums kept per story (nats, token
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lm_trials.console import show_facts, show_table
 from lm_trials.data.datasets import Selection
-from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap
+from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, interval_text
 from lm_trials.evaluation.checkpoints import Candidate, folded
 from lm_trials.evaluation.domains import in_domain, training_data
 from lm_trials.evaluation.flags import EvaluationArguments
@@ -185,8 +184,8 @@ def write_matrix(matrix: Matrix, folder: Path, picture: Figure) -> None:
     write_file(folder / "matrix.png", lambda place: picture.savefig(place, format="png", dpi=150))
 
 
-def show_matrix(matrix: Matrix, folder: Path) -> None:
-    """Print the matrix, the means in-domain and out-of-domain, and the files."""
+def show_matrix(matrix: Matrix, folder: Path, titles: Mapping[str, str]) -> None:
+    """Print the matrix, the means in-domain and out-of-domain, and the files; `titles` has the data sets' names."""
     models, datasets = (list(dict.fromkeys(cell[key] for cell in matrix.cells)) for key in ("model", "dataset"))
     by_pair = {(cell["model"], cell["dataset"]): cell for cell in matrix.cells}
     unit = matrix.cells[0]["unit"]
@@ -194,7 +193,7 @@ def show_matrix(matrix: Matrix, folder: Path) -> None:
     for model in models:
         cells = [by_pair[model, dataset] for dataset in datasets]
         rows.append([_label(cells[0]), *(_cell(cell, MARKS[cell["in_domain"]]) for cell in cells)])
-    headings = [folded(dataset, width=18, after="/-") for dataset in datasets]
+    headings = [folded(titles[dataset], width=18, after="/-") for dataset in datasets]
     show_table(f"matrix, {unit}", ["model", *headings], rows, "; ".join(matrix.notes))
     for side, title in (("yes", "in-domain"), ("no", "out-of-domain")):
         means = [mean for mean in matrix.means if mean["in_domain"] == side]
@@ -210,5 +209,4 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def _cell(row: dict[str, Any], mark: str = "") -> str:
-    interval = f"[{row['lower']:.3f}, {row['upper']:.3f}]" if math.isfinite(row["lower"]) else "no interval"
-    return f"{mark}{row['estimate']:.3f}\n{interval}"
+    return f"{mark}{row['estimate']:.3f}\n{interval_text(row['lower'], row['upper'])}"

@@ -76,7 +76,7 @@ def write_findings(
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
     read = {("check" if len(checks) == 1 else f"check, {label}"): str(check) for label, check in checks.items()}
-    show_facts(probe, {**facts, **read, "results": str(folder)})
+    show_facts(probe, {**facts, **read, "table": str(folder / f"{probe}.csv"), "results": str(folder)})
     return folder
 
 

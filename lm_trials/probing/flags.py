@@ -37,7 +37,11 @@ class TextArguments(DataReading):
 
     flag_group: ClassVar[str] = "data"
 
-    dataset_name: str = option("generated", help="Prepared corpus or protocol set, file, folder or Hub data set.")
+    dataset_name: str = option(
+        "",
+        help="Prepared corpus or protocol set, file, folder or Hub data set. Default: the data of the first model's "
+        "run.",
+    )
     dataset_split: str | None = option(
         None, help="Split. Default: validation of a prepared corpus or Hub data set, all of a path."
     )

@@ -17,6 +17,7 @@ from lm_trials.console import UsageError, note
 from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
 from lm_trials.evaluation.flags import EvaluationArguments
+from lm_trials.evaluation.own_data import choose_dataset
 from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.shared_flags import Device
@@ -198,6 +199,11 @@ def check_alike(subjects: Sequence[Subject], same: Sequence[str] = ("num_hidden_
                     f"{first.reference.name} has {ours} {what} and {other.reference.name} {theirs}, so they cannot be "
                     f"compared; use models of the same {quantity}"
                 )
+
+
+def choose_texts(texts: TextArguments, models: SubjectArguments) -> None:
+    """Set the default of `--dataset_name`, in place: the data of the first model's run (see `choose_dataset`)."""
+    texts.dataset_name = texts.dataset_name or choose_dataset(texts, models.model_name_or_path[0])
 
 
 def texts_digest(records: Sequence[Record]) -> str:

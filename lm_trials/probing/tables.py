@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import show_table
-from lm_trials.estimates import NO_INTERVAL, Estimate
+from lm_trials.estimates import NO_INTERVAL, Estimate, interval_text
 
 Row = dict[str, Any]
 
@@ -90,10 +89,8 @@ def interval(found: Estimate | Mapping[str, Any] | None, digits: int = 3, lines:
     if found is None:
         return "-"
     row = found if isinstance(found, Mapping) else found.row()
-    bounds = [row["lower"], row["upper"]]
-    known = all(bound is not None and not math.isnan(bound) for bound in bounds)
-    shown = ", ".join(f"{bound:z.{digits}f}" for bound in bounds) if known else "no interval"  # z: no -0.000
-    return f"{row['estimate']:z.{digits}f}" + ("\n" if lines else " ") + f"[{shown}]"
+    limits = interval_text(row["lower"], row["upper"], digits)
+    return f"{row['estimate']:z.{digits}f}" + ("\n" if lines else " ") + limits
 
 
 def exact(value: float, n: int, unit: str) -> Estimate:

@@ -30,7 +30,7 @@ from lm_trials.training.hub import push
 from lm_trials.training.initial import InitialModel
 from lm_trials.training.merging import merge_output
 from lm_trials.training.plan import Plan
-from lm_trials.training.session import LOSS_PICTURE, device_facts, write_end
+from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, write_end
 from lm_trials.training.tuning_examples import Examples
 from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
@@ -196,7 +196,7 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: 
         "adapter" if isinstance(model, PeftModel) else "model": str(folder),
         **merged,
         "loss curve": str(folder / LOSS_PICTURE),
-        "next": f"lm-trials generate --model {folder} --prompt '...'",
+        "next": next_command(folder, examples.prompt()),
     }
     show_facts("done", facts)
     push(trainer)

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-from lm_trials.console import UsageError, note, show_facts
+from lm_trials.console import UsageError, command_line, note, show_facts
+from lm_trials.estimates import interval_text
 from lm_trials.files import write_file
+from lm_trials.models.reference import read_run
 from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields
 from lm_trials.reporting.figures import loss_figure
+from lm_trials.run_data import own_data
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.flags import DataArguments
 from lm_trials.training.guide import warnings_for_run
@@ -107,7 +110,15 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
         raise SystemExit(128 + interruption.received)
 
 
-def say_finished(folder: Path) -> dict[str, float]:
+def next_command(folder: Path, prompt: str | None = None) -> str:
+    """Return the command after a training: its validation stories, or stories from a prompt of a fine-tuning's data."""
+    own = own_data(read_run(folder))
+    if own is None:
+        return command_line("generate", model_name_or_path=folder, prompt=prompt)
+    return command_line("evaluate", model_name_or_path=folder, **own)
+
+
+def say_finished(folder: Path, prompt: str | None = None) -> dict[str, float]:
     """Show that the run is finished and the next commands; returns its final metrics."""
     try:
         metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
@@ -121,7 +132,7 @@ def say_finished(folder: Path) -> dict[str, float]:
         f"{folder} is already finished",
         {
             "validation loss": loss,
-            "evaluate": f"lm-trials evaluate --model_dir {folder} --dataset_name <name or path>",
+            "next": next_command(folder, prompt),
             "train again": "the same command with --overwrite_output_dir",
         },
     )
@@ -146,7 +157,7 @@ def finish(trainer: StoryTrainer) -> dict[str, float]:
         return metrics
     if trained:  # an evaluation alone does not change the run's record
         write_end(trainer, trainer.state.log_history)
-    limits = f"[{metrics['eval_loss_lower']:.4f}, {metrics['eval_loss_upper']:.4f}]"
+    limits = interval_text(metrics["eval_loss_lower"], metrics["eval_loss_upper"], 4)
     stories = f"n = {metrics['eval_samples']:,} stories"
     facts = {
         "validation loss": f"{metrics['eval_loss']:.4f} {limits} nats per token, {stories}",
@@ -157,7 +168,7 @@ def finish(trainer: StoryTrainer) -> dict[str, float]:
         facts["mixture"] = ", ".join(f"{share:.2%} {name}" for name, share in shares.items()) + " of the tokens"
     if "tensorboard" in trainer.args.report_to:
         facts["TensorBoard"] = f"tensorboard --logdir {folder}"
-    facts["next"] = f"lm-trials evaluate --model_dir {folder} --dataset_name <name or path>"
+    facts["next"] = next_command(folder)
     show_facts("done", facts)
     push(trainer)
     return metrics

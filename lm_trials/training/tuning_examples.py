@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +18,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
-from lm_trials.console import UsageError, progress
-from lm_trials.data.datasets import dataset_of
+from lm_trials.console import UsageError, note, progress
+from lm_trials.data.datasets import RawSource, dataset_of
 from lm_trials.models.reference import chosen_window
 from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
@@ -28,6 +30,9 @@ from lm_trials.training.plan import Plan, blocks_per_update, settle_length
 from lm_trials.training.tuning_flags import PairArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 
+PROMPT_WIDTH = 60
+LARGEST_SHARE = 20  # percent; more would cost too many training examples
+FEW_EXAMPLES = 20  # an interval over fewer is wide, and that over one does not exist
 PACKED_TOGETHER = 1000  # trl packs each 1,000 examples by themselves; another number gives other rows
 PACKED_AT_ONCE = 16 * PACKED_TOGETHER  # bounds the memory
 
@@ -56,6 +61,15 @@ class Examples:
     def validation(self) -> ExampleStore:
         """The validation split; it may be empty."""
         return ExampleStore(self.folder, "validation")
+
+    def prompt(self) -> str:
+        """Return the first validation prompt, else training prompt, as one short line for a command."""
+        splits = self.pairs.splits
+        row = splits["validation" if len(splits["validation"]) else "train"][0]
+        text = row["prompt"] if self.pairs.kind == "pairs" else row.get("text")
+        if text is None:
+            text = next((m["content"] for m in row["messages"] if m["role"] == "user"), "Hello")
+        return shorten(text, PROMPT_WIDTH, placeholder="") or text.strip()[:PROMPT_WIDTH]
 
     def describe(self) -> dict[str, Any]:
         """Return the fields for `run.json` that identify the data."""
@@ -145,7 +159,10 @@ def open_examples(
         _check_layout_of_template(arguments.chat_template_path, pair_args.prompt_layout)
         template = _template(arguments.chat_template_path)
         check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
-    pairs = dataset_of(pair_args).pairs(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
+    dataset = dataset_of(pair_args)
+    pairs = dataset.pairs(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
+    if isinstance(dataset, RawSource) and dataset.source.kind != "hub" and not dataset.has_own_validation():
+        note_few_examples(pairs.described["rows"], pair_args.validation_split_percentage)
     if arguments.chat_template_path:
         tokenizer.chat_template = template
     if pairs.kind == "conversations" and not tokenizer.chat_template:
@@ -168,6 +185,17 @@ def open_examples(
             "and completion"
         )
     return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
+
+
+def note_few_examples(rows: Mapping[str, int], percent: float | None) -> None:
+    """Print a note if few rows of a file are held out and a larger share than `percent` (None: 1) would be better."""
+    held_out, total = rows["validation"], sum(rows.values())
+    better = min(math.ceil(100 * FEW_EXAMPLES / total), LARGEST_SHARE)
+    if held_out < FEW_EXAMPLES and better > (percent or 1):
+        note(
+            f"note: {held_out} of {total:,} examples {'is' if held_out == 1 else 'are'} held out for validation; for "
+            f"about {better * total // 100}, give --validation_split_percentage {better}"
+        )
 
 
 def _check_layout_of_template(path: str, layout: str) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from lm_trials.console import UsageError
+from lm_trials.estimates import interval_text
 from lm_trials.evaluation.example_losses import KINDS, example_sums, loss_metrics
 from lm_trials.models.adapters import (
     ADAPTER_WEIGHTS,
@@ -156,11 +157,12 @@ def both_losses(metrics: dict[str, float], prefix: str = "eval") -> str:
     >>> import numpy as np
     >>> both_losses(loss_metrics(np.array([[2.0, 1, 1, 6.0, 3, 1], [2.0, 1, 0, 6.0, 3, 2]]), "completion"))
     'completion loss 2.0000 [2.0000, 2.0000], unmasked 2.0000 [2.0000, 2.0000] nats per token, n = 2 examples'
+    >>> both_losses(loss_metrics(np.array([[2.0, 1, 1, 6.0, 3, 1]]), "completion"))
+    'completion loss 2.0000 [no interval], unmasked 2.0000 [no interval] nats per token, n = 1 examples'
     """
-    shown = [
-        f"{metrics[f'{prefix}_{kind}_loss']:.4f} [{metrics[f'{prefix}_{kind}_loss_lower']:.4f}, "
-        f"{metrics[f'{prefix}_{kind}_loss_upper']:.4f}]"
-        for kind in KINDS
-    ]
+    shown = []
+    for name in (f"{prefix}_{kind}_loss" for kind in KINDS):
+        limits = interval_text(metrics[f"{name}_lower"], metrics[f"{name}_upper"], 4)
+        shown.append(f"{metrics[name]:.4f} {limits}")
     samples = int(metrics[f"{prefix}_completion_samples"])
     return f"completion loss {shown[0]}, unmasked {shown[1]} nats per token, n = {samples:,} examples"

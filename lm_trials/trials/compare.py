@@ -12,7 +12,7 @@ row of its table:
 
 Runs that differ in seeds alone are one arm. Each arm is compared with the first
 on every data set that all runs were evaluated on (`lm-trials evaluate
---model_dir runs/a runs/b --dataset_name ...`). The test over stories is for
+--model_name_or_path runs/a runs/b`). The test over stories is for
 these models; the interval over seeds is for the recipes that trained them.
 """
 

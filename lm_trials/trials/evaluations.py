@@ -9,15 +9,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError, command_line, did_you_mean
 from lm_trials.files import read_object
-from lm_trials.trials.runs import Run
+from lm_trials.run_data import own_data
+from lm_trials.trials.runs import RUN_FILE, Run
 
 METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_args.json"
 COLUMNS = ("record_id", "nats", "tokens", "num_bytes")
@@ -179,20 +181,28 @@ def own_validation(runs: Sequence[Run]) -> list[dict[str, float]] | None:
 
 
 def evaluation_command(runs: Sequence[Run]) -> str:
-    """Return the command that evaluates all runs on one data set: one that some run has, else the first run's."""
+    """Return the command that evaluates all runs on one data set: a prepared one that some run has, else its own."""
     candidates = [(_settings(run, name), name) for run in runs for name in sorted(evaluated_sets(run))]
     sets = [
         (given, settings.get("data_cache_dir"))
         for settings, name in candidates
         for given in settings.get("dataset_name", [])
-        if name.startswith(str(given))
+        if name.startswith(str(given)) and settings.get("scored") != COMPLETIONS
     ]
-    own = (runs[0].outcome.get("dataset_name") or "generated", runs[0].logistics.get("data_cache_dir"))
-    dataset, place = sets[0] if sets else own
-    models = " ".join(f"--model_dir {run.name}" for run in runs)
-    return f"lm-trials evaluate {models} --dataset_name {dataset}" + (
-        f" --data_cache_dir {place}" if place not in (None, "data") else ""
-    )
+    flags = dict(zip(("dataset_name", "data_cache_dir"), sets[0], strict=True)) if sets else _stories_of(runs)
+    return command_line("evaluate", model_name_or_path=[run.name for run in runs], **flags)
+
+
+def _stories_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the flags of the first stories that a run, or the run that it was fine-tuned from, was trained on."""
+    for run in runs:
+        described = read_object(run.folder / RUN_FILE)
+        start = Path((described["outcome"].get("initial_model") or {}).get("name_or_path") or run.folder)
+        earlier = next((place / RUN_FILE for place in (start, start.parent) if (place / RUN_FILE).is_file()), None)
+        for each in (described, read_object(earlier) if earlier else None):
+            if own := own_data(each):
+                return own
+    return {"dataset_name": "generated"}
 
 
 def evaluation_advice(runs: Sequence[Run]) -> str:

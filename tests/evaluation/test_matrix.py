@@ -205,9 +205,11 @@ def test_different_tokenizers_are_compared_in_bits_per_byte(evaluated, capsys):
     assert (same.metric, other.metric) == ("loss", "bits_per_byte")
     assert {cell["unit"] for cell in other.cells} | {mean["unit"] for mean in other.means} == {"bits per byte"}
     reason = "nats per token of different tokenizers are not comparable"
-    show_matrix(same, Path("out"))
-    assert reason not in " ".join(capsys.readouterr().out.split())
-    show_matrix(other, Path("out"))
+    show_matrix(same, Path("out"), {"a": "a.jsonl", "b": "b"})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "model a.jsonl b" in shown  # the file, not a count called `a`
+    assert reason not in shown
+    show_matrix(other, Path("out"), {"a": "a", "b": "b"})
     shown = " ".join(capsys.readouterr().out.split())
     assert reason in shown
     assert "matrix, bits per byte" in shown

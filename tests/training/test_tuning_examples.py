@@ -16,7 +16,7 @@ import sft_lora
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.pairs.examples import with_labels
 from lm_trials.pairs.layouts import instruct_examples
-from lm_trials.training.tuning_examples import choose_padding
+from lm_trials.training.tuning_examples import choose_padding, note_few_examples
 
 EXAMPLES = ([2, 30, 31, 1, 40, 41, 2], [2, 50, 51, 52, 53, 1, 60, 61, 62, 2], [2, 70, 1, 80, 2])
 
@@ -171,3 +171,16 @@ def test_a_model_learns_to_stop(tune_flags, tmp_path):
     assert after > 10 * before
     assert after > 0.1
     assert np.isfinite(before)
+
+
+def test_few_validation_examples_are_noted_with_a_larger_share(capsys):
+    note_few_examples({"train": 58, "validation": 1, "test": 1}, None)
+    said = capsys.readouterr().err
+    assert said == (
+        "note: 1 of 60 examples is held out for validation; for about 12, give --validation_split_percentage 20\n"
+    )
+    note_few_examples({"train": 980, "validation": 10, "test": 10}, None)
+    assert "for about 20, give --validation_split_percentage 2\n" in capsys.readouterr().err
+    note_few_examples({"train": 1960, "validation": 20, "test": 20}, None)  # enough
+    note_few_examples({"train": 48, "validation": 12, "test": 0}, 20)  # as advised
+    assert capsys.readouterr().err == ""

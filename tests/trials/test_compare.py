@@ -161,7 +161,7 @@ def test_without_shared_stories_the_runs_own_validation_is_shown_and_the_command
     (result,) = comparison.results
     assert [row["estimate"] for row in result.of("arm")] == [2.0, 2.5]
     assert result.of("difference") == []
-    command = "lm-trials evaluate --model_dir runs/a --model_dir runs/b --dataset_name tiny"
+    command = "lm-trials evaluate --model_name_or_path runs/a runs/b --dataset_name tiny"
     assert comparison.next_command == command
     assert command in " ".join(capsys.readouterr().out.split())
 

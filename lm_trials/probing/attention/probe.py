@@ -45,10 +45,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.attention.report import Results
     from lm_trials.probing.attention.statistics import head_to_draw, measure, plan_texts, run_of
     from lm_trials.probing.capture import check_capture
-    from lm_trials.probing.subjects import check_alike, find_subjects, load_subject, read_stories, untrained
+    from lm_trials.probing.subjects import (
+        check_alike,
+        choose_texts,
+        find_subjects,
+        load_subject,
+        read_stories,
+        untrained,
+    )
 
     subjects = find_subjects(which, args.all_checkpoints, stories.block_size)
     check_alike(subjects, same=("num_hidden_layers", "num_attention_heads"))
+    choose_texts(stories, which)
     large = head_to_draw(subjects[0], args)
     texts = plan_texts(subjects, [record["story"] for record in read_stories(stories)], args, which.seed)
 

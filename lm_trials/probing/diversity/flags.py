@@ -21,7 +21,10 @@ class DiversityArguments(DataReading, Device):
     )
     tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
     dataset_name: list[str] = option(
-        ["generated"], distinct=True, help="Prepared corpus, file, folder or Hub data set; several are compared."
+        [],
+        distinct=True,
+        help="Prepared corpus, file, folder or Hub data set; several are compared. Default: the data of the model's "
+        "run.",
     )
     data_mix: str | None = option(
         None, help="Shares, for example .3,.7: of the parts a+b, or of several data sets to measure their mixture too."

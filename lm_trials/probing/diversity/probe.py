@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure each data set, their mixture and the controls; return the rows of the table."""
     (args,) = parse_arguments(argv, (DiversityArguments,), __doc__ or "", prog="lm-trials probe diversity")
+    if not args.dataset_name:  # part of the folder's name, which is checked next
+        from lm_trials.evaluation.own_data import choose_dataset
+
+        args.dataset_name = [choose_dataset(args, args.model_name_or_path)]
     check_arguments(args)
     from lm_trials.probing.diversity.batches import open_text_sets
     from lm_trials.probing.diversity.measures import common_length, text_rows

@@ -88,4 +88,4 @@ def write_diversity(
             save_pictures(heat_maps[result.probe], folder / name)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
-    show_facts("diversity", {"results": str(folder)})
+    show_facts("diversity", {"table": str(folder / "diversity.csv"), "results": str(folder)})

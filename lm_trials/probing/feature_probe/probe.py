@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.feature_probe.fits import Labels, distinct_steps, read_models, read_texts, sites_of
     from lm_trials.probing.feature_probe.stories import read_probe_stories, whole_in
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.subjects import find_subjects
+    from lm_trials.probing.subjects import choose_texts, find_subjects
 
     subjects = distinct_steps(find_subjects(how, args.all_checkpoints, texts.block_size))
     for subject in subjects:
         sites_of(subject, args.layers)
+    choose_texts(texts, how)
     stories = read_probe_stories(texts, args, whole_in(subjects, args.long_stories))
     features, without = stories.parted(args.chosen)
     report.note_stories(stories, without)

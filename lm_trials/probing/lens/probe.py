@@ -53,13 +53,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.lens import report
     from lm_trials.probing.lens.figures import checkpoints_figure, lens_figure, text_figure
     from lm_trials.probing.lens.training import read_lens_stories
-    from lm_trials.probing.subjects import check_alike, find_subjects
+    from lm_trials.probing.subjects import check_alike, choose_texts, find_subjects
 
     subjects = find_subjects(models, args.all_checkpoints, texts.block_size)
     check_alike(subjects)
     check_hidden(args.layers, subjects[0].depth, subjects[0].label, "--layers")
     for subject in subjects if args.text else ():
         report.text_ids(subject, args.text)  # an error now, not after the lenses were trained
+    choose_texts(texts, models)
     stories = read_lens_stories(texts, args)
 
     files, folder = args.lens or [None] * len(subjects), probe_folder(models, "lens")

@@ -59,11 +59,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.patching.sides import load_sides, targets_of
     from lm_trials.probing.patching.swaps import check_swaps, control_kinds, first_kinds, sweep
     from lm_trials.probing.patching.tasks import prompt_task, story_task
-    from lm_trials.probing.subjects import SHAPE, check_alike, find_subjects, read_stories
+    from lm_trials.probing.subjects import SHAPE, check_alike, choose_texts, find_subjects, read_stories
 
     subjects = find_subjects(subject_args, block_size=text_args.block_size)
     check_alike(subjects, same=list(SHAPE))
     targets = targets_of(subjects[0], args.components, args.layers, args.heads)
+    if not args.by_prompts or args.num_generations:
+        choose_texts(text_args, subject_args)
     if args.by_prompts:
         task = prompt_task(subjects[0], args, several=len(subjects) > 1)
     else:

@@ -98,7 +98,7 @@ term goes
             raise UsageError(
                 f"--control_model {name or '(empty)'} is also in --model_name_or_path; name each model once"
             )
-    if not args.of_layers and text_args.dataset_name != TextArguments().dataset_name:
+    if not args.of_layers and text_args.dataset_name:
         raise UsageError(
             f"--dataset_name {text_args.dataset_name} is used by CKA only; add --measure cka, or --measure both"
         )

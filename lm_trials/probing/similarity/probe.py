@@ -50,11 +50,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.findings import Finding, write_findings
     from lm_trials.probing.similarity import report
     from lm_trials.probing.similarity.prompts import find_layout, plan_terms
-    from lm_trials.probing.subjects import read_stories
+    from lm_trials.probing.subjects import choose_texts, read_stories
 
     compared, seed = report.find_compared(subject_args, args, text_args.block_size), subject_args.seed
     # Every model gets the prompt format and the tokenizer of the first trained one.
     asked = next(each.subject for each in compared if each.role == "trained")
+    if args.of_layers:
+        choose_texts(text_args, subject_args)
     stories, found = [record["story"] for record in read_stories(text_args)] if args.of_layers else [], []
     if args.of_terms:
         plan = plan_terms(find_layout(asked, args.prompt_layout), args, seed, asked.window)

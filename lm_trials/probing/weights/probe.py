@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe weights")
     check_arguments(subject_args)
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.subjects import check_alike, find_subjects
+    from lm_trials.probing.subjects import check_alike, choose_texts, find_subjects
     from lm_trials.probing.weights import experiments, report
     from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Trial, Workbench
     from lm_trials.probing.weights.figures import matrices_figure, trials_figure
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     check_alike(subjects)
     lineage = experiments.lineage_notes(subjects)
     if not args.weights_only:
+        choose_texts(text_args, subject_args)
         texts = experiments.read_texts(subjects[0], text_args, args)
         write = experiments.writer(subjects[0], text_args, args, seed)
     plain, matrices, models = experiments.read_models(subjects, subject_args)
