@@ -53,6 +53,9 @@ def test_help_is_readable_at_80_columns(words, capsys, monkeypatch):
     ("words", "reason"),
     [
         (["trian"], "did you mean train?"),
+        (["--seed", "1", "train"], "the command comes before its flags"),
+        (["train", "--config", "dmeo"], "--config dmeo is neither a file nor an installed recipe; did you mean demo?"),
+        (["train", "--arm", "x"], "--arm x names an arm"),
         (["probe", "lense"], "did you mean lens?"),
         (["generate", "runs/a"], "give --model_name_or_path runs/a"),
         (["train", "--sed", "1"], "did you mean --seed?"),
@@ -64,6 +67,12 @@ def test_a_mistake_is_one_line(words, reason, capsys):
         cli.main(words)
     assert end.value.code == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    line = f"{sys.executable} -u -m lm_trials.cli | true; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
 
 
 def test_the_demos_steps_are_commands():
