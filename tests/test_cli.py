@@ -83,6 +83,16 @@ def test_the_demos_steps_are_commands():
     assert [words[0] for words in demo.steps(Path("a"))] == ["prepare"] * 3 + ["train", "evaluate", "generate"]
 
 
+def test_a_demo_that_ends_early_names_how_to_start_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "steps", lambda folder: [["prepare", "frob"], ["prepare", "generate"]])
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--output_dir", str(tmp_path / "demo")])
+    assert end.value.code == 2
+    error, advice = capsys.readouterr().err.splitlines()[-2:]
+    assert "frob is not a command" in error
+    assert advice.startswith(f"The demo ended early. To start it again, remove {tmp_path / 'demo'} ")
+
+
 def test_only_this_package_is_installed_with_its_command_and_its_recipes():
     setup = ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
