@@ -53,6 +53,8 @@ def command_of(words: list[str]) -> tuple[Callable[[list[str]], Any], list[str]]
     ('lm_trials.commands.train', ['--seed', '1'])
     """
     name, *rest = words
+    if name.startswith("-"):
+        raise UsageError(f"lm-trials {name}: the command comes before its flags; valid: {', '.join(COMMANDS)}")
     if name not in COMMANDS:
         raise UsageError(f"lm-trials {name}: unknown command; {did_you_mean(name, COMMANDS)}")
     module, _ = COMMANDS[name]
@@ -97,7 +99,7 @@ def main(argv: list[str] | None = None) -> Any:
     if "_ARGCOMPLETE" in os.environ:
         return _complete()
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        _show(overview())
         return None
     if words[0] == "--version":
         from lm_trials import __version__
@@ -105,10 +107,18 @@ def main(argv: list[str] | None = None) -> Any:
         print(__version__)
         return None
     if words[0] == "probe" and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print(probes_overview())
+        _show(probes_overview())
         return None
     program, rest = command_of(words)
     return program(rest)
+
+
+def _show(text: str) -> None:
+    """Print a text to a reader that may have read enough, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complete() -> Any:

@@ -217,6 +217,7 @@ def parse_arguments(
         _with_help(_parser((*own, common) if common else own, description, prog), full is not None).print_help()
         raise SystemExit(0)
     if full and "--help_all" in argv:
+        load_libraries()
         _full_parser(full(), _with_help(parser, True)).print_help()
         raise SystemExit(0)
     path, arm, argv = _split_config(argv)
@@ -508,7 +509,10 @@ def _split_config(argv: list[str]) -> tuple[Path | None, str | None, list[str]]:
             raise UsageError(f"{name} needs {needs[name]}")
     if "--arm" in given and "--config" not in given:
         raise UsageError(f"--arm {given['--arm']} names an arm of a config file; give --config FILE.yaml too")
-    return recipe_file(given["--config"]) if "--config" in given else None, given.get("--arm"), rest
+    try:
+        return recipe_file(given["--config"]) if "--config" in given else None, given.get("--arm"), rest
+    except UsageError as error:
+        raise UsageError(f"--config {error}") from None
 
 
 def recipe_file(name: str) -> Path:

@@ -167,7 +167,8 @@ def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
         (["--dataset_nam", "x"], "unrecognized flag --dataset_nam; did you mean --dataset_name?"),
         (["fetsh"], "fetsh is not a command; did you mean fetch?"),
         (["verify"], "nothing is prepared there; prepare a data set with"),
-        (["recipe", "nowhere.yaml"], "recipe"),
+        (["recipe", "nowhere.yaml"], "nowhere.yaml: it cannot be read (No such file or directory)"),
+        (["recipe"], "no recipe is named; give recipe FILE.yaml"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, argv, message):
@@ -175,7 +176,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, cap
     if argv[0] == "recipe":
         with pytest.raises(SystemExit):
             cache_datasets.main(argv)
-        assert "nowhere.yaml: it cannot be read (No such file or directory)" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     else:
         assert message in refused(tmp_path, capsys, *argv)
     assert list(tmp_path.iterdir()) == []

@@ -53,6 +53,9 @@ def test_help_is_readable_at_80_columns(words, capsys, monkeypatch):
     ("words", "reason"),
     [
         (["trian"], "did you mean train?"),
+        (["--seed", "1", "train"], "the command comes before its flags"),
+        (["train", "--config", "dmeo"], "--config dmeo is neither a file nor an installed recipe; did you mean demo?"),
+        (["train", "--arm", "x"], "--arm x names an arm"),
         (["probe", "lense"], "did you mean lens?"),
         (["generate", "runs/a"], "give --model_name_or_path runs/a"),
         (["train", "--sed", "1"], "did you mean --seed?"),
@@ -66,12 +69,28 @@ def test_a_mistake_is_one_line(words, reason, capsys):
     assert reason in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_reader_that_has_read_enough_is_no_error():
+    line = f"{sys.executable} -u -m lm_trials.cli | true; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
+
+
 def test_the_demos_steps_are_commands():
     for words in demo.steps(Path("out/demo")):
         program, rest = cli.command_of(words)
         assert callable(program)
         assert rest == words[1:]
     assert [words[0] for words in demo.steps(Path("a"))] == ["prepare"] * 3 + ["train", "evaluate", "generate"]
+
+
+def test_a_demo_that_ends_early_names_how_to_start_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "steps", lambda folder: [["prepare", "frob"], ["prepare", "generate"]])
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--output_dir", str(tmp_path / "demo")])
+    assert end.value.code == 2
+    error, advice = capsys.readouterr().err.splitlines()[-2:]
+    assert "frob is not a command" in error
+    assert advice.startswith(f"The demo ended early. To start it again, remove {tmp_path / 'demo'} ")
 
 
 def test_only_this_package_is_installed_with_its_command_and_its_recipes():

@@ -59,7 +59,11 @@ def main(argv: list[str] | None = None) -> list[Any]:
     for number, words in enumerate(commands, start=1):
         note(f"\n{number} of {len(commands)}: lm-trials {shlex.join(words)}")
         program, rest = command_of(words)
-        results.append(program(rest))
+        try:
+            results.append(program(rest))
+        except (SystemExit, KeyboardInterrupt):
+            note(f"The demo ended early. To start it again, remove {folder} or give another --output_dir.")
+            raise
     run, data = folder / "run", f"--dataset_name generated --data_cache_dir {folder / 'data'}"
     facts = {
         "took": f"{time.monotonic() - start:.0f} s",

@@ -21,6 +21,7 @@ from a file.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -43,18 +44,30 @@ def with_recipe(argv: list[str]) -> list[str]:
     ['--config', 'demo']
     """
     named = {"config", "model_name_or_path", "model_dir", "config_name", "config_overrides", "model_type"}
-    flags = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    if flags & {*named, "vocab_size", "tokenizer_name", "help", "help_all", "do_eval"} or "-h" in argv:
+    if "_ARGCOMPLETE" in os.environ:  # Tab must not wait for torch
+        return argv
+    flags: dict[str, str] = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            flags[name.replace("-", "_")] = value if equals else following
+    if flags.keys() & {*named, "arm", "vocab_size", "tokenizer_name", "help", "help_all", "do_eval"} or "-h" in argv:
         return argv
     load_libraries()
     from torch.cuda import is_available
 
     recipe = "start_gpu" if is_available() and "use_cpu" not in flags else "start_cpu"
     note(f"no model, shape, tokenizer or recipe is named: using --config {recipe}")
+    more = []
     # The default, 1 %, may select no story of a small file.
-    file = "--dataset_name" in argv and Path("".join(argv[argv.index("--dataset_name") + 1 :][:1])).is_file()
-    share = ["--validation_split_percentage", "5"] if file and "validation_split_percentage" not in flags else []
-    return ["--config", recipe, *share, *argv]
+    data = flags.get("dataset_name", "")
+    files = Path(data).is_file() or all(Path(part).is_file() for part in data.split("+"))
+    if files and "validation_split_percentage" not in flags:
+        more += ["--validation_split_percentage", "5"]
+    # The recipe's number of updates would win over passes, and be refused beside a number of tokens.
+    if flags.keys() & {"num_train_epochs", "max_train_tokens"}:
+        more += ["--max_steps", "-1"]
+    return ["--config", recipe, *more, *argv]
 
 
 @script

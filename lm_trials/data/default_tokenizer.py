@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import note, progress
-from lm_trials.data.datasets import DataSet
+from lm_trials.console import UsageError, note, progress
+from lm_trials.data.datasets import DataSet, ProtocolSet
 from lm_trials.files import finished_folder
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import train_tokenizer
@@ -22,8 +22,14 @@ def default_tokenizer(dataset: DataSet) -> Path:
     """Return the folder of the tokenizer of a data set, of a mixture that of all its parts, trained if it is missing.
 
     Raises:
-        UsageError: for a data set that is not a corpus and cannot become one.
+        UsageError: for a protocol set, which has the tokens of one tokenizer; for a data set that is not a corpus and
+            cannot become one.
     """
+    for member in dataset.members:
+        if isinstance(member, ProtocolSet):
+            raise UsageError(
+                f"--vocab_size is missing; give the --vocab_size or --tokenizer_name with which {member.name} was made"
+            )
     corpora = [member.corpus() for member in dataset.members]
     folder = corpora[0] / "-".join(["tokenizer", *(corpus.name for corpus in corpora[1:])])
     if not folder.exists():

@@ -115,7 +115,7 @@ def corpus_documents(label: str, corpus: Path, tokenizer: PreTrainedTokenizerBas
     if not stories["validation"]:
         raise UsageError(
             f"--dataset_name {label}: none of its {sum(stories.values()):,} stories is in the validation split, by "
-            "default 1 % by hash; give some hundred stories or more, or a larger --validation_split_percentage"
+            "hash; give more stories or a larger --validation_split_percentage (default 1)"
         )
     described = {
         "corpus": corpus.name,

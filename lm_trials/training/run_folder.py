@@ -99,14 +99,60 @@ def _checked_identity(folder: Path, described: Mapping[str, Any], accept_other_c
 
 
 def prepare_output_dir(arguments: RunArguments, start: Start) -> None:
-    """Create the folder; remove partly written files of a resumed run, or everything for a new one."""
+    """Create the folder; remove partly written files of a resumed run, or everything for a new one.
+
+    The folder is locked until `unlock_output_dir`, or until the process ends.
+
+    Raises:
+        UsageError: for a folder that cannot be created, or that another process has locked.
+    """
     folder = Path(arguments.output_dir)
     try:
+        if folder.is_dir():
+            _lock_output_dir(folder)
         if start.checkpoint and folder.is_dir():
             remove_remains(folder)
         else:
             if folder.is_dir():
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
+            _lock_output_dir(folder)
+    except FileExistsError:  # since it was looked at
+        raise _in_use(folder) from None
     except OSError as error:
         raise UsageError(f"--output_dir {folder} cannot be created ({error.strerror}); give another folder") from None
+
+
+def _lock_output_dir(folder: Path) -> None:
+    """Lock a folder itself, without a file in it; it is unlocked when the process ends, however it ends."""
+    unlock_output_dir()
+    try:
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise _in_use(folder) from None
+    except OSError:  # a file system without locks
+        os.close(held)
+    else:
+        _held.append(held)
+
+
+def unlock_output_dir() -> None:
+    """Unlock the folder that this process has locked, if any."""
+    while _held:
+        os.close(_held.pop())
+
+
+def _in_use(folder: Path) -> UsageError:
+    return UsageError(f"--output_dir {folder}: another process is training in it; wait for it or give another folder")
+
+
+_held: list[int] = []
+if hasattr(os, "register_at_fork"):  # workers that outlive a killed run must not keep its lock
+    os.register_at_fork(after_in_child=unlock_output_dir)

@@ -24,6 +24,7 @@ from lm_trials.training.initial import InitialModel
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
 from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.run_folder import unlock_output_dir
 from lm_trials.training.stores import RunStores
 from lm_trials.training.trainer import StoryTrainer
 
@@ -96,9 +97,12 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
     Raises:
         SystemExit: after SIGTERM or Ctrl-C, with 128 plus the signal's number as in shells; a checkpoint is saved.
     """
-    with Interruption(trainer) as interruption:
-        trainer.add_callback(interruption)
-        trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        with Interruption(trainer) as interruption:
+            trainer.add_callback(interruption)
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        unlock_output_dir()
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if interruption.received is not None and step < steps:
         interruption.save()

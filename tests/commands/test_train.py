@@ -25,7 +25,7 @@ def test_a_command_line_that_names_nothing_gets_the_recipe_of_the_device(monkeyp
 @pytest.mark.parametrize(
     "flag",
     ["--config=a.yaml", "--model-name-or-path", "--model_dir", "--config_name", "--vocab_size", "--tokenizer_name",
-     "--model_type", "--config_overrides", "--help", "-h", "--do_eval"],
+     "--model_type", "--config_overrides", "--help", "-h", "--do_eval", "--arm"],
 )  # fmt: skip
 def test_whoever_names_something_gets_no_recipe(flag):
     assert with_recipe([flag, "x"]) == [flag, "x"]
@@ -60,6 +60,36 @@ def check_next_commands(words, capsys):
         assert reason in shown.err
         assert shlex.join(words) in shown.err.splitlines()
         assert "stories.jsonl" in shown.out  # the file, not a count of stories
+
+
+def test_tab_does_not_load_torch(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert with_recipe([]) == ["--config", "start_cpu"]
+    capsys.readouterr()
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    assert with_recipe([]) == []
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["--dataset_name=a.txt"], ["--dataset-name", "a.txt"], ["--dataset_name", "a.txt+b.txt"]]
+)
+def test_more_of_a_file_is_held_out_in_each_spelling(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--validation_split_percentage" not in with_recipe(words)
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("A story.")
+    added = ["--validation_split_percentage", "5"]
+    assert with_recipe(words)[2:4] == added
+    assert "5" not in with_recipe([*words, "--validation_split_percentage=7"])
+    assert added[0] not in with_recipe([*words, "--dataset_name", "generated"])  # the last one counts
+
+
+@pytest.mark.parametrize("flag", ["--num_train_epochs", "--max_train_tokens"])
+def test_a_named_length_replaces_that_of_the_recipe(flag):
+    added = with_recipe([flag, "2"])
+    assert added[2:4] == ["--max_steps", "-1"]
+    assert "-1" not in with_recipe(["--max_steps", "2"])
 
 
 def test_a_file_alone_trains_a_model_with_a_tokenizer_of_its_own(tmp_path, monkeypatch, capsys, tiny_data):

@@ -41,3 +41,14 @@ def test_pairs_are_no_corpus(tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(UsageError, match=r"pairs\.jsonl"):
         default_tokenizer(open_dataset(str(tmp_path / "pairs.jsonl"), data_cache_dir=tmp_path / "data"))
+
+
+def test_a_protocol_set_has_the_tokens_of_its_own_tokenizer(tiny_data, capsys):
+    from prepare_tinystories import main
+
+    words = ["--corpus", "tiny", "--vocab_size", "400", "--filtering", "features!=Twist", "--dataset_name", "no-twist"]
+    main(["pretokenize", *words, "--data_cache_dir", str(tiny_data)])
+    for name in ("no-twist", "tiny+no-twist"):
+        with pytest.raises(UsageError, match="--tokenizer_name with which no-twist was made"):
+            default_tokenizer(open_dataset(name, data_cache_dir=tiny_data))
+    assert default_tokenizer(open_dataset("tiny", data_cache_dir=tiny_data)).is_dir()

@@ -14,6 +14,7 @@ from lm_trials.evaluation.constraint_tasks import (
     content_words,
     count_words,
     coverage_of,
+    pair_tasks,
     training_words,
 )
 from lm_trials.pairs.pairs import write_pairs
@@ -89,3 +90,10 @@ def test_tasks_are_grouped_by_their_rarest_word():
     groups = coverage.groups_of(tasks[:2])
     assert list(groups) == ["unseen", "rare"]
     assert np.array_equal(groups["unseen"], [False, True])
+
+
+def test_a_split_that_the_pairs_do_not_have_is_named(tmp_path):
+    pairs(tmp_path / "asked")
+    assert [task.prompt for task in pair_tasks("asked", tmp_path, "test", 5)] == ["a fox"]
+    with pytest.raises(UsageError, match=r"--dataset_split trian: did you mean train\? valid: "):
+        pair_tasks("asked", tmp_path, "trian", 5)

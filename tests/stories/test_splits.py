@@ -292,6 +292,11 @@ def cut_parquet(folder):
     return folder / "a.parquet"
 
 
+def cut_json(folder):
+    (folder / "a.json").write_text(json.dumps([{"text": story} for story in TRAIN])[:-3])
+    return folder / "a.json"
+
+
 def cut_gzip(suffix):
     def write(folder):
         text = json.dumps([{"text": f"{story} {hash(story)}"} for story in TRAIN])
@@ -310,6 +315,7 @@ def cut_gzip(suffix):
     [
         (cut_gzip(".jsonl.gz"), r"a\.jsonl\.gz is truncated or broken after line \d+"),
         (cut_gzip(".txt.gz"), r"a\.txt\.gz is truncated or broken after record \d+"),
+        (cut_json, r"a\.json: record \d+ is truncated or broken \(Unterminated string"),
         (cut_csv, r"a\.csv is truncated or broken after line 3"),
         (cut_parquet, r"a\.parquet is truncated or broken"),
         (cut_arrow, r"arrow is truncated or broken after record \d+"),

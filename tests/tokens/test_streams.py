@@ -175,3 +175,9 @@ def test_ours_resumes_by_replaying_and_loses_none():
     for at in (1, 50, 100, 130, 249):
         resumed = StreamBlocks([Ready(documents)], 4, 250, 0, 20)
         assert [resumed[n]["input_ids"].tolist() for n in range(at, 250)] == straight[at:]
+
+
+def test_a_stream_without_documents_cannot_be_evaluated():
+    assert len(stored(Ready([[1, 2]]), None)) == 1
+    with pytest.raises(UsageError, match="tales has no story"):
+        stored(Ready([]), None)
