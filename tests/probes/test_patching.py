@@ -398,4 +398,4 @@ def test_the_documented_commands_parse():
         check_arguments(*parsed)
         with pytest.raises(UsageError, match="unrecognized flag"):
             parse_arguments([*command, "--not_there"], ARGUMENTS, "")
-    assert TextArguments().dataset_name == "generated"
+    assert TextArguments().dataset_name == ""  # the data of the model's run
