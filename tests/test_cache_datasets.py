@@ -1,4 +1,4 @@
-"""`cache_datasets.py` end to end: fetched once, found by the same flags, stopped and gone on with, verified."""
+"""`cache_datasets.py` end to end: fetched once, found by the same flags, interrupted and resumed, verified."""
 
 import json
 import os
