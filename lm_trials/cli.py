@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> Any:
     if "_ARGCOMPLETE" in os.environ:
         return _complete()
     if not words or words[0] in ("-h", "--help", "help"):
-        _show(overview())
+        print(overview())
         return None
     if words[0] == "--version":
         from lm_trials import __version__
@@ -107,18 +107,10 @@ def main(argv: list[str] | None = None) -> Any:
         print(__version__)
         return None
     if words[0] == "probe" and (len(words) == 1 or words[1] in ("-h", "--help")):
-        _show(probes_overview())
+        print(probes_overview())
         return None
     program, rest = command_of(words)
     return program(rest)
-
-
-def _show(text: str) -> None:
-    """Print a text to a reader that may have read enough, such as `head`."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complete() -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -30,11 +31,14 @@ class UsageError(ValueError):
 
 def is_main_process() -> bool:
     """Whether this process is the one that speaks, known before torch is loaded (launchers set `RANK`)."""
-    return int(os.environ.get("RANK", "0")) == 0
+    rank = os.environ.get("RANK", "0")
+    return not rank.isdecimal() or int(rank) == 0
 
 
 def script(main: Callable[..., Result]) -> Callable[..., Result]:
-    """Let `main` end with one clear line and status 2 where the user made a mistake; with 130 after Ctrl-C.
+    """Let `main` end with one clear line and status 2 where the user made a mistake or the system refused a file.
+
+    The status is 130 after Ctrl-C, and 1, without a word, when the reader of the output has left (`| head -1`).
 
     >>> @script
     ... def main(argv=None):
@@ -47,25 +51,62 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Result:
         try:
-            return main(*args, **kwargs)
+            _prepare_process()
+            try:
+                return main(*args, **kwargs)
+            finally:
+                _flush()
         except UsageError as error:
-            if is_main_process():
-                _close_bars()
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _stop(str(error))
+        except BrokenPipeError:
+            raise SystemExit(1) from None  # as rich does
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            place = error.filename or "a file"
-            _close_bars()
-            print(f"error: {place} cannot be written ({error.strerror}); make room and try again", file=sys.stderr)
-            raise SystemExit(2) from None
+            _stop(_reason(error))
         except KeyboardInterrupt:
             _close_bars()
             note("\nInterrupted. Run the same command again to resume.")
             raise SystemExit(128 + signal.SIGINT) from None
 
     return wrapped
+
+
+def _prepare_process() -> None:
+    """Let every text be printed, whatever the terminal's encoding; check what launchers set."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UsageError(f"{name}={os.environ[name]} is not a number; unset this environment variable")
+
+
+def _flush() -> None:
+    """Write what is printed; where that fails, Python would try again at its exit, with lines of its own."""
+    try:
+        if sys.stdout:  # None where it is closed
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise
+
+
+def _stop(message: str) -> NoReturn:
+    if is_main_process():
+        _close_bars()
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system or a library says of a file, the file first.
+
+    >>> _reason(FileNotFoundError(errno.ENOENT, "No such file or directory", "runs/a"))
+    'runs/a: No such file or directory'
+    """
+    if error.strerror is None:  # a library's own
+        return str(error)
+    advice = "; make room and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return f"{error.filename or 'output'}: {error.strerror}{advice}"
 
 
 def _close_bars() -> None:
@@ -231,7 +272,7 @@ def _console() -> Any:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if console.width < 1 or (not console.is_terminal and "COLUMNS" not in os.environ):  # COLUMNS=0 is "unknown"
         console.width = FILE_WIDTH
     return console
 

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,11 +44,38 @@ def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced:
         if synced:
             to_disk(unfinished)
         unfinished.replace(path)
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)  # not the temporary name, nor none, as for a full disk
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
     if synced:
         to_disk(path.parent)
     return path
+
+
+def check_writable(flag: str, place: str | Path) -> None:
+    """Refuse a folder that cannot be made or written to, before hours are spent on its content; nothing stays there.
+
+    Args:
+        flag: how the message names the place, for example `--output_dir`.
+
+    Raises:
+        UsageError: for a file in the way, a name that is too long, a folder without permission, a read-only disk.
+
+    >>> import tempfile
+    >>> check_writable("--output_dir", Path(tempfile.mkdtemp()) / "runs" / "new")
+    """
+    there = Path(place)
+    try:
+        there = next(parent for parent in (there, *there.absolute().parents) if parent.exists() or parent.is_symlink())
+        Path(tempfile.mkdtemp(dir=there)).rmdir()
+    except OSError as error:
+        where = "" if there == Path(place) else f"{there}: "
+        raise UsageError(
+            f"{flag} {place} cannot be written to ({where}{error.strerror}); give another folder"
+        ) from None
 
 
 def to_disk(path: Path) -> None:

@@ -21,6 +21,7 @@ from textwrap import fill, wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_trials.console import UsageError, did_you_mean, load_libraries
+from lm_trials.files import check_writable
 
 
 def option(
@@ -49,6 +50,7 @@ class Check:
         one_of: the valid words of a list or of an optional flag; `Literal` does the same for a single word.
         distinct: whether no value of a list may be repeated.
         filled: whether text must be more than spaces, and a list not empty.
+        output: whether it is a folder that results go to, which must be one that can be written to.
         required: what to give (a metavar) where the flag must be given.
         needs: flags of which one must be set where this one is; or a dictionary from values of this flag to them.
         not_with: flags that must not be set where this one is; or a dictionary likewise.
@@ -64,6 +66,7 @@ class Check:
     one_of: Iterable[str] = ()
     distinct: bool = False
     filled: bool = False
+    output: bool = False
     required: str = ""
     needs: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
     not_with: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
@@ -113,6 +116,8 @@ class Check:
                 raise UsageError(f"--{name} {each}: {did_you_mean(each, self.one_of)}")
             if self.distinct and values.count(each) > 1:
                 raise UsageError(f"--{name} {_shown(each)} is given twice; give each value once")
+        if self.output and value is not None:
+            check_writable(f"--{name}", value)
 
     def check_with(self, name: str, value: Any, others: dict[str, tuple[Any, Any]]) -> None:
         """Refuse a value that another flag forbids, or that needs another; `others` are values and defaults."""
@@ -617,7 +622,9 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"it is not YAML ({str(error).splitlines()[0]}); correct it") from None
+        mark = getattr(error, "problem_mark", None)
+        why = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]  # type: ignore[union-attr]
+        raise UsageError(f"it is not YAML ({why}); correct it") from None
 
 
 def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: bool) -> list[str]:
@@ -646,9 +653,10 @@ def _config_loader() -> type:
         }
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-                raise UsageError(f"{twice[0]} is given twice; keep one")
+            keys = [str(key.value) for key, _ in node.value]
+            for place, (key, _) in enumerate(node.value):
+                if keys[place] in keys[:place]:
+                    raise UsageError(f"line {key.start_mark.line + 1}: {keys[place]} is given twice; keep one")
             return super().construct_mapping(node, deep)
 
     return Loader

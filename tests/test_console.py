@@ -3,7 +3,9 @@
 import errno
 import io
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import rich.console
@@ -137,20 +139,28 @@ def test_a_users_mistake_is_one_line_and_ours_keeps_its_traceback(capsys):
         main()
 
 
-def test_a_full_disk_is_one_line_and_another_fault_of_the_system_keeps_its_traceback(capsys):
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a"),
+            "runs/a: No space left on device; make room and try again",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), "runs/a: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "x" * 300 + ": File name too long"),
+        (OSError(errno.EIO, "Input/output error"), "output: Input/output error"),
+        (OSError("owner/model is no model\n  on the Hub"), "owner/model is no model on the Hub"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_file_first(fault, line, capsys):
     @script
-    def main(number):
-        raise OSError(number, os.strerror(number), "runs/a/model")
+    def main():
+        raise fault
 
     with pytest.raises(SystemExit) as left:
-        main(errno.ENOSPC)
+        main()
     assert left.value.code == 2
-    assert (
-        capsys.readouterr().err
-        == "error: runs/a/model cannot be written (No space left on device); make room and try again\n"
-    )
-    with pytest.raises(OSError, match="Input/output error"):
-        main(errno.EIO)
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_ctrl_c_is_one_line_and_the_shells_status(capsys):
@@ -194,3 +204,82 @@ def test_bars_of_an_instant_are_hidden_and_others_are_not(monkeypatch):
         bar = logging.tqdm(range(3), desc=name, file=io.StringIO())
         assert bar.disable is hidden
         bar.close()
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TEXT = "Ä story — 😀\n"  # U+2014 and the emoji are not in ASCII, the emoji not in cp1252
+COMMAND = [sys.executable, "-c"]
+SHOWS = f"""
+from lm_trials.console import note, script, show_facts, show_table
+@script
+def main():
+    show_table({TEXT!r}, ["a", "b"], [[{TEXT!r}, "1"]], caption={TEXT!r})
+    show_facts({TEXT!r}, {{"fact": {TEXT!r}}})
+    print({TEXT!r})
+    note({TEXT!r})
+main()
+"""
+PRINTS = """
+from lm_trials.console import script
+@script
+def main():
+    for number in range(100_000):
+        print(number)
+main()
+"""
+
+
+def run(words, **settings):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **settings.pop("env", {})}
+    return subprocess.run(words, env=environment, capture_output=True, timeout=60, check=False, **settings)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+@pytest.mark.parametrize("columns", ["0", "1", "", "abc", "80", "100000"])
+def test_every_encoding_and_width_shows_the_text_or_escapes_it(encoding, columns):
+    done = run([*COMMAND, SHOWS], env={"PYTHONIOENCODING": encoding, "COLUMNS": columns})
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    shown, said = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    escaped = TEXT.encode(encoding, "backslashreplace").decode(encoding).strip()
+    assert escaped in shown
+    assert escaped in said
+    assert ("\\U0001f600" in shown) == (encoding != "utf-8")
+
+
+@pytest.mark.parametrize("code", [SHOWS, PRINTS], ids=["little", "much"])
+@pytest.mark.parametrize(
+    ("after", "status", "said"),
+    [
+        ("| true", 1, ""),
+        ("> /dev/full", 2, "error: output: No space left on device; make room and try again"),
+        (">&-", 0, ""),
+        ("> /dev/null", 0, ""),
+    ],
+)
+def test_a_reader_that_has_left_ends_the_command_quietly(code, after, status, said, tmp_path):
+    (tmp_path / "shows.py").write_text(code.replace(f"    note({TEXT!r})\n", "    import time; time.sleep(0.2)\n"))
+    line = f"set -o pipefail; {sys.executable} shows.py {after}"
+    done = run(["bash", "-c", line], cwd=tmp_path)
+    assert (done.returncode, done.stderr.decode().strip()) == (status, said)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["abc", "-1", "1.5", "0", ""])
+def test_what_launchers_set_must_be_numbers(name, value):
+    done = run([sys.executable, "-m", "lm_trials.cli", "--version"], env={name: value})
+    wrong = value != "0"
+    assert done.returncode == (2 if wrong else 0)
+    line = f"error: {name}={value} is not a number; unset this environment variable\n" if wrong else ""
+    assert done.stderr.decode() == line
+
+
+@pytest.mark.parametrize(
+    "words", [["--dataset_name", b"st\xffories.jsonl"], [b"train\xff"], ["--config", b"\xff.yaml"]]
+)
+def test_bytes_that_are_no_text_are_one_line(words, tmp_path):
+    done = run([sys.executable, "-m", "lm_trials.cli", "cache", *words], cwd=tmp_path)
+    assert done.returncode == 2
+    lines = done.stderr.decode().splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1
+    assert b"Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

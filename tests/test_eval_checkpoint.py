@@ -514,15 +514,9 @@ def test_earlier_results_survive_an_evaluation_that_fails(run, refused, tmp_path
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_folder_whose_mode_forbids_it(refused, monkeypatch):
-    """Root, as whom tests may run, writes everywhere; so the answer is the system's, not the folder's mode."""
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "--output_dir: out cannot be written" in refused()
-
-
 def test_a_place_that_cannot_be_written_to_is_known_before_the_evaluation(refused, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    assert "--output_dir: taken/out cannot" in refused(output="taken/out")
+    assert "--output_dir taken/out cannot" in refused(output="taken/out")
     assert "--tables_dir: taken/tables" in refused("--generate", 1, "--tables_dir", "taken/tables")
 
 

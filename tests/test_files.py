@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_trials.files import damaged, file_sums, write_file
+from lm_trials.files import check_writable, damaged, file_sums, write_file
+from tests.refusals import usage_error
 
 
 def write(folder, files):
@@ -80,3 +81,41 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in place.parent.iterdir()] == ["a.csv"]
     assert write_file(place, lambda unfinished: unfinished.write_text("two")).read_text() == "two"
     assert write_file(place, b"three").read_text() == "three"
+
+
+def test_a_place_that_can_be_written_to_is_left_as_it_was(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("a")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("", "new", "new/deep/er", "full", "full/new", "n" * 255):
+        check_writable("--output_dir", tmp_path / name)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "Not a directory"),
+        ("file/below/it", "file: Not a directory"),
+        ("link", "No such file or directory"),  # a link to nothing, over which no folder can be made
+        ("n" * 256, "File name too long"),
+        ("a/" * 3000, "File name too long"),
+        ("/proc/new", "/proc: No such file or directory"),  # nobody may write there, whatever its permissions say
+        ("/dev/null/new", "/dev/null: Not a directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, name, reason):
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "link").symlink_to("nowhere")
+    line = usage_error(check_writable, "--output_dir", tmp_path / name)
+    assert line.startswith(f"--output_dir {tmp_path / name} cannot be written to (")
+    assert line.endswith(f"{reason}); give another folder")
+
+
+@pytest.mark.parametrize("content", ["text", b"bytes", lambda place: place.write_text("text")])
+def test_a_file_that_cannot_be_written_is_named_by_its_own_name(tmp_path, content):
+    (tmp_path / "in the way").mkdir()
+    with pytest.raises(OSError, match="Is a directory") as raised:
+        write_file(tmp_path / "in the way", content)
+    assert raised.value.filename == str(tmp_path / "in the way")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in the way"]

@@ -279,7 +279,7 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--num_sampled_stories", "-1"], "--num_sampled_stories -1 must be"),
         (["--sample_tokens", "0"], "--sample_tokens 0 must be"),
         (["--report_to", "tensorbord"], "did you mean tensorboard?"),
-        (["--output_dir", "README.md/x"], "README.md is a file; give another folder"),
+        (["--output_dir", "README.md/x"], "README.md: Not a directory); give another folder"),
         (["--output_dir", "/proc/nowhere"], "give another folder"),
         (["--config_name", "base9M"], "base8M"),
         (["--learning_rat", "1"], "--learning_rate"),

@@ -25,7 +25,7 @@ from lm_trials.flags import option, parse_arguments
 class DemoArguments:
     """Where the demo's files go."""
 
-    output_dir: str = option("out/demo", help="Folder of the model, its evaluation and the data.")
+    output_dir: str = option("out/demo", output=True, help="Folder of the model, its evaluation and the data.")
 
 
 def steps(folder: Path) -> list[list[str]]:

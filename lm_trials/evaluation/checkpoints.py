@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -23,6 +22,7 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, check_documents_apart, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documents
+from lm_trials.files import check_writable
 from lm_trials.models.reference import (
     CONFIG_FILES,
     RUN_FILE,
@@ -133,9 +133,7 @@ def plan_results(
     places += [("--tables_dir", Path(args.tables_dir))] if args.generate else []
     places += [("--matrix_dir", Path(args.matrix_dir))] if len(folders) > 1 else []
     for flag, place in places:
-        there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UsageError(f"{flag}: {place} cannot be written to; give another folder")
+        check_writable(flag, place)
     return folders
 
 

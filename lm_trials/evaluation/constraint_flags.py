@@ -46,7 +46,9 @@ class ConstraintArguments(DataFolder, TokenSampling, Quantization, Device):
     batch_size: int = option(16, least=1, help="Stories per batch; no effect on results.")
     seed: int = option(0, least=0, help="Seed of the intervals, of the other prompts, and of the classifiers.")
     output_dir: str | None = option(
-        None, help="Folder of the results. Default: <model>/eval/constraints-<prompts>-<mode>; several: under out."
+        None,
+        output=True,
+        help="Folder of the results. Default: <model>/eval/constraints-<prompts>-<mode>; several: under out.",
     )
 
 

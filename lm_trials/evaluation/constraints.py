@@ -22,7 +22,6 @@ from lm_trials.evaluation.constraint_flags import ConstraintArguments, sampling_
 from lm_trials.flags import parse_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from lm_trials.evaluation.constraint_scores import Written
     from lm_trials.evaluation.constraint_tasks import Task
     from lm_trials.evaluation.judges import Judge
 
@@ -36,7 +35,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.evaluation.constraint_tables import ConstraintResult, show_result, write_result
     from lm_trials.evaluation.constraint_tasks import coverage_of, training_words
     from lm_trials.evaluation.storytellers import open_storyteller
+    from lm_trials.files import check_writable
 
+    check_writable("--output_dir", results_home(args))
     tasks = _tasks(args)
     judge, quality = _judge(args)
     coverage = coverage_of(tasks, training_words(args.coverage, Path(args.data_cache_dir))) if args.coverage else None
@@ -53,7 +54,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         )
         written.append(write_for(teller, tasks, judge, sampling, seeds, args.max_new_tokens, args.batch_size))
     result = ConstraintResult(written, score(written, judge, coverage, args.seed), quality, coverage, seeds)
-    folder = results_folder(args, written)
+    about = Path(args.prompts).stem.replace(" ", "_") if args.prompts else f"{args.dataset_name}-{args.dataset_split}"
+    folder = results_home(args)
+    if not args.output_dir:
+        folder /= f"constraints-{Path(about).name}-{written[0].mode}"
     write_result(result, folder, dataclasses.asdict(args))
     show_result(result, folder, args)
     return result.rows
@@ -80,14 +84,12 @@ def _judge(args: ConstraintArguments) -> tuple[Judge, list[dict[str, Any]]]:
     return judge, judge_quality(judge, args.judge_corpus, place) if args.judge_corpus else []
 
 
-def results_folder(args: ConstraintArguments, written: list[Written]) -> Path:
-    """Return the folder of the results: under the model's if it is one local folder, else under `out`."""
+def results_home(args: ConstraintArguments) -> Path:
+    """Return the folder of the results, or of their folder: under the model's if it is one local folder, else `out`."""
     if args.output_dir:
         return Path(args.output_dir)
-    about = Path(args.prompts).stem.replace(" ", "_") if args.prompts else f"{args.dataset_name}-{args.dataset_split}"
-    name = f"constraints-{Path(about).name}-{written[0].mode}"
-    model = Path(written[0].model)
-    return model / "eval" / name if len(written) == 1 and model.is_dir() else Path("out") / name
+    model = Path(args.model_name_or_path[0])
+    return model / "eval" if len(args.model_name_or_path) == 1 and model.is_dir() else Path("out")
 
 
 if __name__ == "__main__":

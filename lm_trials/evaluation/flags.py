@@ -71,7 +71,7 @@ class EvaluationArguments(DataReading, Device):
     )
     seed: int = option(0, least=0, help="Seed of the intervals and of sampling.")
     output_dir: str | None = option(
-        None, group="output", help="Folder of the results. Default: <model>/eval/<data set>."
+        None, output=True, group="output", help="Folder of the results. Default: <model>/eval/<data set>."
     )
     tables_dir: str = option("out/tables", group="output", help="Folder of the tables of --generate.")
     matrix_dir: str = option(

@@ -138,7 +138,7 @@ class LatentCityArguments(DataFolder, Quantization, Device):
     max_known: int = option(100, least=1, help="Maximum number of trained cities, and of real cities, to ask about.")
     max_new_tokens: int = option(24, least=1, help="Maximum tokens of an answer.")
     batch_size: int = option(64, least=1, help="Questions per batch.")
-    tables_dir: str = option("out/tables", help="Folder of the tables.")
+    tables_dir: str = option("out/tables", output=True, help="Folder of the tables.")
 
     def sampling_seeds(self) -> list[int]:
         """Return the seeds; a malformed list is a UsageError."""

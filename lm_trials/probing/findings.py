@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lm_trials.console import UsageError, show_facts
+from lm_trials.console import show_facts
 from lm_trials.files import write_csv, write_json
 from lm_trials.probing.capture import CaptureCheck
 from lm_trials.probing.flags import probe_folder
@@ -49,9 +49,6 @@ def write_findings(
         figures: by file name without extension.
         checks: by model, the check that capturing did not change its logits.
         tables: more CSV files, by name without extension; a table without rows is not written.
-
-    Raises:
-        UsageError: if the folder cannot be written to.
     """
     folder, checks = probe_folder(arguments[0], probe), checks or {}
     facts = {"finding": finding.sentence, "control": finding.control}
@@ -66,15 +63,12 @@ def write_findings(
         "files": files,
         "rows": list(rows),
     }
-    try:
-        for name, lines in named.items():
-            write_csv(folder / f"{name}.csv", lines)
-        for name, figure in figures.items():
-            save_pictures(figure, folder / name)
-        _remove_older(folder, probe, files)
-        write_json(folder / f"{probe}.json", written)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
+    for name, lines in named.items():
+        write_csv(folder / f"{name}.csv", lines)
+    for name, figure in figures.items():
+        save_pictures(figure, folder / name)
+    _remove_older(folder, probe, files)
+    write_json(folder / f"{probe}.json", written)
     read = {("check" if len(checks) == 1 else f"check, {label}"): str(check) for label, check in checks.items()}
     show_facts(probe, {**facts, **read, "table": str(folder / f"{probe}.csv"), "results": str(folder)})
     return folder

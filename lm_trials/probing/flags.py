@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from lm_trials.console import UsageError
+from lm_trials.files import check_writable
 from lm_trials.flags import option
 from lm_trials.shared_flags import DataReading, Device, Quantization
 
@@ -27,7 +27,9 @@ class SubjectArguments(Quantization, Device):
     )
     tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Data type of the weights.")
-    output_dir: str | None = option(None, help="Folder of the results. Default: <first local model>/probes/<probe>.")
+    output_dir: str | None = option(
+        None, output=True, help="Folder of the results. Default: <first local model>/probes/<probe>."
+    )
     seed: int = option(0, least=0, help="Seed of intervals, random draws and controls.")
 
 
@@ -71,7 +73,7 @@ def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int
     places = [str(path.resolve()) if (path := Path(name).expanduser()).is_dir() else name for name in names]
     if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
         raise UsageError(f"--model_name_or_path {' '.join(twice[:2])}: the same model twice; name each once")
-    check_place(probe_folder(args, probe))
+    check_writable("--output_dir", probe_folder(args, probe))
 
 
 def probe_folder(args: SubjectArguments, probe: str) -> Path:
@@ -84,13 +86,6 @@ def probe_folder(args: SubjectArguments, probe: str) -> Path:
         return Path(args.output_dir)
     local = next((path for name in args.model_name_or_path if (path := Path(name).expanduser()).is_dir()), None)
     return (local or Path("out")) / "probes" / probe
-
-
-def check_place(folder: Path) -> None:
-    """Raise a UsageError for a folder that cannot be written to, before hours are spent on its results."""
-    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise UsageError(f"{folder} cannot be written to ({standing} is in the way); give another --output_dir")
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -80,7 +80,7 @@ class CommonTrainingArguments:
 
     flag_group: ClassVar[str] = "training"
 
-    output_dir: str = option("runs/<run_name>", group="output", help="Folder of the run.")
+    output_dir: str = option("runs/<run_name>", output=True, group="output", help="Folder of the run.")
     run_name: str = option("<model>-<data>-s<seed>", group="output", help="Name of the run.")
     max_steps: int = option(-1, least=1, unless=-1, help="Number of updates; overrides --num_train_epochs.")
     num_train_epochs: float = option(3.0, above=0, help="Passes over the training split.")

@@ -222,7 +222,4 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
 
 def write_run(folder: Path, described: dict[str, Any]) -> Path:
     """Write `run.json` atomically."""
-    try:
-        return write_file(folder / RUN_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        raise UsageError(f"{folder / RUN_FILE} cannot be written ({error.strerror}); make room and try again") from None
+    return write_file(folder / RUN_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from lm_trials.console import UsageError, note
 from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
-from lm_trials.files import finished_folder, read_object, weights_digest
+from lm_trials.files import check_writable, finished_folder, read_object, weights_digest
 from lm_trials.models.reference import RUN_FILE, load_model, load_tokenizer_of, read_run, resolve_model
 from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_trainer import FineTuner
@@ -33,17 +32,9 @@ def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) 
         one, other = destination.resolve(), Path(folder).resolve()
         if one == other or one in other.parents or other in one.parents:
             raise UsageError(f"--merge_output {destination} overlaps the folder of {kind}, {folder}; give another")
-    if destination.is_file():
-        raise UsageError(f"--merge_output {destination} is a file; give a folder")
     if destination.is_dir() and any(destination.iterdir()) and _merged_from(destination).get("run") != identity:
         raise UsageError(f"--merge_output {destination} is not empty; give another folder, or remove it")
-    there = next(place for place in destination.absolute().parents if place.exists())
-    try:
-        Path(tempfile.mkdtemp(dir=there)).rmdir()
-    except OSError as error:
-        raise UsageError(
-            f"--merge_output {destination}: {there} cannot be written to ({error.strerror}); give another folder"
-        ) from None
+    check_writable("--merge_output", destination)
 
 
 def _merged_from(destination: Path) -> dict[str, Any]:

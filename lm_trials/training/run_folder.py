@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note
+from lm_trials.files import check_writable
 from lm_trials.models.reference import RUN_FILE, checkpoints, read_run
 from lm_trials.training.checkpoints import (
     check_checkpoint,
@@ -47,10 +48,7 @@ def claim_output_dir(
             of that name; `--resume_from_checkpoint` without a checkpoint.
     """
     folder = Path(arguments.output_dir)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        kind = "is a file" if there.is_file() else "cannot be written to"
-        raise UsageError(f"--output_dir {folder}: {there} {kind}; give another folder")
+    check_writable("--output_dir", folder)
     empty = not folder.is_dir() or not any(folder.iterdir())
     asked = str(arguments.resume_from_checkpoint or "").lower()
     if asked not in ("", "true", "false"):

@@ -70,7 +70,9 @@ class AdapterArguments(Quantization):
         help="Weight-decomposed LoRA; not on an 8-bit base.",
     )
     use_rslora: bool = option(False, help="Scale the adapter by alpha / sqrt(r).")
-    merge_output: str | None = option(None, help="Folder for the adapter merged into its unquantized base.")
+    merge_output: str | None = option(
+        None, output=True, help="Folder for the adapter merged into its unquantized base."
+    )
     overwrite_output_dir: bool = option(False, help="Replace another run in --output_dir.")
     accept_other_code: bool = option(False, help="Resume although the code or a library has changed.")
 

@@ -18,14 +18,13 @@ these models; the interval over seeds is for the recipes that trained them.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, script
+from lm_trials.console import script
 from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.differences import (
@@ -56,7 +55,7 @@ class CompareArguments:
         help="Compare a number of this table instead of losses: under each run, or one table of all runs.",
     )
     where: list[str] = option([], needs="table", help="COLUMN=VALUE conditions that select one row per run of --table.")
-    output: str = option("out/compare", help="Folder of compare.json, compare.csv and compare.png.")
+    output: str = option("out/compare", output=True, help="Folder of compare.json, compare.csv and compare.png.")
 
 
 @dataclass(frozen=True)
@@ -160,20 +159,6 @@ def compare_runs(
     )
 
 
-def check_output(output: str) -> Path:
-    """Return the folder for the results.
-
-    Raises:
-        UsageError: if it cannot be written to.
-    """
-    folder = Path(output)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        kind = "cannot be written to" if there.is_dir() else "is a file"
-        raise UsageError(f"--output {output}: {there} {kind}; give another folder")
-    return folder
-
-
 def write_comparison(folder: Path, comparison: Comparison, title: str | None = None) -> None:
     """Write `compare.json` and, with results, `compare.csv` and `compare.png` with a title (None: losses)."""
     from lm_trials.reporting.arm_figures import arms_figure
@@ -193,7 +178,7 @@ def write_comparison(folder: Path, comparison: Comparison, title: str | None = N
 def main(argv: list[str] | None = None) -> Comparison:
     """Compare runs, show and write the results; returns the comparison."""
     args = compare_arguments(list(sys.argv[1:] if argv is None else argv))
-    folder = check_output(args.output)
+    folder = Path(args.output)
     comparison = compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where)
     show_arms(comparison.arms, comparison.variables, comparison.names, comparison.logistics)
     for result in comparison.results:

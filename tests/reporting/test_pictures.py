@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from lm_trials.console import UsageError
 from lm_trials.reporting.pictures import DPI, save_pictures
 
 
@@ -52,13 +51,7 @@ def test_a_fault_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(UsageError) as raised:
+    with pytest.raises(OSError, match="No space left") as raised:
         save_pictures(figure("new"), tmp_path / "curve")
-    assert str(raised.value) == f"{tmp_path} cannot be written to (No space left on device); give another --output_dir"
+    assert raised.value.filename == str(tmp_path / "curve.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"file cannot be written to \(.*\); give another --output_dir"):
-        save_pictures(figure(), tmp_path / "file" / "curve")

@@ -193,7 +193,10 @@ def test_a_comparison_without_results_leaves_no_table_of_an_earlier_one(make_run
     [
         (["--dataset_name", "tiny-valid"], "no run has eval/tiny-valid; did you mean tiny-validation"),
         (["--dataset_name", "extra"], "--dataset_name extra: runs/b lack it; evaluate all alike: lm-trials evaluate"),
-        (["--output", "runs/a/run.json"], "--output runs/a/run.json: runs/a/run.json is a file; give another folder"),
+        (
+            ["--output", "runs/a/run.json"],
+            "--output runs/a/run.json cannot be written to (Not a directory); give another",
+        ),
         (["--baseline", "runs/x"], "--baseline runs/x is none of the runs"),
         (["--verbose"], "unrecognized flag --verbose"),
     ],

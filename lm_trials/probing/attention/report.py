@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from matplotlib.figure import Figure
 
-from lm_trials.console import UsageError, show_table
+from lm_trials.console import show_table
 from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means
 from lm_trials.files import write_file
 from lm_trials.probing.attention.figures import head_figure, maps_figure, statistics_figure, steps_figure
@@ -308,11 +308,7 @@ class Results:
         checks: Mapping[str, CaptureCheck],
         large: tuple[int, int] | None,
     ) -> ProbeTable:
-        """Write and show all that was found; returns the table.
-
-        Raises:
-            UsageError: where the folder cannot be written to.
-        """
+        """Write and show all that was found; returns the table."""
         folder, rows = probe_folder(which, "attention"), self.rows()
         tables = {"attention-leaders": ProbeTable(row for leader in self.leaders for row in leader.rows)}
         if args.all_checkpoints:
@@ -321,10 +317,7 @@ class Results:
             since: Row = {"since": self.models[0].label}
             tables["attention-changes"] = ProbeTable(row | since for change in self.changes for row in change.rows)
         over = f"{len(self.texts.documents):,} stories of {short_names([stories.dataset_name])[0]}"
-        try:
-            write_file(folder / PAGE, self.page(over, args, large))
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
+        write_file(folder / PAGE, self.page(over, args, large))
         self.show()
         about = {"stories": len(self.texts.documents), "tokens_of_the_maps": self.texts.tokens, "page": PAGE}
         figures = self.figures(rows, tables, over, large)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from lm_trials.console import UsageError
+from lm_trials.files import check_writable
 from lm_trials.flags import option
-from lm_trials.probing.flags import check_place
 from lm_trials.shared_flags import DataReading, Device
 
 
@@ -75,7 +75,9 @@ class DiversityArguments(DataReading, Device):
         help="Words of each batch for compression and n-grams. Default: those of the shortest batch.",
     )
     seed: int = option(0, least=0, help="Seed of batches, random draws and controls.")
-    output_dir: str | None = option(None, help="Folder of the results. Default: <model>/probes/diversity/<data sets>.")
+    output_dir: str | None = option(
+        None, output=True, help="Folder of the results. Default: <model>/probes/diversity/<data sets>."
+    )
 
     def folder(self) -> Path:
         """Return the folder of the results: inside a local model, else under `out`."""
@@ -115,4 +117,4 @@ def check_arguments(args: DiversityArguments) -> None:
             f"--dataset_config_name {args.dataset_config_name} needs one --dataset_name, not {len(args.dataset_name)}; "
             "name one data set, or the paths of its parts as several data sets"
         )
-    check_place(args.folder())
+    check_writable("--output_dir", args.folder())

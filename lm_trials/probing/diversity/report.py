@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from lm_trials.console import UsageError, show_facts
+from lm_trials.console import show_facts
 from lm_trials.files import write_csv, write_json
 from lm_trials.probing.diversity.batches import CONTROLS
 from lm_trials.probing.diversity.flags import DiversityArguments
@@ -68,24 +68,18 @@ def write_diversity(
         rows: all estimates.
         results: one for each probe; none with `--text_only`.
         heat_maps: the figure of each probe's distances.
-
-    Raises:
-        UsageError: if the folder cannot be written to.
     """
     folder = args.folder()
     facts = {result.probe: result.facts() for result in results}
     about = {"arguments": asdict(args), "controls": CONTROLS, "groups": facts, "rows": rows}
-    try:
-        write_json(folder / "diversity.json", about)
-        write_csv(folder / "diversity.csv", rows)
-        for result in results:
-            name = "distances-random-weights" if result.probe == "random weights" else "distances"
-            batches = [f"{group.name}:{number}" for group in result.groups for number in range(len(group.batches))]
-            write_csv(folder / f"{name}.csv", [
-                {"batch": batch, **dict(zip(batches, distances_N, strict=True))}
-                for batch, distances_N in zip(batches, result.distances_NN.tolist(), strict=True)
-            ])  # fmt: skip
-            save_pictures(heat_maps[result.probe], folder / name)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written to ({error.strerror}); give another --output_dir") from None
+    write_json(folder / "diversity.json", about)
+    write_csv(folder / "diversity.csv", rows)
+    for result in results:
+        name = "distances-random-weights" if result.probe == "random weights" else "distances"
+        batches = [f"{group.name}:{number}" for group in result.groups for number in range(len(group.batches))]
+        write_csv(folder / f"{name}.csv", [
+            {"batch": batch, **dict(zip(batches, distances_N, strict=True))}
+            for batch, distances_N in zip(batches, result.distances_NN.tolist(), strict=True)
+        ])  # fmt: skip
+        save_pictures(heat_maps[result.probe], folder / name)
     show_facts("diversity", {"table": str(folder / "diversity.csv"), "results": str(folder)})

@@ -125,21 +125,13 @@ class TunedLens:
     about: Mapping[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, atomically; the same lens gives the same bytes.
-
-        Raises:
-            UsageError: for a folder that cannot be written to.
-        """
+        """Write it as safetensors, atomically; the same lens gives the same bytes."""
         maps = self.translators
         tensors = {f"weight.{layer}": values.cpu().contiguous() for layer, values in maps.weights.items()}
         tensors |= {f"bias.{layer}": values.cpu().contiguous() for layer, values in maps.biases.items()}
         tensors |= {"log_frequencies": self.log_frequencies_V.cpu(), "stories": torch.from_numpy(self.stories)}
         # One metadata key: safetensors writes several in any order.
-        content = save(tensors, {"lens": json.dumps(dict(self.about), sort_keys=True)})
-        try:
-            write_file(path, content)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written ({error.strerror}); give another --output_dir") from None
+        write_file(path, save(tensors, {"lens": json.dumps(dict(self.about), sort_keys=True)}))
 
     @classmethod
     def load(cls, path: Path) -> TunedLens:
