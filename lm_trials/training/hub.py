@@ -20,7 +20,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo, HfApi, constants, get_session, get_token, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
@@ -28,14 +28,14 @@ from transformers.utils.hub import PushInProgress
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.models.reference import checkpoints
+from lm_trials.stories.hub import network_errors
 from lm_trials.stories.shards import first_line
 from lm_trials.training.public_copy import local_base, public_copy, remove_copies
 from lm_trials.training.run_arguments import RunArguments
 
 TIMEOUT = 10.0  # seconds; the Hub's client by itself waits forever
 LATER = "or remove --push_to_hub and push the finished run later with the same command"
-# HfHubHTTPError's bases are the HTTP client's errors and OSError (no network, a Hub that is down).
-TROUBLE: tuple[Any, ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
+TROUBLE = (*network_errors(), ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)

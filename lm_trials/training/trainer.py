@@ -204,12 +204,11 @@ class StoryTrainer(ExactResume):
 
 
 def loss_lines(metrics: dict[str, float]) -> list[str]:
-    """Return one line for each evaluated data set: loss with its interval, perplexity, accuracy, n."""
+    """Return one line for each evaluated data set: loss with its interval, accuracy, n; at 80 columns."""
     prefixes = [key.removesuffix("_loss") for key in metrics if key.endswith("_loss")]
     return [
         f"{prefix} loss {metrics[f'{prefix}_loss']:.4f} "
         f"[{metrics[f'{prefix}_loss_lower']:.4f}, {metrics[f'{prefix}_loss_upper']:.4f}]  "
-        f"perplexity {metrics[f'{prefix}_perplexity']:.2f}  accuracy {metrics[f'{prefix}_accuracy']:.3f}  "
-        f"n={metrics[f'{prefix}_samples']:,} stories"
+        f"accuracy {metrics[f'{prefix}_accuracy']:.3f}  n={metrics[f'{prefix}_samples']:,} stories"
         for prefix in prefixes
     ]
