@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from lm_trials.console import UsageError
@@ -138,6 +139,27 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, nam
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation up to the assistant's next answer."""
     return _applied(tokenizer, messages, add_generation_prompt=True)
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the id with which the chat template ends an answer, where that is a token of its own: `<|im_end|>`.
+
+    It is the first added token after an answer, which may begin the next turn (GLM's `<|user|>`), and often not EOS.
+
+    >>> from lm_trials.tokens.tokenizers import train_tokenizer
+    >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
+    >>> tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    >>> tokenizer.convert_ids_to_tokens(turn_ends(tokenizer))
+    ['</s>']
+    """
+    user: Message = {"role": "user", "content": "a"}
+    answers: list[list[Message]] = [[user, {"role": "assistant", "content": content}] for content in ("a", "b")]
+    for after in ([], [user]):
+        first, second = ([*reversed(_applied(tokenizer, [*answer, *after]))] for answer in answers)
+        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]
+        if found := [number for number in reversed(shared) if number in tokenizer.added_tokens_decoder]:
+            return found[:1]
+    return []
 
 
 def story_template(tokenizer: PreTrainedTokenizerBase) -> str:
