@@ -29,7 +29,7 @@ from lm_trials.models.reference import (
     resolve_model,
     separator_of,
 )
-from lm_trials.pairs.layouts import Message, chat_prompt, check_chat, completion_prompts, instruct_prompts, turn_ends
+from lm_trials.pairs.layouts import Message, chat_prompt, check_chat, completion_prompts, instruct_prompts, turn_end
 from lm_trials.tokens.stores import Separator, opening_of
 
 
@@ -63,7 +63,8 @@ class Storyteller:
         settings = self.model.generation_config
         named = settings.eos_token_id if isinstance(settings, GenerationConfig) else None
         also = named if isinstance(named, list) else [] if named is None else [named]
-        return ends_of(self.tokenizer, [*also, *turn_ends(self.tokenizer)])
+        end = turn_end(self.tokenizer)
+        return ends_of(self.tokenizer, also if end is None else [*also, end])
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each prompt or beginning."""

@@ -38,7 +38,9 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 ADAPTER_FILE = "adapter_config.json"
 CONFIG_FILES = ("config.json", ADAPTER_FILE)
 # Fields of config.json that change what a call returns or how attention is computed, but not the model.
-NEUTRAL = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+NEUTRAL = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "attn_implementation": None}
+# Causal masks and positions, which older versions of transformers saved with the weights.
+OLD_BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|\.inv_freq$|position_ids$")
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
 
 
@@ -138,7 +140,7 @@ def load_config(reference: ModelReference) -> PretrainedConfig:
         return load_config(resolve_model(reference.base))
     try:
         config = AutoConfig.from_pretrained(
-            reference.path, revision=reference.revision or "main", trust_remote_code=False
+            reference.path, revision=reference.revision or "main", trust_remote_code=False, **NEUTRAL
         )
     except Exception as error:  # each of 189 model types has its own checks
         raise _unloadable(reference, error) from None
@@ -208,7 +210,9 @@ def _check_weights(reference: ModelReference, model: PreTrainedModel, found: Map
     shapes = [f"{name} {list(saved)}, not {list(own)}" for name, saved, own in sorted(found["mismatched_keys"])]
     faults = {
         "lacks weights": sorted(found["missing_keys"]),
-        "has weights that are no part": sorted(found["unexpected_keys"]),
+        "has weights that are no part": sorted(
+            name for name in found["unexpected_keys"] if not OLD_BUFFERS.search(name)
+        ),
         "has weights of other shapes than those": shapes,
     }
     for what, names in faults.items():

@@ -141,25 +141,26 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     return _applied(tokenizer, messages, add_generation_prompt=True)
 
 
-def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the id with which the chat template ends an answer, where that is a token of its own: `<|im_end|>`.
+def turn_end(tokenizer: PreTrainedTokenizerBase, followed: bool = True) -> int | None:
+    """Return the id that ends an answer by the chat template, often not EOS; None without a token of its own.
 
-    It is the first added token after an answer, which may begin the next turn (GLM's `<|user|>`), and often not EOS.
+    It is the first added token after an answer: `<|im_end|>`, or with `followed` the beginning of the next turn, with
+    which GLM's template ends an answer.
 
     >>> from lm_trials.tokens.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
     >>> tokenizer.chat_template = STORY_CHAT_TEMPLATE
-    >>> tokenizer.convert_ids_to_tokens(turn_ends(tokenizer))
-    ['</s>']
+    >>> tokenizer.convert_ids_to_tokens(turn_end(tokenizer))
+    '</s>'
     """
     user: Message = {"role": "user", "content": "a"}
-    answers: list[list[Message]] = [[user, {"role": "assistant", "content": content}] for content in ("a", "b")]
-    for after in ([], [user]):
-        first, second = ([*reversed(_applied(tokenizer, [*answer, *after]))] for answer in answers)
+    for after in ([], [user]) if followed else ([],):
+        conversations = ([user, {"role": "assistant", "content": answer}, *after] for answer in ("a", "b"))
+        first, second = (_applied(tokenizer, messages)[::-1] for messages in conversations)
         shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]
-        if found := [number for number in reversed(shared) if number in tokenizer.added_tokens_decoder]:
-            return found[:1]
-    return []
+        if found := [number for number in shared if number in tokenizer.added_tokens_decoder]:
+            return found[-1]
+    return None
 
 
 def story_template(tokenizer: PreTrainedTokenizerBase) -> str:
