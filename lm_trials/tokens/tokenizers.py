@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -399,5 +399,7 @@ def _as_in_file(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) -> Pr
         f"note: {name}: a {type(tokenizer).__name__}, which its tokenizer_config.json names, gives other ids than its "
         "tokenizer.json; tokenizer.json is used"
     )
-    special = {role: token for role, token in tokenizer.special_tokens_map.items() if token in vocabulary}
+    special: dict[str, Any] = {
+        role: token for role, token in tokenizer.special_tokens_map.items() if token in vocabulary
+    }
     return PreTrainedTokenizerFast.from_pretrained(file.parent, **special)
