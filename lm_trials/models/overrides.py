@@ -100,11 +100,11 @@ def _parse_value(name: str, text: str, types: tuple[type, ...]) -> Any:
     raise AssertionError(f"{name} has no plain type")  # field_types returns no such field
 
 
-def check_counts(config: PreTrainedConfig, name: str) -> None:
-    """Raise a UsageError for a configuration with no layers, -2 heads or the like; GPT-2 would be built without blocks.
+def check_numbers(config: PreTrainedConfig, name: str) -> None:
+    """Raise a UsageError for a configuration with -2 layers, a dropout of 3 or the like, with which transformers runs.
 
     >>> from transformers import GPT2Config
-    >>> check_counts(GPT2Config(n_layer=-2), "runs/demo: config.json")
+    >>> check_numbers(GPT2Config(n_layer=-2), "runs/demo: config.json")
     Traceback (most recent call last):
     lm_trials.console.UsageError: runs/demo: config.json has n_layer -2, which must be at least 1; restore it
     """
@@ -114,6 +114,11 @@ def check_counts(config: PreTrainedConfig, name: str) -> None:
         value = values.get(own)
         if isinstance(value, (int, float)) and value < 1:
             raise UsageError(f"{name} has {own} {value}, which must be at least 1; restore it")
+    for own, value in values.items():
+        if "drop" in own and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise UsageError(f"{name} has {own} {value}, which must be from 0 to 1; restore it")
+        if own.endswith(("_eps", "_epsilon")) and isinstance(value, (int, float)) and not value > 0:
+            raise UsageError(f"{name} has {own} {value}, which must be greater than 0; restore it")
 
 
 def check_shape(base: PreTrainedConfig, values: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import read_object, weights_digest
-from lm_trials.models.overrides import TOKEN_IDS, check_counts
+from lm_trials.models.overrides import TOKEN_IDS, check_numbers
 from lm_trials.models.shapes import position_field, set_causal_loss, text_config
 from lm_trials.tokens.stores import Separator
 from lm_trials.tokens.tokenizers import load_tokenizer
@@ -94,6 +94,10 @@ def resolve_model(reference: str) -> ModelReference:
             f"{reference} has no *.safetensors; pickled weights (.bin) are not loaded, because unpickling runs code: "
             "convert them with transformers' save_pretrained"
         )
+    if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
+        raise UsageError(
+            f"{reference} has two models, model.safetensors and the files of model.safetensors.index.json; remove one"
+        )
     if not (folder / ADAPTER_FILE).is_file():
         return ModelReference(str(folder))
     base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
@@ -144,7 +148,7 @@ def load_config(reference: ModelReference) -> PretrainedConfig:
         )
     except Exception as error:  # each of 189 model types has its own checks
         raise _unloadable(reference, error) from None
-    check_counts(text_config(config), f"{reference.name}: config.json")
+    check_numbers(text_config(config), f"{reference.name}: config.json")
     return config
 
 
@@ -173,7 +177,7 @@ def load_model(
     if quantization_config is not None:
         init_kwargs["quantization_config"] = quantization_config
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a table of the weights that do not fit; `_check_weights` names them
+    transformers_logging.set_verbosity_error()  # a table of the weights that do not fit; `check_weights` names them
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             reference.path,
@@ -191,7 +195,7 @@ def load_model(
     finally:
         transformers_logging.set_verbosity(verbosity)
     model, found = loaded
-    _check_weights(reference, model, found)
+    check_weights(reference, model, found)
     model.settings_set_aside = set_aside
     if getattr(quantization_config, "load_in_4bit", False):
         from lm_trials.models.adapters import keep_4bit_weights
@@ -201,7 +205,7 @@ def load_model(
     return model.eval()
 
 
-def _check_weights(reference: ModelReference, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+def check_weights(reference: ModelReference, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
     """Raise a UsageError unless the files have exactly the weights that the configuration describes.
 
     transformers draws missing weights at random and ignores those that the configuration has no place for: a

@@ -207,6 +207,10 @@ def load_tokenizer(
             f"--tokenizer_name {name_or_path} has {len(tokenizer)} tokens, not {vocab_size}; "
             f"give --vocab_size {len(tokenizer)} or another tokenizer"
         )
+    tokenizer.split_special_tokens = False  # else a chat template's `<|im_end|>` would be several tokens of text
+    if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        tokenizer.backend_tokenizer.model.dropout = None
+        note(f"note: {name_or_path}: its BPE dropout {dropout:g} is set aside, which draws other ids at each call")
     return tokenizer
 
 

@@ -22,6 +22,7 @@ from lm_trials.evaluation.checkpoints import check_candidate
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.storytellers import open_storyteller
+from lm_trials.models.overrides import check_numbers
 from lm_trials.models.reference import (
     default_window,
     load_config,
@@ -99,6 +100,32 @@ def test_a_number_that_can_be_no_number_of_layers_is_refused(folder, value):
     assert str(folder) in said
     assert depth(folder) in said
     assert said == refusal(load, folder)
+
+
+@pytest.mark.parametrize(("field", "value", "right"), [("drop", 3.0, 1.0), ("drop", -0.1, 0.0), ("eps", 0.0, 1e-9)])
+def test_a_number_with_which_a_model_would_compute_nonsense_is_refused(folder, field, value, right):
+    names = {"drop": ("attn_pdrop", "attention_dropout"), "eps": ("layer_norm_epsilon", "rms_norm_eps")}[field]
+    name = names[folder.name == "llama"]
+    change(folder / "config.json", **{name: value})
+    assert f"{folder}: config.json has {name} {value}, which must be" in refusal(load, folder)
+    change(folder / "config.json", **{name: right})
+    load(folder)
+
+
+def test_a_folder_with_two_models_is_refused(folder):
+    load(folder).save_pretrained(folder / "shards", max_shard_size="10KB")
+    for file in (folder / "shards").glob("model*"):
+        shutil.copy(file, folder)
+    assert "has two models, model.safetensors and the files of" in refusal(load, folder)
+    load(folder / "shards")
+    (folder / "model.safetensors").unlink()
+    load(folder)
+
+
+def test_every_default_configuration_has_possible_numbers():
+    """Also where a number differs between layers (Gemma 4)."""
+    for name in ("gpt2", "bloom", "mamba", "xlnet", "gemma4", "opt", "mpt", "gemma3"):
+        check_numbers(text_config(AutoConfig.for_model(name)), name)
 
 
 def test_weights_of_another_shape_or_of_another_head_are_refused(folder):

@@ -433,6 +433,24 @@ def test_a_class_that_gives_the_ids_of_tokenizer_json_is_kept(tmp_path, capsys):
     assert "a GPT2Tokenizer, which its tokenizer_config.json names, gives other ids" in capsys.readouterr().err
 
 
+def test_ids_are_not_drawn_and_the_tokens_of_a_template_are_not_split(tmp_path, capsys):
+    saved_tokenizer(tmp_path, "PreTrainedTokenizerFast")
+    text, plain = ["One day, 10 cats sat."], load_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    backend = json.loads(file.read_text())
+    backend["model"]["dropout"] = 0.5
+    file.write_text(json.dumps(backend))
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"split_special_tokens": True}))
+    assert capsys.readouterr().err == ""
+    loaded = load_tokenizer(tmp_path)
+    assert "its BPE dropout 0.5 is set aside" in capsys.readouterr().err
+    assert batch_encoder(loaded)(text) == batch_encoder(plain)(text)
+    assert loaded("</s>")["input_ids"] == plain("</s>")["input_ids"] == [loaded.eos_token_id]
+    drawn = {tuple(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text[0]).ids) for _ in range(20)}
+    assert len(drawn) > 1
+
+
 def test_hash_sees_what_determines_ids(trained):
     def changed(edit):
         import copy
