@@ -487,7 +487,7 @@ def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused_before_any
     tiny_model("llama", vocab_size=325).save_pretrained(tmp_path / "small")
     tiny_tokenizer().save_pretrained(tmp_path / "small")
     message = refused("--model_dir", "small")  # the model before it is not evaluated either
-    assert "--tokenizer_name: small has 325 embeddings and the tokenizer's ids go up to 329" in message
+    assert "small has 325 embeddings and the tokenizer's ids go up to 329" in message
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})  # never in a text
     tokenizer.save_pretrained(tmp_path / "padded")

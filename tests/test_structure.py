@@ -186,6 +186,7 @@ def test_a_circle_is_seen(back):
 BEHAVIOURS = {
     "evaluation/test_document_leak.py",
     "models/test_families.py",
+    "models/test_model_folders.py",
     "probes/test_probes.py",
     "probing/test_probe_nulls.py",
     "probing/test_subject_texts.py",

@@ -93,14 +93,6 @@ def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
     if append_eos is None:
         append_eos = bool(run and run["outcome"].get("append_eos"))
     document_marks(tokenizer, append_eos, separator_of(run))  # raises for a tokenizer without the separator's token
-    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    beyond = {number for number in tokenizer.get_vocab().values() if vocab_size is not None and number >= vocab_size}
-    # A pad token above the vocabulary is never an input; any other id would be.
-    if beyond and (beyond != {tokenizer.pad_token_id} or tokenizer.pad_token_id == tokenizer.eos_token_id):
-        raise UsageError(
-            f"--tokenizer_name: {reference.name} has {vocab_size:,} embeddings and the tokenizer's ids go up to "
-            f"{max(beyond):,}; give the tokenizer that the model was trained with"
-        )
     positions = positions_of(config)
     if args.block_size is not None and positions is not None and args.block_size > positions:
         raise UsageError(

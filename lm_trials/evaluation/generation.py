@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from lm_trials.console import UsageError, progress
+from lm_trials.console import UsageError, note, progress
 from lm_trials.evaluation.losses import quiet
 from lm_trials.models.reference import positions_of
 from lm_trials.tokens.stores import document_marks
@@ -68,6 +68,12 @@ def write_stories(
     Raises:
         UsageError: if a prompt and `max_new_tokens`, or one token, exceed the model's positions.
     """
+    if set_aside := getattr(model, "settings_set_aside", []):
+        note(
+            f"note: {model.name_or_path}: generation_config.json is set aside ({', '.join(set_aside)}); tokens are "
+            "chosen by the flags alone"
+        )
+        set_aside.clear()
     ends = ends_of(tokenizer, more_ends)
     bos, _ = document_marks(tokenizer, append_eos=False)
     positions = positions_of(model) or sys.maxsize

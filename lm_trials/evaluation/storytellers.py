@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
@@ -30,7 +29,7 @@ from lm_trials.models.reference import (
     resolve_model,
     separator_of,
 )
-from lm_trials.pairs.layouts import Message, chat_prompt, check_chat, completion_prompts, instruct_prompts
+from lm_trials.pairs.layouts import Message, chat_prompt, check_chat, completion_prompts, instruct_prompts, turn_end
 from lm_trials.tokens.stores import Separator, opening_of
 
 
@@ -58,10 +57,14 @@ class Storyteller:
 
     @property
     def ends(self) -> list[int]:
-        """The ids that end a story: BOS and EOS, and in a conversation those of the model's generation config."""
-        settings = self.model.generation_config if self.mode == "chat" else None
+        """The ids that end a story: BOS and EOS, and in a conversation those of its template and generation config."""
+        if self.mode != "chat":
+            return ends_of(self.tokenizer)
+        settings = self.model.generation_config
         named = settings.eos_token_id if isinstance(settings, GenerationConfig) else None
-        return ends_of(self.tokenizer, named if isinstance(named, list) else [] if named is None else [named])
+        also = named if isinstance(named, list) else [] if named is None else [named]
+        end = turn_end(self.tokenizer)
+        return ends_of(self.tokenizer, also if end is None else [*also, end])
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each prompt or beginning."""
@@ -103,16 +106,7 @@ class Storyteller:
         """Generate a story for each prompt and return its ids, without what ended it (see `write_stories`).
 
         A story with fewer than `max_new_tokens` was ended by the model.  `options` are arguments of `write_stories`.
-
-        Raises:
-            UsageError: for a prompt with ids beyond the model's embeddings.
         """
-        largest, rows = max(map(max, prompts)), cast(nn.Embedding, self.model.get_input_embeddings()).num_embeddings
-        if largest >= rows:
-            raise UsageError(
-                f"--tokenizer_name: {self.name} has {rows:,} embeddings and the prompt has the token {largest:,}; "
-                "give the tokenizer that the model was trained with"
-            )
         return write_stories(
             self.model,
             self.tokenizer,

@@ -100,6 +100,27 @@ def _parse_value(name: str, text: str, types: tuple[type, ...]) -> Any:
     raise AssertionError(f"{name} has no plain type")  # field_types returns no such field
 
 
+def check_numbers(config: PreTrainedConfig, name: str) -> None:
+    """Raise a UsageError for a configuration with -2 layers, a dropout of 3 or the like, with which transformers runs.
+
+    >>> from transformers import GPT2Config
+    >>> check_numbers(GPT2Config(n_layer=-2), "runs/demo: config.json")
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: runs/demo: config.json has n_layer -2, which must be at least 1; restore it
+    """
+    values = config.to_dict()
+    for common_name in (*COUNTS, "vocab_size"):
+        own = config.attribute_map.get(common_name, common_name)
+        value = values.get(own)
+        if isinstance(value, (int, float)) and value < 1:
+            raise UsageError(f"{name} has {own} {value}, which must be at least 1; restore it")
+    for own, value in values.items():
+        if "drop" in own and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise UsageError(f"{name} has {own} {value}, which must be from 0 to 1; restore it")
+        if own.endswith(("_eps", "_epsilon")) and isinstance(value, (int, float)) and not value > 0:
+            raise UsageError(f"{name} has {own} {value}, which must be greater than 0; restore it")
+
+
 def check_shape(base: PreTrainedConfig, values: Mapping[str, Any]) -> None:
     """Check that counts are at least 1 and widths divide.
 

@@ -201,6 +201,18 @@ def _library_config(model_type: str, config_name: str | None) -> PreTrainedConfi
     return config
 
 
+def text_config(model: Any) -> PreTrainedConfig:
+    """Return the configuration of a model's text decoder, given a model or a configuration.
+
+    A multimodal model has it nested in its own, whose fields have other meanings or do not exist.
+
+    >>> text_config(AutoConfig.for_model("gemma3")).model_type, text_config(AutoConfig.for_model("gpt2")).model_type
+    ('gemma3_text', 'gpt2')
+    """
+    config: PreTrainedConfig = model if isinstance(model, PreTrainedConfig) else model.config
+    return config.get_text_config(decoder=True)
+
+
 def _own_name(config: PreTrainedConfig, name: str) -> str:
     """This configuration class's name of a common field (GPT-2: `n_embd` for `hidden_size`)."""
     return config.attribute_map.get(name, name)
@@ -315,7 +327,8 @@ def describe_shape(config: PreTrainedConfig) -> str:
     'hidden_size 8, n_layer 2, n_head 8, tie_word_embeddings True'
     """
     names = dict.fromkeys(_own_name(config, name) for name in (*COUNTS, *WINDOWS, "tie_word_embeddings"))
-    shown = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    values = config.to_dict()  # an attribute that differs between layers (Gemma 4) cannot be read
+    shown = {name: value for name in names if (value := values.get(name)) is not None}
     kinds = {
         name: " + ".join(f"{count} x {kind}" for kind, count in Counter(layers).items())
         for name, layers in _layer_lists(config).items()

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
 from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.pairs import layouts
 from lm_trials.pairs.layouts import Example, Layout
@@ -57,7 +57,13 @@ def choose_layout(
     is_chat = pairs.kind == "conversations" or bool(tokenizer.chat_template)
     layout: Layout = asked if asked != "auto" else "chat" if is_chat else "instruct"
     if layout == "chat":
-        layouts.check_chat(tokenizer, tokenizer.name_or_path or "this tokenizer")
+        name = tokenizer.name_or_path or "this tokenizer"
+        layouts.check_chat(tokenizer, name)
+        if layouts.turn_end(tokenizer, followed=False) is None:
+            note(
+                f"note: the chat template of {name} ends no answer with a token, so the model does not learn to end; "
+                "write {{ eos_token }} after an answer in a template for --chat_template_path"
+            )
     return layout
 
 

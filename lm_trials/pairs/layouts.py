@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from lm_trials.console import UsageError
@@ -138,6 +139,28 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, nam
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation up to the assistant's next answer."""
     return _applied(tokenizer, messages, add_generation_prompt=True)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, followed: bool = True) -> int | None:
+    """Return the id that ends an answer by the chat template, often not EOS; None without a token of its own.
+
+    It is the first added token after an answer: `<|im_end|>`, or with `followed` the beginning of the next turn, with
+    which GLM's template ends an answer.
+
+    >>> from lm_trials.tokens.tokenizers import train_tokenizer
+    >>> tokenizer = train_tokenizer(["One day, a cat sat on a mat.\\n"] * 9, vocab_size=330)
+    >>> tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    >>> tokenizer.convert_ids_to_tokens(turn_end(tokenizer))
+    '</s>'
+    """
+    user: Message = {"role": "user", "content": "a"}
+    for after in ([], [user]) if followed else ([],):
+        conversations = ([user, {"role": "assistant", "content": answer}, *after] for answer in ("a", "b"))
+        first, second = (_applied(tokenizer, messages)[::-1] for messages in conversations)
+        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]
+        if found := [number for number in shared if number in tokenizer.added_tokens_decoder]:
+            return found[-1]
+    return None
 
 
 def story_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.models.shapes import text_config
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
@@ -47,12 +48,12 @@ class Anatomy:
     @property
     def num_heads(self) -> int:
         """Query heads of a block."""
-        return int(self.model.config.get_text_config().num_attention_heads)
+        return int(text_config(self.model).num_attention_heads)
 
     @property
     def width(self) -> int:
         """Width of the hidden states."""
-        return int(self.model.config.get_text_config().hidden_size)
+        return int(text_config(self.model).hidden_size)
 
     @property
     def head(self) -> nn.Module:
@@ -155,7 +156,7 @@ def anatomy_of(model: Any, name: str = "") -> Anatomy:
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = name or type(whole).__name__
     body = whole.base_model
-    layers = getattr(whole.config.get_text_config(), "num_hidden_layers", None)
+    layers = getattr(text_config(whole), "num_hidden_layers", None)
     for place in (body, *body.children()):  # OPT's blocks are one level deeper, in its decoder
         lists = [part for part in place.children() if isinstance(part, nn.ModuleList) and len(part) == layers]
         norms = [part for norm in FINAL_NORMS if isinstance(part := getattr(place, norm, None), nn.Module)]

@@ -19,6 +19,7 @@ from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.own_data import choose_dataset
 from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
+from lm_trials.models.shapes import text_config
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.shared_flags import Device
 from lm_trials.stories.records import Record
@@ -59,7 +60,7 @@ class Subject:
     @property
     def config(self) -> Any:
         """The configuration of the model's decoder."""
-        return load_config(self.reference).get_text_config()
+        return text_config(load_config(self.reference))
 
     @property
     def window(self) -> int:

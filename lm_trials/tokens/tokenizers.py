@@ -14,11 +14,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
 from lm_trials.tokens.sentencepiece_models import SPACE_MARK, convert_sentencepiece, wrap_backend
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -44,6 +44,14 @@ ESCAPED = ((ESCAPE, ESCAPE + "0"), (SPACE_MARK, ESCAPE + "1"))
 UNITS = (
     rf"{SPACE_MARK}?[\p{{L}}\p{{M}}]+|\p{{N}}|"
     rf"{SPACE_MARK}?[^\s{SPACE_MARK}\p{{L}}\p{{M}}\p{{N}}]+|{SPACE_MARK}|\s"
+)
+
+
+# Texts on which tokenizers differ: case, accents, compatibility forms, digits, blanks, newlines, signs, scripts, emoji.
+PROBES = (
+    *("One day", " one Day", "  ONE  DAY  ", "Émile naïve e\u0301 ŸÇ ß İ", "\ufb01 ½ Ⅷ ＡＢ", "1234567890 3.14 1,000"),
+    *("a\nb\n\nc\r\nd\te\u00a0f\u3000g\u200bh ", 'don\'t "you" (all) -- so... on/off_x@y #1!?', "\n", ""),
+    *("今天 天気 はれ 한국어", "Привет, мир", "שלום مرحبا नमस्ते", "👩\u200d🚀 🙂🙂", "\x00\ufeff\ufffd"),
 )
 
 
@@ -158,7 +166,9 @@ def splits_cleanly(tokenizer: PreTrainedTokenizerBase) -> CleanSplits:
     )
 
 
-def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name_or_path: str | Path, vocab_size: int | None = None, revision: str | None = None
+) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder, a SentencePiece `.model` file or the Hub; remote code is never run.
 
     A folder has `tokenizer.json`, or one `.model` file, or GPT-2's `vocab.json` and `merges.txt`.
@@ -166,6 +176,7 @@ def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> P
     Args:
         name_or_path: an existing path, else a name on the Hub (or in its cache, when offline).
         vocab_size: the expected number of tokens; None accepts any.
+        revision: of a name on the Hub.
 
     Raises:
         UsageError: for a tokenizer that is missing, unreadable, or of another size.
@@ -183,7 +194,7 @@ def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> P
         elif path.is_dir():
             tokenizer = _load_folder(path)
         else:
-            tokenizer = _load_from_hub(str(name_or_path))
+            tokenizer = _load_from_hub(str(name_or_path), revision)
     except UsageError:
         raise
     except Exception as error:  # `tokenizers` raises bare `Exception` for a damaged file
@@ -196,6 +207,10 @@ def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> P
             f"--tokenizer_name {name_or_path} has {len(tokenizer)} tokens, not {vocab_size}; "
             f"give --vocab_size {len(tokenizer)} or another tokenizer"
         )
+    tokenizer.split_special_tokens = False  # else a chat template's `<|im_end|>` would be several tokens of text
+    if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        tokenizer.backend_tokenizer.model.dropout = None
+        note(f"note: {name_or_path}: its BPE dropout {dropout:g} is set aside, which draws other ids at each call")
     return tokenizer
 
 
@@ -334,7 +349,7 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def _load_from_hub(name: str) -> PreTrainedTokenizerFast:
+def _load_from_hub(name: str, revision: str | None) -> PreTrainedTokenizerFast:
     """Load by name, from the cache or the network."""
     # Names on the Hub are `name` or `owner/name`; anything else was meant as a path.
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith((".model", ".json")):
@@ -343,7 +358,7 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerFast:
             "a SentencePiece .model file, or a name on the Hub"
         )
     try:
-        return _auto_tokenizer(name)
+        return _auto_tokenizer(name, revision)
     except OSError as error:  # transformers' one type for: offline, not found, gated, not in the cache
         offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
         state = "HF_HUB_OFFLINE is set and the cache does not have it" if offline else "the Hub did not serve it"
@@ -353,11 +368,42 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerFast:
         ) from error
 
 
-def _auto_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def _auto_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils.hub import cached_file
 
     # trust_remote_code=False is the default; written here because it must not change.
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UsageError(f"--tokenizer_name {name} has no fast tokenizer; give one with a tokenizer.json")
-    return tokenizer
+    file = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return tokenizer if file is None else _as_in_file(tokenizer, name, Path(file))
+
+
+def _as_in_file(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) -> PreTrainedTokenizerFast:
+    """Return a tokenizer if its ids are those of `tokenizer.json`, else the tokenizer of that file.
+
+    transformers 5 builds many tokenizer classes from the vocabulary alone, with the class's own normalizer and
+    pre-tokenizer.  `tokenizer.json` is what `tokenizers` and transformers 4 use, so the model was trained with it: with
+    `tokenizer_class: GPT2TokenizerFast` over another normalizer a loss went from 1.36 to 4.13 nats per token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_file(str(file))
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    vocabulary = backend.get_vocab()
+    texts = [*PROBES, *sorted(vocabulary)[:: max(len(vocabulary) // 2000, 1)]]
+    if batch_encoder(tokenizer)(texts) == [
+        found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)
+    ]:
+        return tokenizer
+    note(
+        f"note: {name}: a {type(tokenizer).__name__}, which its tokenizer_config.json names, gives other ids than its "
+        "tokenizer.json; tokenizer.json is used"
+    )
+    special: dict[str, Any] = {
+        role: token for role, token in tokenizer.special_tokens_map.items() if token in vocabulary
+    }
+    return PreTrainedTokenizerFast.from_pretrained(file.parent, **special)

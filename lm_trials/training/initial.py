@@ -24,6 +24,7 @@ from lm_trials.models.reference import (
     resolve_model,
 )
 from lm_trials.models.shapes import build_config, build_model
+from lm_trials.tokens.stores import num_ids_of
 from lm_trials.tokens.tokenizers import resolve_vocab, tokenizer_hash
 from lm_trials.training.flags import DataArguments, ModelArguments
 
@@ -109,7 +110,7 @@ def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> Init
             model_args.model_type,
             model_args.config_name,
             model_args.config_overrides,
-            vocab_size=len(tokenizer),
+            vocab_size=num_ids_of(tokenizer),
             block_size=data_args.block_size or 2,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -13,7 +13,7 @@ from lm_trials.console import UsageError, command_line, note, show_facts
 from lm_trials.estimates import interval_text
 from lm_trials.files import write_file
 from lm_trials.models.reference import read_run
-from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields
+from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields, text_config
 from lm_trials.reporting.figures import loss_figure
 from lm_trials.run_data import own_data
 from lm_trials.training.checkpoints import mark_finished
@@ -42,7 +42,7 @@ def announce(
     args: RunArguments, data_args: DataArguments, model: Any, plan: Plan, stores: RunStores, initial: InitialModel
 ) -> None:
     """Show the model, data and length of a run before it starts, and settings far from the usual ones."""
-    count, config = count_parameters(model), model.config
+    count, config = count_parameters(model), text_config(model)
     dropouts = {name: value for name in dropout_fields(config) if (value := getattr(config, name)) is not None}
     passes = "" if plan.passes is None else f" in {plan.passes:.2f} passes"
     show_facts(

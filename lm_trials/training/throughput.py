@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from lm_trials.models.shapes import count_parameters
+from lm_trials.models.shapes import count_parameters, text_config
 
 # Dense bf16 peak in FLOP/s, without sparsity, from the data sheets.  MFU is logged for these devices only.
 PEAK_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
@@ -32,7 +32,7 @@ def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     N counts the parameters without embeddings but with the output matrix, tied or not.  L layers of width D attend to
     T = `block_size` positions; as in that paper, the causal mask is not discounted.
     """
-    config: Any = model.config
+    config: Any = text_config(model)
     output = model.get_output_embeddings()
     multiplying = count_parameters(model).without_embeddings + (0 if output is None else output.weight.numel())
     return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * block_size

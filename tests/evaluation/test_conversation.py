@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
@@ -58,6 +59,30 @@ def test_a_conversation_follows_its_seed_and_what_was_said(conversation):
     assert converse(talk(seed=1), ["a cat", "the dog"]) != first
     long, other = (converse(talk(max_new_tokens=40), [said, "the dog"])[1] for said in ("a cat", "quick brown fox"))
     assert long != other
+
+
+TURNS = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}END{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("written", "end"), [("<|end|>\n", "<|end|>"), ("", "<|start|>"), ("{{ eos_token }}", "</s>"), (" </a>", "</a>")]
+)
+def test_an_answer_ends_where_the_template_ends_it(written, end):
+    """Also where that is not EOS: such an end was written again and again, up to the limit."""
+    tokenizer = tiny_tokenizer(320)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>", "</a>"]})
+    tokenizer.chat_template = TURNS.replace("END", written)
+    teller = Storyteller("tiny", tiny_model("llama", vocab_size=330, positions=400), tokenizer, "chat")
+    greedy = Sampling(temperature=0.0)
+    (ids,) = teller.write([teller.conversation([{"role": "user", "content": "a cat"}])], ["x"], 20, greedy)
+    with torch.no_grad():  # after the third token, the end is likelier than anything
+        teller.model.lm_head.weight[tokenizer.convert_tokens_to_ids(end)] = 10 * teller.model.lm_head.weight[ids[2]]
+    shown = io.StringIO()
+    (answer,) = converse(Conversation(teller, greedy, 20, shown), ["a cat"])
+    assert len(ids) == 20
+    assert tokenizer.decode(ids).strip().startswith(answer)
+    assert end not in answer + shown.getvalue()
+    assert len(answer) < len(tokenizer.decode(ids).strip())
 
 
 def test_an_empty_line_ends_it_and_new_begins_anew(conversation, capsys):

@@ -177,7 +177,7 @@ def test_a_hub_model_that_is_not_at_hand_is_one_line():
 
 
 def test_a_model_without_a_tokenizer_says_so_and_another_can_be_named(saved, tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path / "bare")
+    tiny_model("llama", vocab_size=330).save_pretrained(tmp_path / "bare")
     reference = resolve_model(str(tmp_path / "bare"))
     message = refusal(load_tokenizer_of, reference)
     assert "has no tokenizer beside its weights" in message

@@ -1,10 +1,13 @@
 """Layouts: what a model is trained on and what it is asked with are the same ids, whatever the texts say."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.console import UsageError
+from lm_trials.pairs.examples import choose_layout
 from lm_trials.pairs.layouts import (
     STORY_CHAT_TEMPLATE,
     Example,
@@ -18,6 +21,7 @@ from lm_trials.pairs.layouts import (
     instruct_examples,
     instruct_prompts,
     text_examples,
+    turn_end,
 )
 from lm_trials.tokens.tokenizers import load_tokenizer
 
@@ -300,3 +304,35 @@ def test_no_text_can_end_a_turn_early(story_chat, prompt, story, question):
     assert [token for token in asked if token in (bos, eos)] == [eos, bos, eos, bos]
     example = chat_example(story_chat, [*messages, assistant("Yes.")])
     assert example.input_ids[: len(asked)] == asked
+
+
+ENDED = {
+    CHATML: "<|im_end|>",
+    MARKED_CHATML: "<|im_end|>",
+    CHATML.replace("{{ message['content'] }}", "{{ message['content'] | trim }}"): "<|im_end|>",
+    CHATML.replace("<|im_end|>\n", "{{ eos_token }}"): "</s>",
+    CHATML.replace("<|im_end|>\n", " <|im_end|>\n{{ eos_token }}\n"): "<|im_end|>",
+    STORY_CHAT_TEMPLATE: "</s>",
+}
+UNENDED = {
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}": "<|im_start|>",  # GLM's kind
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}": None,
+}
+
+
+@pytest.mark.parametrize(("template", "end"), [*ENDED.items(), *UNENDED.items()])
+def test_the_end_of_an_answer_is_read_from_the_template(chatml, template, end):
+    chatml.chat_template = template
+    expected = None if end is None else chatml.convert_tokens_to_ids(end)
+    assert turn_end(chatml) == expected
+    assert turn_end(chatml, followed=False) == (expected if template in ENDED else None)
+    if template in ENDED:  # what a fine-tuned model learns to end with is where generation stops
+        ids, mask = chat_example(chatml, [user("a"), assistant("a cat")])
+        assert [number for number, counts in zip(ids, mask, strict=True) if counts].count(expected) == 1
+
+
+@pytest.mark.parametrize(("template", "notes"), [(CHATML, 0), *((template, 1) for template in UNENDED)])
+def test_a_template_that_ends_no_answer_is_told_before_training(chatml, template, notes, capsys):
+    chatml.chat_template = template
+    assert choose_layout(SimpleNamespace(kind="pairs", name="rows"), chatml, "auto") == "chat"
+    assert capsys.readouterr().err.count("ends no answer with a token") == notes

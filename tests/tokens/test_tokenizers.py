@@ -14,7 +14,8 @@ from itertools import chain
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from lm_trials.console import UsageError
 from lm_trials.tokens.tokenizers import (
@@ -376,6 +377,78 @@ def test_auto_tokenizer_loads_the_identical_tokenizer(trained, tmp_path, model_t
         assert (loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (1, 2, 0)
         assert loaded.model_max_length == trained.model_max_length
         assert tokenizer_hash(loaded) == tokenizer_hash(trained)
+
+
+LOWERED = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+CLASSES = ("GPT2TokenizerFast", "Qwen2Tokenizer", "LlamaTokenizerFast", "BertTokenizerFast", "CodeGenTokenizer")
+WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def saved_tokenizer(folder, tokenizer_class, normalizer=None, pre_tokenizer=BYTES, **config):
+    """Save a byte-level BPE of 300 tokens and more under the name of another class; returns its backend."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer, backend.pre_tokenizer, backend.decoder = normalizer, pre_tokenizer, decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["One day, 10 cats  sat.\n\nThe ÉMILE cat's 2,024 mats"] * 9, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template="hi"
+    ).save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": tokenizer_class} | config))
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("normalizer", [None, LOWERED, normalizers.Prepend(" ")], ids=["as it is", "lowered", "prefix"])
+@pytest.mark.parametrize("pre_tokenizer", [BYTES, WORDS], ids=["words", "across words"])
+@pytest.mark.parametrize("tokenizer_class", CLASSES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_class_does_not_change_the_ids_of_tokenizer_json(
+    tokenizer_class, normalizer, pre_tokenizer, tmp_path, capsys
+):
+    backend = saved_tokenizer(tmp_path, tokenizer_class, normalizer, pre_tokenizer)
+    loaded = load_tokenizer(tmp_path)
+    texts = ["The Émile cat's 2,024 mats", "  ONE  DAY, ", "a\n\nb 10", "今天 🙂"]
+    assert batch_encoder(loaded)(texts) == [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    assert (loaded.bos_token, loaded.eos_token, loaded.unk_token) == ("<s>", "</s>", "<unk>")
+    assert loaded.chat_template == "hi"
+    told = "tokenizer.json is used" in capsys.readouterr().err
+    assert told == (type(loaded).__name__ == "TokenizersBackend" and tokenizer_class != "LlamaTokenizerFast")
+    if told:  # no token that the class would like to have is added beyond the embeddings
+        assert len(loaded) == backend.get_vocab_size()
+        loaded.save_pretrained(tmp_path / "again")
+        assert tokenizer_hash(load_tokenizer(tmp_path / "again")) == tokenizer_hash(loaded)
+        assert capsys.readouterr().err == ""
+
+
+def test_a_class_that_gives_the_ids_of_tokenizer_json_is_kept(tmp_path, capsys):
+    saved_tokenizer(tmp_path, "GPT2TokenizerFast")
+    assert type(load_tokenizer(tmp_path)).__name__ == "GPT2Tokenizer"
+    saved_tokenizer(tmp_path, "GPT2TokenizerFast", add_prefix_space=True)
+    assert "a GPT2Tokenizer, which its tokenizer_config.json names, gives other ids" not in capsys.readouterr().err
+    load_tokenizer(tmp_path)
+    assert "a GPT2Tokenizer, which its tokenizer_config.json names, gives other ids" in capsys.readouterr().err
+
+
+def test_ids_are_not_drawn_and_the_tokens_of_a_template_are_not_split(tmp_path, capsys):
+    saved_tokenizer(tmp_path, "PreTrainedTokenizerFast")
+    text, plain = ["One day, 10 cats sat."], load_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    backend = json.loads(file.read_text())
+    backend["model"]["dropout"] = 0.5
+    file.write_text(json.dumps(backend))
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"split_special_tokens": True}))
+    assert capsys.readouterr().err == ""
+    loaded = load_tokenizer(tmp_path)
+    assert "its BPE dropout 0.5 is set aside" in capsys.readouterr().err
+    assert batch_encoder(loaded)(text) == batch_encoder(plain)(text)
+    assert loaded("</s>")["input_ids"] == plain("</s>")["input_ids"] == [loaded.eos_token_id]
+    drawn = {tuple(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text[0]).ids) for _ in range(20)}
+    assert len(drawn) > 1
 
 
 def test_hash_sees_what_determines_ids(trained):

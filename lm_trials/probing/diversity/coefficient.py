@@ -127,13 +127,6 @@ def find_probe(args: DiversityArguments) -> tuple[ModelReference, PreTrainedToke
         raise UsageError(
             f"--max_length {args.max_length}: {reference.name} has {positions} positions; give at most that"
         )
-    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    largest = max(tokenizer.get_vocab().values())
-    if vocab_size is not None and largest >= vocab_size:
-        raise UsageError(
-            f"{reference.name} has {vocab_size:,} embeddings and the tokenizer's ids go up to {largest:,}; "
-            "set --tokenizer_name to the tokenizer that the model was trained with"
-        )
     return reference, tokenizer
 
 

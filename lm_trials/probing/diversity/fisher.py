@@ -39,6 +39,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError
+from lm_trials.models.shapes import text_config
 from lm_trials.probing.diversity.flags import DiversityArguments
 
 # Places whose logits are in memory at once while the final layer is fitted: 200 MB for 1,024 places of GPT-2.
@@ -109,7 +110,7 @@ class ProbeNetwork:
         return np.concatenate([np.full(w.values.shape[w.filter_dim], w.is_table) for w in self.weights])
 
     def _check_final_layer(self) -> None:
-        ids = torch.arange(3, device=self.model.device)[None] % self.model.config.vocab_size
+        ids = torch.arange(3, device=self.model.device)[None] % text_config(self.model).vocab_size
         with torch.no_grad():
             whole, parts = self.model(input_ids=ids, use_cache=False).logits, self.final_layer(self._hidden(ids[0]))
         if not torch.allclose(whole[0].float(), parts.float(), rtol=1e-3, atol=1e-4):

@@ -22,6 +22,7 @@ import torch
 
 from lm_trials.console import UsageError, progress
 from lm_trials.evaluation.losses import Document, quiet, story_losses
+from lm_trials.models.shapes import text_config
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import Anatomy, anatomy_of
 from lm_trials.probing.capture import Activations, Capture
@@ -80,7 +81,7 @@ class Decoder:
     def __init__(self, anatomy: Anatomy) -> None:
         self.norm, self.head = anatomy.final_norm, anatomy.head
         self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
-        self.vocab_size = int(anatomy.model.config.get_text_config().vocab_size)
+        self.vocab_size = int(text_config(anatomy.model).vocab_size)
         self.places = max(LOGITS // self.vocab_size, 1)
 
     def __call__(self, hidden_ND: torch.Tensor) -> torch.Tensor:

@@ -293,7 +293,7 @@ def _vocabulary(layout: PromptLayout, asked: Sequence[str], wanted: int, seed: i
     """Draw words that are one token in each of the prompts."""
     tokenizer = layout.tokenizer
     special = set(tokenizer.all_special_ids)
-    ids = [number for number in range(len(tokenizer)) if number not in special]
+    ids = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
     found: list[str] = []
     order = np.random.default_rng(seed).permutation(ids).tolist()
     for start in range(0, len(order), 4 * wanted):
