@@ -7,17 +7,22 @@ on the Hub.  Records are checked one by one, and an error names the file and the
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, did_you_mean
+from datasets.data_files import FILES_TO_IGNORE
+
+from lm_trials.console import UsageError, did_you_mean, note
 from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
 from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of, validation_from
 from lm_trials.stories.shards import (
     Row,
+    by_paragraphs,
     file_hashes,
     file_shards,
     formats_by_suffix,
@@ -28,7 +33,14 @@ from lm_trials.stories.shards import (
     shard_names,
     suffix_of,
 )
-from lm_trials.stories.splits import check_own_splits, file_split, named_splits, own_names, split_for
+from lm_trials.stories.splits import check_own_splits, file_splits, named_splits, own_names, split_for
+
+TEXT_SEPARATOR = "<|endoftext|>"
+tell = cache(note)  # once, though a source is opened and read several times
+# Files beside data of which nobody expects that they are read.
+NO_DATA = re.compile(
+    r"(readme|licen[cs]e|notice|citation|_success|(md5|sha\d+)?(check)?sums?)\b|.*\.(md5|sha\d+)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Source:
     shards: tuple[Path, ...] = ()
     kind: str = "files"
     text_column: str | None = None
-    text_separator: str = "<|endoftext|>"
+    text_separator: str = TEXT_SEPARATOR
     dataset_config_name: str | None = None
     dataset_split: str | None = None
     streaming: bool = True
@@ -182,16 +194,26 @@ class Source:
     @cached_property
     def _named_after(self) -> list[Split | None]:
         """The split that each file of a folder is named after; None for a single file."""
-        alone = self.shards == (Path(self.reference),)
-        return [None if alone else file_split(path.name) for path in self.shards]
+        if self.shards == (Path(self.reference),):
+            return [None]
+        found = file_splits(self._file_names)
+        for name, splits in zip(self._file_names, found, strict=True):
+            if len(splits) > 1:
+                raise UsageError(f"{self.reference}: {name} is named after {' and '.join(splits)}; rename it")
+        return [splits[0] if splits else None for splits in found]
+
+    @property
+    def _file_names(self) -> list[str]:
+        """The files' names, relative to the folder."""
+        return [path.relative_to(self.reference).as_posix() for path in self.shards]
 
     @property
     def _file_splits(self) -> list[Split | None]:
         """The split of each file: all files of the folder have one, or none."""
         splits = self._named_after
         if None in splits and any(splits):
-            named = next(path.name for path, split in zip(self.shards, splits, strict=True) if split)
-            unnamed = next(path.name for path, split in zip(self.shards, splits, strict=True) if not split)
+            named = next(name for name, split in zip(self._file_names, splits, strict=True) if split)
+            unnamed = next(name for name, split in zip(self._file_names, splits, strict=True) if not split)
             raise UsageError(
                 f"{self.reference} has files named after a split ({named}) and others ({unnamed}); rename them, or "
                 "put them into separate folders"
@@ -234,11 +256,14 @@ class Source:
             for name, column, rows in self.rows(part):
                 for place, row in rows:
                     try:
-                        record = record_from_row(row, column)
+                        record = record_from_row(row, column, self._tell)
                     except UsageError as error:
                         raise UsageError(f"{name}: {place}: {error}") from None
                     if wanted is None or split_of(record["record_id"]) == wanted:
                         yield part, name, record
+
+    def _tell(self, what: str) -> None:
+        tell(f"note: {self.reference}: {what}")
 
     def _hash_split(self) -> str | None:
         """The split by hash that `dataset_split` names, for a source without splits of its own."""
@@ -252,15 +277,31 @@ class Source:
     def rows(self, part: SourcePart) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
         """Yield the shards of a part: name, column of the story, rows."""
         if part.path is not None:
-            column = None if kind_of(part.path) == "text" else self.text_column
+            is_text = kind_of(part.path) == "text"
             for name, rows in file_shards(part.path, self.text_separator):
-                yield name, column, rows
+                yield (
+                    name,
+                    None if is_text else self.text_column,
+                    self._told_if_one(part.path, rows) if is_text else rows,
+                )
             return
         rows, first = self._rows_of(part), 1
         if part.rows is not None:
             rows, first = rows.select(part.rows), part.rows.start + 1
         name = self.reference if part.name is None else f"{self.reference}: {part.name}"
         yield name, self.text_column, numbered(self._guarded(rows), first)
+
+    def _told_if_one(self, path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+        """Say that a text has no separator, unless each file of a folder is one story."""
+        number = 0
+        for row in rows:
+            number += 1
+            yield row
+        if number == 1 and (len(self.shards) == 1 or self.text_separator != TEXT_SEPARATOR):
+            tell(
+                f"note: {path} has no {self.text_separator!r} and is one story; to make each paragraph a story: "
+                f"{by_paragraphs(path)}"
+            )
 
     def _rows_of(self, part: SourcePart) -> Any:
         return self._loaded if part.name is None else self._loaded[part.name]
@@ -320,6 +361,9 @@ def open_source(reference: str, **options: Any) -> Source:
         raise UsageError("the name of the source is empty; give a file, a folder of shards or a Hub data set")
     if (percent := options.get("validation_split_percentage")) is not None:
         validation_from(percent)  # raises for a share that is not one
+    if separator := options.get("text_separator"):
+        # A shell gives '\n' as two characters; texts are read with line ends as newlines.
+        options["text_separator"] = separator.replace(r"\n", "\n").replace(r"\r", "\r").replace("\r\n", "\n")
     path = Path(reference).expanduser()
     if path.is_dir():
         source = _open_folder(path, options)
@@ -356,15 +400,45 @@ def _open_folder(path: Path, options: dict[str, Any]) -> Source:
         if saved.exists():
             return Source(str(saved.parent), kind="saved", **options)
     by_kind: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir(), key=lambda file: natural_key(file.name)):
-        if file.is_file() and not file.name.startswith(".") and (kind := formats_by_suffix().get(suffix_of(file))):
+    left_out = []
+    for name, file in sorted(_files_below(path), key=lambda named: natural_key(named[0])):
+        kind = formats_by_suffix().get(suffix_of(file))
+        if kind and file.is_file() and file.stat().st_size:
             by_kind.setdefault(kind, []).append(file)
+        else:
+            left_out.append(f"{name} (empty)" if kind and file.is_file() else name)
+    named = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
     if not by_kind:
         raise UsageError(
-            f"{path} has no {', '.join(formats_by_suffix())} file and is not a saved data set; give another folder"
+            f"{path} has no {', '.join(formats_by_suffix())} file and is not a saved data set"
+            f"{f' (it has {named})' if named else ''}; give another folder"
         )
+    if named:
+        tell(f"note: {path}: not read: {named}")
     if len(by_kind) > 1:
-        examples = ", ".join(f"{kind}: {files[0].name}" for kind, files in by_kind.items())
+        examples = ", ".join(f"{kind}: {files[0].relative_to(path)}" for kind, files in by_kind.items())
         raise UsageError(f"{path} has files of several formats ({examples}); name one file, or a folder of one format")
     (shards,) = by_kind.values()
     return Source(str(path), shards=tuple(shards), **options)
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what `datasets` looks at in a folder: relative names and paths of files, and links to folders.
+
+    Hidden files and folders are left out; of a prepared data set or a tokenizer, only the name is yielded.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    with reading(str(folder)):
+        for place, folders, files in os.walk(folder, onerror=stop):
+            here = Path(place)
+            if here != folder and not {"manifest.json", "tokenizer.json"}.isdisjoint(files):
+                folders.clear()
+                yield here.relative_to(folder).as_posix(), here
+                continue
+            folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+            for name in [*files, *(name for name in folders if (here / name).is_symlink())]:
+                if not name.startswith(".") and name not in FILES_TO_IGNORE and not NO_DATA.match(name):
+                    yield (here / name).relative_to(folder).as_posix(), here / name

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
+from datasets.data_files import SPLIT_KEYWORDS, DataFilesDict, get_data_patterns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from lm_trials.stories import hub
 from lm_trials.stories.corpora import ingest, open_records, read_manifest
 from lm_trials.stories.records import SPLITS, make_record, record_id, split_of
 from lm_trials.stories.sources import open_source
-from lm_trials.stories.splits import file_split, named_splits
+from lm_trials.stories.splits import file_splits, named_splits
 
 TRAIN = [f"Story {number} of the train split." for number in range(400)]
 HELD_OUT = [f"Story {number} that is held out." for number in range(30)]
@@ -369,10 +370,44 @@ def test_a_larger_share_only_adds_to_the_validation_split(place, one, other):
     )
 
 
-@given(
-    st.sampled_from(["train", "validation", "valid", "val", "dev", "test"]), st.text("abcxyz", min_size=1, max_size=3)
+KEYWORDS = [word for words in SPLIT_KEYWORDS.values() for word in words]
+WORDS = st.text("bhjkqxyz", min_size=1, max_size=3)  # no keyword can be made of one and the other
+
+
+@given(st.sampled_from(KEYWORDS), WORDS, st.sampled_from("-._ 0(+"), st.sampled_from([str.lower, str.title, str.upper]))
+def test_a_keyword_of_datasets_is_a_split_anywhere_in_a_name_or_a_folder(keyword, rest, mark, spelling):
+    split = named_splits([keyword])[keyword]
+    names = [f"{keyword}.jsonl", f"{keyword}{mark}{rest}.txt", f"{rest}{mark}{keyword}.csv", f"{rest}/{keyword}-1.txt"]
+    names = list(map(spelling, names))
+    assert file_splits(names) == [[split]] * 4
+    folders = [f"{keyword}/{rest}.txt", f"{rest}/{keyword}{mark}1/a.txt", f"{rest}{mark}{keyword}/{rest}/a.txt"]
+    assert file_splits([*map(spelling, folders), *names])[:3] == [[split]] * 3
+    others = [f"{keyword}{rest}.txt", f"{rest}{keyword}.txt", f"{rest}{keyword}{rest}-1.txt", f"{rest}.{keyword}"]
+    assert file_splits(list(map(spelling, others))) == [[]] * 4
+    assert named_splits([f"{keyword}_{rest}"]) == {}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Tales-train.txt", "Tales-valid.txt"],
+        [
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/validation-00000-of-00001.parquet",
+        ],
+        ["train/test-1.txt", "valid.txt", "dev/a.txt"],
+        ["contrail-1.txt", "attest.txt", "validity.txt", "developer.txt", "evaluations.txt", "trainers/a.txt"],
+        ["training_wheels.txt", "tested.txt"],
+        ["train-test.txt", "b.txt"],
+    ],
 )
-def test_a_word_that_only_begins_like_a_split_is_none(name, rest):
-    assert file_split(f"{name}-{rest}.jsonl") == file_split(f"{name}.jsonl") == named_splits([name])[name]
-    assert file_split(f"{rest}-{name}.jsonl") is None
-    assert named_splits([f"{name}_{rest}"]) == {}
+def test_files_have_the_splits_that_datasets_gives_them(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    files = DataFilesDict.from_patterns(get_data_patterns(str(tmp_path)), str(tmp_path))
+    theirs = [{str(split) for split, found in files.items() if str(tmp_path / name) in found} for name in names]
+    if not any(file_splits(names)):
+        theirs = [found - {"train"} for found in theirs]  # what they call a folder without splits
+    assert list(map(set, file_splits(names))) == theirs
