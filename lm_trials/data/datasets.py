@@ -374,7 +374,8 @@ class RawSource(DataSet):
         """Return streams over the source, or the tokens of the corpus made of it."""
         if self.streaming == "True":
             return source_documents(self.config or Path(self.name).name, self.source, tokenizer, how)
-        return corpus_documents(self.config or self.corpus().name, self.corpus(), tokenizer, how)
+        corpus, given = self.corpus(), f"{self.name} {self.config or ''}".strip()
+        return corpus_documents(self.config or corpus.name, corpus, tokenizer, how, given)
 
     def pairs(self, watch: Watch = iter) -> PairSet:
         """Prepare its prompts and completions, conversations or texts once, and open them."""

@@ -373,11 +373,9 @@ def open_source(reference: str, **options: Any) -> Source:
             raise UsageError(f"{reference} is empty; give a file with at least one story")
         source = Source(str(path), shards=(path,), **options)
     else:
-        # A Hub name is `name` or `owner/name`; anything else was meant as a path.
-        looks_like_path = (
-            reference.startswith((".", "/", "~")) or reference.count("/") > 1 or suffix_of(path) in formats_by_suffix()
-        )
-        if looks_like_path:
+        # A Hub name is `name` or `owner/name`; anything else was meant as a path, and so was a name in a local folder.
+        is_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", reference) and suffix_of(path) not in formats_by_suffix()
+        if not is_name or ("/" in reference and path.parent.is_dir()):
             raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")
         source = Source(reference, kind="hub", **{"revision": hub_revision(reference), **options})
     if source.kind != "hub" and source.dataset_split is not None:

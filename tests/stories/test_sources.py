@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets.utils.file_utils import COMPRESSION_FILESYSTEMS
+from refusals import usage_error
 
 import prepare_tinystories
 from lm_trials.console import UsageError
@@ -20,7 +21,6 @@ from lm_trials.stories.corpora import open_records, read_manifest
 from lm_trials.stories.records import make_record, record_id, split_of
 from lm_trials.stories.shards import OPENERS
 from lm_trials.stories.sources import open_source
-from refusals import usage_error
 
 ARCHIVE = {
     "story": " \nOnce upon a time, a cat sat.",
