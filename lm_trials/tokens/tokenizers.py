@@ -282,7 +282,9 @@ def _train_backend(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"{len(given)} special and byte tokens; give more than {num_tokens}"
         )
     if num_tokens < vocab_size:
-        note(f"note: --vocab_size {vocab_size}: the texts give only {num_tokens:,} tokens; give more texts or that size")
+        note(
+            f"note: --vocab_size {vocab_size}: the texts give only {num_tokens:,} tokens; give more texts or that size"
+        )
     return _assemble(trained["vocab"], [tuple(merge) for merge in trained["merges"]])
 
 

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 from datasets.data_files import SPLIT_KEYWORDS, DataFilesDict, get_data_patterns
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import usage_error
 
 import prepare_tinystories
 from lm_trials.console import UsageError
@@ -219,7 +220,7 @@ def test_stories_in_two_splits_of_a_source_are_counted_and_said(tmp_path, capsys
     corpus = open_dataset(str(folder), tmp_path / "data").corpus()
     manifest = read_manifest(corpus)
     assert (manifest["also_in_validation"], manifest["also_in_test"]) == (2, 2)
-    assert "note: named-" in capsys.readouterr().err
+    assert f"note: {folder}: 2 stories of other splits" in capsys.readouterr().err
     open_dataset(**name_of(one_file(tmp_path)), data_cache_dir=tmp_path / "data").corpus()
     assert "note" not in capsys.readouterr().err
 
@@ -233,6 +234,36 @@ def test_the_name_of_a_corpus_holds_the_percentage(tmp_path):
     assert folders[1] == folders[3]
     assert len(set(folders)) == 3
     assert read_manifest(folders[1])["origin"]["validation_split_percentage"] == 5
+
+
+MISTYPED = ["./typo", "~/typo", "../typo", "/no/such", "typo.csv", "typo.JSONL.zst", "tales/typo", "typo/", "a/b/c"]
+MISTYPED += [r"C:\\data\\a.txt", r"runs\\typo", "two words", "-typo", "tales/typo.parquet", "typo*", "tales/ typo"]
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm_trials.stories.sources.hub_revision", asked.append)
+    (tmp_path / "tales").mkdir()
+    message = usage_error(open_dataset, name, tmp_path / "data")
+    assert message.startswith(f"{name} does not exist; give a file, ")
+    for other in ("typo", "owner/typo", "owner/typo-v1.2", "tale.s/typo_2"):
+        assert open_source(other).kind == "hub"
+    assert len(asked) == 4
+
+
+def test_without_a_network_the_hub_is_asked_once_and_the_cache_then(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    known = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: known.append(huggingface_hub.is_offline_mode()))
+    for revision in (None, "a" * 40):
+        hub.load_hub("someone/tales", None, None, True, revision)
+    assert known == [True, False]
+    assert not huggingface_hub.is_offline_mode()
 
 
 def test_a_hub_data_set_that_moves_on_is_another_one(tmp_path, monkeypatch):
