@@ -118,8 +118,8 @@ def corpus_documents(
     stories = manifest["stories"]
     if not stories["validation"]:
         raise UsageError(
-            f"--dataset_name {given or label}: none of its {sum(stories.values()):,} stories is in the validation split, "
-            "by hash; give more stories or a larger --validation_split_percentage (default 1)"
+            f"--dataset_name {given or label}: none of its {sum(stories.values()):,} stories is in the validation "
+            "split, by hash; give more stories or a larger --validation_split_percentage (default 1)"
         )
     described = {
         "corpus": corpus.name,
