@@ -237,6 +237,8 @@ def prepare_source(source: Source, name: str, data_cache_dir: Path, watch: Watch
     if shared := in_two_splits(manifest):
         note(f"note: {name}: {shared}")
     total = sum(manifest["stories"].values())
+    if manifest["blank"] > len(source.shards):  # a text file may end with a separator
+        note(f"note: {name}: {manifest['blank']:,} records without a story were left out")
     if 2 * manifest["duplicates"] >= total:
         note(f"note: {name}: {manifest['duplicates']:,} of {total:,} stories repeat an earlier one")
     return folder

@@ -137,7 +137,7 @@ def record_from_row(
         value = among.get(name)
         found = read("" if value is None else value)
         if found is None:
-            tell(f"column {name!r} has {type(value).__name__}, not {wanted}; such values are left out")
+            tell(f"column {name!r} has {type(value).__name__} that is not {wanted}; it is left out")
         return found or read("")
 
     try:

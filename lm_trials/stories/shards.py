@@ -19,13 +19,14 @@ import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from lm_trials.console import UsageError, command_line
+from lm_trials.console import UsageError, command_line, note
 
 # 1 MiB, some hundred stories. Not tuned.
 CHUNK = 1 << 20
@@ -34,8 +35,23 @@ CHUNK = 1 << 20
 LONGEST_RECORD = 64 << 20
 INSTRUCT_FIELDS = ("Features:", "Words:", "Summary:", "Random sentence:", "Story:")
 
+# Files beside data of which nobody expects that they are read.
+NO_DATA = re.compile(
+    r"\..*|(readme|licen[cs]e|notice|citation|_success|(md5|sha\d+|check)sums?)(\.(md|txt|rst|cff))?|.*\.(md5|sha\d+)",
+    re.IGNORECASE,
+)
+
 Row = tuple[str, Any]
 """The place of a row, such as `line 3` or `record 3` (from 1), and its content."""
+
+tell = cache(note)  # once, though a source is opened and read several times
+
+
+def tell_left_out(place: Path, names: Sequence[str]) -> None:
+    """Name the files of a folder or an archive that are not read."""
+    if names:
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        tell(f"note: {place}: not read: {', '.join(names[:5])}{more}")
 
 
 @dataclass(frozen=True)
@@ -315,14 +331,20 @@ def numbered(rows: Iterator[Any], first: int = 1) -> Iterator[Row]:
 
 def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the JSON files of a tar archive in its order, without unpacking the archive."""
+    left_out = []
     with tarfile.open(path) as archive:
         for member in archive:
-            hidden = Path(member.name).name.startswith(".")  # macOS puts `._data00.json` beside data00.json
-            if member.isfile() and not hidden and Path(member.name).suffix in FORMATS["json"].suffixes:
-                stream = archive.extractfile(member)
-                assert stream is not None, "a regular file has content"
-                yield f"{path}:{member.name}", stream
+            # macOS puts the hidden `._data00.json` beside data00.json
+            if member.isdir() or NO_DATA.fullmatch(Path(member.name).name):
+                continue
+            if not member.isfile() or Path(member.name).suffix not in FORMATS["json"].suffixes:
+                left_out.append(member.name)
+                continue
+            stream = archive.extractfile(member)
+            assert stream is not None, "a regular file has content"
+            yield f"{path}:{member.name}", stream
         check_archive_end(archive, path)
+    tell_left_out(path, left_out)
 
 
 def check_archive_end(archive: tarfile.TarFile, path: Path) -> None:
@@ -389,7 +411,7 @@ def _separated(stream: IO[str], separator: str, path: Path) -> Iterator[str]:
 
 def by_paragraphs(path: Path) -> str:
     """Return the command that makes a corpus of a text's paragraphs."""
-    return command_line("prepare ingest", source=path, corpus=path.stem, text_separator=r"\n\n")
+    return command_line("prepare ingest", source=path, corpus=f"{path.stem}-paragraphs", text_separator=r"\n\n")
 
 
 def _is_instruct(text: str) -> bool:

@@ -7,20 +7,22 @@ on the Hub.  Records are checked one by one, and an error names the file and the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from datasets.data_files import FILES_TO_IGNORE
 
-from lm_trials.console import UsageError, did_you_mean, note
+from lm_trials.console import UsageError, did_you_mean
 from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
 from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of, validation_from
 from lm_trials.stories.shards import (
+    NO_DATA,
     Row,
     by_paragraphs,
     file_hashes,
@@ -32,15 +34,12 @@ from lm_trials.stories.shards import (
     reading,
     shard_names,
     suffix_of,
+    tell,
+    tell_left_out,
 )
 from lm_trials.stories.splits import check_own_splits, file_splits, named_splits, own_names, split_for
 
 TEXT_SEPARATOR = "<|endoftext|>"
-tell = cache(note)  # once, though a source is opened and read several times
-# Files beside data of which nobody expects that they are read.
-NO_DATA = re.compile(
-    r"(readme|licen[cs]e|notice|citation|_success|(md5|sha\d+)?(check)?sums?)\b|.*\.(md5|sha\d+)", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,12 @@ class Source:
         """Yield the shards of a part: name, column of the story, rows."""
         if part.path is not None:
             is_text = kind_of(part.path) == "text"
+            splits: set[Split] = set()
             for name, rows in file_shards(part.path, self.text_separator):
+                splits.update(*file_splits([name.removeprefix(f"{part.path}:")]) if name != str(part.path) else ())
+                if len(splits) > 1:
+                    named = " and ".join(sorted(splits))
+                    raise UsageError(f"{part.path} has files named after {named}; unpack it and give the folder")
                 yield (
                     name,
                     None if is_text else self.text_column,
@@ -388,15 +392,24 @@ def open_source(reference: str, **options: Any) -> Source:
 
 def _open_folder(path: Path, options: dict[str, Any]) -> Source:
     if config := options.get("dataset_config_name"):
-        inner = next((p for p in (path / config, *sorted(path.glob(f"{config}.*"))) if p.exists()), None)
-        if inner is None:
-            parts = ", ".join(sorted(p.stem for p in path.iterdir() if not p.name.startswith("."))) or "none"
-            raise UsageError(f"--dataset_config_name {config}: {path} has no such part; valid: {parts}")
-        return open_source(str(inner), **{**options, "dataset_config_name": None})
+        there = [file for file in sorted(path.iterdir()) if not NO_DATA.fullmatch(file.name)]
+        found = [file for file in there if file.name == config]
+        found = found or [file for file in there if file.name.startswith(f"{config}.")]
+        if len(found) != 1:
+            names = [file.name for file in found]
+            parts = ", ".join(names or sorted(file.stem for file in there)) or "none"
+            problem = "more than one such part" if names else "no such part"
+            raise UsageError(f"--dataset_config_name {config}: {path} has {problem}; valid: {parts}")
+        return open_source(str(found[0]), **{**options, "dataset_config_name": None})
     # `records` is a corpus of this project, whose manifest is JSON too.
     for saved in (path / "dataset_dict.json", path / "state.json", path / "records" / "dataset_dict.json"):
         if saved.exists():
             return Source(str(saved.parent), kind="saved", **options)
+    if len(configs := _card_configs(path / "README.md")) > 1:
+        raise UsageError(
+            f"{path}: its README.md names several configurations; give one with --dataset_config_name, "
+            f"or its folder: {', '.join(configs)}"
+        )
     by_kind: dict[str, list[Path]] = {}
     left_out = []
     for name, file in sorted(_files_below(path), key=lambda named: natural_key(named[0])):
@@ -405,19 +418,24 @@ def _open_folder(path: Path, options: dict[str, Any]) -> Source:
             by_kind.setdefault(kind, []).append(file)
         else:
             left_out.append(f"{name} (empty)" if kind and file.is_file() else name)
-    named = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
     if not by_kind:
         raise UsageError(
             f"{path} has no {', '.join(formats_by_suffix())} file and is not a saved data set"
-            f"{f' (it has {named})' if named else ''}; give another folder"
+            f"{f' (it has {left_out[0]})' if left_out else ''}; give another folder"
         )
-    if named:
-        tell(f"note: {path}: not read: {named}")
+    tell_left_out(path, left_out)
     if len(by_kind) > 1:
         examples = ", ".join(f"{kind}: {files[0].relative_to(path)}" for kind, files in by_kind.items())
         raise UsageError(f"{path} has files of several formats ({examples}); name one file, or a folder of one format")
     (shards,) = by_kind.values()
     return Source(str(path), shards=tuple(shards), **options)
+
+
+def _card_configs(readme: Path) -> list[str]:
+    """Return the configurations that the card of a data set from the Hub names."""
+    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines() if readme.is_file() else []
+    head = itertools.takewhile(lambda line: line.rstrip() != "---", lines[1:] if lines[:1] == ["---"] else [])
+    return sorted({line.split(":", 1)[1].strip() for line in head if re.match(r"\s*-?\s*config_name:", line)})
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -438,5 +456,5 @@ def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
                 continue
             folders[:] = [name for name in folders if not name.startswith((".", "__"))]
             for name in [*files, *(name for name in folders if (here / name).is_symlink())]:
-                if not name.startswith(".") and name not in FILES_TO_IGNORE and not NO_DATA.match(name):
+                if name not in FILES_TO_IGNORE and not NO_DATA.fullmatch(name):
                     yield (here / name).relative_to(folder).as_posix(), here / name

@@ -84,6 +84,8 @@ def test_stories_that_are_all_equal_are_refused_and_many_repetitions_told(tmp_pa
         *(False, False, True)
     ]
     assert "note: " not in told[0]
+    assert "note: " not in prepared("", *STORIES[:9])[1]
+    assert f"note: {path}: 2 records without a story" in prepared("", " ", *STORIES[:9])[1]
 
 
 def test_a_corpus_made_of_a_file_is_called_by_the_file_in_errors(tmp_path):

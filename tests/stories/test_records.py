@@ -83,7 +83,7 @@ def test_a_column_that_means_something_else_is_left_out_and_told(column, value):
     plain = make_record("One.")
     assert record_from_row({"text": "One.", column: value}, "text", told.append) == plain
     assert record_from_row({"text": "One.", "instruction": {column: value}}, "text", told.append)["words"] == []
-    assert all(line.startswith(f"column {column!r} has {type(value).__name__}, not ") for line in told)
+    assert all(line.startswith(f"column {column!r} has {type(value).__name__} that is not ") for line in told)
     assert told
     told.clear()
     ours = {"words": "quit, oak", "features": "Twist", "prompt": "Write.", "summary": "S", "source": "GPT-4"}

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import re
@@ -157,7 +158,7 @@ NO_WORD = [
 
 @pytest.mark.parametrize("name", [*LEFT_OUT, *NO_WORD])
 def test_each_file_of_a_folder_that_is_not_read_is_named(tmp_path, name, capsys):
-    (tmp_path / "a.jsonl").write_text('{"story": "One."}')
+    (tmp_path / "license-plates.jsonl").write_text('{"story": "One."}')
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(LEFT_OUT.get(name, '{"story": "Two."}'))
     assert [record["story"] for record in read(tmp_path)] == ["One."]
@@ -180,6 +181,52 @@ def test_folders_in_a_folder_and_linked_files_are_read_and_linked_folders_named(
     (inside / "cycle").symlink_to(inside)
     assert [record["story"] for record in read(inside)] == ["4.", "2.", "3."]
     assert "not read: broken.jsonl, cycle, linked\n" in capsys.readouterr().err
+
+
+def tar(path, *names):
+    with tarfile.open(path, "w:gz") as archive:
+        for number, name in enumerate(names):
+            content = json.dumps([{"story": f"{number}."}]).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_files_of_an_archive_are_named_if_they_are_not_read_and_may_not_have_splits(tmp_path, capsys):
+    tar(tmp_path / "a.tar.gz", "README.txt", "._data0.json", "train/data0.json", "data1.txt", "more/data2.json.gz")
+    assert len(read(tmp_path / "a.tar.gz")) == 1
+    assert f"note: {tmp_path}/a.tar.gz: not read: data1.txt, more/data2.json.gz\n" in capsys.readouterr().err
+    tar(tmp_path / "train-valid.tar.gz", "Tales-train0.json", "Tales-train1.json")
+    assert len(read(tmp_path / "train-valid.tar.gz")) == 2
+    tar(tmp_path / "b.tar.gz", "Tales-train.json", "Tales-valid.json")
+    assert "b.tar.gz has files named after train and validation; unpack it" in usage_error(read, tmp_path / "b.tar.gz")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["configs:\n- config_name: {}\n", "dataset_info:\n  - config_name: {} \n    x: 1\n"])
+def test_a_clone_of_a_hub_data_set_with_several_configurations_needs_one(tmp_path, form):
+    for number, config in enumerate(("small-v1", "large")):
+        (tmp_path / config).mkdir()
+        (tmp_path / config / "train-0.jsonl").write_text(json.dumps({"text": f"{number}."}))
+    cards = [form.format(config) for config in ("small-v1", "large")]
+    (tmp_path / "README.md").write_text(f"---\n{cards[0]}---\nconfig_name: large\n")
+    assert len(read(tmp_path)) == 2
+    (tmp_path / "README.md").write_text(f"---\n{''.join(cards)}---\n")
+    assert "several configurations; give one with --dataset_config_name, or its folder: large, small-v1" in usage_error(
+        read, tmp_path
+    )
+    assert [record["story"] for record in read(tmp_path, dataset_config_name="small-v1")] == ["0."]
+
+
+def test_a_part_of_a_folder_must_be_one_file(tmp_path):
+    for name in ("pubmed.jsonl", "pubmed.jsonl.sha256", "pubmed2.jsonl"):
+        (tmp_path / name).write_text('{"text": "One."}')
+    assert len(read(tmp_path, dataset_config_name="pubmed")) == 1
+    (tmp_path / "pubmed.txt").write_text("Two.")
+    assert "more than one such part; valid: pubmed.jsonl, pubmed.txt" in usage_error(
+        read, tmp_path, dataset_config_name="pubmed"
+    )
+    assert [record["story"] for record in read(tmp_path, dataset_config_name="pubmed.txt")] == ["Two."]
 
 
 def test_files_of_two_formats_are_refused_wherever_they_lie(tmp_path):
