@@ -117,7 +117,8 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     tokenizer = train_tokenizer(progress(stories, "reading stories", "stories", len(records)), args.vocab_size)
     with finished_folder(folder) as unfinished:
         tokenizer.save_pretrained(unfinished)
-    facts = {"tokens": f"{len(tokenizer):,}", "folder": str(folder)}
+    fewer = f" of {args.vocab_size:,}" if len(tokenizer) < args.vocab_size else ""
+    facts = {"tokens": f"{len(tokenizer):,}{fewer}", "folder": str(folder)}
     show_facts(
         "tokenizer",
         {

@@ -355,6 +355,10 @@ class RawSource(DataSet):
         if self.source.kind != "hub":
             self.source.check_splits()
 
+    def is_remote(self) -> bool:
+        """Whether it is streamed from the Hub."""
+        return self.source.kind == "hub" and self.streaming == "True"
+
     def has_own_validation(self) -> bool:
         """Whether it comes with a validation split."""
         return self.source.has_own_splits() and "validation" in self.source.own_splits.values()
@@ -374,7 +378,8 @@ class RawSource(DataSet):
         """Return streams over the source, or the tokens of the corpus made of it."""
         if self.streaming == "True":
             return source_documents(self.config or Path(self.name).name, self.source, tokenizer, how)
-        return corpus_documents(self.config or self.corpus().name, self.corpus(), tokenizer, how)
+        corpus, given = self.corpus(), f"{self.name} {self.config or ''}".strip()
+        return corpus_documents(self.config or corpus.name, corpus, tokenizer, how, given)
 
     def pairs(self, watch: Watch = iter) -> PairSet:
         """Prepare its prompts and completions, conversations or texts once, and open them."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.data.datasets import DataSet, ProtocolSet
+from lm_trials.data.datasets import DataSet, ProtocolSet, RawSource
 from lm_trials.files import finished_folder
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import train_tokenizer
@@ -23,9 +23,14 @@ def default_tokenizer(dataset: DataSet) -> Path:
 
     Raises:
         UsageError: for a protocol set, which has the tokens of one tokenizer; for a data set that is not a corpus and
-            cannot become one.
+            cannot become one, or is streamed from the Hub and should not be downloaded.
     """
     for member in dataset.members:
+        if isinstance(member, RawSource) and member.is_remote():
+            raise UsageError(
+                f"--tokenizer_name is missing and {member.name} is streamed from the Hub; give --tokenizer_name or "
+                "--vocab_size, or --streaming CacheStream to download it and train one"
+            )
         if isinstance(member, ProtocolSet):
             raise UsageError(
                 f"--vocab_size is missing; give the --vocab_size or --tokenizer_name with which {member.name} was made"

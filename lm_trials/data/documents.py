@@ -104,8 +104,12 @@ def set_documents(name: str, place: Path, tokenizer: PreTrainedTokenizerBase, ho
     return Documents(name, train, validation, lambda: opened("test"), described)
 
 
-def corpus_documents(label: str, corpus: Path, tokenizer: PreTrainedTokenizerBase, how: Tokenising) -> Documents:
+def corpus_documents(
+    label: str, corpus: Path, tokenizer: PreTrainedTokenizerBase, how: Tokenising, given: str | None = None
+) -> Documents:
     """Open a corpus: by its token store, made if missing, or as streams, by `how.streaming`.
+
+    `given` is what the user named, if the corpus was made of it.
 
     Raises:
         UsageError: for a corpus without validation stories.
@@ -114,8 +118,8 @@ def corpus_documents(label: str, corpus: Path, tokenizer: PreTrainedTokenizerBas
     stories = manifest["stories"]
     if not stories["validation"]:
         raise UsageError(
-            f"--dataset_name {label}: none of its {sum(stories.values()):,} stories is in the validation split, by "
-            "hash; give more stories or a larger --validation_split_percentage (default 1)"
+            f"--dataset_name {given or label}: none of its {sum(stories.values()):,} stories is in the validation "
+            "split, by hash; give more stories or a larger --validation_split_percentage (default 1)"
         )
     described = {
         "corpus": corpus.name,

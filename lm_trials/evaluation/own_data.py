@@ -13,7 +13,7 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.models.reference import read_run
 from lm_trials.run_data import own_data
 from lm_trials.stories.corpora import read_manifest
-from lm_trials.stories.splits import file_split
+from lm_trials.stories.splits import file_splits
 
 FALLBACK = "generated"  # the corpus of the demo and of the published commands that name none
 HASHED = 1.0  # percent of the stories: the validation split by hash of a source that is not prepared
@@ -93,7 +93,7 @@ def _trained_on(run: Any, selection: Selection, place: Path) -> bool:
 
 def _is_held_out(name: str) -> bool:
     """Whether a file is named after a split that is not trained on, as `validation.jsonl` of a folder."""
-    return file_split(Path(name).name) in ("validation", "test")
+    return file_splits([Path(name).name])[0] in (["validation"], ["test"])
 
 
 def _same_split(split: str, own: dict[str, Any] | None, run: Any, place: Path) -> bool:

@@ -77,11 +77,14 @@ def _finish(
 ) -> dict[str, Any]:
     """Turn the Arrow files in `unfinished` into a corpus and return its manifest."""
     manifest = {**described, **tally.summary()}
-    counts = manifest["stories"]
+    counts, reference = manifest["stories"], described["origin"].get("reference", described["corpus"])
+    total = sum(counts.values())
+    if 0 < manifest["duplicates"] == total - 1:
+        raise UsageError(f"{reference}: all {total:,} stories are equal; check the file and --text_column")
     for split in splits_needed:
         if not counts[split]:
             following = advice if split == "train" else "give more stories"
-            raise UsageError(f"{sum(counts.values()):,} stories leave the {split} split empty; {following}")
+            raise UsageError(f"{reference}: {total:,} stories leave the {split} split empty; {following}")
     save_splits(unfinished, unfinished / "records")
     manifest["files"] = file_sums(unfinished)
     write_json(unfinished / MANIFEST, manifest)
@@ -232,7 +235,12 @@ def prepare_source(source: Source, name: str, data_cache_dir: Path, watch: Watch
             return folder
         raise
     if shared := in_two_splits(manifest):
-        note(f"note: {folder.name}: {shared}")
+        note(f"note: {name}: {shared}")
+    total = sum(manifest["stories"].values())
+    if manifest["blank"] > len(source.shards):  # a text file may end with a separator
+        note(f"note: {name}: {manifest['blank']:,} records without a story were left out")
+    if 2 * manifest["duplicates"] >= total:
+        note(f"note: {name}: {manifest['duplicates']:,} of {total:,} stories repeat an earlier one")
     return folder
 
 

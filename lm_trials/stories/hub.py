@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from lm_trials.console import UsageError
 from lm_trials.stories.shards import first_line, reading
@@ -47,10 +48,13 @@ def load_hub(
         UsageError: if it cannot be loaded.
     """
     from datasets import load_dataset
+    from huggingface_hub import constants
 
+    # Without a network only the cache is asked; the client would try for 24 s.
+    offline = patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or revision is None)
     # No effect on records or order: `datasets` joins the parts in the order of the files.
     processes = None if streaming or num_proc == 1 else num_proc  # a stream refuses `num_proc`
-    with reading_hub(reference):
+    with reading_hub(reference), offline:
         return load_dataset(reference, config, split=split, streaming=streaming, revision=revision, num_proc=processes)
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from datasets import Features, List, Value
 
 from lm_trials.console import UsageError
-from lm_trials.stories.features import canonical_feature
+from lm_trials.stories.features import FEATURES, canonical_feature
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # The test split is the last 1% of the range of a 32-bit hash, whatever the size of the validation split before it.
 TEST_FROM = int(0.99 * 2**32)
+# Beside NUL, which is refused, and white space.
+CONTROL = re.compile("[\x01-\x08\x0e-\x1f\x7f-\x9f]")
 
 
 class Record(TypedDict):
@@ -82,7 +85,9 @@ def make_record(
 
 
 def check_unicode(text: str) -> None:
-    """Raise a UsageError for a text with half of a surrogate pair, which JSON can contain and UTF-8 cannot."""
+    """Raise a UsageError for a text with half of a surrogate pair, which UTF-8 cannot encode, or with NUL."""
+    if "\0" in text:
+        raise UsageError("the text has the control character '\\x00', as UTF-16 or a binary file; convert it")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -91,15 +96,20 @@ def check_unicode(text: str) -> None:
         ) from None
 
 
-def record_from_row(row: Any, text_column: str | None = None) -> Record:
+def record_from_row(
+    row: Any, text_column: str | None = None, tell: Callable[[str], None] = lambda what: None
+) -> Record:
     """Read a record from a row of any of the published forms.
 
     The TinyStories archive nests `{"instruction": {"prompt:": ..., "words": ..., "features": ...}}`; the key really
     ends with a colon, and is accepted without it too.  Flat rows have the fields beside the story.  The story is
     in `text_column`, else in `story`, else in `text`.
 
+    Other data sets have columns of the same names that mean something else, such as a count in `words`: a column
+    without text, words or features, as its name says, is left out, and `tell` gets a line about it.
+
     Raises:
-        UsageError: for a row that is not an object or has no story (names the columns), or a field of a wrong type.
+        UsageError: for a row that is not an object or has no story (names the columns), or an unknown feature.
 
     >>> row = {"story": "Hi.", "instruction": {"prompt:": "Write.", "words": ["hi"], "features": ["Twist"]}}
     >>> record_from_row(row)["prompt"], record_from_row(row)["features"]
@@ -120,40 +130,58 @@ def record_from_row(row: Any, text_column: str | None = None) -> Record:
     details = row.get("instruction")
     if not isinstance(details, Mapping):
         details = row
+    for character in set(CONTROL.findall(story)):
+        tell(f"stories have the control character {character!r}; it is kept")
+
+    def field(among: Mapping[str, Any], name: str, read: Callable[[Any], Any], wanted: str) -> Any:
+        value = among.get(name)
+        found = read("" if value is None else value)
+        if found is None:
+            tell(f"column {name!r} has {type(value).__name__} that is not {wanted}; it is left out")
+        return found or read("")
+
+    try:
+        features = list(map(canonical_feature, field(details, "features", _features, "a list of features")))
+    except UsageError as error:
+        raise UsageError(f"{error}; if 'features' means something else, rename the column") from None
     return make_record(
         story,
-        prompt=_text(details, "prompt:") or _text(details, "prompt"),
-        words=_listed(details, "words"),
-        features=_listed(details, "features"),
-        summary=_text(row, "summary"),
-        source=_text(row, "source"),
+        prompt=field(details, "prompt:", _text, "text") or field(details, "prompt", _text, "text"),
+        words=field(details, "words", _words, "a list of words"),
+        features=features,
+        summary=field(row, "summary", _text, "text"),
+        source=field(row, "source", _text, "text"),
     )
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if value is None or isinstance(value, str):
-        return value or ""
-    raise UsageError(f"{name!r} is {type(value).__name__} {value!r:.40}; it must be text or null")
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
-def _listed(row: Mapping[str, Any], name: str) -> list[str]:
+def _words(value: Any) -> list[str] | None:
     """Read a list of words, which CSV files and TinyStories-Instruct write as `a, b, c` or `['a', "b"]`.
 
-    >>> _listed({"words": "quit, don't"}, "words"), _listed({"words": "['quit', 'oak']"}, "words")
-    (['quit', "don't"], ['quit', 'oak'])
+    >>> _words("quit, don't"), _words("['quit', 'oak']"), _words("512"), _words([1, 2])
+    (['quit', "don't"], ['quit', 'oak'], None, None)
     """
-    value = row.get(name)
-    if value is None:
-        return []
     if isinstance(value, str):
         parts = value.split(",")
         if value.strip().startswith("[") and value.strip().endswith("]"):
             parts = [part.strip().strip("'\"") for part in value.strip().strip("[]").split(",")]
-        return [part.strip() for part in parts if part.strip()]
-    if isinstance(value, Sequence) and all(isinstance(part, str) for part in value):
-        return list(value)
-    raise UsageError(f"{name!r} is {type(value).__name__} {value!r:.40}; it must be a list of words")
+        words = [part.strip() for part in parts if part.strip()]
+        return words if not words or re.search(r"[^\W\d_]", value) else None
+    return list(value) if isinstance(value, Sequence) and all(isinstance(part, str) for part in value) else None
+
+
+def _features(value: Any) -> list[str] | None:
+    """Read a list of features; a text is one if it names a feature.
+
+    >>> _features("Dialogue, Twist"), _features("3 rooms, garage"), _features(["garage"])
+    (['Dialogue', 'Twist'], None, ['garage'])
+    """
+    words = _words(value)
+    names_one = words and not {feature.lower() for feature in FEATURES}.isdisjoint(map(str.lower, words))
+    return words if names_one or not words or not isinstance(value, str) else None
 
 
 def split_of(identifier: str, validation_percent: float = 1.0) -> Split:

@@ -6,23 +6,27 @@ file and, where it is known, the line or record.
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import hashlib
 import io
 import itertools
 import json
+import lzma
 import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, command_line, note
 
 # 1 MiB, some hundred stories. Not tuned.
 CHUNK = 1 << 20
@@ -31,8 +35,23 @@ CHUNK = 1 << 20
 LONGEST_RECORD = 64 << 20
 INSTRUCT_FIELDS = ("Features:", "Words:", "Summary:", "Random sentence:", "Story:")
 
+# Files beside data of which nobody expects that they are read.
+NO_DATA = re.compile(
+    r"\..*|(readme|licen[cs]e|notice|citation|_success|(md5|sha\d+|check)sums?)(\.(md|txt|rst|cff))?|.*\.(md5|sha\d+)",
+    re.IGNORECASE,
+)
+
 Row = tuple[str, Any]
 """The place of a row, such as `line 3` or `record 3` (from 1), and its content."""
+
+tell = cache(note)  # once, though a source is opened and read several times
+
+
+def tell_left_out(place: Path, names: Sequence[str]) -> None:
+    """Name the files of a folder or an archive that are not read."""
+    if names:
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        tell(f"note: {place}: not read: {', '.join(names[:5])}{more}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class Format:
     """A file format.
 
     Attributes:
-        suffixes: of file names, without `.gz`.
+        suffixes: of file names, without that of a compression.
         read: yields the rows of a file, given its path and `--text_separator`; None for an archive of JSON files.
         streams: whether a compressed file can be read without unpacking it first.
     """
@@ -56,13 +75,13 @@ def formats_by_suffix() -> dict[str, str]:
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that determines the format; `.gz` is ignored.
+    """Return the suffix that determines the format, in lower case; that of a compression is ignored.
 
-    >>> [suffix_of(Path(name)) for name in ("a.jsonl", "a.jsonl.gz", "v1.2/b.tgz", "c.gz", "d")]
+    >>> [suffix_of(Path(name)) for name in ("a.jsonl", "a.JSONL.gz", "v1.2/b.tgz", "c.zst", "d")]
     ['.jsonl', '.jsonl', '.tar', '', '']
     """
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return ".tar" if path.suffix == ".tgz" else suffixes[-1] if suffixes else ""
+    suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in OPENERS]
+    return ".tar" if suffixes[-1:] == [".tgz"] else suffixes[-1] if suffixes else ""
 
 
 def kind_of(path: Path) -> str:
@@ -70,9 +89,14 @@ def kind_of(path: Path) -> str:
     known = formats_by_suffix()
     kind = known.get(suffix_of(path))
     if kind is None:
-        raise UsageError(f"{path} has the suffix {path.suffix!r}; valid: {', '.join(known)}, also with .gz")
-    if path.suffix == ".gz" and not FORMATS[kind].streams:
-        raise UsageError(f"{path}: a compressed {suffix_of(path)} file cannot be streamed; gunzip it first")
+        raise UsageError(
+            f"{path} has the suffix {path.suffix!r}; valid: {', '.join(known)}, also with {', '.join(OPENERS)}"
+        )
+    compression = path.suffix.lower()
+    # tarfile itself decompresses archives.
+    streams = FORMATS[kind].streams and not (kind == "archive" and compression in ARROW)
+    if compression in OPENERS and not streams:
+        raise UsageError(f"{path}: a {suffix_of(path)} file with {compression} cannot be streamed; decompress it first")
     return kind
 
 
@@ -134,7 +158,7 @@ def reading(name: str, after: Callable[[], str] = str) -> Iterator[None]:
         ) from None
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"{name} cannot be read ({error.strerror}); check the path and its permissions") from None
-    except (EOFError, OSError, zlib.error, tarfile.TarError, pyarrow.ArrowException, csv.Error) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, pyarrow.ArrowException) as error:
         place = f" after {after()}" if after() else ""
         problem = f"truncated or broken{place} ({first_line(error)})"
         raise UsageError(f"{name} is {problem}; download or write it again") from None
@@ -165,8 +189,26 @@ def _undecodable_line(path: Path) -> int | None:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Open a file, through gzip if its name ends with `.gz`."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    """Open a file, decompressed by its suffix, one of `OPENERS`."""
+    return OPENERS.get(path.suffix.lower(), open)(path, "rb")
+
+
+def _open_arrow(path: Path, mode: str) -> IO[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=ARROW[path.suffix.lower()]))
+
+
+ARROW = {".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
+"""Compressions of which pyarrow has the decoder, and Python has none."""
+
+OPENERS: dict[str, Callable[[Path, str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    **dict.fromkeys(ARROW, _open_arrow),
+}
+"""How a compressed file is opened, by its suffix; the compressions are those of `datasets`."""
 
 
 def _decoded(stream: IO[bytes], newline: str | None = "\n") -> IO[str]:
@@ -192,7 +234,6 @@ def json_rows(stream: IO[bytes], name: str) -> Iterator[Row]:
 
 
 def _json_list(stream: IO[str], name: str) -> Iterator[Row]:
-    decoder = json.JSONDecoder()
     buffer, at, number = stream.read(CHUNK).lstrip().removeprefix("["), 0, 1
     while True:
         while at < len(buffer) and (buffer[at].isspace() or buffer[at] == ","):
@@ -200,7 +241,7 @@ def _json_list(stream: IO[str], name: str) -> Iterator[Row]:
         if buffer.startswith("]", at):
             return
         try:
-            item, at = decoder.raw_decode(buffer, at)
+            item, at = DECODER.raw_decode(buffer, at)
         except json.JSONDecodeError as error:
             more = stream.read(CHUNK) if len(buffer) - at < LONGEST_RECORD else ""
             if not more:
@@ -209,6 +250,8 @@ def _json_list(stream: IO[str], name: str) -> Iterator[Row]:
                 ) from None
             buffer, at = buffer[at:] + more, 0
             continue
+        except UsageError as error:
+            raise UsageError(f"{name}: record {number}: {error}") from None
         yield f"record {number}", item
         number += 1
 
@@ -217,7 +260,7 @@ def _json_lines(stream: IO[str], name: str) -> Iterator[Row]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", DECODER.decode(line)
             except ValueError as error:
                 raise UsageError(
                     f"{name}: line {number} is not valid JSON ({first_line(error)}); write one object per line, or "
@@ -225,24 +268,49 @@ def _json_lines(stream: IO[str], name: str) -> Iterator[Row]:
                 ) from None
 
 
+def _check_columns(names: Iterable[str], place: str = "") -> None:
+    """Raise a UsageError for a column that is given twice, of which readers silently take the last."""
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise UsageError(f"{place}column {twice[0]!r} is given twice; rename one of them")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        _check_columns(name for name, _ in pairs)
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _csv_rows(path: Path, text_separator: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is shorter than some texts
     with open_binary(path) as stream, _decoded(stream, newline="") as text:
         # Without `strict`, a quotation mark that is never closed puts the rest of the file into one field.
-        reader = csv.DictReader(text, strict=True)
-        for row in reader:
-            if None in row or None in row.values():
-                raise UsageError(
-                    f"{path}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the header's "
-                    f"{len(reader.fieldnames or ())}; write the file again, with quotation marks doubled"
-                )
-            yield f"line {reader.line_num}", row
+        reader, last = csv.DictReader(text, strict=True), 0
+        try:
+            columns = reader.fieldnames or ()
+            _check_columns(columns, f"{path}: line 1: ")
+            last = reader.line_num
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UsageError(
+                        f"{path}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the "
+                        f"header's {len(columns)}; write the file again, with quotation marks doubled"
+                    )
+                last = reader.line_num
+                yield f"line {last}", row
+        except csv.Error as error:
+            problem = f"truncated or broken after line {last} ({error})"
+            raise UsageError(f"{path} is {problem}; download or write it again") from None
 
 
 def _parquet_rows(path: Path, text_separator: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow.names, f"{path}: ")
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
         yield from numbered(rows)
 
@@ -263,14 +331,20 @@ def numbered(rows: Iterator[Any], first: int = 1) -> Iterator[Row]:
 
 def _archive_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the JSON files of a tar archive in its order, without unpacking the archive."""
+    left_out = []
     with tarfile.open(path) as archive:
         for member in archive:
-            hidden = Path(member.name).name.startswith(".")  # macOS puts `._data00.json` beside data00.json
-            if member.isfile() and not hidden and Path(member.name).suffix in FORMATS["json"].suffixes:
-                stream = archive.extractfile(member)
-                assert stream is not None, "a regular file has content"
-                yield f"{path}:{member.name}", stream
+            # macOS puts the hidden `._data00.json` beside data00.json
+            if member.isdir() or NO_DATA.fullmatch(Path(member.name).name):
+                continue
+            if not member.isfile() or Path(member.name).suffix not in FORMATS["json"].suffixes:
+                left_out.append(member.name)
+                continue
+            stream = archive.extractfile(member)
+            assert stream is not None, "a regular file has content"
+            yield f"{path}:{member.name}", stream
         check_archive_end(archive, path)
+    tell_left_out(path, left_out)
 
 
 def check_archive_end(archive: tarfile.TarFile, path: Path) -> None:
@@ -280,7 +354,7 @@ def check_archive_end(archive: tarfile.TarFile, path: Path) -> None:
     """
     stream = archive.fileobj
     assert stream is not None, "the archive is open"
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("its end mark is missing")
@@ -329,10 +403,15 @@ def _separated(stream: IO[str], separator: str, path: Path) -> Iterator[str]:
             parts, unfinished = [others[-1]], len(others[-1])
         if unfinished > LONGEST_RECORD:
             raise UsageError(
-                f"{path} has no {separator!r} within {LONGEST_RECORD:,} characters; name the text between its stories "
-                "with --text_separator"
+                f"{path} has no {separator!r} within {LONGEST_RECORD:,} characters; name the text between its stories, "
+                f"for paragraphs: {by_paragraphs(path)}"
             )
     yield "".join(parts)
+
+
+def by_paragraphs(path: Path) -> str:
+    """Return the command that makes a corpus of a text's paragraphs."""
+    return command_line("prepare ingest", source=path, corpus=f"{path.stem}-paragraphs", text_separator=r"\n\n")
 
 
 def _is_instruct(text: str) -> bool:

@@ -7,17 +7,24 @@ on the Hub.  Records are checked one by one, and an error names the file and the
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets.data_files import FILES_TO_IGNORE
+
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.stories.hub import hub_revision, load_hub, load_saved, reading_hub, saved_split_names
 from lm_trials.stories.records import SPLITS, Record, Split, record_from_row, split_of, validation_from
 from lm_trials.stories.shards import (
+    NO_DATA,
     Row,
+    by_paragraphs,
     file_hashes,
     file_shards,
     formats_by_suffix,
@@ -27,8 +34,12 @@ from lm_trials.stories.shards import (
     reading,
     shard_names,
     suffix_of,
+    tell,
+    tell_left_out,
 )
-from lm_trials.stories.splits import check_own_splits, file_split, named_splits, own_names, split_for
+from lm_trials.stories.splits import check_own_splits, file_splits, named_splits, own_names, split_for
+
+TEXT_SEPARATOR = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class Source:
     shards: tuple[Path, ...] = ()
     kind: str = "files"
     text_column: str | None = None
-    text_separator: str = "<|endoftext|>"
+    text_separator: str = TEXT_SEPARATOR
     dataset_config_name: str | None = None
     dataset_split: str | None = None
     streaming: bool = True
@@ -182,16 +193,26 @@ class Source:
     @cached_property
     def _named_after(self) -> list[Split | None]:
         """The split that each file of a folder is named after; None for a single file."""
-        alone = self.shards == (Path(self.reference),)
-        return [None if alone else file_split(path.name) for path in self.shards]
+        if self.shards == (Path(self.reference),):
+            return [None]
+        found = file_splits(self._file_names)
+        for name, splits in zip(self._file_names, found, strict=True):
+            if len(splits) > 1:
+                raise UsageError(f"{self.reference}: {name} is named after {' and '.join(splits)}; rename it")
+        return [splits[0] if splits else None for splits in found]
+
+    @property
+    def _file_names(self) -> list[str]:
+        """The files' names, relative to the folder."""
+        return [path.relative_to(self.reference).as_posix() for path in self.shards]
 
     @property
     def _file_splits(self) -> list[Split | None]:
         """The split of each file: all files of the folder have one, or none."""
         splits = self._named_after
         if None in splits and any(splits):
-            named = next(path.name for path, split in zip(self.shards, splits, strict=True) if split)
-            unnamed = next(path.name for path, split in zip(self.shards, splits, strict=True) if not split)
+            named = next(name for name, split in zip(self._file_names, splits, strict=True) if split)
+            unnamed = next(name for name, split in zip(self._file_names, splits, strict=True) if not split)
             raise UsageError(
                 f"{self.reference} has files named after a split ({named}) and others ({unnamed}); rename them, or "
                 "put them into separate folders"
@@ -234,11 +255,14 @@ class Source:
             for name, column, rows in self.rows(part):
                 for place, row in rows:
                     try:
-                        record = record_from_row(row, column)
+                        record = record_from_row(row, column, self._tell)
                     except UsageError as error:
                         raise UsageError(f"{name}: {place}: {error}") from None
                     if wanted is None or split_of(record["record_id"]) == wanted:
                         yield part, name, record
+
+    def _tell(self, what: str) -> None:
+        tell(f"note: {self.reference}: {what}")
 
     def _hash_split(self) -> str | None:
         """The split by hash that `dataset_split` names, for a source without splits of its own."""
@@ -252,15 +276,36 @@ class Source:
     def rows(self, part: SourcePart) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
         """Yield the shards of a part: name, column of the story, rows."""
         if part.path is not None:
-            column = None if kind_of(part.path) == "text" else self.text_column
+            is_text = kind_of(part.path) == "text"
+            splits: set[Split] = set()
             for name, rows in file_shards(part.path, self.text_separator):
-                yield name, column, rows
+                splits.update(*file_splits([name.removeprefix(f"{part.path}:")]) if name != str(part.path) else ())
+                if len(splits) > 1:
+                    named = " and ".join(sorted(splits))
+                    raise UsageError(f"{part.path} has files named after {named}; unpack it and give the folder")
+                yield (
+                    name,
+                    None if is_text else self.text_column,
+                    self._told_if_one(part.path, rows) if is_text else rows,
+                )
             return
         rows, first = self._rows_of(part), 1
         if part.rows is not None:
             rows, first = rows.select(part.rows), part.rows.start + 1
         name = self.reference if part.name is None else f"{self.reference}: {part.name}"
         yield name, self.text_column, numbered(self._guarded(rows), first)
+
+    def _told_if_one(self, path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+        """Say that a text has no separator, unless each file of a folder is one story."""
+        number = 0
+        for row in rows:
+            number += 1
+            yield row
+        if number == 1 and (len(self.shards) == 1 or self.text_separator != TEXT_SEPARATOR):
+            tell(
+                f"note: {path} has no {self.text_separator!r} and is one story; to make each paragraph a story: "
+                f"{by_paragraphs(path)}"
+            )
 
     def _rows_of(self, part: SourcePart) -> Any:
         return self._loaded if part.name is None else self._loaded[part.name]
@@ -320,6 +365,9 @@ def open_source(reference: str, **options: Any) -> Source:
         raise UsageError("the name of the source is empty; give a file, a folder of shards or a Hub data set")
     if (percent := options.get("validation_split_percentage")) is not None:
         validation_from(percent)  # raises for a share that is not one
+    if separator := options.get("text_separator"):
+        # A shell gives '\n' as two characters; texts are read with line ends as newlines.
+        options["text_separator"] = separator.replace(r"\n", "\n").replace(r"\r", "\r").replace("\r\n", "\n")
     path = Path(reference).expanduser()
     if path.is_dir():
         source = _open_folder(path, options)
@@ -329,11 +377,9 @@ def open_source(reference: str, **options: Any) -> Source:
             raise UsageError(f"{reference} is empty; give a file with at least one story")
         source = Source(str(path), shards=(path,), **options)
     else:
-        # A Hub name is `name` or `owner/name`; anything else was meant as a path.
-        looks_like_path = (
-            reference.startswith((".", "/", "~")) or reference.count("/") > 1 or suffix_of(path) in formats_by_suffix()
-        )
-        if looks_like_path:
+        # A Hub name is `name` or `owner/name`; anything else was meant as a path, and so was a name in a local folder.
+        is_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", reference) and suffix_of(path) not in formats_by_suffix()
+        if not is_name or ("/" in reference and path.parent.is_dir()):
             raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")
         source = Source(reference, kind="hub", **{"revision": hub_revision(reference), **options})
     if source.kind != "hub" and source.dataset_split is not None:
@@ -346,25 +392,69 @@ def open_source(reference: str, **options: Any) -> Source:
 
 def _open_folder(path: Path, options: dict[str, Any]) -> Source:
     if config := options.get("dataset_config_name"):
-        inner = next((p for p in (path / config, *sorted(path.glob(f"{config}.*"))) if p.exists()), None)
-        if inner is None:
-            parts = ", ".join(sorted(p.stem for p in path.iterdir() if not p.name.startswith("."))) or "none"
-            raise UsageError(f"--dataset_config_name {config}: {path} has no such part; valid: {parts}")
-        return open_source(str(inner), **{**options, "dataset_config_name": None})
+        there = [file for file in sorted(path.iterdir()) if not NO_DATA.fullmatch(file.name)]
+        found = [file for file in there if file.name == config]
+        found = found or [file for file in there if file.name.startswith(f"{config}.")]
+        if len(found) != 1:
+            names = [file.name for file in found]
+            parts = ", ".join(names or sorted(file.stem for file in there)) or "none"
+            problem = "more than one such part" if names else "no such part"
+            raise UsageError(f"--dataset_config_name {config}: {path} has {problem}; valid: {parts}")
+        return open_source(str(found[0]), **{**options, "dataset_config_name": None})
     # `records` is a corpus of this project, whose manifest is JSON too.
     for saved in (path / "dataset_dict.json", path / "state.json", path / "records" / "dataset_dict.json"):
         if saved.exists():
             return Source(str(saved.parent), kind="saved", **options)
+    if len(configs := _card_configs(path / "README.md")) > 1:
+        raise UsageError(
+            f"{path}: its README.md names several configurations; give one with --dataset_config_name, "
+            f"or its folder: {', '.join(configs)}"
+        )
     by_kind: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir(), key=lambda file: natural_key(file.name)):
-        if file.is_file() and not file.name.startswith(".") and (kind := formats_by_suffix().get(suffix_of(file))):
+    left_out = []
+    for name, file in sorted(_files_below(path), key=lambda named: natural_key(named[0])):
+        kind = formats_by_suffix().get(suffix_of(file))
+        if kind and file.is_file() and file.stat().st_size:
             by_kind.setdefault(kind, []).append(file)
+        else:
+            left_out.append(f"{name} (empty)" if kind and file.is_file() else name)
     if not by_kind:
         raise UsageError(
-            f"{path} has no {', '.join(formats_by_suffix())} file and is not a saved data set; give another folder"
+            f"{path} has no {', '.join(formats_by_suffix())} file and is not a saved data set"
+            f"{f' (it has {left_out[0]})' if left_out else ''}; give another folder"
         )
+    tell_left_out(path, left_out)
     if len(by_kind) > 1:
-        examples = ", ".join(f"{kind}: {files[0].name}" for kind, files in by_kind.items())
+        examples = ", ".join(f"{kind}: {files[0].relative_to(path)}" for kind, files in by_kind.items())
         raise UsageError(f"{path} has files of several formats ({examples}); name one file, or a folder of one format")
     (shards,) = by_kind.values()
     return Source(str(path), shards=tuple(shards), **options)
+
+
+def _card_configs(readme: Path) -> list[str]:
+    """Return the configurations that the card of a data set from the Hub names."""
+    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines() if readme.is_file() else []
+    head = itertools.takewhile(lambda line: line.rstrip() != "---", lines[1:] if lines[:1] == ["---"] else [])
+    return sorted({line.split(":", 1)[1].strip() for line in head if re.match(r"\s*-?\s*config_name:", line)})
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what `datasets` looks at in a folder: relative names and paths of files, and links to folders.
+
+    Hidden files and folders are left out; of a prepared data set or a tokenizer, only the name is yielded.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    with reading(str(folder)):
+        for place, folders, files in os.walk(folder, onerror=stop):
+            here = Path(place)
+            if here != folder and not {"manifest.json", "tokenizer.json"}.isdisjoint(files):
+                folders.clear()
+                yield here.relative_to(folder).as_posix(), here
+                continue
+            folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+            for name in [*files, *(name for name in folders if (here / name).is_symlink())]:
+                if name not in FILES_TO_IGNORE and not NO_DATA.fullmatch(name):
+                    yield (here / name).relative_to(folder).as_posix(), here / name

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from datasets.data_files import (
+    DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME,
+    DEFAULT_PATTERNS_SPLIT_IN_FILENAME,
+    SPLIT_KEYWORDS,
+)
+from fsspec.utils import glob_translate
 
 from lm_trials.console import UsageError
-from lm_trials.stories.records import Split, split_of
+from lm_trials.stories.records import SPLITS, Split, split_of
 
-NAMES: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Names of splits in published data sets, as in Hugging Face's rules for file names."""
-
-_OPENING = re.compile(rf"({'|'.join(sorted(NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+NAMES: dict[str, Split] = {keyword: split for split in SPLITS for keyword in SPLIT_KEYWORDS[split]}
+"""Names of splits in published data sets, as `datasets` reads them."""
 
 
-def file_split(name: str) -> Split | None:
-    """Return the split that a file's name begins with, as a whole word, as Hugging Face reads names.
+def file_splits(names: Sequence[str]) -> list[list[Split]]:
+    """Return the splits that each file of a folder is named after, by `datasets`' rules: by its folders, else itself.
 
-    >>> [file_split(name) for name in ("train-000.parquet", "valid.jsonl", "test2.txt", "testament.txt", "a-train.csv")]
-    ['train', 'validation', 'test', None, None]
+    Names are relative to the folder.  A name can mean two splits, as `train-test.txt`.
+
+    >>> file_splits(["Tales-train.txt", "Tales-valid.txt", "attest.txt"])
+    [['train'], ['validation'], []]
+    >>> file_splits(["train/1.txt", "dev/test-1.txt", "valid.txt"])
+    [['train'], ['validation'], []]
     """
-    opening = _OPENING.match(name)
-    return NAMES[opening[1].lower()] if opening else None
+    # `datasets` compares names as they are written; "Valid" and "(train)" mean the same.  Its own function for folders
+    # reads the whole disk above a folder with brackets in its name.
+    plain = [re.sub(r"[^\w./]", "-", name.lower()) for name in names]
+    found: list[list[Split]] = [[] for _ in names]
+    for patterns in (DEFAULT_PATTERNS_SPLIT_IN_DIR_NAME, DEFAULT_PATTERNS_SPLIT_IN_FILENAME):
+        if not any(found):
+            rules = {split: re.compile("|".join(map(glob_translate, patterns[split]))) for split in SPLITS}
+            found = [[split for split, rule in rules.items() if rule.match(name)] for name in plain]
+    return found
 
 
 def named_splits(names: Iterable[str]) -> dict[str, Split]:

@@ -103,7 +103,7 @@ def choose_initial(model_args: ModelArguments, data_args: DataArguments) -> Init
     """
     tokenizer: PreTrainedTokenizerBase
     if model_args.model_name_or_path is None:
-        if not (data_args.vocab_size or data_args.tokenizer_name or data_args.streaming == "True"):
+        if not (data_args.vocab_size or data_args.tokenizer_name):
             data_args.tokenizer_name = str(default_tokenizer(dataset_of(data_args)))
         tokenizer = resolve_vocab(data_args.vocab_size, data_args.tokenizer_name, data_args.data_cache_dir)
         config = build_config(

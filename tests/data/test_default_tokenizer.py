@@ -37,6 +37,16 @@ def test_it_is_trained_once_and_of_a_mixture_on_all_parts(tmp_path, capsys):
     assert "▁Boxkämpfer" not in AutoTokenizer.from_pretrained(first).get_vocab()
 
 
+def test_a_streamed_file_is_prepared_for_it_and_a_streamed_hub_data_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lm_trials.stories.sources.hub_revision", lambda name: None)
+    (tmp_path / "one.jsonl").write_text("".join(f'{{"story": "A cat sat. {number}"}}\n' for number in range(300)))
+    for streaming in ("True", "CacheStream"):
+        one = open_dataset(str(tmp_path / "one.jsonl"), data_cache_dir=tmp_path / "data", streaming=streaming)
+        assert default_tokenizer(one).is_dir()
+    with pytest.raises(UsageError, match=r"owner/tales is streamed from the Hub; give .* or --streaming CacheStream"):
+        default_tokenizer(open_dataset("owner/tales", data_cache_dir=tmp_path / "data", streaming="True"))
+
+
 def test_pairs_are_no_corpus(tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(UsageError, match=r"pairs\.jsonl"):

@@ -1,5 +1,6 @@
 """Corpora: written whole or not at all, counted, opened by name, refused where damaged."""
 
+import json
 import os
 import socket
 
@@ -8,6 +9,7 @@ from datasets import load_from_disk
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import open_dataset
+from lm_trials.data.documents import Tokenising
 from lm_trials.files import finished_folder
 from lm_trials.stories.arrow_files import WRITE_BATCH
 from lm_trials.stories.corpora import (
@@ -17,6 +19,7 @@ from lm_trials.stories.corpora import (
     write_corpus,
 )
 from lm_trials.stories.records import SPLITS, make_record, split_of
+from lm_trials.tokens.tokenizers import train_tokenizer
 
 
 def numbered(*stories, shard=0, **fields):
@@ -61,6 +64,43 @@ def test_an_empty_split_is_refused_and_nothing_is_left(tmp_path, records, option
     with pytest.raises(UsageError, match=message):
         write_corpus(records, tmp_path / "deep" / "mine", {}, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("equal", [2, 50])
+def test_stories_that_are_all_equal_are_refused_and_many_repetitions_told(tmp_path, equal, capsys):
+    path = tmp_path / "s1.jsonl"
+
+    def prepared(*stories):
+        path.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+        corpus = open_dataset(str(path), tmp_path / "data").corpus()
+        return read_manifest(corpus)["stories"], capsys.readouterr().err
+
+    with pytest.raises(UsageError, match=rf"^{path}: all {equal} stories are equal; check the file and --text_column"):
+        prepared(*["n/a"] * (equal - 1), " n/a ", "")
+    assert not (tmp_path / "data").exists()
+    assert sum(prepared("n/a")[0].values()) == 1
+    told = [prepared(*["n/a"] * (equal + more), *STORIES[:equal])[1] for more in (0, 1, 2)]
+    assert [f"note: {path}: {equal + 1} of {2 * equal + 2} stories repeat an earlier one" in line for line in told] == [
+        *(False, False, True)
+    ]
+    assert "note: " not in told[0]
+    assert "note: " not in prepared("", *STORIES[:9])[1]
+    assert f"note: {path}: 2 records without a story" in prepared("", " ", *STORIES[:9])[1]
+
+
+def test_a_corpus_made_of_a_file_is_called_by_the_file_in_errors(tmp_path):
+    path = tmp_path / "s1.jsonl"
+    late = next(story for story in STORIES if split_of(make_record(story)["record_id"]) == "test")
+    path.write_text(json.dumps({"text": late}))
+    with pytest.raises(UsageError, match=rf"^{path}: 1 stories leave the train split empty"):
+        open_dataset(str(path), tmp_path / "data").corpus()
+    path.write_text("".join(json.dumps({"text": story}) + "\n" for story in STORIES[:3]))
+    tokenizer = train_tokenizer(STORIES, 320)
+    for streaming in ("False", "CacheStream"):
+        with pytest.raises(UsageError, match=rf"^--dataset_name {path}: none of its 3 stories"):
+            open_dataset(str(path), tmp_path / "data", streaming=streaming).documents(
+                tokenizer, Tokenising(streaming=streaming)
+            )
 
 
 def test_a_split_that_stays_empty_can_be_opened(tmp_path):

@@ -57,19 +57,48 @@ def test_an_unknown_feature_names_the_nearest():
         ({"story": None}, "column 'story' is NoneType None; it must be text"),
         ({"story": 3}, "column 'story' is int 3"),
         ({"story": "x", "features": ["Romance"]}, "unknown feature 'Romance'"),
-        ({"story": "x", "features": {"a": 1}}, "'features' is dict .*; it must be a list of words"),
-        ({"story": "x", "words": 5}, "'words' is int 5"),
-        ({"story": "x", "words": ["a", 5]}, "'words' is list"),
-        ({"story": "x", "instruction": {"prompt:": ["w"]}}, "'prompt:' is list .*; it must be text or null"),
-        ({"story": "x", "summary": 1.5}, "'summary' is float 1.5"),
         ({"story": "half a face \ud83d"}, r"'\\ud83d' is half of a surrogate pair"),
         ({"story": "x", "summary": "\udc00"}, "half of a surrogate pair"),
+        ({"story": "x", "features": "Dialogue, Romance"}, "unknown feature 'Romance'.*; .* rename the column"),
+        ({"story": "O\0n\0e\0"}, r"the text has the control character '\\x00'"),
+        ({"story": "x", "words": ["a\0"]}, r"the control character '\\x00'"),
     ],
 )
 def test_a_row_of_another_kind_says_what_would_be_right(row, message):
     with pytest.raises(UsageError, match=message) as error:
         record_from_row(row)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("words", value) for value in (512, 5.0, "512", "3, 4", ["a", 5], [1, 2], {"a": 1}, True, [["a"]])),
+        *(("features", value) for value in ("3 rooms, garage", "red", 7, {"a": 1}, [0.1, 0.2])),
+        *((name, value) for name in ("prompt", "summary", "source") for value in (1.5, ["w"], [{"role": "user"}])),
+    ],
+)
+def test_a_column_that_means_something_else_is_left_out_and_told(column, value):
+    told = []
+    plain = make_record("One.")
+    assert record_from_row({"text": "One.", column: value}, "text", told.append) == plain
+    assert record_from_row({"text": "One.", "instruction": {column: value}}, "text", told.append)["words"] == []
+    assert all(line.startswith(f"column {column!r} has {type(value).__name__} that is not ") for line in told)
+    assert told
+    told.clear()
+    ours = {"words": "quit, oak", "features": "Twist", "prompt": "Write.", "summary": "S", "source": "GPT-4"}
+    assert record_from_row({"text": "One.", column: ours[column]}, "text", told.append) != plain
+    assert record_from_row({"text": "One.", column: None}, "text", told.append) == plain
+    assert told == []
+
+
+@given(st.characters(categories=["Cc"], exclude_characters="\0"))
+def test_a_control_character_that_is_no_white_space_is_told(character):
+    told = []
+    assert record_from_row({"text": f"a{character}b"}, tell=told.append)["story"] == f"a{character}b"
+    assert told == (
+        [] if character in "\t\n\v\f\r" else [f"stories have the control character {character!r}; it is kept"]
+    )
 
 
 def test_the_named_column_wins_over_the_usual_ones():

@@ -1,16 +1,26 @@
 """Sources: every published form, and each broken file refused with one line that names it."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import re
+import shlex
 import tarfile
+from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from datasets.utils.file_utils import COMPRESSION_FILESYSTEMS
+from refusals import usage_error
 
 import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.stories.corpora import open_records, read_manifest
-from lm_trials.stories.records import make_record, split_of
+from lm_trials.stories.records import make_record, record_id, split_of
+from lm_trials.stories.shards import OPENERS
 from lm_trials.stories.sources import open_source
 
 ARCHIVE = {
@@ -64,6 +74,24 @@ def test_the_archive_key_may_have_its_colon_or_not(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"story": "One day."}\n' * 200, mtime=0)[:-20], "truncated"),
         ("a.parquet", b"PAR1 and then nothing", "a.parquet"),
         ("a.jsonl", b"", "empty"),
+        ("a.csv", b"story,note,story\nOne.,x,n/a\n", "a.csv: line 1: column 'story' is given twice"),
+        ("a.csv", b"note,story,note\nx,One.,y\n", "column 'note' is given twice"),
+        ("a.csv", b'"story', "a.csv is truncated or broken after line 0 ("),
+        ("a.csv", b'story\n"One."\n"Two', "a.csv is truncated or broken after line 2 ("),
+        ("a.csv", b"story,a\nOne.,1\nTwo.\n", "a.csv: line 3 has fewer fields"),
+        (
+            "a.json",
+            b'[{"story": "One."}, {"story": "Two.", "story": "n/a"}]',
+            "record 2: column 'story' is given twice",
+        ),
+        (
+            "a.jsonl",
+            b'{"story": "One."}\n{"story": "Two.", "story": "n/a"}',
+            "line 2 is not valid JSON (column 'story'",
+        ),
+        ("a.jsonl", b'{"story": "One\\u0000."}', "a.jsonl: line 1: the text has the control character '\\x00'"),
+        ("a.tar.zst", b"x", "a .tar file with .zst cannot be streamed; decompress it first"),
+        ("a.parquet.bz2", b"x", "a .parquet file with .bz2 cannot be streamed"),
         ("a.docx", b"x", "docx"),
         ("a.jsonl", b'{"story": "One.", "features": ["Romance"]}', "Romance"),
     ],
@@ -78,6 +106,171 @@ def test_a_broken_file_is_one_line_and_nothing_is_left(tmp_path, name, content, 
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert expected in line
     assert not data.exists() or list(data.iterdir()) == []
+
+
+def compressed(content, suffix):
+    if suffix in (".zst", ".zstd", ".lz4"):
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "lz4" if suffix == ".lz4" else "zstd") as stream:
+            stream.write(content)
+        return sink.getvalue().to_pybytes()
+    return {".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].compress(content)
+
+
+@pytest.mark.parametrize("suffix", OPENERS)
+def test_every_compression_of_datasets_is_read_and_a_truncated_one_named(tmp_path, suffix, capsys):
+    stories = [f"{record_id(str(number))} {number}." for number in range(2000)]
+    lines = "".join(json.dumps({"text": story}) + "\n" for story in stories).encode()
+    for half, name in (
+        (lines[: lines.index(b"\n") + 1], "a.jsonl"),
+        (compressed(lines, suffix), f"B.JSONL{suffix.upper()}"),
+    ):
+        (tmp_path / name).write_bytes(half)
+    assert sorted(record["story"] for record in read(tmp_path)) == sorted([stories[0], *stories])
+    assert "not read" not in capsys.readouterr().err
+    path = tmp_path / f"B.JSONL{suffix.upper()}"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert re.search(rf"{path.name} is truncated or broken (after line \d+ )?\(", usage_error(read, path))
+
+
+def test_the_compressions_are_those_of_datasets():
+    known = {suffix for filesystem in COMPRESSION_FILESYSTEMS for suffix in filesystem.extensions}
+    assert set(OPENERS) == known - {".gzip"}
+
+
+LEFT_OUT = {
+    "b.jsonl.zip": "x",
+    "c.arrow": "x",
+    "d.rar": "x",
+    "stories": "x",
+    "more/e.docx": "x",
+    "empty.jsonl": "",
+    "more/part-1.json": "",
+    "prepared/manifest.json": "{}",
+    "tok512/tokenizer.json": "{}",
+}
+NO_WORD = [
+    *(".hidden.jsonl", ".cache/a.jsonl", "__pycache__/a.txt", "README.md", "Readme.txt", "LICENSE", "LICENSE.txt"),
+    *("licence", "NOTICE", "SHA256SUMS", "md5sums.txt", "checksums.txt", "a.jsonl.sha256", "a.md5", "_SUCCESS"),
+    *("dataset_infos.json", "dataset_info.json", "CITATION.cff"),
+]
+
+
+@pytest.mark.parametrize("name", [*LEFT_OUT, *NO_WORD])
+def test_each_file_of_a_folder_that_is_not_read_is_named(tmp_path, name, capsys):
+    (tmp_path / "license-plates.jsonl").write_text('{"story": "One."}')
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(LEFT_OUT.get(name, '{"story": "Two."}'))
+    assert [record["story"] for record in read(tmp_path)] == ["One."]
+    read(tmp_path)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"note: {tmp_path}: not read: ")]
+    assert len(told) == (name in LEFT_OUT)  # once
+    assert name not in LEFT_OUT or Path(name).parts[0] in told[0]
+
+
+def test_folders_in_a_folder_and_linked_files_are_read_and_linked_folders_named(tmp_path, capsys):
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for path, story in ((inside / "part10/a.jsonl", 3), (inside / "part2/b.jsonl", 2), (outside / "c.jsonl", 4)):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"story": f"{story}."}))
+    (inside / "part0.jsonl").symlink_to(outside / "c.jsonl")
+    assert [record["story"] for record in read(inside)] == ["4.", "2.", "3."]
+    assert "not read" not in capsys.readouterr().err
+    (inside / "linked").symlink_to(outside)
+    (inside / "broken.jsonl").symlink_to(tmp_path / "nowhere")
+    (inside / "cycle").symlink_to(inside)
+    assert [record["story"] for record in read(inside)] == ["4.", "2.", "3."]
+    assert "not read: broken.jsonl, cycle, linked\n" in capsys.readouterr().err
+
+
+def tar(path, *names):
+    with tarfile.open(path, "w:gz") as archive:
+        for number, name in enumerate(names):
+            content = json.dumps([{"story": f"{number}."}]).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_files_of_an_archive_are_named_if_they_are_not_read_and_may_not_have_splits(tmp_path, capsys):
+    tar(tmp_path / "a.tar.gz", "README.txt", "._data0.json", "train/data0.json", "data1.txt", "more/data2.json.gz")
+    assert len(read(tmp_path / "a.tar.gz")) == 1
+    assert f"note: {tmp_path}/a.tar.gz: not read: data1.txt, more/data2.json.gz\n" in capsys.readouterr().err
+    tar(tmp_path / "train-valid.tar.gz", "Tales-train0.json", "Tales-train1.json")
+    assert len(read(tmp_path / "train-valid.tar.gz")) == 2
+    tar(tmp_path / "b.tar.gz", "Tales-train.json", "Tales-valid.json")
+    assert "b.tar.gz has files named after train and validation; unpack it" in usage_error(read, tmp_path / "b.tar.gz")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["configs:\n- config_name: {}\n", "dataset_info:\n  - config_name: {} \n    x: 1\n"])
+def test_a_clone_of_a_hub_data_set_with_several_configurations_needs_one(tmp_path, form):
+    for number, config in enumerate(("small-v1", "large")):
+        (tmp_path / config).mkdir()
+        (tmp_path / config / "train-0.jsonl").write_text(json.dumps({"text": f"{number}."}))
+    cards = [form.format(config) for config in ("small-v1", "large")]
+    (tmp_path / "README.md").write_text(f"---\n{cards[0]}---\nconfig_name: large\n")
+    assert len(read(tmp_path)) == 2
+    (tmp_path / "README.md").write_text(f"---\n{''.join(cards)}---\n")
+    assert "several configurations; give one with --dataset_config_name, or its folder: large, small-v1" in usage_error(
+        read, tmp_path
+    )
+    assert [record["story"] for record in read(tmp_path, dataset_config_name="small-v1")] == ["0."]
+
+
+def test_a_part_of_a_folder_must_be_one_file(tmp_path):
+    for name in ("pubmed.jsonl", "pubmed.jsonl.sha256", "pubmed2.jsonl"):
+        (tmp_path / name).write_text('{"text": "One."}')
+    assert len(read(tmp_path, dataset_config_name="pubmed")) == 1
+    (tmp_path / "pubmed.txt").write_text("Two.")
+    assert "more than one such part; valid: pubmed.jsonl, pubmed.txt" in usage_error(
+        read, tmp_path, dataset_config_name="pubmed"
+    )
+    assert [record["story"] for record in read(tmp_path, dataset_config_name="pubmed.txt")] == ["Two."]
+
+
+def test_files_of_two_formats_are_refused_wherever_they_lie(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"story": "One."}')
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.csv").write_text("story\nTwo.\n")
+    assert "several formats (json: a.jsonl, csv: more/b.csv)" in usage_error(read, tmp_path)
+    (tmp_path / "more" / "b.csv").unlink()
+    (tmp_path / "more" / "B.NDJSON").write_text('{"story": "Two."}')
+    assert len(read(tmp_path)) == 2
+
+
+TALES = ["One day, a cat sat.", "Two dogs ran.", "Three birds flew."]
+
+
+@pytest.mark.parametrize("separator", ["\n\n", r"\n\n", "\r\n\r\n", r"\r\n\r\n", "\n", r"\n", "%%"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_separator_is_found_as_a_shell_or_windows_writes_it(tmp_path, separator, end, capsys):
+    written = "%%" if separator == "%%" else end * 2
+    (tmp_path / "a.txt").write_bytes(written.join(TALES).encode())
+    found = read(tmp_path / "a.txt", text_separator=separator)
+    assert [record["story"] for record in found if record["story"]] == TALES
+    assert "note" not in capsys.readouterr().err
+
+
+def test_a_text_without_its_separator_is_told_with_a_command_that_works(tmp_path, capsys):
+    path = tmp_path / "one long.txt"
+    path.write_text("\n\n".join(f"{story} {number}" for number in range(100) for story in TALES))
+    assert len(read(path)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no '<|endoftext|>' and is one story" in line
+    program, *flags = shlex.split(line[line.index("lm-trials") :])
+    flags[flags.index("--corpus") + 1] = "mine"
+    manifest = prepare_tinystories.main([*flags[1:], "--data_cache_dir", str(tmp_path / "data")])
+    assert (program, sum(manifest["stories"].values())) == ("lm-trials", 300)
+
+
+def test_a_folder_may_have_one_story_in_each_text_unless_a_separator_is_given(tmp_path, capsys):
+    for number, story in enumerate(TALES):
+        (tmp_path / f"{number}.txt").write_text(story)
+    assert len(read(tmp_path)) == 3
+    assert "note" not in capsys.readouterr().err
+    assert len(read(tmp_path, text_separator="%%")) == 3
+    assert capsys.readouterr().err.count("has no '%%' and is one story") == 3
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -7,8 +7,10 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
+from datasets.data_files import SPLIT_KEYWORDS, DataFilesDict, get_data_patterns
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import usage_error
 
 import prepare_tinystories
 from lm_trials.console import UsageError
@@ -17,7 +19,7 @@ from lm_trials.stories import hub
 from lm_trials.stories.corpora import ingest, open_records, read_manifest
 from lm_trials.stories.records import SPLITS, make_record, record_id, split_of
 from lm_trials.stories.sources import open_source
-from lm_trials.stories.splits import file_split, named_splits
+from lm_trials.stories.splits import file_splits, named_splits
 
 TRAIN = [f"Story {number} of the train split." for number in range(400)]
 HELD_OUT = [f"Story {number} that is held out." for number in range(30)]
@@ -218,7 +220,7 @@ def test_stories_in_two_splits_of_a_source_are_counted_and_said(tmp_path, capsys
     corpus = open_dataset(str(folder), tmp_path / "data").corpus()
     manifest = read_manifest(corpus)
     assert (manifest["also_in_validation"], manifest["also_in_test"]) == (2, 2)
-    assert "note: named-" in capsys.readouterr().err
+    assert f"note: {folder}: 2 stories of other splits" in capsys.readouterr().err
     open_dataset(**name_of(one_file(tmp_path)), data_cache_dir=tmp_path / "data").corpus()
     assert "note" not in capsys.readouterr().err
 
@@ -232,6 +234,36 @@ def test_the_name_of_a_corpus_holds_the_percentage(tmp_path):
     assert folders[1] == folders[3]
     assert len(set(folders)) == 3
     assert read_manifest(folders[1])["origin"]["validation_split_percentage"] == 5
+
+
+MISTYPED = ["./typo", "~/typo", "../typo", "/no/such", "typo.csv", "typo.JSONL.zst", "tales/typo", "typo/", "a/b/c"]
+MISTYPED += [r"C:\\data\\a.txt", r"runs\\typo", "two words", "-typo", "tales/typo.parquet", "typo*", "tales/ typo"]
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm_trials.stories.sources.hub_revision", asked.append)
+    (tmp_path / "tales").mkdir()
+    message = usage_error(open_dataset, name, tmp_path / "data")
+    assert message.startswith(f"{name} does not exist; give a file, ")
+    for other in ("typo", "owner/typo", "owner/typo-v1.2", "tale.s/typo_2"):
+        assert open_source(other).kind == "hub"
+    assert len(asked) == 4
+
+
+def test_without_a_network_the_hub_is_asked_once_and_the_cache_then(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    known = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: known.append(huggingface_hub.is_offline_mode()))
+    for revision in (None, "a" * 40):
+        hub.load_hub("someone/tales", None, None, True, revision)
+    assert known == [True, False]
+    assert not huggingface_hub.is_offline_mode()
 
 
 def test_a_hub_data_set_that_moves_on_is_another_one(tmp_path, monkeypatch):
@@ -369,10 +401,44 @@ def test_a_larger_share_only_adds_to_the_validation_split(place, one, other):
     )
 
 
-@given(
-    st.sampled_from(["train", "validation", "valid", "val", "dev", "test"]), st.text("abcxyz", min_size=1, max_size=3)
+KEYWORDS = [word for words in SPLIT_KEYWORDS.values() for word in words]
+WORDS = st.text("bhjkqxyz", min_size=1, max_size=3)  # no keyword can be made of one and the other
+
+
+@given(st.sampled_from(KEYWORDS), WORDS, st.sampled_from("-._ 0(+"), st.sampled_from([str.lower, str.title, str.upper]))
+def test_a_keyword_of_datasets_is_a_split_anywhere_in_a_name_or_a_folder(keyword, rest, mark, spelling):
+    split = named_splits([keyword])[keyword]
+    names = [f"{keyword}.jsonl", f"{keyword}{mark}{rest}.txt", f"{rest}{mark}{keyword}.csv", f"{rest}/{keyword}-1.txt"]
+    names = list(map(spelling, names))
+    assert file_splits(names) == [[split]] * 4
+    folders = [f"{keyword}/{rest}.txt", f"{rest}/{keyword}{mark}1/a.txt", f"{rest}{mark}{keyword}/{rest}/a.txt"]
+    assert file_splits([*map(spelling, folders), *names])[:3] == [[split]] * 3
+    others = [f"{keyword}{rest}.txt", f"{rest}{keyword}.txt", f"{rest}{keyword}{rest}-1.txt", f"{rest}.{keyword}"]
+    assert file_splits(list(map(spelling, others))) == [[]] * 4
+    assert named_splits([f"{keyword}_{rest}"]) == {}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Tales-train.txt", "Tales-valid.txt"],
+        [
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/validation-00000-of-00001.parquet",
+        ],
+        ["train/test-1.txt", "valid.txt", "dev/a.txt"],
+        ["contrail-1.txt", "attest.txt", "validity.txt", "developer.txt", "evaluations.txt", "trainers/a.txt"],
+        ["training_wheels.txt", "tested.txt"],
+        ["train-test.txt", "b.txt"],
+    ],
 )
-def test_a_word_that_only_begins_like_a_split_is_none(name, rest):
-    assert file_split(f"{name}-{rest}.jsonl") == file_split(f"{name}.jsonl") == named_splits([name])[name]
-    assert file_split(f"{rest}-{name}.jsonl") is None
-    assert named_splits([f"{name}_{rest}"]) == {}
+def test_files_have_the_splits_that_datasets_gives_them(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    files = DataFilesDict.from_patterns(get_data_patterns(str(tmp_path)), str(tmp_path))
+    theirs = [{str(split) for split, found in files.items() if str(tmp_path / name) in found} for name in names]
+    if not any(file_splits(names)):
+        theirs = [found - {"train"} for found in theirs]  # what they call a folder without splits
+    assert list(map(set, file_splits(names))) == theirs

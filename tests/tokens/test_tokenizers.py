@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import random
 import re
@@ -10,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from itertools import chain
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lm_trials.console import UsageError
+from lm_trials.tokens import tokenizers
 from lm_trials.tokens.tokenizers import (
     MIN_VOCAB_SIZE,
     CleanSplits,
@@ -168,14 +169,33 @@ def test_importing_loads_neither_torch_nor_transformers():
     assert ran.stdout.strip() == "set()"
 
 
-def test_a_poor_text_gives_fewer_tokens_and_says_so(caplog):
-    with caplog.at_level(logging.WARNING):
-        tokenizer = train_tokenizer(["a cat\n"], vocab_size=5000)
+def test_a_poor_text_gives_fewer_tokens_and_says_so(capsys):
+    tokenizer = train_tokenizer(["a cat\n"], vocab_size=5000)
     assert len(tokenizer) < 300
-    assert f"--vocab_size 5000: the vocabulary has {len(tokenizer)} tokens" in caplog.text
-    caplog.clear()
+    assert f"--vocab_size 5000: the texts give only {len(tokenizer)} tokens" in capsys.readouterr().err
     train_tokenizer(stories(), vocab_size=500)
-    assert not caplog.text
+    assert capsys.readouterr().err == ""
+
+
+@given(st.lists(st.text("ab\u00e9", min_size=1, max_size=40), min_size=1, max_size=5), st.integers(2, 12))
+@settings(deadline=None, max_examples=20)
+def test_a_word_is_learnt_in_pieces_only_where_it_is_longer_than_any_of_ordinary_text(words, longest):
+    texts = [" ".join(words * 3)]
+    with patch.object(tokenizers, "LONGEST_WORD", longest), patch.object(tokenizers, "note"):
+        cut = train_tokenizer(texts, vocab_size=400).backend_tokenizer
+        merged = [token for token in cut.get_vocab() if not token.startswith("<")]
+        assert max(map(len, merged)) <= longest
+    with patch.object(tokenizers, "note"):
+        whole = train_tokenizer(texts, vocab_size=400).backend_tokenizer
+    if max(map(len, words)) < longest:  # one is for the space before the word
+        assert cut.to_str() == whole.to_str()
+    assert whole.decode(whole.encode(texts[0]).ids) == cut.decode(cut.encode(texts[0]).ids) == texts[0]
+
+
+def test_a_word_of_ten_thousand_letters_gives_no_token_of_more_than_a_thousand():
+    for word in ("a" * 10_000, "ab" * 5000):
+        vocabulary = train_tokenizer([word, *stories()], vocab_size=400).get_vocab()
+        assert 2 < max(len(token) for token in vocabulary if set(token) <= {"a", "b"}) <= 1000
 
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 259, MIN_VOCAB_SIZE - 1])
