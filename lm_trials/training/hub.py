@@ -35,7 +35,7 @@ from lm_trials.training.run_arguments import RunArguments
 
 TIMEOUT = 10.0  # seconds; the Hub's client by itself waits forever
 LATER = "or remove --push_to_hub and push the finished run later with the same command"
-TROUBLE = (*network_errors(), ValueError, RuntimeError)
+TROUBLE: tuple[Any, ...] = (*network_errors(), ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)

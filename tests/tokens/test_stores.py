@@ -47,7 +47,11 @@ def corpus_of(folder, stories):
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=3, max_size=30))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=3, max_size=30
+    )
+)
 def test_any_text_comes_back_as_it_was(tmp_path_factory, tokenizer, texts):
     folder = corpus_of(tmp_path_factory.mktemp("any") / "c", ["A story.", *(f"A story. {text}" for text in texts * 3)])
     train = open_records(folder, "train")
