@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
 from lm_trials.evaluation.generation import ends_of, write_stories
 from lm_trials.evaluation.sampling import Mode, Sampling
 from lm_trials.models.reference import (
@@ -159,6 +159,11 @@ def open_storyteller(
     mode = mode or trained_mode(run) or otherwise
     if mode == "chat":
         check_chat(tokenizer, reference.name)
+        if turn_end(tokenizer) is None:
+            note(
+                f"note: the chat template of {reference.name} ends no answer with a token: answers end at EOS or "
+                "--max_new_tokens"
+            )
     device = "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
     if load_in_8bit or load_in_4bit:
         from lm_trials.models.adapters import quantization  # peft takes two seconds to import

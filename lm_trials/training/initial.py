@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils.hub import resolve_revision
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import dataset_of
@@ -66,7 +67,7 @@ class InitialModel:
             described["weights_sha256"] = weights_digest(folder)
             if run := read_run(folder):
                 described["run"] = {"run_name": run.get("run_name"), "replicate": run["replicate"]}
-        elif commit := getattr(self.config, "_commit_hash", None):
+        elif commit := getattr(resolve_revision(self.reference.path, self.reference.revision), "resolved", None):
             described["commit"] = commit
         if self.adapter:
             described["adapter"] = weights_digest(Path(self.adapter.path))

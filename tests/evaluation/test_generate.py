@@ -323,6 +323,18 @@ def test_a_model_without_a_chat_template_knows_no_conversations(tmp_path, capsys
     assert f"{tmp_path} has no chat template" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("end", "notes"), [("{{ eos_token }}", 0), ("\n", 1)])
+def test_a_template_without_an_end_is_told(end, notes, tmp_path, capsys):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}END{% endfor %}".replace(
+        "END", end
+    )
+    tokenizer.save_pretrained(tmp_path)
+    tiny_model("llama", vocab_size=330).save_pretrained(tmp_path)
+    write(tmp_path, "--mode", "chat", "--prompt", PROMPT, "--max_new_tokens", "3")
+    assert capsys.readouterr().err.count("ends no answer with a token: answers end at EOS or --max_new_tokens") == notes
+
+
 def test_another_models_tokenizer_is_refused(tmp_path, capsys):
     tiny_tokenizer().save_pretrained(tmp_path)
     tiny_model("llama", vocab_size=40).save_pretrained(tmp_path)
