@@ -206,6 +206,12 @@ def load_tokenizer(
             f"--tokenizer_name {name_or_path} has {len(tokenizer)} tokens, not {vocab_size}; "
             f"give --vocab_size {len(tokenizer)} or another tokenizer"
         )
+    if isinstance(named := tokenizer.chat_template, dict):
+        tokenizer.chat_template = named.get("default")
+        if "default" not in named:
+            note(
+                f"note: {name_or_path}: of its chat templates ({', '.join(sorted(named))}) none is the default; none is used"
+            )
     tokenizer.split_special_tokens = False  # else a chat template's `<|im_end|>` would be several tokens of text
     if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
         tokenizer.backend_tokenizer.model.dropout = None

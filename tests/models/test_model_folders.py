@@ -191,7 +191,7 @@ def plain(tmp_path_factory):
     return folder, greedy(load(folder)), json.loads((folder / "config.json").read_text())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(given=SETTINGS, file=st.sampled_from(["generation_config.json", "config.json"]))
 @example({"repetition_penalty": 1.3, "no_repeat_ngram_size": 1, "suppress_tokens": [5]}, "generation_config.json")
 @example({"repetition_penalty": 1.3, "min_length": 20, "num_beams": 4}, "config.json")
@@ -302,9 +302,10 @@ def test_no_code_reads_the_text_models_fields_from_a_whole_configuration():
     assert {"hidden_size", "vocab_size", "max_position_embeddings"} < fields_of_text
     found = []
     for path in Path(lm_trials.__file__).parent.rglob("*.py"):
-        if path.name == "subjects.py":  # `Subject.config` is the text model's
+        source = path.read_text()
+        if path.name == "subjects.py" or ".config" not in source:  # `Subject.config` is the text model's
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(source)):
             owner, name = None, None
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner, name = node.value, node.attr

@@ -1,5 +1,6 @@
 """Training, loading and cutting: what a text's ids may and may not depend on."""
 
+import copy
 import hashlib
 import json
 import os
@@ -469,6 +470,15 @@ def test_ids_are_not_drawn_and_the_tokens_of_a_template_are_not_split(tmp_path, 
     assert loaded("</s>")["input_ids"] == plain("</s>")["input_ids"] == [loaded.eos_token_id]
     drawn = {tuple(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text[0]).ids) for _ in range(20)}
     assert len(drawn) > 1
+
+
+@pytest.mark.parametrize(("names", "used"), [(("default", "tool_use"), "default"), (("a", "b"), None)])
+def test_of_several_chat_templates_the_default_is_used(trained, names, used, tmp_path, capsys):
+    several = copy.deepcopy(trained)
+    several.chat_template = {name: name for name in names}
+    several.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template == used
+    assert ("of its chat templates (a, b) none is the default" in capsys.readouterr().err) == (used is None)
 
 
 def test_hash_sees_what_determines_ids(trained):
