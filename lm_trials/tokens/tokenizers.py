@@ -209,9 +209,8 @@ def load_tokenizer(
     if isinstance(named := tokenizer.chat_template, dict):
         tokenizer.chat_template = named.get("default")
         if "default" not in named:
-            note(
-                f"note: {name_or_path}: of its chat templates ({', '.join(sorted(named))}) none is the default; none is used"
-            )
+            listed = ", ".join(sorted(named))
+            note(f"note: {name_or_path}: of its chat templates ({listed}) none is the default; none is used")
     tokenizer.split_special_tokens = False  # else a chat template's `<|im_end|>` would be several tokens of text
     if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
         tokenizer.backend_tokenizer.model.dropout = None
