@@ -39,8 +39,6 @@ from lm_trials.stories.shards import (
 )
 from lm_trials.stories.splits import check_own_splits, file_splits, named_splits, own_names, split_for
 
-TEXT_SEPARATOR = "<|endoftext|>"
-
 
 @dataclass(frozen=True)
 class SourcePart:
@@ -81,7 +79,7 @@ class Source:
     shards: tuple[Path, ...] = ()
     kind: str = "files"
     text_column: str | None = None
-    text_separator: str = TEXT_SEPARATOR
+    text_separator: str = "<|endoftext|>"
     dataset_config_name: str | None = None
     dataset_split: str | None = None
     streaming: bool = True
@@ -276,18 +274,17 @@ class Source:
     def rows(self, part: SourcePart) -> Iterator[tuple[str, str | None, Iterator[Row]]]:
         """Yield the shards of a part: name, column of the story, rows."""
         if part.path is not None:
-            is_text = kind_of(part.path) == "text"
-            splits: set[Split] = set()
+            kind, inside = kind_of(part.path), set[Split]()
             for name, rows in file_shards(part.path, self.text_separator):
-                splits.update(*file_splits([name.removeprefix(f"{part.path}:")]) if name != str(part.path) else ())
-                if len(splits) > 1:
-                    named = " and ".join(sorted(splits))
+                if kind == "archive":
+                    inside.update(*file_splits([name.removeprefix(f"{part.path}:")]))
+                if len(inside) > 1:
+                    named = " and ".join(sorted(inside))
                     raise UsageError(f"{part.path} has files named after {named}; unpack it and give the folder")
-                yield (
-                    name,
-                    None if is_text else self.text_column,
-                    self._told_if_one(part.path, rows) if is_text else rows,
-                )
+                if kind == "text":
+                    yield name, None, self._told_if_one(rows)
+                else:
+                    yield name, self.text_column, rows
             return
         rows, first = self._rows_of(part), 1
         if part.rows is not None:
@@ -295,16 +292,16 @@ class Source:
         name = self.reference if part.name is None else f"{self.reference}: {part.name}"
         yield name, self.text_column, numbered(self._guarded(rows), first)
 
-    def _told_if_one(self, path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-        """Say that a text has no separator, unless each file of a folder is one story."""
+    def _told_if_one(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Say once that a text without a separator is one story."""
         number = 0
         for row in rows:
             number += 1
             yield row
-        if number == 1 and (len(self.shards) == 1 or self.text_separator != TEXT_SEPARATOR):
-            tell(
-                f"note: {path} has no {self.text_separator!r} and is one story; to make each paragraph a story: "
-                f"{by_paragraphs(path)}"
+        if number == 1:
+            self._tell(
+                f"a text without {self.text_separator!r} is one story; to make each paragraph a story: "
+                f"{by_paragraphs(Path(self.reference))}"
             )
 
     def _rows_of(self, part: SourcePart) -> Any:

@@ -257,20 +257,23 @@ def test_a_text_without_its_separator_is_told_with_a_command_that_works(tmp_path
     path.write_text("\n\n".join(f"{story} {number}" for number in range(100) for story in TALES))
     assert len(read(path)) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has no '<|endoftext|>' and is one story" in line
+    assert line.startswith(f"note: {path}: a text without '<|endoftext|>' is one story; ")
     program, *flags = shlex.split(line[line.index("lm-trials") :])
     flags[flags.index("--corpus") + 1] = "mine"
     manifest = prepare_tinystories.main([*flags[1:], "--data_cache_dir", str(tmp_path / "data")])
     assert (program, sum(manifest["stories"].values())) == ("lm-trials", 300)
 
 
-def test_a_folder_may_have_one_story_in_each_text_unless_a_separator_is_given(tmp_path, capsys):
+def test_a_folder_of_texts_with_one_story_each_is_told_once(tmp_path, capsys):
     for number, story in enumerate(TALES):
         (tmp_path / f"{number}.txt").write_text(story)
-    assert len(read(tmp_path)) == 3
+    for separator in ("<|endoftext|>", "%%"):
+        assert len(read(tmp_path, text_separator=separator)) == 3
+        assert capsys.readouterr().err.count(f"{tmp_path}: a text without {separator!r} is one story") == 1
+    for number, story in enumerate(TALES):
+        (tmp_path / f"{number}.txt").write_text(f"{story}%%{story}")
+    assert len(read(tmp_path, text_separator="%%")) == 6
     assert "note" not in capsys.readouterr().err
-    assert len(read(tmp_path, text_separator="%%")) == 3
-    assert capsys.readouterr().err.count("has no '%%' and is one story") == 3
 
 
 def test_a_missing_file_is_named(tmp_path):
