@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets.utils.file_utils import COMPRESSION_FILESYSTEMS
 from refusals import usage_error
@@ -227,6 +228,14 @@ def test_a_part_of_a_folder_must_be_one_file(tmp_path):
         read, tmp_path, dataset_config_name="pubmed"
     )
     assert [record["story"] for record in read(tmp_path, dataset_config_name="pubmed.txt")] == ["Two."]
+
+
+def test_a_column_that_parquet_has_twice_is_named(tmp_path):
+    columns = [pa.array(["One."]), pa.array(["n/a"])]
+    for names in (["story", "story"], ["story", "note"]):
+        pa.parquet.write_table(pa.table(columns, names=names), tmp_path / f"{names[1]}.parquet")
+    assert "story.parquet: column 'story' is given twice" in usage_error(read, tmp_path / "story.parquet")
+    assert len(read(tmp_path / "note.parquet")) == 1
 
 
 def test_files_of_two_formats_are_refused_wherever_they_lie(tmp_path):
