@@ -278,6 +278,10 @@ def _console() -> Any:
 
 
 def note(text: str) -> None:
-    """Say one line to the person at the terminal, in the main process alone."""
-    if is_main_process():
+    """Say one line to the person at the terminal, in the main process alone; above a progress bar that is open."""
+    if not is_main_process():
+        return
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
         print(text, file=sys.stderr, flush=True)

@@ -181,6 +181,14 @@ def test_progress_counts_by_size(monkeypatch):
     assert "5.00/5.00" in stream.getvalue()
 
 
+def test_a_note_is_above_an_open_bar(capsys):
+    for _ in progress(range(2), "reading", "stories"):
+        note("note: one column is left out")
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines.count("note: one column is left out") == 2
+    assert lines[-1].startswith("reading: 2.00 stories")
+
+
 def test_an_open_bar_ends_its_line_before_an_error(capsys):
     @script
     def main():
