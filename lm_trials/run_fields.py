@@ -33,6 +33,8 @@ NAMES_OF = {
     # The length that examples came to have; a --max_length beyond the model's positions is these.
     "block_size": ("max_length",),
 }
+# Fields that runs of older versions do not have; their absence is no difference.
+ADDED = frozenset({"data.token_ids"})
 # `versions` has the last of these already; the others follow from the source of the weights.
 BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
 # Names that may differ when a run is resumed.  A stream and a prepared corpus of one source are one arm, but neither

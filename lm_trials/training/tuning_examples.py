@@ -73,7 +73,8 @@ class Examples:
 
     def describe(self) -> dict[str, Any]:
         """Return the fields for `run.json` that identify the data."""
-        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts}
+        described = {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts}
+        return {**described, "token_ids": self.train.token_ids}
 
     def rows(self, arguments: SftRunArguments) -> Rows:
         """Return the rows that batches are made of: labelled examples, or packed rows of them."""

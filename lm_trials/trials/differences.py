@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_trials.run_fields import BOOKKEEPING, names_in
+from lm_trials.run_fields import ADDED, BOOKKEEPING, names_in
 from lm_trials.trials.runs import ADAPTER, Run
 
 # Variables of several fields: the flags that set them, and the fields that show that the variable differs.
@@ -42,7 +42,7 @@ FOLLOWS_FROM = (
     (r"validation_split_percentage", ("data", "validation_split_percentage")),
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
     # Of a fine-tuning: its examples, and how many it was trained on.
-    (r"data\.(examples|counts\..*)", ("data", "tokenizer", *TUNING_DATA, "initial_model", "data")),
+    (r"data\.(examples|token_ids|counts\..*)", ("data", "tokenizer", *TUNING_DATA, "initial_model", "data")),
     (r"num_examples", ("max_steps", "total_train_batch_size", "num_examples")),
     (r"max_length", ("block_size",)),
     (r"(activation|gradient)_checkpointing(_kwargs(\..*)?)?", ("activation_checkpointing",)),
@@ -99,7 +99,11 @@ def find_variables(outcomes: Sequence[Mapping[str, Any]], same_passes: bool = Tr
     >>> [(variable.name, list(variable.fields)) for variable in found]
     [('max_steps', ['max_steps', 'num_tokens'])]
     """
-    different = {name: values for name, values in differing(outcomes).items() if name not in BOOKKEEPING}
+    different = {
+        name: values
+        for name, values in differing(outcomes).items()
+        if name not in BOOKKEEPING and not (name in ADDED and None in values)
+    }
     decisive = set(different) - set(names_only(outcomes))
     tuned = same_passes and all("num_examples" in outcome for outcome in outcomes)
     fields: dict[str, dict[str, tuple[Any, ...]]] = {}
@@ -157,7 +161,7 @@ def _owners_of_layout(different: Mapping[str, tuple[Any, ...]], decisive: set[st
         yield "chat_template_path"
     if "data.kind" in different:
         yield "data"
-    same_tokens = not any(field.startswith("data.counts.") for field in different)
+    same_tokens = not any(field.startswith(("data.counts.", "data.token_ids")) for field in different)
     if same_tokens and _differs("initial_model", decisive):
         yield "initial_model"
 

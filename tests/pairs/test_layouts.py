@@ -269,10 +269,11 @@ def test_an_example_is_kept_cut_or_dropped():
 
 def test_rows_of_pairs_and_of_conversations_become_messages():
     pair = {"prompt": "How far?", "completion": "12 km"}
-    assert as_conversation(pair) == ([user("How far?"), assistant("12 km")], 1)
+    assert as_conversation(pair) == ([user("How far?"), assistant("12 km")], 1, {})
     assert as_conversation({"messages": [user("a"), assistant("b")], "num_prompt": None}) == (
         [user("a"), assistant("b")],
         0,
+        {},
     )
 
 

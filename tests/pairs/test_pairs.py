@@ -40,9 +40,9 @@ def write_as(form, rows, folder):
 
 
 def contents(prepared):
-    """Return the rows of a data set of pairs by split, without their names."""
+    """Return the rows of a data set of pairs by split, without their names and empty columns."""
     return {
-        split: [{key: value for key, value in row.items() if key != "record_id"} for row in rows]
+        split: [{key: value for key, value in row.items() if key != "record_id" and value is not None} for row in rows]
         for split, rows in prepared.splits.items()
     }
 
