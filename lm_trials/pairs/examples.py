@@ -58,7 +58,11 @@ def choose_layout(
     layout: Layout = asked if asked != "auto" else "chat" if is_chat else "instruct"
     if layout == "chat":
         name = tokenizer.name_or_path or "this tokenizer"
-        layouts.check_chat(tokenizer, name)
+        if not tokenizer.chat_template:
+            raise UsageError(
+                f"--prompt_layout chat: {name} has no chat template; give --chat_template_path, or another layout"
+            )
+        layouts.check_template(tokenizer, None, f"the chat template of {name}")
         if layouts.turn_end(tokenizer, followed=False) is None:
             note(
                 f"note: the chat template of {name} ends no answer with a token, so the model does not learn to end; "

@@ -147,7 +147,7 @@ def check_conversation(
     if varies(tokenizer, messages, options):
         raise UsageError(
             "the chat template renders the date or a random value, so each start would train on other tokens; write a "
-            "fixed value into the template and give its file with --chat_template_path"
+            "fixed value into the template and give its file with lm-trials tune --chat_template_path"
         )
 
 
@@ -167,8 +167,8 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise a UsageError if the model `name` has no chat template, or a broken one."""
     if not tokenizer.chat_template:
         raise UsageError(
-            f"{name} has no chat template, so it has no chat mode; use --mode instruct or completion, or fine-tune it "
-            "with lm-trials tune, which adds a template"
+            f"{name} has no chat template and so no chat mode; use instruct or completion, or fine-tune it with "
+            "lm-trials tune, which adds a template"
         )
     check_template(tokenizer, None, f"the chat template of {name}")
 
@@ -182,10 +182,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, nam
         template = template or tokenizer.get_chat_template()
         render_jinja_template([[]], chat_template=template)
     except TemplateSyntaxError as error:
-        raise UsageError(
-            f"{name} is not a template ({error.message}, line {error.lineno}); correct it, or give another with "
-            "--chat_template_path"
-        ) from None
+        raise UsageError(f"{name} is not a template ({error.message}, line {error.lineno}); correct it") from None
     except Exception:  # the syntax is valid; many templates refuse a conversation without messages
         return
 
@@ -254,8 +251,8 @@ def chat_example(
         if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
             raise UsageError(
                 f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders the beginning of a "
-                "conversation differently from the whole, so the tokens of an answer cannot be located; give another "
-                "template with --chat_template_path"
+                "conversation differently from the whole, so the tokens of an answer cannot be located; fine-tune with "
+                "another template (lm-trials tune --chat_template_path)"
             )
         template = tokenizer.get_chat_template(tools=options.get("tools"))
         stand_ins = [{**message, "content": "a"} if "content" in message else message for message in messages]
