@@ -1,5 +1,6 @@
 """Layouts: what a model is trained on and what it is asked with are the same ids, whatever the texts say."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -16,13 +17,16 @@ from lm_trials.pairs.layouts import (
     chat_length,
     chat_prompt,
     check_chat,
+    check_conversation,
     completion_prompts,
     fitted,
     instruct_examples,
     instruct_prompts,
     text_examples,
     turn_end,
+    varies,
 )
+from lm_trials.pairs.pairs import read_row
 from lm_trials.tokens.tokenizers import load_tokenizer
 
 CHATML = (
@@ -337,3 +341,136 @@ def test_a_template_that_ends_no_answer_is_told_before_training(chatml, template
     chatml.chat_template = template
     assert choose_layout(SimpleNamespace(kind="pairs", name="rows"), chatml, "auto") == "chat"
     assert capsys.readouterr().err.count("ends no answer with a token") == notes
+
+
+TOOLS = [{"type": "function", "function": {"name": "far", "parameters": {"type": "object", "properties": {}}}}]
+CALLS = [{"type": "function", "function": {"name": "far", "arguments": {"to": "Rome"}}}]
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% if documents %}{% for document in documents %}{{ document['text'] }}\n{% endfor %}{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}{{ ' ' ~ message['name'] if message['name'] }}\n"
+    "{% if message['reasoning_content'] %}<think>{{ message['reasoning_content'] }}</think>{% endif %}"
+    "{{ message['content'] }}{% for call in message['tool_calls'] or [] %}{{ call['function'] | tojson }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# A message that is changed, and the fields that it gets.
+FIELDS = {
+    "tool_calls": (1, {"tool_calls": CALLS}),
+    "name": (0, {"name": "Lily"}),
+    "reasoning_content": (1, {"reasoning_content": "It is far."}),
+}
+
+
+def written(**options):
+    """Return a conversation that every template here renders whole."""
+    return [user("Write."), assistant("A cat."), user("And?"), assistant("It ran.")], options
+
+
+def with_field(name):
+    messages, options = written()
+    number, fields = FIELDS[name]
+    messages[number] |= fields
+    return messages, options
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_that_the_template_renders_is_trained_and_another_is_refused(chatml, name):
+    messages, options = with_field(name)
+    number, _ = FIELDS[name]
+    chatml.chat_template = CALLING
+    check_conversation(chatml, messages, options)
+    example = chat_example(chatml, messages, options=options)
+    assert example != chat_example(chatml, written()[0])
+    assert json.dumps(CALLS[0]["function"]) in chatml.decode(example.input_ids) or name != "tool_calls"
+    chatml.chat_template = CHATML
+    with pytest.raises(UsageError, match=rf"does not render the {name} of message {number + 1} \(role"):
+        check_conversation(chatml, messages, options)
+    check_conversation(chatml, *written())
+    chatml.chat_template = CALLING
+    messages[number] |= {"weight": 0}  # a field that no template renders
+    with pytest.raises(UsageError, match=f"does not render the weight of message {number + 1}"):
+        check_conversation(chatml, messages, options)
+
+
+@pytest.mark.parametrize("options", [{"tools": TOOLS}, {"documents": [{"text": "Rome is far."}]}])
+def test_a_column_that_the_template_renders_is_trained_and_another_is_refused(chatml, options):
+    chatml.chat_template = CALLING
+    messages, options = written(**options)
+    check_conversation(chatml, messages, options)
+    assert len(chat_example(chatml, messages, options=options).input_ids) > len(
+        chat_example(chatml, messages).input_ids
+    )
+    chatml.chat_template = CHATML
+    with pytest.raises(UsageError, match=f"does not render the column {next(iter(options))}; remove it from the data"):
+        check_conversation(chatml, messages, options)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "what"),
+    [
+        ("{% if m['role'] != 'system' %}", [{"role": "system", "content": "Be kind."}], "message 1 .role system"),
+        ("{% if m['role'] != 'tool' %}", [user("a"), {"role": "tool", "content": "3"}], "message 2 .role tool"),
+        ("{% if loop.last or loop.nextitem['role'] != m['role'] %}", [user("a")], "message 1 .role user"),
+        ("{% if loop.revindex < 3 %}", [user("a"), assistant("b")], "message 1 .role user"),
+    ],
+)
+def test_a_message_that_the_template_leaves_out_is_refused(chatml, template, messages, what):
+    messages = [*messages, user("Write."), assistant("A cat.")]
+    check_conversation(chatml, messages)
+    body = CHATML.replace("message in messages", "m in messages").replace("message[", "m[")
+    chatml.chat_template = body.replace("<|im_start|>{{ m", f"{template}<|im_start|>{{{{ m").replace(
+        "{% endfor %}", "{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UsageError, match=f"does not render the content of {what}"):
+        check_conversation(chatml, messages)
+    check_conversation(chatml, messages[-2:])  # the rest is rendered
+
+
+CLOCKS = {
+    "date": "{{ strftime_now('%d %b %Y') }}",
+    "hour": "{{ strftime_now('%p') }}",
+    "weekday": "{% set today = strftime_now('%A') %}{{ today }}",
+    "guarded": "{% if not day is defined %}{% set day = strftime_now('%Y') %}{% endif %}{{ day }}",
+    "random": "{{ ['a', 'b'] | random }}",
+    "lipsum": "{{ lipsum(1, False, 5, 9) }}",
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_a_template_that_renders_the_clock_or_chance_is_refused(chatml, clock):
+    messages, _ = written()
+    chatml.chat_template = clock + CHATML
+    with pytest.raises(UsageError, match=r"the date or a random value, .* --chat_template_path"):
+        check_conversation(chatml, messages)
+    assert varies(chatml, messages)
+    # Only where it is rendered: this one is rendered for tools.
+    chatml.chat_template = f"{{% if tools %}}{clock}{{{{ tools | tojson }}}}{{% endif %}}{CHATML}"
+    check_conversation(chatml, messages)
+    with pytest.raises(UsageError, match="the date or a random value"):
+        check_conversation(chatml, *written(tools=TOOLS))
+
+
+@pytest.mark.parametrize("fixed", ["26 Jul 2024", "{{ strftime_now('today') }}", "{{ range(3) | last }}", ""])
+def test_a_template_with_a_fixed_date_is_taken(chatml, fixed):
+    chatml.chat_template = fixed + CHATML
+    check_conversation(chatml, *written())
+    assert not varies(chatml, written()[0])
+
+
+def test_several_templates_of_one_tokenizer_are_each_used_in_its_place(tiny_data, chatml):
+    chatml.chat_template = {"default": CHATML, "tool_use": CALLING}
+    messages, options = written(tools=TOOLS)
+    check_conversation(chatml, messages, options)
+    called, plain = chat_example(chatml, messages, options=options), chat_example(chatml, messages)
+    assert chat_length(chatml, messages) == len(plain.input_ids) < len(called.input_ids)
+    chatml.chat_template = CHATML
+    assert plain == chat_example(chatml, messages)
+
+
+def test_further_fields_of_a_row_come_back_with_its_messages():
+    messages, _ = with_field("tool_calls")
+    del messages[1]["content"]
+    kind, row = read_row({"messages": messages, "tools": TOOLS})
+    assert kind == "conversations"
+    assert as_conversation(row) == (messages, 0, {"tools": TOOLS})
+    assert "further" not in read_row({"messages": written()[0]})[1]
