@@ -199,9 +199,7 @@ class ExampleStore:
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = folder
-        manifest = read_manifest(folder, "counts")
-        self.counts: dict[str, int] = manifest["counts"][split]
-        self.token_ids: str | None = manifest.get("token_ids")  # of all splits; examples of older versions have none
+        self.counts: dict[str, int] = read_manifest(folder, "counts")["counts"][split]
         self.rows: Dataset = load_splits(folder)[split].with_format("numpy")
 
     def __len__(self) -> int:

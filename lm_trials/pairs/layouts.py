@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
 from lm_trials.tokens.stores import Separator, document_marks, opening_of
 from lm_trials.tokens.tokenizers import batch_encoder
 
@@ -164,13 +164,18 @@ def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opti
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a UsageError if the model `name` has no chat template, or a broken one."""
+    """Raise a UsageError if the model `name` has no chat template, or a broken one; note one that reads the clock."""
     if not tokenizer.chat_template:
         raise UsageError(
             f"{name} has no chat template and so no chat mode; use instruct or completion, or fine-tune it with "
             "lm-trials tune, which adds a template"
         )
     check_template(tokenizer, None, f"the chat template of {name}")
+    if varies(tokenizer, [{"role": "user", "content": "a"}]):
+        note(
+            f"note: the chat template of {name} renders the date or a random value, so another start may give other "
+            "answers; to avoid that, write a fixed value into the template"
+        )
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, name: str) -> None:
@@ -324,10 +329,8 @@ def as_conversation(row: Mapping[str, Any]) -> tuple[list[Message], int, Options
     ([{'role': 'user', 'content': 'How far is Rome?'}, {'role': 'assistant', 'content': '1105.76 km'}], 1, {})
     """
     if "messages" not in row:
-        pair = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
-        return pair, 1, {}
+        return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}], 1, {}
     further = json.loads(row.get("further") or "{}")
     fields = further.pop("messages", [{}] * len(row["messages"]))
     texts = ({name: message[name] for name in message if message[name] is not None} for message in row["messages"])
-    messages = [{**text, **more} for text, more in zip(texts, fields, strict=True)]
-    return messages, row.get("num_prompt") or 0, further
+    return [{**text, **more} for text, more in zip(texts, fields, strict=True)], row.get("num_prompt") or 0, further

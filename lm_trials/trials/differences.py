@@ -28,7 +28,7 @@ GROUPS = {
     "model_init_kwargs": ((), r"model_init_kwargs(\..*)?"),
     "versions": ((), r"versions\..*"),
 }
-TUNING_DATA = ("block_size", "overlong", "chat_template_path", "prompt_layout")
+TUNING_DATA = ("block_size", "overlong", "data.chat_template", "chat_template_path", "prompt_layout")
 # Fields that follow from others, with the variables that they may belong to: a field belongs to the first that differs,
 # else to the last.  The first matching pattern counts; a field that matches none is a variable.
 FOLLOWS_FROM = (
@@ -43,6 +43,7 @@ FOLLOWS_FROM = (
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
     # Of a fine-tuning: its examples, and how many it was trained on.
     (r"data\.(examples|token_ids|counts\..*)", ("data", "tokenizer", *TUNING_DATA, "initial_model", "data")),
+    (r"data\.chat_template", ("initial_model", "chat_template_path")),
     (r"num_examples", ("max_steps", "total_train_batch_size", "num_examples")),
     (r"max_length", ("block_size",)),
     (r"(activation|gradient)_checkpointing(_kwargs(\..*)?)?", ("activation_checkpointing",)),
@@ -141,6 +142,8 @@ def _owners(
 ) -> Iterator[str]:
     if name == "prompt_layout":
         yield from _owners_of_layout(different, decisive)
+    if name == "data.chat_template" and "chat_template_path" in different:
+        yield "chat_template_path"
     if name == "max_steps" and steps_follow:
         yield from (owner for owner in OF_A_PASS if _differs(owner, decisive))
     for pattern, owners in FOLLOWS_FROM:

@@ -252,6 +252,14 @@ def test_a_tokenizer_without_a_template_knows_no_conversation(tiny_data, chatml)
     check_chat(chatml, "runs/x")
 
 
+def test_a_model_whose_template_reads_the_clock_is_noted(chatml, capsys):
+    check_chat(chatml, "runs/x")
+    assert capsys.readouterr().err == ""
+    chatml.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    check_chat(chatml, "runs/x")
+    assert "note: the chat template of runs/x renders the date" in capsys.readouterr().err
+
+
 def test_the_length_of_a_conversation_is_that_of_its_example(tiny_data, chatml):
     messages = [user("Write </s>."), assistant("A cat sat."), user("And then?"), assistant("It ran.")]
     assert chat_length(chatml, messages) == len(chat_example(chatml, messages).input_ids)
