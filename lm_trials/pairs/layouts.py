@@ -136,7 +136,8 @@ def check_conversation(
             )
 
     for number, message in enumerate(messages):
-        for field in message.keys() - {"role"}:
+        # A tool's message repeats the name and the id of its call, which only some templates render again.
+        for field in message.keys() - ({"role", "name", "tool_call_id"} if message["role"] == "tool" else {"role"}):
             other = {name: message[name] for name in message if name != field}
             if field == "content":
                 other["content"] = f"{message['content']}x"

@@ -1,6 +1,7 @@
 """Layouts: what a model is trained on and what it is asked with are the same ids, whatever the texts say."""
 
 import json
+from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -463,6 +464,32 @@ def test_a_template_with_a_fixed_date_is_taken(chatml, fixed):
     chatml.chat_template = fixed + CHATML
     check_conversation(chatml, *written())
     assert not varies(chatml, written()[0])
+
+
+PUBLISHED = sorted(files("trl").joinpath("chat_templates").glob("*.jinja"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_templates_are_taken_or_refused_in_one_line(tiny_data, path):
+    tokenizer = load_tokenizer(str(tiny_data / "tok400"))
+    tokenizer.chat_template = path.read_text()
+    messages, _ = written()
+    result = {"role": "tool", "name": "far", "tool_call_id": "1", "content": "3 km"}
+    calling = [user("How far?"), {"role": "assistant", "tool_calls": CALLS}, result, assistant("3 km.")]
+    thinking = [user("How far?"), {**assistant("3 km."), "reasoning_content": "It is near."}]
+    outcomes = []
+    for conversation, options in ((messages[:2], {}), (messages, {}), (calling, {"tools": TOOLS}), (thinking, {})):
+        try:
+            check_conversation(tokenizer, conversation, options)
+            chat_example(tokenizer, conversation, options=options)
+            outcomes.append("")
+        except UsageError as error:
+            outcomes.append(str(error))
+    reads_the_clock = "strftime_now" in tokenizer.chat_template
+    assert ("the date or a random value" in outcomes[0]) == reads_the_clock
+    if path.stem == "qwen2_5":  # it has tools, no reasoning and no date
+        assert outcomes[:3] == [""] * 3
+        assert "does not render the reasoning_content of message 2" in outcomes[3]
 
 
 def test_several_templates_of_one_tokenizer_are_each_used_in_its_place(tiny_data, chatml):
