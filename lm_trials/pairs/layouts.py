@@ -158,21 +158,24 @@ def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opti
 
     options = options or {}
     compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=options.get("tools")))
-    given = {"messages": messages, "add_generation_prompt": False, **tokenizer.special_tokens_map, **options}
+    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+    given |= {**tokenizer.special_tokens_map, **options}
     # A random choice of two is missed once in 32,768 times.
     times = [datetime(2001 + n, 1 + n % 12, 1 + n, n, n, n) for n in range(16)]
     return len({compiled.render(**given, strftime_now=time.strftime) for time in times}) > 1
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a UsageError if the model `name` has no chat template, or a broken one; note one that reads the clock."""
+    """Raise a UsageError if the model `name` has no chat template, or one that takes no question; note a clock in it."""
     if not tokenizer.chat_template:
         raise UsageError(
             f"{name} has no chat template and so no chat mode; use instruct or completion, or fine-tune it with "
             "lm-trials tune, which adds a template"
         )
     check_template(tokenizer, None, f"the chat template of {name}")
-    if varies(tokenizer, [{"role": "user", "content": "a"}]):
+    question: list[Message] = [{"role": "user", "content": "a"}]
+    chat_prompt(tokenizer, question)  # a UsageError for a template that does not take it
+    if varies(tokenizer, question):
         note(
             f"note: the chat template of {name} renders the date or a random value, so another start may give other "
             "answers; to avoid that, write a fixed value into the template"

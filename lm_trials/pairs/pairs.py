@@ -265,15 +265,15 @@ def _named(row: Row) -> Row:
 
 def _conversation(messages: list[dict[str, Any]], num_prompt: int, row: Mapping[str, Any]) -> Row:
     """Return a row of messages; `further` has what they and the row have beside roles and texts."""
+    if all(message["role"] != "assistant" for message in messages[num_prompt:]):
+        raise UsageError("a conversation has no answer; add a last message of role assistant")
     fields = [{name: message[name] for name in message if name not in ("role", "content")} for message in messages]
     options = {name: _objects(row[name], name) for name in OPTIONS if row.get(name)}
     texts = [{"role": message["role"], "content": message["content"]} for message in messages]
-    more = (
-        {"further": json.dumps({"messages": fields, **options}, ensure_ascii=False, default=str)}
-        if options or any(fields)
-        else {}
-    )
-    return _named({"messages": texts, "num_prompt": num_prompt, **more})
+    named: Row = {"messages": texts, "num_prompt": num_prompt}
+    if options or any(fields):
+        named["further"] = json.dumps({"messages": fields, **options}, ensure_ascii=False, default=str)
+    return _named(named)
 
 
 def _objects(value: Any, column: str) -> list[Any]:

@@ -259,6 +259,16 @@ def test_a_model_whose_template_reads_the_clock_is_noted(chatml, capsys):
     chatml.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML
     check_chat(chatml, "runs/x")
     assert "note: the chat template of runs/x renders the date" in capsys.readouterr().err
+    chatml.chat_template = "{% if tools is not none %}{{ tools | tojson }}{% endif %}" + CHATML
+    check_chat(chatml, "runs/x")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0]['content'][0].text }}", "{{ 1 + messages[0]['content'] }}", {}])
+def test_a_template_that_takes_no_question_is_refused_at_the_start(chatml, template):
+    chatml.chat_template = template or {"rag": CHATML}
+    with pytest.raises(UsageError, match="the chat template does not take this conversation"):
+        check_chat(chatml, "runs/x")
 
 
 def test_the_length_of_a_conversation_is_that_of_its_example(tiny_data, chatml):

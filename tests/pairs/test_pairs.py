@@ -236,6 +236,11 @@ DAMAGED = [
     ({"messages": [{"role": "human", "content": "a"}]}, "a message of messages has the role 'human'; valid: assistant"),
     ({"messages": [{"role": "user", "content": 3}]}, "content of a message of messages is int; it must be text"),
     ({"text": ["a"]}, "text is list; it must be text"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "a conversation has no answer; add a last message of role assi"),
+    (
+        {"prompt": TURNS[0]["messages"], "completion": [{"role": "user", "content": "a"}]},
+        "a conversation has no answer; add a last message",
+    ),
     ({"prompt": "a\ud800", "completion": "b"}, r"'\\ud800' is half of a surrogate pair"),
     (["a", "b"], r"\['a', 'b'\] is not an object; give rows with prompt and completion"),
     ({"text": "a"}, "a row of texts after rows of pairs; give one kind"),
