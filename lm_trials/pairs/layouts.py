@@ -158,7 +158,7 @@ def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opti
 
     options = options or {}
     compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=options.get("tools")))
-    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+    given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
     given |= {**tokenizer.special_tokens_map, **options}
     # A random choice of two is missed once in 32,768 times.
     times = [datetime(2001 + n, 1 + n % 12, 1 + n, n, n, n) for n in range(16)]
@@ -166,7 +166,7 @@ def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opti
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a UsageError if the model `name` has no chat template, or one that takes no question; note a clock in it."""
+    """Raise a UsageError if the model `name` has no chat template or one that takes no question; note a clock in it."""
     if not tokenizer.chat_template:
         raise UsageError(
             f"{name} has no chat template and so no chat mode; use instruct or completion, or fine-tune it with "
