@@ -22,6 +22,7 @@ NAMES_OF = {
     ),
     "data.content": ("dataset_name", "dataset_config_name", "text_column", "data.corpus", "data.name"),
     "data.tokenizer_hash": ("vocab_size", "tokenizer_name"),
+    "data.chat_template": ("chat_template_path",),
     "model.model_type": ("model_type", "config_name", "config_overrides", "dropout"),
     "initial_model.weights_sha256": (
         "initial_model.name_or_path",
@@ -33,6 +34,8 @@ NAMES_OF = {
     # The length that examples came to have; a --max_length beyond the model's positions is these.
     "block_size": ("max_length",),
 }
+# Fields that runs of older versions do not have; their absence is no difference.
+ADDED = frozenset({"data.chat_template", "data.token_ids"})
 # `versions` has the last of these already; the others follow from the source of the weights.
 BOOKKEEPING = frozenset({"model._name_or_path", "model.architectures", "model.transformers_version"})
 # Names that may differ when a run is resumed.  A stream and a prepared corpus of one source are one arm, but neither

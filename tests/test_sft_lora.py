@@ -112,6 +112,34 @@ def test_both_losses_are_those_of_an_independent_sum(tune_flags, stores, tmp_pat
     assert again["eval_completion_loss"] == pytest.approx(metrics["eval_completion_loss"], abs=1e-6)
 
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] ~ ':\\n' ~ message['content'] ~ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+
+
+def test_the_tokens_of_a_chat_template_are_recorded_and_one_that_reads_the_clock_is_refused(
+    tune_flags, tiny_data, tmp_path, capsys
+):
+    template = tmp_path / "t.jinja"
+    flags = ("--chat_template_path", str(template), "--prompt_layout", "chat", "--max_steps", "1", "--do_eval", "False")
+    found = []
+    for number, text in enumerate(("", "Be kind. ", "")):
+        template.write_text(text + PLAIN_TEMPLATE)
+        sft_lora.main(tune_flags(f"run{number}", *flags))
+        found.append(json.loads((tmp_path / f"run{number}" / "run.json").read_text())["outcome"]["data"])
+    assert found[0] == found[2]
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {
+        *("chat_template", "counts", "examples", "token_ids"),
+    }
+    template.write_text("{{ strftime_now('%Y') }}" + PLAIN_TEMPLATE)
+    line = error_line(capsys, sft_lora.main, *tune_flags("clock", *flags))
+    assert "the chat template renders the date or a random value" in line
+    assert line.startswith("error: row ")
+    assert not (tmp_path / "clock").exists()
+    assert not [place for place in tiny_data.rglob("*unfinished*") if "examples" in place.name]
+
+
 @pytest.mark.parametrize("completion_only", ["True", "False"])
 def test_the_training_loss_is_that_of_the_tokens_that_count(tune_flags, stores, tmp_path, completion_only):
     """Of the first update, before anything is learned; also that a prompt counts or does not."""

@@ -580,9 +580,7 @@ def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str,
         if not all(word is None or word for word in member) and len(members) > 1:
             raise UsageError(f"--dataset_name {config or name} has an empty part; give names with one + between them")
         if members.count(member) > 1:
-            raise UsageError(
-                f"--dataset_name: {member[1] or member[0]} is given twice; give each once, its share with --data_mix"
-            )
+            raise UsageError(f"--dataset_name: {member[1] or member[0]} is given twice; give each once")
     return members
 
 

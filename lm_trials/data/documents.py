@@ -119,7 +119,7 @@ def corpus_documents(
     if not stories["validation"]:
         raise UsageError(
             f"--dataset_name {given or label}: none of its {sum(stories.values()):,} stories is in the validation "
-            "split, by hash; give more stories or a larger --validation_split_percentage (default 1)"
+            "split, by hash; give more stories, or prepare it anew with lm-trials cache --validation_split_percentage 5"
         )
     described = {
         "corpus": corpus.name,

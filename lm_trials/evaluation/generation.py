@@ -81,8 +81,8 @@ def write_stories(
     longest = max(map(len, prompts), default=0)
     if longest + needed > positions:
         raise UsageError(
-            f"--max_new_tokens {needed}: with a prompt of {longest} tokens this is more than the model's {positions} "
-            "positions; give a smaller number or shorter prompts"
+            f"a prompt of {longest} tokens and {needed} new tokens are more than the model's {positions} positions; "
+            "give fewer new tokens or shorter prompts"
         )
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     keys = keys or [str(number) for number in range(len(prompts))]

@@ -89,7 +89,7 @@ class Storyteller:
         if left < max(max_new_tokens or 1, 1):
             smaller = " or a smaller --max_new_tokens" if left > 0 else ""
             raise UsageError(
-                f"--prompt: a prompt of {longest:,} tokens leaves room for {max(left, 0):,} within the "
+                f"a prompt of {longest:,} tokens leaves room for {max(left, 0):,} within the "
                 f"{self.positions:,} positions of {self.name}; give a shorter prompt{smaller}"
             )
         return max_new_tokens or left

@@ -311,7 +311,8 @@ def load_tokenizer_of(reference: ModelReference, tokenizer_name: str | None = No
             return load_tokenizer_of(resolve_model(reference.base))
         reason = str(error).removeprefix(f"--tokenizer_name {reference.path}: ").partition(";")[0]
         raise UsageError(
-            f"{reference.name} has no tokenizer beside its weights ({reason}); give --tokenizer_name"
+            f"{reference.name} has no tokenizer beside its weights ({reason}); add its files there, or use a command "
+            "with a tokenizer, such as lm-trials evaluate --tokenizer_name"
         ) from None
     check_vocabulary(reference, tokenizer)
     return tokenizer

@@ -58,7 +58,11 @@ def choose_layout(
     layout: Layout = asked if asked != "auto" else "chat" if is_chat else "instruct"
     if layout == "chat":
         name = tokenizer.name_or_path or "this tokenizer"
-        layouts.check_chat(tokenizer, name)
+        if not tokenizer.chat_template:
+            raise UsageError(
+                f"--prompt_layout chat: {name} has no chat template; give --chat_template_path, or another layout"
+            )
+        layouts.check_template(tokenizer, None, f"the chat template of {name}")
         if layouts.turn_end(tokenizer, followed=False) is None:
             note(
                 f"note: the chat template of {name} ends no answer with a token, so the model does not learn to end; "
@@ -87,6 +91,12 @@ def make_examples(
         UsageError: if no example of the train split fits.
     """
     template = str(tokenizer.chat_template or "")
+    # The tokenizer's hash has BOS and EOS; a template can render its other special tokens too.
+    others = {
+        name: token for name, token in tokenizer.special_tokens_map.items() if name not in ("bos_token", "eos_token")
+    }
+    if rendered := {name: token for name, token in others.items() if name in template}:
+        template += json.dumps(rendered, sort_keys=True)
     made_from = {
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "chat_template": hashlib.sha256(template.encode()).hexdigest()[:16] if layout == "chat" else None,
@@ -103,24 +113,26 @@ def make_examples(
     token = Value("uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "int32")
     schema = Features({"record_id": Value("string"), "input_ids": List(token), "completion_mask": List(Value("uint8"))})
     counts: dict[str, dict[str, int]] = {}
+    digest = hashlib.sha256()
     with finished_folder(place) as unfinished:
         for split in SPLITS:
             rows = watch(pairs.splits[split], len(pairs.splits[split]), split)
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
-                counts[split] = _write(file, _examples(rows, tokenizer, layout), max_length, overlong)
+                counts[split] = _write(file, _examples(rows, tokenizer, layout), max_length, overlong, digest)
         if not counts["train"]["examples"]:
             shortest = counts["train"]["shortest"]
             raise UsageError(
                 f"--max_length {max_length}: no example of {pairs.name} fits; the shortest has {shortest} tokens"
             )
         save_splits(unfinished, unfinished)
-        manifest = {**made_from, "counts": counts, "files": file_sums(unfinished)}
+        token_ids = digest.hexdigest()[:16]
+        manifest = {**made_from, "token_ids": token_ids, "counts": counts, "files": file_sums(unfinished)}
         write_json(unfinished / MANIFEST, manifest)
     return place
 
 
 def _write(
-    file: ArrowFile, examples: Iterable[tuple[str, Example]], max_length: int, overlong: Overlong
+    file: ArrowFile, examples: Iterable[tuple[str, Example]], max_length: int, overlong: Overlong, digest: Any
 ) -> dict[str, int]:
     names = ("examples", "tokens", "completion_tokens", "overlong", "dropped", "cut", "shortest")
     counts = dict.fromkeys(names, 0)
@@ -137,6 +149,7 @@ def _write(
         counts["tokens"] += len(kept.input_ids)
         # The first token of an example is predicted from nothing and counts in no loss.
         counts["completion_tokens"] += sum(kept.completion_mask[1:])
+        digest.update(np.array([len(kept.input_ids), *kept.input_ids, *kept.completion_mask], dtype="<i4").tobytes())
         file.write({"record_id": identifier, **kept._asdict()})
     return counts
 
@@ -145,7 +158,7 @@ def _examples(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Iterator[tuple[str, Example]]:
     """Yield the name and the example of each row; a UsageError names the row that a chat template does not take."""
-    rows = iter(rows)
+    rows, checked = iter(rows), set()
     while batch := list(islice(rows, BATCH)):
         names = [row["record_id"] for row in batch]
         if layout == "text":
@@ -156,8 +169,14 @@ def _examples(
             yield from zip(names, layouts.instruct_examples(tokenizer, prompts, completions, ended), strict=True)
         else:
             for row in batch:
+                messages, num_prompt, options = layouts.as_conversation(row)
+                # What a template renders depends on which roles and fields there are, and hardly on their texts.
+                shape = (*((message["role"], *sorted(message)) for message in messages), *options)
                 try:
-                    yield row["record_id"], layouts.chat_example(tokenizer, *layouts.as_conversation(row))
+                    if shape not in checked:
+                        layouts.check_conversation(tokenizer, messages, options)
+                        checked.add(shape)
+                    yield row["record_id"], layouts.chat_example(tokenizer, messages, num_prompt, options)
                 except UsageError as error:
                     raise UsageError(f"row {row['record_id']}: {error}") from None
 

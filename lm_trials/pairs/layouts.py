@@ -11,13 +11,15 @@ tokenizer without BOS (GPT-2's) uses its EOS instead.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
 from lm_trials.tokens.stores import Separator, document_marks, opening_of
 from lm_trials.tokens.tokenizers import batch_encoder
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
 Layout = Literal["instruct", "chat", "text"]
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+Options = Mapping[str, Any]
+"""Columns that a chat template can render beside the messages: `tools`, `documents`."""
 
 STORY_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -109,14 +113,73 @@ def text_examples(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     return [Example([*bos, *body, *eos], [0] * len(bos) + [1] * (len(body) + 1)) for body in bodies]
 
 
+def check_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Options | None = None
+) -> None:
+    """Refuse a conversation if the chat template leaves out a part of it, or renders it differently the next time.
+
+    Raises:
+        UsageError: naming the message, field or option that changes no token, or the clock.
+    """
+    options = options or {}
+    whole = _applied(tokenizer, messages, **options)
+
+    def check(what: str, messages: Sequence[Message], options: Options) -> None:
+        try:
+            same = _applied(tokenizer, messages, **options) == whole
+        except UsageError:  # the template cannot do without it
+            return
+        if same:
+            raise UsageError(
+                f"the chat template does not render {what}; remove it from the data, or use a template that renders it "
+                "(lm-trials tune --chat_template_path)"
+            )
+
+    for number, message in enumerate(messages):
+        # A tool's message repeats the name and the id of its call, which only some templates render again.
+        for field in message.keys() - ({"role", "name", "tool_call_id"} if message["role"] == "tool" else {"role"}):
+            other = {name: message[name] for name in message if name != field}
+            if field == "content":
+                other["content"] = f"{message['content']}x"
+            what = f"the {field} of message {number + 1} (role {message['role']})"
+            check(what, [*messages[:number], other, *messages[number + 1 :]], options)
+    for name in options:
+        check(f"the column {name}", messages, {other: options[other] for other in options if other != name})
+    if varies(tokenizer, messages, options):
+        raise UsageError(
+            "the chat template renders the date or a random value, so each start would train on other tokens; write a "
+            "fixed value into the template and give its file with lm-trials tune --chat_template_path"
+        )
+
+
+def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Options | None = None) -> bool:
+    """Whether a chat template renders a conversation differently at other times: by the clock or a random value."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template  # the public ones take no clock
+
+    options = options or {}
+    compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=options.get("tools")))
+    given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+    given |= {**tokenizer.special_tokens_map, **options}
+    # A random choice of two is missed once in 32,768 times.
+    times = [datetime(2001 + n, 1 + n % 12, 1 + n, n, n, n) for n in range(16)]
+    return len({compiled.render(**given, strftime_now=time.strftime) for time in times}) > 1
+
+
 def check_chat(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a UsageError if the model `name` has no chat template, or a broken one."""
+    """Raise a UsageError if the model `name` has no chat template or one that takes no question; note a clock in it."""
     if not tokenizer.chat_template:
         raise UsageError(
-            f"{name} has no chat template, so it has no chat mode; use --mode instruct or completion, or fine-tune it "
-            "with lm-trials tune, which adds a template"
+            f"{name} has no chat template and so no chat mode; use instruct or completion, or fine-tune it with "
+            "lm-trials tune, which adds a template"
         )
     check_template(tokenizer, None, f"the chat template of {name}")
+    question: list[Message] = [{"role": "user", "content": "a"}]
+    chat_prompt(tokenizer, question)  # a UsageError for a template that does not take it
+    if varies(tokenizer, question):
+        note(
+            f"note: the chat template of {name} renders the date or a random value, so another start may give other "
+            "answers; to avoid that, write a fixed value into the template"
+        )
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, name: str) -> None:
@@ -128,17 +191,14 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | None, nam
         template = template or tokenizer.get_chat_template()
         render_jinja_template([[]], chat_template=template)
     except TemplateSyntaxError as error:
-        raise UsageError(
-            f"{name} is not a template ({error.message}, line {error.lineno}); correct it, or give another with "
-            "--chat_template_path"
-        ) from None
+        raise UsageError(f"{name} is not a template ({error.message}, line {error.lineno}); correct it") from None
     except Exception:  # the syntax is valid; many templates refuse a conversation without messages
         return
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
     """Return the ids of a conversation up to the assistant's next answer."""
-    return _applied(tokenizer, messages, add_generation_prompt=True)
+    return _applied(tokenizer, messages, add_generation_prompt=True, **options)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, followed: bool = True) -> int | None:
@@ -165,7 +225,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, followed: bool = True) -> int |
 
 def story_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a tokenizer's chat template, or ours where it has none."""
-    return str(tokenizer.chat_template or STORY_CHAT_TEMPLATE)
+    return tokenizer.get_chat_template() if tokenizer.chat_template else STORY_CHAT_TEMPLATE
 
 
 def chat_length(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> int:
@@ -173,7 +233,9 @@ def chat_length(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     return len(_applied(tokenizer, messages, chat_template=story_template(tokenizer)))
 
 
-def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_prompt: int = 0) -> Example:
+def chat_example(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_prompt: int = 0, options: Options | None = None
+) -> Example:
     """Return a conversation's ids; its completion is the assistant's messages after the first `num_prompt` messages.
 
     A template can mark the completion with `{% generation %}`; else it is the assistant's turn without its opening.
@@ -182,7 +244,8 @@ def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         UsageError: if the template renders the beginning of a conversation differently from the whole, so that
             training and inference would differ; if the assistant has no message, or the first one.
     """
-    ids = _applied(tokenizer, messages)
+    options = options or {}
+    ids = _applied(tokenizer, messages, **options)
     mask = [0] * len(ids)
     for number, message in enumerate(messages):
         if message["role"] != "assistant" or number < num_prompt:
@@ -192,16 +255,17 @@ def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
                 "a conversation begins with the assistant, so its first message has no prompt; add a message of role "
                 "user before it"
             )
-        prompt = chat_prompt(tokenizer, messages[:number])
-        through = ids if number + 1 == len(messages) else _applied(tokenizer, messages[: number + 1])
+        prompt = chat_prompt(tokenizer, messages[:number], **options)
+        through = ids if number + 1 == len(messages) else _applied(tokenizer, messages[: number + 1], **options)
         if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
             raise UsageError(
                 f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders the beginning of a "
-                "conversation differently from the whole, so the tokens of an answer cannot be located; give another "
-                "template with --chat_template_path"
+                "conversation differently from the whole, so the tokens of an answer cannot be located; fine-tune with "
+                "another template (lm-trials tune --chat_template_path)"
             )
-        roles = tuple(message["role"] for message in messages[: number + 1])
-        before, after = _margins(tokenizer, tokenizer.chat_template, len(tokenizer), roles)
+        template = tokenizer.get_chat_template(tools=options.get("tools"))
+        stand_ins = [{**message, "content": "a"} if "content" in message else message for message in messages]
+        before, after = _margins(tokenizer, template, len(tokenizer), json.dumps(stand_ins[: number + 1]))
         start, end = len(prompt) - before, len(through) - after
         mask[start:end] = [1] * (end - start)
     if not any(mask):
@@ -211,36 +275,32 @@ def chat_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 
 @lru_cache(maxsize=64)
 def _margins(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str, num_tokens: int, roles: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, chat_template: str, num_tokens: int, conversation: str
 ) -> tuple[int, int]:
     """Return how many tokens `{% generation %}` adds to the last turn's completion before it, and removes after it.
 
-    These tokens belong to the template, so a conversation of stand-ins shows them: transformers cannot mark the
-    assistant's tokens and sanitize the texts in one call.
+    These tokens belong to the template, so a `conversation` (JSON) of stand-ins shows them: transformers cannot mark
+    the assistant's tokens and sanitize the texts in one call.
     """
     if not _GENERATION.search(chat_template):
         return 0, 0
-    messages: list[Message] = [{"role": role, "content": "a"} for role in roles]
-    marked = _apply(tokenizer, messages, return_assistant_tokens_mask=True)["assistant_masks"]
-    places = [place for place in range(len(_applied(tokenizer, messages[:-1])), len(marked)) if marked[place]]
+    messages, how = json.loads(conversation), {"chat_template": chat_template}
+    marked = _apply(tokenizer, messages, **how, return_assistant_tokens_mask=True)["assistant_masks"]
+    places = [place for place in range(len(_applied(tokenizer, messages[:-1], **how)), len(marked)) if marked[place]]
     if not places:
         return 0, 0
-    return len(chat_prompt(tokenizer, messages[:-1])) - places[0], len(marked) - 1 - places[-1]
+    return len(chat_prompt(tokenizer, messages[:-1], **how)) - places[0], len(marked) - 1 - places[-1]
 
 
-def _applied(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    add_generation_prompt: bool = False,
-    chat_template: str | None = None,
-) -> list[int]:
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
     from jinja2 import TemplateError
 
-    options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
     try:  # sanitized: "</s>" in a text is text, as in the instruct layout
         return list(_apply(tokenizer, messages, **options, sanitize_control_tokens=True)["input_ids"])
-    except TemplateError as error:  # raised by templates for roles that they do not know
-        raise UsageError(f"the chat template does not take this conversation ({error}); correct its roles") from None
+    except (TemplateError, TypeError, ValueError) as error:  # raised by templates for roles that they do not know
+        raise UsageError(
+            f"the chat template does not take this conversation ({error}); correct its roles and fields"
+        ) from None
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Mapping[str, list[int]]:
@@ -266,12 +326,15 @@ def fitted(example: Example, max_length: int, overlong: Literal["drop", "cut"]) 
     return cut if overlong == "cut" and any(cut.completion_mask) else None
 
 
-def as_conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
-    """Return the messages of a row of pairs or of conversations, and the number of them that are the prompt.
+def as_conversation(row: Mapping[str, Any]) -> tuple[list[Message], int, Options]:
+    """Return the messages of a row of pairs or of conversations, how many of them are the prompt, and its options.
 
     >>> as_conversation({"prompt": "How far is Rome?", "completion": "1105.76 km"})
-    ([{'role': 'user', 'content': 'How far is Rome?'}, {'role': 'assistant', 'content': '1105.76 km'}], 1)
+    ([{'role': 'user', 'content': 'How far is Rome?'}, {'role': 'assistant', 'content': '1105.76 km'}], 1, {})
     """
-    if "messages" in row:
-        return list(row["messages"]), row.get("num_prompt") or 0
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}], 1
+    if "messages" not in row:
+        return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}], 1, {}
+    further = json.loads(row.get("further") or "{}")
+    fields = further.pop("messages", [{}] * len(row["messages"]))
+    texts = ({name: message[name] for name in message if message[name] is not None} for message in row["messages"])
+    return [{**text, **more} for text, more in zip(texts, fields, strict=True)], row.get("num_prompt") or 0, further

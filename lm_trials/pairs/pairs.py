@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from datasets import DatasetDict, Features, List, Value
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError, did_you_mean, note
 from lm_trials.files import file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.corpora import MANIFEST, check_free, read_manifest
@@ -40,6 +40,15 @@ COLUMNS: dict[Kind, Features] = {
     "texts": Features({"record_id": Value("string"), "text": Value("string")}),
 }
 """Columns of each kind; rows may have more, such as `ended` (bool): whether EOS follows."""
+OPTIONS = ("tools", "documents")
+"""Columns beside messages that chat templates can render."""
+FURTHER = Features({"further": Value("string")})
+"""JSON of what messages and chat templates have beside roles and texts: the messages' own fields, and `OPTIONS`."""
+TAKEN = {
+    "pairs": {"prompt", "completion"},
+    "conversations": {"prompt", "completion", "messages", *OPTIONS},
+    "texts": {"text"},
+}
 
 Row = dict[str, Any]
 
@@ -117,24 +126,37 @@ def prepare_pairs(
 ) -> Path:
     """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
 
+    Rows with an empty prompt, answer or text are left out.  They and the columns that are not used are told.
+
     Raises:
         UsageError: for rows that are not pairs, naming their columns.
     """
     folder = data_cache_dir / f"{label}-{FOLDER}-{source.fingerprint()[:8]}"
     if not is_pairs(folder):
         source.check_splits()
-        rows = _source_rows(source, watch)
+        facts: dict[str, Any] = {"source": source.origin(), "left_out": {"rows": 0}, "unused_columns": []}
+        rows = _source_rows(source, watch, facts)
         kind = next(rows)
         try:
-            write_pairs(rows, folder, kind, {"source": source.origin()})
+            write_pairs(rows, folder, kind, facts, FURTHER if kind == "conversations" else None)
         except UsageError:
             if not is_pairs(folder):  # else another process was faster
                 raise
+    manifest = read_manifest(folder, "kind")
+    if (left_out := manifest.get("left_out", {"rows": 0}))["rows"]:
+        note(
+            f"note: {source.reference}: left out for an empty prompt, answer or text: {left_out['rows']:,} rows, the "
+            f"first is {left_out['first']}"
+        )
+    if unused := manifest.get("unused_columns"):
+        note(f"note: {source.reference}: columns that are not used: {', '.join(unused)}")
     return folder
 
 
-def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Any]:
-    """Yield first the kind of a source's rows, then each with its split."""
+def _source_rows(
+    source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]], facts: Mapping[str, Any]
+) -> Iterator[Any]:
+    """Yield first the kind of a source's rows, then each with its split; complete `left_out` and `unused_columns`."""
     kind: Kind | None = None
     percent, own = source.validation_split_percentage, source.has_own_splits()
     for part in source.parts_of():
@@ -144,10 +166,18 @@ def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]
                     if not row["story"].strip():  # after the last separator
                         continue
                     row = {"text": row["story"].strip()}
+                if part.path is None or kind_of(part.path) == "parquet":
+                    row = _without_nulls(row)
                 try:
                     this, pair = read_row(row)
                 except UsageError as error:
                     raise UsageError(f"{name}: {place}: {error}") from None
+                unused = [column for column in row if column not in TAKEN[this] and row[column] is not None]
+                facts["unused_columns"].extend(sorted(set(unused) - set(facts["unused_columns"])))
+                if _is_empty(pair):
+                    facts["left_out"]["rows"] += 1
+                    facts["left_out"].setdefault("first", f"{name}: {place}")
+                    continue
                 if kind is None:
                     kind = this
                     yield kind
@@ -157,7 +187,35 @@ def _source_rows(source: Source, watch: Callable[[Iterable[Any]], Iterable[Any]]
                 if split is not None:
                     yield split, pair
     if kind is None:
-        raise UsageError(f"{source.reference} has no rows; give another data set")
+        empty = "only rows with an empty prompt, answer or text" if facts["left_out"]["rows"] else "no rows"
+        raise UsageError(f"{source.reference} has {empty}; give another data set")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value of Arrow without the nulls that it puts where other rows have a field."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_blank(text: str | None) -> bool:
+    """Whether a text has nothing to read: no character, or only blanks and invisible characters.
+
+    >>> is_blank("\\n \\u200b"), is_blank(".")
+    (True, False)
+    """
+    return not any(character.isprintable() and character != " " for character in text or "")
+
+
+def _is_empty(row: Row) -> bool:
+    """Whether a text, a prompt or an answer is blank; an answer may consist of other fields, such as tool calls."""
+    if "messages" not in row:
+        return any(is_blank(row[column]) for column in row if column != "record_id")
+    fields = json.loads(row["further"])["messages"] if "further" in row else [{}] * len(row["messages"])
+    return any(
+        message["role"] in ("user", "assistant") and is_blank(message["content"]) and not more
+        for message, more in zip(row["messages"], fields, strict=True)
+    )
 
 
 def read_row(row: Any) -> tuple[Kind, Row]:
@@ -183,9 +241,9 @@ def read_row(row: Any) -> tuple[Kind, Row]:
                 f"{texts[0]} is text and {other} is {type(row[other]).__name__}; both must be text, or both messages"
             )
         prompt, completion = _messages(row["prompt"], "prompt"), _messages(row["completion"], "completion")
-        return "conversations", _named({"messages": prompt + completion, "num_prompt": len(prompt)})
+        return "conversations", _conversation(prompt + completion, len(prompt), row)
     if "messages" in given:
-        return "conversations", _named({"messages": _messages(row["messages"], "messages"), "num_prompt": 0})
+        return "conversations", _conversation(_messages(row["messages"], "messages"), 0, row)
     if "text" in given:
         if not isinstance(row["text"], str):
             raise UsageError(f"column text is {type(row['text']).__name__}; it must be text")
@@ -205,16 +263,72 @@ def _named(row: Row) -> Row:
     return {"record_id": record_id(json.dumps(row, sort_keys=True)), **row}
 
 
-def _messages(value: Any, column: str) -> list[dict[str, str]]:
+def _conversation(messages: list[dict[str, Any]], num_prompt: int, row: Mapping[str, Any]) -> Row:
+    """Return a row of messages; `further` has what they and the row have beside roles and texts."""
+    if all(message["role"] != "assistant" for message in messages[num_prompt:]):
+        raise UsageError("a conversation has no answer; add a last message of role assistant")
+    fields = [{name: message[name] for name in message if name not in ("role", "content")} for message in messages]
+    options = {name: _objects(row[name], name) for name in OPTIONS if row.get(name)}
+    texts = [{"role": message["role"], "content": message["content"]} for message in messages]
+    named: Row = {"messages": texts, "num_prompt": num_prompt}
+    if options or any(fields):
+        named["further"] = json.dumps({"messages": fields, **options}, ensure_ascii=False, default=str)
+    return _named(named)
+
+
+def _objects(value: Any, column: str) -> list[Any]:
+    """Return a list of objects, which may be given as JSON."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, (list, tuple)) or not all(isinstance(each, Mapping) for each in found):
+        raise UsageError(f"{column} is {value!r:.60}; it must be a list of objects, or its JSON")
+    return list(found)
+
+
+def _messages(value: Any, column: str) -> list[dict[str, Any]]:
+    """Return messages with role, content and their other fields that are not empty."""
     if not isinstance(value, (list, tuple)) or not value:
         raise UsageError(f"{column} is {value!r:.40}; it must be text, or a list of messages with role and content")
+    messages = []
     for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, Mapping) or "role" not in message:
             raise UsageError(f"{column} contains {message!r:.60}; a message has role and content")
         if (role := message["role"]) not in ROLES:
             raise UsageError(f"a message of {column} has the role {role!r}; {did_you_mean(role, ROLES)}")
-        if not isinstance(message["content"], str):
-            raise UsageError(
-                f"content of a message of {column} is {type(message['content']).__name__}; it must be text"
-            )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+        more = {name: message[name] for name in message if name not in ("role", "content")}
+        more = {name: field for name, field in more.items() if field not in (None, "", [], {})}
+        content = message.get("content")
+        if isinstance(content, (list, tuple)):
+            content = _text_of(content, column)
+        if content is None and not (more and role == "assistant"):
+            raise UsageError(f"{column} contains {message!r:.60}; a message has role and content")
+        if not isinstance(content, str | None):
+            raise UsageError(f"content of a message of {column} is {type(content).__name__}; it must be text")
+        if "tool_calls" in more:
+            more["tool_calls"] = [_called(call) for call in _objects(more["tool_calls"], "tool_calls")]
+        messages.append({"role": role, "content": content, **more})
+    return messages
+
+
+def _text_of(parts: Any, column: str) -> str:
+    """Return the text of a content that is a list of one text part."""
+    kinds = [part.get("type") if isinstance(part, Mapping) else type(part).__name__ for part in parts]
+    if kinds != ["text"] or not isinstance(parts[0].get("text"), str):
+        raise UsageError(
+            f"content of a message of {column} has the parts {', '.join(map(str, kinds)) or 'none'}; only one part of "
+            "type text is supported, so join the texts and remove the others"
+        )
+    return parts[0]["text"]
+
+
+def _called(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool call with its arguments as an object: chat templates would quote JSON a second time."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except ValueError:
+        raise UsageError(f"arguments of a tool call are {function['arguments']!r:.60}; they must be JSON") from None

@@ -101,8 +101,8 @@ def open_set(
         other = set_folder(name, data_cache_dir, tokenizer, not append_eos)
         if (other / MANIFEST).is_file():
             raise UsageError(
-                f"{name} was prepared {'without' if append_eos else 'with'} --append_eos; "
-                f"give --append_eos {not append_eos}, or prepare it again with lm-trials prepare pretokenize"
+                f"{name} was prepared {'without' if append_eos else 'with'} EOS after each story and is needed "
+                f"otherwise; prepare it too with lm-trials prepare pretokenize --append_eos {append_eos}"
             )
         raise UsageError(
             f"{name} has no {tokens.name}, the tokens of this tokenizer (it has {there}); give the tokenizer that it "

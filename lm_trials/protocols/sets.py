@@ -143,7 +143,7 @@ def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None
     if not described:
         if all(".unfinished-" in place.name for place in folder.iterdir()):
             return
-        raise UsageError(f"{folder} exists and is not a protocol set; give another --dataset_name")
+        raise UsageError(f"{folder} exists and is not a protocol set; give another name, or remove it")
     found = described[0]["protocol"] | {"corpus": described[0]["corpus"]}
     wanted = protocol.as_dict() | {"corpus": origin}
     for key in dict.fromkeys([*wanted, *found]):  # only protocols with transforms have the key "transforms"
@@ -151,7 +151,7 @@ def check_free(folder: Path, protocol: Protocol, origin: dict[str, str]) -> None
         if there != here:
             raise UsageError(
                 f"{folder.name} was prepared with {key}={_shown(there)}, not {_shown(here)}; give another "
-                f"--dataset_name, or remove {folder}"
+                f"name, or remove {folder}"
             )
 
 

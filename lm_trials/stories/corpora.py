@@ -80,7 +80,7 @@ def _finish(
     counts, reference = manifest["stories"], described["origin"].get("reference", described["corpus"])
     total = sum(counts.values())
     if 0 < manifest["duplicates"] == total - 1:
-        raise UsageError(f"{reference}: all {total:,} stories are equal; check the file and --text_column")
+        raise UsageError(f"{reference}: all {total:,} stories are equal; check the file and which column has the text")
     for split in splits_needed:
         if not counts[split]:
             following = advice if split == "train" else "give more stories"

@@ -404,8 +404,8 @@ def _open_folder(path: Path, options: dict[str, Any]) -> Source:
             return Source(str(saved.parent), kind="saved", **options)
     if len(configs := _card_configs(path / "README.md")) > 1:
         raise UsageError(
-            f"{path}: its README.md names several configurations; give one with --dataset_config_name, "
-            f"or its folder: {', '.join(configs)}"
+            f"{path}: its README.md names several configurations; give the folder of one, or name one with lm-trials "
+            f"train or evaluate --dataset_config_name: {', '.join(configs)}"
         )
     by_kind: dict[str, list[Path]] = {}
     left_out = []

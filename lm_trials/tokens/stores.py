@@ -123,7 +123,7 @@ def document_marks(
         return [], [eos] if append_eos else []
     if opening is None or (append_eos and eos is None):
         raise UsageError(
-            f"--tokenizer_name {tokenizer.name_or_path} has no BOS or EOS token to put between stories; use one of "
+            f"the tokenizer {tokenizer.name_or_path} has no BOS or EOS token to put between stories; use one of "
             "lm-trials prepare train_vocab, or GPT-2's or Llama's"
         )
     return [opening], [eos] if append_eos else []

@@ -170,7 +170,8 @@ def note_untrained_end(base: InitialModel, adapter_args: AdapterArguments) -> No
     if run["outcome"].get("append_eos") is False and not adapter_args.full_finetune:
         note(
             f"note: {reference.name} was trained without EOS, and LoRA does not train embeddings and output head, so "
-            "few completions will end; train the base with --append_eos True, or give --full_finetune True"
+            "few completions will end; train the base with lm-trials train --append_eos True, or give --full_finetune "
+            "True"
         )
 
 

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from lm_trials.console import UsageError, note
 from lm_trials.files import flat, write_file
 from lm_trials.models.reference import RUN_FILE, read_run
-from lm_trials.run_fields import names_to_go_on
+from lm_trials.run_fields import ADDED, names_to_go_on
 from lm_trials.training.plan import Plan
 from lm_trials.training.run_arguments import RunArguments
 
@@ -178,7 +178,11 @@ def check_resumable(folder: Path, described: Mapping[str, Any], accept_other_cod
     if before is None:
         raise UsageError(f"{folder} has no {RUN_FILE}, so it cannot be resumed; give another --output_dir")
     names = names_to_go_on(flat(before["outcome"]), flat(described["outcome"])) | {"code_revision"}
-    differences = [row for row in _differences(before["outcome"], described["outcome"]) if row[0] not in names]
+    differences = [
+        (key, old, new)
+        for key, old, new in _differences(before["outcome"], described["outcome"])
+        if key not in names and not (key in ADDED and old is None)
+    ]
     differences += _differences(before["replicate"], described["replicate"])
     if differences:
         shown = ", ".join(f"{key} was {old} and is now {new}" for key, old, new in differences)

@@ -24,6 +24,7 @@ from lm_trials.models.reference import chosen_window
 from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
 from lm_trials.pairs.pairs import PairSet
+from lm_trials.stories.corpora import read_manifest
 from lm_trials.tokens.order import document_order
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.plan import Plan, blocks_per_update, settle_length
@@ -73,7 +74,10 @@ class Examples:
 
     def describe(self) -> dict[str, Any]:
         """Return the fields for `run.json` that identify the data."""
-        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts}
+        manifest = read_manifest(self.folder, "chat_template")
+        # The hash of all ids and masks: whatever determines them, it is seen. Examples of older versions have none.
+        tokens = {"chat_template": manifest["chat_template"], "token_ids": manifest.get("token_ids")}
+        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts, **tokens}
 
     def rows(self, arguments: SftRunArguments) -> Rows:
         """Return the rows that batches are made of: labelled examples, or packed rows of them."""

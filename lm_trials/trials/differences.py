@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_trials.run_fields import BOOKKEEPING, names_in
+from lm_trials.run_fields import ADDED, BOOKKEEPING, names_in
 from lm_trials.trials.runs import ADAPTER, Run
 
 # Variables of several fields: the flags that set them, and the fields that show that the variable differs.
@@ -28,7 +28,7 @@ GROUPS = {
     "model_init_kwargs": ((), r"model_init_kwargs(\..*)?"),
     "versions": ((), r"versions\..*"),
 }
-TUNING_DATA = ("block_size", "overlong", "chat_template_path", "prompt_layout")
+TUNING_DATA = ("block_size", "overlong", "data.chat_template", "chat_template_path", "prompt_layout")
 # Fields that follow from others, with the variables that they may belong to: a field belongs to the first that differs,
 # else to the last.  The first matching pattern counts; a field that matches none is a variable.
 FOLLOWS_FROM = (
@@ -42,7 +42,8 @@ FOLLOWS_FROM = (
     (r"validation_split_percentage", ("data", "validation_split_percentage")),
     (r"data\.tokenizer_hash|vocab_size|tokenizer_name", ("initial_model", "tokenizer")),
     # Of a fine-tuning: its examples, and how many it was trained on.
-    (r"data\.(examples|counts\..*)", ("data", "tokenizer", *TUNING_DATA, "initial_model", "data")),
+    (r"data\.(examples|token_ids|counts\..*)", ("data", "tokenizer", *TUNING_DATA, "initial_model", "data")),
+    (r"data\.chat_template", ("initial_model", "chat_template_path")),
     (r"num_examples", ("max_steps", "total_train_batch_size", "num_examples")),
     (r"max_length", ("block_size",)),
     (r"(activation|gradient)_checkpointing(_kwargs(\..*)?)?", ("activation_checkpointing",)),
@@ -99,7 +100,11 @@ def find_variables(outcomes: Sequence[Mapping[str, Any]], same_passes: bool = Tr
     >>> [(variable.name, list(variable.fields)) for variable in found]
     [('max_steps', ['max_steps', 'num_tokens'])]
     """
-    different = {name: values for name, values in differing(outcomes).items() if name not in BOOKKEEPING}
+    different = {
+        name: values
+        for name, values in differing(outcomes).items()
+        if name not in BOOKKEEPING and not (name in ADDED and None in values)
+    }
     decisive = set(different) - set(names_only(outcomes))
     tuned = same_passes and all("num_examples" in outcome for outcome in outcomes)
     fields: dict[str, dict[str, tuple[Any, ...]]] = {}
@@ -137,6 +142,8 @@ def _owners(
 ) -> Iterator[str]:
     if name == "prompt_layout":
         yield from _owners_of_layout(different, decisive)
+    if name == "data.chat_template" and "chat_template_path" in different:
+        yield "chat_template_path"
     if name == "max_steps" and steps_follow:
         yield from (owner for owner in OF_A_PASS if _differs(owner, decisive))
     for pattern, owners in FOLLOWS_FROM:
@@ -157,7 +164,7 @@ def _owners_of_layout(different: Mapping[str, tuple[Any, ...]], decisive: set[st
         yield "chat_template_path"
     if "data.kind" in different:
         yield "data"
-    same_tokens = not any(field.startswith("data.counts.") for field in different)
+    same_tokens = not any(field.startswith(("data.counts.", "data.token_ids")) for field in different)
     if same_tokens and _differs("initial_model", decisive):
         yield "initial_model"
 

@@ -191,7 +191,7 @@ def group_arms(runs: Sequence[Run], baseline: str | None = None) -> list[Arm]:
             if other.seeds == run.seeds:
                 raise UsageError(
                     f"{run.name} repeats {other.name} (seed {run.seeds[0]}, data_seed {run.seeds[1]}, all else equal), "
-                    "so it is not a replicate; remove one of them or train with another --seed"
+                    "so it is not a replicate; remove one of them or train with another seed"
                 )
         group.append(run)
     ordered = list(groups.values())

@@ -79,7 +79,7 @@ def test_sampling_follows_its_seed_and_leaves_the_runs_own_draws_alone():
 
 
 def test_what_does_not_fit_the_positions_is_refused():
-    message = "--max_new_tokens 60: with a prompt of 5 tokens this is more than the model's 64 positions"
+    message = "a prompt of 5 tokens and 60 new tokens are more than the model's 64 positions"
     with pytest.raises(UsageError, match=message):
         write(tiny_model("gpt2", vocab_size=330), max_new_tokens=60)
     assert write(tiny_model("gpt2", vocab_size=330), max_new_tokens=59)

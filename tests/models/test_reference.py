@@ -181,7 +181,7 @@ def test_a_model_without_a_tokenizer_says_so_and_another_can_be_named(saved, tmp
     reference = resolve_model(str(tmp_path / "bare"))
     message = refusal(load_tokenizer_of, reference)
     assert "has no tokenizer beside its weights" in message
-    assert message.endswith("give --tokenizer_name")
+    assert message.endswith("lm-trials evaluate --tokenizer_name")
     assert len(load_tokenizer_of(reference, str(saved))) == len(tiny_tokenizer())
 
 

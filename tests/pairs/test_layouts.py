@@ -1,5 +1,7 @@
 """Layouts: what a model is trained on and what it is asked with are the same ids, whatever the texts say."""
 
+import json
+from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -16,13 +18,16 @@ from lm_trials.pairs.layouts import (
     chat_length,
     chat_prompt,
     check_chat,
+    check_conversation,
     completion_prompts,
     fitted,
     instruct_examples,
     instruct_prompts,
     text_examples,
     turn_end,
+    varies,
 )
+from lm_trials.pairs.pairs import read_row
 from lm_trials.tokens.tokenizers import load_tokenizer
 
 CHATML = (
@@ -243,9 +248,29 @@ def test_only_answers_after_the_prompt_are_looked_for(chatml):
 
 
 def test_a_tokenizer_without_a_template_knows_no_conversation(tiny_data, chatml):
-    with pytest.raises(UsageError, match=r"runs/x has no chat template, .*--mode instruct"):
+    with pytest.raises(UsageError, match="runs/x has no chat template and so no chat mode; use instruct"):
         check_chat(load_tokenizer(str(tiny_data / "tok400")), "runs/x")
     check_chat(chatml, "runs/x")
+
+
+def test_a_model_whose_template_reads_the_clock_is_noted(chatml, capsys):
+    check_chat(chatml, "runs/x")
+    assert capsys.readouterr().err == ""
+    chatml.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    check_chat(chatml, "runs/x")
+    assert "note: the chat template of runs/x renders the date" in capsys.readouterr().err
+    chatml.chat_template = "{% if tools is not none %}{{ tools | tojson }}{% endif %}" + CHATML
+    check_chat(chatml, "runs/x")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0]['content'].text + 'a' }}", "{{ 1 + messages[0]['content'] }}", {}]
+)
+def test_a_template_that_takes_no_question_is_refused_at_the_start(chatml, template):
+    chatml.chat_template = template or {"rag": CHATML}
+    with pytest.raises(UsageError, match="the chat template does not take this conversation"):
+        check_chat(chatml, "runs/x")
 
 
 def test_the_length_of_a_conversation_is_that_of_its_example(tiny_data, chatml):
@@ -269,10 +294,11 @@ def test_an_example_is_kept_cut_or_dropped():
 
 def test_rows_of_pairs_and_of_conversations_become_messages():
     pair = {"prompt": "How far?", "completion": "12 km"}
-    assert as_conversation(pair) == ([user("How far?"), assistant("12 km")], 1)
+    assert as_conversation(pair) == ([user("How far?"), assistant("12 km")], 1, {})
     assert as_conversation({"messages": [user("a"), assistant("b")], "num_prompt": None}) == (
         [user("a"), assistant("b")],
         0,
+        {},
     )
 
 
@@ -336,3 +362,162 @@ def test_a_template_that_ends_no_answer_is_told_before_training(chatml, template
     chatml.chat_template = template
     assert choose_layout(SimpleNamespace(kind="pairs", name="rows"), chatml, "auto") == "chat"
     assert capsys.readouterr().err.count("ends no answer with a token") == notes
+
+
+TOOLS = [{"type": "function", "function": {"name": "far", "parameters": {"type": "object", "properties": {}}}}]
+CALLS = [{"type": "function", "function": {"name": "far", "arguments": {"to": "Rome"}}}]
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% if documents %}{% for document in documents %}{{ document['text'] }}\n{% endfor %}{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}{{ ' ' ~ message['name'] if message['name'] }}\n"
+    "{% if message['reasoning_content'] %}<think>{{ message['reasoning_content'] }}</think>{% endif %}"
+    "{{ message['content'] }}{% for call in message['tool_calls'] or [] %}{{ call['function'] | tojson }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# A message that is changed, and the fields that it gets.
+FIELDS = {
+    "tool_calls": (1, {"tool_calls": CALLS}),
+    "name": (0, {"name": "Lily"}),
+    "reasoning_content": (1, {"reasoning_content": "It is far."}),
+}
+
+
+def written(**options):
+    """Return a conversation that every template here renders whole."""
+    return [user("Write."), assistant("A cat."), user("And?"), assistant("It ran.")], options
+
+
+def with_field(name):
+    messages, options = written()
+    number, fields = FIELDS[name]
+    messages[number] |= fields
+    return messages, options
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_that_the_template_renders_is_trained_and_another_is_refused(chatml, name):
+    messages, options = with_field(name)
+    number, _ = FIELDS[name]
+    chatml.chat_template = CALLING
+    check_conversation(chatml, messages, options)
+    example = chat_example(chatml, messages, options=options)
+    assert example != chat_example(chatml, written()[0])
+    assert json.dumps(CALLS[0]["function"]) in chatml.decode(example.input_ids) or name != "tool_calls"
+    chatml.chat_template = CHATML
+    with pytest.raises(UsageError, match=rf"does not render the {name} of message {number + 1} \(role"):
+        check_conversation(chatml, messages, options)
+    check_conversation(chatml, *written())
+    chatml.chat_template = CALLING
+    messages[number] |= {"weight": 0}  # a field that no template renders
+    with pytest.raises(UsageError, match=f"does not render the weight of message {number + 1}"):
+        check_conversation(chatml, messages, options)
+
+
+@pytest.mark.parametrize("options", [{"tools": TOOLS}, {"documents": [{"text": "Rome is far."}]}])
+def test_a_column_that_the_template_renders_is_trained_and_another_is_refused(chatml, options):
+    chatml.chat_template = CALLING
+    messages, options = written(**options)
+    check_conversation(chatml, messages, options)
+    assert len(chat_example(chatml, messages, options=options).input_ids) > len(
+        chat_example(chatml, messages).input_ids
+    )
+    chatml.chat_template = CHATML
+    with pytest.raises(UsageError, match=f"does not render the column {next(iter(options))}; remove it from the data"):
+        check_conversation(chatml, messages, options)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "what"),
+    [
+        ("{% if m['role'] != 'system' %}", [{"role": "system", "content": "Be kind."}], "message 1 .role system"),
+        ("{% if m['role'] != 'tool' %}", [user("a"), {"role": "tool", "content": "3"}], "message 2 .role tool"),
+        ("{% if loop.last or loop.nextitem['role'] != m['role'] %}", [user("a")], "message 1 .role user"),
+        ("{% if loop.revindex < 3 %}", [user("a"), assistant("b")], "message 1 .role user"),
+    ],
+)
+def test_a_message_that_the_template_leaves_out_is_refused(chatml, template, messages, what):
+    messages = [*messages, user("Write."), assistant("A cat.")]
+    check_conversation(chatml, messages)
+    body = CHATML.replace("message in messages", "m in messages").replace("message[", "m[")
+    chatml.chat_template = body.replace("<|im_start|>{{ m", f"{template}<|im_start|>{{{{ m").replace(
+        "{% endfor %}", "{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UsageError, match=f"does not render the content of {what}"):
+        check_conversation(chatml, messages)
+    check_conversation(chatml, messages[-2:])  # the rest is rendered
+
+
+CLOCKS = {
+    "date": "{{ strftime_now('%d %b %Y') }}",
+    "hour": "{{ strftime_now('%p') }}",
+    "weekday": "{% set today = strftime_now('%A') %}{{ today }}",
+    "guarded": "{% if not day is defined %}{% set day = strftime_now('%Y') %}{% endif %}{{ day }}",
+    "random": "{{ ['a', 'b'] | random }}",
+    "lipsum": "{{ lipsum(1, False, 5, 9) }}",
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_a_template_that_renders_the_clock_or_chance_is_refused(chatml, clock):
+    messages, _ = written()
+    chatml.chat_template = clock + CHATML
+    with pytest.raises(UsageError, match=r"the date or a random value, .* --chat_template_path"):
+        check_conversation(chatml, messages)
+    assert varies(chatml, messages)
+    # Only where it is rendered: this one is rendered for tools.
+    chatml.chat_template = f"{{% if tools %}}{clock}{{{{ tools | tojson }}}}{{% endif %}}{CHATML}"
+    check_conversation(chatml, messages)
+    with pytest.raises(UsageError, match="the date or a random value"):
+        check_conversation(chatml, *written(tools=TOOLS))
+
+
+@pytest.mark.parametrize("fixed", ["26 Jul 2024", "{{ strftime_now('today') }}", "{{ range(3) | last }}", ""])
+def test_a_template_with_a_fixed_date_is_taken(chatml, fixed):
+    chatml.chat_template = fixed + CHATML
+    check_conversation(chatml, *written())
+    assert not varies(chatml, written()[0])
+
+
+PUBLISHED = sorted(files("trl").joinpath("chat_templates").glob("*.jinja"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_templates_are_taken_or_refused_in_one_line(tiny_data, path):
+    tokenizer = load_tokenizer(str(tiny_data / "tok400"))
+    tokenizer.chat_template = path.read_text()
+    messages, _ = written()
+    result = {"role": "tool", "name": "far", "tool_call_id": "1", "content": "3 km"}
+    calling = [user("How far?"), {"role": "assistant", "tool_calls": CALLS}, result, assistant("3 km.")]
+    thinking = [user("How far?"), {**assistant("3 km."), "reasoning_content": "It is near."}]
+    outcomes = []
+    for conversation, options in ((messages[:2], {}), (messages, {}), (calling, {"tools": TOOLS}), (thinking, {})):
+        try:
+            check_conversation(tokenizer, conversation, options)
+            chat_example(tokenizer, conversation, options=options)
+            outcomes.append("")
+        except UsageError as error:
+            outcomes.append(str(error))
+    reads_the_clock = "strftime_now" in tokenizer.chat_template
+    assert ("the date or a random value" in outcomes[0]) == reads_the_clock
+    if path.stem == "qwen2_5":  # it has tools, no reasoning and no date
+        assert outcomes[:3] == [""] * 3
+        assert "does not render the reasoning_content of message 2" in outcomes[3]
+
+
+def test_several_templates_of_one_tokenizer_are_each_used_in_its_place(tiny_data, chatml):
+    chatml.chat_template = {"default": CHATML, "tool_use": CALLING}
+    messages, options = written(tools=TOOLS)
+    check_conversation(chatml, messages, options)
+    called, plain = chat_example(chatml, messages, options=options), chat_example(chatml, messages)
+    assert chat_length(chatml, messages) == len(plain.input_ids) < len(called.input_ids)
+    chatml.chat_template = CHATML
+    assert plain == chat_example(chatml, messages)
+
+
+def test_further_fields_of_a_row_come_back_with_its_messages():
+    messages, _ = with_field("tool_calls")
+    del messages[1]["content"]
+    kind, row = read_row({"messages": messages, "tools": TOOLS})
+    assert kind == "conversations"
+    assert as_conversation(row) == (messages, 0, {"tools": TOOLS})
+    assert "further" not in read_row({"messages": written()[0]})[1]

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import open_dataset
 from lm_trials.pairs import pairs
+from lm_trials.pairs.layouts import as_conversation
 from lm_trials.pairs.pairs import MESSAGES, read_row, write_pairs
 from lm_trials.stories.records import SPLITS, split_of
 
@@ -40,9 +41,9 @@ def write_as(form, rows, folder):
 
 
 def contents(prepared):
-    """Return the rows of a data set of pairs by split, without their names."""
+    """Return the rows of a data set of pairs by split, without their names and empty columns."""
     return {
-        split: [{key: value for key, value in row.items() if key != "record_id"} for row in rows]
+        split: [{key: value for key, value in row.items() if key != "record_id" and value is not None} for row in rows]
         for split, rows in prepared.splits.items()
     }
 
@@ -78,13 +79,103 @@ def test_a_text_file_holds_texts(tmp_path):
     assert everything(prepared) == [{"text": "City 1 is far."}, {"text": "City 2\nis near."}]
 
 
-def test_what_stands_beside_is_left_out(tmp_path):
+def test_what_stands_beside_is_left_out_and_told(tmp_path, capsys):
     rows = [{**row, "city": f"city {n}", "record_id": "x"} for n, row in enumerate(PAIRS)]
     with_more = open_dataset(str(write_as("jsonl", rows, tmp_path)), tmp_path / "data").pairs()
+    assert capsys.readouterr().err.endswith("rows.jsonl: columns that are not used: city, record_id\n")
     assert set(with_more.splits["train"].column_names) == {"record_id", "prompt", "completion"}
     (tmp_path / "plain").mkdir()
     plain = open_dataset(str(write_as("jsonl", PAIRS, tmp_path / "plain")), tmp_path / "data").pairs()
     assert with_more.described["content"] == plain.described["content"]
+    assert capsys.readouterr().err == ""
+
+
+EMPTY = ["", " \n\t", "\u200b", "\xa0\ufeff"]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_with_nothing_to_learn_are_left_out_and_told(tmp_path, capsys, kind, form, empty):
+    def emptied(text):
+        return json.loads(json.dumps(KINDS[kind][0]).replace(json.dumps(text), json.dumps(empty)))
+
+    texts = {"pairs": list(PAIRS[0].values()), "texts": list(TEXTS[0].values())}.get(kind, ["Hello 0", "Hi 0"])
+    rows = [*KINDS[kind][1:], *map(emptied, texts)]
+    path = write_as(form, rows, tmp_path)
+    prepared = open_dataset(str(path), tmp_path / "data").pairs()
+    said = f"{path}: left out for an empty prompt, answer or text: {len(texts)} rows, the first is {path}: "
+    assert said in capsys.readouterr().err
+    assert open_dataset(str(path), tmp_path / "data").pairs().described == prepared.described
+    assert said in capsys.readouterr().err  # each time, and not only when it is read
+    assert len(everything(prepared)) == len(KINDS[kind]) - 1
+    with pytest.raises(UsageError, match="has only rows with an empty prompt, answer or text"):
+        open_dataset(str(write_as(form, rows[-1:], tmp_path)), tmp_path / "data").pairs()
+
+
+@pytest.mark.parametrize("message", [{"role": "system", "content": ""}, {"role": "tool", "content": ""}])
+def test_other_messages_may_be_empty(message):
+    rows = [{**TURNS[0], "messages": [message, *TURNS[0]["messages"]]}]
+    assert not pairs._is_empty(read_row(rows[0])[1])
+
+
+CALL = {"type": "function", "function": {"name": "far", "arguments": {"to": "Rome", "in": {"unit": "km"}}}}
+OTHER_CALL = {"type": "function", "function": {"name": "far", "arguments": {"of": "Paris", "in": {"digits": 2}}}}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "saved"])
+def test_fields_of_messages_are_kept_without_the_nulls_of_arrow(tmp_path, capsys, form):
+    rows = []
+    for number in range(40):
+        called = {"role": "assistant", "tool_calls": [CALL if number % 2 else OTHER_CALL]}
+        result = {"role": "tool", "name": "far", "content": f"{number} km"}
+        rows.append({"messages": [TURNS[number]["messages"][0], called, result, TURNS[number]["messages"][1]]})
+        rows[-1]["tools"] = [{"name": "far", "parameters": {"to": "str"} if number % 2 else {"of": "str"}}]
+    prepared = open_dataset(str(write_as(form, rows, tmp_path)), tmp_path / "data").pairs()
+    found = [as_conversation(row) for split in prepared.splits.values() for row in split]
+    as_json = {json.dumps({"messages": messages, **options}, sort_keys=True) for messages, _, options in found}
+    assert as_json == {json.dumps(row, sort_keys=True) for row in rows}
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_null_that_a_json_file_gives_is_kept(tmp_path):
+    call = {"function": {"name": "far", "arguments": {"to": None}}}
+    rows = [{"messages": [TURNS[0]["messages"][0], {"role": "assistant", "content": None, "tool_calls": [call]}]}] * 3
+    prepared = open_dataset(str(write_as("jsonl", rows, tmp_path)), tmp_path / "data").pairs()
+    assert json.loads(everything(prepared)[0]["further"])["messages"] == [{}, {"tool_calls": [call]}]
+
+
+def message_of(**fields):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **fields}]}
+    (_, message), _, _ = as_conversation(read_row(row)[1])
+    return message
+
+
+def test_a_message_in_the_forms_of_other_libraries():
+    plain = message_of()
+    assert message_of(content=[{"type": "text", "text": "b"}]) == plain
+    assert message_of(tool_calls=[], name=None, reasoning_content="") == plain
+    quoted = {"function": {"name": "far", "arguments": json.dumps({"to": "Rome"})}}
+    parsed = {"function": {"name": "far", "arguments": {"to": "Rome"}}}
+    assert message_of(tool_calls=[quoted]) == message_of(tool_calls=[parsed]) == {**plain, "tool_calls": [parsed]}
+    assert message_of(weight=0) == {**plain, "weight": 0} != plain
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"content": [{"type": "image"}]}, "has the parts image; only one part of type text is supported"),
+        ({"content": [{"type": "text", "text": "a"}] * 2}, "has the parts text, text; only one"),
+        ({"content": []}, "has the parts none; only one"),
+        ({"content": ["a"]}, "has the parts str; only one"),
+        ({"content": None}, "a message has role and content"),
+        ({"tool_calls": "far"}, "tool_calls is 'far'; it must be a list of objects"),
+        ({"tool_calls": [{"function": {"arguments": "{to"}}]}, "arguments of a tool call are '{to'; they must be JSON"),
+    ],
+)
+def test_a_message_that_cannot_be_rendered_is_refused(fields, reason):
+    with pytest.raises(UsageError, match=reason):
+        message_of(**fields)
 
 
 def test_splits_follow_from_the_row(tmp_path):
@@ -145,6 +236,11 @@ DAMAGED = [
     ({"messages": [{"role": "human", "content": "a"}]}, "a message of messages has the role 'human'; valid: assistant"),
     ({"messages": [{"role": "user", "content": 3}]}, "content of a message of messages is int; it must be text"),
     ({"text": ["a"]}, "text is list; it must be text"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "a conversation has no answer; add a last message of role assi"),
+    (
+        {"prompt": TURNS[0]["messages"], "completion": [{"role": "user", "content": "a"}]},
+        "a conversation has no answer; add a last message",
+    ),
     ({"prompt": "a\ud800", "completion": "b"}, r"'\\ud800' is half of a surrogate pair"),
     (["a", "b"], r"\['a', 'b'\] is not an object; give rows with prompt and completion"),
     ({"text": "a"}, "a row of texts after rows of pairs; give one kind"),

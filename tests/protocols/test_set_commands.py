@@ -204,7 +204,7 @@ def test_describing_a_set_of_a_corpus_that_changed_is_refused(data, capsys):
 
 def test_append_eos_is_named_where_it_is_the_difference(data, tokenizer):
     prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine"))
-    with pytest.raises(UsageError, match="mine was prepared without --append_eos; give --append_eos False"):
+    with pytest.raises(UsageError, match=r"mine was prepared without EOS .* pretokenize --append_eos True"):
         open_set("mine", data, tokenizer, "train", append_eos=True)
     prepare_tinystories.main(flags(data, "--filtering", "features!=Twist", "--dataset_name", "mine", "--append_eos"))
     closed = open_set("mine", data, tokenizer, "train", append_eos=True)

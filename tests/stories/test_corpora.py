@@ -75,7 +75,7 @@ def test_stories_that_are_all_equal_are_refused_and_many_repetitions_told(tmp_pa
         corpus = open_dataset(str(path), tmp_path / "data").corpus()
         return read_manifest(corpus)["stories"], capsys.readouterr().err
 
-    with pytest.raises(UsageError, match=rf"^{path}: all {equal} stories are equal; check the file and --text_column"):
+    with pytest.raises(UsageError, match=rf"^{path}: all {equal} stories are equal; check the file and which column"):
         prepared(*["n/a"] * (equal - 1), " n/a ", "")
     assert not (tmp_path / "data").exists()
     assert sum(prepared("n/a")[0].values()) == 1

@@ -213,9 +213,7 @@ def test_a_clone_of_a_hub_data_set_with_several_configurations_needs_one(tmp_pat
     (tmp_path / "README.md").write_text(f"---\n{cards[0]}---\nconfig_name: large\n")
     assert len(read(tmp_path)) == 2
     (tmp_path / "README.md").write_text(f"---\n{''.join(cards)}---\n")
-    assert "several configurations; give one with --dataset_config_name, or its folder: large, small-v1" in usage_error(
-        read, tmp_path
-    )
+    assert "evaluate --dataset_config_name: large, small-v1" in usage_error(read, tmp_path)
     assert [record["story"] for record in read(tmp_path, dataset_config_name="small-v1")] == ["0."]
 
 

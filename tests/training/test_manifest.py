@@ -157,6 +157,18 @@ def test_another_content_is_another_run(tmp_path, fields, text):
         manifest.check_resumable(tmp_path, changed({**OTHER_NAMES, **fields}))
 
 
+def test_other_tokens_are_another_run_and_a_run_that_did_not_record_them_goes_on(tmp_path):
+    recorded = changed({"data.token_ids": "i", "data.chat_template": "t"})
+    manifest.write_run(tmp_path, STARTED)
+    manifest.check_resumable(tmp_path, recorded)
+    manifest.write_run(tmp_path, recorded)
+    manifest.check_resumable(tmp_path, recorded)
+    with pytest.raises(UsageError, match=r"data\.token_ids was i and is now j"):
+        manifest.check_resumable(tmp_path, changed({"data.token_ids": "j", "data.chat_template": "t"}))
+    with pytest.raises(UsageError, match=r"data\.chat_template was t and is now None"):
+        manifest.check_resumable(tmp_path, changed({"data.token_ids": "i", "data.chat_template": None}))
+
+
 @pytest.mark.parametrize("known", ["data.content", "data.tokenizer_hash", "initial_model.weights_sha256"])
 def test_where_the_content_is_not_known_names_count(tmp_path, known):
     manifest.write_run(tmp_path, changed({known: None}))

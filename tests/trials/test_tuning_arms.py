@@ -105,6 +105,34 @@ def test_one_flag_of_a_fine_tuning_is_one_variable(tuned, change, num_tokens, ex
     assert counted(tuned("a"), tuned("b", change, {"num_tokens": num_tokens})) == expected
 
 
+CHAT = {"prompt_layout": "chat", "chat_template_path": "t.jinja", "data.chat_template": "c1", "data.token_ids": "i1"}
+OTHER_TEMPLATE = {"data.chat_template": "c2", "data.token_ids": "i2", **CUT}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (OTHER_TEMPLATE, ["chat_template_path"]),  # the file was edited
+        ({**OTHER_TEMPLATE, "chat_template_path": "u.jinja"}, ["chat_template_path"]),
+        ({**OTHER_TEMPLATE, **OTHER_BASE}, ["model_name_or_path"]),  # its own template
+        (
+            {**OTHER_TEMPLATE, **OTHER_BASE, "chat_template_path": "u.jinja"},
+            ["chat_template_path", "model_name_or_path"],
+        ),
+        ({"data.token_ids": "i2"}, ["data"]),  # by whatever else
+        # Of a version that did not record them.
+        ({"data.chat_template": None, "data.token_ids": None, "learning_rate": 1.0}, ["learning_rate"]),
+    ],
+)
+def test_another_template_is_a_variable(tuned, change, expected):
+    assert counted(tuned("a", CHAT), tuned("b", {**CHAT, **change}, {"num_tokens": 3000})) == expected
+
+
+def test_a_template_at_another_place_is_the_same(tuned):
+    runs = [tuned("a", CHAT), tuned("b", {**CHAT, "chat_template_path": "copy.jinja"}, seed=2)]
+    assert len(compare_runs(runs).arms) == 1
+
+
 def test_a_length_beyond_the_positions_is_the_length_that_came_of_it(tuned):
     same = compare_runs([tuned("a", {"max_length": 1024}), tuned("b", seed=2)])
     assert len(same.arms) == 1

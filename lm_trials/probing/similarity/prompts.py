@@ -21,7 +21,7 @@ from lm_trials.evaluation.storytellers import trained_mode
 from lm_trials.latent_city.cities import folded, known_places, package_cities
 from lm_trials.latent_city.distances import draw
 from lm_trials.models.reference import separator_of
-from lm_trials.pairs.layouts import chat_prompt, check_template, completion_prompts, instruct_prompts
+from lm_trials.pairs.layouts import chat_prompt, check_chat, completion_prompts, instruct_prompts
 from lm_trials.probing.similarity.flags import FEWEST, QUERY, TERM, SimilarityArguments, templates, words
 from lm_trials.probing.subjects import Subject
 from lm_trials.tokens.stores import Separator, document_marks, opening_of
@@ -197,7 +197,7 @@ def find_layout(subject: Subject, layout: str) -> PromptLayout:
             raise UsageError(
                 f"--prompt_layout chat: {subject.reference.name} has no chat template; give instruct or completion"
             )
-        check_template(tokenizer, None, f"the chat template of {subject.reference.name}")
+        check_chat(tokenizer, subject.reference.name)
     return PromptLayout(tokenizer, mode, separator_of(run))
 
 
