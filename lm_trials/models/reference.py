@@ -44,6 +44,12 @@ OLD_BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|\.i
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
 
 
+def default_device(use_cpu: bool = False) -> torch.device:
+    """Return the device that models run on: the GPU (CUDA, MPS, ...) if there is one and `use_cpu` is not given."""
+    found = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class ModelReference:
     """The place of a model: `path` is a folder or Hub name; `base` is set for an adapter.

@@ -18,7 +18,7 @@ from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.own_data import choose_dataset
-from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
+from lm_trials.models.reference import ModelReference, default_device, load_config, load_model, separator_of
 from lm_trials.models.shapes import text_config
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.shared_flags import Device
@@ -131,7 +131,7 @@ def load_subject(subject: Subject, args: SubjectArguments) -> PreTrainedModel:
     Raises:
         UsageError: if it cannot be loaded, or not in this form on this machine.
     """
-    device, dtype = device_of(args), getattr(torch, args.dtype)
+    device, dtype = default_device(args.use_cpu), getattr(torch, args.dtype)
     if not args.load_in_8bit and not args.load_in_4bit:
         return on_device(load_model(subject.reference, dtype), args)
     from lm_trials.models.adapters import quantization  # peft takes two seconds to import
@@ -143,14 +143,8 @@ def load_subject(subject: Subject, args: SubjectArguments) -> PreTrainedModel:
 def on_device(model: PreTrainedModel, args: Device) -> PreTrainedModel:
     """Move a model to the device of the flag `use_cpu`."""
     module: torch.nn.Module = model  # mypy cannot read the decorator of `PreTrainedModel.to`
-    module.to(device_of(args))
+    module.to(default_device(args.use_cpu))
     return model
-
-
-def device_of(args: Device) -> torch.device:
-    """Return the device of the flag `use_cpu`."""
-    found = None if args.use_cpu else torch.accelerator.current_accelerator(check_available=True)
-    return found or torch.device("cpu")
 
 
 def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None) -> PreTrainedModel:

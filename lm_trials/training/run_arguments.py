@@ -78,6 +78,7 @@ class RunArguments(TrainingArguments):
                 "--dataloader_persistent_workers True: there are no workers; give --dataloader_num_workers 1 or more"
             )
         self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not torch.backends.mps.is_available()
         self.has_output_dir = self.output_dir is not None  # else plan.name_run derives it from the run's name
         self.output_dir = self.output_dir if self.has_output_dir else "runs"
         self.do_train = self.do_train or not self.do_eval

@@ -140,7 +140,7 @@ class ProbeNetwork:
         generator = torch.Generator().manual_seed(_seed_of(self.args.seed, name))
         sums_2F = torch.stack([self._text_fisher(ids_T, head, generator) for ids_T in ids]).sum(dim=0)
         places = len(features_ND)
-        halves_2F = (sums_2F / (places * self.args.fisher_draws / 2)).cpu().numpy()
+        halves_2F = (sums_2F / (places * self.args.fisher_draws / 2)).numpy()
         if not np.isfinite(halves_2F).all() or not halves_2F.any(axis=1).all():
             raise UsageError(
                 f"--model_name_or_path: gradients on {name} are not finite or all 0; use a model whose training was "
@@ -204,7 +204,7 @@ DRAWINGS = {"signs": drawn_signs, "tokens": drawn_tokens}
 def squared_gradients(
     logits_TV: torch.Tensor, scores_TV: torch.Tensor, weights: Iterable[Weight], keep_graph: bool = False
 ) -> torch.Tensor:
-    """Return the squared gradient of a text's logits weighted by `scores_TV`, averaged by filter, -> (F,) float64."""
+    """Return the squared gradient of a text's logits weighted by `scores_TV`, averaged by filter, -> (F,) float64 on the CPU."""
     weights = list(weights)
     gradients = torch.autograd.grad(
         logits_TV,
@@ -214,7 +214,7 @@ def squared_gradients(
         materialize_grads=True,
     )
     means = [weight.filter_means(gradient.square()) for weight, gradient in zip(weights, gradients, strict=True)]
-    return torch.cat(means).double()
+    return torch.cat(means).cpu().double()
 
 
 def fit_final_layer(

@@ -209,7 +209,7 @@ def unit_effects(
             gates.gates = gates.ones(len(batch), requires_grad=True)
             gradients = torch.autograd.grad(_nats(anatomy.model, batch), gates.gates)
             for fall_U, gradient_BU in zip(falls, gradients, strict=True):
-                values_BU = gradient_BU.double().cpu().numpy()
+                values_BU = gradient_BU.cpu().double().numpy()
                 # First and second order: where a gradient is near 0 (a trained unit), the curvature term decides the
                 # ranking.
                 fall_U += (values_BU - values_BU**2 / 2).sum(axis=0) / tokens
