@@ -53,11 +53,13 @@ class FakeDevice(AbstractContextManager):
     Attributes:
         waits: the line of the project or of a library at which the host waited for the device, once for each wait.
         operations: the names of the operations of the device.
+        random_states: those that its generator was set to.
     """
 
     def __init__(self) -> None:
         self.waits: list[str] = []
         self.operations: set[str] = set()
+        self.random_states: list[torch.Tensor] = []
         self._storages: dict[int, StorageWeakRef] = {}  # of device tensors; a weak reference keeps its address taken
         self.calls: list[bool] = []  # whether each Python call under way is one of the device
         self._opened = ExitStack()
@@ -66,12 +68,15 @@ class FakeDevice(AbstractContextManager):
         for owner, name, value in (
             (torch.backends.mps, "is_available", True),
             (torch.backends.mps, "is_built", True),
+            (torch.backends.mps, "is_macos_or_newer", True),
             (torch.accelerator, "is_available", True),
             (torch.accelerator, "current_accelerator", MPS),
             (torch.mps, "empty_cache", None),  # Trainer calls it
-            (torch, "Event", mock.Mock()),  # `generate` does
+            (torch.mps, "get_rng_state", torch.arange(44, dtype=torch.uint8)),
+            (torch, "Event", mock.Mock()),  # for `generate`
         ):
             self._opened.enter_context(mock.patch.object(owner, name, return_value=value))
+        self._opened.enter_context(mock.patch.object(torch.mps, "set_rng_state", self.random_states.append))
         _forget()
         self._opened.callback(_forget)
         self._opened.enter_context(_Operations(self))
@@ -111,6 +116,8 @@ class FakeDevice(AbstractContextManager):
             there, dtype = self.holds(args[0]), args[0].dtype
         else:
             device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+            if device is not None and device.type not in (MPS.type, "cpu"):
+                return tensor.to(device, dtype, copy=copy)
             there = self.holds(tensor) if device is None else device.type == MPS.type
         dtype, here = dtype or tensor.dtype, self.holds(tensor)
         if here == there:
@@ -149,7 +156,9 @@ class _Calls(TorchFunctionMode):
             device.wait()
         if kwargs.get("device") is not None:
             ours = torch.device(kwargs["device"]).type == MPS.type
-            kwargs["device"] = "cpu"
+            kwargs["device"] = "cpu" if ours else kwargs["device"]
+        if ours and any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values())):
+            raise DeviceError(f"{func.__name__}: a generator of the host draws on the device")
         device.calls.append(ours)
         try:
             if func is torch.Tensor.backward:  # runs Python: hooks, and what checkpointing computes again
@@ -195,8 +204,6 @@ class _Operations(TorchDispatchMode):
             device.wait()
         if apart := [tensor for tensor in hosted if tensor.dim() or (tensor is args[0] and name.endswith("_"))]:
             raise DeviceError(f"{name}: a host tensor {tuple(apart[0].shape)} meets a device tensor")
-        if any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values())):
-            raise DeviceError(f"{name}: a generator of the host draws on the device")
         if name in WAITING:
             device.wait()
         device.operations.add(name)

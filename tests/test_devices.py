@@ -1,90 +1,250 @@
-"""Every program on a device other than the CPU: nothing in float64 there, no host tensor among its own, no more waits."""
+"""Every program on a device that is not the CPU: no float64, no host tensor among its own, no needless waits."""
 
 import itertools
 import json
 import random
 import shlex
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_device import DeviceError, FakeDevice
+from datasets import Dataset
+from fake_device import MPS, DeviceError, FakeDevice
 from small_models import with_lora
 from tiny_models import TEXT, tiny_model, tiny_tokenizer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback
+from trl import SFTConfig, SFTTrainer
 
+import cache_datasets
 from lm_trials import cli
 from lm_trials.probing import findings
+from lm_trials.probing.weights.edits import Gates
 from lm_trials.tokens.tokenizers import train_tokenizer
+from lm_trials.training.resumption import ExactResume
+from lm_trials.training.throughput import Clock
 
-# PEFT 0.21 asks transformers 5.23 by a name that is to go.
+# PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that is to go.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated"), pytest.mark.end_to_end]
 WORDS = [word for word in TEXT.replace("!", "").replace(".", "").split() if word.islower()]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two Llamas, an adapter of the first, and stories of which every second one has a Twist."""
-    place, tokenizer, draws = tmp_path_factory.mktemp("devices"), tiny_tokenizer(), random.Random(0)
-    for seed, name in enumerate(("a", "b")):
-        tiny_model("llama", vocab_size=330, positions=96, seed=seed).save_pretrained(place / name)
+    """Llamas `a` and `b`, an adapter of `a`, `c` and `d` with a word for each token, stories, pairs and distances."""
+    place, draws = tmp_path_factory.mktemp("devices"), random.Random(0)
+    vocabulary = ["".join(letters) for letters in itertools.product("bdfg", "o", "lmnp", "a", "rst")]
+    words = train_tokenizer([f"the {word} saw" for word in vocabulary] * 5, vocab_size=500)
+    for seed, name in enumerate("abcd"):
+        tokenizer = words if name in "cd" else tiny_tokenizer()
+        tiny_model("llama", vocab_size=len(words), positions=160, seed=seed).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
-    base = tiny_model("llama", vocab_size=330, positions=96)
+    base = tiny_model("llama", vocab_size=len(words), positions=160)
     base.name_or_path = str(place / "a")
     with_lora(base, "q_proj", "down_proj").save_pretrained(place / "adapter")
-    tokenizer.save_pretrained(place / "adapter")
-    rows = [
-        {"story": " ".join(draws.choices(WORDS, k=6 + number % 9)), "features": ["Twist"][: number // 2 % 2]}
-        for number in range(80)
-    ]
-    (place / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    vocabulary = [f"{a}o{b}a{c}" for a, b, c in itertools.islice(itertools.product("bdfgk", "lmnp", "rst"), 40)]
-    words = train_tokenizer([f"the {word} saw" for word in vocabulary] * 5, vocab_size=500)
-    for seed, name in enumerate(("c", "d")):
-        tiny_model("llama", vocab_size=len(words), seed=seed).save_pretrained(place / name)
-        words.save_pretrained(place / name)
+    tiny_tokenizer().save_pretrained(place / "adapter")
+    told = [" ".join(draws.choices(WORDS, k=6 + number % 9)) for number in range(200)]
+    stories = [{"story": story, "features": ["Twist"][: number // 2 % 2]} for number, story in enumerate(told)]
     pairs = [{"prompt": f"a {word}", "completion": "the cat sat"} for word in sorted(set(WORDS))]
-    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    for name, rows in (("stories", stories), ("more", stories[:60]), ("pairs", pairs)):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cache_datasets.main(["distances", "--placeholder", "foo", "--data_cache_dir", str(place)])
     return place
 
 
+STORIES = "--dataset_name {folder}/stories.jsonl"
 RUN = "--max_steps 2 --logging_steps 1 --per_device_train_batch_size 2 --report_to none --learning_rate 1e-3"
-DATA = "--dataset_name {folder}/stories.jsonl"
-# name: (command, flags); {folder} is the fixture's, {out} the place of the results.
-PROGRAMS = {
-    "train": f"train {DATA} --tokenizer_name {{folder}}/a --model_type llama --config_overrides "
-    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32 --block_size 16 "
-    f"--num_sampled_stories 1 --sample_tokens 3 {RUN} --output_dir {{out}}",
-    "tune": f"tune --model_name_or_path {{folder}}/a --dataset_name {{folder}}/pairs.jsonl --lora_r 2 {RUN} "
-    "--validation_split_percentage 30 --max_length 32 --output_dir {out}",
-    "evaluate": f"evaluate --model_name_or_path {{folder}}/adapter {DATA} --output_dir {{out}}",
-    "generate": "generate --model_name_or_path {folder}/adapter --prompt a --max_new_tokens 3 --num_samples 2",
-    "attention": "probe attention --model_name_or_path {folder}/a {folder}/adapter --num_untrained 2 "
-    f"--induction_sequences 8 --induction_tokens 4 --map_tokens 8 --max_eval_samples 16 --text 'a cat' {DATA} --output_dir {{out}}",
-    "diversity": f"probe diversity --model_name_or_path {{folder}}/a --num_batches 3 --batch_size 1 --max_length 8 "
-    f"--fisher_draws 2 --finetune_steps 2 --num_control_batches 3 --random_weights {DATA} --output_dir {{out}}",
-    "embeddings": f"probe embeddings --model_name_or_path {{folder}}/a {{folder}}/b {DATA} --output_dir {{out}}",
-    "feature_probe": "probe feature_probe --model_name_or_path {folder}/a --num_shuffles 2 --l2 10 --layers 1 "
-    f"--num_train_stories 40 --max_eval_samples 30 "
-    "--validation_split_percentage 50 --features Twist {DATA} --output_dir {{out}}",
-    "lens": f"probe lens --model_name_or_path {{folder}}/adapter --lens_steps 2 --text 'a cat' {DATA} --output_dir {{out}}",
-    "patching": "probe patching --model_name_or_path {folder}/adapter {folder}/a --components residual heads --layers 1 "
-    f"--max_eval_samples 4 {DATA} --output_dir {{out}}",
-    "patching prompts": "probe patching --model_name_or_path {folder}/a --prompt 'a cat' --other_prompt 'a dog' "
-    "--answer ' sat' --components mlp --layers 1 --output_dir {out}",
-    "similarity": "probe similarity --model_name_or_path {folder}/c {folder}/d --measure both --max_eval_samples 8 "
-    "--term_a bolar --term_b bolas --template 'the {{term}} saw' --vocabulary_sample 20 "
-    f"--prompt_layout completion {DATA} --output_dir {{out}}",
-    "weights": "probe weights --model_name_or_path {folder}/a {folder}/adapter --directions 1 --draws 2 "
-    f"--prune_shares 0.1 --max_eval_samples 4 --ranking_samples 4 {DATA} --output_dir {{out}}",
-}
+SHAPE = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32"
+TRAIN = f"train --tokenizer_name {{folder}}/a --model_type llama --config_overrides {SHAPE} --block_size 16 {RUN}"
+PAIRS = "--dataset_name {folder}/pairs.jsonl --validation_split_percentage 30"
+TUNE = f"tune --model_name_or_path {{folder}}/a {PAIRS} {RUN}"
+MIX = "--dataset_name {folder}/stories.jsonl+{folder}/more.jsonl --data_mix 0.5,0.5 --num_sampled_stories 0"
+FEW = f"{STORIES} --max_eval_samples 8"
+CASES = [
+    f"{TRAIN} {STORIES} --max_eval_samples 3 --num_sampled_stories 1 --sample_tokens 3",
+    f"{TRAIN} {MIX} --attention_across_documents False --max_eval_samples 3",
+    f"{TUNE} --lora_r 2 --max_length 32 --merge_output {{out}}-merged",
+    f"{TUNE} --full_finetune --packing --max_length 32",
+    f"evaluate --model_name_or_path {{folder}}/adapter {FEW}",
+    f"evaluate --model_name_or_path {{folder}}/a {FEW} --layout packed --attention_across_documents False",
+    "generate --model_name_or_path {folder}/adapter --prompt a --max_new_tokens 3 --num_samples 2",
+    "latent-city --model_name_or_path {folder}/a --data_cache_dir {folder} --num_choices 1 --num_samples 1 "
+    "--max_known 1 --seeds 0 --max_new_tokens 3 --tables_dir {out}",
+    f"probe attention --model_name_or_path {{folder}}/adapter {FEW} --text 'a cat' --num_untrained 2 "
+    "--induction_sequences 8 --induction_tokens 4 --map_tokens 8",
+    f"probe diversity --model_name_or_path {{folder}}/a {STORIES} --num_batches 3 --batch_size 1 --max_length 8 "
+    "--fisher_draws 2 --finetune_steps 2 --num_control_batches 0 --random_weights",
+    f"probe embeddings --model_name_or_path {{folder}}/a {{folder}}/adapter {STORIES}",
+    f"probe embeddings --model_name_or_path {{folder}}/a {STORIES} --which output",
+    f"probe feature_probe --model_name_or_path {{folder}}/a {STORIES} --num_shuffles 2 --l2 10 --layers 1 "
+    "--validation_split_percentage 20 --features Twist --pooling mean",
+    f"probe lens --model_name_or_path {{folder}}/adapter {FEW} --lens_steps 2 --text 'a cat'",
+    f"probe patching --model_name_or_path {{folder}}/adapter {{folder}}/a {FEW} --components residual heads --layers 1",
+    "probe patching --model_name_or_path {folder}/a --prompt 'a cat' --other_prompt 'a dog' --answer ' sat' "
+    "--components mlp --layers 1",
+    f"probe similarity --model_name_or_path {{folder}}/c {{folder}}/d {FEW} --measure both --term_a bolar "
+    "--term_b bolas --template 'the {{term}} saw' --vocabulary_sample 20 --prompt_layout completion",
+    f"probe weights --model_name_or_path {{folder}}/a {{folder}}/adapter {FEW} --directions 1 --draws 2 "
+    "--prune_shares 0.1 --ranking_samples 4",
+]
 
 
-def run(name, folder, out):
-    return cli.main(shlex.split(PROGRAMS[name].format(folder=folder, out=out)))
+def run(case, folder, out, more=""):
+    """Run a command line; {folder} is the fixture's, {out} the place of the results."""
+    place = "" if case.startswith(("generate", "latent-city")) else "--output_dir {out}"
+    return cli.main(shlex.split(f"{case} {place} {more}".format(folder=folder, out=out)))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_runs_on_a_device_without_float64(name, folder, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes most of a probe's time."""
     monkeypatch.setattr(findings, "save_pictures", lambda figure, stem: [])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace("probe ", "").split()[0])
+def test_a_program_runs_on_a_device_without_float64(case, folder, tmp_path):
     with FakeDevice() as device:
-        run(name, folder, tmp_path / "out")
-    assert {"embedding", "mm"} <= device.operations and device.waits  # it did run there, and was read
+        run(case, folder, tmp_path / "out")
+    assert {"embedding", "mm"} <= device.operations  # it did run there
+    assert device.waits  # and was read
+
+
+def test_an_evaluation_on_the_device_has_the_numbers_of_the_cpu(folder, tmp_path):
+    """The fake device computes what the CPU does: a sum in another order, or in float32, would change a bit."""
+    case = CASES[4]
+    plain = run(case, folder, tmp_path / "cpu")
+    with FakeDevice():
+        assert run(case, folder, tmp_path / "mps") == plain
+    assert run(case.replace("adapter", "b"), folder, tmp_path / "b") != plain
+
+
+def refused(device):
+    """What a real device refuses, and beside each what it takes."""
+    there, here = torch.ones(3, device=device), torch.ones(3)
+    return [
+        (lambda: there.double(), lambda: there.cpu().double()),
+        (lambda: there.sum(dtype=torch.float64), lambda: there.sum().cpu().double()),
+        (lambda: there.to("cpu", torch.float64), lambda: there.to("cpu", torch.float32)),
+        (lambda: here.double().to(device), lambda: here.double().to(device, torch.float32)),
+        (lambda: torch.zeros(3, dtype=torch.float64, device=device), lambda: torch.zeros(3, device=device)),
+        (lambda: there * here, lambda: there * here.to(there)),
+        (lambda: here.add_(there), lambda: here.copy_(there)),
+        (lambda: there * torch.ones(3), lambda: there * torch.ones(())),
+        (lambda: here[there.long() - 1], lambda: there[here.long() - 1]),
+        (lambda: there.numpy(), lambda: there.cpu().numpy()),
+        (lambda: torch.rand(3, device=device, generator=torch.Generator()), lambda: torch.rand(3, device=device)),
+        (lambda: torch.cat([there, here]), lambda: torch.cat([there, torch.ones_like(there)])),
+    ]
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_the_fake_device_refuses_what_a_real_one_refuses(number):
+    with FakeDevice():
+        wrong, right = refused(MPS)[number]
+        right()
+        with pytest.raises(DeviceError):
+            wrong()
+
+
+def test_the_fake_device_sees_backward_passes():
+    with FakeDevice() as device:
+        weight = torch.ones(3, device=MPS, requires_grad=True)
+        loss = (weight * 2).sum()
+        loss.backward()
+        assert weight.grad.device == MPS
+        assert weight.grad.cpu().tolist() == [2, 2, 2]
+        device.operations.clear()
+        wide = torch.ones(3, requires_grad=True)
+        wide.double().sum().backward()  # on the host all is allowed
+        assert not device.operations
+        narrow = torch.ones(3, device=MPS, requires_grad=True) * 1
+        narrow.register_hook(lambda gradient: gradient.double())
+        with pytest.raises(DeviceError, match="float64"):
+            narrow.sum().backward()
+
+
+def test_float64_on_the_device_stops_a_program(folder, tmp_path, monkeypatch):
+    """The control: losses that are widened before they are moved."""
+    loss = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *args, **kwargs: loss(*args, **kwargs).double())
+    with pytest.raises(DeviceError, match="float64 on the device"), FakeDevice():
+        run(CASES[4], folder, tmp_path)
+
+
+def test_a_host_tensor_among_those_of_the_device_stops_a_program(folder, tmp_path, monkeypatch):
+    """The control: gates that were left on the host."""
+
+    def ones(gates, *batch, requires_grad=False):
+        return [torch.ones(*batch, units, requires_grad=requires_grad) for units in gates.units]
+
+    monkeypatch.setattr(Gates, "ones", ones)
+    with pytest.raises(DeviceError, match=r"a host tensor .* meets a device tensor"), FakeDevice():
+        run(CASES[-1], folder, tmp_path)
+
+
+def waits_by_update(monkeypatch, train):
+    """Where the host waits for the device in each update of a training but the first."""
+    marks, flow = [], DefaultFlowCallback.on_step_end
+
+    def on_step_end(*args, **kwargs):
+        marks.append(len(device.waits))
+        return flow(*args, **kwargs)
+
+    with monkeypatch.context() as patches, FakeDevice() as device:
+        patches.setattr(DefaultFlowCallback, "on_step_end", on_step_end)
+        train()
+    return [Counter(device.waits[start:end]) for start, end in itertools.pairwise(marks)]
+
+
+UPDATES = "--max_steps 3 --logging_steps 100 --gradient_accumulation_steps 2"
+
+
+def train_with_the_library(case, out):
+    """Train with Trainer or SFTTrainer as they are."""
+    given = {"max_steps": 3, "logging_steps": 100, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    given |= {"output_dir": str(out), "report_to": "none", "dataloader_pin_memory": False, "bf16": False}
+    model = tiny_model("llama", vocab_size=330, dropout=0.0)
+    if case.startswith("tune"):
+        rows = [{"input_ids": [1] * length} for length in range(5, 17)]  # all of different length: padded, as ours
+        given |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, "max_length": 32}
+        data = {"train_dataset": Dataset.from_list(rows), "processing_class": tiny_tokenizer()}
+        SFTTrainer(with_lora(model, "q_proj"), SFTConfig(**given), **data).train()
+    else:
+        rows = [{"input_ids": [1] * 16, "labels": [1] * 16}] * 12
+        Trainer(model, TrainingArguments(**given), train_dataset=rows).train()
+
+
+@pytest.mark.parametrize("case", [f"{TRAIN} {MIX}", f"{TUNE} --max_length 32"], ids=["train", "tune"])
+def test_an_update_waits_for_the_device_no_more_than_the_librarys(case, folder, tmp_path, monkeypatch):
+    ours = waits_by_update(monkeypatch, lambda: run(case, folder, tmp_path, UPDATES))
+    theirs = waits_by_update(monkeypatch, lambda: train_with_the_library(case, tmp_path / "theirs"))
+    assert len(ours) == len(theirs) == 2
+    assert all(theirs)
+    assert not any(found - allowed for found, allowed in zip(ours, theirs, strict=True))
+
+
+def test_a_wait_in_an_update_is_found(folder, tmp_path, monkeypatch):
+    """The control: a callback that reads a number of the device."""
+
+    def on_step_end(clock, args, state, control, model, **kwargs):
+        model.get_output_embeddings().weight.sum().item()
+
+    monkeypatch.setattr(Clock, "on_step_end", on_step_end, raising=False)
+    for found in waits_by_update(monkeypatch, lambda: run(f"{TRAIN} {MIX}", folder, tmp_path, UPDATES)):
+        assert [times for line, times in found.items() if ".sum().item()" in line] == [1]
+
+
+def test_progress_has_the_random_state_of_the_device():
+    """Trainer saves that of every other device; without it, dropout draws other masks after a resume."""
+    trainer = ExactResume.__new__(ExactResume)
+    trainer._tr_loss, trainer._total_loss_scalar, trainer._globalstep_last_logged = torch.tensor(0.5), 1.0, 3
+    with FakeDevice() as device:
+        trainer.args = SimpleNamespace(device=torch.device("cpu"))
+        elsewhere = trainer.progress()
+        trainer.args = SimpleNamespace(device=MPS)
+        saved = json.loads(json.dumps(trainer.progress()))
+        trainer.restore_progress([saved])
+        trainer.restore_progress([elsewhere])
+    assert saved == elsewhere | {"mps_random": list(range(44))}
+    assert [state.tolist() for state in device.random_states] == [saved["mps_random"]]

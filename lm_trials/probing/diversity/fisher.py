@@ -204,7 +204,7 @@ DRAWINGS = {"signs": drawn_signs, "tokens": drawn_tokens}
 def squared_gradients(
     logits_TV: torch.Tensor, scores_TV: torch.Tensor, weights: Iterable[Weight], keep_graph: bool = False
 ) -> torch.Tensor:
-    """Return the squared gradient of a text's logits weighted by `scores_TV`, averaged by filter, -> (F,) float64 on the CPU."""
+    """Return the squared gradient of a text's logits weighted by `scores_TV`, averaged by filter, -> (F,) float64."""
     weights = list(weights)
     gradients = torch.autograd.grad(
         logits_TV,

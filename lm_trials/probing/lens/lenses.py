@@ -111,7 +111,7 @@ def kl_divergence(final_NV: torch.Tensor, lens_NV: torch.Tensor) -> torch.Tensor
 
 
 def scores(final_NV: torch.Tensor, lens_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Return the values that `SUMS` names for each position, -> (N, 4) in float64 on the CPU, of log-probabilities (N, V).
+    """Return the values that `SUMS` names for each position, -> (N, 4) in float64, of log-probabilities (N, V).
 
     >>> final, lens = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()
     >>> [round(value, 3) for value in scores(final, lens, torch.tensor([1]))[0].tolist()]
