@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import logging as transformers_logging
 
 from lm_trials.console import UsageError, note
@@ -106,6 +112,7 @@ def find_subjects(
     Raises:
         UsageError: for a model that is missing, is not a causal language model, or does not fit its tokenizer.
     """
+    quantized(args)  # refused before texts are read
     how = EvaluationArguments(tokenizer_name=args.tokenizer_name, block_size=block_size)
     names = expand_models(args.model_name_or_path, all_checkpoints)
     return [Subject(check_candidate(name, how), label) for name, label in zip(names, short_names(names), strict=True)]
@@ -131,13 +138,20 @@ def load_subject(subject: Subject, args: SubjectArguments) -> PreTrainedModel:
     Raises:
         UsageError: if it cannot be loaded, or not in this form on this machine.
     """
-    device, dtype = default_device(args.use_cpu), getattr(torch, args.dtype)
-    if not args.load_in_8bit and not args.load_in_4bit:
+    dtype, how = getattr(torch, args.dtype), quantized(args)
+    if how is None:
         return on_device(load_model(subject.reference, dtype), args)
+    return load_model(subject.reference, dtype, how, device_map={"": default_device(args.use_cpu)})
+
+
+def quantized(args: SubjectArguments) -> BitsAndBytesConfig | None:
+    """Return how the weights are quantized; None for full precision; a UsageError where this device cannot."""
+    if not args.load_in_8bit and not args.load_in_4bit:
+        return None
     from lm_trials.models.adapters import quantization  # peft takes two seconds to import
 
-    how = quantization(args.load_in_8bit, args.load_in_4bit, device.type, dtype)
-    return load_model(subject.reference, dtype, how, device_map={"": device})
+    device, dtype = default_device(args.use_cpu), getattr(torch, args.dtype)
+    return quantization(args.load_in_8bit, args.load_in_4bit, device.type, dtype)
 
 
 def on_device(model: PreTrainedModel, args: Device) -> PreTrainedModel:

@@ -104,7 +104,8 @@ def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedMo
             "the model that was quantized"
         )
     if subject.reference.base is not None:
-        model = with_weights_in(model.cpu(), torch.float64).merge_and_unload(safe_merge=True)
+        with_weights_in(model.cpu(), torch.float64)
+        model = model.merge_and_unload(safe_merge=True)
     weights = {name: tensor.detach().cpu().to(torch.float64, copy=True) for name, tensor in model.named_parameters()}
     return on_device(with_weights_in(model, getattr(torch, args.dtype)), args).eval(), weights
 
