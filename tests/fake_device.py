@@ -12,6 +12,7 @@ that has a dimension (both).
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -77,6 +78,7 @@ class FakeDevice(AbstractContextManager):
         ):
             self._opened.enter_context(mock.patch.object(owner, name, return_value=value))
         self._opened.enter_context(mock.patch.object(torch.mps, "set_rng_state", self.random_states.append))
+        self._opened.enter_context(mock.patch.dict(os.environ))  # transformers and accelerate write into it
         _forget()
         self._opened.callback(_forget)
         self._opened.enter_context(_Operations(self))

@@ -22,6 +22,7 @@ from lm_trials import cli
 from lm_trials.probing import findings
 from lm_trials.probing.weights.edits import Gates
 from lm_trials.tokens.tokenizers import train_tokenizer
+from lm_trials.training import tuning_examples
 from lm_trials.training.resumption import ExactResume
 from lm_trials.training.throughput import Clock
 
@@ -108,6 +109,38 @@ def test_a_program_runs_on_a_device_without_float64(case, folder, tmp_path):
         run(case, folder, tmp_path / "out")
     assert {"embedding", "mm"} <= device.operations  # it did run there
     assert device.waits  # and was read
+
+
+@pytest.mark.parametrize(
+    "case", [CASES[4], CASES[6], CASES[11]], ids=lambda case: case.replace("probe ", "").split()[0]
+)
+def test_with_use_cpu_nothing_is_on_the_device(case, folder, tmp_path):
+    with FakeDevice() as device:
+        run(case, folder, tmp_path / "out", "--use_cpu")
+    assert not device.operations
+    assert not device.waits
+
+
+REFUSED = {
+    f"{TUNE} --load_in_8bit": "--load_in_8bit: bitsandbytes has no kernels for mps; remove it, or add --use_cpu",
+    f"{CASES[6]} --load_in_4bit": "--load_in_4bit: bitsandbytes has no kernels for mps; remove it, or add --use_cpu",
+    f"{CASES[13]} --load_in_8bit": "--load_in_8bit: bitsandbytes has no kernels for mps; remove it, or add --use_cpu",
+    f"{TRAIN} {STORIES} --bf16 True": "--bf16 True: this GPU does not compute in bfloat16",
+    f"{TRAIN} {STORIES} --fsdp full_shard": "--fsdp shards a model over the GPUs of several processes, and this run is",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_device_cannot_do_is_one_line_before_any_work(case, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning_examples, "open_examples", None)  # no data are read yet
+    with FakeDevice() as device:
+        torch.backends.mps.is_macos_or_newer.return_value = False
+        with pytest.raises(SystemExit) as left:
+            run(case, folder, tmp_path / "out")
+    assert left.value.code == 2
+    assert f"error: {REFUSED[case]}" in capsys.readouterr().err.splitlines()[-1]
+    assert not device.operations
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_evaluation_on_the_device_has_the_numbers_of_the_cpu(folder, tmp_path):

@@ -193,6 +193,7 @@ BEHAVIOURS = {
     "protocols/test_set_commands.py",
     "stories/test_seeded_maps.py",
     "test_accelerate_configs.py",
+    "test_devices.py",
     "test_extending.py",
     "test_published_commands.py",
     "test_readme.py",

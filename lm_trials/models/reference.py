@@ -287,7 +287,10 @@ def _load_adapter(
     model = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
     try:
         with without_noise():
-            adapted: Any = PeftModel.from_pretrained(model, reference.path, revision=reference.revision or "main")
+            # Read on the CPU: PEFT's default is the GPU, with --use_cpu too.
+            adapted: Any = PeftModel.from_pretrained(
+                model, reference.path, revision=reference.revision or "main", torch_device="cpu"
+            )
     except Exception as error:
         raise _unloadable(reference, error) from None
     if Path(reference.path).is_dir():
