@@ -14,7 +14,7 @@ from fake_device import MPS, DeviceError, FakeDevice
 from small_models import with_lora
 from tiny_models import TEXT, tiny_model, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 import cache_datasets
@@ -24,7 +24,6 @@ from lm_trials.probing.weights.edits import Gates
 from lm_trials.tokens.tokenizers import train_tokenizer
 from lm_trials.training import tuning_examples
 from lm_trials.training.resumption import ExactResume
-from lm_trials.training.throughput import Clock
 
 # PEFT 0.21 and TRL 1.16 ask transformers 5.23 by a name that is to go.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated"), pytest.mark.end_to_end]
@@ -103,7 +102,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(findings, "save_pictures", lambda figure, stem: [])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace("probe ", "").split()[0])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.removeprefix("probe ").split()[0])
 def test_a_program_runs_on_a_device_without_float64(case, folder, tmp_path):
     with FakeDevice() as device:
         run(case, folder, tmp_path / "out")
@@ -112,7 +111,7 @@ def test_a_program_runs_on_a_device_without_float64(case, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", [CASES[4], CASES[6], CASES[11]], ids=lambda case: case.replace("probe ", "").split()[0]
+    "case", [CASES[4], CASES[6], CASES[11]], ids=lambda case: case.removeprefix("probe ").split()[0]
 )
 def test_with_use_cpu_nothing_is_on_the_device(case, folder, tmp_path):
     with FakeDevice() as device:
@@ -236,7 +235,13 @@ UPDATES = "--max_steps 3 --logging_steps 100 --gradient_accumulation_steps 2"
 def train_with_the_library(case, out):
     """Train with Trainer or SFTTrainer as they are."""
     given = {"max_steps": 3, "logging_steps": 100, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
-    given |= {"output_dir": str(out), "report_to": "none", "dataloader_pin_memory": False, "bf16": False}
+    given |= {
+        "output_dir": str(out),
+        "report_to": "none",
+        "dataloader_pin_memory": False,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
     model = tiny_model("llama", vocab_size=330, dropout=0.0)
     if case.startswith("tune"):
         rows = [{"input_ids": [1] * length} for length in range(5, 17)]  # all of different length: padded, as ours
@@ -257,14 +262,14 @@ def test_an_update_waits_for_the_device_no_more_than_the_librarys(case, folder, 
     assert not any(found - allowed for found, allowed in zip(ours, theirs, strict=True))
 
 
-def test_a_wait_in_an_update_is_found(folder, tmp_path, monkeypatch):
+def test_a_wait_in_an_update_is_found(tmp_path, monkeypatch):
     """The control: a callback that reads a number of the device."""
 
-    def on_step_end(clock, args, state, control, model, **kwargs):
+    def on_step_end(progress, args, state, control, model, **kwargs):
         model.get_output_embeddings().weight.sum().item()
 
-    monkeypatch.setattr(Clock, "on_step_end", on_step_end, raising=False)
-    for found in waits_by_update(monkeypatch, lambda: run(f"{TRAIN} {MIX}", folder, tmp_path, UPDATES)):
+    monkeypatch.setattr(PrinterCallback, "on_step_end", on_step_end)
+    for found in waits_by_update(monkeypatch, lambda: train_with_the_library("train", tmp_path)):
         assert [times for line, times in found.items() if ".sum().item()" in line] == [1]
 
 
