@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         finish_tuning,
         finished_weights,
         load_base,
+        quantized,
     )
     from lm_trials.training.launch import check_processes
     from lm_trials.training.manifest import check_resumable, continued, describe_run, write_run
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     check_processes(args.distributed_state)
     hub.check_push(args)
+    quantized(args, adapter_args)  # refused before the data are prepared
     base = choose_base(adapter_args)
     name_run(args, base.name, pair_args)
     with args.main_process_first(desc="the data"):

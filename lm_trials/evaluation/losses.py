@@ -172,7 +172,7 @@ def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np
         # GB.
         nats_T = nn.functional.cross_entropy(logits_TV, targets_T, ignore_index=IGNORED, reduction="none")
         correct_T = logits_TV.argmax(dim=-1) == targets_T
-        scored.append((nats_T.double().cpu().numpy(), correct_T.cpu().numpy()))
+        scored.append((nats_T.cpu().double().numpy(), correct_T.cpu().numpy()))  # MPS has no float64
     return scored
 
 

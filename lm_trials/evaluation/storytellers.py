@@ -22,6 +22,7 @@ from lm_trials.evaluation.generation import ends_of, write_stories
 from lm_trials.evaluation.sampling import Mode, Sampling
 from lm_trials.models.reference import (
     LONGEST_WINDOW,
+    default_device,
     load_model,
     load_tokenizer_of,
     positions_of,
@@ -164,11 +165,11 @@ def open_storyteller(
                 f"note: the chat template of {reference.name} ends no answer with a token: answers end at EOS or "
                 "--max_new_tokens"
             )
-    device = "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+    device = default_device(use_cpu)
     if load_in_8bit or load_in_4bit:
         from lm_trials.models.adapters import quantization  # peft takes two seconds to import
 
-        quantized = quantization(load_in_8bit, load_in_4bit, device, torch.float32)
+        quantized = quantization(load_in_8bit, load_in_4bit, device.type, torch.float32)
         model = load_model(reference, quantization_config=quantized, device_map={"": device})
     else:
         model = load_model(reference).to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides self

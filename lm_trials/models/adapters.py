@@ -51,7 +51,7 @@ def quantization(
 
     >>> quantization(True, False, "mps", torch.float32)
     Traceback (most recent call last):
-    lm_trials.console.UsageError: --load_in_8bit: bitsandbytes has no kernels for mps; remove --load_in_8bit
+    lm_trials.console.UsageError: --load_in_8bit: bitsandbytes has no kernels for mps; remove it, or add --use_cpu
     """
     if not load_in_8bit and not load_in_4bit:
         return None
@@ -65,7 +65,8 @@ def quantization(
     except Exception as error:  # a build without its compiled library may raise anything
         raise UsageError(f"{flag}: bitsandbytes cannot be imported ({error}); reinstall it, or remove {flag}") from None
     if device_type not in bitsandbytes.supported_torch_devices - {"mps"}:
-        raise UsageError(f"{flag}: bitsandbytes has no kernels for {device_type}; remove {flag}")
+        or_cpu = "" if device_type == "cpu" else ", or add --use_cpu"
+        raise UsageError(f"{flag}: bitsandbytes has no kernels for {device_type}; remove it{or_cpu}")
     # In evaluation mode each layer warns at each call that its inputs are cast to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if load_in_8bit:

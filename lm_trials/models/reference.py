@@ -44,6 +44,12 @@ OLD_BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|\.i
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
 
 
+def default_device(use_cpu: bool = False) -> torch.device:
+    """Return the device that models run on: the GPU (CUDA, MPS, ...) if there is one and `use_cpu` is not given."""
+    found = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class ModelReference:
     """The place of a model: `path` is a folder or Hub name; `base` is set for an adapter.
@@ -281,7 +287,10 @@ def _load_adapter(
     model = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
     try:
         with without_noise():
-            adapted: Any = PeftModel.from_pretrained(model, reference.path, revision=reference.revision or "main")
+            # Read on the CPU: PEFT's default is the GPU, with --use_cpu too.
+            adapted: Any = PeftModel.from_pretrained(
+                model, reference.path, revision=reference.revision or "main", torch_device="cpu"
+            )
     except Exception as error:
         raise _unloadable(reference, error) from None
     if Path(reference.path).is_dir():

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import logging as transformers_logging
 
 from lm_trials.console import UsageError, note
@@ -18,7 +24,7 @@ from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.own_data import choose_dataset
-from lm_trials.models.reference import ModelReference, load_config, load_model, separator_of
+from lm_trials.models.reference import ModelReference, default_device, load_config, load_model, separator_of
 from lm_trials.models.shapes import text_config
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.shared_flags import Device
@@ -106,6 +112,7 @@ def find_subjects(
     Raises:
         UsageError: for a model that is missing, is not a causal language model, or does not fit its tokenizer.
     """
+    quantized(args)  # refused before texts are read
     how = EvaluationArguments(tokenizer_name=args.tokenizer_name, block_size=block_size)
     names = expand_models(args.model_name_or_path, all_checkpoints)
     return [Subject(check_candidate(name, how), label) for name, label in zip(names, short_names(names), strict=True)]
@@ -131,26 +138,27 @@ def load_subject(subject: Subject, args: SubjectArguments) -> PreTrainedModel:
     Raises:
         UsageError: if it cannot be loaded, or not in this form on this machine.
     """
-    device, dtype = device_of(args), getattr(torch, args.dtype)
-    if not args.load_in_8bit and not args.load_in_4bit:
+    dtype, how = getattr(torch, args.dtype), quantized(args)
+    if how is None:
         return on_device(load_model(subject.reference, dtype), args)
+    return load_model(subject.reference, dtype, how, device_map={"": default_device(args.use_cpu)})
+
+
+def quantized(args: SubjectArguments) -> BitsAndBytesConfig | None:
+    """Return how the weights are quantized; None for full precision; a UsageError where this device cannot."""
+    if not args.load_in_8bit and not args.load_in_4bit:
+        return None
     from lm_trials.models.adapters import quantization  # peft takes two seconds to import
 
-    how = quantization(args.load_in_8bit, args.load_in_4bit, device.type, dtype)
-    return load_model(subject.reference, dtype, how, device_map={"": device})
+    device, dtype = default_device(args.use_cpu), getattr(torch, args.dtype)
+    return quantization(args.load_in_8bit, args.load_in_4bit, device.type, dtype)
 
 
 def on_device(model: PreTrainedModel, args: Device) -> PreTrainedModel:
     """Move a model to the device of the flag `use_cpu`."""
     module: torch.nn.Module = model  # mypy cannot read the decorator of `PreTrainedModel.to`
-    module.to(device_of(args))
+    module.to(default_device(args.use_cpu))
     return model
-
-
-def device_of(args: Device) -> torch.device:
-    """Return the device of the flag `use_cpu`."""
-    found = None if args.use_cpu else torch.accelerator.current_accelerator(check_available=True)
-    return found or torch.device("cpu")
 
 
 def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None) -> PreTrainedModel:

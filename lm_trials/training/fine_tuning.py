@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
@@ -44,9 +44,7 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
         UsageError: for an unsupported quantization, an unknown layer, or an initial adapter that does not fit.
     """
     dtype = getattr(torch, adapter_args.dtype)
-    computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    how = quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
-    model = load_model(_reference(base), dtype, how, **_init_kwargs(args))
+    model = load_model(_reference(base), dtype, quantized(args, adapter_args), **_init_kwargs(args))
     if adapter_args.full_finetune:
         return model
     adapted = add_lora(model, lora_spec(adapter_args), args.seed)
@@ -54,6 +52,12 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
         load_adapter_weights(adapted, Path(base.adapter.path))
     set_causal_loss(adapted)
     return adapted
+
+
+def quantized(args: SftRunArguments, adapter_args: AdapterArguments) -> BitsAndBytesConfig | None:
+    """Return how the base is quantized; None for full precision; a UsageError where this device cannot."""
+    computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    return quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
 
 
 def finished_weights(model: PreTrainedModel | PeftModel, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:

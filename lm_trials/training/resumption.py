@@ -126,12 +126,15 @@ class ExactResume(HubPush):
 
     def progress(self) -> dict[str, Any]:
         """Return this process's sums since the last log line; subclasses add theirs."""
+        mps = self.args.device.type == "mps"
         return {
             # Trainer drops the loss summed since the last log line, so the first line after a resume would be too
             # low.
             "loss_since_log": self._tr_loss.item(),  # float32, exact as a JSON number
             "loss_logged": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
+            # Trainer saves the random state of every device but this one: a resumed run would draw other dropout masks.
+            **({"mps_random": torch.mps.get_rng_state().tolist()} if mps else {}),
         }
 
     def restore_progress(self, parts: list[dict[str, Any]]) -> None:
@@ -142,6 +145,8 @@ class ExactResume(HubPush):
         self._tr_loss = torch.tensor(mean, dtype=self._tr_loss.dtype, device=self.args.device)
         self._total_loss_scalar = parts[0]["loss_logged"]
         self._globalstep_last_logged = parts[0]["last_logged_step"]
+        if self.args.device.type == "mps" and "mps_random" in parts[0]:  # else written on another device
+            torch.mps.set_rng_state(torch.tensor(parts[0]["mps_random"], dtype=torch.uint8))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save with `use_cache` on, for generation; Trainer turns it off in the configuration for training."""

@@ -17,7 +17,8 @@ import torch
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.utils import is_liger_kernel_available
+from transformers.training_args import ParallelMode
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.evaluation.summary import STATISTICS
@@ -78,6 +79,7 @@ class RunArguments(TrainingArguments):
                 "--dataloader_persistent_workers True: there are no workers; give --dataloader_num_workers 1 or more"
             )
         self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not torch.backends.mps.is_available()
         self.has_output_dir = self.output_dir is not None  # else plan.name_run derives it from the run's name
         self.output_dir = self.output_dir if self.has_output_dir else "runs"
         self.do_train = self.do_train or not self.do_eval
@@ -130,6 +132,10 @@ def check_machine(arguments: RunArguments) -> None:
     if arguments.deepspeed and find_spec("deepspeed") is None:
         raise UsageError("--deepspeed: not installed; pip install deepspeed, or remove it")
     if not arguments.use_cpu:
+        if arguments.bf16 and not is_torch_bf16_gpu_available():
+            raise UsageError(
+                "--bf16 True: this GPU does not compute in bfloat16 (Apple's do from macOS 14 on); remove it"
+            )
         return
     for name in ("fsdp", "deepspeed"):
         if getattr(arguments, name):
@@ -154,7 +160,12 @@ def check_metric(arguments: RunArguments) -> None:
 
 
 def check_accelerator(arguments: RunArguments) -> None:
-    """Refuse settings of accelerate that change how many examples an update has."""
+    """Refuse settings of accelerate that change how many examples an update has, and shards of one process."""
+    if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise UsageError(
+            "--fsdp shards a model over the GPUs of several processes, and this run is one; remove it, or use "
+            "accelerate launch"
+        )
     given: Any = arguments.accelerator_config
     for name in BATCHING:
         if getattr(given, name) != getattr(type(given)(), name):

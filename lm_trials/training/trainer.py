@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.integrations import TensorBoardCallback
@@ -73,7 +72,8 @@ class StoryTrainer(ExactResume):
         self.generations = generations
         self.part_names = tuple(part_names)
         self.separator = separator
-        self.part_tokens_P = np.zeros(len(part_names), dtype=np.int64)  # of this process
+        # Of this process, on the device: a sum that is read in each update makes the host wait for the device.
+        self.part_tokens_P = torch.zeros(len(part_names), dtype=torch.long, device=self.args.device)
         self.watch(lambda: self.state.global_step, loss_lines)
 
     def evaluate(
@@ -181,14 +181,14 @@ class StoryTrainer(ExactResume):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             if "part_tokens" in batch:
-                self.part_tokens_P += batch.pop("part_tokens").sum(dim=0).cpu().numpy()
+                self.part_tokens_P += batch.pop("part_tokens").sum(dim=0)
         return batches, num_items
 
     def part_shares(self) -> dict[str, float]:
         """Return each mixture part's share of the tokens so far, over all processes."""
         if not self.part_names:
             return {}
-        tokens_P = self.accelerator.reduce(torch.from_numpy(self.part_tokens_P).to(self.args.device)).cpu().numpy()
+        tokens_P = self.accelerator.reduce(self.part_tokens_P).cpu().numpy()
         return dict(zip(self.part_names, (tokens_P / max(tokens_P.sum(), 1)).tolist(), strict=True))
 
     def progress(self) -> dict[str, Any]:
@@ -198,9 +198,10 @@ class StoryTrainer(ExactResume):
     def restore_progress(self, parts: list[dict[str, Any]]) -> None:
         """Restore what `progress` returned."""
         super().restore_progress(parts)
-        self.part_tokens_P = np.zeros_like(self.part_tokens_P)
-        if len(parts) == 1 or self.args.process_index == 0:  # after a change of the process count, the first has all
-            self.part_tokens_P += np.sum([part["part_tokens"] for part in parts], axis=0, dtype=np.int64)
+        counts = [part["part_tokens"] for part in parts]
+        tokens_P = torch.tensor(counts, dtype=torch.long, device=self.args.device).sum(dim=0)
+        # After a change of the process count, the first process has all.
+        self.part_tokens_P = tokens_P * (len(parts) == 1 or self.args.process_index == 0)
 
 
 def loss_lines(metrics: dict[str, float]) -> list[str]:

@@ -140,7 +140,7 @@ class ProbeNetwork:
         generator = torch.Generator().manual_seed(_seed_of(self.args.seed, name))
         sums_2F = torch.stack([self._text_fisher(ids_T, head, generator) for ids_T in ids]).sum(dim=0)
         places = len(features_ND)
-        halves_2F = (sums_2F / (places * self.args.fisher_draws / 2)).cpu().numpy()
+        halves_2F = (sums_2F / (places * self.args.fisher_draws / 2)).numpy()
         if not np.isfinite(halves_2F).all() or not halves_2F.any(axis=1).all():
             raise UsageError(
                 f"--model_name_or_path: gradients on {name} are not finite or all 0; use a model whose training was "
@@ -214,7 +214,7 @@ def squared_gradients(
         materialize_grads=True,
     )
     means = [weight.filter_means(gradient.square()) for weight, gradient in zip(weights, gradients, strict=True)]
-    return torch.cat(means).double()
+    return torch.cat(means).cpu().double()
 
 
 def fit_final_layer(

@@ -67,7 +67,7 @@ def embeddings_of(model: Any, which: str, vocab_size: int, name: str = "") -> np
         else:
             units_DD = torch.eye(parts.width, device=whole.device, dtype=whole.dtype)
             table_VD = (parts.head(units_DD) - parts.head(0 * units_DD[:1])).T[:vocab_size]  # minus the bias, if any
-    return table_VD.to("cpu", torch.float64).numpy()
+    return table_VD.cpu().double().numpy()
 
 
 def read_embeddings(

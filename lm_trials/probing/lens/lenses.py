@@ -124,7 +124,7 @@ def scores(final_NV: torch.Tensor, lens_NV: torch.Tensor, targets_N: torch.Tenso
         top_N == final_NV.argmax(-1),
         top_N == targets_N,
     )
-    return torch.stack([column.double() for column in columns], dim=1)
+    return torch.stack([column.cpu().double() for column in columns], dim=1)
 
 
 @dataclass(frozen=True)
@@ -196,11 +196,10 @@ def lens_sums(
     """
     decode = Decoder(anatomy_of(model))
     tuned = tuned.to(decode.device) if tuned is not None else None
-    everywhere_V = log_frequencies_V.to(decode.device) if log_frequencies_V is not None else None
     sums: dict[tuple[str, int | None], np.ndarray] = {}
 
     def add(lens: str, layer: int | None, part: Places, final_NV: torch.Tensor, lens_NV: torch.Tensor) -> None:
-        values_N4 = scores(final_NV, lens_NV, part.targets_N).cpu().numpy()
+        values_N4 = scores(final_NV, lens_NV, part.targets_N).numpy()
         table_S4 = sums.setdefault((lens, layer), np.zeros((len(documents), len(SUMS))))
         np.add.at(table_S4, part.story_N.numpy(), values_N4)
 
@@ -208,8 +207,8 @@ def lens_sums(
     for found in captured(model, documents, sites, None, batch_size, description):
         for part in Places.of(found, documents, layers).chunks(decode.places, decode.device):
             final_NV = decode.of_normed(part.normed_ND)
-            if everywhere_V is not None:
-                add("frequencies", None, part, final_NV, everywhere_V.to(final_NV.dtype).expand_as(final_NV))
+            if log_frequencies_V is not None:
+                add("frequencies", None, part, final_NV, log_frequencies_V.to(final_NV).expand_as(final_NV))
             for layer, hidden_ND in part.hidden.items():
                 add("logit", layer, part, final_NV, decode(hidden_ND))
                 if tuned is not None and layer in tuned.weights:
@@ -232,7 +231,7 @@ def mean_prediction(
     total_V, places = torch.zeros(decode.vocab_size, dtype=torch.float64), 0
     for found in captured(model, documents, ("normed",), None, batch_size, description):
         for part in Places.of(found, documents, ()).chunks(decode.places, decode.device):
-            total_V += decode.of_normed(part.normed_ND).exp().sum(0, dtype=torch.float64).cpu()
+            total_V += decode.of_normed(part.normed_ND).exp().cpu().sum(0, dtype=torch.float64)
             places += len(part.targets_N)
     # A token whose probability is 0 in float32 at every position gets the smallest one: 0 times infinity would be NaN.
     return (total_V / places).clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -91,7 +91,7 @@ class StoryTask(Task):
             ids_T = torch.as_tensor(self.recipient_ids[number], device=logits_BTV.device)
             logits_TV = logits_BTV[row, : len(ids_T) - 1]
             logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-            nats_T = nn.functional.cross_entropy(logits_TV, ids_T[1:], reduction="none").double().cpu().numpy()
+            nats_T = nn.functional.cross_entropy(logits_TV, ids_T[1:], reduction="none").cpu().double().numpy()
             for measure, regions in self.regions.items():
                 found[measure][row] = -nats_T[regions[number][1:]].sum()
         return found
@@ -111,7 +111,7 @@ class PromptTask(Task):
     def scores(self, numbers: Sequence[int], logits_BTV: torch.Tensor, lengths: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the answer's log-probability, minus the other's where there is one, and its probability."""
         rows = torch.arange(len(numbers))
-        nats_BV = logits_BTV[rows, torch.as_tensor(lengths) - 1].double().log_softmax(-1).cpu().numpy()
+        nats_BV = logits_BTV[rows, torch.as_tensor(lengths) - 1].cpu().double().log_softmax(-1).numpy()
         answer_B = nats_BV[rows, self.answers[numbers]]
         first = next(iter(self.weights))
         against_B = nats_BV[rows, self.others[numbers]] if first == DIFFERENCE else 0.0

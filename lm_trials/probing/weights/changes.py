@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError
 from lm_trials.probing.flags import SubjectArguments
-from lm_trials.probing.subjects import Subject, load_subject, with_weights_in
+from lm_trials.probing.subjects import Subject, load_subject, on_device, with_weights_in
 
 Weights = dict[str, torch.Tensor]
 BLOCK = re.compile(r"\.(\d+)\.")
@@ -104,10 +104,10 @@ def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedMo
             "the model that was quantized"
         )
     if subject.reference.base is not None:
-        model = model.double().merge_and_unload(safe_merge=True)
-    weights = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in model.named_parameters()}
-    with_weights_in(model, getattr(torch, args.dtype))
-    return model.eval(), weights
+        with_weights_in(model.cpu(), torch.float64)
+        model = model.merge_and_unload(safe_merge=True)
+    weights = {name: tensor.detach().cpu().to(torch.float64, copy=True) for name, tensor in model.named_parameters()}
+    return on_device(with_weights_in(model, getattr(torch, args.dtype)), args).eval(), weights
 
 
 def check_same_shape(name: str, weights: Weights, other: str, theirs: Weights) -> None:

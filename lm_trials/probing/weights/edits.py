@@ -127,7 +127,8 @@ class Gates(AbstractContextManager):
             for layer in self.layers
         ]
         self.units = [anatomy.num_heads if kind == "heads" else width for width in self.widths]
-        self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
+        # A gate's gradient is a sum over the tokens of a story, so at least float32.
+        self.device, self.dtype = anatomy.model.device, torch.promote_types(anatomy.model.dtype, torch.float32)
         self.gates = list(gates) if gates is not None else self.ones()
         self._handles: list[Any] = []
 
@@ -146,7 +147,7 @@ class Gates(AbstractContextManager):
 
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             gate = self.gates[block].repeat_interleave(columns, dim=-1)
-            return (inputs[0] * (gate if gate.dim() == 1 else gate[:, None]),)
+            return ((inputs[0] * (gate if gate.dim() == 1 else gate[:, None])).to(inputs[0].dtype),)
 
         return hook
 
@@ -209,7 +210,7 @@ def unit_effects(
             gates.gates = gates.ones(len(batch), requires_grad=True)
             gradients = torch.autograd.grad(_nats(anatomy.model, batch), gates.gates)
             for fall_U, gradient_BU in zip(falls, gradients, strict=True):
-                values_BU = gradient_BU.double().cpu().numpy()
+                values_BU = gradient_BU.cpu().double().numpy()
                 # First and second order: where a gradient is near 0 (a trained unit), the curvature term decides the
                 # ranking.
                 fall_U += (values_BU - values_BU**2 / 2).sum(axis=0) / tokens

@@ -226,16 +226,18 @@ def test_the_mean_prediction_is_the_nearest_that_looks_at_nothing(kind):
 class Planted:
     """A final norm and head without a model: what a training needs to make predictions."""
 
-    device, places = torch.device("cpu"), 64
+    device, places = torch.device("cpu"), 512
 
-    def __init__(self, width=8, vocab_size=12):
+    def __init__(self, width=8, vocab_size=12, dtype=torch.float32):
+        self.dtype = dtype
         self.head = 2 * torch.randn(vocab_size, width, generator=torch.Generator().manual_seed(0))
 
     def of_normed(self, normed_ND):
         return (normed_ND @ self.head.T).log_softmax(-1)
 
     def logits(self, hidden_ND):
-        return torch.nn.functional.rms_norm(hidden_ND, hidden_ND.shape[-1:]) @ self.head.T
+        normed_ND = torch.nn.functional.rms_norm(hidden_ND, hidden_ND.shape[-1:])
+        return (normed_ND.to(self.dtype) @ self.head.T.to(self.dtype)).float()
 
     def __call__(self, hidden_ND):
         return self.logits(hidden_ND).log_softmax(-1)
@@ -268,6 +270,19 @@ def test_training_finds_a_rotation_and_in_noise_finds_the_token_frequencies_alon
     # The planted false finding: in noise too the tuned lens is far better than the logit lens.  The control shows why.
     assert kl["tuned", 1] < 0.7 * kl["logit", 1]
     assert kl["tuned", 1] > 0.99 * frequencies
+
+
+def test_a_map_trained_through_a_head_in_float16_loses_no_small_probabilities():
+    """A gradient of 1 / positions times a probability of 1 / tokens is 0 in float16."""
+    settings_ = LensSettings(steps=1)
+
+    def trained(dtype):
+        decode = Planted(vocab_size=4096, dtype=dtype)
+        decode.head /= 8  # flat predictions, as of a language model
+        return train_translators([planted(1, places=2000)], decode, [0], 8, settings_).weights[0]
+
+    exact, found = trained(torch.float32), trained(torch.float16)
+    assert 0 < float((found - exact).norm() / exact.norm()) < 3e-4
 
 
 def same(first, second):

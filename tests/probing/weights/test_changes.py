@@ -258,9 +258,11 @@ def test_a_closed_gate_is_a_unit_whose_weights_are_zero(kind):
     assert torch.equal(model(**inputs).logits, plain)  # no hook stays
 
 
-def test_gates_of_one_change_nothing_and_a_fault_is_seen(monkeypatch):
-    anatomy = anatomy_of(tiny_model("gpt2"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gates_of_one_change_nothing_and_a_fault_is_seen(monkeypatch, dtype):
+    anatomy = anatomy_of(tiny_model("gpt2", dtype=dtype))
     assert check_gates(anatomy, "heads", range(1, 9)).largest == 0
+    assert {gate.dtype for gate in Gates(anatomy, "heads").gates} == {torch.float32}
     honest = Gates.ones
     monkeypatch.setattr(Gates, "ones", lambda self, *batch: [gate * 1.01 for gate in honest(self, *batch)])
     with pytest.raises(RuntimeError, match="the gates change the model"):
