@@ -49,7 +49,7 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
     model = load_model(_reference(base), dtype, how, **_init_kwargs(args))
     if adapter_args.full_finetune:
         return model
-    adapted = add_lora(model, lora_spec(adapter_args), args.seed)
+    adapted = add_lora(model, lora_spec(adapter_args), args.seed, args.device)
     if base.adapter:
         load_adapter_weights(adapted, Path(base.adapter.path))
     set_causal_loss(adapted)
