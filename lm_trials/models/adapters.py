@@ -26,11 +26,6 @@ from lm_trials.console import UsageError, did_you_mean
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
-# Adapters normally train none of these. So a base that never saw EOS does not learn it by LoRA: 0.345 of the stories
-# ended, and 1.000 with a base pretrained with --append_eos.
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
-
-
 # Types whose kernels multiply with out_proj's weight themselves; peft 0.21 refuses to adapt it.
 MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
@@ -190,12 +185,14 @@ def idle_adapters(adapted: PeftModel, device: torch.device | None = None) -> lis
     module: nn.Module = adapted
     if device is not None and not hasattr(adapted, "hf_device_map"):
         module.to(device)
-    was_training, tokens_BT = module.training, torch.zeros(1, 4, dtype=torch.long, device=adapted.device)
+    tokens_BT = torch.zeros(1, 4, dtype=torch.long, device=adapted.device)
+    modes = {part: part.training for part in module.modules()}
     module.train()  # Mamba's kernels for training read other weights directly than those for evaluation
     logits = module(input_ids=tokens_BT, use_cache=False).logits
     if logits.requires_grad:
         logits.float().mean().backward()
-    module.train(was_training)
+    for part, training in modes.items():
+        part.training = training
     layers = adapted_layers(adapted.get_base_model()).items()
     idle = [name for name, layer in layers if any(p.requires_grad and p.grad is None for p in layer.parameters())]
     module.zero_grad(set_to_none=True)
@@ -208,6 +205,8 @@ def without_noise() -> Iterator[None]:
     with warnings.catch_warnings():
         # GPT-2's layers are Conv1D; peft sets the option by itself and warns for each layer.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # Where peft fuses the adapters of experts, it looks for their rank among modules only.
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any targeted module")
         # peft 0.21 and trl 1.16 read attributes that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
         yield
@@ -260,19 +259,24 @@ def describe_layers(model: nn.Module) -> str:
     return f"{sum(names.values())} modules: " + ", ".join(f"{name} ({count})" for name, count in names.items())
 
 
-def check_adapter_state(model: PeftModel, folder: Path) -> None:
+def check_adapter_state(model: PeftModel, folder: Path, embeddings: bool = False) -> None:
     """Check that a model's adapter equals the one saved in `folder`, key by key and bit by bit.
 
     Trainer and PEFT load the keys that match and only warn about the rest: with another prefix (`_orig_mod.`, from
     `torch.compile`) training would continue with a fresh adapter.
 
+    Args:
+        embeddings: whether the folder may have the base's embeddings too, which PEFT saves where tokens were added.
+
     Raises:
         UsageError: naming the keys that are missing or unexpected, or the first that differs.
     """
-    saved = load_file(folder / ADAPTER_WEIGHTS)
+    saved, name = load_file(folder / ADAPTER_WEIGHTS), model.active_adapters[0]
     # The default, "auto", looks up the base's config, on the Hub too.
-    embeddings = any(key.endswith(EMBEDDINGS) for key in saved)
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=embeddings)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if embeddings:
+        whole = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)
+        state |= {key: tensor for key, tensor in whole.items() if key in saved}
     missing, unexpected = sorted(state.keys() - saved.keys()), sorted(saved.keys() - state.keys())
     if missing or unexpected:
         named = [
@@ -301,6 +305,35 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
             f"{folder} does not fit the model ({str(error).splitlines()[0]}); give another adapter"
         ) from None
     check_adapter_state(model, folder)
+
+
+@torch.no_grad()
+def merged(model: Any, name: str) -> Any:
+    """Merge an adapter into its base and return that model, whose logits are the same up to rounding.
+
+    Args:
+        name: of the adapter in error messages.
+
+    Raises:
+        UsageError: where PEFT cannot merge it, or merges it wrongly, as into one of two tied embeddings.
+    """
+    tokens_BT = torch.arange(min(4, model.config.get_text_config().vocab_size), device=model.device)[None]
+    before = model(input_ids=tokens_BT, use_cache=False).logits.double()
+    try:
+        model = model.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{name} cannot be merged into its base ({str(error).rstrip('.')}); use it unmerged") from None
+    apart = (model(input_ids=tokens_BT, use_cache=False).logits.double() - before).abs().max()
+    rounding = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)  # norms are in float32
+    if not getattr(model, "is_quantized", False) and not apart <= rounding**0.5 * before.abs().max():
+        raise UsageError(
+            f"{name} cannot be merged into its base: PEFT changes logits by {float(apart):.2g}, as where it adapts one "
+            "of two tied embeddings; use it unmerged"
+        )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:  # saving tied ones would lose one
+        model.config.get_text_config().tie_word_embeddings = False
+    return model
 
 
 def as_trained(adapted: nn.Module) -> dict[str, torch.Tensor]:

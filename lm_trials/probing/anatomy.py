@@ -155,6 +155,10 @@ def anatomy_of(model: Any, name: str = "") -> Anatomy:
     """
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = name or type(whole).__name__
+    if getattr(model, "peft_type", None) == "ADALORA":
+        raise UsageError(
+            f"{name} is an AdaLoRA adapter, in which PEFT calls the model past its hooks; name another model"
+        )
     body = whole.base_model
     layers = getattr(text_config(whole), "num_hidden_layers", None)
     for place in (body, *body.children()):  # OPT's blocks are one level deeper, in its decoder

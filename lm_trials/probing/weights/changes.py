@@ -104,7 +104,9 @@ def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedMo
             "the model that was quantized"
         )
     if subject.reference.base is not None:
-        model = model.double().merge_and_unload(safe_merge=True)
+        from lm_trials.models.adapters import merged  # peft takes two seconds to import
+
+        model = merged(model.double(), f"--model_name_or_path {subject.reference.name}")
     weights = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in model.named_parameters()}
     with_weights_in(model, getattr(torch, args.dtype))
     return model.eval(), weights
