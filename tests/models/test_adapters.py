@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import family
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +26,6 @@ from lm_trials.models.adapters import (
     without_noise,
 )
 from lm_trials.models.reference import load_config, load_model, resolve_model
-from lm_trials.models.shapes import build_config, build_model
 from lm_trials.probing.capture import check_capture
 from lm_trials.training.fine_tuning import choose_base, load_base
 from lm_trials.training.tuning_flags import AdapterArguments
@@ -63,26 +63,6 @@ def test_bitsandbytes_by_itself_cannot_evaluate_small_layers_there(four_bits):
         model(IDS)
 
 
-# What differs between families for adapters: experts that are one tensor, a router that returns a tuple, layers whose
-# weights are read without calling them, layers that a decoder alone never runs.
-WIDTH = "hidden_size=32,num_hidden_layers=2"
-HEADS = f"{WIDTH},num_attention_heads=4"
-FEW_EXPERTS = "num_experts=4,num_experts_per_tok=2,moe_intermediate_size=16"
-SHAPES = {
-    "gpt2": "n_embd=32,n_layer=2,n_head=4",
-    "mixtral": HEADS,
-    "qwen2_moe": f"{HEADS},{FEW_EXPERTS},shared_expert_intermediate_size=16",
-    "olmoe": f"{HEADS},num_experts=4,num_experts_per_tok=2",
-    "phimoe": HEADS,
-    "gpt_oss": f"{HEADS},num_local_experts=4,num_experts_per_tok=2",
-    "mamba": WIDTH,
-    "mamba2": f"{WIDTH},num_heads=8,head_dim=8,n_groups=2",
-    "falcon_mamba": WIDTH,
-    "jamba": "hidden_size=32,num_hidden_layers=4,num_attention_heads=4,num_experts=2",
-    "bamba": f"{HEADS},mamba_n_heads=4,mamba_d_head=16",
-    "recurrent_gemma": "hidden_size=32,num_hidden_layers=3,num_attention_heads=4",
-    "bart": "d_model=32,decoder_layers=2,decoder_attention_heads=4",
-}
 ADAPTED = {
     "mixtral": {"q_proj", "k_proj", "v_proj", "o_proj", "gate", "gate_up_proj", "down_proj"},
     "phimoe": {"q_proj", "k_proj", "v_proj", "o_proj"},
@@ -92,12 +72,7 @@ ADAPTED = {
 }
 
 
-def family(kind):
-    """A small random model of a type."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # GPT-OSS's rotary scaling does not fit so few positions
-        tokens = {"vocab_size": 64, "block_size": 32, "bos_token_id": 1, "eos_token_id": 2}
-        return build_model(build_config(kind, None, SHAPES[kind], **tokens), seed=0).eval()
+SLOW = dict.fromkeys(("qwen2_moe", "olmoe", "gpt_oss", "mamba2", "falcon_mamba", "bamba", "recurrent_gemma"))
 
 
 def moved(adapted, seed=1):
@@ -115,7 +90,7 @@ def logits(model, ids=IDS):
     return model(input_ids=ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in ADAPTED else pytest.mark.slow) for k in SHAPES])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in SLOW else []) for k in SLOW | ADAPTED])
 def test_the_default_targets_get_a_gradient_and_are_saved_loaded_and_merged(kind, tmp_path):
     base = family(kind)
     base.save_pretrained(tmp_path / "base")
