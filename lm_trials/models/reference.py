@@ -118,9 +118,8 @@ def resolve_model(reference: str) -> ModelReference:
         )
     if not base:
         raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
-    base = _base_of(folder, base)
-    revision = config.get("revision")
-    return ModelReference(str(folder), base=f"{base}@{revision}" if revision and not Path(base).is_dir() else base)
+    place, revision = _base_of(folder, base), config.get("revision")
+    return ModelReference(str(folder), base=f"{place}@{revision}" if revision and not Path(place).is_dir() else place)
 
 
 def _is_path(name: str) -> bool:
@@ -323,11 +322,11 @@ def _load_adapter(
 
 def _add_rows(model: PreTrainedModel, adapter: ModelReference) -> None:
     """Resize embeddings for the tokens that an adapter adds; all their rows must be in it, for new ones are random."""
-    rows, embeddings = _embedding_rows(adapter), model.get_input_embeddings()
-    wanted, has = max(rows.values(), default=0), embeddings.weight.shape[0]
+    rows, weight = _embedding_rows(adapter), model.get_input_embeddings().get_parameter("weight")
+    wanted, has = max(rows.values(), default=0), weight.shape[0]
     if wanted <= has:
         return
-    tied = model.get_output_embeddings().weight is embeddings.weight
+    tied = model.get_output_embeddings().weight is weight
     if not tied and list(rows.values()).count(wanted) < 2:
         raise UsageError(
             f"{adapter.name} adds {wanted - has} tokens to its base and has rows for them in {', '.join(rows)} only; "

@@ -177,7 +177,7 @@ class Patched(AbstractContextManager):
             raise UsageError("Patched needs input_ids; pass them to the model inside the `with`")
         past = kwargs.get("past_key_values")
         kept = past is not None or kwargs.get("use_cache")
-        if self.donor is not None and kept and cached_blocks(module.config) == []:
+        if self.donor is not None and kept and cached_blocks(self.anatomy.model.config) == []:
             raise UsageError(
                 f"{self.anatomy.name}: a donor needs a cache of keys and values, and a {type(module).__name__} has "
                 "none; generate with use_cache=False"

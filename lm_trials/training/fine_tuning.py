@@ -36,9 +36,11 @@ from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
-SETTINGS = ("alpha_pattern", "alora_invocation_tokens", "layer_replication", "arrow_config", "kasa_config")
-SETTINGS += ("monteclora_config", "use_bdlora", "use_qalora")
-CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora")  # of init_lora_weights; lora_ga is the last
+SETTINGS = (
+    *("alpha_pattern", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"),
+    *("arrow_config", "kasa_config", "monteclora_config"),
+)
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora")  # of init_lora_weights; the last is lora_ga
 
 
 def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterArguments) -> PreTrainedModel | PeftModel:

@@ -68,7 +68,18 @@ ADAPTED = {
     "phimoe": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mamba": {"in_proj", "x_proj"},
     "bart": {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
-    "jamba": {"in_proj", "x_proj", "out_proj", "gate_proj", "up_proj", "down_proj"},
+    "jamba": {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "in_proj",
+        "x_proj",
+        "out_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    },
 }
 
 
