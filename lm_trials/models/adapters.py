@@ -23,6 +23,7 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.models.shapes import text_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
@@ -317,7 +318,7 @@ def merged(model: Any, name: str) -> Any:
     Raises:
         UsageError: where PEFT cannot merge it, or merges it wrongly, as into one of two tied embeddings.
     """
-    tokens_BT = torch.arange(min(4, model.config.get_text_config().vocab_size), device=model.device)[None]
+    tokens_BT = torch.arange(min(4, text_config(model).vocab_size), device=model.device)[None]
     before = model(input_ids=tokens_BT, use_cache=False).logits.double()
     try:
         model = model.merge_and_unload(safe_merge=True)
@@ -332,7 +333,7 @@ def merged(model: Any, name: str) -> Any:
         )
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:  # saving tied ones would lose one
-        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = text_config(model).tie_word_embeddings = False
     return model
 
 

@@ -118,8 +118,10 @@ def resolve_model(reference: str) -> ModelReference:
         )
     if not base:
         raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
-    place, revision = _base_of(folder, base), config.get("revision")
-    return ModelReference(str(folder), base=f"{place}@{revision}" if revision and not Path(place).is_dir() else place)
+    base = _base_of(folder, base)
+    if (revision := config.get("revision")) and not Path(base).is_dir():
+        base = f"{base}@{revision}"
+    return ModelReference(str(folder), base=base)
 
 
 def _is_path(name: str) -> bool:
@@ -158,7 +160,7 @@ def load_config(reference: ModelReference) -> PretrainedConfig:
     """Load a model's configuration, for an adapter its base's, or raise a UsageError."""
     if reference.base is not None:
         config = load_config(resolve_model(reference.base))
-        text = config.get_text_config()
+        text = text_config(config)
         text.vocab_size = max(text.vocab_size, *_embedding_rows(reference).values(), 0)
         return config
     try:

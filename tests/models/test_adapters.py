@@ -31,6 +31,7 @@ from lm_trials.training.fine_tuning import choose_base, load_base
 from lm_trials.training.tuning_flags import AdapterArguments
 
 IDS = torch.arange(3, 11)[None]
+TOKENS = 330  # as many as tiny_tokenizer has at most
 
 
 @pytest.fixture
@@ -196,20 +197,20 @@ TIED = [name for name in MADE if "head" in name or "embeddings" in name or "both
 
 def save_base(folder: Path, tied: bool) -> Path:
     """Save a tiny Llama, with one tensor for embeddings and head or with two."""
-    model = tiny_model("llama")
+    model = tiny_model("llama", vocab_size=TOKENS)
     model.config.tie_word_embeddings = tied
     torch.manual_seed(3)
     type(model)(model.config).save_pretrained(folder)
     return folder
 
 
-def made_with_peft(folder: Path, config, tied: bool, tokens: int = 64):
+def made_with_peft(folder: Path, config, tied: bool, tokens: int = TOKENS):
     """Save an adapter with PEFT alone; returns its folder and the model that PEFT itself reads from it."""
     base = save_base(folder / "base", tied)
 
     def its_base():
         model = AutoModelForCausalLM.from_pretrained(base)
-        if tokens != 64:
+        if tokens != TOKENS:
             model.resize_token_embeddings(tokens)
         return model
 
@@ -245,21 +246,21 @@ def test_an_adapter_made_with_peft_is_read_as_peft_reads_it(name, tied, tmp_path
     )
 
 
-NEW = torch.tensor([[3, 64, 65, 66, 5]])
+NEW = torch.tensor([[3, TOKENS, TOKENS + 1, TOKENS + 2, 5]])
 
 
 @pytest.mark.filterwarnings("ignore:.*tied:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("more", [{}, {"modules_to_save": [EMB, HEAD]}, {"modules_to_save": [EMB]}], ids=str)
 def test_added_tokens_are_read_from_the_adapter(more, tied, tmp_path):
-    folder, its_own = made_with_peft(tmp_path, lora(**more)[0], tied, tokens=67)
+    folder, its_own = made_with_peft(tmp_path, lora(**more)[0], tied, tokens=TOKENS + 3)
     reference = resolve_model(str(folder))
-    assert load_config(reference).vocab_size == 67
+    assert load_config(reference).vocab_size == TOKENS + 3
     assert torch.equal(logits(load_model(reference), NEW), logits(its_own, NEW))
 
 
 def test_added_tokens_without_all_their_rows_are_refused(tmp_path):
-    folder, _ = made_with_peft(tmp_path, lora([*QV, EMB])[0], tied=False, tokens=67)
+    folder, _ = made_with_peft(tmp_path, lora([*QV, EMB])[0], tied=False, tokens=TOKENS + 3)
     with pytest.raises(UsageError, match=r"adds 3 tokens .* in embed_tokens only; add the tokens to the base"):
         load_model(resolve_model(str(folder)))
 

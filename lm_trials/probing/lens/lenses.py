@@ -93,7 +93,7 @@ class Decoder:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.norm, self.head = anatomy.final_norm, anatomy.head
-        self.cap, self.factor = after_head(anatomy.model.config.get_text_config())
+        self.cap, self.factor = after_head(text_config(anatomy.model))
         self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
         self.vocab_size = int(text_config(anatomy.model).vocab_size)
         self.places = max(LOGITS // self.vocab_size, 1)
