@@ -188,6 +188,7 @@ BEHAVIOURS = {
     "models/test_families.py",
     "models/test_model_folders.py",
     "probes/test_probes.py",
+    "probing/test_other_families.py",
     "probing/test_probe_nulls.py",
     "probing/test_subject_texts.py",
     "protocols/test_set_commands.py",

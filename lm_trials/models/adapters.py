@@ -18,15 +18,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.models.shapes import text_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
-# Adapters normally train none of these. So a base that never saw EOS does not learn it by LoRA: 0.345 of the stories
-# ended, and 1.000 with a base pretrained with --append_eos.
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+# Types whose kernels multiply with out_proj's weight themselves; peft 0.21 refuses to adapt it.
+MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,18 @@ def keep_4bit_weights(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
+def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int, device: torch.device | None = None) -> PeftModel:
     """Freeze a model and add float32 LoRA matrices, initialized from `seed`, to its linear layers.
 
+    all-linear means the layers that PEFT adapts (in Mixtral also its experts) and whose matrices get a gradient:
+    Mamba's blocks read the weights of some layers directly, past their adapters.
+
+    Args:
+        device: that the model is trained on, where another kernel may read other weights directly; None: where it is.
+
     Raises:
-        UsageError: for a module that the model does not have, its output head, or one that PEFT refuses.
+        UsageError: for a module that the model does not have, its output head, one that PEFT refuses, or one whose
+            adapter gets no gradient.
 
     >>> from lm_trials.models.shapes import build_config, build_model
     >>> config = build_config("llama", None, "hidden_size=8,num_hidden_layers=1,num_attention_heads=1,"
@@ -101,30 +110,95 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> PeftModel:
     >>> model.num_parameters(only_trainable=True), 2 * (8 + 8)
     (32, 32)
     """
-    check_targets(model, spec.target_modules)
+    names = spec.target_modules
+    check_targets(model, names)
+    left_out = []
+    if ALL_LINEAR in names:
+        left_out = ["out_proj"] if model.config.model_type in MAMBAS else []
+        left_out += [name for name, module in model.named_modules() if _is_router(module)]
+    with torch.random.fork_rng(devices=[]), without_noise():
+        adapted = _with_lora(model, spec, seed, left_out)
+        idle = idle_adapters(adapted, device)
+        if idle and ALL_LINEAR in names:
+            adapted = _with_lora(adapted.unload(), spec, seed, left_out + idle)
+    if idle and ALL_LINEAR not in names:
+        wrong = list(dict.fromkeys(path.rpartition(".")[2] for path in idle))
+        others = [name for name in names if name.rpartition(".")[2] not in wrong] or [ALL_LINEAR]
+        raise UsageError(
+            f"--lora_target_modules {' '.join(wrong)}: a {type(model).__name__} does not call {idle[0]}, so its "
+            f"adapter would get no gradient; give --lora_target_modules {' '.join(others)}"
+        )
+    # In one of the source systems no code read --lora_r, so the rank that was built is counted.
+    layers = adapted_layers(adapted).values()
+    expected = sum(_rank(layer, spec.r) * (layer.in_features + layer.out_features) for layer in layers)
+    expected += sum(layer.out_features for layer in layers) if spec.use_dora else 0  # DoRA's magnitudes
+    if (trained := adapted.num_parameters(only_trainable=True)) != expected:
+        raise RuntimeError(f"rank {spec.r} has {expected} parameters, but {trained} are trained")
+    return adapted
+
+
+def _with_lora(model: Any, spec: LoraSpec, seed: int, left_out: list[str]) -> Any:
+    """Return `model` with new adapters, or raise a UsageError for layers or settings that PEFT refuses."""
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # annotated int; PEFT only divides it by r
         lora_dropout=spec.lora_dropout,
         target_modules=ALL_LINEAR if ALL_LINEAR in spec.target_modules else list(spec.target_modules),
+        exclude_modules=left_out or None,
         use_dora=spec.use_dora,
         use_rslora=spec.use_rslora,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]), without_noise():
-        torch.manual_seed(seed)
-        try:
-            adapted = get_peft_model(model, config)
-        except ValueError as error:  # for example Mamba, whose kernels read two layers' weights directly
-            raise UsageError(f"--lora_target_modules {' '.join(spec.target_modules)}: {error}") from None
-    assert isinstance(adapted, PeftModel)  # a PeftMixedModel only with mixed=True
-    # In one of the source systems no code read --lora_r, so the rank that was built is counted.
-    layers = adapted_layers(adapted).values()
-    expected = sum(spec.r * (layer.in_features + layer.out_features) for layer in layers)
-    expected += sum(layer.out_features for layer in layers) if spec.use_dora else 0  # DoRA's magnitudes
-    if (trained := model.num_parameters(only_trainable=True)) != expected:
-        raise RuntimeError(f"rank {spec.r} has {expected} parameters, but {trained} are trained")
-    return adapted
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        # Experts, which are no modules, have neither dropout nor DoRA; PEFT has replaced the names by those of modules.
+        why, others = (
+            str(error).partition(". ")[0].rstrip(".").replace("lora.ParamWrapper", "LoRA on experts"),
+            [ALL_LINEAR],
+        )
+        if config.target_parameters:
+            others = sorted(name for name in config.target_modules or () if name not in left_out)
+        raise UsageError(
+            f"--lora_target_modules {' '.join(spec.target_modules)}: {why}; "
+            f"give --lora_target_modules {' '.join(others)}"
+        ) from None
+
+
+def _is_router(module: nn.Module) -> bool:
+    """Return whether a linear layer returns a tuple (Llama 4, PhiMoE), at which PEFT's adapters fail."""
+    return isinstance(module, nn.Linear) and type(module).__name__.endswith("Router")
+
+
+def _rank(layer: Any, r: int) -> int:
+    """Return the rank of an adapter of rank `r`: of experts, the sum over them, of two fused matrices, of both."""
+    fused = 2 if getattr(layer, "parameter_name", "") == "gate_up_proj" else 1
+    return r * fused * getattr(layer, "num_experts", 1)
+
+
+def idle_adapters(adapted: PeftModel, device: torch.device | None = None) -> list[str]:
+    """Return the base's names of the layers whose adapters get no gradient in a forward and backward pass on 4 tokens.
+
+    A sharded model is not tested: one process has only parts of it.
+    """
+    if is_fsdp_enabled() or is_deepspeed_zero3_enabled():
+        return []
+    module: nn.Module = adapted
+    if device is not None and not hasattr(adapted, "hf_device_map"):
+        module.to(device)
+    tokens_BT = torch.zeros(1, 4, dtype=torch.long, device=adapted.device)
+    modes = {part: part.training for part in module.modules()}
+    module.train()  # Mamba's kernels for training read other weights directly than those for evaluation
+    logits = module(input_ids=tokens_BT, use_cache=False).logits
+    if logits.requires_grad:
+        logits.float().mean().backward()
+    for part, training in modes.items():
+        part.training = training
+    layers = adapted_layers(adapted.get_base_model()).items()
+    idle = [name for name, layer in layers if any(p.requires_grad and p.grad is None for p in layer.parameters())]
+    module.zero_grad(set_to_none=True)
+    return idle
 
 
 @contextmanager
@@ -133,6 +207,8 @@ def without_noise() -> Iterator[None]:
     with warnings.catch_warnings():
         # GPT-2's layers are Conv1D; peft sets the option by itself and warns for each layer.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # Where peft fuses the adapters of experts, it looks for their rank among modules only.
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any targeted module")
         # peft 0.21 and trl 1.16 read attributes that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
         yield
@@ -147,7 +223,11 @@ def check_targets(model: PreTrainedModel, names: Sequence[str]) -> None:
     if ALL_LINEAR in names:
         return
     head = model.get_output_embeddings()
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and not _is_router(module)
+    }
     known = sorted({name.rpartition(".")[2] for name, module in layers.items() if module is not head})
     for name in names:
         found = [module for path, module in layers.items() if path == name or path.endswith(f".{name}")]
@@ -174,23 +254,31 @@ def describe_layers(model: nn.Module) -> str:
     >>> describe_layers(add_lora(build_model(config, 0), LoraSpec(target_modules=("q_proj", "v_proj")), seed=0))
     '4 modules: q_proj (2), v_proj (2)'
     """
-    names = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
+    names = Counter(
+        part if (part := getattr(layer, "parameter_name", "weight")) != "weight" else name.rpartition(".")[2]
+        for name, layer in adapted_layers(model).items()
+    )
     return f"{sum(names.values())} modules: " + ", ".join(f"{name} ({count})" for name, count in names.items())
 
 
-def check_adapter_state(model: PeftModel, folder: Path) -> None:
+def check_adapter_state(model: PeftModel, folder: Path, embeddings: bool = False) -> None:
     """Check that a model's adapter equals the one saved in `folder`, key by key and bit by bit.
 
     Trainer and PEFT load the keys that match and only warn about the rest: with another prefix (`_orig_mod.`, from
     `torch.compile`) training would continue with a fresh adapter.
 
+    Args:
+        embeddings: whether the folder may have the base's embeddings too, which PEFT saves where tokens were added.
+
     Raises:
         UsageError: naming the keys that are missing or unexpected, or the first that differs.
     """
-    saved = load_file(folder / ADAPTER_WEIGHTS)
+    saved, name = load_file(folder / ADAPTER_WEIGHTS), model.active_adapters[0]
     # The default, "auto", looks up the base's config, on the Hub too.
-    embeddings = any(key.endswith(EMBEDDINGS) for key in saved)
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=embeddings)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if embeddings:
+        whole = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)
+        state |= {key: tensor for key, tensor in whole.items() if key in saved}
     missing, unexpected = sorted(state.keys() - saved.keys()), sorted(saved.keys() - state.keys())
     if missing or unexpected:
         named = [
@@ -219,6 +307,35 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
             f"{folder} does not fit the model ({str(error).splitlines()[0]}); give another adapter"
         ) from None
     check_adapter_state(model, folder)
+
+
+@torch.no_grad()
+def merged(model: Any, name: str) -> Any:
+    """Merge an adapter into its base and return that model, whose logits are the same up to rounding.
+
+    Args:
+        name: of the adapter in error messages.
+
+    Raises:
+        UsageError: where PEFT cannot merge it, or merges it wrongly, as into one of two tied embeddings.
+    """
+    tokens_BT = torch.arange(min(4, text_config(model).vocab_size), device=model.device)[None]
+    before = model(input_ids=tokens_BT, use_cache=False).logits.cpu().double()
+    try:
+        model = model.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{name} cannot be merged into its base ({str(error).rstrip('.')}); use it unmerged") from None
+    apart = (model(input_ids=tokens_BT, use_cache=False).logits.cpu().double() - before).abs().max()
+    rounding = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)  # norms are in float32
+    if not getattr(model, "is_quantized", False) and not apart <= rounding**0.5 * before.abs().max():
+        raise UsageError(
+            f"{name} cannot be merged into its base: PEFT changes logits by {float(apart):.2g}, as where it adapts one "
+            "of two tied embeddings; use it unmerged"
+        )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:  # saving tied ones would lose one
+        model.config.tie_word_embeddings = text_config(model).tie_word_embeddings = False
+    return model
 
 
 def as_trained(adapted: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -42,6 +43,14 @@ NEUTRAL = {"return_dict": True, "output_attentions": False, "output_hidden_state
 # Causal masks and positions, which older versions of transformers saved with the weights.
 OLD_BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|\.inv_freq$|position_ids$")
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
+# Adapters that put vectors before the tokens, or need more than tokens: positions and logits are not the text's.
+UNREAD_ADAPTERS = (
+    *("PREFIX_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT", "CARTRIDGE"),
+    *("ADAPTION_PROMPT", "POLY", "XLORA"),
+)
+EMBEDDINGS = re.compile(
+    r"\.(embed_tokens|wte|embed_in|word_embeddings|embeddings|lm_head|embed_out)(\.base_layer)?\.weight$"
+)
 
 
 def default_device(use_cpu: bool = False) -> torch.device:
@@ -106,10 +115,19 @@ def resolve_model(reference: str) -> ModelReference:
         )
     if not (folder / ADAPTER_FILE).is_file():
         return ModelReference(str(folder))
-    base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    config = read_object(folder / ADAPTER_FILE)
+    base, kind = config.get("base_model_name_or_path"), config.get("peft_type", "LORA")
+    if kind in UNREAD_ADAPTERS:
+        raise UsageError(
+            f"{folder} is a {kind} adapter, which needs more inputs than the tokens of a text; give an adapter that "
+            "changes weights, as LORA"
+        )
     if not base:
         raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
-    return ModelReference(str(folder), base=_base_of(folder, base))
+    base = _base_of(folder, base)
+    if config.get("revision") and not Path(base).is_dir():
+        base = f"{base}@{config['revision']}"
+    return ModelReference(str(folder), base=base)
 
 
 def _is_path(name: str) -> bool:
@@ -147,7 +165,10 @@ def checkpoints(run: Path) -> list[Path]:
 def load_config(reference: ModelReference) -> PretrainedConfig:
     """Load a model's configuration, for an adapter its base's, or raise a UsageError."""
     if reference.base is not None:
-        return load_config(resolve_model(reference.base))
+        config = load_config(resolve_model(reference.base))
+        text = text_config(config)
+        text.vocab_size = max(text.vocab_size, *_embedding_rows(reference).values(), 0)
+        return config
     try:
         config = AutoConfig.from_pretrained(
             reference.path, revision=reference.revision or "main", trust_remote_code=False, **NEUTRAL
@@ -156,6 +177,16 @@ def load_config(reference: ModelReference) -> PretrainedConfig:
         raise _unloadable(reference, error) from None
     check_numbers(text_config(config), f"{reference.name}: config.json")
     return config
+
+
+def _embedding_rows(adapter: ModelReference) -> dict[str, int]:
+    """Return the rows of each embedding or head that a local adapter contains whole, by its name in the weights."""
+    rows = {}
+    for path in Path(adapter.path).glob("adapter_model.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found = ((key, EMBEDDINGS.search(key)) for key in file.keys())  # noqa: SIM118, no mapping
+            rows = {match[1]: file.get_slice(key).get_shape()[0] for key, match in found if match}
+    return rows
 
 
 def load_model(
@@ -285,6 +316,7 @@ def _load_adapter(
             "restore that model, or train the adapter again"
         )
     model = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
+    _add_rows(model, reference)
     try:
         with without_noise():
             # Read on the CPU: PEFT's default is the GPU, with --use_cpu too.
@@ -294,9 +326,24 @@ def _load_adapter(
     except Exception as error:
         raise _unloadable(reference, error) from None
     if Path(reference.path).is_dir():
-        check_adapter_state(adapted, Path(reference.path))
+        check_adapter_state(adapted, Path(reference.path), embeddings=True)
     set_causal_loss(adapted)
     return adapted.eval()
+
+
+def _add_rows(model: PreTrainedModel, adapter: ModelReference) -> None:
+    """Resize embeddings for the tokens that an adapter adds; all their rows must be in it, for new ones are random."""
+    rows, weight = _embedding_rows(adapter), model.get_input_embeddings().get_parameter("weight")
+    wanted, has = max(rows.values(), default=0), weight.shape[0]
+    if wanted <= has:
+        return
+    tied = model.get_output_embeddings().weight is weight
+    if not tied and list(rows.values()).count(wanted) < 2:
+        raise UsageError(
+            f"{adapter.name} adds {wanted - has} tokens to its base and has rows for them in {', '.join(rows)} only; "
+            f"add the tokens to the base, save it, and name it in {ADAPTER_FILE}"
+        )
+    model.resize_token_embeddings(wanted, mean_resizing=False)
 
 
 def _unloadable(reference: ModelReference, error: Exception) -> UsageError:

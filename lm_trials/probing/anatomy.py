@@ -47,8 +47,8 @@ class Anatomy:
 
     @property
     def num_heads(self) -> int:
-        """Query heads of a block."""
-        return int(text_config(self.model).num_attention_heads)
+        """Query heads of a block; 0 without attention."""
+        return int(getattr(text_config(self.model), "num_attention_heads", 0))
 
     @property
     def width(self) -> int:
@@ -135,6 +135,8 @@ def check_heads(heads: Sequence[int], count: int, name: str, called: str = "head
 
 def _checked(numbers: Sequence[int], count: int, called: str, whose: str, first: str) -> list[int]:
     for number in numbers:
+        if not count:
+            raise UsageError(f"{called} {number}: {whose.partition(' has ')[0]} has none; give another")
         if not -count <= number < count:
             raise UsageError(f"{called} {number}: {whose} 0 to {count - 1} ({first}); give one of them")
     return [number % count for number in numbers]
@@ -155,6 +157,10 @@ def anatomy_of(model: Any, name: str = "") -> Anatomy:
     """
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = name or type(whole).__name__
+    if getattr(model, "peft_type", None) == "ADALORA":
+        raise UsageError(
+            f"{name} is an AdaLoRA adapter, in which PEFT calls the model past its hooks; name another model"
+        )
     body = whole.base_model
     layers = getattr(text_config(whole), "num_hidden_layers", None)
     for place in (body, *body.children()):  # OPT's blocks are one level deeper, in its decoder

@@ -113,6 +113,7 @@ class Capture(AbstractContextManager):
     def __init__(self, model: Any, sites: Sites = ("hidden",), positions: Positions = None, name: str = "") -> None:
         self.anatomy = anatomy_of(model, name)
         self.layers = _layers_of(self.anatomy, sites)
+        _check_cached(self.anatomy, self.layers)
         self.positions = positions
         self._activations: Activations | None = None
         self._handles: list[Any] = []
@@ -185,11 +186,18 @@ class Capture(AbstractContextManager):
     def _keep(self, site: str, layer: int, values_BTD: torch.Tensor) -> None:
         # OPT's MLP gets the tokens of all texts flattened into one dimension.
         rows = values_BTD if values_BTD.dim() == 2 else values_BTD.flatten(0, 1)
+        wanted = [(self._mask_BT.numel(),), tuple(self._mask_BT.shape)]
+        dims = 2 if site in ("keys", "values") else 1
+        if values_BTD.shape[:-dims] not in wanted:
+            kind = type(self.anatomy.model).__name__  # the blocks of Gemma 3n and DeepSeek V4 have several streams
+            raise UsageError(f"{self.anatomy.name}: {site} {layer} of a {kind} is not one vector for each token")
         kept = rows.detach().index_select(0, self._kept_N.to(rows.device))
         self._found[site, layer] = kept.to("cpu", torch.float32)
 
     def _keep_weights(self, layer: int, output: Any) -> None:
-        if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
+        size = self._mask_BT.shape[1]
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if weights is None or weights.shape[2:] != (size, size):  # linear attention returns its state
             kind = type(self.anatomy.model).__name__
             raise UsageError(
                 f"{self.anatomy.name}: the attention of a {kind} returns no weights; drop the site attention"
@@ -198,7 +206,7 @@ class Capture(AbstractContextManager):
         row_N, column_N = self._kept_N // width, self._kept_N % width
         self._found["attention", layer] = [
             weights_HTT[:, column_N[row_N == text]][:, :, mask_BT[text]]
-            for text, weights_HTT in enumerate(output[1].detach().to("cpu", torch.float32))
+            for text, weights_HTT in enumerate(weights.detach().to("cpu", torch.float32))
         ]
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -231,7 +239,9 @@ class Capture(AbstractContextManager):
                     raise UsageError(
                         f"{name} returned no key-value cache; turn gradient checkpointing off and return_dict on"
                     )
-                cached_BKTE = getattr(cache.layers[layer], site)
+                cached_BKTE = getattr(cache.layers[layer], site, None) if layer < len(cache.layers) else None
+                if cached_BKTE is None:
+                    raise UsageError(f"{name}: block {layer} of a {type(module).__name__} has no {site} in its cache")
                 if cached_BKTE.shape[2] != self._mask_BT.shape[1]:
                     raise UsageError(f"{name} caches only a window of its {site}; use shorter texts")
                 self._keep(site, layer, cached_BKTE.transpose(1, 2))
@@ -243,6 +253,28 @@ class Capture(AbstractContextManager):
             lengths_B=self._mask_BT.sum(dim=1),
             document_B=torch.arange(len(self._mask_BT)),
         )
+
+
+def cached_blocks(config: PretrainedConfig, site: str = "keys") -> list[int] | None:
+    """Return the blocks that cache keys (or values); None where the configuration does not say.
+
+    >>> from transformers import AutoConfig
+    >>> cached_blocks(AutoConfig.for_model("mamba")), cached_blocks(AutoConfig.for_model("jamba", num_hidden_layers=8))
+    ([], [4])
+    """
+    layers = DynamicCache(config=config).layers
+    return [block for block, layer in enumerate(layers) if hasattr(layer, site)] if layers else None
+
+
+def _check_cached(anatomy: Anatomy, layers: Mapping[str, Sequence[int]]) -> None:
+    """Check that the blocks whose keys or values are captured cache some: not those of state-space models."""
+    for site in [site for site in ("keys", "values") if site in layers]:
+        there = cached_blocks(anatomy.model.config, site)
+        if there is not None and (lacking := [block for block in layers[site] if block not in there]):
+            raise UsageError(
+                f"{anatomy.name}: block {lacking[0]} of a {type(anatomy.model).__name__} has no {site}; blocks with "
+                f"{site}: {', '.join(map(str, there)) or 'none'}"
+            )
 
 
 def _cache_without_windows(config: PretrainedConfig) -> DynamicCache | None:
@@ -333,8 +365,10 @@ def check_capture(model: Any, ids_T: Sequence[int] | np.ndarray, sites: Sites, n
     ids_BT = torch.as_tensor([list(map(int, ids_T))], device=anatomy.model.device)
     inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
     plain = model(**inputs, use_cache=False).logits
-    with Capture(model, sites, name=name):
+    with Capture(model, sites, name=name) as capture:
         captured = model(**inputs).logits
+    if "attention" in sites:
+        _check_rows(capture.activations, anatomy)
     checks = [CaptureCheck(_apart(plain, captured), ids_BT.shape[1], tuple(sites), HOOKED)]
     if "attention" in sites:
         before = anatomy.model.config._attn_implementation
@@ -355,6 +389,16 @@ def check_capture(model: Any, ids_T: Sequence[int] | np.ndarray, sites: Sites, n
     if {"mlp", "attention_output"} & set(sites):
         _check_added(model, inputs, anatomy)
     return checks[0]
+
+
+def _check_rows(found: Activations, anatomy: Anatomy) -> None:
+    """Check that attention weights are shares of the tokens: with sinks (gpt-oss) their sum is below 1."""
+    sums = [float(found.of("attention", layer)[0].sum(-1).sub(1).abs().max()) for layer in found.layers("attention")]
+    if not max(sums) <= 0.02:  # rounding of 16-bit weights
+        raise UsageError(
+            f"{anatomy.name}: the attention weights of a token do not sum to 1 in a {type(anatomy.model).__name__} (by "
+            f"up to {max(sums):.2g}), so they are no shares of attention; name another model"
+        )
 
 
 def _apart(logits: torch.Tensor, others: torch.Tensor) -> float:

@@ -22,7 +22,7 @@ from torch import nn
 
 from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import Anatomy, anatomy_of, check_sites
-from lm_trials.probing.capture import Positions, kept_tokens
+from lm_trials.probing.capture import Positions, cached_blocks, kept_tokens
 
 SWAPPABLE = {
     "hidden": "hidden states: layer 0 is the embeddings, layer h the output of block h-1",
@@ -100,6 +100,7 @@ class Patched(AbstractContextManager):
         self._places: dict[tuple[str, int], list[ModelPart]] = {}
         for part in self.parts:
             self._places.setdefault(part[:2], []).append(part)
+            self.anatomy.module_of(*part[:2])  # refuses a part that this architecture does not have
         self._handles: list[Any] = []
         self._passes = 0
         # Of the current pass: the kept rows of the flattened batch (None for all), what the donor computed, and where
@@ -150,7 +151,7 @@ class Patched(AbstractContextManager):
         self._handles.append(handle)
 
     def _replaced(self, place: tuple[str, int], values_BTD: torch.Tensor) -> torch.Tensor:
-        flat_ND = values_BTD.flatten(0, 1).clone()
+        flat_ND = values_BTD.reshape(-1, values_BTD.shape[-1]).clone()  # the tokens of OPT's MLP are flat already
         kept_N = slice(None) if self._kept_N is None else self._kept_N.to(flat_ND.device)
         for part in self._places[place]:
             columns = slice(None)
@@ -158,7 +159,7 @@ class Patched(AbstractContextManager):
                 size = flat_ND.shape[1] // self.anatomy.num_heads
                 columns = slice(part.head * size, (part.head + 1) * size)
             donated = self._donated.get(place)
-            rows_ND = self.rows[part] if donated is None else donated.flatten(0, 1)[kept_N, columns]
+            rows_ND = self.rows[part] if donated is None else donated.reshape(-1, donated.shape[-1])[kept_N, columns]
             target_ND = flat_ND[kept_N, columns]
             if rows_ND.shape != target_ND.shape:
                 raise ValueError(
@@ -175,6 +176,12 @@ class Patched(AbstractContextManager):
         if ids_BT is None:
             raise UsageError("Patched needs input_ids; pass them to the model inside the `with`")
         past = kwargs.get("past_key_values")
+        kept = past is not None or kwargs.get("use_cache")
+        if self.donor is not None and kept and cached_blocks(self.anatomy.model.config) == []:
+            raise UsageError(
+                f"{self.anatomy.name}: a donor needs a cache of keys and values, and a {type(module).__name__} has "
+                "none; generate with use_cache=False"
+            )
         seen = past.get_seq_length() if past is not None else 0
         if self.donor is None or self.positions is not None:
             if seen:

@@ -91,8 +91,8 @@ class Subject:
 
     @property
     def num_heads(self) -> int:
-        """Query heads of a block."""
-        return int(self.config.num_attention_heads)
+        """Query heads of a block; 0 without attention."""
+        return int(getattr(self.config, "num_attention_heads", 0))
 
     def opening(self) -> list[int]:
         """Return the ids before each story, as in the model's training."""
@@ -201,7 +201,7 @@ def check_alike(subjects: Sequence[Subject], same: Sequence[str] = ("num_hidden_
         if tokenizer_hash(first.tokenizer) != tokenizer_hash(other.tokenizer):
             raise UsageError(f"{pair} have different tokenizers; use models with the same tokenizer")
         for name in same:
-            ours, theirs = (getattr(subject.config, name) for subject in (first, other))
+            ours, theirs = (getattr(subject.config, name, None) for subject in (first, other))
             if ours != theirs:
                 what, quantity = SHAPE[name]
                 raise UsageError(

@@ -36,6 +36,12 @@ from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
+SETTINGS = (
+    *("alpha_pattern", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"),
+    *("arrow_config", "kasa_config", "monteclora_config"),
+)
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora")  # of init_lora_weights; the last is lora_ga
+
 
 def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterArguments) -> PreTrainedModel | PeftModel:
     """Load a base, quantized if asked, and add the adapter unless all weights are trained.
@@ -44,11 +50,15 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
         UsageError: for an unsupported quantization, an unknown layer, or an initial adapter that does not fit.
     """
     dtype = getattr(torch, adapter_args.dtype)
-    model = load_model(_reference(base), dtype, quantized(args, adapter_args), **_init_kwargs(args))
+    reference = _reference(base)
+    model = load_model(reference, dtype, quantized(args, adapter_args), **_init_kwargs(args))
     if adapter_args.full_finetune:
         return model
-    adapted = add_lora(model, lora_spec(adapter_args), args.seed)
+    adapted = add_lora(model, lora_spec(adapter_args), args.seed, args.device)
+    if reference.revision:
+        adapted.peft_config[adapted.active_adapters[0]].revision = reference.revision
     if base.adapter:
+        _check_settings(adapted, base.adapter)
         load_adapter_weights(adapted, Path(base.adapter.path))
     set_causal_loss(adapted)
     return adapted
@@ -115,15 +125,31 @@ def _check_adapter(adapter: ModelReference, base: ModelReference, spec: LoraSpec
     """Refuse an initial adapter of another base, rank or scale, with which the same tensors would be another model."""
     own_base, folder, flag = Path(adapter.base or ""), Path(base.path), f"--adapter_name_or_path {adapter.name}"
     known = trained_on(Path(adapter.path)) or (weights_digest(own_base) if own_base.is_dir() else None)
-    same = known == weights_digest(folder) if known and folder.is_dir() else adapter.base == base.path
+    same = known == weights_digest(folder) if known and folder.is_dir() else adapter.base == base.name
     if not same:
         raise UsageError(f"{flag} is an adapter for another base; give --model_name_or_path {adapter.base}")
     config = read_object(Path(adapter.path) / ADAPTER_FILE)
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        raise UsageError(f"{flag} is a {kind} adapter, and LoRA adapters only are trained; give one of these")
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
         has, asked = config.get(name, False), getattr(spec, name)
         if has != asked:
             name = "lora_r" if name == "r" else name
             raise UsageError(f"{flag} has {name} {has} and --{name} is {asked}; give --{name} {has}")
+
+
+def _check_settings(adapted: PeftModel, adapter: ModelReference) -> None:
+    """Refuse an initial adapter with a setting that no flag has, with which the same tensors are another function."""
+    saved = read_object(Path(adapter.path) / ADAPTER_FILE)
+    ours = adapted.peft_config[adapted.active_adapters[0]].to_dict()
+    differing = [name for name in SETTINGS if (saved.get(name) or None) != (ours[name] or None)]
+    if str(saved.get("init_lora_weights")).partition("_")[0] in CHANGED_BASES:
+        differing.append("init_lora_weights")
+    if differing:
+        raise UsageError(
+            f"--adapter_name_or_path {adapter.name} has {differing[0]} {saved[differing[0]]}, which no flag sets; give "
+            "another adapter"
+        )
 
 
 def announce_tuning(

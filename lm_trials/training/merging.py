@@ -13,6 +13,7 @@ import torch
 from lm_trials.console import UsageError, note
 from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
 from lm_trials.files import check_writable, finished_folder, read_object, weights_digest
+from lm_trials.models.adapters import merged
 from lm_trials.models.reference import RUN_FILE, load_model, load_tokenizer_of, read_run, resolve_model
 from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_trainer import FineTuner
@@ -56,14 +57,14 @@ def merge_output(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str
         return {}
     destination, folder = Path(adapter_args.merge_output), Path(trainer.args.output_dir)
     dtype = getattr(torch, adapter_args.dtype)
-    merged: Any = None
+    model: Any = None
     if trainer.is_world_process_zero():
-        merged = merge_adapter(folder, destination, trainer.run_identity, dtype)
+        model = merge_adapter(folder, destination, trainer.run_identity, dtype)
     trainer.accelerator.wait_for_everyone()
     facts = {"merged model": str(destination)}
     if trainer.eval_store:
-        merged = load_model(resolve_model(str(destination)), dtype) if merged is None else merged
-        before_NK, after_NK = trainer.sums_NK, trainer.evaluation_sums(merged.to(trainer.args.device))
+        model = load_model(resolve_model(str(destination)), dtype) if model is None else model
+        before_NK, after_NK = trainer.sums_NK, trainer.evaluation_sums(model.to(trainer.args.device))
         loss, difference = loss_estimates(after_NK)["completion"]["loss"], loss_difference(after_NK, before_NK)
         limits = "" if math.isnan(difference.lower) else f" [{difference.lower:+.1e}, {difference.upper:+.1e}]"
         facts["merged loss"] = f"{loss}; merged - unmerged {difference.estimate:+.1e}{limits}"
@@ -80,12 +81,11 @@ def merge_adapter(adapter: Path, destination: Path, identity: str, dtype: torch.
         UsageError: for an adapter that does not fit its base.
     """
     reference = resolve_model(str(adapter))
-    adapted: Any = load_model(reference, dtype)
-    merged = adapted.merge_and_unload(safe_merge=True)
+    model = merged(load_model(reference, dtype), str(adapter))
     fresh = destination.with_name(f"{destination.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)  # from a merge that was killed between the last two steps
     with finished_folder(fresh) as unfinished:
-        merged.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
         load_tokenizer_of(reference).save_pretrained(unfinished)
         if (adapter / RUN_FILE).is_file():
             run = read_object(adapter / RUN_FILE)
@@ -96,4 +96,4 @@ def merge_adapter(adapter: Path, destination: Path, identity: str, dtype: torch.
         shutil.rmtree(destination)
     fresh.rename(destination)
     note(f"note: merged into the unquantized weights of {reference.base}")
-    return merged
+    return model

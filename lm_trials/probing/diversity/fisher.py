@@ -93,8 +93,10 @@ class ProbeNetwork:
     """
 
     def __init__(self, model: PreTrainedModel, args: DiversityArguments) -> None:
-        merge = getattr(model, "merge_and_unload", None)  # filters are those of the layers with the adapter merged
-        model = merge() if merge else model
+        if hasattr(model, "merge_and_unload"):  # filters are those of the layers with the adapter merged
+            from lm_trials.models.adapters import merged  # peft takes two seconds to import
+
+            model = merged(model, "--model_name_or_path")
         self.model = model.eval()
         self.body = model.base_model
         self.final_layer = model.get_output_embeddings()

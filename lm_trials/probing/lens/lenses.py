@@ -70,6 +70,19 @@ class Translators:
         return Translators(weights, biases)
 
 
+def after_head(config: Any) -> tuple[float | None, float]:
+    """Return the cap of a model's logits and their factor after the output head; `check_head` tests them.
+
+    >>> from transformers import AutoConfig
+    >>> [after_head(AutoConfig.for_model(kind)) for kind in ("llama", "gemma2", "cohere")]
+    [(None, 1.0), (30.0, 1.0), (None, 0.0625)]
+    """
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    return cap, float(factor / scaling if "granite" in config.model_type else factor * scaling)
+
+
 class Decoder:
     """Decodes hidden states with a model's final norm and output head, in the model's dtype; logits in float32.
 
@@ -80,6 +93,7 @@ class Decoder:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.norm, self.head = anatomy.final_norm, anatomy.head
+        self.cap, self.factor = after_head(text_config(anatomy.model))
         self.device, self.dtype = anatomy.model.device, anatomy.model.dtype
         self.vocab_size = int(text_config(anatomy.model).vocab_size)
         self.places = max(LOGITS // self.vocab_size, 1)
@@ -98,6 +112,9 @@ class Decoder:
 
     def _headed(self, normed_ND: torch.Tensor) -> torch.Tensor:
         logits_NV = self.head(normed_ND.to(self.dtype))
+        if self.cap:
+            logits_NV = torch.tanh(logits_NV / self.cap) * self.cap
+        logits_NV = logits_NV * self.factor if self.factor != 1 else logits_NV
         return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
 
@@ -259,30 +276,46 @@ class LastLayerCheck:
 
 
 @torch.no_grad()
+def check_head(model: Any, ids_T: np.ndarray, name: str = "") -> float:
+    """Check that the lens at the last layer gives a model's logits of a text; returns the largest KL in nats.
+
+    Raises:
+        UsageError: for a model that changes its logits after the output head in an unknown way.
+    """
+    anatomy = anatomy_of(model, name)
+    last, whole = anatomy.num_blocks, anatomy.model
+    ids_BT = torch.from_numpy(np.asarray(ids_T, dtype=np.int64))[None].to(whole.device)
+    with quiet(whole), Capture(model, {"hidden": [last]}) as capture:
+        logits_TV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0]
+        lens_TV = Decoder(anatomy)(capture.activations.of("hidden", last).to(whole.device))
+    kl = float(kl_divergence(logits_TV.to(lens_TV.dtype).log_softmax(-1), lens_TV).max())
+    if not kl <= _allowed(whole):
+        raise UsageError(
+            f"{anatomy.name}: its logits are not those of its final norm and output head (KL {kl:.2g} nats), as in a "
+            "model that changes its logits after them; name another model"
+        )
+    return kl
+
+
+def _allowed(model: Any) -> float:
+    # Two ways to one number differ by rounding: by far less than 1e-3 nats in float32, by more in 16 or 8 bits.
+    exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
+    return 1e-3 if exact else 0.1
+
+
+@torch.no_grad()
 def check_last_layer(
     model: Any, documents: Sequence[np.ndarray], sums: LensSums, window: int, batch_size: int = 16, name: str = ""
 ) -> LastLayerCheck:
     """Check that the lens at the last layer is the model: its logits on the first story, its loss on all stories.
 
     Raises:
-        UsageError: for a model that caps or scales its logits after the output head.
+        UsageError: as `check_head`.
         RuntimeError: where the losses are not those of `story_losses`.
     """
     anatomy = anatomy_of(model, name)
-    last, whole = anatomy.num_blocks, anatomy.model
-    # Two ways to one number differ by rounding: by far less than 1e-3 nats in float32, by more in 16 or 8 bits.
-    exact = whole.dtype in (torch.float32, torch.float64) and not getattr(whole, "is_quantized", False)
-    allowed = 1e-3 if exact else 0.1
-    ids_BT = torch.from_numpy(np.asarray(documents[0], dtype=np.int64))[None].to(whole.device)
-    with quiet(whole), Capture(model, {"hidden": [last]}) as capture:
-        logits_TV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0]
-        lens_TV = Decoder(anatomy)(capture.activations.of("hidden", last).to(whole.device))
-    kl = float(kl_divergence(logits_TV.to(lens_TV.dtype).log_softmax(-1), lens_TV).max())
-    if not kl <= allowed:
-        raise UsageError(
-            f"{anatomy.name}: its logits are not those of its final norm and output head (KL {kl:.2g} nats), as in a "
-            "model that caps or scales its logits; name another model"
-        )
+    last, allowed = anatomy.num_blocks, _allowed(anatomy.model)
+    kl = check_head(model, documents[0], name)
     stories = (Document(str(number), ids_T, 0) for number, ids_T in enumerate(documents))
     losses = story_losses(model, stories, window, batch_size=batch_size)
     scored = list(progress(losses, "checking the loss", "stories", len(documents)))

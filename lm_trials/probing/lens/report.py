@@ -24,6 +24,7 @@ from lm_trials.probing.lens.lenses import (
     SUMS,
     LastLayerCheck,
     LensSums,
+    check_head,
     check_last_layer,
     lens_sums,
     mean_prediction,
@@ -164,6 +165,7 @@ def measure_subject(
     evaluated = list(documents.values())
     check_causal(model, label)
     capture = check_capture(model, evaluated[0].tolist(), SITES, label)
+    check_head(model, evaluated[0], label)  # before a lens is trained; with the losses after it
     if lens is not None and lens_file is not None:
         lens.check(lens_file, anatomy, weights_sha256(model), layers)
         lens.check_held_out(lens_file, list(documents))

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_trials.console import script
+from lm_trials.console import UsageError, script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.patching.flags import ARGUMENTS, check_arguments
 from lm_trials.probing.tables import ProbeTable
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parsed = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe patching")
     check_arguments(*parsed)
     subject_args, text_args, args = parsed
-    from lm_trials.probing.capture import check_capture
+    from lm_trials.probing.capture import cached_blocks, check_capture
     from lm_trials.probing.patching import report
     from lm_trials.probing.patching.sides import load_sides, targets_of
     from lm_trials.probing.patching.swaps import check_swaps, control_kinds, first_kinds, sweep
@@ -77,6 +77,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         subject.label: check_capture(side.model, task.donor_ids[0].tolist(), sites, subject.reference.name)
         for subject, side in zip(subjects, (first, second), strict=False)
     }
+
+    if args.num_generations and cached_blocks(first.model.config) == []:
+        raise UsageError(
+            f"--num_generations: {first.label} has no cache of keys and values, which generation with swapped "
+            "components needs; remove --num_generations"
+        )
 
     both = {"forward": (first, second, task), "backward": (second, first, task.reversed())}
     directions, rows = [], ProbeTable()

@@ -34,6 +34,7 @@ class Matrix:
         parameter: that it is, or is part of.
         transposed: stored as inputs by outputs, as in GPT-2's Conv1D.
         first, last: its rows (outputs) of the parameter; None for all.
+        expert: its number in a parameter of several matrices, as of a mixture of experts.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Matrix:
     transposed: bool = False
     first: int | None = None
     last: int | None = None
+    expert: int | None = None
 
     @property
     def block(self) -> int | None:
@@ -56,16 +58,18 @@ class Matrix:
         ('self_attn.q_proj', 'embed_tokens')
         """
         found = BLOCK.search(self.name)
-        return self.name[found.end() :] if found else self.name.rpartition(".")[2]
+        name = self.name if self.expert is None else self.name.rpartition(".")[0]
+        return name[found.end() :] if found else name.rpartition(".")[2]
 
     def of(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return a view of it, (O, I)."""
         values = weights[self.parameter]
+        values = values if self.expert is None else values[self.expert]
         return (values.T if self.transposed else values)[self.first : self.last]
 
 
 def matrices_of(model: PreTrainedModel) -> list[Matrix]:
-    """Return all two-dimensional parameters as matrices, tied ones once.
+    """Return all two-dimensional parameters and those of experts as matrices, tied ones once.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> [m.kind for m in matrices_of(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)))]
@@ -73,6 +77,10 @@ def matrices_of(model: PreTrainedModel) -> list[Matrix]:
     """
     found = []
     for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and parameter.shape[1] > 1:  # 1 in a convolution along the text
+            experts = model.get_submodule(name.rpartition(".")[0])
+            turned = getattr(experts, "is_transposed", False)
+            found += [Matrix(f"{name}.{n}", name, turned, expert=n) for n in range(len(parameter))]
         if parameter.dim() != 2:
             continue
         path = name.removesuffix(".weight")
@@ -104,8 +112,10 @@ def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedMo
             "the model that was quantized"
         )
     if subject.reference.base is not None:
+        from lm_trials.models.adapters import merged  # peft takes two seconds to import
+
         with_weights_in(model.cpu(), torch.float64)
-        model = model.merge_and_unload(safe_merge=True)
+        model = merged(model, f"--model_name_or_path {subject.reference.name}")
     weights = {name: tensor.detach().cpu().to(torch.float64, copy=True) for name, tensor in model.named_parameters()}
     return on_device(with_weights_in(model, getattr(torch, args.dtype)), args).eval(), weights
 

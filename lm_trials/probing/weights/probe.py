@@ -46,10 +46,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare the weights, then undo parts of the change and prune; returns the rows of the table."""
     subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe weights")
     check_arguments(subject_args)
+    from lm_trials.probing.anatomy import anatomy_of
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.subjects import check_alike, choose_texts, find_subjects
     from lm_trials.probing.weights import experiments, report
-    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Trial, Workbench
+    from lm_trials.probing.weights.edits import FIRST, REMOVALS, SECOND, Gates, Trial, Workbench
     from lm_trials.probing.weights.figures import matrices_figure, trials_figure
 
     seed = subject_args.seed
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         texts = experiments.read_texts(subjects[0], text_args, args)
         write = experiments.writer(subjects[0], text_args, args, seed)
     plain, matrices, models = experiments.read_models(subjects, subject_args)
+    if not args.weights_only and args.prune != "no":
+        Gates(anatomy_of(plain, subjects[0].label), args.prune)  # refuses before the work what it cannot prune
 
     steps = report.steps_between(matrices, models, args.draws, seed)
     matrix_rows = ProbeTable(row for step in steps for row in step.rows(args.top))

@@ -134,13 +134,15 @@ def test_a_lens_that_is_not_the_model_at_the_last_layer_is_a_fault():
         check_last_layer(model, TEXTS, fewer, window=64)
 
 
-def test_a_model_that_scales_its_logits_is_refused():
+def test_a_model_that_scales_its_logits_otherwise_than_its_configuration_is_refused():
     torch.manual_seed(0)
     shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = CohereForCausalLM(
         CohereConfig(**shape, intermediate_size=32, logit_scale=0.1, initializer_range=0.3, max_position_embeddings=64)
     ).eval()
     found = lens_sums(model, TEXTS, LAYERS, description=None)
+    check_last_layer(model, TEXTS, found, window=64)
+    model.logit_scale = 0.3
     with pytest.raises(UsageError, match="a scaler: its logits are not those of its final norm and output head"):
         check_last_layer(model, TEXTS, found, window=64, name="a scaler")
 
