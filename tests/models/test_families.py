@@ -169,6 +169,25 @@ def test_a_type_that_ignores_where_documents_begin_is_refused_where_it_matters(k
     assert message.startswith(f"--attention_across_documents False has no effect on a {kind}, whose tokens")
 
 
+TINY = {
+    "jamba": "num_key_value_heads=2,mamba_d_state=4,mamba_dt_rank=4,num_experts=2",
+    "minimax": "num_local_experts=2",
+}
+
+
+@pytest.mark.parametrize("kind", ["jamba", "minimax", "lfm2", "opt", "llama", "mixtral", "gemma2"])
+def test_a_leak_between_documents_smaller_than_rounding_is_seen(kind):
+    """Small random weights hide it in the logits, of which it is 1e-5 and less; the gradient of what is masked is zero."""
+    overrides = f"hidden_size=16,num_hidden_layers=2,num_attention_heads=4,{TINY.get(kind, '')}".strip(",")
+    field = "init_std" if kind == "opt" else "initializer_range"
+    more = ",layer_types=conv,full_attention" if kind == "lfm2" else ""
+    model = AutoModelForCausalLM.from_config(shape(kind, f"{overrides},{field}=0.001"))
+    if kind in ("llama", "mixtral", "gemma2"):
+        check_trainable(model, kind, documents_apart=True)
+    else:
+        assert "has no effect on a" in refusal(check_trainable, model, kind, documents_apart=True), more
+
+
 def test_a_shape_that_cannot_be_built_is_one_line():
     from lm_trials.models.shapes import build_model
 
