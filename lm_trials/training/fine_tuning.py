@@ -49,27 +49,28 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
     dtype = getattr(torch, adapter_args.dtype)
     computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     how = quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
-    model: PreTrainedModel | PeftModel = load_model(_reference(base), dtype, how, **_init_kwargs(args))
-    if not adapter_args.full_finetune:
-        model = add_lora(model, lora_spec(adapter_args), args.seed)
-        if base.adapter:
-            load_adapter_weights(model, Path(base.adapter.path))
-        set_causal_loss(model)
-    if not (is_deepspeed_zero3_enabled() or is_fsdp_enabled()):  # which give no process all weights
-        if how is None:
-            module: torch.nn.Module = model
-            module.to(args.device)  # flash attention has no CPU kernels
-        check_tunable(model, _reference(base).name, args)
-    return model
+    model = load_model(_reference(base), dtype, how, **_init_kwargs(args))
+    if adapter_args.full_finetune:
+        return model
+    adapted = add_lora(model, lora_spec(adapter_args), args.seed)
+    if base.adapter:
+        load_adapter_weights(adapted, Path(base.adapter.path))
+    set_causal_loss(adapted)
+    return adapted
 
 
-def check_tunable(model: PreTrainedModel | PeftModel, name: str, args: SftRunArguments) -> None:
+def check_tunable(model: PreTrainedModel | PeftModel, base: InitialModel, args: SftRunArguments) -> None:
     """Check on eight tokens that a model can be trained, and keeps apart the examples that are joined.
 
     Raises:
         UsageError: as `check_trainable`, or for a model that attends to the examples before one's own.
     """
-    check_trainable(model, name, documents_apart=False)
+    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():  # no process has all weights
+        return
+    if not getattr(model, "is_quantized", False):
+        module: torch.nn.Module = model
+        module.to(args.device)  # flash attention has no CPU kernels
+    check_trainable(model, _reference(base).name, documents_apart=False)
     if not args.packing and not args.padding_free:
         return
     examples = [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [1, 5, 6, 7]}]
