@@ -158,7 +158,7 @@ def documents(*how):
 
 @torch.no_grad()
 def logits(model, ids):
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return model(input_ids=torch.as_tensor(ids)[None], use_cache=False).logits[0]
 
 
 def nats(model, ids):

@@ -59,7 +59,7 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
     return adapted
 
 
-def check_tunable(model: PreTrainedModel | PeftModel, base: InitialModel, args: SftRunArguments) -> None:
+def check_tunable(model: Any, base: InitialModel, args: SftRunArguments) -> None:
     """Check on eight tokens that a model can be trained, and keeps apart the examples that are joined.
 
     Raises:
@@ -68,8 +68,7 @@ def check_tunable(model: PreTrainedModel | PeftModel, base: InitialModel, args: 
     if is_deepspeed_zero3_enabled() or is_fsdp_enabled():  # no process has all weights
         return
     if not getattr(model, "is_quantized", False):
-        module: torch.nn.Module = model
-        module.to(args.device)  # flash attention has no CPU kernels
+        model.to(args.device)  # flash attention has no CPU kernels
     check_trainable(model, _reference(base).name, documents_apart=False)
     if not args.packing and not args.padding_free:
         return
