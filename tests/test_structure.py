@@ -194,6 +194,7 @@ BEHAVIOURS = {
     "stories/test_seeded_maps.py",
     "test_accelerate_configs.py",
     "test_extending.py",
+    "test_families.py",
     "test_published_commands.py",
     "test_readme.py",
     "test_structure.py",
