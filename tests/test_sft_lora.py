@@ -10,12 +10,13 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from refusals import error_line
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import sft_lora
 from lm_trials.models import adapters
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.pairs.examples import ExampleStore
+from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.tuning_examples import row_order
 
 # Inputs and outputs of the tiny Llama's linear layers: attention 4 x (32, 32), gate and up (32, 64), down (64, 32).
@@ -453,6 +454,37 @@ def test_a_mistake_is_one_line(tune_flags, tmp_path, capsys, case):
     assert line.startswith("error: ")
     assert told in line
     assert not (tmp_path / "run").exists()
+
+
+MAMBA_HEADS = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+JOINING = [("--padding_free", "True"), ("--packing", "True")]
+
+
+@pytest.mark.parametrize("flags", JOINING, ids=" ".join)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("bloom", {"n_layer": 1, "n_head": 2}),
+        ("mamba", {"state_size": 4, "num_hidden_layers": 1}),
+        ("bamba", {"num_hidden_layers": 1, "attn_layer_indices": [], **MAMBA_HEADS}),  # takes boundaries with kernels
+        ("llama", {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}),
+    ],
+)
+def test_examples_are_joined_only_where_they_stay_apart(tune_flags, tiny_data, tmp_path, capsys, kind, shape, flags):
+    """On the model itself: state-space models and those with masks of their own read the example before."""
+    config = AutoConfig.for_model(kind, vocab_size=400, hidden_size=16, pad_token_id=None, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    load_tokenizer(str(tiny_data / "tok400")).save_pretrained(tmp_path / "base")
+    argv = tune_flags("run", "--model_name_or_path", str(tmp_path / "base"), "--full_finetune", "True", *flags)
+    argv += ["--max_steps", "1"]
+    if kind == "llama":
+        assert sft_lora.main(argv)["eval_loss"] > 0
+        return
+    line = refused(argv, capsys)
+    assert line.startswith(f"error: {' '.join(flags)}: the tokens of a {kind} attend to the examples before theirs")
+    assert not (tmp_path / "run").exists()
+    if (kind, flags) == ("bloom", JOINING[0]):  # the neighbour: padded, it is trained
+        assert sft_lora.main([word for word in argv if word not in flags])["eval_loss"] > 0
 
 
 def test_rows_without_prompts_are_named(tune_flags, tmp_path, capsys):

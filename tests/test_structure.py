@@ -197,6 +197,7 @@ BEHAVIOURS = {
     "test_advice.py",
     "test_devices.py",
     "test_extending.py",
+    "test_families.py",
     "test_published_commands.py",
     "test_readme.py",
     "test_structure.py",

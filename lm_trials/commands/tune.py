@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.fine_tuning import (
         announce_tuning,
+        check_tunable,
         choose_base,
         describe_tuning,
         finish_tuning,
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         examples = open_examples(pair_args, args, base.tokenizer, base.config)
     plan, rows = plan_fine_tuning(args, examples, examples.rows(args))
     model = load_base(base, args, adapter_args)
+    check_tunable(model, base, args)
     choose_padding(base.tokenizer, model)
     described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
     describe_tuning(described, examples, base, plan)

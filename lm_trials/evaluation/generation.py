@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,10 +26,16 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.evaluation.losses import quiet
+from lm_trials.evaluation.losses import quiet, rounding_of
 from lm_trials.models.reference import positions_of
 from lm_trials.tokens.stores import document_marks
 
+# Most models take padded batches. A RWKV reads the padding, and with its cache mixes the rows of a batch; the cache of
+# a Jamba without attention layers fails.
+Batching = Literal["padded", "equal", "single"]
+STEPS = 1e-3  # of the largest logit: convolutions on a GPU round to TF32
+BATCHINGS = get_args(Batching)
+_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[Batching, bool]] = WeakKeyDictionary()
 TAIL = 16  # tokens in which `ended` looks for an end; the longest label, as byte tokens, has 10
 
 
@@ -50,8 +58,9 @@ def write_stories(
 ) -> list[list[int]]:
     """Continue each prompt and return the new tokens, without the token that ends the story.
 
-    Prompts are padded on the left, with an attention mask.  A story ends at EOS or at the BOS that begins the next
-    one.  The random draws of a story depend on the seed and its key alone.
+    Prompts are padded on the left, with an attention mask; where that changes the stories, a batch has prompts of one
+    length (`batching`).  A story ends at EOS or at the BOS that begins the next one.  The random draws of a story
+    depend on the seed and its key alone.
 
     Args:
         prompts: token ids, each with the tokenizer's BOS (`tokens.stores.document_marks`).
@@ -90,7 +99,12 @@ def write_stories(
     if by_length:
         # One limit for a batch: stories of similar limits together waste the fewest steps.
         order.sort(key=lambda place: (limits[place], len(prompts[place])))
-    batches: Iterable[list[int]] = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    how, cached = batching(model) if prompts else ("padded", True)
+    groups, size = [order], 1 if how == "single" else batch_size
+    if how == "equal":
+        order.sort(key=lambda place: len(prompts[place]))
+        groups = [list(same) for _, same in itertools.groupby(order, key=lambda place: len(prompts[place]))]
+    batches: Iterable[list[int]] = [group[at : at + size] for group in groups for at in range(0, len(group), size)]
     if description:
         batches = progress(batches, description, "stories", len(order), size=len)
     written: dict[int, list[int]] = {}
@@ -107,7 +121,7 @@ def write_stories(
                 bos_token_id=bos[0],
                 eos_token_id=ends,
                 pad_token_id=ends[0],
-                use_cache=True,
+                use_cache=cached,
                 do_sample=False,  # `OwnDraws` adds the randomness and `generate` takes the largest score
             )
             stop: list[StoppingCriteria] = [TextStop(tokenizer, ended, longest)] if ended else []
@@ -124,6 +138,50 @@ def write_stories(
                 ids = itertools.takewhile(lambda token: token not in ends, ids)
                 written[place] = list(itertools.islice(ids, limits[place]))
     return [written[place] for place in range(len(prompts))]
+
+
+def batching(model: PreTrainedModel) -> tuple[Batching, bool]:
+    """Return which prompts a model may have in one batch, and whether it may use a cache, to generate as it predicts.
+
+    Two tokens after a short prompt are compared with a plain forward pass, in a batch and alone.  The first way that
+    agrees is returned, and told once for each model if it is not the fastest.
+    """
+    if model in _FOUND:
+        return _FOUND[model]
+    short, others = [1, 2], {"padded": [[3, 4, 5, 6, 7]], "equal": [[3, 4]], "single": []}
+    for cached, how in itertools.product((True, False), BATCHINGS):
+        rows = [short, *others[how]]
+        longest = max(map(len, rows))
+        input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
+        config = GenerationConfig(
+            max_new_tokens=2,
+            min_new_tokens=2,  # an EOS would end it after one
+            pad_token_id=0,
+            use_cache=cached,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        with quiet(model):
+            try:
+                output: Any = model.generate(  # type: ignore[operator]
+                    input_ids=input_ids, attention_mask=(input_ids > 0).long(), generation_config=config
+                )
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # a cache that does not fit
+                continue
+            plain_BT = torch.tensor([[*short, int(output.sequences[0, -2])]], device=model.device)
+            plain_TV = model(input_ids=plain_BT, use_cache=False).logits[0, -2:].float()
+        generated_TV = torch.stack([logits_BV[0] for logits_BV in output.logits]).float()
+        if (generated_TV - plain_TV).abs().max() <= max(STEPS, rounding_of(model)) * plain_TV.abs().max():
+            break
+    if (cached, how) != (True, "padded"):
+        rows_of = {"padded": "batches", "equal": "batches of prompts of one length", "single": "batches of one"}[how]
+        note(
+            f"note: a {model.config.model_type} generates in {rows_of}, {'with' if cached else 'without'} a cache, "
+            "because its predictions change otherwise; this takes longer"
+        )
+    _FOUND[model] = how, cached
+    return how, cached
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, more: Collection[int] = ()) -> list[int]:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
+from lm_trials.evaluation.losses import documents_apart
 from lm_trials.files import read_object, weights_digest
 from lm_trials.models.adapters import LoraSpec, add_lora, describe_layers, load_adapter_weights, quantization
 from lm_trials.models.reference import (
@@ -27,7 +30,7 @@ from lm_trials.models.reference import (
 from lm_trials.models.shapes import set_causal_loss
 from lm_trials.tokens.tokenizers import tokenizer_hash
 from lm_trials.training.hub import push
-from lm_trials.training.initial import InitialModel
+from lm_trials.training.initial import InitialModel, check_trainable
 from lm_trials.training.merging import merge_output
 from lm_trials.training.plan import Plan
 from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, write_end
@@ -68,6 +71,30 @@ def quantized(args: SftRunArguments, adapter_args: AdapterArguments) -> BitsAndB
     """Return how the base is quantized; None for full precision; a UsageError where this device cannot."""
     computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     return quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
+
+
+def check_tunable(model: Any, base: InitialModel, args: SftRunArguments) -> None:
+    """Check on eight tokens that a model can be trained, and keeps apart the examples that are joined.
+
+    Raises:
+        UsageError: as `check_trainable`, or for a model that attends to the examples before one's own.
+    """
+    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():  # no process has all weights
+        return
+    if not getattr(model, "is_quantized", False):
+        model.to(args.device)  # flash attention has no CPU kernels
+    check_trainable(model, _reference(base).name, documents_apart=False)
+    if not args.packing and not args.padding_free:
+        return
+    examples = [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [1, 5, 6, 7]}]
+    joined = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(examples)
+    del joined["input_ids"], joined["labels"]
+    if not documents_apart(model, **joined):
+        flag = "--packing True" if args.packing else "--padding_free True"
+        raise UsageError(
+            f"{flag}: the tokens of a {model.config.model_type} attend to the examples before theirs in a row; remove "
+            "the flag or give another model type"
+        )
 
 
 def finished_weights(model: PreTrainedModel | PeftModel, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:

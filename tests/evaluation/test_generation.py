@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
+from transformers import JambaConfig, JambaForCausalLM, LlamaForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.continuations import ContinuationOverlap
-from lm_trials.evaluation.generation import write_stories
+from lm_trials.evaluation.generation import batching, write_stories
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[1, 40, 41, 42, 43], [1, 50], [1, 60, 61, 62]]
@@ -94,3 +95,41 @@ def test_overlap_scores_each_story_by_itself():
     assert scores["rouge_l"].tolist() == [1, 0, 0]
     assert scores["length_ratio"].tolist() == [1, 0, 0.5]
     assert isinstance(scores["bleu"], np.ndarray)
+
+
+class Maskless(LlamaForCausalLM):
+    """A Llama that reads the padding, as models without an attention mask do."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        return super().forward(input_ids, **kwargs)
+
+
+def unusual(kind):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 330, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    if kind == "rwkv":
+        return RwkvForCausalLM(RwkvConfig(**shape, attention_hidden_size=16, context_length=64)).eval()
+    if kind == "jamba":  # of its two layers none has attention
+        state = {"mamba_d_state": 4, "mamba_dt_rank": 4, "num_experts": 2, "initializer_range": 0.2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        return JambaForCausalLM(JambaConfig(**shape, **state, **heads, pad_token_id=None)).eval()
+    llama = tiny_model("llama", vocab_size=330)
+    model = Maskless(llama.config)
+    model.load_state_dict(llama.state_dict())
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("llama", ("equal", True)), ("rwkv", ("single", True)), ("jamba", ("padded", False))],
+)
+def test_a_model_that_padding_or_a_cache_would_change_is_asked_otherwise(kind, expected, capsys):
+    """Batches of one length, of one story, or no cache: the story is what the model predicts, and it is told once."""
+    model, prompts = unusual(kind), [*PROMPTS, [1, 70]]
+    assert write(model, prompts) == [greedy(model, prompt, 8) for prompt in prompts]
+    assert batching(model) == expected
+    assert write(model, prompts, temperature=1.0) == write(model, prompts, temperature=1.0, batch_size=1)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: a ")]
+    assert len(told) == 1
+    assert batching(tiny_model("llama", vocab_size=330)) == ("padded", True)
+    assert capsys.readouterr().err == ""

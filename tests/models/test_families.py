@@ -12,6 +12,7 @@ import sft_lora
 import train_gpt2
 from lm_trials.console import UsageError
 from lm_trials.evaluation import generate
+from lm_trials.evaluation.losses import ROUNDING, documents_apart
 from lm_trials.models.adapters import LoraSpec, add_lora
 from lm_trials.models.reference import default_window, load_model, positions_of, resolve_model
 from lm_trials.models.shapes import build_config, describe_shape, dropout_fields
@@ -26,6 +27,7 @@ from lm_trials.training.trainer import StoryTrainer
 from lm_trials.training.tuning_examples import row_order
 
 TOKENS = {"vocab_size": 300, "block_size": 16, "bos_token_id": 1, "eos_token_id": 2}
+POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
 TEXT = torch.tensor([[1, 40, 7, 9, 33, 21, 8, 50, 12, 5]])
 
 # PEFT 0.21 asks transformers 5.23 by a name that is to go.
@@ -167,6 +169,29 @@ def test_a_type_that_ignores_where_documents_begin_is_refused_where_it_matters(k
     check_trainable(model, kind, documents_apart=False)
     message = refusal(check_trainable, model, kind, documents_apart=True)
     assert message.startswith(f"--attention_across_documents False has no effect on a {kind}, whose tokens")
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "apart"),
+    [
+        ("jamba", "initializer_range=0.001,mamba_d_state=4,mamba_dt_rank=4,num_experts=2", False),
+        ("minimax", "initializer_range=0.001,num_local_experts=2", False),
+        ("opt", "init_std=0.001", False),
+        ("llama", "initializer_range=0.001", True),
+        ("mixtral", "initializer_range=0.001,num_local_experts=2", True),
+    ],
+)
+def test_a_leak_between_documents_below_rounding_is_seen(kind, overrides, apart):
+    """Small random weights hide it in the logits; the gradient of what is masked is zero, and of what leaks never."""
+    sizes = "hidden_size=16,num_hidden_layers=2,num_attention_heads=4"
+    model = AutoModelForCausalLM.from_config(shape(kind, f"{sizes},{overrides}")).eval()
+    assert documents_apart(model, position_ids=POSITIONS) == apart
+    with torch.no_grad():
+        one, other = (
+            model(torch.tensor([[*first, 1, 5, 6, 7]]), position_ids=POSITIONS, use_cache=False).logits[0, 4:]
+            for first in ([1, 2, 3, 4], [0, 0, 0, 0])
+        )
+    assert (one - other).abs().max() < ROUNDING
 
 
 def test_a_shape_that_cannot_be_built_is_one_line():
