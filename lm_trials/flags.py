@@ -21,7 +21,11 @@ from textwrap import fill, wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_trials.console import UsageError, did_you_mean, load_libraries
-from lm_trials.files import check_writable
+from lm_trials.files import check_writable, name_fault
+
+LARGEST = 2**53  # of whole numbers; the largest that JSON readers keep
+SEED = {"least": 0, "most": 2**32 - 1}
+"""The bounds of a seed, for `option`."""
 
 
 def option(
@@ -47,10 +51,12 @@ class Check:
         least, above, most, below: bounds of a number.
         unless: one number that the bounds do not apply to, for example 0 for "none".
         finite: whether inf and nan are refused.
+        whole: whether a number of at least 1 must be whole; below 1 it is a share.
         one_of: the valid words of a list or of an optional flag; `Literal` does the same for a single word.
         distinct: whether no value of a list may be repeated.
         filled: whether text must be more than spaces, and a list not empty.
         output: whether it is a folder that results go to, which must be one that can be written to.
+        folder_name: whether text becomes the name of a folder or file (`files.name_fault`).
         required: what to give (a metavar) where the flag must be given.
         needs: flags of which one must be set where this one is; or a dictionary from values of this flag to them.
         not_with: flags that must not be set where this one is; or a dictionary likewise.
@@ -63,10 +69,12 @@ class Check:
     below: float | None = None
     unless: float | None = None
     finite: bool = True
+    whole: bool = False
     one_of: Iterable[str] = ()
     distinct: bool = False
     filled: bool = False
     output: bool = False
+    folder_name: bool = False
     required: str = ""
     needs: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
     not_with: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
@@ -104,10 +112,19 @@ class Check:
         empty = not values or any(word is None or (isinstance(word, str) and not word.strip()) for word in values)
         if self.required and empty:
             raise UsageError(f"--{name} is missing; give --{name} {self.required}")
-        if self.filled and empty and value is not None:
+        if (self.filled or self.output) and empty and value is not None:
             raise UsageError(f"--{name} must not be empty{self._because}; give a value, or omit the flag")
         for each in values:
+            if isinstance(each, str):
+                if wrong := re.search("[\0\ud800-\udfff]", each):
+                    raise UsageError(f"--{name} {each!r} contains {wrong[0]!r}, which is no text; remove it")
+                if self.folder_name and (fault := name_fault(each)):
+                    raise UsageError(f"--{name} {each!r} is not a plain name: it {fault}; give one such as stories")
             if isinstance(each, (int, float)) and not isinstance(each, bool):
+                if isinstance(each, int) and abs(each) > LARGEST:
+                    raise UsageError(f"--{name} {each} must be at most {LARGEST}")
+                if self.whole and each >= 1 and each % 1:
+                    raise UsageError(f"--{name} {_shown(each)} must be a whole number, or a share below 1")
                 if self.finite and not math.isfinite(each):
                     raise UsageError(f"--{name} {each} must be a finite number")
                 if not self.holds(each):

@@ -461,9 +461,6 @@ UNBOUNDED = {
     "head": "as layer",
     "heads": "as layer",
     "TrainVocabArguments.vocab_size": "the least depends on the characters of the stories",
-    "eval_steps": "transformers checks it, with --eval_strategy",
-    "save_steps": "transformers checks it, with --save_strategy",
-    "logging_steps": "transformers checks it, with --logging_strategy",
 }
 
 
