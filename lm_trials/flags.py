@@ -247,8 +247,7 @@ def parse_arguments(
     *parsed, rest, config = _parse(parser, own, argv, config, path, partly=full is not None)
     check_flags(*parsed)
     if common:
-        *most_used, _, _ = _parse(_parser((common,), "", prog), (common,), rest, dict(config), path, partly=True)
-        check_flags(*most_used)
+        check_given((common,), rest, config, path)
     if check:
         check(*parsed)
     if full:
@@ -258,6 +257,18 @@ def parse_arguments(
         others.known |= _flags(parser)
         *parsed[len(own) :], _, _ = _parse(others, (full_type,), rest, config, path)
     return tuple(parsed)
+
+
+def check_given(
+    kinds: tuple[type, ...], argv: Sequence[str], config: Mapping[str, Any] | None = None, path: Path | None = None
+) -> None:
+    """Check the flags of some classes where others are given too, before anything heavy is loaded.
+
+    Raises:
+        UsageError: for the first wrong value.
+    """
+    *given, _, _ = _parse(_parser(kinds, "", None), kinds, list(argv), dict(config or {}), path, partly=True)
+    check_flags(*given)
 
 
 def show_commands(prog: str, description: str, commands: Mapping[str, tuple[type, Any]]) -> None:
