@@ -39,7 +39,7 @@ def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced:
     (b'one day', 'a cat')
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.parent / f".{path.name}.unfinished"
     try:
         if callable(content):
             content(unfinished)

@@ -122,7 +122,7 @@ class Check:
                     raise UsageError(f"--{name} {each!r} is not a plain name: it {fault}; give one such as stories")
             if isinstance(each, (int, float)) and not isinstance(each, bool):
                 if isinstance(each, int) and abs(each) > LARGEST:
-                    raise UsageError(f"--{name} {each} must be at most {LARGEST}")
+                    raise UsageError(f"--{name} {each} is too large; whole numbers go up to {LARGEST}")
                 if self.whole and each >= 1 and each % 1:
                     raise UsageError(f"--{name} {_shown(each)} must be a whole number, or a share below 1")
                 if self.finite and not math.isfinite(each):

@@ -296,6 +296,8 @@ class Checked:
     sizes: list[int] = option([1], least=1, distinct=True, filled=True, help="Sizes.")
     words: list[str] = option([], one_of=("cat", "dog"), help="Words.")
     text: str | None = option(None, filled=True, help="Text.")
+    corpus_name: str | None = option(None, folder_name=True, help="Name.")
+    every: float = option(10, above=0, whole=True, help="Updates, or their share.")
     merge: str | None = option(None, needs="rank", not_with=("eight", "four"), help="Folder.")
     rank: int | None = option(None, help="Rank.")
     eight: bool = option(False, not_with="four", why="weights have one format", help="8 bits.")
@@ -343,6 +345,15 @@ def mapping_of(argv):
         ("--sizes 3 0", "--sizes 0 must be at least 1"),
         ("--sizes 3 3", "--sizes 3 is given twice; give each value once"),
         ("--words cat dig", "--words dig: did you mean dog? valid: cat, dog"),
+        ("--corpus_name ../x", "--corpus_name '../x' is not a plain name: it contains '/'; give one such as stories"),
+        ("--text a\0b", "--text 'a\\x00b' contains '\\x00', which is no text; remove it"),
+        ("--text \udcff", "--text '\\udcff' contains '\\udcff', which is no text; remove it"),
+        (f"--seeds {2**53 + 1}", f"--seeds {2**53 + 1} is too large; whole numbers go up to {2**53}"),
+        (f"--seeds {10**400}", f"--seeds {10**400} is too large; whole numbers go up to {2**53}"),
+        (f"--rank -{10**400}", f"--rank -{10**400} is too large; whole numbers go up to {2**53}"),
+        ("--share 1e400", "--share inf must be a finite number"),
+        ("--every 0", "--every 0 must be above 0"),
+        ("--every 1.5", "--every 1.5 must be a whole number, or a share below 1"),
         ("--merge out", "--merge out needs --rank"),
         ("--merge out --rank 0 --four", "--merge out and --four cannot be combined; remove one of them"),
         ("--eight --four", "--eight and --four cannot be combined (weights have one format); remove one of them"),
@@ -366,6 +377,10 @@ def test_an_empty_value_is_named():
     [
         "",
         "--share None",
+        "--corpus_name a.b",
+        f"--seeds {2**53}",
+        "--every 0.5",
+        "--every 2.0",
         "--controls 0",
         "--controls 3",
         "--words cat dog",
@@ -460,7 +475,6 @@ UNBOUNDED = {
     "layers": "as layer",
     "head": "as layer",
     "heads": "as layer",
-    "TrainVocabArguments.vocab_size": "the least depends on the characters of the stories",
 }
 
 
