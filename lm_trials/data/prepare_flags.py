@@ -69,7 +69,9 @@ class TrainVocabArguments(CorpusArguments):
     """Train a Llama-style byte-fallback BPE tokenizer on the train split."""
 
     # The backend reserves memory for all of them: 2^53 end the process.
-    vocab_size: int = option(8192, least=1, most=2**20, help="Size of the vocabulary, with 3 special tokens and 256 bytes.")
+    vocab_size: int = option(
+        8192, least=1, most=2**20, help="Size of the vocabulary, with 3 special tokens and 256 bytes."
+    )
     # The published tokenizers were trained on 10 of the 50 shards, about this many stories.
     max_stories: int = option(1_000_000, least=1, help="Stories read, from the start.")
 

@@ -29,6 +29,7 @@ from lm_trials.training import run_arguments
 from lm_trials.training import tuning_examples as examples_module
 from lm_trials.training import tuning_trainer as sft_trainer
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
+from lm_trials.training.plan import name_run
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.tuning_examples import Examples, open_examples, pack_examples
 from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_targets
@@ -466,3 +467,19 @@ def test_a_wrong_value_is_refused_before_the_device_is_looked_for(capsys, monkey
         assert argv[0] in error_line(capsys, train.main, "--dataset_name", "stories.jsonl", *argv)
     with pytest.raises(AssertionError, match="torch would be loaded"):
         train.with_recipe(["--dataset_name", "stories.jsonl", "--block_size", "2"])
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "name"),
+    [
+        ("demo", "generated", "demo-generated-s42"),
+        ("demo", "a+b", "demo-a+b-s42"),
+        ("../../small/config.json", "../stories.jsonl", "small-config.json-stories-s42"),
+        ("m" * 300, "é" * 300, f"{'m' * 100}-{'é' * 50}-s42"),
+    ],
+)
+def test_the_name_of_a_run_by_default_is_a_folder_in_runs(tmp_path, monkeypatch, model, data, name):
+    monkeypatch.chdir(tmp_path)
+    args = RunArguments(report_to="none", use_cpu=True)
+    name_run(args, model, DataArguments(dataset_name=data))
+    assert (args.run_name, args.output_dir) == (name, f"runs/{name}")
