@@ -638,7 +638,7 @@ def _chosen_arm(config: dict[str, Any], arm: str | None) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file in which `no` and `off` are words.
+    """Read a YAML file in which `no`, `off` and dates are words, and the text of a number is as it is written.
 
     Raises:
         UsageError: if it cannot be read or is no YAML; the text does not name the file, which the caller knows.
@@ -649,7 +649,9 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_config_loader())
     except OSError as error:
         raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UsageError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of a tag: `!!int x`
         mark = getattr(error, "problem_mark", None)
         why = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]  # type: ignore[union-attr]
         raise UsageError(f"it is not YAML ({why}); correct it") from None
@@ -668,15 +670,20 @@ def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: boo
 
 
 def _config_loader() -> type:
-    """Return YAML's safe loader with two changes, each for a value that would silently become another.
+    """Return YAML's safe loader with changes, each for a value that would silently become another.
 
-    `no`, `off`, `yes` and `on` stay words (`eval_strategy: no` is not `False`), and a key given twice is an error.
+    `no`, `off`, `yes`, `on` and dates stay words (`eval_strategy: no` is not `False`), a number keeps its text (a name
+    `2024_01` is not `202401`, nor `12:30` 750), and a key given twice is an error.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+            first: [
+                (tag, pattern)
+                for tag, pattern in resolvers
+                if tag != "tag:yaml.org,2002:timestamp" and (tag != "tag:yaml.org,2002:bool" or first in "tTfF")
+            ]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
@@ -687,6 +694,18 @@ def _config_loader() -> type:
                     raise UsageError(f"line {key.start_mark.line + 1}: {keys[place]} is given twice; keep one")
             return super().construct_mapping(node, deep)
 
+    def written(kind: type, read: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+        number = type("Number", (kind,), {"__str__": lambda self: self.text})
+
+        def construct(loader: Any, node: Any) -> Any:
+            value = number(read(loader, node))
+            value.text = node.value
+            return value
+
+        return construct
+
+    Loader.add_constructor("tag:yaml.org,2002:int", written(int, Loader.construct_yaml_int))
+    Loader.add_constructor("tag:yaml.org,2002:float", written(float, Loader.construct_yaml_float))
     return Loader
 
 

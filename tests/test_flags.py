@@ -193,6 +193,31 @@ def test_a_config_file_that_is_no_text_is_named(tmp_path):
     assert "it cannot be read" in refusal("--config", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["2024_01", "007", "1.10", "12:30", "0x1F", "1_000", "2024-01-02", "2024-13-45", "-0", "+1", ".5", "1e3", "010"],
+)
+def test_a_word_that_yaml_takes_for_another_number_or_a_date_stays_as_it_is_written(config, word):
+    assert parse(config(f"run_name: {word}\nmodel_name_or_path: [{word}]\n")) == parse(
+        f"--run_name={word}", "--model_name_or_path", word
+    )
+
+
+def test_a_number_stays_a_number(config):
+    args = parse(config("steps: 1_000\nshift: -1.50e+1\nrun_name: {a: 1_0, b: [.5, 010]}\n"))
+    assert (args.steps, args.shift, args.run_name) == (1000, -15.0, '{"a": 10, "b": [0.5, 8]}')
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0x_", "!!int x", "!!float x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 3000, "!!python/name:os.system"],
+)
+def test_a_value_that_yaml_cannot_read_is_one_line(config, value):
+    message = refusal(config(f"run_name: {value}"))
+    assert "it is not YAML (" in message
+    assert "\n" not in message
+
+
 def test_a_mapping_becomes_json(config):
     args = parse(config("run_name: {a: [1, b]}\n"))
     assert args.run_name == '{"a": [1, "b"]}'
