@@ -24,7 +24,7 @@ from lm_trials.console import UsageError, did_you_mean, load_libraries
 from lm_trials.files import check_writable, name_fault
 
 LARGEST = 2**53  # of whole numbers; the largest that JSON readers keep
-SEED = {"least": 0, "most": 2**32 - 1}
+SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1}
 """The bounds of a seed, for `option`."""
 
 

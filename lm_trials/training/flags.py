@@ -2,13 +2,13 @@
 
 from argparse import SUPPRESS
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
 
-RATE = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
-STEPS = {"above": 0, "whole": True}
+RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
+STEPS: dict[str, Any] = {"above": 0, "whole": True}
 WHEN = ("no", "steps", "epoch")
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
