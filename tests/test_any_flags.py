@@ -91,7 +91,7 @@ OF_PROBES = {
     "diversity": {**ONE, **DATA, "dataset_name": "short", "num_batches": 3, "num_control_batches": 0, "batch_size": 2}
     | {"max_length": 8, "finetune_steps": 1, "fisher_draws": 2},
     "embeddings": {**ONE, **DATA, "max_tokens": 40, "permutations": 20},
-    "feature_probe": {**ONE, **DATA, "dataset_name": "short", "num_train_stories": 30, "num_shuffles": 2, "l2": 1}
+    "feature_probe": {**ONE, **DATA, "dataset_name": "short", "num_train_stories": 120, "num_shuffles": 2, "l2": 1}
     | {"features": "Twist", "pooling": "mean"},
     "lens": {**ONE, **TEXTS, "lens_steps": 1, "max_train_samples": 8},
     "patching": {**TWO, **TEXTS, "components": "residual"},
@@ -147,7 +147,7 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         shutil.copytree(tiny_data / name, world / "data" / name)
     texts = [f"One day, {name} saw a {thing}. It was red." for name in ("Lily", "Tom", "Mia") for thing in "abcdefghij"]
     features = (["Twist"], ["Foreshadowing"], [], ["Twist", "Dialogue"])
-    for split, count in {"train": 60, "validation": 40, "test": 40}.items():
+    for split, count in {"train": 120, "validation": 40, "test": 40}.items():
         rows = [{"story": f"{split} {n}. {texts[n % 30]}", "features": features[n % 4]} for n in range(count)]
         write_rows(world / "short" / f"{split}.jsonl", rows)
     write_rows(world / "stories.jsonl", [{"text": text} for text in texts])

@@ -194,6 +194,7 @@ BEHAVIOURS = {
     "stories/test_seeded_maps.py",
     "test_accelerate_configs.py",
     "test_advice.py",
+    "test_any_flags.py",
     "test_extending.py",
     "test_published_commands.py",
     "test_readme.py",
