@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced: bool = False) -> Path:
@@ -35,7 +39,7 @@ def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced:
     (b'one day', 'a cat')
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.parent / f".{path.name}.unfinished"
     try:
         if callable(content):
             content(unfinished)
@@ -76,6 +80,34 @@ def check_writable(flag: str, place: str | Path) -> None:
         raise UsageError(
             f"{flag} {place} cannot be written to ({where}{error.strerror}); give another folder"
         ) from None
+
+
+def name_fault(name: str) -> str | None:
+    """Return why a name cannot be that of a folder or file inside another; None if it can.
+
+    >>> name_fault("stories 2"), name_fault("../x"), name_fault("-x")
+    (None, "contains '/'", "starts with '-'")
+    """
+    wrong = next((letter for letter in name if letter in "/\\+" or not letter.isprintable()), None)
+    if not name.strip():
+        return "is empty"
+    if wrong:
+        return f"contains {wrong!r}" + (", which joins data sets" if wrong == "+" else "")
+    if name[0] in ".- " or name[-1] in ". ":
+        return f"starts with {name[0]!r}" if name[0] in ".- " else f"ends with {name[-1]!r}"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"is longer than {LONGEST_NAME} bytes"
+    return "is a device's name on Windows" if DEVICE.fullmatch(name) else None
+
+
+def plain_name(text: str, most: int = 100) -> str:
+    """Return a text as part of a folder's name, of at most `most` bytes; a name that is plain already stays as it is.
+
+    >>> plain_name("a+b"), plain_name("../configs/small"), plain_name("...")
+    ('a+b', 'configs-small', 'unnamed')
+    """
+    letters = ("-" if letter in "/\\" or not letter.isprintable() else letter for letter in text)
+    return "".join(letters).lstrip(".- ").encode()[:most].decode(errors="ignore").rstrip(". ") or "unnamed"
 
 
 def to_disk(path: Path) -> None:

@@ -21,7 +21,11 @@ from textwrap import fill, wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_trials.console import UsageError, did_you_mean, load_libraries
-from lm_trials.files import check_writable
+from lm_trials.files import check_writable, name_fault
+
+LARGEST = 2**53  # of whole numbers; the largest that JSON readers keep
+SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1}
+"""The bounds of a seed, for `option`."""
 
 
 def option(
@@ -47,10 +51,12 @@ class Check:
         least, above, most, below: bounds of a number.
         unless: one number that the bounds do not apply to, for example 0 for "none".
         finite: whether inf and nan are refused.
+        whole: whether a number of at least 1 must be whole; below 1 it is a share.
         one_of: the valid words of a list or of an optional flag; `Literal` does the same for a single word.
         distinct: whether no value of a list may be repeated.
         filled: whether text must be more than spaces, and a list not empty.
         output: whether it is a folder that results go to, which must be one that can be written to.
+        folder_name: whether text becomes the name of a folder or file (`files.name_fault`).
         required: what to give (a metavar) where the flag must be given.
         needs: flags of which one must be set where this one is; or a dictionary from values of this flag to them.
         not_with: flags that must not be set where this one is; or a dictionary likewise.
@@ -63,10 +69,12 @@ class Check:
     below: float | None = None
     unless: float | None = None
     finite: bool = True
+    whole: bool = False
     one_of: Iterable[str] = ()
     distinct: bool = False
     filled: bool = False
     output: bool = False
+    folder_name: bool = False
     required: str = ""
     needs: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
     not_with: str | tuple[str, ...] | dict[Any, str | tuple[str, ...]] = ()
@@ -104,10 +112,19 @@ class Check:
         empty = not values or any(word is None or (isinstance(word, str) and not word.strip()) for word in values)
         if self.required and empty:
             raise UsageError(f"--{name} is missing; give --{name} {self.required}")
-        if self.filled and empty and value is not None:
+        if (self.filled or self.output) and empty and value is not None:
             raise UsageError(f"--{name} must not be empty{self._because}; give a value, or omit the flag")
         for each in values:
+            if isinstance(each, str):
+                if wrong := re.search("[\0\ud800-\udfff]", each):
+                    raise UsageError(f"--{name} {each!r} contains {wrong[0]!r}, which is no text; remove it")
+                if self.folder_name and (fault := name_fault(each)):
+                    raise UsageError(f"--{name} {each!r} is not a plain name: it {fault}; give one such as stories")
             if isinstance(each, (int, float)) and not isinstance(each, bool):
+                if isinstance(each, int) and abs(each) > LARGEST:
+                    raise UsageError(f"--{name} {each} is too large; whole numbers go up to {LARGEST}")
+                if self.whole and each >= 1 and each % 1:
+                    raise UsageError(f"--{name} {_shown(each)} must be a whole number, or a share below 1")
                 if self.finite and not math.isfinite(each):
                     raise UsageError(f"--{name} {each} must be a finite number")
                 if not self.holds(each):
@@ -230,8 +247,7 @@ def parse_arguments(
     *parsed, rest, config = _parse(parser, own, argv, config, path, partly=full is not None)
     check_flags(*parsed)
     if common:
-        *most_used, _, _ = _parse(_parser((common,), "", prog), (common,), rest, dict(config), path, partly=True)
-        check_flags(*most_used)
+        check_given((common,), rest, config, path)
     if check:
         check(*parsed)
     if full:
@@ -241,6 +257,18 @@ def parse_arguments(
         others.known |= _flags(parser)
         *parsed[len(own) :], _, _ = _parse(others, (full_type,), rest, config, path)
     return tuple(parsed)
+
+
+def check_given(
+    kinds: tuple[type, ...], argv: Sequence[str], config: Mapping[str, Any] | None = None, path: Path | None = None
+) -> None:
+    """Check the flags of some classes where others are given too, before anything heavy is loaded.
+
+    Raises:
+        UsageError: for the first wrong value.
+    """
+    *given, _, _ = _parse(_parser(kinds, "", None), kinds, list(argv), dict(config or {}), path, partly=True)
+    check_flags(*given)
 
 
 def show_commands(prog: str, description: str, commands: Mapping[str, tuple[type, Any]]) -> None:
@@ -610,7 +638,7 @@ def _chosen_arm(config: dict[str, Any], arm: str | None) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file in which `no` and `off` are words.
+    """Read a YAML file in which `no`, `off` and dates are words, and the text of a number is as it is written.
 
     Raises:
         UsageError: if it cannot be read or is no YAML; the text does not name the file, which the caller knows.
@@ -621,7 +649,9 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_config_loader())
     except OSError as error:
         raise UsageError(f"it cannot be read ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UsageError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of a tag: `!!int x`
         mark = getattr(error, "problem_mark", None)
         why = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]  # type: ignore[union-attr]
         raise UsageError(f"it is not YAML ({why}); correct it") from None
@@ -640,15 +670,20 @@ def _mapping_as_flags(config: dict[str, Any], parser: OneLineParser, partly: boo
 
 
 def _config_loader() -> type:
-    """Return YAML's safe loader with two changes, each for a value that would silently become another.
+    """Return YAML's safe loader with changes, each for a value that would silently become another.
 
-    `no`, `off`, `yes` and `on` stay words (`eval_strategy: no` is not `False`), and a key given twice is an error.
+    `no`, `off`, `yes`, `on` and dates stay words (`eval_strategy: no` is not `False`), a number keeps its text (a name
+    `2024_01` is not `202401`, nor `12:30` 750), and a key given twice is an error.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+            first: [
+                (tag, pattern)
+                for tag, pattern in resolvers
+                if tag != "tag:yaml.org,2002:timestamp" and (tag != "tag:yaml.org,2002:bool" or first in "tTfF")
+            ]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
@@ -659,6 +694,18 @@ def _config_loader() -> type:
                     raise UsageError(f"line {key.start_mark.line + 1}: {keys[place]} is given twice; keep one")
             return super().construct_mapping(node, deep)
 
+    def written(kind: type, read: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+        number = type("Number", (kind,), {"__str__": lambda self: self.text})
+
+        def construct(loader: Any, node: Any) -> Any:
+            value = number(read(loader, node))
+            value.text = node.value
+            return value
+
+        return construct
+
+    Loader.add_constructor("tag:yaml.org,2002:int", written(int, Loader.construct_yaml_int))
+    Loader.add_constructor("tag:yaml.org,2002:float", written(float, Loader.construct_yaml_float))
     return Loader
 
 

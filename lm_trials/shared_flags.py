@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lm_trials.flags import option
+from lm_trials.console import UsageError
+from lm_trials.flags import SEED, option
 
 
 @dataclass(kw_only=True)
@@ -14,7 +15,9 @@ class DataFolder:
 
     flag_group: ClassVar[str] = "data"
 
-    data_cache_dir: str = option("data", help="Folder of prepared corpora, data sets, token stores and tokenizers.")
+    data_cache_dir: str = option(
+        "data", filled=True, help="Folder of prepared corpora, data sets, token stores and tokenizers."
+    )
 
 
 @dataclass(kw_only=True)
@@ -66,3 +69,19 @@ class TokenSampling:
     temperature: float = option(0.7, least=0, help="Sampling temperature; 0 takes the likeliest token each time.")
     top_k: int = option(0, least=0, help="Sample among the K likeliest tokens; 0: all.")
     top_p: float = option(1.0, above=0, most=1, help="Sample among the likeliest tokens of this summed probability.")
+
+
+def read_seeds(given: list[str]) -> list[int]:
+    """Return the sampling seeds of `--seeds 0,1 2`.
+
+    Raises:
+        UsageError: for seeds that are not distinct whole numbers.
+
+    >>> read_seeds(["0,2", "1"])
+    [0, 2, 1]
+    """
+    words = [word.strip() for value in given for word in value.split(",") if word.strip()]
+    seeds = [int(word) for word in words if word.isdecimal() and len(word) < 11 and int(word) <= SEED["most"]]
+    if not seeds or len({*seeds}) < len(words):
+        raise UsageError(f"--seeds {' '.join(given)}: give distinct whole numbers below 2^32, such as 0,1,2")
+    return seeds

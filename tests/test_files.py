@@ -1,10 +1,10 @@
-"""Checksums: the same for the same files, and each kind of damage named."""
+"""Names of folders; writing; checksums: the same for the same files, and each kind of damage named."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_trials.files import check_writable, damaged, file_sums, write_file
+from lm_trials.files import check_writable, damaged, file_sums, name_fault, plain_name, write_file
 from tests.refusals import usage_error
 
 
@@ -119,3 +119,42 @@ def test_a_file_that_cannot_be_written_is_named_by_its_own_name(tmp_path, conten
         write_file(tmp_path / "in the way", content)
     assert raised.value.filename == str(tmp_path / "in the way")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in the way"]
+
+
+NAMES = st.text() | st.text("./\\\\+- \0\na", max_size=4) | st.text("é日😀", min_size=40, max_size=110)
+
+
+@given(name=NAMES)
+def test_a_name_without_fault_is_a_folder_inside_the_one_above(tmp_path_factory, name):
+    above = tmp_path_factory.getbasetemp()
+    if name_fault(name) is None:
+        place = above / name
+        place.mkdir()
+        assert place.resolve().parent == above.resolve()
+        assert not name.startswith(("-", "."))
+        place.rmdir()
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", ".a", "-a", " a", "a ", "a.", "../a", "a/b", "/a", "a\\b", "a+b", "a\0", "a\n",
+             "a\u202e", "\ud800", "NUL", "com1.txt", "a" * 201, "é" * 101],
+)  # fmt: skip
+def test_a_name_that_is_no_folder_is_refused(name):
+    assert name_fault(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a b", "a.b", "a-b_c", "_a", "a,b", "lr=1e-3", "日本", "null", "a" * 200, "é" * 100]
+)
+def test_a_plain_name_is_taken(name):
+    assert name_fault(name) is None
+
+
+@given(text=NAMES)
+def test_any_text_becomes_part_of_a_name(text):
+    name = plain_name(text)
+    assert name_fault(name.replace("+", "_")) in (None, "is a device's name on Windows")
+    assert len(name.encode()) <= 100
+    assert plain_name(name) == name
+    if name_fault(text) is None and len(text.encode()) <= 100:
+        assert name == text

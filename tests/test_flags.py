@@ -193,6 +193,31 @@ def test_a_config_file_that_is_no_text_is_named(tmp_path):
     assert "it cannot be read" in refusal("--config", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["2024_01", "007", "1.10", "12:30", "0x1F", "1_000", "2024-01-02", "2024-13-45", "-0", "+1", ".5", "1e3", "010"],
+)
+def test_a_word_that_yaml_takes_for_another_number_or_a_date_stays_as_it_is_written(config, word):
+    assert parse(config(f"run_name: {word}\nmodel_name_or_path: [{word}]\n")) == parse(
+        f"--run_name={word}", "--model_name_or_path", word
+    )
+
+
+def test_a_number_stays_a_number(config):
+    args = parse(config("steps: 1_000\nshift: -1.50e+1\nrun_name: {a: 1_0, b: [.5, 010]}\n"))
+    assert (args.steps, args.shift, args.run_name) == (1000, -15.0, '{"a": 10, "b": [0.5, 8]}')
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0x_", "!!int x", "!!float x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 3000, "!!python/name:os.system"],
+)
+def test_a_value_that_yaml_cannot_read_is_one_line(config, value):
+    message = refusal(config(f"run_name: {value}"))
+    assert "it is not YAML (" in message
+    assert "\n" not in message
+
+
 def test_a_mapping_becomes_json(config):
     args = parse(config("run_name: {a: [1, b]}\n"))
     assert args.run_name == '{"a": [1, "b"]}'
@@ -296,6 +321,8 @@ class Checked:
     sizes: list[int] = option([1], least=1, distinct=True, filled=True, help="Sizes.")
     words: list[str] = option([], one_of=("cat", "dog"), help="Words.")
     text: str | None = option(None, filled=True, help="Text.")
+    corpus_name: str | None = option(None, folder_name=True, help="Name.")
+    every: float = option(10, above=0, whole=True, help="Updates, or their share.")
     merge: str | None = option(None, needs="rank", not_with=("eight", "four"), help="Folder.")
     rank: int | None = option(None, help="Rank.")
     eight: bool = option(False, not_with="four", why="weights have one format", help="8 bits.")
@@ -343,6 +370,15 @@ def mapping_of(argv):
         ("--sizes 3 0", "--sizes 0 must be at least 1"),
         ("--sizes 3 3", "--sizes 3 is given twice; give each value once"),
         ("--words cat dig", "--words dig: did you mean dog? valid: cat, dog"),
+        ("--corpus_name ../x", "--corpus_name '../x' is not a plain name: it contains '/'; give one such as stories"),
+        ("--text a\0b", "--text 'a\\x00b' contains '\\x00', which is no text; remove it"),
+        ("--text \udcff", "--text '\\udcff' contains '\\udcff', which is no text; remove it"),
+        (f"--seeds {2**53 + 1}", f"--seeds {2**53 + 1} is too large; whole numbers go up to {2**53}"),
+        (f"--seeds {10**400}", f"--seeds {10**400} is too large; whole numbers go up to {2**53}"),
+        (f"--rank -{10**400}", f"--rank -{10**400} is too large; whole numbers go up to {2**53}"),
+        ("--share 1e400", "--share inf must be a finite number"),
+        ("--every 0", "--every 0 must be above 0"),
+        ("--every 1.5", "--every 1.5 must be a whole number, or a share below 1"),
         ("--merge out", "--merge out needs --rank"),
         ("--merge out --rank 0 --four", "--merge out and --four cannot be combined; remove one of them"),
         ("--eight --four", "--eight and --four cannot be combined (weights have one format); remove one of them"),
@@ -366,6 +402,10 @@ def test_an_empty_value_is_named():
     [
         "",
         "--share None",
+        "--corpus_name a.b",
+        f"--seeds {2**53}",
+        "--every 0.5",
+        "--every 2.0",
         "--controls 0",
         "--controls 3",
         "--words cat dog",
@@ -460,10 +500,6 @@ UNBOUNDED = {
     "layers": "as layer",
     "head": "as layer",
     "heads": "as layer",
-    "TrainVocabArguments.vocab_size": "the least depends on the characters of the stories",
-    "eval_steps": "transformers checks it, with --eval_strategy",
-    "save_steps": "transformers checks it, with --save_strategy",
-    "logging_steps": "transformers checks it, with --logging_strategy",
 }
 
 

@@ -104,6 +104,7 @@ def test_help_loads_neither_torch_nor_datasets():
             "leaves too little room for letters and merges beside 3 special and 256 byte tokens",
         ),
         ("train_vocab --corpus tiny --vocab_size 0", "--vocab_size"),
+        ("train_vocab --corpus tiny --vocab_size 100000", "--vocab_size 100000: the stories give only "),
         ("train_vocab --corpus tiny --vocab_size 330 --max_stories 0", "--max_stories 0 must be"),
         ("train_vocab --corpus tiny --vocab_size 400", "holds a tokenizer already; remove it"),
         ("pretokenize --corpus nowhere --vocab_size 400", "holds no records"),

@@ -196,6 +196,7 @@ BEHAVIOURS = {
     "test_accelerate_configs.py",
     "test_advice.py",
     "test_devices.py",
+    "test_any_flags.py",
     "test_extending.py",
     "test_families.py",
     "test_published_commands.py",

@@ -115,6 +115,10 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     batches = records.select_columns(["story"]).iter(1000)
     stories = (story for batch in batches for story in batch["story"])
     tokenizer = train_tokenizer(progress(stories, "reading stories", "stories", len(records)), args.vocab_size)
+    if len(tokenizer) < args.vocab_size / 2:  # the folder would have a name that is not its content
+        raise UsageError(
+            f"--vocab_size {args.vocab_size}: the stories give only {len(tokenizer)} tokens; give that or more stories"
+        )
     with finished_folder(folder) as unfinished:
         tokenizer.save_pretrained(unfinished)
     fewer = f" of {args.vocab_size:,}" if len(tokenizer) < args.vocab_size else ""

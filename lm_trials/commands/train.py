@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 from lm_trials.console import load_libraries, note, script
-from lm_trials.flags import parse_arguments
+from lm_trials.flags import check_given, parse_arguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 
 
@@ -53,6 +53,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             flags[name.replace("-", "_")] = value if equals else following
     if flags.keys() & {*named, "arm", "vocab_size", "tokenizer_name", "help", "help_all", "do_eval"} or "-h" in argv:
         return argv
+    check_given((DataArguments, ModelArguments, CommonTrainingArguments), argv)
     load_libraries()
     from torch.cuda import is_available
 

@@ -40,7 +40,7 @@ class FetchArguments(DataFolder):
 class ListArguments(DataFolder):
     """List what is prepared: stories, size on disk, content, source, token stores."""
 
-    json: str | None = option(None, help="JSON file to write the list to.")
+    json: str | None = option(None, filled=True, help="JSON file to write the list to.")
 
 
 @dataclass

@@ -20,6 +20,7 @@ import numpy as np
 from lm_trials.console import UsageError, note, progress
 from lm_trials.data.contents import content_name, contents_of, hub_name
 from lm_trials.data.documents import Documents, Tokenising, corpus_documents, set_documents, source_documents
+from lm_trials.files import plain_name
 from lm_trials.pairs.pairs import PairSet, is_pairs, open_pairs, prepare_pairs
 from lm_trials.protocols.set_texts import SetText, resolve_set, set_texts
 from lm_trials.protocols.sets import is_set
@@ -311,7 +312,7 @@ class RawSource(DataSet):
     @property
     def label(self) -> str:
         """The name of the file or folder, and the configuration."""
-        return "-".join([_stem(self.name), *([self.config] if self.config else [])])
+        return plain_name("-".join([_stem(self.name), *([self.config] if self.config else [])]))
 
     def select(self, split: str | None = None, limit: int | None = None) -> Selection:
         """Return the records of its own split, else of a split by hash, or all."""
@@ -585,7 +586,7 @@ def _member_names(name: str, config: str | None, place: Path) -> list[tuple[str,
 
 
 def _stem(name: str) -> str:
-    return Path(name).name.split(".")[0]
+    return Path(name).name.split(".")[0] or Path(name).resolve().name  # of a hidden file, or of `..`
 
 
 def _columns(rows: Any, column: str) -> tuple[Iterator[Sequence[str]], int]:

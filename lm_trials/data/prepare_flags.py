@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_trials.console import UsageError
-from lm_trials.flags import option
+from lm_trials.flags import SEED, option
 from lm_trials.protocols.transforms import transforms_help
 from lm_trials.shared_flags import DataFolder
 
@@ -17,33 +17,15 @@ if TYPE_CHECKING:
     from lm_trials.protocols.protocols import Protocol
 
 
-def is_plain(name: str) -> bool:
-    """Return whether a name is that of a folder in `--data_cache_dir`: no path, not hidden.
-
-    >>> [is_plain(name) for name in ("stories", "a/b", "..", "")]
-    [True, False, False, False]
-    """
-    return bool(name) and Path(name).name == name and not name.startswith(".")
-
-
 @dataclass
 class CorpusArguments(DataFolder):
     """The corpus."""
 
-    corpus: str = option("generated", help="Name of the corpus, a folder in --data_cache_dir.")
+    corpus: str = option("generated", folder_name=True, help="Name of the corpus, a folder in --data_cache_dir.")
 
     @property
     def folder(self) -> Path:
-        """The corpus folder.
-
-        Raises:
-            UsageError: for a name that is a path or hidden.
-        """
-        if not is_plain(self.corpus):
-            raise UsageError(
-                f"--corpus {self.corpus!r} is not a plain name; give one such as stories, and the folder above with "
-                "--data_cache_dir"
-            )
+        """The corpus folder."""
         return Path(self.data_cache_dir) / self.corpus
 
 
@@ -52,7 +34,7 @@ class GenerateArguments(CorpusArguments):
     """Generate stories from a grammar, with their words and features."""
 
     num_stories: int = option(20_000, least=100, why="each split needs a story", help="Stories to generate.")
-    seed: int = option(0, least=0, help="Seed of the stories; story i is the same in a corpus of any size.")
+    seed: int = option(0, **SEED, help="Seed of the stories; story i is the same in a corpus of any size.")
 
 
 @dataclass
@@ -86,7 +68,10 @@ class IngestArguments(CorpusArguments):
 class TrainVocabArguments(CorpusArguments):
     """Train a Llama-style byte-fallback BPE tokenizer on the train split."""
 
-    vocab_size: int = option(8192, help="Size of the vocabulary, with 3 special tokens and 256 bytes.")
+    # The backend reserves memory for all of them: 2^53 end the process.
+    vocab_size: int = option(
+        8192, least=1, most=2**20, help="Size of the vocabulary, with 3 special tokens and 256 bytes."
+    )
     # The published tokenizers were trained on 10 of the 50 shards, about this many stories.
     max_stories: int = option(1_000_000, least=1, help="Stories read, from the start.")
 
@@ -111,7 +96,7 @@ class SetArguments(TokenizerArguments):
     transform: list[str] = option(
         [], help=f"Transforms of each record, applied in this order after the other changes. {transforms_help()}"
     )
-    protocol_seed: int = option(0, least=0, help="Seed of the random draws per record.")
+    protocol_seed: int = option(0, **SEED, help="Seed of the random draws per record.")
     dry_run: bool = option(False, help="Count and show only; write nothing.")
 
     def written(self) -> dict[str, Any]:
@@ -122,10 +107,10 @@ class SetArguments(TokenizerArguments):
         """Check the names of new sets.
 
         Raises:
-            UsageError: for a path, a reserved name or the corpus's name.
+            UsageError: for a reserved name or the corpus's name.
         """
         for name in names:
-            if not is_plain(name) or name in (self.corpus, "train", "test") or "," in name:
+            if name in (self.corpus, "train", "test") or "," in name:
                 raise UsageError(
                     f"--dataset_name {name!r} is not a valid set name; give a plain one that no corpus has"
                 )
@@ -135,7 +120,9 @@ class SetArguments(TokenizerArguments):
 class PretokenizeArguments(SetArguments):
     """Tokenize a corpus once; with a protocol's flags, make its protocol set."""
 
-    dataset_name: str | None = option(None, help="Name of the set. Default: derived from the protocol.")
+    dataset_name: str | None = option(
+        None, folder_name=True, help="Name of the set. Default: derived from the protocol."
+    )
     filtering: str | None = option(
         None,
         help="Keep only stories that meet all of: features=Twist,words!=dog,length=200 (over 200 characters).",
@@ -175,7 +162,9 @@ class InstructArguments(CorpusArguments):
     style: Literal["prompt", "summary"] = option(
         "prompt", help='prompt: the record\'s instruction, then "Possible story:". summary: "Write " and the summary.'
     )
-    dataset_name: str | None = option(None, help="Name of the data set. Default: <corpus>-instruct-<style>.")
+    dataset_name: str | None = option(
+        None, folder_name=True, help="Name of the data set. Default: <corpus>-instruct-<style>."
+    )
     conversational: bool = option(
         False,
         not_with="overlong",
@@ -189,7 +178,7 @@ class InstructArguments(CorpusArguments):
         needs="conversational",
         help="Turns of a conversation, 1 to 3: the story, its summary, its words.",
     )
-    seed: int = option(0, least=0, help="Seed of the wording of later turns' questions.")
+    seed: int = option(0, **SEED, help="Seed of the wording of later turns' questions.")
     vocab_size: int = option(
         0,
         least=0,
@@ -218,11 +207,9 @@ class InstructArguments(CorpusArguments):
         """The folder of the data set.
 
         Raises:
-            UsageError: for a name that is a path or hidden, or the corpus's.
+            UsageError: for the corpus's name.
         """
         name = f"{self.corpus}-instruct-{self.style}" if self.dataset_name is None else self.dataset_name
-        if not is_plain(name):
-            raise UsageError(f"--dataset_name {name!r} is not a valid name; give a plain one such as tellers")
         if name == self.corpus:
             raise UsageError(f"--dataset_name {name} is the corpus itself; give another name")
         return Path(self.data_cache_dir) / name
@@ -248,6 +235,6 @@ class DescribeArguments(CorpusArguments):
     """
 
     dataset_name: str | None = option(None, help="Name of a set.")
-    json: str | None = option(None, help="JSON file to write the description to.")
+    json: str | None = option(None, filled=True, help="JSON file to write the description to.")
     max_stories: int = option(20_000, least=1, help="Train stories compared, from the start; 20,000 take 6 seconds.")
     max_held_out: int = option(1_000, least=1, help="Validation and test stories compared with them.")

@@ -22,7 +22,7 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, check_documents_apart, story_losses
 from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
 from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documents
-from lm_trials.files import check_writable
+from lm_trials.files import LONGEST_NAME, check_writable, plain_name
 from lm_trials.models.reference import (
     CONFIG_FILES,
     RUN_FILE,
@@ -144,7 +144,7 @@ def slug(reference: ModelReference) -> str:
     >>> slug(ModelReference("./runs/demo/checkpoint-20"))
     'runs-demo-checkpoint-20'
     """
-    return reference.name.strip("/.").replace("/", "-")
+    return plain_name(reference.name.strip("/."), LONGEST_NAME)
 
 
 def evaluate_checkpoint(

@@ -7,8 +7,8 @@ from typing import Literal
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.sampling import Mode, Sampling
-from lm_trials.flags import option
-from lm_trials.shared_flags import DataFolder, Device, Quantization, TokenSampling
+from lm_trials.flags import SEED, option
+from lm_trials.shared_flags import DataFolder, Device, Quantization, TokenSampling, read_seeds
 
 
 @dataclass
@@ -44,7 +44,7 @@ class ConstraintArguments(DataFolder, TokenSampling, Quantization, Device):
         None, least=1, help="Maximum tokens per story. Default: what fits the positions, up to 400."
     )
     batch_size: int = option(16, least=1, help="Stories per batch; no effect on results.")
-    seed: int = option(0, least=0, help="Seed of the intervals, of the other prompts, and of the classifiers.")
+    seed: int = option(0, **SEED, help="Seed of the intervals, of the other prompts, and of the classifiers.")
     output_dir: str | None = option(
         None,
         output=True,
@@ -63,9 +63,7 @@ def sampling_of(args: ConstraintArguments) -> tuple[Sampling, list[int]]:
     """
     if not args.dataset_name and not args.prompts:
         raise UsageError("no prompts; give --dataset_name, a data set of pairs, or --prompts, a file")
-    words = [word for value in args.seeds for word in value.split(",") if word]
-    if not words or not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
-        raise UsageError(f"--seeds {' '.join(args.seeds)}: give distinct whole numbers, such as 0,1,2")
-    if args.temperature == 0 and len(words) > 1:
+    seeds = read_seeds(args.seeds)
+    if args.temperature == 0 and len(seeds) > 1:
         raise UsageError("--temperature 0 gives the same story for every seed; give one number to --seeds")
-    return Sampling(args.temperature, args.top_k, args.top_p, args.seed), [int(word) for word in words]
+    return Sampling(args.temperature, args.top_k, args.top_p, args.seed), seeds

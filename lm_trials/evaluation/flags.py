@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lm_trials.flags import option
+from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading, Device
 
 SLICES = ("features", "source")
@@ -69,11 +69,11 @@ class EvaluationArguments(DataReading, Device):
     temperature: float | None = option(
         None, least=0, group="generation", help="0 is greedy. Default: 0 for --generate, 1 for --score_features."
     )
-    seed: int = option(0, least=0, help="Seed of the intervals and of sampling.")
+    seed: int = option(0, **SEED, help="Seed of the intervals and of sampling.")
     output_dir: str | None = option(
         None, output=True, group="output", help="Folder of the results. Default: <model>/eval/<data set>."
     )
-    tables_dir: str = option("out/tables", group="output", help="Folder of the tables of --generate.")
+    tables_dir: str = option("out/tables", filled=True, group="output", help="Folder of the tables of --generate.")
     matrix_dir: str = option(
-        "out/tables/matrix", group="output", help="Folder of matrix.csv, matrix.json and matrix.png."
+        "out/tables/matrix", filled=True, group="output", help="Folder of matrix.csv, matrix.json and matrix.png."
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from lm_trials.console import UsageError, note, script
 from lm_trials.evaluation.sampling import Mode, Sampling
-from lm_trials.flags import option, parse_arguments
+from lm_trials.flags import SEED, option, parse_arguments
 from lm_trials.shared_flags import Device, Quantization, TokenSampling
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -39,7 +39,7 @@ class GenerationArguments(TokenSampling, Quantization, Device):
     prompt: str = option("", help="Beginning of the story, or an instruction. With --mode chat, empty: a conversation.")
     num_samples: int = option(1, least=1, help="Stories to generate.")
     max_new_tokens: int | None = option(None, least=1, help="Maximum new tokens. Default: up to the model's positions.")
-    seed: int = option(0, least=0, help="Seed of sampling.")
+    seed: int = option(0, **SEED, help="Seed of sampling.")
 
 
 @script

@@ -107,8 +107,8 @@ class DistancePlan:
 
     def _known_rows(self) -> Iterator[tuple[Split, Row]]:
         """Yield the rows about two known cities that are not held out, true in the scrambled control too."""
-        share = self.args.held_out_share
-        cities = [city for city in self.cities if city in self.latents[0].known]
+        share, known = self.args.held_out_share, set(self.latents[0].known)
+        cities = [city for city in self.cities if city in known]
         cities = [city for city in cities if split_of_city(city, share) == "train"]
         for number in range(self.args.known_rows if len(cities) > 1 else 0):
             purpose = (self.args.seed, "known", number)

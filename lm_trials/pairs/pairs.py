@@ -21,7 +21,7 @@ from typing import Any, Literal
 from datasets import DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean, note
-from lm_trials.files import file_sums, finished_folder, write_json
+from lm_trials.files import file_sums, finished_folder, plain_name, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.corpora import MANIFEST, check_free, read_manifest
 from lm_trials.stories.records import SPLITS, Split, check_unicode, record_id
@@ -131,7 +131,7 @@ def prepare_pairs(
     Raises:
         UsageError: for rows that are not pairs, naming their columns.
     """
-    folder = data_cache_dir / f"{label}-{FOLDER}-{source.fingerprint()[:8]}"
+    folder = data_cache_dir / f"{plain_name(label)}-{FOLDER}-{source.fingerprint()[:8]}"
     if not is_pairs(folder):
         source.check_splits()
         facts: dict[str, Any] = {"source": source.origin(), "left_out": {"rows": 0}, "unused_columns": []}

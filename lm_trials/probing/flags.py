@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from lm_trials.console import UsageError
 from lm_trials.files import check_writable
-from lm_trials.flags import option
+from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading, Device, Quantization
 
 
@@ -30,7 +30,7 @@ class SubjectArguments(Quantization, Device):
     output_dir: str | None = option(
         None, output=True, help="Folder of the results. Default: <first local model>/probes/<probe>."
     )
-    seed: int = option(0, least=0, help="Seed of intervals, random draws and controls.")
+    seed: int = option(0, **SEED, help="Seed of intervals, random draws and controls.")
 
 
 @dataclass

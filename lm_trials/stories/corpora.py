@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError, did_you_mean, note
-from lm_trials.files import file_sums, finished_folder, write_json
+from lm_trials.files import file_sums, finished_folder, plain_name, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.pieces import read_pieces, resumable_folder, split_batches
 from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, split_of
@@ -256,4 +256,4 @@ def _corpus_folder(source: Source, dataset_name: str, data_cache_dir: Path) -> P
     part = source.dataset_config_name if source.kind == "hub" else Path(source.reference).name.split(".")[0]
     if part and part not in (stem, "records"):
         stem += f"-{part}"
-    return data_cache_dir / f"{stem}-{source.fingerprint()[:8]}"
+    return data_cache_dir / f"{plain_name(stem)}-{source.fingerprint()[:8]}"

@@ -31,7 +31,7 @@ class OrderArguments:
     run: str = option("runs/demo", help="Folder of the run.")
     step: int = option(1, least=1, help="Update, from 1, as in the logs.")
     text: bool = option(False, help="Show the text of each block too.")
-    data_cache_dir: str | None = option(None, help="Folder of the prepared data. Default: the run's.")
+    data_cache_dir: str | None = option(None, filled=True, help="Folder of the prepared data. Default: the run's.")
 
 
 @dataclass(frozen=True)

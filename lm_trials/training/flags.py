@@ -1,10 +1,19 @@
 """Flags of `lm-trials train`, and the common flags of `TrainingArguments` for `--help`; no torch."""
 
+from argparse import SUPPRESS
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from lm_trials.flags import option
+from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
+
+RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
+STEPS: dict[str, Any] = {"above": 0, "whole": True}
+WHEN = ("no", "steps", "epoch")
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+)  # fmt: skip
 
 
 @dataclass
@@ -81,22 +90,28 @@ class CommonTrainingArguments:
     flag_group: ClassVar[str] = "training"
 
     output_dir: str = option("runs/<run_name>", output=True, group="output", help="Folder of the run.")
-    run_name: str = option("<model>-<data>-s<seed>", group="output", help="Name of the run.")
+    run_name: str = option("<model>-<data>-s<seed>", folder_name=True, group="output", help="Name of the run.")
     max_steps: int = option(-1, least=1, unless=-1, help="Number of updates; overrides --num_train_epochs.")
     num_train_epochs: float = option(3.0, above=0, help="Passes over the training split.")
     per_device_train_batch_size: int = option(8, least=1, help="Blocks in a batch of each process.")
     per_device_eval_batch_size: int = option(8, least=1, help="Blocks in a batch of each process in evaluation.")
     gradient_accumulation_steps: int = option(1, least=1, help="Batches of each process in an update.")
-    learning_rate: float = option(5e-5, least=0, help="Peak learning rate; see docs/choosing_sizes.md.")
-    lr_scheduler_type: str = option("linear", help="Schedule: linear, cosine, constant, constant_with_warmup, ...")
+    learning_rate: float = option(5e-5, **RATE, help="Peak learning rate; see docs/choosing_sizes.md.")
+    lr_scheduler_type: str = option(
+        "linear", one_of=SCHEDULES, help="Schedule: linear, cosine, constant, constant_with_warmup, ..."
+    )
     warmup_steps: float = option(0, least=0, help="Updates of warm-up, or their share if below 1.")
     weight_decay: float = option(0.0, least=0, help="Weight decay of AdamW, on matrices only.")
-    eval_strategy: str = option("no", help="no, steps or epoch.")
-    eval_steps: float = option(None, help="Updates between evaluations, or their share if below 1.")
-    save_steps: float = option(500, group="output", help="Updates between checkpoints, or their share if below 1.")
-    logging_steps: float = option(10, group="output", help="Updates between log lines, or their share if below 1.")
-    seed: int = option(42, least=0, most=2**32 - 1, help="Seed of initial weights and dropout.")
-    data_seed: int = option(None, least=0, most=2**32 - 1, help="Seed of the data order. Default: --seed.")
+    eval_strategy: str = option("no", one_of=WHEN, help="no, steps or epoch.")
+    eval_steps: float = option(None, **STEPS, help="Updates between evaluations, or their share if below 1.")
+    save_steps: float = option(
+        500, **STEPS, group="output", help="Updates between checkpoints, or their share if below 1."
+    )
+    logging_steps: float = option(
+        10, **STEPS, group="output", help="Updates between log lines, or their share if below 1."
+    )
+    seed: int = option(42, **SEED, help="Seed of initial weights and dropout.")
+    data_seed: int = option(None, **SEED, help="Seed of the data order. Default: --seed.")
     bf16: bool = option(False, help="bfloat16 mixed precision; slow on CPUs without bf16 units.")
     report_to: str = option("tensorboard", group="output", help="tensorboard, wandb, trackio, none.")
     do_train: bool = option(False, help="Train; the default unless only --do_eval is given.")
@@ -108,3 +123,24 @@ class CommonTrainingArguments:
     hub_model_id: str = option(
         None, group="output", help="Repository, as OWNER/NAME. Default: the name of --output_dir."
     )
+
+    # Not shown by `--help`: their bounds, so that a wrong value is refused before torch is loaded.
+    adam_beta1: float = option(0.9, least=0, below=1, help=SUPPRESS)
+    adam_beta2: float = option(0.999, least=0, below=1, help=SUPPRESS)
+    adam_epsilon: float = option(1e-8, least=0, below=1, help=SUPPRESS)
+    max_grad_norm: float = option(1.0, least=0, help=SUPPRESS)
+    label_smoothing_factor: float = option(0.0, least=0, below=1, help=SUPPRESS)
+    neftune_noise_alpha: float = option(None, least=0, help=SUPPRESS)
+    logging_strategy: str = option("steps", one_of=WHEN, help=SUPPRESS)
+    save_strategy: str = option("steps", one_of=(*WHEN, "best"), help=SUPPRESS)
+    hub_strategy: str = option(
+        "every_save", one_of=("end", "every_save", "checkpoint", "all_checkpoints"), help=SUPPRESS
+    )
+    eval_delay: float = option(0, least=0, help=SUPPRESS)
+    eval_accumulation_steps: int = option(None, least=1, help=SUPPRESS)
+    save_total_limit: int = option(None, least=0, help=SUPPRESS)
+    torch_empty_cache_steps: int = option(None, least=1, help=SUPPRESS)
+    dataloader_num_workers: int = option(0, least=0, most=1024, help=SUPPRESS)
+    dataloader_prefetch_factor: int = option(None, least=1, help=SUPPRESS)
+    ddp_bucket_cap_mb: int = option(None, least=1, help=SUPPRESS)
+    ddp_timeout: int = option(1800, least=1, help=SUPPRESS)

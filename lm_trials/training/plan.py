@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_trials.console import UsageError
+from lm_trials.files import plain_name
 from lm_trials.tokens.blocks import TrainingBlocks
 from lm_trials.training.flags import DataArguments
 from lm_trials.training.run_arguments import RunArguments
@@ -132,7 +133,7 @@ def name_run(arguments: RunArguments, model_name: str, data_args: DataArguments 
         data = Path(data_args.dataset_name).name.split(".")[0]
         if data_args.dataset_config_name:
             data += f"-{data_args.dataset_config_name}"
-        arguments.run_name = f"{model_name}-{data}-s{arguments.seed}"
+        arguments.run_name = f"{plain_name(model_name)}-{plain_name(data)}-s{arguments.seed}"
         if arguments.data_seed != arguments.seed:
             arguments.run_name += f"-d{arguments.data_seed}"
     if not arguments.has_output_dir:

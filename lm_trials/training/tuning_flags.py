@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.shared_flags import Quantization
-from lm_trials.training.flags import CommonTrainingArguments
+from lm_trials.training.flags import RATE, CommonTrainingArguments
 
 
 @dataclass
@@ -25,7 +25,7 @@ class PairArguments:
     validation_split_percentage: float | None = option(
         None, above=0, most=50, help="Percentage held out as the validation split where there is none, by hash."
     )
-    data_cache_dir: str = option("data", help="Folder of prepared data sets.")
+    data_cache_dir: str = option("data", filled=True, help="Folder of prepared data sets.")
     prompt_layout: Literal["auto", "instruct", "chat", "text"] = option(
         "auto",
         help="instruct: [EOS] prompt [BOS] completion [EOS]; chat: the tokenizer's chat template; text: no prompts; "
@@ -112,4 +112,4 @@ class CommonSftArguments(CommonTrainingArguments):
     padding_free: bool = option(False, help="Concatenate the examples of a batch instead of padding them.")
     per_device_train_batch_size: int = option(8, least=1, help="Examples (or packed rows) in a batch of each process.")
     per_device_eval_batch_size: int = option(8, least=1, help="Examples in a batch of each process in evaluation.")
-    learning_rate: float = option(1e-4, least=0, help="Peak learning rate of AdamW.")
+    learning_rate: float = option(1e-4, **RATE, help="Peak learning rate of AdamW.")

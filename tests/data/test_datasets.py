@@ -44,6 +44,26 @@ def test_a_prepared_name_comes_before_a_path_of_that_name(tiny_data, tmp_path, m
     assert len(ids(opened("tiny", data_cache_dir="elsewhere"))) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("mine/stories.v2.jsonl", "stories"),
+        ("mine/.hidden.jsonl", "hidden.jsonl"),
+        ("mine/-a\n.jsonl", "a-"),
+        ("mine", "mine"),
+        ("mine/empty/..", "mine"),
+        (f"mine/{'é' * 120}.jsonl", "é" * 50),
+    ],
+)
+def test_a_path_has_a_label_that_is_a_folders_name(tmp_path, monkeypatch, name, label):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/empty").mkdir(parents=True)
+    write_stories(tmp_path / (name if name.endswith("jsonl") else "mine/stories.jsonl"), 3)
+    dataset = opened(name)
+    assert dataset.name == label
+    assert len(ids(dataset)) == 3
+
+
 def test_a_path_is_read_whole_again_and_again(tmp_path):
     write_stories(tmp_path / "stories.jsonl", 20)
     dataset = opened(tmp_path / "stories.jsonl")

@@ -333,7 +333,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(data, tmp_path, caps
         (["--dataset_name", "nowhere"], "--dataset_name nowhere is not prepared in"),
         (["--dataset_name", "bare"], "bare has no column words and features; make it with"),
         (["--dataset_name", "made", "--max_new_tokens", "511"], "have room for 1; give a smaller --max_new_tokens"),
-        (["--dataset_name", "made", "--seeds", "1,1"], "--seeds 1,1: give distinct whole numbers, such as 0,1,2"),
+        (["--dataset_name", "made", "--seeds", "1,1"], "--seeds 1,1: give distinct whole numbers below 2^32"),
         (["--dataset_name", "made", "--seeds", "a"], "--seeds a: give distinct"),
         (["--dataset_name", "made", "--temperature", "0", "--seeds", "0,1"], "give one number to --seeds"),
         (["--dataset_name", "made", "--feature_judge", "classifier"], "classifier needs --judge_corpus"),

@@ -91,7 +91,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(data):
         (["--filtering", "features=Twist,features!=Twist"], "leaves none of"),
         (["--refusal", "features=Twist:2"], "is not a probability"),
         (["--dataset_name", "tiny"], "'tiny' is not a valid set name"),
-        (["--dataset_name", "../x"], "is not a valid set name"),
+        (["--dataset_name", "../x"], "is not a plain name"),
         (["--transform", "truncate_story"], "truncate_story takes an argument"),
         (["--dry_run"], "give one, as --filtering"),
         (["--filtering", "features=Twist", "--refusal_text", "No."], "needs --refusal; add it"),

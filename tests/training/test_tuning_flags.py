@@ -1,18 +1,23 @@
 """Flags of a fine-tuning that would do nothing, or something else than they say: each is refused in one line."""
 
 import json
+import re
 import tracemalloc
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from refusals import error_line
 from refusals import usage_error as refused
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, SchedulerType
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from trl import pack_dataset
 
+from lm_trials.commands import train
 from lm_trials.console import UsageError
 from lm_trials.flags import check_flags, parse_arguments
 from lm_trials.pairs import examples as pair_tokens
@@ -23,9 +28,11 @@ from lm_trials.tokens.tokenizers import train_tokenizer
 from lm_trials.training import run_arguments
 from lm_trials.training import tuning_examples as examples_module
 from lm_trials.training import tuning_trainer as sft_trainer
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
+from lm_trials.training.plan import name_run
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.tuning_examples import Examples, open_examples, pack_examples
-from lm_trials.training.tuning_flags import AdapterArguments, PairArguments, check_targets
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_targets
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 
 # Flags of transformers.TrainingArguments, which both scripts refuse.
@@ -382,3 +389,97 @@ def test_what_trl_refuses_is_one_line_and_faults_of_ours_keep_their_traceback(tm
     refuse(AttributeError("no such thing"))
     with pytest.raises(AttributeError, match="no such thing"):
         sft_trainer.tuner(args=arguments)
+
+
+# Ranges of the flags of transformers and trl, checked before these are loaded
+
+SCRIPTS = {
+    "train": ((DataArguments, ModelArguments), CommonTrainingArguments, RunArguments),
+    "tune": ((PairArguments, AdapterArguments), CommonSftArguments, SftRunArguments),
+}
+NO_RANGE = {
+    "local_rank": "launchers set it",
+    "dataset_num_proc": "has no effect and is refused",
+    "router_aux_loss_coef": "any weight of a loss",
+    "pad_to_multiple_of": "trl checks it",
+}
+
+
+class Loaded(Exception):
+    """The class of the training arguments would be loaded now."""
+
+
+def load():
+    raise Loaded
+
+
+def bounded_flags():
+    for script, (own, common, _) in SCRIPTS.items():
+        for field in fields(common):
+            if field.metadata["check"].bounds:
+                yield pytest.param(own, common, field, id=f"{script}-{field.name}")
+
+
+@pytest.mark.parametrize(("own", "common", "field"), list(bounded_flags()))
+def test_a_value_beyond_the_range_is_refused_before_anything_is_loaded(own, common, field, tmp_path):
+    check, kind = field.metadata["check"], get_type_hints(common)[field.name]
+    step = 1 if kind is int else 0.25
+    edges = [(check.least, -step, 0), (check.above, 0, step), (check.most, step, 0), (check.below, 0, -step)]
+    wrong = [edge + beyond for edge, beyond, _ in edges if edge is not None]
+    right = [edge + inside for edge, _, inside in edges if edge is not None]
+    given = ["--model_name_or_path", "m", "--dataset_name", "d"]
+    file = tmp_path / "flags.yaml"
+    for value in [*wrong, "x", *([] if kind is int else ["nan", "inf"])]:
+        file.write_text(f"{field.name}: {value}")
+        for argv in ([f"--{field.name}={value}"], ["--config", str(file)]):
+            with pytest.raises(UsageError, match=rf"--{field.name}\b"):
+                parse_arguments([*given, *argv], own, "", common, load)
+    for value in right:
+        with pytest.raises(Loaded):
+            parse_arguments([*given, f"--{field.name}={value}"], own, "", common, load)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_of_the_library_has_a_range_or_a_reason(script):
+    _, common, full = SCRIPTS[script]
+    ranges = {field.name for field in fields(common) if field.metadata["check"].bounds}
+    numbers = {field.name for field in fields(full) if re.search(r"int|float", str(field.type).replace("point", ""))}
+    numbers -= {field.name for field in fields(full) if "PeftConfig" in str(field.type)}
+    assert numbers - ranges == NO_RANGE.keys() & numbers
+
+
+def test_the_words_of_a_flag_are_the_librarys():
+    words = {field.name: set(field.metadata["check"].one_of) for field in fields(CommonTrainingArguments)}
+    for name, kind in {
+        "lr_scheduler_type": SchedulerType, "eval_strategy": IntervalStrategy, "logging_strategy": IntervalStrategy,
+        "save_strategy": SaveStrategy, "hub_strategy": HubStrategy,
+    }.items():  # fmt: skip
+        assert words.pop(name) == {word.value for word in kind}
+    assert not any(words.values())
+
+
+def test_a_wrong_value_is_refused_before_the_device_is_looked_for(capsys, monkeypatch):
+    def never():
+        raise AssertionError("torch would be loaded")
+
+    monkeypatch.setattr(train, "load_libraries", never)
+    for argv in (["--block_size", "1"], ["--seed", "-1"], ["--run_name", "../x"], ["--num_sampled_stories", "x"]):
+        assert argv[0] in error_line(capsys, train.main, "--dataset_name", "stories.jsonl", *argv)
+    with pytest.raises(AssertionError, match="torch would be loaded"):
+        train.with_recipe(["--dataset_name", "stories.jsonl", "--block_size", "2"])
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "name"),
+    [
+        ("demo", "generated", "demo-generated-s42"),
+        ("demo", "a+b", "demo-a+b-s42"),
+        ("../../small/config.json", "../stories.jsonl", "small-config.json-stories-s42"),
+        ("m" * 300, "é" * 300, f"{'m' * 100}-{'é' * 50}-s42"),
+    ],
+)
+def test_the_name_of_a_run_by_default_is_a_folder_in_runs(tmp_path, monkeypatch, model, data, name):
+    monkeypatch.chdir(tmp_path)
+    args = RunArguments(report_to="none", use_cpu=True)
+    name_run(args, model, DataArguments(dataset_name=data))
+    assert (args.run_name, args.output_dir) == (name, f"runs/{name}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from lm_trials.console import UsageError
-from lm_trials.files import check_writable
-from lm_trials.flags import option
+from lm_trials.files import LONGEST_NAME, check_writable, plain_name
+from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading, Device
 
 
@@ -74,7 +74,7 @@ class DiversityArguments(DataReading, Device):
         why="for a 3-gram",
         help="Words of each batch for compression and n-grams. Default: those of the shortest batch.",
     )
-    seed: int = option(0, least=0, help="Seed of batches, random draws and controls.")
+    seed: int = option(0, **SEED, help="Seed of batches, random draws and controls.")
     output_dir: str | None = option(
         None, output=True, help="Folder of the results. Default: <model>/probes/diversity/<data sets>."
     )
@@ -88,7 +88,7 @@ class DiversityArguments(DataReading, Device):
             names += f"-{self.dataset_config_name}"
         local = Path(self.model_name_or_path).expanduser()
         place = local / "probes" if not self.text_only and local.is_dir() else Path("out")
-        return place / "diversity" / names
+        return place / "diversity" / plain_name(names, LONGEST_NAME)
 
 
 ARGUMENTS = (DiversityArguments,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +86,7 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Feat
             f"{', '.join(SCORED_SPLITS)}"
         )
     for layer in args.layers:
-        if layer != NORMED and not layer.removeprefix("-").isdigit():
+        if not re.fullmatch(rf"{NORMED}|-?\d{{1,9}}", layer):
             raise UsageError(f"--layers {layer} is not a layer; give numbers from 0 (embeddings), or {NORMED}")
     if len(set(args.chosen)) < len(args.chosen):
         raise UsageError(f"--features {' '.join(args.features)}: a feature is given twice; give each once")
