@@ -87,7 +87,7 @@ class CommonTrainingArguments:
     per_device_train_batch_size: int = option(8, least=1, help="Blocks in a batch of each process.")
     per_device_eval_batch_size: int = option(8, least=1, help="Blocks in a batch of each process in evaluation.")
     gradient_accumulation_steps: int = option(1, least=1, help="Batches of each process in an update.")
-    learning_rate: float = option(5e-5, least=0, help="Peak learning rate; see docs/choosing_sizes.md.")
+    learning_rate: float = option(5e-5, least=0, most=1000, help="Peak learning rate; see docs/choosing_sizes.md.")
     lr_scheduler_type: str = option("linear", help="Schedule: linear, cosine, constant, constant_with_warmup, ...")
     warmup_steps: float = option(0, least=0, help="Updates of warm-up, or their share if below 1.")
     weight_decay: float = option(0.0, least=0, help="Weight decay of AdamW, on matrices only.")

@@ -112,4 +112,4 @@ class CommonSftArguments(CommonTrainingArguments):
     padding_free: bool = option(False, help="Concatenate the examples of a batch instead of padding them.")
     per_device_train_batch_size: int = option(8, least=1, help="Examples (or packed rows) in a batch of each process.")
     per_device_eval_batch_size: int = option(8, least=1, help="Examples in a batch of each process in evaluation.")
-    learning_rate: float = option(1e-4, least=0, help="Peak learning rate of AdamW.")
+    learning_rate: float = option(1e-4, least=0, most=1000, help="Peak learning rate of AdamW.")
