@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -105,11 +106,13 @@ def sharded(command: str, argv: list[str], config: str, kept: str) -> None:
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": config,
     }
-    import deepspeed.comm.torch
+    import deepspeed.comm.torch  # noqa: F401 - the attribute of this name is torch itself
 
     from lm_trials.training.resumption import ExactResume
 
-    deepspeed.comm.torch.build_shm_op = lambda: None  # C++ for collectives, which takes minutes to compile
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: (
+        None
+    )  # C++ for collectives, which takes minutes to compile
     sizes, evaluated = [], ExactResume.evaluated
 
     def keep(self, metrics):
