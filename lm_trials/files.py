@@ -14,10 +14,13 @@ import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, note
+
+SEALS = ("finished.json", "sums.json")  # of a run and of a checkpoint: their `files` are `file_sums`
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -39,7 +42,7 @@ def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced:
     (b'one day', 'a cat')
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f".{path.name}.unfinished"
+    unfinished = path.parent / f".{path.name}.{os.getpid()}.unfinished"  # another process may write the same file
     try:
         if callable(content):
             content(unfinished)
@@ -173,37 +176,93 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def locked(path: Path, doing: str = "") -> IO[str]:
+    """Lock a file, which is made where it is missing, and write this process and host into it; `unlock` removes it.
+
+    A lock ends with its process, however that ends: a file that a killed process left behind locks nothing.
+
+    Args:
+        doing: what the other process does, for a line that is shown while this one waits for it.
+
+    Raises:
+        BlockingIOError: with the other process and its host, where another has the lock and `doing` is empty.
+        OSError: where the file cannot be written.
+    """
+    import fcntl
+
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read() or "another process"
+            if not doing:
+                file.close()
+                raise BlockingIOError(owner) from None
+            note(f"waiting for {owner}, which {doing} ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            return file
+        with suppress(FileNotFoundError):  # the process that had the lock has removed the file
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+        file.close()
+
+
+def unlock(file: IO[str]) -> None:
+    """Remove a file that is locked by this process, and unlock it."""
+    Path(file.name).unlink(missing_ok=True)
+    file.close()
+
+
+class MadeMeanwhileError(UsageError):
+    """A folder that another process has made."""
+
+
 @contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes `folder` only when all went well; nothing half-written stays.
 
-    What a killed process of this machine left behind is removed; parents made for a folder that came to nothing too.
+    One process at a time fills it; others wait, and those that need its content use it:
+    `with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:`.  What a killed process of this machine
+    left behind is removed; parents made for a folder that came to nothing too.
 
     Raises:
-        UsageError: where the place cannot be written to, or another process was faster.
+        MadeMeanwhileError: where the folder has content.
+        UsageError: where the place cannot be written to.
     """
     mark = f".{folder.name}.unfinished-{socket.gethostname()}-"
     unfinished = folder.with_name(f"{mark}{os.getpid()}")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        for left in folder.parent.glob(f"{mark}*"):
-            if left == unfinished or not _is_running(left.name.removeprefix(mark)):
-                shutil.rmtree(left)
-        unfinished.mkdir(parents=True)
+        lock = locked(folder.with_name(f".{folder.name}.unfinished-lock"), f"makes {folder}")
     except OSError as error:
         raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
     try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise MadeMeanwhileError(f"{folder} appeared meanwhile; run the same command again")
+        for left in folder.parent.glob(f"{mark}*"):
+            if left == unfinished or not _is_running(left.name.removeprefix(mark)):
+                shutil.rmtree(left)
+        unfinished.mkdir()
         yield unfinished
         try:
-            unfinished.rename(folder)  # over an empty folder, too; anything else was refused before
-        except OSError as error:
-            raise UsageError(f"{folder} appeared meanwhile ({error.strerror}); run the same command again") from None
+            unfinished.rename(folder)  # over an empty folder, too
+        except OSError:
+            raise MadeMeanwhileError(f"{folder} appeared meanwhile; run the same command again") from None
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        unlock(lock)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
+    unlock(lock)
 
 
 def _is_running(process_id: str) -> bool:
@@ -265,6 +324,20 @@ def damaged(folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> list[str
     """
     faults = (_fault(folder / name, name, entry) for name, entry in sorted(expected.items()))
     return [fault for fault in faults if fault]
+
+
+def check_sums(folder: Path, pattern: str) -> None:
+    """Compare the matching files of a run or checkpoint with the sums that were written with them, if there are any.
+
+    Raises:
+        UsageError: for a file that is missing or changed.
+    """
+    for seal in (folder / name for name in SEALS if (folder / name).is_file()):
+        sums = read_object(seal).get("files", {})
+        if found := damaged(folder, {name: sums[name] for name in sums if fnmatch(name, pattern)}):
+            raise UsageError(
+                f"{folder} is damaged: {found[0]}; restore the file, or remove {seal.name} if you changed it on purpose"
+            )
 
 
 def _fault(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -66,6 +67,61 @@ def train_and_keep(argv: list[str], kept: str) -> None:
     StoryTrainer.compute_loss = compute_loss
     train_gpt2.main(argv)
     np.save(f"{kept}-{os.environ.get('RANK', '0')}.npy", np.stack(seen))
+
+
+def break_update(trainer: type, where: str, value: float, update: int, setter=setattr) -> None:
+    """Let the loss, a gradient or a weight of one update of a Trainer be `value`."""
+    import torch
+
+    def training_step(self, model, *args, step=trainer.training_step, **kwargs):
+        loss = step(self, model, *args, **kwargs)
+        now = self.state.global_step + 1 == update
+        if now and where == "gradient":
+            next(weight for weight in model.parameters() if weight.requires_grad).grad.view(-1)[-1] = value
+        return torch.full_like(loss, value) if now and where == "loss" else loss
+
+    def zero_grad(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == update and where == "weight":
+            next(weight for weight in model.parameters() if weight.requires_grad).data.view(-1)[-1] = value
+
+    setter(trainer, "training_step", training_step)
+    from lm_trials.training.resumption import Interruption
+
+    setter(Interruption, "on_optimizer_step", zero_grad)  # a callback of every training
+
+
+def diverge(argv: list[str], rank: int) -> None:
+    """Train; the loss of the third update is nan in one process."""
+    from lm_trials.training.trainer import StoryTrainer
+
+    if os.environ["RANK"] == str(rank):
+        break_update(StoryTrainer, "loss", float("nan"), 3)
+    train(argv)
+
+
+def sharded(command: str, argv: list[str], config: str, kept: str) -> None:
+    """Train or tune under DeepSpeed on CPUs, and keep the sizes of the weights at each evaluation: 0 where sharded."""
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": config,
+    }
+    import deepspeed.comm.torch  # noqa: F401 - the attribute of this name is torch itself
+
+    from lm_trials.training.resumption import ExactResume
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: (
+        None
+    )  # C++ for collectives, which takes minutes to compile
+    sizes, evaluated = [], ExactResume.evaluated
+
+    def keep(self, metrics):
+        sizes.append([weight.numel() for weight in self.model.parameters()])
+        return evaluated(self, metrics)
+
+    ExactResume.evaluated = keep
+    {"train": train, "tune": tune}[command](argv)
+    Path(f"{kept}-{os.environ['RANK']}.json").write_text(json.dumps(sizes))
 
 
 def world(size: int) -> list[dict[str, str]]:

@@ -185,6 +185,7 @@ def test_a_circle_is_seen(back):
 # What no file by its own name does: behaviours across modules, and folders or pages as a whole.
 BEHAVIOURS = {
     "evaluation/test_document_leak.py",
+    "models/test_damage.py",
     "models/test_families.py",
     "models/test_model_folders.py",
     "probes/test_probes.py",
@@ -202,13 +203,16 @@ BEHAVIOURS = {
     "test_published_commands.py",
     "test_readme.py",
     "test_structure.py",
+    "training/test_diverged.py",
     "training/test_eos_is_trained.py",
     "training/test_evaluate_first.py",
     "training/test_killed_runs.py",
     "training/test_packing_leak.py",
     "training/test_same_examples.py",
+    "training/test_sharded.py",
     "training/test_streaming_runs.py",
     "training/test_tuning_exact.py",
+    "training/test_two_at_once.py",
     "trials/test_tuning_arms.py",
 }
 

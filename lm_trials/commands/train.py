@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     hub.check_push(args)
     with args.main_process_first(desc="the tokenizer"):
         initial = choose_initial(model_args, data_args)
+    if args.do_train:
+        initial.check_memory(args)
     name_run(args, model_args.config_name or initial.name, data_args)
     with args.main_process_first(desc="the data"):
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)

@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     hub.check_push(args)
     quantized(args, adapter_args)  # refused before the data are prepared
     base = choose_base(adapter_args)
+    if adapter_args.full_finetune and args.do_train:
+        base.check_memory(args)
     name_run(args, base.name, pair_args)
     with args.main_process_first(desc="the data"):
         examples = open_examples(pair_args, args, base.tokenizer, base.config)

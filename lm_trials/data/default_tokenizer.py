@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note, progress
 from lm_trials.data.datasets import DataSet, ProtocolSet, RawSource
-from lm_trials.files import finished_folder
+from lm_trials.files import MadeMeanwhileError, finished_folder
 from lm_trials.stories.corpora import open_records
 from lm_trials.tokens.tokenizers import train_tokenizer
 
@@ -38,14 +39,14 @@ def default_tokenizer(dataset: DataSet) -> Path:
     corpora = [member.corpus() for member in dataset.members]
     folder = corpora[0] / "-".join(["tokenizer", *(corpus.name for corpus in corpora[1:])])
     if not folder.exists():
-        records = [open_records(corpus, "train").select_columns(["story"]) for corpus in corpora]
-        stories = [rows.select(range(min(MAX_STORIES, len(rows)))) for rows in records]
-        vocab_size = default_vocab_size(sum(map(_characters, stories)))
-        note(f"no tokenizer is named: training one of {vocab_size:,} tokens on {dataset.label}, kept in {folder}")
-        texts = (story for rows in stories for batch in rows.iter(1000) for story in batch["story"])
-        tokenizer = train_tokenizer(progress(texts, "reading stories", "stories", sum(map(len, stories))), vocab_size)
-        with finished_folder(folder) as unfinished:
-            tokenizer.save_pretrained(unfinished)
+        with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:
+            records = [open_records(corpus, "train").select_columns(["story"]) for corpus in corpora]
+            stories = [rows.select(range(min(MAX_STORIES, len(rows)))) for rows in records]
+            vocab_size = default_vocab_size(sum(map(_characters, stories)))
+            note(f"no tokenizer is named: training one of {vocab_size:,} tokens on {dataset.label}, kept in {folder}")
+            texts = (story for rows in stories for batch in rows.iter(1000) for story in batch["story"])
+            shown = progress(texts, "reading stories", "stories", sum(map(len, stories)))
+            train_tokenizer(shown, vocab_size).save_pretrained(unfinished)
     return folder
 
 

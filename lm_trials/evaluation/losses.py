@@ -30,6 +30,10 @@ SORTED_BATCHES = 16
 ROUNDING = 1e-4  # of the largest logit, in float32: kernels of other shapes round differently
 
 
+class NotFinite(UsageError):
+    """A loss that is nan or infinite, of a model with finite weights."""
+
+
 @dataclass(frozen=True)
 class Document:
     """One story: its (n,) ids, BOS first, its size in bytes, and the slices that its loss is reported for."""
@@ -212,17 +216,33 @@ def window_sums(
     """Return `sums(window, nats_T, correct_T)` of each window, in order; the processes share the batches.
 
     The model is in evaluation mode only inside this function: a caller that yields in between may train it.
+
+    Raises:
+        NotFinite: in every process, for a loss that is not finite.
     """
     # A stable sort, so that every process makes the same batches.
     by_length = sorted(range(len(windows)), key=lambda place: len(windows[place].input_ids_T))
     batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-    scored: list[tuple[int, Sums]] = []
+    scored: list[tuple[int, Sums, bool]] = []
     with quiet(model):
-        for batch in batches[processes.index :: processes.count]:
+        for first in range(0, len(batches), processes.count):
+            # Each forward pass gathers a sharded model from all processes, so all make as many: without a batch of its
+            # own a process scores the last one again. Otherwise ZeRO-3 and FSDP abort (gloo) or hang (NCCL).
+            own = first + processes.index
+            batch = batches[min(own, len(batches) - 1)]
             losses = token_losses(model, [windows[place] for place in batch])
-            scored += [(place, sums(windows[place], *found)) for place, found in zip(batch, losses, strict=True)]
+            if own < len(batches):
+                for place, (nats_T, correct_T) in zip(batch, losses, strict=True):
+                    found = sums(windows[place], nats_T, correct_T)
+                    scored.append((place, found, bool(np.isfinite(nats_T).all())))
     # In the order of the windows, so that the parts of a story are added in one order only.
-    return [found for _, found in sorted(processes.gather(scored), key=itemgetter(0))]
+    scored = sorted(processes.gather(scored), key=itemgetter(0))
+    if infinite := sum(not finite for _, _, finite in scored):
+        raise NotFinite(
+            f"the loss of {infinite:,} of {len(scored):,} windows is nan or infinite, as the model's activations "
+            "overflow; give an earlier checkpoint, or float32 or bfloat16 instead of float16"
+        )
+    return [found for _, found, _ in scored]
 
 
 def rounding_of(model: PreTrainedModel) -> float:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_trials.evaluation.losses import StoryLoss
-from lm_trials.files import write_csv, write_json
+from lm_trials.files import locked, unlock, write_csv, write_json
 
 STORY_TABLE = "per_story.parquet"
 ROWS_AT_ONCE = 4096  # of one write, so that memory does not grow with the corpus
@@ -49,6 +49,7 @@ class StoryTable:
         self._unfinished = path.with_name(f".{path.name}.unfinished")
         self._made: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
+        self._lock: IO[str] | None = None
         self._rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> StoryTable:
@@ -67,7 +68,8 @@ class StoryTable:
         if self._writer is None:
             folder = self.path.parent
             self._made = [place for place in (folder, *folder.parents) if not place.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
+            # Another evaluation of the same model and data may be writing: this one waits and replaces its table.
+            self._lock = locked(self.path.with_name(f".{self.path.name}.lock"), f"writes {self.path}")
             self._writer = pq.ParquetWriter(self._unfinished, STORY_SCHEMA)
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=STORY_SCHEMA))
         self._rows.clear()
@@ -79,8 +81,11 @@ class StoryTable:
             self._writer.close()
         if kind is None:
             self._unfinished.replace(self.path)
-            return
         self._unfinished.unlink(missing_ok=True)
+        if self._lock is not None:
+            unlock(self._lock)
+        if kind is None:
+            return
         for place in self._made:  # innermost first
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()

@@ -23,6 +23,7 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.files import check_sums
 from lm_trials.models.shapes import text_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -298,6 +299,7 @@ def check_adapter_state(model: PeftModel, folder: Path, embeddings: bool = False
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     """Load the weights of a saved adapter into a model with one of the same shape, or raise a UsageError."""
+    check_sums(folder, ADAPTER_WEIGHTS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about keys that do not fit; check_adapter_state reports them

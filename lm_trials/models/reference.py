@@ -27,9 +27,9 @@ from transformers import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.files import read_object, weights_digest
+from lm_trials.files import check_sums, read_object, weights_digest
 from lm_trials.models.overrides import TOKEN_IDS, check_numbers
-from lm_trials.models.shapes import position_field, set_causal_loss, text_config
+from lm_trials.models.shapes import not_finite, position_field, set_causal_loss, text_config, whole_weights
 from lm_trials.tokens.stores import Separator
 from lm_trials.tokens.tokenizers import load_tokenizer
 
@@ -90,7 +90,7 @@ def resolve_model(reference: str) -> ModelReference:
     """Find the model that `reference` names, without loading it.
 
     Raises:
-        UsageError: for a folder without a model, or a path that does not exist.
+        UsageError: for a folder without a model, a path that does not exist, or a damaged configuration or tokenizer.
     """
     folder = Path(reference).expanduser()
     if not reference or not folder.is_dir():  # Path("") would be the working directory
@@ -113,6 +113,8 @@ def resolve_model(reference: str) -> ModelReference:
         raise UsageError(
             f"{reference} has two models, model.safetensors and the files of model.safetensors.index.json; remove one"
         )
+    for name in ("config.json", "tokenizer.json"):
+        check_sums(folder, name)
     if not (folder / ADAPTER_FILE).is_file():
         return ModelReference(str(folder))
     config = read_object(folder / ADAPTER_FILE)
@@ -205,8 +207,9 @@ def load_model(
         init_kwargs: further arguments of `from_pretrained`, for example `attn_implementation`.
 
     Raises:
-        UsageError: where it cannot be loaded, or where weights and `config.json` do not fit each other.
+        UsageError: where it cannot be loaded, or where weights are damaged, not finite, or do not fit `config.json`.
     """
+    check_sums(Path(reference.path), "*.safetensors")  # SHA-256: 2 s for each GB on a loaded machine
     if reference.base is not None:
         return _load_adapter(reference, dtype, quantization_config, init_kwargs)
     config = load_config(reference)
@@ -216,17 +219,18 @@ def load_model(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a table of the weights that do not fit; `check_weights` names them
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            reference.path,
-            revision=reference.revision or "main",
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            generation_config=generation_config,
-            **NEUTRAL | init_kwargs,
-        )
+        with whole_weights():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                reference.path,
+                revision=reference.revision or "main",
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                generation_config=generation_config,
+                **NEUTRAL | init_kwargs,
+            )
     except Exception as error:
         raise _unloadable(reference, error) from None
     finally:
@@ -238,6 +242,7 @@ def load_model(
         from lm_trials.models.adapters import keep_4bit_weights
 
         keep_4bit_weights(model)
+    check_finite(model, reference.name)
     set_causal_loss(model)
     return model.eval()
 
@@ -299,6 +304,15 @@ def _is_ids(value: Any) -> bool:
     return bool(numbers) and all(type(number) is int and number >= 0 for number in numbers)
 
 
+def check_finite(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that are nan or infinite, whose losses and texts mean nothing (UsageError)."""
+    if tensor := not_finite(model):
+        advice = "--dtype float32" if model.dtype == torch.float16 else "a checkpoint of before training diverged"
+        raise UsageError(
+            f"{name}: {tensor} is nan or infinite in {str(model.dtype).removeprefix('torch.')}; give {advice}"
+        )
+
+
 def _load_adapter(
     reference: ModelReference,
     dtype: torch.dtype,
@@ -327,6 +341,7 @@ def _load_adapter(
         raise _unloadable(reference, error) from None
     if Path(reference.path).is_dir():
         check_adapter_state(adapted, Path(reference.path), embeddings=True)
+    check_finite(adapted, reference.name)
     set_causal_loss(adapted)
     return adapted.eval()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from lm_trials.console import UsageError, note
-from lm_trials.files import file_sums, finished_folder, write_json
+from lm_trials.files import MadeMeanwhileError, file_sums, finished_folder, write_json
 from lm_trials.pairs import layouts
 from lm_trials.pairs.layouts import Example, Layout
 from lm_trials.pairs.pairs import PairSet
@@ -114,7 +115,7 @@ def make_examples(
     schema = Features({"record_id": Value("string"), "input_ids": List(token), "completion_mask": List(Value("uint8"))})
     counts: dict[str, dict[str, int]] = {}
     digest = hashlib.sha256()
-    with finished_folder(place) as unfinished:
+    with suppress(MadeMeanwhileError), finished_folder(place) as unfinished:
         for split in SPLITS:
             rows = watch(pairs.splits[split], len(pairs.splits[split]), split)
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset, Features, Value
 
-from lm_trials.files import finished_folder, write_json
+from lm_trials.files import MadeMeanwhileError, finished_folder, write_json
 from lm_trials.protocols.columns import LabelTable
 from lm_trials.protocols.instructions import chosen_sentence, line_bodies, line_orders, sentence_draws
 from lm_trials.protocols.protocols import VERSION
@@ -79,7 +80,7 @@ def make_instructions(
     records = open_records(corpus)
     schema = instruction_schema(num_ids_of(tokenizer))
     encode, table = continuation(tokenizer), LabelTable()
-    with finished_folder(folder) as unfinished:
+    with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:
         for split in SPLITS:
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
                 batches = _encoded(records[split], seed, encode, table, schema)

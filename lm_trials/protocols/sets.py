@@ -9,7 +9,7 @@ labels and features: the same ids as those of the rendered text.  Other sets sto
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import pyarrow.compute
 from datasets import Dataset, DatasetDict
 
 from lm_trials.console import UsageError, progress
-from lm_trials.files import finished_folder, write_json
+from lm_trials.files import MadeMeanwhileError, finished_folder, write_json
 from lm_trials.protocols.columns import CodedLists, RecordColumns, check_values, filtered, transform_columns
 from lm_trials.protocols.composition import ComposedTexts, Pieces
 from lm_trials.protocols.instruction_stores import InstructionStore, composes, make_instructions
@@ -86,13 +86,14 @@ def make_sets(
             stores[split] = TokenStore(stories[split], {}), InstructionStore(lines[split], described)
     with ExitStack() as stack:
         sets = []
-        for name, protocol in missing.items():
+        for name, protocol in sorted(missing.items()):  # in one order, so that two processes never wait for each other
             texts = (
                 ComposedTexts(Pieces(tokenizer, protocol, append_eos))
                 if name in composed
                 else WholeTexts(tokenizer, protocol, append_eos)
             )
-            sets.append(UnfinishedSet(name, protocol, stack.enter_context(finished_folder(folders[name])), texts))
+            with suppress(MadeMeanwhileError):
+                sets.append(UnfinishedSet(name, protocol, stack.enter_context(finished_folder(folders[name])), texts))
         for split in SPLITS if sets else ():
             _write_split(split, records[split], stores.get(split, ()), sets, watch)
         for unfinished in sets:

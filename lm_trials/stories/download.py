@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from lm_trials.console import UsageError, progress
-from lm_trials.files import finished_folder
+from lm_trials.files import MadeMeanwhileError, finished_folder
 from lm_trials.stories.hub import TIMEOUT, network_errors
 from lm_trials.stories.shards import CHUNK, check_archive_end, first_line, natural_key
 
@@ -99,7 +100,7 @@ def unpack_archive(archive: Path, folder: Path) -> list[Path]:
     """
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; remove it to unpack the archive there")
-    with finished_folder(folder) as unfinished:
+    with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:
         try:
             with tarfile.open(archive) as tar:
                 for member in progress(tar, f"unpacking {archive.name}", "files"):

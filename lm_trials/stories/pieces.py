@@ -6,7 +6,6 @@ its number is complete.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,11 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
 from lm_trials.console import UsageError, note
+from lm_trials.files import locked
 from lm_trials.stories.arrow_files import WRITE_BATCH, ArrowFile
 from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Split
 from lm_trials.stories.sources import Source, SourcePart
@@ -180,7 +180,7 @@ def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
     outer = folder.with_name(f".{folder.name}.reading")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        lock = _locked(outer)
+        lock = locked(outer / "lock", f"prepares data in {outer.parent}")
         work = outer / key
         for left in outer.iterdir():
             if left.is_dir() and left != work:  # of the source before it changed
@@ -202,20 +202,3 @@ def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
                     parent.rmdir()
             raise
         shutil.rmtree(outer)
-
-
-def _locked(folder: Path) -> IO[str]:
-    """Make a folder and lock it; make it again if the process that had the lock has removed it."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "lock"
-        lock = path.open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            note(f"waiting for another process that prepares data in {folder.parent} ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                return lock
-        lock.close()

@@ -6,6 +6,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ import pyarrow.compute
 from datasets import Dataset, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean, progress
-from lm_trials.files import file_sums, finished_folder, write_json
+from lm_trials.files import MadeMeanwhileError, file_sums, finished_folder, write_json
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.corpora import MANIFEST, open_records, read_manifest
 from lm_trials.stories.records import SPLITS
@@ -79,7 +80,7 @@ def make_store(
     records = open_records(corpus)
     schema = store_schema(num_ids_of(tokenizer))
     documents, tokens = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    with finished_folder(folder) as unfinished:
+    with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:
         for split in SPLITS:
             batches = _encoded(records[split], tokenizer, bos, eos, schema)
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:

@@ -75,9 +75,9 @@ class GenerationPlan:
 
 
 def write_tables(
-    model: Any, tokenizer: Any, plan: GenerationPlan, folder: Path, step: int
+    model: Any, tokenizer: Any, plan: GenerationPlan, folder: Path | None, step: int
 ) -> dict[str, list[Generation]]:
-    """Generate for the prompts of each set, and write `<folder>/<set>/step-<n>.parquet`.
+    """Generate for the prompts of each set, and write `<folder>/<set>/step-<n>.parquet`; nothing without a folder.
 
     `pandas.read_parquet(folder / set)` reads the tables of all steps.
     """
@@ -85,11 +85,12 @@ def write_tables(
     for name in plan.sets:
         texts = open_dataset(name, plan.data_cache_dir).select("validation").prompts(plan.count)
         generations = write_generations(model, tokenizer, texts, plan.max_new_tokens, plan.temperature, plan.seed)
-        rows = [asdict(generation) | {"step": step} for generation in generations]
-        columns = (*COLUMNS, "record_id", "features", "words")
-        table = pa.Table.from_pylist([{column: row[column] for column in columns} for row in rows])
-        write_file(folder / name / f"step-{step:06d}.parquet", partial(pq.write_table, table))
         written[name] = generations
+        if folder is not None:
+            rows = [asdict(generation) | {"step": step} for generation in generations]
+            columns = (*COLUMNS, "record_id", "features", "words")
+            table = pa.Table.from_pylist([{column: row[column] for column in columns} for row in rows])
+            write_file(folder / name / f"step-{step:06d}.parquet", partial(pq.write_table, table))
     return written
 
 

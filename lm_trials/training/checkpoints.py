@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note
-from lm_trials.files import damaged, file_sums, to_disk, write_json
+from lm_trials.files import SEALS, damaged, file_sums, to_disk, write_json
 from lm_trials.models.reference import checkpoints
 
-SUMS = "sums.json"
-FINISHED = "finished.json"
+FINISHED, SUMS = SEALS
 UNFINISHED, REMOVED = ".unfinished", ".removed"
 STATE_FILE = "trainer_state.json"
 OF_THE_END = ("config", "generation_config", "tokenizer", "special_tokens", STATE_FILE)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.hub import resolve_revision
 
 from lm_trials.console import UsageError
@@ -24,10 +25,12 @@ from lm_trials.models.reference import (
     read_run,
     resolve_model,
 )
-from lm_trials.models.shapes import build_config, build_model
+from lm_trials.models.shapes import build_config, build_model, check_memory
 from lm_trials.tokens.stores import num_ids_of
 from lm_trials.tokens.tokenizers import resolve_vocab, tokenizer_hash
 from lm_trials.training.flags import DataArguments, ModelArguments
+from lm_trials.training.launch import SHARDING, is_asked
+from lm_trials.training.run_arguments import RunArguments
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,18 @@ class InitialModel:
         """The model's part of a default run name."""
         return Path(self.reference.path).name if self.reference else self.config.model_type
 
+    def check_memory(self, args: RunArguments) -> None:
+        """Refuse a model too large for all its weights to be trained here, before data is read for it (UsageError)."""
+        shards = args.deepspeed or args.fsdp or any(is_asked(os.environ, variable) for variable, _, _ in SHARDING)
+        # Bytes of float32 weights and gradients, and of the two moments of AdamW; each process draws whole weights,
+        # also where they are sharded afterwards.
+        num_bytes = 4 if shards else 16 if args.optim.value in ("adamw_torch", "adamw_torch_fused") else 8
+        check_memory(self.config, self.name, torch.device("cpu") if shards else args.device, num_bytes)
+
     def load(self, seed: int, documents_apart: bool = False) -> PreTrainedModel:
         """Build the model or load its weights, and call `check_trainable`."""
         model = load_model(self.reference) if self.reference else build_model(self.config, seed)
-        # ZeRO-3 has sharded the weights by now, and FSDP's low-memory loading gives them to the first process only.
-        if not is_deepspeed_zero3_enabled() and model.device.type != "meta":
+        if model.device.type != "meta":  # FSDP's low-memory loading gives the weights to the first process only
             check_trainable(model, self.reference.name if self.reference else self.config.model_type, documents_apart)
         return model
 

@@ -24,6 +24,11 @@ WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_C
 SHARDING = (("ACCELERATE_USE_FSDP", "FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED", "DeepSpeed"))
 
 
+def is_asked(environ: Mapping[str, str], variable: str) -> bool:
+    """Whether the launcher requested this kind of sharding."""
+    return environ.get(variable, "false").lower() == "true"
+
+
 def check_launch(environ: Mapping[str, str], world_size: int, distributed_type: str) -> None:
     """Refuse a launch with fewer processes than requested, or with FSDP or DeepSpeed requested and not in use.
 
@@ -50,7 +55,7 @@ def check_launch(environ: Mapping[str, str], world_size: int, distributed_type: 
                 f"{world_size}; on CPUs launch with --config_file {TWO_PROCESSES} and give --use_cpu True"
             )
     for variable, granted, name in SHARDING:
-        if environ.get(variable, "false").lower() == "true" and distributed_type != granted:
+        if is_asked(environ, variable) and distributed_type != granted:
             raise UsageError(
                 f"launch: {name} was requested ({variable}=true) and accelerate runs {distributed_type} instead, "
                 f"as it does without a GPU; use GPUs, or for a test on CPUs launch with --config_file {TWO_PROCESSES}"
@@ -60,7 +65,7 @@ def check_launch(environ: Mapping[str, str], world_size: int, distributed_type: 
 def check_processes(state: PartialState | AcceleratorState) -> None:
     """Call `check_launch` for this process, with `trainer.accelerator.state` or `args.distributed_state`."""
     distributed_type = state.distributed_type.value
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    fsdp = is_asked(os.environ, "ACCELERATE_USE_FSDP")
     # Until an Accelerator exists, accelerate's PartialState reports FSDP by its devices: MULTI_GPU, MULTI_XPU.
     if type(state).__name__ == "PartialState" and fsdp and distributed_type.startswith("MULTI_"):
         distributed_type = distributed_type if distributed_type == "MULTI_CPU" else "FSDP"

@@ -24,8 +24,9 @@ from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from lm_trials.console import UsageError, note
-from lm_trials.evaluation.losses import Processes
+from lm_trials.evaluation.losses import NotFinite, Processes
 from lm_trials.models.reference import checkpoints
+from lm_trials.models.shapes import not_finite
 from lm_trials.stories.shards import first_line
 from lm_trials.training.checkpoints import STATE_FILE, UNFINISHED, remove, rotate, seal, sealed_facts, unfinished_folder
 from lm_trials.training.hub import HubPush
@@ -48,6 +49,7 @@ class ExactResume(HubPush):
     scheduled: bool = True
     clock: Clock
     _evaluated: tuple[int, dict[str, float]] = (-1, {})
+    _diverged: Any = 0  # the first update whose loss or gradient was not finite: a number on the device
 
     def watch(self, count: Callable[[], int], lines: Callable[[dict[str, float]], list[str]]) -> None:
         """Measure the speed by a count, and show lines for each evaluation above the progress bar."""
@@ -76,6 +78,53 @@ class ExactResume(HubPush):
         # Not with --load_best_model_at_end: the metrics would be those of the last update, not of the loaded model.
         fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
         return metrics if fresh else self.evaluate()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the gradient norm, and remember the first update at which it or the loss is not finite."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # float16's scaler skips updates whose gradient overflows, which is no divergence.
+        norm = 0.0 if grad_norm is None or self.accelerator.scaler is not None else grad_norm
+        finite = torch.isfinite(self._tr_loss + (norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+        # On the device: reading it at each update would wait for the GPU, which Trainer does at log lines only.
+        self._diverged = torch.where(finite | (self._diverged > 0), self._diverged, self.state.global_step + 1)
+        return grad_norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save what is finite."""
+        control = self.control
+        used = control.should_evaluate or control.should_save or control.should_training_stop
+        if used or control.should_log:
+            self.check_finite(weights=used)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def check_finite(self, weights: bool) -> None:
+        """Stop a run whose loss, gradient or (if asked) weights are nan or infinite, in all processes together.
+
+        Raises:
+            UsageError: naming the update, the last checkpoint, and the settings to change.
+        """
+        update = self.state.global_step if weights and not_finite(self.model) else 0
+        found = torch.as_tensor([self._diverged, update], device=self.args.device)
+        if updates := [number for number in self.accelerator.gather(found).tolist() if number]:
+            raise self._diverged_at(min(updates))
+
+    def _diverged_at(self, update: int) -> UsageError:
+        saved = [str(folder) for folder in checkpoints(Path(self.args.output_dir))]
+        where = f"the last checkpoint with finite weights is {saved[-1]}" if saved else "no checkpoint was saved before"
+        half = [name for name in ("fp16", "bf16") if getattr(self.args, name)]
+        return UsageError(
+            f"training diverged at update {update:,} (the loss, its gradient or a weight is nan or infinite); {where}. "
+            f"Lower --learning_rate ({self.args.learning_rate:g}) or raise --warmup_steps, set --max_grad_norm to 1 or "
+            f"less (now {self.args.max_grad_norm:g}){''.join(f', remove --{name}' for name in half)}, and train again "
+            "with --overwrite_output_dir"
+        )
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate during training."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except NotFinite:
+            raise self._diverged_at(self.state.global_step) from None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, atomically; a UsageError for a full disk leaves earlier checkpoints unchanged."""

@@ -35,11 +35,11 @@ NOT_KEYS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with five defaults changed.
+    """`transformers.TrainingArguments` with six defaults changed.
 
-    TensorBoard is on; logs come every 10 updates; data is read in sequence, because `TrainingBlocks` has shuffled it;
-    `ddp_find_unused_parameters` is off, because a causal model uses every parameter; without an accelerator the run
-    uses the CPU without `--use_cpu`.
+    TensorBoard is on; logs come every 10 updates; data is read in sequence, because `TrainingBlocks` has shuffled it; a
+    loss that is nan is not hidden; `ddp_find_unused_parameters` is off, because a causal model uses every parameter;
+    without an accelerator the run uses the CPU without `--use_cpu`.
     """
 
     declared: ClassVar[type] = CommonTrainingArguments  # the options whose bounds apply
@@ -56,6 +56,9 @@ class RunArguments(TrainingArguments):
             default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none."}
         )
     logging_steps: float = field(default=10, metadata={"help": "Updates between log lines, or their share below 1."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the mean of earlier losses for one that is nan, as if nothing was wrong."}
+    )
     train_sampling_strategy: str = field(
         default="sequential", metadata={"help": "Only sequential; --data_seed sets the data order."}
     )
@@ -78,7 +81,9 @@ class RunArguments(TrainingArguments):
             raise UsageError(
                 "--dataloader_persistent_workers True: there are no workers; give --dataloader_num_workers 1 or more"
             )
-        self.use_cpu = self.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+        # DeepSpeed's own variable: it shards over CPU processes too, and accelerate's `use_cpu` would make that DDP.
+        self.use_cpu = self.use_cpu or not (accelerated or os.environ.get("DS_ACCELERATOR") == "cpu")
         self.dataloader_pin_memory = self.dataloader_pin_memory and not torch.backends.mps.is_available()
         self.has_output_dir = self.output_dir is not None  # else plan.name_run derives it from the run's name
         self.output_dir = self.output_dir if self.has_output_dir else "runs"
@@ -130,7 +135,7 @@ def check_machine(arguments: RunArguments) -> None:
     if arguments.use_liger_kernel and not is_liger_kernel_available():
         raise UsageError("--use_liger_kernel True: not installed; pip install liger-kernel, or remove it")
     if arguments.deepspeed and find_spec("deepspeed") is None:
-        raise UsageError("--deepspeed: not installed; pip install deepspeed, or remove it")
+        raise UsageError("--deepspeed: not installed; pip install 'lm_trials[sharded]', or remove it")
     if not arguments.use_cpu:
         if arguments.bf16 and not is_torch_bf16_gpu_available():
             raise UsageError(

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lm_trials.console import UsageError, note
-from lm_trials.files import check_writable
+from lm_trials.files import check_writable, locked, unlock
 from lm_trials.models.reference import RUN_FILE, checkpoints, read_run
 from lm_trials.training.checkpoints import (
     check_checkpoint,
@@ -21,6 +21,8 @@ from lm_trials.training.checkpoints import (
 )
 from lm_trials.training.manifest import check_resumable
 from lm_trials.training.run_arguments import RunArguments
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def claim_output_dir(
     """
     folder = Path(arguments.output_dir)
     check_writable("--output_dir", folder)
-    empty = not folder.is_dir() or not any(folder.iterdir())
+    empty = not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
     asked = str(arguments.resume_from_checkpoint or "").lower()
     if asked not in ("", "true", "false"):
         checkpoint = Path(str(arguments.resume_from_checkpoint))
@@ -105,52 +107,36 @@ def prepare_output_dir(arguments: RunArguments, start: Start) -> None:
         UsageError: for a folder that cannot be created, or that another process has locked.
     """
     folder = Path(arguments.output_dir)
+    unlock_output_dir()  # of an earlier training of this process
     try:
-        if folder.is_dir():
-            _lock_output_dir(folder)
-        if start.checkpoint and folder.is_dir():
+        _held.append(locked(folder / LOCK))
+        if start.checkpoint:
             remove_remains(folder)
-        else:
-            if folder.is_dir():
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            _lock_output_dir(folder)
-    except FileExistsError:  # since it was looked at
-        raise _in_use(folder) from None
+            return
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    except BlockingIOError as error:
+        raise UsageError(
+            f"--output_dir {folder}: {error} is training in it; wait for it or give another folder"
+        ) from None
     except OSError as error:
         raise UsageError(f"--output_dir {folder} cannot be created ({error.strerror}); give another folder") from None
-
-
-def _lock_output_dir(folder: Path) -> None:
-    """Lock a folder itself, without a file in it; it is unlocked when the process ends, however it ends."""
-    unlock_output_dir()
-    try:
-        import fcntl
-
-        held = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows
-        return
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise _in_use(folder) from None
-    except OSError:  # a file system without locks
-        os.close(held)
-    else:
-        _held.append(held)
 
 
 def unlock_output_dir() -> None:
     """Unlock the folder that this process has locked, if any."""
     while _held:
-        os.close(_held.pop())
+        unlock(_held.pop())
 
 
-def _in_use(folder: Path) -> UsageError:
-    return UsageError(f"--output_dir {folder}: another process is training in it; wait for it or give another folder")
+def _close_locks() -> None:
+    while _held:
+        _held.pop().close()
 
 
-_held: list[int] = []
+_held: list[IO[str]] = []
 if hasattr(os, "register_at_fork"):  # workers that outlive a killed run must not keep its lock
-    os.register_at_fork(after_in_child=unlock_output_dir)
+    os.register_at_fork(after_in_child=_close_locks)

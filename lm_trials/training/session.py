@@ -92,7 +92,7 @@ def _data_facts(data_args: DataArguments, plan: Plan, stores: RunStores) -> dict
 
 
 def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
-    """Train, from a checkpoint if one is given.
+    """Train, from a checkpoint if one is given; the folder stays locked until `write_end`.
 
     Raises:
         SystemExit: after SIGTERM or Ctrl-C, with 128 plus the signal's number as in shells; a checkpoint is saved.
@@ -101,17 +101,18 @@ def train_from(trainer: ExactResume, checkpoint: str | None) -> None:
         with Interruption(trainer) as interruption:
             trainer.add_callback(interruption)
             trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        if interruption.received is not None and step < steps:
+            interruption.save()
+            trainer._finish_current_push()  # the upload of that checkpoint
+            note(
+                f"Stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}. "
+                "Run the same command again to resume."
+            )
+            raise SystemExit(128 + interruption.received)
+    except BaseException:
         unlock_output_dir()
-    step, steps = trainer.state.global_step, trainer.state.max_steps
-    if interruption.received is not None and step < steps:
-        interruption.save()
-        trainer._finish_current_push()  # the upload of that checkpoint
-        note(
-            f"Stopped after update {step:,} of {steps:,}, saved in {trainer.args.output_dir}/checkpoint-{step}. Run "
-            "the same command again to resume."
-        )
-        raise SystemExit(128 + interruption.received)
+        raise
 
 
 def next_command(folder: Path, prompt: str | None = None) -> str:
@@ -150,6 +151,7 @@ def write_end(trainer: ExactResume, log_history: list[dict[str, Any]]) -> None:
     write_file(folder / LOSS_PICTURE, partial(figure.savefig, format="png", dpi=150))
     trainer.save_state()
     mark_finished(folder, trainer.state.global_step, trainer.run_identity)
+    unlock_output_dir()
 
 
 def finish(trainer: StoryTrainer) -> dict[str, float]:

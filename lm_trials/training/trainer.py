@@ -111,25 +111,26 @@ class StoryTrainer(ExactResume):
             self.log(metrics)
         return metrics
 
-    def may_write(self) -> bool:
-        """Return whether this is the main process and has an unsharded model."""
+    def generates(self) -> bool:
+        """Return whether this process generates: the main one, or each, with the same prompts, for a sharded model."""
         whole = self.accelerator.distributed_type in ("NO", "MULTI_CPU", "MULTI_GPU")
-        return whole and self.is_world_process_zero()
+        return not whole or self.is_world_process_zero()
 
     def log_generations(self, prefix: str) -> dict[str, float]:
         """Generate for prompts at each `generations.every`-th evaluation; returns the feature shares."""
         plan = self.generations
         evaluations = {row["step"] for row in self.state.log_history if f"{prefix}_loss" in row}  # survives a resume
-        if plan is None or not plan.every or (len(evaluations) - 1) % plan.every or not self.may_write():
+        if plan is None or not plan.every or (len(evaluations) - 1) % plan.every or not self.generates():
             return {}
         step = self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        written = write_tables(model, self.processing_class, plan, Path(self.args.output_dir) / GENERATIONS, step)
+        folder = Path(self.args.output_dir) / GENERATIONS if self.is_world_process_zero() else None
+        written = write_tables(model, self.processing_class, plan, folder, step)
         metrics = feature_metrics(written, prefix)
         self.log(metrics)
         for name, generations in written.items():
             self.write_text(f"eval/{GENERATIONS}_{name}", as_markdown(generations))
-        if "wandb" in self.args.report_to:
+        if "wandb" in self.args.report_to and self.is_world_process_zero():
             report_to_wandb(written, step)
         return metrics
 
@@ -142,7 +143,7 @@ class StoryTrainer(ExactResume):
 
     def log_samples(self) -> None:
         """Generate and log stories, with the same random draws at every step."""
-        if not self.num_sampled_stories or not self.may_write():
+        if not self.num_sampled_stories or not self.generates():
             return
         model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
         openings = [opening_of(tokenizer, self.separator)] * self.num_sampled_stories

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, Trainer, TrainingArg
 
 from lm_trials.console import UsageError
 from lm_trials.models.presets import PRESETS
-from lm_trials.models.shapes import build_config, build_model, count_parameters, set_causal_loss
+from lm_trials.models.shapes import build_config, build_model, check_memory, count_parameters, set_causal_loss
 
 TOKENS = {"vocab_size": 300, "block_size": 16, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -274,3 +274,29 @@ def test_the_guard_reaches_through_peft():
     assert base.loss_type is None
     set_causal_loss(wrapped)
     assert base.loss_type == "ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides"),
+    [
+        ("gpt2", "n_embd=1000000,n_head=1000"),
+        ("llama", "intermediate_size=1000000000"),
+        ("qwen3", "hidden_size=1048576,num_hidden_layers=3"),
+        ("mamba", "hidden_size=1000000"),
+    ],
+)
+def test_a_model_beyond_the_memory_is_refused_before_it_is_built(model_type, overrides):
+    tokens = {"vocab_size": 400, "block_size": 32, "bos_token_id": 1, "eos_token_id": 2}
+    state = torch.get_rng_state()
+    with pytest.raises(UsageError, match=r"x: [\d,]+ parameters need [\d,.]+ GB to be trained \(16 bytes each: "):
+        check_memory(build_config(model_type, None, overrides, **tokens), "x", torch.device("cpu"), 16)
+    check_memory(build_config(model_type, None, None, **tokens), "x", torch.device("cpu"), 16)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_bytes_of_each_parameter_decide(monkeypatch):
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 935_040, "SC_PAGE_SIZE": 15}.__getitem__)
+    config = build_config(None, "demo", None, vocab_size=1024, block_size=8, bos_token_id=1, eos_token_id=2)
+    check_memory(config, "demo", torch.device("cpu"), 15)
+    with pytest.raises(UsageError, match="demo: 935,040 parameters need"):
+        check_memory(config, "demo", torch.device("cpu"), 16)

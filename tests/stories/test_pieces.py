@@ -165,7 +165,7 @@ def test_one_waits_while_another_reads_the_same(tmp_path, capsys):
         order.append("first")
     thread.join(timeout=10)
     assert order == ["first", "second"]
-    assert "waiting for another process" in capsys.readouterr().err
+    assert f"waiting for process {os.getpid()} on " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

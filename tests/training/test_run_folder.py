@@ -1,25 +1,27 @@
 """The folder of a run: two processes that train in one are kept apart."""
 
-import fcntl
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from lm_trials import files
 from lm_trials.console import UsageError
 from lm_trials.training.run_arguments import RunArguments
-from lm_trials.training.run_folder import Start, prepare_output_dir, unlock_output_dir
+from lm_trials.training.run_folder import LOCK, Start, prepare_output_dir, unlock_output_dir
 
-LOCK = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+TRY = "import sys, pathlib, lm_trials.files as files; files.unlock(files.locked(pathlib.Path(sys.argv[1])))"
 
 
 def locked(folder):
-    """Whether another process finds the folder locked."""
-    tried = subprocess.run([sys.executable, "-c", LOCK, folder], capture_output=True, text=True)
-    assert tried.returncode == 0 or "BlockingIOError" in tried.stderr
+    """Whether another process finds the folder locked, by this process and host."""
+    tried = subprocess.run([sys.executable, "-c", TRY, folder / LOCK], capture_output=True, text=True)
+    owner = f"BlockingIOError: process {os.getpid()} on {socket.gethostname()}"
+    assert tried.returncode == 0 or owner in tried.stderr
     return tried.returncode != 0
 
 
@@ -39,12 +41,12 @@ def test_a_folder_in_which_another_process_trains_is_refused_and_kept(start, tmp
     folder.mkdir()
     (folder / "run.json").write_text("{}")
     arguments = RunArguments(output_dir=str(folder), use_cpu=True)
-    held = os.open(folder, os.O_RDONLY)  # a lock belongs to an open file, so this is as another process's
-    fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(UsageError, match="run: another process is training in it; wait for it"):
+    held = files.locked(folder / LOCK)  # a lock belongs to an open file, so this is as another process's
+    with pytest.raises(UsageError, match=rf"run: process {os.getpid()} on .* is training in it; wait for it"):
         prepare_output_dir(arguments, start)
     assert (folder / "run.json").exists()
-    os.close(held)
+    held.close()  # as a kill does: the file stays and locks nothing
+    assert (folder / LOCK).exists()
     prepare_output_dir(arguments, start)
     assert (folder / "run.json").exists() == bool(start.checkpoint)
     unlock_output_dir()

@@ -65,7 +65,7 @@ BOTH = {
     "key missing": (("--lr_scheduler_type", "cosine_with_min_lr"), "One of min_lr or min_lr_rate should be set"),
     "no JSON": (("--lr_scheduler_kwargs", "{nope"), "--lr_scheduler_kwargs {nope is not valid JSON"),
     "workers": (("--dataloader_persistent_workers", "True"), "there are no workers; give --dataloader_num_workers"),
-    "deepspeed": (("--deepspeed", "zero.json"), "--deepspeed: not installed"),
+    "deepspeed": (("--deepspeed", "zero.json"), "--deepspeed shards a model over GPUs, and this run has none"),
     "fsdp": (("--fsdp", "full_shard", "--use_cpu", "True"), "--fsdp shards a model over GPUs"),
     "best": (("--metric_for_best_model", "bleu"), "--metric_for_best_model bleu: valid: accuracy"),
     "sampling": (
@@ -153,6 +153,12 @@ def test_half_precision_passes_on_a_machine_that_has_it(monkeypatch):
     run_arguments.check_machine(given)
     given.use_cpu = True
     assert "--fsdp" in refused(run_arguments.check_machine, given)
+
+
+def test_a_missing_package_is_named_before_the_machine(monkeypatch):
+    given = SimpleNamespace(use_liger_kernel=False, deepspeed="zero.json", use_cpu=True)
+    monkeypatch.setattr(run_arguments, "find_spec", lambda name: None)
+    assert "pip install 'lm_trials[sharded]'" in refused(run_arguments.check_machine, given)
 
 
 def test_an_optimizer_that_asks_for_the_model_is_checked_as_far_as_can_be(parsed, monkeypatch):
