@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -204,12 +205,18 @@ def test_an_open_bar_ends_its_line_before_an_error(capsys):
     assert any("reading" in line for line in lines[:-1])
 
 
+def test_deepspeed_prints_no_device_at_its_import_and_other_news():
+    load_libraries()
+    for text, shown in (("Setting accelerator to CPU. If you have GPU", False), ("ZeRO is not supported", True)):
+        assert bool(logging.getLogger("DeepSpeed").filter(logging.makeLogRecord({"msg": text}))) is shown
+
+
 def test_bars_of_an_instant_are_hidden_and_others_are_not(monkeypatch):
     load_libraries()
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
     for name, hidden in (("Loading weights", True), ("Writing model shards", True), ("Downloading", False)):
-        bar = logging.tqdm(range(3), desc=name, file=io.StringIO())
+        bar = bars.tqdm(range(3), desc=name, file=io.StringIO())
         assert bar.disable is hidden
         bar.close()
 
