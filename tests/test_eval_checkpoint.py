@@ -517,7 +517,7 @@ def test_earlier_results_survive_an_evaluation_that_fails(run, refused, tmp_path
 def test_a_place_that_cannot_be_written_to_is_known_before_the_evaluation(refused, tmp_path):
     (tmp_path / "taken").write_text("a file")
     assert "--output_dir taken/out cannot" in refused(output="taken/out")
-    assert "--tables_dir: taken/tables" in refused("--generate", 1, "--tables_dir", "taken/tables")
+    assert "--tables_dir taken/tables" in refused("--generate", 1, "--tables_dir", "taken/tables")
 
 
 def test_a_story_of_no_token_to_predict(refused, run, tmp_path):

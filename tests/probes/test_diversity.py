@@ -211,7 +211,7 @@ def test_another_model_s_tokenizer_and_a_blocked_place_are_refused(folder, tmp_p
     (tmp_path / "file").write_text(TEXT)
     for argv, message in (
         (["--model_name_or_path", str(small)], "has 64 embeddings"),
-        (["--output_dir", str(tmp_path / "file" / "out")], "give another --output_dir"),
+        (["--output_dir", str(tmp_path / "file" / "out")], "Not a directory); give another folder"),
     ):
         with pytest.raises(SystemExit):
             diversity.main(flags(folder, tmp_path / "out", *argv))
