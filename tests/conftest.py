@@ -37,6 +37,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker("end_to_end")
 
 
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Undo what a test sets for its process, as the demo does for the commands that it runs."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data: `LM_TRIALS_SHARED_DATA`, else `../shared/data` beside the repository."""
