@@ -149,7 +149,9 @@ def test_half_precision_that_accelerate_was_told_of_is_refused_too(parsed, monke
 
 def test_half_precision_passes_on_a_machine_that_has_it(monkeypatch):
     """Without the machine: what is refused goes by `use_cpu`."""
-    given = SimpleNamespace(use_liger_kernel=False, deepspeed=None, fsdp="full_shard", fp16=True, bf16=False, use_cpu=False)
+    given = SimpleNamespace(
+        use_liger_kernel=False, deepspeed=None, fsdp="full_shard", fp16=True, bf16=False, use_cpu=False
+    )
     run_arguments.check_machine(given)
     given.use_cpu = True
     assert "--fsdp" in refused(run_arguments.check_machine, given)
