@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lm_trials.console import UsageError, note
-from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, proportion
+from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, mean_over_seeds, proportion
 from lm_trials.evaluation.constraint_tasks import Coverage, Task, task_prompts
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
@@ -273,13 +272,8 @@ def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
         found.setdefault((row["judged"], row["slice"], row["metric"]), []).append(row)
     arm = []
     for (what, name, metric), rows in found.items():
-        values = np.array([row["estimate"] for row in rows])
-        mean, (lower, upper) = float(values.mean()), NO_INTERVAL
-        if len(values) > 1:
-            half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / np.sqrt(len(values))
-            lower, upper = mean - float(half), mean + float(half)
-        estimate = Estimate(mean, lower, upper, rows[0]["n"], rows[0]["unit"])
-        arm.append({"judged": what, "slice": name, "metric": metric, **estimate.row(), "models": len(values)})
+        estimate = mean_over_seeds([row["estimate"] for row in rows], rows[0]["n"], rows[0]["unit"])
+        arm.append({"judged": what, "slice": name, "metric": metric, **estimate.row(), "models": len(rows)})
     return arm
 
 

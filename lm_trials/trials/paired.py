@@ -92,25 +92,6 @@ def sign_flip_p(differences_N: np.ndarray, seed: int = 0, resamples: int = RESAM
     return min(1.0, 2 * min(above, below) / (resamples + 1))
 
 
-def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
-    """Estimate an arm's mean loss over `n` stories each, with Student's t interval over its seeds.
-
-    One seed gives no interval, nor do equal values (such as a share of 0): the spread over seeds is not known to be 0.
-
-    >>> print(mean_over_seeds([1.0, 1.2, 1.1], n=500, unit="nats per token"))
-    1.100 [0.852, 1.348] nats per token (n=500)
-    """
-    from scipy import stats  # takes most of a second to import
-
-    values = np.asarray(losses_S, dtype=np.float64)
-    lower, upper = NO_INTERVAL
-    if len(values) > 1 and np.ptp(values) > 0:
-        # Student's t and not a bootstrap: three seeds have 10 distinct resamples.
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
-        lower, upper = float(values.mean()) - half, float(values.mean()) + half
-    return Estimate(float(values.mean()), lower, upper, n, unit)
-
-
 def seed_test(
     first_S: Sequence[float], second_S: Sequence[float], n: int, unit: str, paired: bool
 ) -> TestedDifference | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lm_trials.estimates import Estimate, StoryBootstrap
+from lm_trials.estimates import Estimate, StoryBootstrap, mean_over_seeds
 from lm_trials.trials.evaluations import BITS, NATS, SharedEvaluation
 from lm_trials.trials.measurements import Measurement
-from lm_trials.trials.paired import TestedDifference, holm, mean_over_seeds, seed_test, story_test
+from lm_trials.trials.paired import TestedDifference, holm, seed_test, story_test
 from lm_trials.trials.runs import Arm
 
 OVER_STORIES, OVER_SEEDS = "stories", "seeds"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lm_trials.estimates import StoryBootstrap
-from lm_trials.trials.paired import holm, mean_over_seeds, seed_test, sign_flip_p, story_test
+from lm_trials.estimates import StoryBootstrap, mean_over_seeds
+from lm_trials.trials.paired import holm, seed_test, sign_flip_p, story_test
 
 UNIT = "nats per token"
 losses = st.lists(st.floats(-5, 5).map(lambda value: round(value, 3)), min_size=2, max_size=12)
