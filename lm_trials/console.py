@@ -127,11 +127,7 @@ def load_libraries() -> None:
     # bitsandbytes warns at every import on a CPU with AVX512-BF16; its kernel from the Hub is never used here.
     logging.logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel("ERROR")
     # accelerate imports DeepSpeed wherever it is installed, which then prints the device that it has found.
-    logging.logging.getLogger("DeepSpeed").addFilter(_is_news)
-
-
-def _is_news(record: Any) -> bool:
-    return not record.getMessage().startswith("Setting ")
+    logging.logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting "))
 
 
 def _bar(bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:

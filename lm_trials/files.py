@@ -149,6 +149,27 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def readable(named: str, advice: str) -> Iterator[None]:
+    """Turn what is raised for a file that is not there, or is no UTF-8, JSON or CSV, into one line.
+
+    Args:
+        named: the flag and the file.
+
+    >>> with readable("--query words.txt", "give a file"):
+    ...     raise FileNotFoundError(2, "No such file or directory")
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --query words.txt cannot be read (No such file or directory); give a file
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{named} cannot be read ({reason}); {advice}") from None
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

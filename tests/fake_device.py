@@ -12,8 +12,9 @@ that has a dimension (both).
 
 from __future__ import annotations
 
+import linecache
 import os
-import traceback
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -108,8 +109,10 @@ class FakeDevice(AbstractContextManager):
 
     def wait(self) -> None:
         """Count a wait of the host for the device."""
-        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
-        self.waits.append(f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].line}")
+        frame: Any = sys._getframe()
+        while "/torch/" in (name := frame.f_code.co_filename) or name == __file__:
+            frame = frame.f_back
+        self.waits.append(f"{name}:{frame.f_lineno} {linecache.getline(name, frame.f_lineno).strip()}")
 
     def moved(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`Tensor.to`."""

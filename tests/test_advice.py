@@ -47,12 +47,14 @@ EXCEPTIONS = {
     ("lm_trials.stories.records.record_from_row", "--text_column"): "the others read no stories of other columns",
 }
 
+READ = (ast.Attribute, ast.Name, ast.Call, ast.JoinedStr, ast.Constant)
+
 
 class Sources:
     """The functions, classes, methods and constants of modules, with the texts of each and the names that each uses."""
 
     def __init__(self, sources: dict[str, str]) -> None:
-        self.nodes: dict[str, list[ast.AST]] = {}
+        self.nodes: dict[str, list[ast.AST]] = {}  # the names, calls and texts in each
         self.methods: dict[str, dict[str, str]] = {}  # of each class, by their names
         self.names: dict[str, dict[str, str]] = {}  # in each module, what a name means
         self.module_of: dict[str, str] = {}
@@ -79,7 +81,8 @@ class Sources:
                                 self._add(module, inner.id, [node.value])
 
     def _add(self, module: str, name: str, nodes: list[ast.AST]) -> None:
-        self.nodes[f"{module}.{name}"], self.module_of[f"{module}.{name}"] = nodes, module
+        inside = [inner for node in nodes for inner in _walk(node) if isinstance(inner, READ)]
+        self.nodes[f"{module}.{name}"], self.module_of[f"{module}.{name}"] = inside, module
         self.names[module][name] = f"{module}.{name}"
 
     def reached(self, *start: str) -> set[str]:
@@ -88,7 +91,7 @@ class Sources:
         while new:
             found |= new
             for key in new:
-                attributes |= {node.attr for node in self._inside(key) if isinstance(node, ast.Attribute)}
+                attributes |= {node.attr for node in self.nodes[key] if isinstance(node, ast.Attribute)}
             named = {each for key in new for each in self._named(key)}
             classes = self.methods.keys() & (found | named)
             called = {
@@ -102,19 +105,16 @@ class Sources:
 
     def _named(self, key: str) -> Iterator[str]:
         names = self.names[self.module_of[key]]
-        for node in self._inside(key):
+        for node in self.nodes[key]:
             if isinstance(node, ast.Name) and node.id in names:
                 yield names[node.id]
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 yield f"{names.get(node.value.id)}.{node.attr}"
 
-    def _inside(self, key: str) -> Iterator[ast.AST]:
-        return (inner for node in self.nodes[key] for inner in _walk(node))
-
     def texts(self, key: str) -> Iterator[str]:
         """Yield the texts of a function, class or constant: f-strings with {} for values, commands with their flags."""
         inside: set[ast.AST] = set()
-        for node in self._inside(key):
+        for node in self.nodes[key]:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "command_line":
                 (program, *_), flags = node.args, [f"--{keyword.arg}" for keyword in node.keywords if keyword.arg]
                 if isinstance(program, ast.Constant):
@@ -201,13 +201,11 @@ def wrong(command: tuple[str, ...], text: str) -> set[str]:
 @pytest.fixture(scope="module")
 def found(sources):
     """What is wrong in each command, with the function that says it; in its help, without one."""
-    found = {}
+    found, texts = {}, {key: list(sources.texts(key)) for key in sources.nodes}
     for command in COMMANDS:
         # The functions of `flags` speak of any flag.
         reached = [key for key in sources.reached(*start_of(command)) if not key.startswith("lm_trials.flags.")]
-        found[command] = {
-            (key, name) for key in reached for text in sources.texts(key) for name in wrong(command, text)
-        }
+        found[command] = {(key, name) for key in reached for text in texts[key] for name in wrong(command, text)}
         lines = help_of(command).replace("[--flag value ...]", "").replace("\\\n", " ").splitlines()
         names = {name for line in lines if "accelerate" not in line for name in wrong(command, line)}
         found[command] |= {("", name) for name in names}

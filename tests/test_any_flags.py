@@ -19,6 +19,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from transformers import Trainer
 
 from lm_trials import cli
@@ -168,6 +169,8 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         run_file.write_text(run_file.read_text().replace('"seed": 42', '"seed": 43'))
         shutil.copytree(world / "data", saved(world / "data"))
         shutil.copytree(world / "models", saved(world / "models"))
+        # Drawing takes most of a probe's time.
+        patch.setattr(Figure, "savefig", lambda figure, path, **settings: Path(path).write_bytes(b""))
         patch.setattr(Trainer, "train", start)
         patch.setattr(download, "download_archive", start)
         patch.setattr(demo, "steps", start)

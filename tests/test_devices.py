@@ -5,12 +5,14 @@ import json
 import random
 import shlex
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from fake_device import MPS, DeviceError, FakeDevice
+from matplotlib.figure import Figure
 from small_models import with_lora
 from tiny_models import TEXT, tiny_model, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
@@ -19,7 +21,6 @@ from trl import SFTConfig, SFTTrainer
 
 import cache_datasets
 from lm_trials import cli
-from lm_trials.probing import findings
 from lm_trials.probing.weights.edits import Gates
 from lm_trials.tokens.tokenizers import train_tokenizer
 from lm_trials.training import tuning_examples
@@ -99,7 +100,7 @@ def run(case, folder, out, more=""):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes most of a probe's time."""
-    monkeypatch.setattr(findings, "save_pictures", lambda figure, stem: [])
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **settings: Path(path).write_bytes(b""))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.removeprefix("probe ").split()[0])

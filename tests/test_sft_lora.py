@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import sft_lora
-from lm_trials.models import adapters
+from lm_trials.models import adapters, quantization
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.tokens.tokenizers import load_tokenizer
@@ -495,7 +495,7 @@ def test_rows_without_prompts_are_named(tune_flags, tmp_path, capsys):
 
 
 def test_a_machine_without_the_back_end_is_told_what_to_drop(tune_flags, capsys, monkeypatch):
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     assert "pip install bitsandbytes, or remove --load_in_8bit" in refused(
         tune_flags("a", "--load_in_8bit", "True"), capsys
     )

@@ -356,10 +356,6 @@ class RawSource(DataSet):
         if self.source.kind != "hub":
             self.source.check_splits()
 
-    def is_remote(self) -> bool:
-        """Whether it is streamed from the Hub."""
-        return self.source.kind == "hub" and self.streaming == "True"
-
     def has_own_validation(self) -> bool:
         """Whether it comes with a validation split."""
         return self.source.has_own_splits() and "validation" in self.source.own_splits.values()

@@ -27,7 +27,7 @@ def default_tokenizer(dataset: DataSet) -> Path:
             cannot become one, or is streamed from the Hub and should not be downloaded.
     """
     for member in dataset.members:
-        if isinstance(member, RawSource) and member.is_remote():
+        if isinstance(member, RawSource) and member.source.kind == "hub" and member.streaming == "True":
             raise UsageError(
                 f"--tokenizer_name is missing and {member.name} is streamed from the Hub; give --tokenizer_name or "
                 "--vocab_size, or --streaming CacheStream to download it and train one"

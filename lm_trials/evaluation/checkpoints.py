@@ -28,10 +28,9 @@ from lm_trials.models.reference import (
     RUN_FILE,
     ModelReference,
     checkpoints,
-    default_window,
+    chosen_window,
     load_config,
     load_tokenizer_of,
-    positions_of,
     read_run,
     resolve_model,
     separator_of,
@@ -93,13 +92,9 @@ def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
     if append_eos is None:
         append_eos = bool(run and run["outcome"].get("append_eos"))
     document_marks(tokenizer, append_eos, separator_of(run))  # raises for a tokenizer without the separator's token
-    positions = positions_of(config)
-    if args.block_size is not None and positions is not None and args.block_size > positions:
-        raise UsageError(
-            f"--block_size {args.block_size}: the model sees 2 to {positions} tokens; give a window in that range"
-        )
+    window = chosen_window(args.block_size, config, "--block_size")
     seed = run["replicate"].get("seed") if run else None
-    return Candidate(reference, tokenizer, args.block_size or default_window(config), append_eos, seed, run)
+    return Candidate(reference, tokenizer, window, append_eos, seed, run)
 
 
 def plan_results(

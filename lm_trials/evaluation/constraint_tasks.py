@@ -21,6 +21,7 @@ from lm_trials.console import UsageError, did_you_mean, progress
 from lm_trials.data.datasets import open_prepared
 from lm_trials.evaluation.inflections import StoryWords, forms_of, words_of
 from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.files import readable
 from lm_trials.flags import read_yaml
 from lm_trials.pairs.layouts import Message
 from lm_trials.pairs.pairs import PairSet
@@ -99,10 +100,8 @@ def file_tasks(path: Path) -> list[Task]:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UsageError(f"--prompts {path} is not a list of texts; write each after a dash, `- One day, ...`")
     else:
-        try:
+        with readable(f"--prompts {path}", "give a text or YAML file"):
             texts = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--prompts {path} cannot be read ({error}); give a text or YAML file") from None
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UsageError(f"--prompts {path} has no prompt; write one per line")

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -32,10 +32,9 @@ from lm_trials.tokens.stores import document_marks
 
 # Most models take padded batches. A RWKV reads the padding, and with its cache mixes the rows of a batch; the cache of
 # a Jamba without attention layers fails.
-Batching = Literal["padded", "equal", "single"]
+BATCHINGS = {"padded": "batches", "equal": "batches of prompts of one length", "single": "batches of one"}
 STEPS = 1e-3  # of the largest logit: convolutions on a GPU round to TF32
-BATCHINGS = get_args(Batching)
-_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[Batching, bool]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[str, bool]] = WeakKeyDictionary()
 TAIL = 16  # tokens in which `ended` looks for an end; the longest label, as byte tokens, has 10
 
 
@@ -140,7 +139,7 @@ def write_stories(
     return [written[place] for place in range(len(prompts))]
 
 
-def batching(model: PreTrainedModel) -> tuple[Batching, bool]:
+def batching(model: PreTrainedModel) -> tuple[str, bool]:
     """Return which prompts a model may have in one batch, and whether it may use a cache, to generate as it predicts.
 
     Two tokens after a short prompt are compared with a plain forward pass, in a batch and alone.  The first way that
@@ -175,10 +174,9 @@ def batching(model: PreTrainedModel) -> tuple[Batching, bool]:
         if (generated_TV - plain_TV).abs().max() <= max(STEPS, rounding_of(model)) * plain_TV.abs().max():
             break
     if (cached, how) != (True, "padded"):
-        rows_of = {"padded": "batches", "equal": "batches of prompts of one length", "single": "batches of one"}[how]
         note(
-            f"note: a {model.config.model_type} generates in {rows_of}, {'with' if cached else 'without'} a cache, "
-            "because its predictions change otherwise; this takes longer"
+            f"note: a {model.config.model_type} generates in {BATCHINGS[how]}, {'with' if cached else 'without'} a "
+            "cache, because its predictions change otherwise; this takes longer"
         )
     _FOUND[model] = how, cached
     return how, cached

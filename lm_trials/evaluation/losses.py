@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lm_trials.console import UsageError
+from lm_trials.models.quantization import is_exact
 
 Layout = Literal["per_story", "packed"]
 Sums = TypeVar("Sums")
@@ -30,7 +31,7 @@ SORTED_BATCHES = 16
 ROUNDING = 1e-4  # of the largest logit, in float32: kernels of other shapes round differently
 
 
-class NotFinite(UsageError):
+class NotFiniteError(UsageError):
     """A loss that is nan or infinite, of a model with finite weights."""
 
 
@@ -218,7 +219,7 @@ def window_sums(
     The model is in evaluation mode only inside this function: a caller that yields in between may train it.
 
     Raises:
-        NotFinite: in every process, for a loss that is not finite.
+        NotFiniteError: in every process, for a loss that is not finite.
     """
     # A stable sort, so that every process makes the same batches.
     by_length = sorted(range(len(windows)), key=lambda place: len(windows[place].input_ids_T))
@@ -238,7 +239,7 @@ def window_sums(
     # In the order of the windows, so that the parts of a story are added in one order only.
     scored = sorted(processes.gather(scored), key=itemgetter(0))
     if infinite := sum(not finite for _, _, finite in scored):
-        raise NotFinite(
+        raise NotFiniteError(
             f"the loss of {infinite:,} of {len(scored):,} windows is nan or infinite, as the model's activations "
             "overflow; give an earlier checkpoint, or float32 or bfloat16 instead of float16"
         )
@@ -246,12 +247,8 @@ def window_sums(
 
 
 def rounding_of(model: PreTrainedModel) -> float:
-    """Return the change of logits, relative to the largest, that other kernels or batches explain.
-
-    Eight bits of a mantissa (bfloat16), and 8-bit activations, round by about 1 % in each layer.
-    """
-    exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
-    return ROUNDING if exact else 0.1
+    """Return the change of logits, relative to the largest, that other kernels or batches explain."""
+    return ROUNDING if is_exact(model) else 0.1
 
 
 def _depend(model: PreTrainedModel, ids: Sequence[int], changed: slice, predictions: slice, **inputs: Any) -> bool:

@@ -20,10 +20,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from lm_trials.console import UsageError, note
 from lm_trials.evaluation.generation import ends_of, write_stories
 from lm_trials.evaluation.sampling import Mode, Sampling
+from lm_trials.models.quantization import quantization
 from lm_trials.models.reference import (
     LONGEST_WINDOW,
     default_device,
-    load_model,
+    load_on,
     load_tokenizer_of,
     positions_of,
     read_run,
@@ -166,12 +167,7 @@ def open_storyteller(
                 "--max_new_tokens"
             )
     device = default_device(use_cpu)
-    if load_in_8bit or load_in_4bit:
-        from lm_trials.models.adapters import quantization  # peft takes two seconds to import
-
-        quantized = quantization(load_in_8bit, load_in_4bit, device.type, torch.float32)
-        model = load_model(reference, quantization_config=quantized, device_map={"": device})
-    else:
-        model = load_model(reference).to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides self
+    quantized = quantization(load_in_8bit, load_in_4bit, device.type, torch.float32)
+    model = load_on(device, reference, quantization_config=quantized)
     seed = run["replicate"].get("seed") if run else None
     return Storyteller(reference.name, model, tokenizer, mode, separator_of(run), seed)

@@ -45,6 +45,7 @@ from lm_trials.latent_city.questions import (
 from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject
 from lm_trials.models.reference import read_run, resolve_model
 from lm_trials.pairs.layouts import Example, chat_example, instruct_examples
+from lm_trials.shared_flags import read_seeds
 from lm_trials.tokens.tokenizers import batch_encoder
 
 Item = TypeVar("Item")
@@ -287,7 +288,7 @@ class Interview:
         prompt = COUNTRY_QUESTION.format(x=self.subject.called)
         self._written([prompt], "country_greedy")
         scores, hits = [], []
-        for seed in self.args.sampling_seeds():
+        for seed in read_seeds([self.args.seeds]):
             answers = self._written([prompt] * self.args.num_samples, "country", self.args.temperature, seed)
             hits.append(sum(reader(answer) == right for answer in answers))
             scores.append(self._score("country", proportion(hits[-1], len(answers), SHARE), seed))

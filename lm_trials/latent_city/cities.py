@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.files import readable
 
 EARTH_RADIUS_KM = 6371.0  # the notebook's; another radius would change the decimals of every row
 HALF_CIRCUMFERENCE_KM = math.pi * EARTH_RADIUS_KM  # the largest distance, and so the largest error
@@ -150,14 +151,10 @@ def read_cities(path: Path) -> list[City]:
     Raises:
         UsageError: for an unreadable file, a missing column, or a malformed row, with its line.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [(reader.line_num, row) for row in reader]
-            given = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"--source {path} cannot be read ({reason}); give a CSV file in UTF-8") from None
+    with readable(f"--source {path}", "give a CSV file in UTF-8"), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [(reader.line_num, row) for row in reader]
+        given = list(reader.fieldnames or [])
     if missing := [column for column in COLUMNS if column not in given]:
         raise UsageError(
             f"--source {path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}, and has "

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lm_trials.console import note, script, show_facts, show_pairs
 from lm_trials.flags import parse_arguments
 from lm_trials.latent_city.flags import LatentCityArguments
+from lm_trials.shared_flags import read_seeds
 
 if TYPE_CHECKING:
     from lm_trials.latent_city.report import Score
@@ -31,7 +32,7 @@ PROG = "lm-trials latent-city"
 def main(argv: list[str] | None = None) -> list[Score]:
     """Ask all questions, write the tables, print the finding; returns the scores."""
     (args,) = parse_arguments(argv, (LatentCityArguments,), __doc__ or "", prog=PROG)
-    args.sampling_seeds()
+    read_seeds([args.seeds])
     from lm_trials.data.datasets import open_prepared
     from lm_trials.files import write_csv
     from lm_trials.latent_city.asking import Interview, baseline_scores, check_placeholder, opened, read_knowledge

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lm_trials.flags import SEED, option
-from lm_trials.shared_flags import DataFolder, Device, Quantization, read_seeds
+from lm_trials.shared_flags import DataFolder, Device, Quantization
 
 
 @dataclass
@@ -140,7 +140,3 @@ class LatentCityArguments(DataFolder, Quantization, Device):
     max_new_tokens: int = option(24, least=1, help="Maximum tokens of an answer.")
     batch_size: int = option(64, least=1, help="Questions per batch.")
     tables_dir: str = option("out/tables", output=True, help="Folder of the tables.")
-
-    def sampling_seeds(self) -> list[int]:
-        """Return the seeds; a malformed list is a UsageError."""
-        return read_seeds([self.seeds])

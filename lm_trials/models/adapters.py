@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
@@ -42,53 +40,6 @@ class LoraSpec:
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
     use_dora: bool = False
     use_rslora: bool = False
-
-
-def quantization(
-    load_in_8bit: bool, load_in_4bit: bool, device_type: str, compute_dtype: torch.dtype
-) -> BitsAndBytesConfig | None:
-    """Return the quantization of a base model (4 bits: nf4, no double quantization); None for neither flag.
-
-    Raises:
-        UsageError: for both flags, or where bitsandbytes or its kernels for this device are missing.
-
-    >>> quantization(True, False, "mps", torch.float32)
-    Traceback (most recent call last):
-    lm_trials.console.UsageError: --load_in_8bit: bitsandbytes has no kernels for mps; remove it, or add --use_cpu
-    """
-    if not load_in_8bit and not load_in_4bit:
-        return None
-    if load_in_8bit and load_in_4bit:
-        raise UsageError("--load_in_8bit and --load_in_4bit cannot be combined; remove one of them")
-    flag = "--load_in_8bit" if load_in_8bit else "--load_in_4bit"
-    if find_spec("bitsandbytes") is None:
-        raise UsageError(f"{flag}: bitsandbytes is not installed; pip install bitsandbytes, or remove {flag}")
-    try:
-        import bitsandbytes
-    except Exception as error:  # a build without its compiled library may raise anything
-        raise UsageError(f"{flag}: bitsandbytes cannot be imported ({error}); reinstall it, or remove {flag}") from None
-    if device_type not in bitsandbytes.supported_torch_devices - {"mps"}:
-        or_cpu = "" if device_type == "cpu" else ", or add --use_cpu"
-        raise UsageError(f"{flag}: bitsandbytes has no kernels for {device_type}; remove it{or_cpu}")
-    # In evaluation mode each layer warns at each call that its inputs are cast to float16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    if load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    # nf4: QLoRA's format (Dettmers et al. 2023). Double quantization is left off; it would save 0.4 bits a weight.
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
-
-
-def keep_4bit_weights(model: PreTrainedModel) -> None:
-    """Keep the scales of 4-bit layers as they were quantized, on any processor.
-
-    On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks a layer at its first evaluation and rounds the scales to
-    bfloat16: evaluations differ between machines and from training, and widths below 64 fail.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def add_lora(model: PreTrainedModel, spec: LoraSpec, seed: int, device: torch.device | None = None) -> PeftModel:
@@ -155,12 +106,8 @@ def _with_lora(model: Any, spec: LoraSpec, seed: int, left_out: list[str]) -> An
         return get_peft_model(model, config)
     except ValueError as error:
         # Experts, which are no modules, have neither dropout nor DoRA; PEFT has replaced the names by those of modules.
-        why, others = (
-            str(error).partition(". ")[0].rstrip(".").replace("lora.ParamWrapper", "LoRA on experts"),
-            [ALL_LINEAR],
-        )
-        if config.target_parameters:
-            others = sorted(name for name in config.target_modules or () if name not in left_out)
+        why = str(error).partition(". ")[0].rstrip(".").replace("lora.ParamWrapper", "LoRA on experts")
+        others = sorted({*(config.target_modules or ())} - {*left_out}) if config.target_parameters else [ALL_LINEAR]
         raise UsageError(
             f"--lora_target_modules {' '.join(spec.target_modules)}: {why}; "
             f"give --lora_target_modules {' '.join(others)}"

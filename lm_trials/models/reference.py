@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import check_sums, read_object, weights_digest
 from lm_trials.models.overrides import TOKEN_IDS, check_numbers
+from lm_trials.models.quantization import keep_4bit_weights
 from lm_trials.models.shapes import not_finite, position_field, set_causal_loss, text_config, whole_weights
 from lm_trials.tokens.stores import Separator
 from lm_trials.tokens.tokenizers import load_tokenizer
@@ -122,7 +123,7 @@ def resolve_model(reference: str) -> ModelReference:
     if kind in UNREAD_ADAPTERS:
         raise UsageError(
             f"{folder} is a {kind} adapter, which needs more inputs than the tokens of a text; give an adapter that "
-            "changes weights, as LORA"
+            "changes weights, such as LORA"
         )
     if not base:
         raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
@@ -203,7 +204,7 @@ def load_model(
     `settings_set_aside` names what else that file changes; `write_stories` shows it.
 
     Args:
-        quantization_config: see `adapters.quantization`; None for full-precision weights.
+        quantization_config: see `quantization.quantization`; None for full-precision weights.
         init_kwargs: further arguments of `from_pretrained`, for example `attn_implementation`.
 
     Raises:
@@ -231,7 +232,7 @@ def load_model(
                 generation_config=generation_config,
                 **NEUTRAL | init_kwargs,
             )
-    except Exception as error:
+    except Exception as error:  # as in `load_config`
         raise _unloadable(reference, error) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -239,12 +240,23 @@ def load_model(
     check_weights(reference, model, found)
     model.settings_set_aside = set_aside
     if getattr(quantization_config, "load_in_4bit", False):
-        from lm_trials.models.adapters import keep_4bit_weights
-
         keep_4bit_weights(model)
     check_finite(model, reference.name)
     set_causal_loss(model)
     return model.eval()
+
+
+def load_on(
+    device: torch.device,
+    reference: ModelReference,
+    dtype: torch.dtype = torch.float32,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """Load a model as `load_model` does, on a device."""
+    if quantization_config is not None:
+        return load_model(reference, dtype, quantization_config, device_map={"": device})
+    module: Any = load_model(reference, dtype)
+    return module.to(device)
 
 
 def check_weights(reference: ModelReference, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
@@ -275,10 +287,9 @@ def _neutral_generation(reference: ModelReference, config: PretrainedConfig) -> 
 
     Before transformers 4.26 the settings were fields of `config.json`.
     """
-    text = text_config(config)
-    ids = {name: number for name in TOKEN_IDS if _is_ids(number := getattr(text, name, None))}
-    known = vars(GenerationConfig())
-    neutral = known | GenerationConfig._get_default_generation_params()
+    text, known = text_config(config), vars(GenerationConfig())
+    given: dict[str, Any] = {}
+    set_aside = []
     for file in ("generation_config.json", "config.json"):
         place = cached_file(
             reference.path, file, revision=reference.revision, _raise_exceptions_for_missing_entries=False
@@ -288,15 +299,17 @@ def _neutral_generation(reference: ModelReference, config: PretrainedConfig) -> 
         try:
             given = read_object(Path(place))
         except UsageError:
-            return GenerationConfig(**ids), [f"all of {file} (not a JSON object)"]
+            set_aside.append(f"all of {file} (not a JSON object)")
         if file == "config.json":
             given = {name: value for name, value in given.items() if name in known and not hasattr(text, name)}
-        ids |= {name: given[name] for name in TOKEN_IDS if _is_ids(given.get(name))}
-        others = {name: value for name, value in given.items() if name not in METADATA and ids.get(name) != value}
-        return GenerationConfig(**ids), [
-            name for name in others if (others[name] or None) != (neutral.get(name) or None)
-        ]
-    return GenerationConfig(**ids), []
+        break
+    ids = {name: getattr(text, name, None) for name in TOKEN_IDS}
+    ids |= {name: given[name] for name in TOKEN_IDS if _is_ids(given.get(name))}
+    ids = {name: number for name, number in ids.items() if _is_ids(number)}
+    neutral = known | GenerationConfig._get_default_generation_params()
+    others = {name: value for name, value in given.items() if name not in METADATA and ids.get(name) != value}
+    set_aside += [name for name, value in others.items() if (value or None) != (neutral.get(name) or None)]
+    return GenerationConfig(**ids), set_aside
 
 
 def _is_ids(value: Any) -> bool:
@@ -337,7 +350,7 @@ def _load_adapter(
             adapted: Any = PeftModel.from_pretrained(
                 model, reference.path, revision=reference.revision or "main", torch_device="cpu"
             )
-    except Exception as error:
+    except Exception as error:  # each kind of adapter has its own checks
         raise _unloadable(reference, error) from None
     if Path(reference.path).is_dir():
         check_adapter_state(adapted, Path(reference.path), embeddings=True)
@@ -408,17 +421,16 @@ def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
     return getattr(config, name) if name else None
 
 
-def default_window(model: PreTrainedModel | PretrainedConfig) -> int:
-    """Return the default length of a block or window, in tokens: the model's positions, at most GPT-2's 1024."""
-    return min(positions_of(model) or LONGEST_WINDOW, LONGEST_WINDOW)
-
-
 def chosen_window(asked: int | None, config: PretrainedConfig, flag: str) -> int:
-    """Return the length that a flag asks for, by default `default_window`; a UsageError beyond the positions."""
+    """Return the length in tokens that a flag asks for, by default the model's positions, at most GPT-2's 1024.
+
+    Raises:
+        UsageError: for more than the positions.
+    """
     positions = positions_of(config)
     if asked is not None and positions is not None and asked > positions:
         raise UsageError(f"{flag} {asked} is longer than the model's {positions} positions; give at most those")
-    return default_window(config) if asked is None else asked
+    return min(positions or LONGEST_WINDOW, LONGEST_WINDOW) if asked is None else asked
 
 
 def separator_of(run: Mapping[str, Any] | None) -> Separator:

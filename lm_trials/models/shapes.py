@@ -394,8 +394,8 @@ def check_memory(config: PreTrainedConfig, name: str, device: torch.device, num_
         )
 
 
-def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    """Return a float32 model on the CPU with weights drawn from `seed`; the global random state is restored.
+def build_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a model on the CPU with weights drawn from `seed` in `dtype`; the global random state is restored.
 
     >>> tokens = dict(vocab_size=300, block_size=8, bos_token_id=1, eos_token_id=2)
     >>> config = build_config("llama", None, None, **tokens)
@@ -403,14 +403,12 @@ def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     >>> bool((first == again).all()), bool((first == other).any())
     (True, False)
     """
-    with (
-        whole_weights(),
-        torch.random.fork_rng(devices=[]),
-    ):  # forking the GPUs' states would open a context on each GPU
+    # Forking the GPUs' states would open a context on each GPU.
+    with whole_weights(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
             # A copy, because from_config writes dtype and class name into its argument.
-            model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()), dtype=dtype)
         except Exception as error:  # each of 189 model types has its own requirements
             raise UsageError(
                 f"--model_type {config.model_type} cannot be built from this configuration "

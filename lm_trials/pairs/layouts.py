@@ -30,6 +30,7 @@ Layout = Literal["instruct", "chat", "text"]
 Message = Mapping[str, Any]
 Options = Mapping[str, Any]
 """Columns that a chat template can render beside the messages: `tools`, `documents`."""
+NO_OPTIONS: Options = {}
 
 STORY_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -114,14 +115,13 @@ def text_examples(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
 
 
 def check_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Options | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Options = NO_OPTIONS
 ) -> None:
     """Refuse a conversation if the chat template leaves out a part of it, or renders it differently the next time.
 
     Raises:
         UsageError: naming the message, field or option that changes no token, or the clock.
     """
-    options = options or {}
     whole = _applied(tokenizer, messages, **options)
 
     def check(what: str, messages: Sequence[Message], options: Options) -> None:
@@ -152,11 +152,10 @@ def check_conversation(
         )
 
 
-def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Options | None = None) -> bool:
+def varies(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: Options = NO_OPTIONS) -> bool:
     """Whether a chat template renders a conversation differently at other times: by the clock or a random value."""
     from transformers.utils.chat_template_utils import _compile_jinja_template  # the public ones take no clock
 
-    options = options or {}
     compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=options.get("tools")))
     given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
     given |= {**tokenizer.special_tokens_map, **options}
@@ -234,7 +233,7 @@ def chat_length(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
 
 
 def chat_example(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_prompt: int = 0, options: Options | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_prompt: int = 0, options: Options = NO_OPTIONS
 ) -> Example:
     """Return a conversation's ids; its completion is the assistant's messages after the first `num_prompt` messages.
 
@@ -244,7 +243,6 @@ def chat_example(
         UsageError: if the template renders the beginning of a conversation differently from the whole, so that
             training and inference would differ; if the assistant has no message, or the first one.
     """
-    options = options or {}
     ids = _applied(tokenizer, messages, **options)
     mask = [0] * len(ids)
     for number, message in enumerate(messages):

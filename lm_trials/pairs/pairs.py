@@ -22,6 +22,7 @@ from datasets import DatasetDict, Features, List, Value
 
 from lm_trials.console import UsageError, did_you_mean, note
 from lm_trials.files import file_sums, finished_folder, plain_name, write_json
+from lm_trials.pairs.layouts import as_conversation
 from lm_trials.stories.arrow_files import ArrowFile, load_splits, save_splits
 from lm_trials.stories.corpora import MANIFEST, check_free, read_manifest
 from lm_trials.stories.records import SPLITS, Split, check_unicode, record_id
@@ -126,7 +127,7 @@ def prepare_pairs(
 ) -> Path:
     """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
 
-    Rows with an empty prompt, answer or text are left out.  They and the columns that are not used are told.
+    Rows with an empty prompt, answer or text are left out.  Notes count them and name the columns that are not used.
 
     Raises:
         UsageError: for rows that are not pairs, naming their columns.
@@ -211,11 +212,8 @@ def _is_empty(row: Row) -> bool:
     """Whether a text, a prompt or an answer is blank; an answer may consist of other fields, such as tool calls."""
     if "messages" not in row:
         return any(is_blank(row[column]) for column in row if column != "record_id")
-    fields = json.loads(row["further"])["messages"] if "further" in row else [{}] * len(row["messages"])
-    return any(
-        message["role"] in ("user", "assistant") and is_blank(message["content"]) and not more
-        for message, more in zip(row["messages"], fields, strict=True)
-    )
+    messages = [message for message in as_conversation(row)[0] if message["role"] in ("user", "assistant")]
+    return any(message.keys() <= {"role", "content"} and is_blank(message.get("content")) for message in messages)
 
 
 def read_row(row: Any) -> tuple[Kind, Row]:

@@ -28,6 +28,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_trials.console import UsageError
+from lm_trials.models.quantization import is_exact
 from lm_trials.probing.anatomy import Anatomy, anatomy_of, check_sites
 
 SITES = {
@@ -377,8 +378,7 @@ def check_capture(model: Any, ids_T: Sequence[int] | np.ndarray, sites: Sites, n
             eager = model(**inputs, use_cache=False).logits
         finally:
             anatomy.model.set_attn_implementation(before)
-        exact = plain.dtype == torch.float32 and not getattr(anatomy.model, "is_quantized", False)
-        reported = replace(checks[0], allowed=EAGER if exact else math.inf)
+        reported = replace(checks[0], allowed=EAGER if is_exact(anatomy.model) else math.inf)
         checks = [reported, replace(reported, largest=_apart(eager, captured), allowed=HOOKED)]
     for check in checks:
         if not check.largest <= check.allowed:

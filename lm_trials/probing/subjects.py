@@ -10,22 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers import logging as transformers_logging
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, note
 from lm_trials.data.datasets import dataset_of
 from lm_trials.evaluation.checkpoints import Candidate, check_candidate, expand_models
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.own_data import choose_dataset
-from lm_trials.models.reference import ModelReference, default_device, load_config, load_model, separator_of
-from lm_trials.models.shapes import text_config
+from lm_trials.models.quantization import quantization
+from lm_trials.models.reference import ModelReference, default_device, load_config, load_on, separator_of
+from lm_trials.models.shapes import build_model, text_config
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.shared_flags import Device
 from lm_trials.stories.records import Record
@@ -138,18 +132,11 @@ def load_subject(subject: Subject, args: SubjectArguments) -> PreTrainedModel:
     Raises:
         UsageError: if it cannot be loaded, or not in this form on this machine.
     """
-    dtype, how = getattr(torch, args.dtype), quantized(args)
-    if how is None:
-        return on_device(load_model(subject.reference, dtype), args)
-    return load_model(subject.reference, dtype, how, device_map={"": default_device(args.use_cpu)})
+    return load_on(default_device(args.use_cpu), subject.reference, getattr(torch, args.dtype), quantized(args))
 
 
 def quantized(args: SubjectArguments) -> BitsAndBytesConfig | None:
     """Return how the weights are quantized; None for full precision; a UsageError where this device cannot."""
-    if not args.load_in_8bit and not args.load_in_4bit:
-        return None
-    from lm_trials.models.adapters import quantization  # peft takes two seconds to import
-
     device, dtype = default_device(args.use_cpu), getattr(torch, args.dtype)
     return quantization(args.load_in_8bit, args.load_in_4bit, device.type, dtype)
 
@@ -163,20 +150,9 @@ def on_device(model: PreTrainedModel, args: Device) -> PreTrainedModel:
 
 def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None) -> PreTrainedModel:
     """Return a model of a subject's shape with random weights and without adapter: the control for the shape."""
-    model = random_weights(load_config(subject.reference), args.seed if seed is None else seed)
+    config = load_config(subject.reference)
+    model = build_model(config, args.seed if seed is None else seed, config.dtype or torch.float32)
     return with_weights_in(on_device(model, args), getattr(torch, args.dtype)).eval()
-
-
-def random_weights(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """Return a model of a configuration with random weights; torch's global generator is not changed."""
-    verbosity = transformers_logging.get_verbosity()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transformers_logging.set_verbosity_error()
-        try:
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        finally:
-            transformers_logging.set_verbosity(verbosity)
 
 
 def with_weights_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

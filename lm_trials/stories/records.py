@@ -87,7 +87,7 @@ def make_record(
 def check_unicode(text: str) -> None:
     """Raise a UsageError for a text with half of a surrogate pair, which UTF-8 cannot encode, or with NUL."""
     if "\0" in text:
-        raise UsageError("the text has the control character '\\x00', as UTF-16 or a binary file; convert it")
+        raise UsageError("the text has the control character '\\x00', as in UTF-16 or a binary file; convert it")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -75,7 +75,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return wrap_backend(backend, bos_token=BOS, eos_token=EOS, unk_token=UNK)
 
 
-def batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def batch_encoder(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Encoder:
     """Return a function that encodes many texts at once, without special tokens or truncation: `texts -> ids of each`.
 
     A literal `</s>` in a text is encoded as text, so no story can end itself.  The function works on a copy: a later
@@ -86,7 +86,7 @@ def batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     >>> [len(ids) for ids in encode(["a cat", "</s>", ""])]
     [2, 5, 0]
     """
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", tokenizer))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # meaning: where a text spells one, encode it as text
@@ -398,14 +398,9 @@ def _as_in_file(tokenizer: PreTrainedTokenizerFast, name: str, file: Path) -> Pr
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer.from_file(str(file))
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
     vocabulary = backend.get_vocab()
     texts = [*PROBES, *sorted(vocabulary)[:: max(len(vocabulary) // 2000, 1)]]
-    if batch_encoder(tokenizer)(texts) == [
-        found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)
-    ]:
+    if batch_encoder(tokenizer)(texts) == batch_encoder(backend)(texts):
         return tokenizer
     note(
         f"note: {name}: a {type(tokenizer).__name__}, which its tokenizer_config.json names, gives other ids than its "

@@ -16,7 +16,8 @@ from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
 from lm_trials.evaluation.losses import documents_apart
 from lm_trials.files import read_object, weights_digest
-from lm_trials.models.adapters import LoraSpec, add_lora, describe_layers, load_adapter_weights, quantization
+from lm_trials.models.adapters import LoraSpec, add_lora, describe_layers, load_adapter_weights
+from lm_trials.models.quantization import quantization
 from lm_trials.models.reference import (
     ADAPTER_FILE,
     ModelReference,
@@ -157,7 +158,7 @@ def _check_adapter(adapter: ModelReference, base: ModelReference, spec: LoraSpec
         raise UsageError(f"{flag} is an adapter for another base; give --model_name_or_path {adapter.base}")
     config = read_object(Path(adapter.path) / ADAPTER_FILE)
     if (kind := config.get("peft_type", "LORA")) != "LORA":
-        raise UsageError(f"{flag} is a {kind} adapter, and LoRA adapters only are trained; give one of these")
+        raise UsageError(f"{flag} is a {kind} adapter, and only LoRA adapters can be trained; give one")
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
         has, asked = config.get(name, False), getattr(spec, name)
         if has != asked:

@@ -12,7 +12,7 @@ import torch
 
 from lm_trials.console import UsageError, note
 from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
-from lm_trials.files import check_writable, finished_folder, read_object, weights_digest
+from lm_trials.files import finished_folder, read_object, weights_digest
 from lm_trials.models.adapters import merged
 from lm_trials.models.reference import RUN_FILE, load_model, load_tokenizer_of, read_run, resolve_model
 from lm_trials.training.tuning_flags import AdapterArguments
@@ -23,8 +23,7 @@ def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) 
     """Check `--merge_output` before anything is trained, for a run of this `checkpoints.run_identity`.
 
     Raises:
-        UsageError: for a folder that overlaps the run or its base, has other files than this run's merged model, or
-            cannot be written.
+        UsageError: for a folder that overlaps the run or its base, or has other files than this run's merged model.
     """
     if not adapter_args.merge_output:
         return
@@ -35,7 +34,6 @@ def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) 
             raise UsageError(f"--merge_output {destination} overlaps the folder of {kind}, {folder}; give another")
     if destination.is_dir() and any(destination.iterdir()) and _merged_from(destination).get("run") != identity:
         raise UsageError(f"--merge_output {destination} is not empty; give another folder, or remove it")
-    check_writable("--merge_output", destination)
 
 
 def _merged_from(destination: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from lm_trials.console import UsageError, note
-from lm_trials.evaluation.losses import NotFinite, Processes
+from lm_trials.evaluation.losses import NotFiniteError, Processes
 from lm_trials.models.reference import checkpoints
 from lm_trials.models.shapes import not_finite
 from lm_trials.stories.shards import first_line
@@ -123,7 +123,7 @@ class ExactResume(HubPush):
         """Evaluate during training."""
         try:
             return super()._evaluate(*args, **kwargs)
-        except NotFinite:
+        except NotFiniteError:
             raise self._diverged_at(self.state.global_step) from None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

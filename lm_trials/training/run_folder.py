@@ -104,7 +104,7 @@ def prepare_output_dir(arguments: RunArguments, start: Start) -> None:
     The folder is locked until `unlock_output_dir`, or until the process ends.
 
     Raises:
-        UsageError: for a folder that cannot be created, or that another process has locked.
+        UsageError: for a folder that another process has locked.
     """
     folder = Path(arguments.output_dir)
     unlock_output_dir()  # of an earlier training of this process
@@ -122,8 +122,6 @@ def prepare_output_dir(arguments: RunArguments, start: Start) -> None:
         raise UsageError(
             f"--output_dir {folder}: {error} is training in it; wait for it or give another folder"
         ) from None
-    except OSError as error:
-        raise UsageError(f"--output_dir {folder} cannot be created ({error.strerror}); give another folder") from None
 
 
 def unlock_output_dir() -> None:
@@ -138,5 +136,4 @@ def _close_locks() -> None:
 
 
 _held: list[IO[str]] = []
-if hasattr(os, "register_at_fork"):  # workers that outlive a killed run must not keep its lock
-    os.register_at_fork(after_in_child=_close_locks)
+os.register_at_fork(after_in_child=_close_locks)  # workers that outlive a killed run must not keep its lock

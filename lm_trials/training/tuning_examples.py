@@ -20,6 +20,7 @@ from trl import pack_dataset
 
 from lm_trials.console import UsageError, note, progress
 from lm_trials.data.datasets import RawSource, dataset_of
+from lm_trials.files import readable
 from lm_trials.models.reference import chosen_window
 from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
@@ -211,12 +212,9 @@ def _check_layout_of_template(path: str, layout: str) -> None:
 
 
 def _template(path: str) -> str:
-    place = Path(path)
-    if place.suffix in (".jinja", ".j2"):
-        try:
-            return place.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--chat_template_path {path} cannot be read ({error.strerror}); give a file") from None
+    if path.endswith((".jinja", ".j2")):
+        with readable(f"--chat_template_path {path}", "give a file"):
+            return Path(path).read_text(encoding="utf-8")
     template = load_tokenizer(path).chat_template
     if not template:
         raise UsageError(f"--chat_template_path {path}: that tokenizer has no chat template; give another")

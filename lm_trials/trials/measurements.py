@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.estimates import Estimate
-from lm_trials.files import read_object
+from lm_trials.files import read_object, readable
 from lm_trials.trials.runs import Run
 
 SHARED = ("estimate", "lower", "upper", "n", "unit")
@@ -127,12 +127,9 @@ def _table_of(run: Run, runs: Sequence[Run], table: str) -> Path:
 
 
 def _read_rows(file: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            columns, rows = list(reader.fieldnames or []), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{file} cannot be read as a CSV table ({error}); measure again") from None
+    with readable(str(file), "measure again"), file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        columns, rows = list(reader.fieldnames or []), list(reader)
     if lacking := [name for name in SHARED if name not in columns]:
         raise UsageError(f"{file} has no column {lacking[0]}; name a table with {', '.join(SHARED)}")
     for number, row in enumerate(rows, 2):

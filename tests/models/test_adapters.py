@@ -22,9 +22,9 @@ from lm_trials.models.adapters import (
     describe_layers,
     load_adapter_weights,
     merged,
-    quantization,
     without_noise,
 )
+from lm_trials.models.quantization import quantization
 from lm_trials.models.reference import load_config, load_model, resolve_model
 from lm_trials.probing.capture import check_capture
 from lm_trials.training.fine_tuning import choose_base, load_base

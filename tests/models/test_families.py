@@ -14,7 +14,7 @@ from lm_trials.console import UsageError
 from lm_trials.evaluation import generate
 from lm_trials.evaluation.losses import ROUNDING, documents_apart
 from lm_trials.models.adapters import LoraSpec, add_lora
-from lm_trials.models.reference import default_window, load_model, positions_of, resolve_model
+from lm_trials.models.reference import chosen_window, load_model, positions_of, resolve_model
 from lm_trials.models.shapes import build_config, describe_shape, dropout_fields
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.probing.anatomy import anatomy_of
@@ -109,7 +109,7 @@ def test_fields_have_the_names_of_their_type():
     bloom = shape("bloom", "n_layer=2", dropout=0.25)
     assert (bloom.hidden_size, bloom.n_head, bloom.hidden_dropout, bloom.attention_dropout) == (128, 4, 0.25, 0.25)
     assert positions_of(bloom) is None
-    assert default_window(bloom) == 1024
+    assert chosen_window(None, bloom, "") == 1024
     gptj = shape("gptj", "n_embd=64", block_size=300)
     assert (gptj.n_embd, gptj.n_positions, gptj.rotary_dim, positions_of(gptj)) == (64, 300, 4, 300)
     assert positions_of(shape("mpt", "max_seq_len=40")) == 40

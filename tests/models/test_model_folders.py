@@ -24,7 +24,7 @@ from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.storytellers import open_storyteller
 from lm_trials.models.overrides import check_numbers
 from lm_trials.models.reference import (
-    default_window,
+    chosen_window,
     load_config,
     load_model,
     load_tokenizer_of,
@@ -280,7 +280,7 @@ def nested(request, tmp_path_factory):
 def test_a_nested_configuration_is_read_where_the_text_model_is(nested):
     reference = resolve_model(str(nested))
     config, model = load_config(reference), load(nested)
-    assert positions_of(config) == positions_of(model) == default_window(config) == 64
+    assert positions_of(config) == positions_of(model) == chosen_window(None, config, "") == 64
     assert check_candidate(str(nested), EvaluationArguments()).block_size == 64
     assert "num_hidden_layers 2" in describe_shape(text_config(config))
     assert flops_per_token(model, 8) > 0
@@ -293,7 +293,7 @@ def test_a_nested_configuration_is_read_where_the_text_model_is(nested):
     assert torch.allclose(anatomy.head(anatomy.final_norm(found)), whole[0], atol=1e-5)
     assert len(greedy(model)[0]) <= 8
     too_long = EvaluationArguments(block_size=65)
-    assert "--block_size 65: the model sees 2 to 64 tokens" in refusal(check_candidate, str(nested), too_long)
+    assert "--block_size 65 is longer than the model's 64 positions" in refusal(check_candidate, str(nested), too_long)
 
 
 def test_no_code_reads_the_text_models_fields_from_a_whole_configuration():

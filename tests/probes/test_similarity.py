@@ -259,7 +259,7 @@ def test_models_that_cannot_be_set_side_by_side_are_refused(tmp_path, base, flag
     )
     alone = ["--model_name_or_path", base, "--output_dir", tmp_path / "out"]
     asked = [*flags, "--prompt_layout", "chat"]
-    assert "has no chat template; give instruct" in refused(capsys, *alone, *asked)
+    assert "has no chat template and so no chat mode; use instruct" in refused(capsys, *alone, *asked)
     assert not (tmp_path / "out").exists()
 
 

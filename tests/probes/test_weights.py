@@ -256,7 +256,7 @@ def test_models_that_cannot_stand_side_by_side_are_refused(folder, tmp_path, cap
 
 
 def test_a_model_kept_quantized_is_refused(folder, tmp_path, capsys):
-    from lm_trials.models.adapters import quantization
+    from lm_trials.models.quantization import quantization
 
     how = quantization(True, False, "cpu", torch.float32)
     quantized = load_model(resolve_model(str(folder / "llama" / "base")), quantization_config=how, device_map="cpu")

@@ -239,7 +239,7 @@ def test_what_is_no_language_model_or_lacks_its_tokenizer_is_one_line(bases, tmp
     assert "returns no weights" not in refused(anatomy_of, BertModel(BertConfig(vocab_size=330, **shape)))
     with pytest.raises(UsageError):
         anatomy_of(loaded(tmp_path / "bert", tokenizer_name=str(bases / "gpt2")))
-    assert "--block_size 65: the model sees 2 to 64 tokens" in refused(
+    assert "--block_size 65 is longer than the model's 64 positions" in refused(
         find_subjects, SubjectArguments([str(bases / "gpt2")]), block_size=65
     )
 

@@ -7,13 +7,14 @@ import shutil
 import pytest
 import torch
 from killed_runs import Processes, break_update
+from refusals import error_line
 from safetensors.torch import load_file, save_file
 
 import eval_checkpoint
 import sft_lora
 import train_gpt2
 from lm_trials.console import UsageError
-from lm_trials.evaluation.losses import Document, NotFinite, story_losses
+from lm_trials.evaluation.losses import Document, NotFiniteError, story_losses
 from lm_trials.evaluation.losses import Processes as Sharing
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.training.trainer import StoryTrainer
@@ -33,14 +34,6 @@ def copied(tmp_path):
     return copy
 
 
-def outcome(main, argv, capsys):
-    """Return the status of a command and its last line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    return stopped.value.code, capsys.readouterr().err.strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     ("where", "value", "update"),
     [
@@ -56,9 +49,8 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
     where, value, update, train_flags, tmp_path, monkeypatch, capsys
 ):
     break_update(StoryTrainer, where, value, update, monkeypatch.setattr)
-    status, line = outcome(train_gpt2.main, train_flags("run", *SAVED), capsys)
+    line = error_line(capsys, train_gpt2.main, *train_flags("run", *SAVED))
     saved = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
-    assert status == 2
     assert f"error: training diverged at update {update} " in line
     assert saved == [f"checkpoint-{number}" for number in range(1, update)]
     last = (
@@ -72,25 +64,22 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
 
 def test_a_log_line_every_ten_updates_names_the_first_one(train_flags, monkeypatch, capsys):
     break_update(StoryTrainer, "loss", math.nan, 2, monkeypatch.setattr)
-    status, line = outcome(train_gpt2.main, train_flags("run", "--max_steps", "12", "--logging_steps", "10"), capsys)
-    assert (status, "at update 2 " in line) == (2, True)
+    argv = train_flags("run", "--max_steps", "12", "--logging_steps", "10")
+    assert "at update 2 " in error_line(capsys, train_gpt2.main, *argv)
 
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "-inf", "-1e-3", "1e30", "1001"])
 @pytest.mark.parametrize("main", [train_gpt2.main, sft_lora.main])
 def test_an_impossible_rate_is_refused_before_anything_is_loaded(main, rate, train_flags, tune_flags, tmp_path, capsys):
     argv = {train_gpt2.main: train_flags, sft_lora.main: tune_flags}[main]("run", "--learning_rate", rate)
-    status, line = outcome(main, argv, capsys)
-    assert status == 2
-    assert line.startswith(f"error: --learning_rate {float(rate):g} must be")
+    assert error_line(capsys, main, *argv).startswith(f"error: --learning_rate {float(rate):g} must be")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_real_divergence(train_flags, tmp_path, capsys):
     much = ("--learning_rate", "100", "--weight_decay", "0.1", "--optim", "sgd", "--max_grad_norm", "0")
     much += ("--max_steps", "60", "--bf16", "True")  # the decay multiplies the weights by -9 in each update
-    status, line = outcome(train_gpt2.main, train_flags("run", *much), capsys)
-    assert status == 2
+    line = error_line(capsys, train_gpt2.main, *train_flags("run", *much))
     assert re.search(r"diverged at update \d+ .* no checkpoint was saved before.*\(now 0\), remove --bf16", line)
 
 
@@ -98,8 +87,7 @@ def test_a_real_divergence(train_flags, tmp_path, capsys):
 def test_a_fine_tuning_stops_too(where, tune_flags, tmp_path, monkeypatch, capsys):
     argv = tune_flags("run", "--max_steps", "4", *SAVED)
     break_update(FineTuner, where, math.nan, 3, monkeypatch.setattr)
-    status, line = outcome(sft_lora.main, argv, capsys)
-    assert status == 2
+    line = error_line(capsys, sft_lora.main, *argv)
     assert "diverged at update 3 (the loss, its gradient or a weight is nan or infinite); the last checkpoint" in line
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
 
@@ -141,11 +129,10 @@ def test_a_loss_that_overflows_is_refused_in_every_process(tiny_base, copied, ca
     list(story_losses(model, story, 32))
     model.lm_head.weight.data *= 1e39 / model.lm_head.weight.data.abs().max() / 10
     for processes in (None, Sharing(0, 2, gather), Sharing(1, 2, gather)):
-        with pytest.raises(NotFinite, match="the loss of 1 of 1 windows is nan or infinite"):
+        with pytest.raises(NotFiniteError, match="the loss of 1 of 1 windows is nan or infinite"):
             list(story_losses(model, story, 32, processes=processes))
     folder = copied(tiny_base)
     model.save_pretrained(folder)
     argv = ["--model_name_or_path", str(folder), "--dataset_name", "tiny", "--data_cache_dir", str(tiny_base.parent)]
-    status, line = outcome(eval_checkpoint.main, argv, capsys)
-    assert (status, "nan or infinite" in line) == (2, True)
+    assert "nan or infinite" in error_line(capsys, eval_checkpoint.main, *argv)
     assert not (folder / "eval").exists()

@@ -71,6 +71,7 @@ def test_a_sharded_training_evaluates_and_generates_as_one_process_does(train_fl
     assert numbers(two, "loss")[0] == pytest.approx(numbers(one, "loss")[0], rel=1e-6)  # the same initial weights
 
 
+@pytest.mark.slow
 @no_gpu
 def test_a_sharded_fine_tuning_evaluates_as_one_process_does(tune_flags, tmp_path):
     same = ("--full_finetune", "True", "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-3")

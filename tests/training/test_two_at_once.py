@@ -32,7 +32,7 @@ def test_seeds_started_together_share_what_they_prepare(tiny_data, train_flags, 
         return train_flags(f"{data}-{seed}", *own)
 
     path = stories_file(tiny_data, tmp_path)
-    together = [Training(argv(seed, "together"), tmp_path / f"together-{seed}") for seed in range(3)]
+    together = [Training(argv(seed, "together"), tmp_path / f"together-{seed}") for seed in (1, 2)]
     for run in together:
         run.finish()
     assert len(list((tmp_path / "together").glob("*/tokens-*"))) == 1

@@ -252,12 +252,12 @@ def test_files_that_are_no_tables_are_one_line(measured):
     place = Path(measured[-1]) / TABLE
     whole, before = place.read_bytes(), compared(measured).rows
     place.write_bytes(b"\xff\xfe\x00" + whole)
-    refused(measured, "cannot be read as a CSV table")
+    refused(measured, "cannot be read")
     place.write_bytes(whole + b"a,b\n")
     refused(measured, "line 10: not 8 cells as in its header")
     place.write_text(whole.decode().replace("\n", f",{'x' * 200_000}\n", 1))
     limit = csv.field_size_limit(131_072)  # the default, which reading long stories raises for the whole process
-    refused(measured, "cannot be read as a CSV table .*field larger than field limit")
+    refused(measured, "cannot be read .*field larger than field limit")
     csv.field_size_limit(limit)
     place.write_bytes(b"\xef\xbb\xbf" + whole)  # a byte order mark, as spreadsheets write it
     assert compared(measured).rows == before

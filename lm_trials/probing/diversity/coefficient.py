@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
-from lm_trials.models.reference import ModelReference, load_config, load_model, load_tokenizer_of, positions_of
+from lm_trials.models.reference import ModelReference, chosen_window, load_config, load_model, load_tokenizer_of
 from lm_trials.models.reference import resolve_model as resolve
+from lm_trials.models.shapes import build_model
 from lm_trials.probing.diversity.batches import CONTROLS, TextSet, control_batches, token_batches
 from lm_trials.probing.diversity.fisher import ProbeNetwork, TaskEmbedding
 from lm_trials.probing.diversity.flags import DiversityArguments
 from lm_trials.probing.diversity.pairs import mean_between, mean_within, task_distances, without_noise
-from lm_trials.probing.subjects import on_device, random_weights, with_weights_in
+from lm_trials.probing.subjects import on_device
 from lm_trials.probing.tables import ProbeTable
 
 UNIT = "cosine distance of batches"
@@ -122,11 +122,7 @@ def find_probe(args: DiversityArguments) -> tuple[ModelReference, PreTrainedToke
         if Path(args.model_name_or_path).is_dir():
             raise
         raise UsageError(f"{error}; offline, use a local model, for example --model_name_or_path runs/demo") from None
-    positions = positions_of(config)
-    if positions is not None and args.max_length > positions:
-        raise UsageError(
-            f"--max_length {args.max_length}: {reference.name} has {positions} positions; give at most that"
-        )
+    chosen_window(args.max_length, config, "--max_length")
     return reference, tokenizer
 
 
@@ -135,7 +131,7 @@ def load_probes(reference: ModelReference, args: DiversityArguments) -> dict[str
     trained = ProbeNetwork(on_device(load_model(reference), args), args)
     if not args.random_weights:
         return {TRAINED: trained}
-    random = with_weights_in(random_weights(trained.model.config, args.seed), torch.float32)
+    random = build_model(trained.model.config, args.seed)
     return {TRAINED: trained, RANDOM: ProbeNetwork(on_device(random, args), args)}
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate, bootstrap_mean
+from lm_trials.files import readable
 from lm_trials.probing.embeddings.geometry import Words, vocab_of
 from lm_trials.stories.generated import vocabulary
 
@@ -191,15 +192,13 @@ def read_categories(path: Path) -> dict[str, str]:
     Raises:
         UsageError: for any other file.
     """
-    try:
+    with readable(f"--categories {path}", "correct the file"):
         text = path.expanduser().read_text(encoding="utf-8")
         if path.suffix == ".json":
             pairs: Any = json.loads(text)
             pairs = list(pairs.items()) if isinstance(pairs, dict) else None
         else:
             pairs = [tuple(row[:2]) for row in csv.reader(text.splitlines()) if row][1:]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--categories {path} cannot be read ({error}); correct the file") from None
     if not pairs or any(len(pair) != 2 or not all(isinstance(part, str) and part for part in pair) for pair in pairs):
         raise UsageError(f"--categories {path}: give {{word: category}}, or a CSV with a header and both in each line")
     return dict(pairs)

@@ -22,6 +22,7 @@ import torch
 
 from lm_trials.console import UsageError, progress
 from lm_trials.evaluation.losses import Document, quiet, story_losses
+from lm_trials.models.quantization import is_exact
 from lm_trials.models.shapes import text_config
 from lm_trials.probing.activation_store import captured
 from lm_trials.probing.anatomy import Anatomy, anatomy_of
@@ -299,8 +300,7 @@ def check_head(model: Any, ids_T: np.ndarray, name: str = "") -> float:
 
 def _allowed(model: Any) -> float:
     # Two ways to one number differ by rounding: by far less than 1e-3 nats in float32, by more in 16 or 8 bits.
-    exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
-    return 1e-3 if exact else 0.1
+    return 1e-3 if is_exact(model) else 0.1
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from lm_trials.console import UsageError, note
+from lm_trials.files import readable
 from lm_trials.probing.patching.flags import PatchingArguments, check_pair
 from lm_trials.probing.subjects import Subject
 from lm_trials.protocols.protocols import LINES
@@ -201,15 +202,12 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: for a file that is not there, cannot be read, or has no pair.
     """
-    try:
+    with readable(f"--pairs {path}", "give a CSV or JSONL file"):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
             pairs: list[Any] = list(csv.DictReader(text.splitlines()))
         else:
             pairs = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"--pairs {path} cannot be read ({reason}); give a CSV or JSONL file") from None
     if not pairs or not all(isinstance(pair, Mapping) for pair in pairs):
         raise UsageError(f"--pairs {path} has no pairs; give columns prompt, other_prompt, answer, other_answer")
     return pairs

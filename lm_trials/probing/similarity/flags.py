@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lm_trials.console import UsageError
+from lm_trials.files import readable
 from lm_trials.flags import option
 from lm_trials.probing.flags import SubjectArguments, TextArguments, check_subjects
 
@@ -156,13 +157,8 @@ def words(given: Sequence[str], flag: str) -> list[str]:
     """
     lines: Sequence[str] = given
     if len(given) == 1 and (Path(given[0]).is_file() or Path(given[0]).suffix in (".txt", ".csv")):
-        try:
+        with readable(f"{flag} {given[0]}", "give a file with one word per line"):
             lines = Path(given[0]).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise UsageError(
-                f"{flag} {given[0]} cannot be read ({reason}); give a file with one word per line"
-            ) from None
     found = list(dict.fromkeys(word for line in lines if (word := line.strip())))
     if given and not found:
         raise UsageError(f"{flag} {given[0]} contains no words; give one word per line")

@@ -193,10 +193,6 @@ def find_layout(subject: Subject, layout: str) -> PromptLayout:
     if layout == "auto":
         mode = trained_mode(run) or ("chat" if template and run is None else "completion")
     if mode == "chat":
-        if not template:
-            raise UsageError(
-                f"--prompt_layout chat: {subject.reference.name} has no chat template; give instruct or completion"
-            )
         check_chat(tokenizer, subject.reference.name)
     return PromptLayout(tokenizer, mode, separator_of(run))
 
