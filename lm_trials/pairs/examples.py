@@ -27,6 +27,7 @@ from lm_trials.pairs.pairs import PairSet
 from lm_trials.stories.arrow_files import ArrowFile
 from lm_trials.stories.corpora import MANIFEST, load_splits, read_manifest, save_splits
 from lm_trials.stories.records import SPLITS
+from lm_trials.tokens.stores import num_ids_of, store_schema
 from lm_trials.tokens.tokenizers import tokenizer_hash
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -111,9 +112,8 @@ def make_examples(
     place = folder / f"examples-{name}"
     if (place / MANIFEST).is_file():
         return place
-    # As in token stores: half the disk for vocabularies up to 65,536.
-    token = Value("uint16" if max(tokenizer.get_vocab().values()) < 1 << 16 else "int32")
-    schema = Features({"record_id": Value("string"), "input_ids": List(token), "completion_mask": List(Value("uint8"))})
+    ids = store_schema(num_ids_of(tokenizer))["input_ids"]
+    schema = Features({"record_id": Value("string"), "input_ids": ids, "completion_mask": List(Value("uint8"))})
     counts: dict[str, dict[str, int]] = {}
     digest = hashlib.sha256()
     with suppress(MadeMeanwhileError), finished_folder(place) as unfinished:

@@ -148,6 +148,7 @@ def reading(name: str, after: Callable[[], str] = str) -> Iterator[None]:
     """
     import pyarrow
 
+    broken = EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, csv.Error, pyarrow.ArrowException
     try:
         yield
     except UnicodeDecodeError as error:
@@ -158,7 +159,7 @@ def reading(name: str, after: Callable[[], str] = str) -> Iterator[None]:
         ) from None
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"{name} cannot be read ({error.strerror}); check the path and its permissions") from None
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, pyarrow.ArrowException) as error:
+    except broken as error:
         place = f" after {after()}" if after() else ""
         problem = f"truncated or broken{place} ({first_line(error)})"
         raise UsageError(f"{name} is {problem}; download or write it again") from None
@@ -288,22 +289,16 @@ def _csv_rows(path: Path, text_separator: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is shorter than some texts
     with open_binary(path) as stream, _decoded(stream, newline="") as text:
         # Without `strict`, a quotation mark that is never closed puts the rest of the file into one field.
-        reader, last = csv.DictReader(text, strict=True), 0
-        try:
-            columns = reader.fieldnames or ()
-            _check_columns(columns, f"{path}: line 1: ")
-            last = reader.line_num
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UsageError(
-                        f"{path}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the "
-                        f"header's {len(columns)}; write the file again, with quotation marks doubled"
-                    )
-                last = reader.line_num
-                yield f"line {last}", row
-        except csv.Error as error:
-            problem = f"truncated or broken after line {last} ({error})"
-            raise UsageError(f"{path} is {problem}; download or write it again") from None
+        reader = csv.DictReader(text, strict=True)
+        columns = reader.fieldnames or ()
+        _check_columns(columns, f"{path}: line 1: ")
+        for row in reader:
+            if None in row or None in row.values():
+                raise UsageError(
+                    f"{path}: line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the header's "
+                    f"{len(columns)}; write the file again, with quotation marks doubled"
+                )
+            yield f"line {reader.line_num}", row
 
 
 def _parquet_rows(path: Path, text_separator: str) -> Iterator[Row]:

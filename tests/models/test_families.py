@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from refusals import usage_error as refusal
 from tiny_models import FAMILIES, KINDS, tiny_family, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
 import eval_checkpoint
 import sft_lora
 import train_gpt2
-from lm_trials.console import UsageError
 from lm_trials.evaluation import generate
 from lm_trials.evaluation.losses import ROUNDING, documents_apart
 from lm_trials.models.adapters import LoraSpec, add_lora
@@ -36,13 +36,6 @@ peft_warns = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is de
 
 def shape(model_type, overrides=None, **changes):
     return build_config(model_type, None, overrides, **TOKENS | changes)
-
-
-def refusal(function, *args, **kwargs):
-    with pytest.raises(UsageError) as raised:
-        function(*args, **kwargs)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +313,9 @@ def completion_loss(folder, data, num_examples):
 
 
 @peft_warns
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "gemma3_text")) for kind in FAMILIES]
+)
 def test_from_nothing_to_an_evaluated_fine_tuned_model(kind, train_flags, tune_flags, tiny_data, tmp_path, capsys):
     """Through the scripts: training, LoRA and full fine-tuning, evaluation, generation."""
     shape = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2"

@@ -187,7 +187,7 @@ def test_random_weights_stand_beside_the_probe_and_results_beside_the_model(fold
         (["--num_control_batches", "2"], "--num_control_batches 2 must be"),
         (["--finetune_learning_rate", "-1"], "--finetune_learning_rate -1 must be"),
         (["--words_per_batch", "9999"], "--words_per_batch 9,999: batch "),
-        (["--max_length", "65"], "--max_length 65:"),
+        (["--max_length", "65"], "--max_length 65 is longer than"),
         (["--data_mix", ".5,.6"], "--data_mix .5,.6 sums to 1.1"),
         (["--dataset_config_name", "a+b"], "--dataset_config_name a+b needs one --dataset_name, not 2"),
         (["--seed", "-1"], "--seed -1 must be"),

@@ -77,7 +77,7 @@ def test_the_archive_key_may_have_its_colon_or_not(tmp_path):
         ("a.jsonl", b"", "empty"),
         ("a.csv", b"story,note,story\nOne.,x,n/a\n", "a.csv: line 1: column 'story' is given twice"),
         ("a.csv", b"note,story,note\nx,One.,y\n", "column 'note' is given twice"),
-        ("a.csv", b'"story', "a.csv is truncated or broken after line 0 ("),
+        ("a.csv", b'"story', "a.csv is truncated or broken ("),
         ("a.csv", b'story\n"One."\n"Two', "a.csv is truncated or broken after line 2 ("),
         ("a.csv", b"story,a\nOne.,1\nTwo.\n", "a.csv: line 3 has fewer fields"),
         (
