@@ -87,7 +87,7 @@ def check_candidate(name: str, args: EvaluationArguments) -> Candidate:
     reference = resolve_model(name)
     config = load_config(reference)
     tokenizer = load_tokenizer_of(reference, args.tokenizer_name)
-    run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
+    run = read_run(Path(reference.path))
     append_eos = args.append_eos
     if append_eos is None:
         append_eos = bool(run and run["outcome"].get("append_eos"))

@@ -83,6 +83,6 @@ def in_domain(trained: TrainingData, parts: tuple[frozenset[str], ...]) -> Domai
 def _earlier_run(initial: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the `run.json` of the model that a run started from, if it is still that of the same run."""
     folder = Path(initial.get("name_or_path") or "")
-    run = read_run(folder) if folder.is_dir() else None
+    run = read_run(folder)
     same = run and initial.get("run") == {"run_name": run.get("run_name"), "replicate": run["replicate"]}
     return run if same else None

@@ -27,7 +27,7 @@ def choose_dataset(args: Any, model: str) -> str:
     Raises:
         UsageError: if neither is found.
     """
-    run = read_run(Path(model)) if Path(model).is_dir() else None
+    run = read_run(Path(model))
     own = own_data(run) or {}
     name, places = own.pop("dataset_name", None), [args.data_cache_dir, own.pop("data_cache_dir", None)]
     own = {flag: value for flag, value in own.items() if value is not None}

@@ -157,7 +157,7 @@ def open_storyteller(
     """
     reference = resolve_model(name)
     tokenizer = load_tokenizer_of(reference, tokenizer_name)
-    run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
+    run = read_run(Path(reference.path))
     mode = mode or trained_mode(run) or otherwise
     if mode == "chat":
         check_chat(tokenizer, reference.name)

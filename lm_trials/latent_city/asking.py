@@ -156,7 +156,7 @@ def base_of(name: str) -> str | None:
     reference = resolve_model(name)
     if reference.base is not None:
         return reference.base
-    run = read_run(Path(reference.path)) if Path(reference.path).is_dir() else None
+    run = read_run(Path(reference.path))
     return ((run["outcome"].get("initial_model") if run else None) or {}).get("name_or_path")
 
 
@@ -167,7 +167,7 @@ def open_asked(name: str, args: LatentCityArguments) -> Storyteller:
     asked = open_storyteller(
         name, mode, load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit, use_cpu=args.use_cpu
     )
-    run = read_run(Path(name)) if Path(name).is_dir() else None
+    run = read_run(Path(name))
     if mode is None and run is None and getattr(asked.tokenizer, "chat_template", None):
         return replace(asked, mode="chat")
     return asked

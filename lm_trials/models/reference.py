@@ -444,7 +444,7 @@ def separator_of(run: Mapping[str, Any] | None) -> Separator:
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Read the `run.json` of a run or of one of its checkpoints; None where there is none, or another program's."""
-    for place in (folder, folder.parent):
+    for place in (folder, folder.parent) if folder.is_dir() else ():  # else a name on the Hub
         if (place / RUN_FILE).is_file():
             run = read_object(place / RUN_FILE)
             return run if {"outcome", "replicate"} <= run.keys() else None

@@ -394,7 +394,7 @@ def check_memory(config: PreTrainedConfig, name: str, device: torch.device, num_
         )
 
 
-def build_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, seed: int, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """Return a model on the CPU with weights drawn from `seed` in `dtype`; the global random state is restored.
 
     >>> tokens = dict(vocab_size=300, block_size=8, bos_token_id=1, eos_token_id=2)

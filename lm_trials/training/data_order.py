@@ -178,7 +178,7 @@ class TuningOrder(DataOrder):
 def _run_of(folder: Path) -> dict[str, Any]:
     from lm_trials.models.reference import read_run
 
-    run = read_run(folder) if folder.is_dir() else None
+    run = read_run(folder)
     if run is None:
         raise UsageError(f"{folder} is not a run (no run.json of this project); give the folder of a run")
     return run

@@ -192,6 +192,7 @@ def test_run_json_is_read_of_a_run_and_of_its_checkpoints_alone(tmp_path):
     run = {"outcome": {"append_eos": True}, "replicate": {"seed": 3}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert read_run(checkpoint) == read_run(tmp_path) == run
+    assert read_run(tmp_path / "a-name-on-the-hub") is None
     (tmp_path / "run.json").write_text('{"someone": "else\'s"}')
     assert read_run(tmp_path) is None
     (tmp_path / "run.json").write_text("{")

@@ -122,7 +122,7 @@ def find_probe(args: DiversityArguments) -> tuple[ModelReference, PreTrainedToke
         if Path(args.model_name_or_path).is_dir():
             raise
         raise UsageError(f"{error}; offline, use a local model, for example --model_name_or_path runs/demo") from None
-    chosen_window(args.max_length, config, "--max_length")
+    chosen_window(args.max_length, config, "--max_length")  # raises beyond the positions
     return reference, tokenizer
 
 
