@@ -128,7 +128,7 @@ FAMILIES: dict[str, dict] = {
         "num_mem_blocks": 1, "adapter_rank": 4,
     },
 }  # fmt: skip
-ALWAYS = 5  # of these, tested by default: other tests have a GPT-2, a GPT-NeoX and a Gemma 2
+ALWAYS = 8  # of these, tested by default
 
 
 def family(kind):
