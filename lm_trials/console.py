@@ -62,6 +62,13 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
             raise SystemExit(1) from None  # as rich does
         except OSError as error:
             _stop(_reason(error))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _stop(
+                f"the memory is full ({' '.join(str(error).split())[:200]}); give a smaller batch (training sees the "
+                "same examples with as much more gradient accumulation), shorter texts or a smaller model"
+            )
         except KeyboardInterrupt:
             _close_bars()
             note("\nInterrupted. Run the same command again to resume.")
@@ -107,6 +114,17 @@ def _reason(error: OSError) -> str:
         return str(error)
     advice = "; make room and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
     return f"{error.filename or 'output'}: {error.strerror}{advice}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch (CUDA, MPS or CPU) or Python says that the memory is full.
+
+    >>> is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    True
+    """
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory")
+    )
 
 
 def _close_bars() -> None:

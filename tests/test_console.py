@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import rich.console
+import torch
 
 from lm_trials.console import (
     FILE_WIDTH,
@@ -162,6 +163,29 @@ def test_what_the_system_refuses_is_one_line_with_the_file_first(fault, line, ca
         main()
     assert left.value.code == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\n  See PyTorch's notes"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_full_memory_is_one_line_and_another_fault_of_torch_keeps_its_traceback(fault, capsys):
+    @script
+    def main(error):
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        main(fault)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the memory is full (")
+    with pytest.raises(RuntimeError, match="shape"):
+        main(RuntimeError("mat1 and mat2 shape mismatch"))
 
 
 def test_ctrl_c_is_one_line_and_the_shells_status(capsys):

@@ -26,7 +26,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from lm_trials.console import UsageError, did_you_mean
+from lm_trials.console import UsageError, did_you_mean, is_out_of_memory
 from lm_trials.files import check_sums, read_object, weights_digest
 from lm_trials.models.overrides import TOKEN_IDS, check_numbers
 from lm_trials.models.quantization import keep_4bit_weights
@@ -374,7 +374,9 @@ def _add_rows(model: PreTrainedModel, adapter: ModelReference) -> None:
     model.resize_token_embeddings(wanted, mean_resizing=False)
 
 
-def _unloadable(reference: ModelReference, error: Exception) -> UsageError:
+def _unloadable(reference: ModelReference, error: Exception) -> Exception:
+    if is_out_of_memory(error):
+        return error
     reason = " ".join(str(error).split()) or type(error).__name__
     return UsageError(
         f"{reference.name} cannot be loaded as a causal language model ({reason[:300]}); "
