@@ -44,22 +44,30 @@ def write_file(path: Path, content: str | bytes | Callable[[Path], Any], synced:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / f".{path.name}.{os.getpid()}.unfinished"  # another process may write the same file
     try:
-        if callable(content):
-            content(unfinished)
-        else:
-            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        if synced:
-            to_disk(unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        if error.errno:
-            error.filename = str(path)  # not the temporary name, nor none, as for a full disk
-        raise
+        with naming(path):
+            if callable(content):
+                content(unfinished)
+            else:
+                unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            if synced:
+                to_disk(unfinished)
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     if synced:
         to_disk(path.parent)
     return path
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name `path`: not a temporary file, nor none, as for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)
+        raise
 
 
 def check_writable(flag: str, place: str | Path) -> None:
@@ -246,12 +254,13 @@ class MadeMeanwhileError(UsageError):
 
 
 @contextmanager
-def finished_folder(folder: Path) -> Iterator[Path]:
+def finished_folder(folder: Path, advice: str = "name another folder") -> Iterator[Path]:
     """Give a folder to fill that becomes `folder` only when all went well; nothing half-written stays.
 
     One process at a time fills it; others wait, and those that need its content use it:
     `with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:`.  What a killed process of this machine
-    left behind is removed; parents made for a folder that came to nothing too.
+    left behind is removed; parents made for a folder that came to nothing too.  `advice` is for a place that cannot be
+    written to.
 
     Raises:
         MadeMeanwhileError: where the folder has content.
@@ -263,7 +272,7 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     try:
         lock = locked(folder.with_name(f".{folder.name}.unfinished-lock"), f"makes {folder}")
     except OSError as error:
-        raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); name another folder") from None
+        raise UsageError(f"{folder.parent} cannot be written to ({error.strerror}); {advice}") from None
     try:
         if folder.is_dir() and any(folder.iterdir()):
             raise MadeMeanwhileError(f"{folder} appeared meanwhile; run the same command again")

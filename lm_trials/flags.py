@@ -118,6 +118,8 @@ class Check:
             if isinstance(each, str):
                 if wrong := re.search("[\0\ud800-\udfff]", each):
                     raise UsageError(f"--{name} {each!r} contains {wrong[0]!r}, which is no text; remove it")
+                if each.endswith("\r"):
+                    raise UsageError(f"--{name} {each!r} ends with a Windows line end; run dos2unix on the script")
                 if self.folder_name and (fault := name_fault(each)):
                     raise UsageError(f"--{name} {each!r} is not a plain name: it {fault}; give one such as stories")
             if isinstance(each, (int, float)) and not isinstance(each, bool):
@@ -309,6 +311,8 @@ def _parse(
         raise UsageError(f"--config {path}: {error}" if path else str(error)) from None
     found, rest = parser.parse_known_args(from_file + _merged_lists(_spelled_out(argv, parser), parser))
     if rest and not partly:
+        if plain := re.fullmatch("[\u2010-\u2015\u2212][-\u2010-\u2015\u2212]*(.+)", rest[0]):
+            raise UsageError(f"{rest[0]} begins with {rest[0][0]!r} instead of two hyphens; type --{plain[1]}")
         if not rest[0].startswith("-"):
             flag = "model_name_or_path" if "model_name_or_path" in _flags(parser) else "flag"
             raise UsageError(f"{rest[0]} has no flag before it; give --{flag} {rest[0]}")
@@ -316,13 +320,21 @@ def _parse(
         raise UsageError(f"unrecognized flag {rest[0]}; {_nearest(rest[0], known)}")
     try:
         names = ([field.name for field in dataclasses.fields(kind) if field.init] for kind in types)
-        objects = [kind(**{n: getattr(found, n) for n in own}) for kind, own in zip(types, names, strict=True)]
+        values = ({name: _at_home(getattr(found, name)) for name in own} for own in names)
+        objects = [kind(**own) for kind, own in zip(types, values, strict=True)]
     except (ValueError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(str(error)) from None
     flags = _flags(parser)
     return *objects, rest, {key: value for key, value in config.items() if _plain(key) not in flags}
+
+
+def _at_home(value: Any) -> Any:
+    """Return a value with the user's folder for `~/`, which shells leave in quotes, after `=` and in YAML files."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 class OneLineParser(ArgumentParser):
@@ -615,7 +627,8 @@ def _read_config(path: Path, arm: str | None) -> dict[str, Any]:
     try:
         config = read_yaml(path)
         if not isinstance(config, dict):
-            raise UsageError(f"it contains {type(config).__name__}; write `flag: value` lines")
+            what = "is empty" if config is None else f"contains {type(config).__name__}"
+            raise UsageError(f"it {what}; write `flag: value` lines")
         return _chosen_arm(config, arm)
     except UsageError as error:
         raise UsageError(f"--config {path}: {error}") from None

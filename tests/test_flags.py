@@ -123,6 +123,8 @@ def test_a_flag_is_read(argv, field, value):
         (["--zzz"], "unrecognized flag --zzz; --help lists them"),
         (["--learning", "1"], "unrecognized flag --learning"),  # no abbreviations: a later flag would change them
         (["stray"], "stray has no flag before it; give --"),
+        (["\u2014-steps", "1"], "\u2014-steps begins with '\u2014' instead of two hyphens; type --steps"),
+        (["\u2013steps=1"], "type --steps=1"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
         (["--color", "blue"], "argument --color: invalid choice: 'blue' (choose from 'red', 'green')"),
@@ -136,6 +138,14 @@ def test_a_flag_is_read(argv, field, value):
 )
 def test_a_mistake_is_named(argv, text):
     assert text in refusal(*argv)
+
+
+@pytest.mark.parametrize("value", ["~/runs/a b", "~/", "~", "~other/x", "a/~/x", "x~"])
+def test_the_users_folder_is_found_where_the_shell_leaves_it_to_us(config, monkeypatch, value):
+    monkeypatch.setenv("HOME", "/home/me")
+    wanted = value.replace("~/", "/home/me/") if value.startswith("~/") else value
+    assert parse(f"--run_name={value}").run_name == wanted
+    assert parse(config(f"run_name: '{value}'")).run_name == wanted
 
 
 # Config files
@@ -179,7 +189,8 @@ def test_no_and_off_stay_words_and_false_is_a_boolean(config):
         ("# a\nsteps: *b\n", "it is not YAML (line 2: found undefined alias"),
         ("color: 'red\n", "it is not YAML (line 2: found unexpected end of stream"),
         ("- steps\n", "it contains list; write `flag: value` lines"),
-        ("", "it contains NoneType"),
+        ("", "it is empty; write `flag: value` lines"),
+        ("# steps: 1\n---\n", "it is empty"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_the_file(config, text, message):
@@ -387,6 +398,12 @@ def mapping_of(argv):
 )
 def test_a_wrong_value_is_named_with_what_it_must_be(argv, message):
     assert check_refusal(*argv.split()) == message
+
+
+def test_a_script_with_windows_line_ends_is_named():
+    wanted = "--text 'a\\r' ends with a Windows line end; run dos2unix on the script"
+    assert check_refusal("--text", "a\r") == wanted
+    parse_arguments(["--text", "a\r\n"], (Checked,), "")
 
 
 def test_an_empty_value_is_named():

@@ -39,7 +39,7 @@ def default_tokenizer(dataset: DataSet) -> Path:
     corpora = [member.corpus() for member in dataset.members]
     folder = corpora[0] / "-".join(["tokenizer", *(corpus.name for corpus in corpora[1:])])
     if not folder.exists():
-        with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:
+        with suppress(MadeMeanwhileError), finished_folder(folder, "give --tokenizer_name") as unfinished:
             records = [open_records(corpus, "train").select_columns(["story"]) for corpus in corpora]
             stories = [rows.select(range(min(MAX_STORIES, len(rows)))) for rows in records]
             vocab_size = default_vocab_size(sum(map(_characters, stories)))

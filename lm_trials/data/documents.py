@@ -117,9 +117,12 @@ def corpus_documents(
     manifest = read_manifest(corpus, "content", "stories")
     stories = manifest["stories"]
     if not stories["validation"]:
+        advice = "add stories to it, or remove it and make one with lm-trials train --validation_split_percentage 5"
+        if manifest["split_by"] == "hash":
+            advice = "give more stories, or a larger share with lm-trials train --validation_split_percentage 5"
         raise UsageError(
             f"--dataset_name {given or label}: none of its {sum(stories.values()):,} stories is in the validation "
-            "split, by hash; give more stories, or prepare it anew with lm-trials cache --validation_split_percentage 5"
+            f"split; {advice}"
         )
     described = {
         "corpus": corpus.name,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lm_trials.evaluation.losses import StoryLoss
-from lm_trials.files import locked, unlock, write_csv, write_json
+from lm_trials.files import locked, naming, unlock, write_csv, write_json
 
 STORY_TABLE = "per_story.parquet"
 ROWS_AT_ONCE = 4096  # of one write, so that memory does not grow with the corpus
@@ -71,24 +71,26 @@ class StoryTable:
             # Another evaluation of the same model and data may be writing: this one waits and replaces its table.
             self._lock = locked(self.path.with_name(f".{self.path.name}.lock"), f"writes {self.path}")
             self._writer = pq.ParquetWriter(self._unfinished, STORY_SCHEMA)
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=STORY_SCHEMA))
+        with naming(self.path):
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=STORY_SCHEMA))
         self._rows.clear()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            self._flush()
-        if self._writer is not None:
-            self._writer.close()
-        if kind is None:
-            self._unfinished.replace(self.path)
-        self._unfinished.unlink(missing_ok=True)
-        if self._lock is not None:
-            unlock(self._lock)
-        if kind is None:
-            return
-        for place in self._made:  # innermost first
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
+        try:
+            if kind is None:
+                self._flush()
+            if self._writer is not None:
+                with naming(self.path):
+                    self._writer.close()
+            if kind is None:
+                self._unfinished.replace(self.path)
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+            if self._lock is not None:
+                unlock(self._lock)
+            for place in self._made:  # innermost first
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
 
 
 def write_results(result: EvaluationResult, arguments: Mapping[str, Any]) -> None:

@@ -180,7 +180,7 @@ def _examples(
                         checked.add(shape)
                     yield row["record_id"], layouts.chat_example(tokenizer, messages, num_prompt, options)
                 except UsageError as error:
-                    raise UsageError(f"row {row['record_id']}: {error}") from None
+                    raise UsageError(f"the conversation {messages[0].get('content')!r:.60}: {error}") from None
 
 
 class ExampleStore:

@@ -249,6 +249,8 @@ def read_row(row: Any) -> tuple[Kind, Row]:
     if missing := [column for column in known if row[column] is None]:
         raise UsageError(f"{' and '.join(missing)} is missing a value; add it, or remove the row")
     advice = "rename them"
+    if isinstance(row.get("conversations"), (list, tuple)):  # ShareGPT's, with from and value
+        advice = f"rename it to messages, each with role ({', '.join(ROLES)}) and content"
     if "story" in row:
         advice = "make pairs of stories with lm-trials prepare ingest and instruct"
     columns = ", ".join(map(str, row)) or "none"
@@ -288,7 +290,8 @@ def _objects(value: Any, column: str) -> list[Any]:
 def _messages(value: Any, column: str) -> list[dict[str, Any]]:
     """Return messages with role, content and their other fields that are not empty."""
     if not isinstance(value, (list, tuple)) or not value:
-        raise UsageError(f"{column} is {value!r:.40}; it must be text, or a list of messages with role and content")
+        text = "" if column == "messages" else "text, or "
+        raise UsageError(f"{column} is {value!r:.40}; it must be {text}a list of messages with role and content")
     messages = []
     for message in value:
         if not isinstance(message, Mapping) or "role" not in message:

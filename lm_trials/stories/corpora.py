@@ -164,16 +164,15 @@ def in_two_splits(manifest: dict[str, Any]) -> str | None:
     """Describe how many stories the splits share, or return None if they share none.
 
     >>> print(in_two_splits({"also_in_test": 2, "also_in_validation": 0}))
-    2 stories of other splits are in the test split too, 0 of the train split in the validation split
+    2 stories of other splits are in the test split too
     >>> in_two_splits({"also_in_test": 0})
     """
-    in_test, in_validation = manifest.get("also_in_test", 0), manifest.get("also_in_validation", 0)
-    if not in_test and not in_validation:
-        return None
-    return (
-        f"{in_test:,} stories of other splits are in the test split too, {in_validation:,} of the train split in the "
-        "validation split"
-    )
+    shared = [
+        f"{count:,} stories of {others} are in the {split} split too"
+        for split, others in (("test", "other splits"), ("validation", "the train split"))
+        if (count := manifest.get(f"also_in_{split}", 0))
+    ]
+    return ", ".join(shared) or None
 
 
 def open_records(folder: Path, split: str | None = None) -> Dataset | DatasetDict:

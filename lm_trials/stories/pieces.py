@@ -194,6 +194,8 @@ def resumable_folder(folder: Path, key: str) -> Iterator[Path]:
         try:
             yield work
         except StoppedError:
+            for left in work.glob("*.unfinished"):  # it may have filled the disk
+                shutil.rmtree(left, ignore_errors=True)
             raise
         except UsageError:
             shutil.rmtree(outer, ignore_errors=True)

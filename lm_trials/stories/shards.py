@@ -240,6 +240,9 @@ def _json_list(stream: IO[str], name: str) -> Iterator[Row]:
         while at < len(buffer) and (buffer[at].isspace() or buffer[at] == ","):
             at += 1
         if buffer.startswith("]", at):
+            rest = itertools.chain([buffer[at + 1 :]], iter(lambda: stream.read(CHUNK), ""))
+            if any(chunk.strip() for chunk in rest):
+                raise UsageError(f"{name}: text follows the list, after record {number - 1}; write one list")
             return
         try:
             item, at = DECODER.raw_decode(buffer, at)

@@ -170,6 +170,8 @@ class Source:
             validation_from(self.validation_split_percentage)
         if self.has_own_splits():
             check_own_splits(self.reference, self.own_splits, self.validation_split_percentage)
+            if left_out := [name for name, split in self.own_splits.items() if split is None]:
+                self._tell(f"splits that are not read: {', '.join(left_out)}")
 
     def has_own_splits(self) -> bool:
         """Whether the source is read in splits of its own; one named by `dataset_split` has no further splits."""

@@ -75,13 +75,13 @@ def check_own_splits(reference: str, names: Mapping[str, Split | None], percent:
     there, own = ", ".join(names), set(names.values())
     if "train" not in own:
         raise UsageError(
-            f"{reference} has no train split, only {there}; name the file of one of them, or make a corpus of one "
-            "with lm-trials prepare ingest --dataset_split NAME, to split it by hash"
+            f"{reference} has no train split, only {there}; give the file of one of them (to_parquet of datasets "
+            "writes it), or make a corpus of one with lm-trials prepare ingest --dataset_split NAME"
         )
     if "validation" not in own and percent is None:
         raise UsageError(
             f"{reference} has no validation split, only {there}; to take 1% of its train split, give "
-            "lm-trials train or tune or cache --validation_split_percentage 1"
+            "lm-trials train or tune or cache or prepare ingest --validation_split_percentage 1"
         )
     if "validation" in own and percent is not None:
         raise UsageError(

@@ -80,7 +80,8 @@ def make_store(
     records = open_records(corpus)
     schema = store_schema(num_ids_of(tokenizer))
     documents, tokens = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    with suppress(MadeMeanwhileError), finished_folder(folder) as unfinished:
+    advice = "copy the corpus into a folder of your own, or stream it with lm-trials train --streaming True"
+    with suppress(MadeMeanwhileError), finished_folder(folder, advice) as unfinished:
         for split in SPLITS:
             batches = _encoded(records[split], tokenizer, bos, eos, schema)
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:

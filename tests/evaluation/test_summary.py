@@ -115,6 +115,25 @@ def test_a_story_table_of_a_failed_evaluation_is_gone_with_its_folders(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("count", [3, ROWS_AT_ONCE + 5])
+@pytest.mark.parametrize("method", ["write_table", "close"])
+def test_a_full_disk_names_the_story_table_and_leaves_nothing(tmp_path, monkeypatch, method, count):
+    def full(self, *rows):
+        self.is_open = False  # else its destructor closes it again
+        raise OSError(28, "No space left on device")
+
+    def write():
+        with StoryTable(path) as table:
+            for number in range(count):
+                table.add(story(number))
+
+    path = tmp_path / "new/per_story.parquet"
+    monkeypatch.setattr(pq.ParquetWriter, method, full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*new/per_story.parquet'"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_has_null_for_what_is_not_finite_and_csv_all_columns(tmp_path):
     write_json(tmp_path / "a/b.json", {"x": float("nan"), "y": float("inf"), "z": 1.5, "n": None})
     assert json.loads((tmp_path / "a/b.json").read_text()) == {"x": None, "y": None, "z": 1.5, "n": None}

@@ -67,7 +67,10 @@ def test_the_hash_is_of_the_ids_whatever_the_set_is_called(tokenizer, made):
 
 def test_the_row_whose_field_is_not_rendered_is_named(tokenizer, made, tmp_path):
     further = json.dumps({"messages": [{}, {"reasoning_content": "It is near."}]})
-    with pytest.raises(UsageError, match="row 2: the chat template does not render the reasoning_content of message 2"):
+    with pytest.raises(
+        UsageError,
+        match=r"the conversation '.*[?]': the chat template does not render the reasoning_content of message 2",
+    ):
         made(tokenizer, "3 km", "4 km", "5 km", further=further)
     assert not list(tmp_path.rglob("*examples*"))
     thinking = "{{ message['reasoning_content'] }}{{ message['content'] }}"

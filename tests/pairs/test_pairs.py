@@ -235,6 +235,8 @@ DAMAGED = [
     ({"messages": ["Hello"]}, "a message has role and content"),
     ({"messages": [{"role": "human", "content": "a"}]}, "a message of messages has the role 'human'; valid: assistant"),
     ({"messages": [{"role": "user", "content": 3}]}, "content of a message of messages is int; it must be text"),
+    ({"messages": "[{'role': 'user'}]"}, r'messages is "\[.*; it must be a list of messages with role and content'),
+    ({"conversations": [{"from": "human", "value": "a"}]}, "rename it to messages, each with role .* and content"),
     ({"text": ["a"]}, "text is list; it must be text"),
     ({"messages": [{"role": "user", "content": "a"}]}, "a conversation has no answer; add a last message of role assi"),
     (

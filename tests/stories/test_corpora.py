@@ -101,6 +101,11 @@ def test_a_corpus_made_of_a_file_is_called_by_the_file_in_errors(tmp_path):
             open_dataset(str(path), tmp_path / "data", streaming=streaming).documents(
                 tokenizer, Tokenising(streaming=streaming)
             )
+    for split, stories in {"train": STORIES[:3], "validation": [" "]}.items():
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / f"own/{split}.jsonl").write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+    with pytest.raises(UsageError, match=r"3 stories is in the validation split; add stories to it, or remove it and"):
+        open_dataset(str(tmp_path / "own"), tmp_path / "data").documents(tokenizer, Tokenising())
 
 
 def test_a_split_that_stays_empty_can_be_opened(tmp_path):

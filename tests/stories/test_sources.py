@@ -21,7 +21,7 @@ import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.stories.corpora import open_records, read_manifest
 from lm_trials.stories.records import make_record, record_id, split_of
-from lm_trials.stories.shards import OPENERS
+from lm_trials.stories.shards import CHUNK, OPENERS
 from lm_trials.stories.sources import open_source
 
 ARCHIVE = {
@@ -93,6 +93,10 @@ def test_the_archive_key_may_have_its_colon_or_not(tmp_path):
         ("a.jsonl", b'{"story": "One\\u0000."}', "a.jsonl: line 1: the text has the control character '\\x00'"),
         ("a.tar.zst", b"x", "a .tar file with .zst cannot be streamed; decompress it first"),
         ("a.parquet.bz2", b"x", "a .parquet file with .bz2 cannot be streamed"),
+        ("a.json", b'[{"story": "One."}]\n[{"story": "Two."}]', "a.json: text follows the list, after record 1; "),
+        ("a.jsonl", b'[{"story": "One."}, {"story": "Two."}]\n{"story": "n/a"}', "follows the list, after record 2"),
+        ("a.jsonl", b"[]]", "text follows the list, after record 0"),
+        ("a.json", b'[{"story": "One."}]' + b" " * CHUNK + b"x", "text follows the list, after record 1"),
         ("a.docx", b"x", "docx"),
         ("a.jsonl", b'{"story": "One.", "features": ["Romance"]}', "Romance"),
     ],
@@ -107,6 +111,11 @@ def test_a_broken_file_is_one_line_and_nothing_is_left(tmp_path, name, content, 
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert expected in line
     assert not data.exists() or list(data.iterdir()) == []
+
+
+def test_a_json_list_may_be_followed_by_blanks(tmp_path):
+    (tmp_path / "a.json").write_text('[{"story": "One."},\n]\r\n' + "\n" * CHUNK)
+    assert [record["story"] for record in read(tmp_path / "a.json")] == ["One."]
 
 
 def compressed(content, suffix):

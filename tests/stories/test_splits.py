@@ -137,8 +137,10 @@ def name_of(options):
     return {("name" if key == "reference" else key): value for key, value in options.items()}
 
 
-def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path):
+def test_splits_that_are_none_of_the_three_are_left_out_and_named(tmp_path, capsys):
     source = open_source(**saved_splits(tmp_path))
+    source.check_splits()
+    assert capsys.readouterr().err.endswith("splits that are not read: unsupervised\n")
     assert source.origin()["left_out"] == ["unsupervised"]
     assert not any("unsupervised" in record["story"] for split in SPLITS for record in source.records_of(split))
     assert any("unsupervised" in record["story"] for record in source.records())  # evaluated whole
