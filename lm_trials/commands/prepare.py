@@ -25,6 +25,7 @@ data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -193,7 +194,7 @@ def make_protocol_sets(args: SetArguments, protocols: dict[str, Any]) -> list[di
     else:
         show_sets(reports)
     name = reports[0]["name"]
-    following = command_line(f"prepare describe {name}", data_cache_dir=args.data_cache_dir)
+    following = f"{command_line('prepare describe', data_cache_dir=args.data_cache_dir)} {shlex.quote(name)}"
     if args.dry_run:
         following = "the same command without --dry_run; nothing was written"
     place = str(Path(args.data_cache_dir) / (name if len(reports) == 1 else "<set>"))

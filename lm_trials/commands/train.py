@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
     start = Start()
     if args.do_train:
-        start = claim_output_dir(args, described, model_args.overwrite_output_dir, model_args.accept_other_code)
+        again = model_args.overwrite_output_dir, model_args.accept_other_code
+        start = claim_output_dir(args, described, *again, [model_args.model_name_or_path])
         if start.finished:
             metrics = say_finished(Path(args.output_dir))
             hub.push_finished(args)

@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     describe_tuning(described, examples, base, plan)
     folder, start = Path(args.output_dir), Start(finished=not args.do_train)
     if args.do_train:
-        start = claim_output_dir(args, described, adapter_args.overwrite_output_dir, adapter_args.accept_other_code)
+        models = (adapter_args.model_name_or_path, adapter_args.adapter_name_or_path)
+        again = adapter_args.overwrite_output_dir, adapter_args.accept_other_code
+        start = claim_output_dir(args, described, *again, models)
     else:
         check_resumable(folder, described, adapter_args.accept_other_code)
     goes_on = start.finished or start.checkpoint  # perhaps under other names of the same content

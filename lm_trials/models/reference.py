@@ -128,6 +128,8 @@ def resolve_model(reference: str) -> ModelReference:
     if not base:
         raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
     base = _base_of(folder, base)
+    if Path(base).resolve() == folder.resolve():
+        raise UsageError(f"{folder} is an adapter that names itself as its base; correct {folder / ADAPTER_FILE}")
     if config.get("revision") and not Path(base).is_dir():
         base = f"{base}@{config['revision']}"
     return ModelReference(str(folder), base=base)

@@ -377,6 +377,8 @@ def open_source(reference: str, **options: Any) -> Source:
         source = Source(str(path), shards=(path,), **options)
     else:
         # A Hub name is `name` or `owner/name`; anything else was meant as a path, and so was a name in a local folder.
+        if path.exists():
+            raise UsageError(f"{reference} is neither a file nor a folder; write what it gives into a file")
         is_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", reference) and suffix_of(path) not in formats_by_suffix()
         if not is_name or ("/" in reference and path.parent.is_dir()):
             raise UsageError(f"{reference} does not exist; give a file, a folder of shards or a Hub data set")

@@ -246,7 +246,7 @@ def resolve_vocab(
     if not folder.is_dir():
         raise UsageError(
             f"--vocab_size {vocab_size}: no tokenizer in {folder}; train it with: lm-trials prepare train_vocab "
-            f"--vocab_size {vocab_size} --data_cache_dir {data_cache_dir}"
+            f"--corpus CORPUS --vocab_size {vocab_size} --data_cache_dir {data_cache_dir}"
         )
     return load_tokenizer(folder)  # of any size: a text with too few words leaves a smaller tokenizer under this name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,11 @@ class Start:
 
 
 def claim_output_dir(
-    arguments: RunArguments, described: Mapping[str, Any], overwrite: bool, accept_other_code: bool = False
+    arguments: RunArguments,
+    described: Mapping[str, Any],
+    overwrite: bool,
+    accept_other_code: bool = False,
+    models: Iterable[str | None] = (),
 ) -> Start:
     """Return how the run starts, after checking that `--output_dir` is empty or holds this run.
 
@@ -44,6 +48,7 @@ def claim_output_dir(
         described: the content of the run's `run.json`.
         overwrite: `--overwrite_output_dir`.
         accept_other_code: resume although this project's code or a library has changed.
+        models: what the run starts from, which must not be overwritten.
 
     Raises:
         UsageError: for a folder with another run (naming each difference), other files or a damaged checkpoint; a file
@@ -72,6 +77,11 @@ def claim_output_dir(
     if overwrite:
         if not (folder / RUN_FILE).exists() and not checkpoints(folder):
             raise UsageError(f"--overwrite_output_dir: {folder} is not a run and is not removed; give another folder")
+        for model in filter(None, models):
+            if folder.resolve() in ((start := Path(model).resolve()), *start.parents):
+                raise UsageError(
+                    f"--overwrite_output_dir: {folder} has {model}, which the run starts from; give another folder"
+                )
         return Start()
     if read_run(folder) is None or asked == "false":
         raise UsageError(

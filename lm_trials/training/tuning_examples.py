@@ -214,7 +214,10 @@ def _check_layout_of_template(path: str, layout: str) -> None:
 def _template(path: str) -> str:
     if path.endswith((".jinja", ".j2")):
         with readable(f"--chat_template_path {path}", "give a file"):
-            return Path(path).read_text(encoding="utf-8")
+            template = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark would be rendered
+        if not template.strip():
+            raise UsageError(f"--chat_template_path {path} is empty; write the template again")
+        return template
     template = load_tokenizer(path).chat_template
     if not template:
         raise UsageError(f"--chat_template_path {path}: that tokenizer has no chat template; give another")

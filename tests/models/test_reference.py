@@ -126,6 +126,9 @@ def test_an_adapter_whose_base_is_gone_is_one_line(adapter, saved):
     assert f"its base {saved} does not exist; restore the base" in refusal(resolve_model, str(adapter))
     for function in (load_model, load_config, load_tokenizer_of):  # gone since it was resolved
         assert f"{saved} is not a folder" in refusal(function, known)
+    for itself in (str(adapter), f"{adapter}/../{adapter.name}/"):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": itself}))
+        assert "names itself as its base; correct" in refusal(resolve_model, str(adapter))
     (adapter / "adapter_config.json").write_text("{}")
     assert "has no base_model_name_or_path" in refusal(resolve_model, str(adapter))
     (adapter / "adapter_config.json").write_text("{")

@@ -255,6 +255,11 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name
     assert len(asked) == 4
 
 
+def test_what_is_no_file_and_no_folder_is_named():
+    with pytest.raises(UsageError, match="/dev/null is neither a file nor a folder; write what it gives into a file"):
+        open_source("/dev/null")
+
+
 def test_without_a_network_the_hub_is_asked_once_and_the_cache_then(monkeypatch):
     import huggingface_hub
     from huggingface_hub import constants

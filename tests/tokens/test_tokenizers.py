@@ -602,7 +602,7 @@ def test_resolve_vocab(trained, tmp_path):
         (
             512,
             None,
-            r"train it with: lm-trials prepare train_vocab --vocab_size 512 --data_cache_dir",
+            r"train it with: lm-trials prepare train_vocab --corpus CORPUS --vocab_size 512 --data_cache_dir",
         ),
         (512, "{folder}", r"has 600 tokens, not 512; give --vocab_size 600"),
     ],

@@ -230,6 +230,23 @@ def test_checkpoints_and_the_end_of_a_run_are_found_under_other_names(tmp_path):
         claimed(run, changed({"data.content": "d"}))
 
 
+@pytest.mark.parametrize("model", ["", "checkpoint-2", "../link", "../run/sub/.."])
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, monkeypatch, model):
+    run = tmp_path / "run"
+    manifest.write_run(run, STARTED)
+    (run / "sub").mkdir()
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    other = changed({"lora_r": 4})
+
+    def overwritten(*models):
+        return claim_output_dir(RunArguments(output_dir="run", use_cpu=True), other, overwrite=True, models=models)
+
+    with pytest.raises(UsageError, match="which the run starts from; give another folder"):
+        overwritten("gpt2", f"run/{model}")
+    assert overwritten("gpt2", None, "run2", ".") == Start()
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_a_fine_tuning_goes_on_from_a_base_and_data_spelled_otherwise(tune_flags, tiny_base, tiny_pairs, tmp_path):
     """The bits of an uninterrupted run, its own merge afterwards, and the base's content is still looked at."""

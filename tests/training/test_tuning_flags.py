@@ -272,6 +272,20 @@ def test_a_template_has_no_effect_on_texts(parsed, tokenizer, tmp_path):
     assert "has no effect on the layout text" in refused(lambda: opened(tmp_path, tokenizer, arguments))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty"), (b"\xef\xbb\xbf \n", "is empty"), (b"caf\xe9", "is not UTF-8")]
+)
+def test_a_template_without_text_is_refused_and_a_byte_order_mark_is_none(
+    parsed, far, tokenizer, tmp_path, content, said
+):
+    path = tmp_path / "mine.jinja"
+    arguments = parsed(SftRunArguments, "--chat_template_path", str(path))
+    path.write_bytes(content)
+    assert f"{path} {said}" in refused(lambda: opened(far, tokenizer, arguments))
+    path.write_bytes(b"\xef\xbb\xbf" + STORY_CHAT_TEMPLATE.encode())
+    assert examples_module._template(str(path)) == STORY_CHAT_TEMPLATE
+
+
 BROKEN = "{% for message in messages %}\n{{ message['content' }}{% endfor %}"
 
 
