@@ -8,6 +8,7 @@ kinds have the same methods for training, fine-tuning, evaluation and probes; a 
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -150,7 +151,8 @@ class DataSet:
         Raises:
             UsageError: for a data set without them.
         """
-        advice = f"make pairs of a corpus with lm-trials prepare instruct --corpus {self.label}"
+        name = shlex.quote(self.label) if isinstance(self, Corpus) else "CORPUS"
+        advice = f"make pairs of a corpus with lm-trials prepare instruct --corpus {name}"
         raise self._unfit("prompts with completions", advice)
 
     def train_texts(self) -> tuple[Iterator[Sequence[str]], int | None]:

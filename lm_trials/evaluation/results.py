@@ -70,7 +70,8 @@ class StoryTable:
             self._made = [place for place in (folder, *folder.parents) if not place.exists()]
             # Another evaluation of the same model and data may be writing: this one waits and replaces its table.
             self._lock = locked(self.path.with_name(f".{self.path.name}.lock"), f"writes {self.path}")
-            self._writer = pq.ParquetWriter(self._unfinished, STORY_SCHEMA)
+            with naming(self.path):
+                self._writer = pq.ParquetWriter(self._unfinished, STORY_SCHEMA)
         with naming(self.path):
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=STORY_SCHEMA))
         self._rows.clear()

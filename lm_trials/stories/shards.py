@@ -115,6 +115,9 @@ def file_shards(path: Path, text_separator: str) -> Iterator[tuple[str, Iterator
     Read each shard before asking for the next one.
     """
     read = FORMATS[kind_of(path)].read
+    with reading(str(path)), path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UsageError(f"{path} is a pointer of Git LFS instead of the file; fetch it with git lfs pull")
     if read is None:
         yield from _archive_shards(path)
     else:
@@ -285,6 +288,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 

@@ -116,7 +116,7 @@ def test_a_story_table_of_a_failed_evaluation_is_gone_with_its_folders(tmp_path,
 
 
 @pytest.mark.parametrize("count", [3, ROWS_AT_ONCE + 5])
-@pytest.mark.parametrize("method", ["write_table", "close"])
+@pytest.mark.parametrize("method", ["__init__", "write_table", "close"])
 def test_a_full_disk_names_the_story_table_and_leaves_nothing(tmp_path, monkeypatch, method, count):
     def full(self, *rows):
         self.is_open = False  # else its destructor closes it again

@@ -65,6 +65,9 @@ def test_the_archive_key_may_have_its_colon_or_not(tmp_path):
     assert first["words"] == ["sit", "cat", "old"]
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 2227753162\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -97,6 +100,10 @@ def test_the_archive_key_may_have_its_colon_or_not(tmp_path):
         ("a.jsonl", b'[{"story": "One."}, {"story": "Two."}]\n{"story": "n/a"}', "follows the list, after record 2"),
         ("a.jsonl", b"[]]", "text follows the list, after record 0"),
         ("a.json", b'[{"story": "One."}]' + b" " * CHUNK + b"x", "text follows the list, after record 1"),
+        *(
+            (f"a.{suffix}", LFS, f"a.{suffix} is a pointer of Git LFS")
+            for suffix in ("txt", "jsonl", "parquet", "tar.gz")
+        ),
         ("a.docx", b"x", "docx"),
         ("a.jsonl", b'{"story": "One.", "features": ["Romance"]}', "Romance"),
     ],
