@@ -108,7 +108,7 @@ def test_help_loads_neither_torch_nor_datasets():
         ("train_vocab --corpus tiny --vocab_size 330 --max_stories 0", "--max_stories 0 must be"),
         ("train_vocab --corpus tiny --vocab_size 400", "holds a tokenizer already; remove it"),
         ("pretokenize --corpus nowhere --vocab_size 400", "holds no records"),
-        ("pretokenize --corpus tiny --vocab_size 401", "train_vocab --vocab_size 401"),
+        ("pretokenize --corpus tiny --vocab_size 401", "train_vocab --corpus CORPUS --vocab_size 401"),
         ("pretokenize --corpus tiny", "--tokenizer_name"),
         ("pretokenize --corpus tiny --tokenizer_name nowhere.model", "nowhere.model"),
         ("describe --corpus nowhere", "holds no records"),
