@@ -137,8 +137,8 @@ def resolve_model(reference: str) -> ModelReference:
         raise UsageError(f"{folder} is an adapter that names itself as its base; correct {folder / ADAPTER_FILE}")
     if (Path(base) / ADAPTER_FILE).is_file():
         raise UsageError(
-            f"{folder} is an adapter and its base {base} is one too; merge that one into its base, and name the merged "
-            f"model in {folder / ADAPTER_FILE}"
+            f"{folder} is an adapter and its base {base} is one too; name a whole model in {folder / ADAPTER_FILE}, "
+            "for example that adapter merged into its base"
         )
     if config.get("revision") and not Path(base).is_dir():
         base = f"{base}@{config['revision']}"
