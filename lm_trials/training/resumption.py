@@ -58,7 +58,7 @@ class ExactResume(HubPush):
         Raises:
             UsageError: as `launch.check_saved`.
         """
-        check_saved(self.accelerator.state, adapter=hasattr(self.model, "peft_config"))
+        check_saved(self.accelerator.state)
         self.clock = Clock(count)
         # Tokens per second exclude evaluations and, after a resume, the updates before it; Trainer's own speed counts
         # both.
