@@ -212,7 +212,7 @@ def test_a_base_that_was_saved_quantized_is_that_base(tune_flags, tiny_base, tmp
     for more, told in (
         (("--merge_output", str(tmp_path / "merged")), "--merge_output needs whole weights and those of"),
         (("--full_finetune", "True"), "--full_finetune needs whole weights and those of"),
-        (("--load_in_8bit", "True"), "the weights of"),
+        (("--load_in_8bit", "True"), "saved has quantized weights, which cannot be quantized again"),
     ):
         assert told in refused(tune_flags("run", *base, *more), capsys)
         assert not (tmp_path / "run").exists()

@@ -230,8 +230,8 @@ def load_model(
     if quantization_config is not None:
         if getattr(config, "quantization_config", None):  # which transformers would use instead
             raise UsageError(
-                f"--load_in_8bit or --load_in_4bit: the weights of {reference.name} are quantized already; remove the "
-                "flag, or name the model that was quantized"
+                f"{reference.name} has quantized weights, which cannot be quantized again; name the model that was "
+                "quantized, or take the weights as they are"
             )
         init_kwargs["quantization_config"] = quantization_config
     verbosity = transformers_logging.get_verbosity()
