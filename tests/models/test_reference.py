@@ -139,7 +139,7 @@ def test_an_adapter_whose_base_is_gone_is_one_line(adapter, saved):
 @pytest.mark.parametrize(
     ("base", "files", "message"),
     [
-        ("adapter", [], "its base {here} is one too"),
+        ("adapter", [], "{here} is an adapter that names itself as its base"),
         ("other", [], "is an adapter and its base {other} is one too"),
         (5, [], "has no base_model_name_or_path"),
         ("whole", ["adapter_model.safetensors"], "has adapter_config.json without adapter_model.safetensors; restore"),
