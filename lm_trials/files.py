@@ -22,6 +22,7 @@ from lm_trials.console import UsageError, note
 
 SEALS = ("finished.json", "sums.json")  # of a run and of a checkpoint: their `files` are `file_sums`
 
+ENTRY = {"sha256", "bytes"}  # of a file in them
 LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -363,11 +364,19 @@ def check_sums(folder: Path, pattern: str) -> None:
         UsageError: for a file that is missing or changed.
     """
     for seal in (folder / name for name in SEALS if (folder / name).is_file()):
-        sums = read_object(seal).get("files", {})
+        sums = sealed_sums(seal)
         if found := damaged(folder, {name: sums[name] for name in sums if fnmatch(name, pattern)}):
             raise UsageError(
                 f"{folder} is damaged: {found[0]}; restore the file, or remove {seal.name} if you changed it on purpose"
             )
+
+
+def sealed_sums(seal: Path) -> dict[str, dict[str, Any]]:
+    """Return the `file_sums` of a `finished.json` or `sums.json`; a UsageError where they cannot be read."""
+    sums = read_object(seal).get("files", {})
+    if not (isinstance(sums, dict) and all(isinstance(entry, dict) and {*entry} == ENTRY for entry in sums.values())):
+        raise UsageError(f"{seal} is damaged: its checksums cannot be read; restore the file, or remove it")
+    return sums
 
 
 def _fault(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:

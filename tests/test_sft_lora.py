@@ -10,13 +10,15 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from refusals import error_line
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 import sft_lora
+from lm_trials.console import UsageError
 from lm_trials.models import adapters, quantization
-from lm_trials.models.reference import load_model, resolve_model
+from lm_trials.models.reference import load_config, load_model, resolve_model
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.tokens.tokenizers import load_tokenizer
+from lm_trials.training.initial import InitialModel
 from lm_trials.training.tuning_examples import row_order
 
 # Inputs and outputs of the tiny Llama's linear layers: attention 4 x (32, 32), gate and up (32, 64), down (64, 32).
@@ -192,6 +194,32 @@ def test_merged_into_the_unquantized_weights(tune_flags, tiny_base, tmp_path, ca
     assert again["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_base_that_was_saved_quantized_is_that_base(tune_flags, tiny_base, tmp_path, capsys, bits):
+    """transformers ignores a flag for another quantization, and fails late to train or merge whole weights."""
+    saved = tmp_path / "saved"
+    shutil.copytree(tiny_base, saved, ignore=shutil.ignore_patterns("*.safetensors", "finished.json"))
+    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    quantized = load_model(resolve_model(str(tiny_base)), quantization_config=config)
+    quantized.save_pretrained(saved)
+    ids = torch.arange(3, 40)[None]
+    reference = resolve_model(str(saved))
+    assert torch.equal(load_model(reference)(ids).logits, quantized(ids).logits)
+    assert not torch.equal(load_model(resolve_model(str(tiny_base)))(ids).logits, quantized(ids).logits)
+    with pytest.raises(UsageError, match="saved has quantized weights, on which an adapter alone can be trained"):
+        InitialModel(load_config(reference), load_tokenizer(str(saved)), reference).load(seed=0)
+    base = ("--max_steps", "1", "--model_name_or_path", str(saved))
+    for more, told in (
+        (("--merge_output", str(tmp_path / "merged")), "--merge_output needs whole weights and those of"),
+        (("--full_finetune", "True"), "--full_finetune needs whole weights and those of"),
+        (("--load_in_8bit", "True"), "saved has quantized weights, which cannot be quantized again"),
+    ):
+        assert told in refused(tune_flags("run", *base, *more), capsys)
+        assert not (tmp_path / "run").exists()
+    sft_lora.main(tune_flags("run", *base))
+    assert load_model(resolve_model(str(tmp_path / "run"))).is_quantized
+
+
 def test_merging_spares_what_is_there(tune_flags, tiny_base, tmp_path, capsys):
     """Neither the base, nor another run's merged model, nor a place that cannot be written, after all the training."""
     sft_lora.main(tune_flags("one", "--max_steps", "1", "--merge_output", str(tmp_path / "merged")))
@@ -213,8 +241,8 @@ def test_a_merge_that_fails_loses_no_training(tune_flags, tmp_path, capsys, monk
     from lm_trials.training import merging
 
     flags = tune_flags("run", "--merge_output", str(tmp_path / "merged"))
-    monkeypatch.setattr(merging, "merge_adapter", lambda *args: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(merging, "merge_adapter", lambda *args: (_ for _ in ()).throw(ZeroDivisionError))
+    with pytest.raises(ZeroDivisionError):
         sft_lora.main(flags)
     weights = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     monkeypatch.undo()

@@ -209,7 +209,9 @@ def describe_layers(model: nn.Module) -> str:
     return f"{sum(names.values())} modules: " + ", ".join(f"{name} ({count})" for name, count in names.items())
 
 
-def check_adapter_state(model: PeftModel, folder: Path, embeddings: bool = False) -> None:
+def check_adapter_state(
+    model: PeftModel, folder: Path, embeddings: bool = False, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """Check that a model's adapter equals the one saved in `folder`, key by key and bit by bit.
 
     Trainer and PEFT load the keys that match and only warn about the rest: with another prefix (`_orig_mod.`, from
@@ -217,13 +219,14 @@ def check_adapter_state(model: PeftModel, folder: Path, embeddings: bool = False
 
     Args:
         embeddings: whether the folder may have the base's embeddings too, which PEFT saves where tokens were added.
+        weights: the model's, gathered from all processes, of a sharded model.
 
     Raises:
         UsageError: naming the keys that are missing or unexpected, or the first that differs.
     """
     saved, name = load_file(folder / ADAPTER_WEIGHTS), model.active_adapters[0]
     # The default, "auto", looks up the base's config, on the Hub too.
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, weights, adapter_name=name, save_embedding_layers=False)
     if embeddings:
         whole = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=True)
         state |= {key: tensor for key, tensor in whole.items() if key in saved}

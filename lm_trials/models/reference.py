@@ -7,6 +7,7 @@ Weights are read from safetensors only, and remote code is never run.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,9 @@ def resolve_model(reference: str) -> ModelReference:
             raise UsageError(f"{name} does not exist; {near}; for a Hub model of this name give {name}@main")
         return ModelReference(name, revision or None)
     if not any((folder / name).is_file() for name in CONFIG_FILES):
-        steps = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "no checkpoints"
-        raise UsageError(f"{reference} has no config.json (it has {steps}); give a folder that contains a model")
+        inside = [path for path in sorted(folder.iterdir()) if any((path / name).is_file() for name in CONFIG_FILES)]
+        found = ", ".join(path.name for path in checkpoints(folder) or inside) or "no checkpoints"
+        raise UsageError(f"{reference} has no config.json (it has {found}); give a folder that contains a model")
     if not any(folder.glob("*.safetensors")):
         raise UsageError(
             f"{reference} has no *.safetensors; pickled weights (.bin) are not loaded, because unpickling runs code: "
@@ -120,16 +122,24 @@ def resolve_model(reference: str) -> ModelReference:
         return ModelReference(str(folder))
     config = read_object(folder / ADAPTER_FILE)
     base, kind = config.get("base_model_name_or_path"), config.get("peft_type", "LORA")
+    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would ask the Hub for it
+        whole = f", or remove {ADAPTER_FILE} if it is a whole model" if (folder / "config.json").is_file() else ""
+        raise UsageError(f"{folder} has {ADAPTER_FILE} without adapter_model.safetensors; restore that{whole}")
     if kind in UNREAD_ADAPTERS:
         raise UsageError(
             f"{folder} is a {kind} adapter, which needs more inputs than the tokens of a text; give an adapter that "
             "changes weights, such as LORA"
         )
-    if not base:
+    if not base or not isinstance(base, str):
         raise UsageError(f"{folder / ADAPTER_FILE} has no base_model_name_or_path; add the base model there")
     base = _base_of(folder, base)
     if Path(base).resolve() == folder.resolve():
         raise UsageError(f"{folder} is an adapter that names itself as its base; correct {folder / ADAPTER_FILE}")
+    if (Path(base) / ADAPTER_FILE).is_file():
+        raise UsageError(
+            f"{folder} is an adapter and its base {base} is one too; name a whole model in {folder / ADAPTER_FILE}, "
+            "for example that adapter merged into its base"
+        )
     if config.get("revision") and not Path(base).is_dir():
         base = f"{base}@{config['revision']}"
     return ModelReference(str(folder), base=base)
@@ -218,6 +228,11 @@ def load_model(
     config = load_config(reference)
     generation_config, set_aside = _neutral_generation(reference, config)
     if quantization_config is not None:
+        if getattr(config, "quantization_config", None):  # which transformers would use instead
+            raise UsageError(
+                f"{reference.name} has quantized weights, which cannot be quantized again; name the model that was "
+                "quantized, or take the weights as they are"
+            )
         init_kwargs["quantization_config"] = quantization_config
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a table of the weights that do not fit; `check_weights` names them
@@ -241,7 +256,7 @@ def load_model(
     model, found = loaded
     check_weights(reference, model, found)
     model.settings_set_aside = set_aside
-    if getattr(quantization_config, "load_in_4bit", False):
+    if getattr(model, "is_loaded_in_4bit", False):  # by a flag, or saved so
         keep_4bit_weights(model)
     check_finite(model, reference.name)
     set_causal_loss(model)
@@ -346,15 +361,18 @@ def _load_adapter(
         )
     model = load_model(resolve_model(reference.base or ""), dtype, quantization_config, **init_kwargs)
     _add_rows(model, reference)
+    local = Path(reference.path).is_dir()
     try:
         with without_noise():
+            # Keys that are missing would stay as they were initialized; of a local adapter all are compared below.
+            warnings.filterwarnings("ignore" if local else "error", message="Found missing adapter keys")
             # Read on the CPU: PEFT's default is the GPU, with --use_cpu too.
             adapted: Any = PeftModel.from_pretrained(
                 model, reference.path, revision=reference.revision or "main", torch_device="cpu"
             )
     except Exception as error:  # each kind of adapter has its own checks
         raise _unloadable(reference, error) from None
-    if Path(reference.path).is_dir():
+    if local:
         check_adapter_state(adapted, Path(reference.path), embeddings=True)
     check_finite(adapted, reference.name)
     set_causal_loss(adapted)
@@ -380,6 +398,7 @@ def _unloadable(reference: ModelReference, error: Exception) -> Exception:
     if is_out_of_memory(error):
         return error
     reason = " ".join(str(error).split()) or type(error).__name__
+    reason = f"unknown or missing: {reason}" if isinstance(error, KeyError) else reason
     return UsageError(
         f"{reference.name} cannot be loaded as a causal language model ({reason[:300]}); "
         "give a folder with config.json and model.safetensors, or a Hub model"
@@ -419,10 +438,16 @@ def check_vocabulary(reference: ModelReference, tokenizer: PreTrainedTokenizerBa
 
 
 def positions_of(model: PreTrainedModel | PretrainedConfig) -> int | None:
-    """Return the maximum number of positions of a model or configuration; None for one without a limit."""
+    """Return the maximum number of positions of a model or configuration; None for one without a limit.
+
+    LongRoPE (Phi-3) has other frequencies for a whole batch where its longest row is longer than in pretraining: losses
+    would change with the batch, by 0.4 nats in a story.  Its positions end there.
+    """
     config = text_config(model)
-    name = position_field(config)
-    return getattr(config, name) if name else None
+    name, rope = position_field(config), getattr(config, "rope_parameters", None) or {}
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # some types have one for each layer
+    limits = [part["original_max_position_embeddings"] for part in ropes if part.get("rope_type") == "longrope"]
+    return min(limits + ([getattr(config, name)] if name else []), default=None)
 
 
 def chosen_window(asked: int | None, config: PretrainedConfig, flag: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, note
-from lm_trials.files import SEALS, damaged, file_sums, to_disk, write_json
+from lm_trials.files import SEALS, damaged, file_sums, sealed_sums, to_disk, write_json
 from lm_trials.models.reference import checkpoints
 
 FINISHED, SUMS = SEALS
@@ -106,10 +106,9 @@ def check_checkpoint(folder: Path, identity: str) -> dict[str, Any]:
             alone.
     """
     facts = sealed_facts(folder)
-    expected = facts.get("files")
-    if not isinstance(expected, dict) or STATE_FILE not in expected:
+    if not isinstance(facts.get("files"), dict) or STATE_FILE not in facts["files"]:
         raise UsageError(f"{folder} is not a complete checkpoint, its {SUMS} cannot be read; {_instead(folder)}")
-    if found := damaged(folder, expected):
+    if found := damaged(folder, sealed_sums(folder / SUMS)):
         raise UsageError(f"{folder} is damaged: {found[0]}; {_instead(folder)}")
     if facts.get("run") != identity:
         raise UsageError(f"{folder} is a checkpoint of another run (other seed, data or settings); {_instead(folder)}")
@@ -162,7 +161,7 @@ def is_finished(run: Path, identity: str) -> bool:
     facts = _facts(run / FINISHED)
     if facts.get("run") != identity:
         return False
-    if found := damaged(run, facts["files"]):
+    if found := damaged(run, sealed_sums(run / FINISHED)):
         raise UsageError(
             f"{run} is finished and its model is damaged: {found[0]}; remove {run / FINISHED} and run the same command "
             "again, which resumes from the last checkpoint"

@@ -56,6 +56,12 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
     dtype = getattr(torch, adapter_args.dtype)
     reference = _reference(base)
     model = load_model(reference, dtype, quantized(args, adapter_args), **_init_kwargs(args))
+    asked = [name for name in ("full_finetune", "merge_output") if getattr(adapter_args, name)]
+    if asked and getattr(model, "is_quantized", False) and not (adapter_args.load_in_8bit or adapter_args.load_in_4bit):
+        raise UsageError(
+            f"--{asked[0]} needs whole weights and those of {reference.name} are quantized; remove it, or name the "
+            "model that was quantized"
+        )
     if adapter_args.full_finetune:
         return model
     adapted = add_lora(model, lora_spec(adapter_args), args.seed, args.device)

@@ -63,6 +63,11 @@ class InitialModel:
     def load(self, seed: int, documents_apart: bool = False) -> PreTrainedModel:
         """Build the model or load its weights, and call `check_trainable`."""
         model = load_model(self.reference) if self.reference else build_model(self.config, seed)
+        if self.reference and getattr(model, "is_quantized", False):
+            raise UsageError(
+                f"--model_name_or_path {self.reference.name} has quantized weights, on which an adapter alone can be "
+                "trained; give the model that was quantized, or use lm-trials tune"
+            )
         if model.device.type != "meta":  # FSDP's low-memory loading gives the weights to the first process only
             check_trainable(model, self.reference.name if self.reference else self.config.model_type, documents_apart)
         return model

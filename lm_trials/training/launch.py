@@ -70,3 +70,22 @@ def check_processes(state: PartialState | AcceleratorState) -> None:
     if type(state).__name__ == "PartialState" and fsdp and distributed_type.startswith("MULTI_"):
         distributed_type = distributed_type if distributed_type == "MULTI_CPU" else "FSDP"
     check_launch(os.environ, state.num_processes, distributed_type)
+
+
+def check_saved(state: AcceleratorState) -> None:
+    """Refuse sharding whose weights Trainer saves in shards only: the folder of the finished run would have no model.
+
+    That is the default of DeepSpeed's ZeRO-3 and of FSDP2.  `state` is `trainer.accelerator.state`.
+    """
+    deepspeed, fsdp = getattr(state, "deepspeed_plugin", None), getattr(state, "fsdp_plugin", None)
+    zero = deepspeed.deepspeed_config.get("zero_optimization", {}) if deepspeed else {}
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise UsageError(
+            "launch: ZeRO-3 would save no whole model; set stage3_gather_16bit_weights_on_model_save to true in "
+            "zero_optimization of DeepSpeed's configuration (zero3_save_16bit_model in accelerate's)"
+        )
+    if fsdp and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
+        raise UsageError(
+            "launch: FSDP would save no whole model; set fsdp_state_dict_type in accelerate's configuration to "
+            "FULL_STATE_DICT"
+        )

@@ -30,6 +30,7 @@ from lm_trials.models.shapes import not_finite
 from lm_trials.stories.shards import first_line
 from lm_trials.training.checkpoints import STATE_FILE, UNFINISHED, remove, rotate, seal, sealed_facts, unfinished_folder
 from lm_trials.training.hub import HubPush
+from lm_trials.training.launch import check_saved
 from lm_trials.training.throughput import Clock, RunProgress
 
 PROGRESS = "progress_{}.json"
@@ -52,7 +53,12 @@ class ExactResume(HubPush):
     _diverged: Any = 0  # the first update whose loss or gradient was not finite: a number on the device
 
     def watch(self, count: Callable[[], int], lines: Callable[[dict[str, float]], list[str]]) -> None:
-        """Measure the speed by a count, and show lines for each evaluation above the progress bar."""
+        """Measure the speed by a count, and show lines for each evaluation above the progress bar.
+
+        Raises:
+            UsageError: as `launch.check_saved`.
+        """
+        check_saved(self.accelerator.state)
         self.clock = Clock(count)
         # Tokens per second exclude evaluations and, after a resume, the updates before it; Trainer's own speed counts
         # both.

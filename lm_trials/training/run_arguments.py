@@ -208,7 +208,16 @@ def check_schedule(arguments: RunArguments) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            get_scheduler(kind, optimizer, 1, 10, dict(given))
+            steps = max(arguments.max_steps, 0) or 10  # by epochs: not known yet
+            warmup = arguments.get_warmup_steps(steps) if arguments.max_steps > 0 else 1
+            scheduler = get_scheduler(kind, optimizer, warmup, steps, dict(given))
+            for curve in getattr(scheduler, "lr_lambdas", []):
+                curve(steps)  # polynomial divides by its steps after the warm-up, at the last update
+    except ZeroDivisionError:
+        raise UsageError(
+            f"--lr_scheduler_type {kind.value} with --warmup_steps {arguments.warmup_steps:g} has no updates after the "
+            "warm-up; lower it"
+        ) from None
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"--lr_scheduler_type {kind.value} with --lr_scheduler_kwargs {json.dumps(given)}: "

@@ -60,6 +60,10 @@ def claim_output_dir(
     asked = str(arguments.resume_from_checkpoint or "").lower()
     if asked not in ("", "true", "false"):
         checkpoint = Path(str(arguments.resume_from_checkpoint))
+        if found := checkpoints(checkpoint):
+            raise UsageError(
+                f"--resume_from_checkpoint {checkpoint} is a run; give one of its checkpoints, as {found[-1]}"
+            )
         if not empty and checkpoint.parent.resolve() != folder.resolve():
             raise UsageError(
                 f"--output_dir {folder} is not empty and {checkpoint} is elsewhere; give the checkpoint's own run "

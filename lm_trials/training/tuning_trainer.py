@@ -131,8 +131,8 @@ class FineTuner(ExactResume, SFTTrainer):
         with without_noise():
             super()._save(output_dir, state_dict)
         model, folder = self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
-        if isinstance(model, PeftModel) and (folder / ADAPTER_WEIGHTS).is_file():
-            check_adapter_state(model, folder)
+        if self.args.should_save and isinstance(model, PeftModel) and (folder / ADAPTER_WEIGHTS).is_file():
+            check_adapter_state(model, folder, weights=state_dict)
 
 
 def tuner(**kwargs: Any) -> FineTuner:

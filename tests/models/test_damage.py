@@ -7,8 +7,9 @@ import pytest
 import sft_lora
 from lm_trials.console import UsageError
 from lm_trials.evaluation import generate
-from lm_trials.files import file_sums, write_json
+from lm_trials.files import file_sums, read_object, write_json
 from lm_trials.models.reference import load_model, resolve_model
+from lm_trials.training.checkpoints import is_finished
 from lm_trials.training.public_copy import public_copy
 
 MODEL = ("model.safetensors", "config.json", "tokenizer.json")
@@ -47,6 +48,19 @@ def test_a_damaged_file_is_named(file, damage, folder):
     damage(folder / file)
     with pytest.raises(UsageError, match=rf"is damaged: {file} has .*; restore the file, or remove \w+\.json if you"):
         opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"files"', '"files": 0, "fi"'), ('"sha256"', '"sha257"'), ('"bytes"', '"bites"')]
+)
+def test_sums_that_are_damaged_themselves_are_named(before, after, folder):
+    (seal,) = (folder / name for name in ("finished.json", "sums.json") if (folder / name).is_file())
+    seal.write_text(seal.read_text().replace(before, after, 1))
+    with pytest.raises(UsageError, match=rf"{seal} is damaged: its checksums cannot be read; restore the file"):
+        opened(folder)
+    if seal.name == "finished.json":
+        with pytest.raises(UsageError, match="its checksums cannot be read"):
+            is_finished(folder, read_object(seal)["run"])
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "run.json", "trainer_state.json"])

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from refusals import usage_error as refusal
 from tiny_models import KINDS, tiny_model, tiny_tokenizer
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from lm_trials.models.reference import (
     ModelReference,
@@ -133,6 +133,58 @@ def test_an_adapter_whose_base_is_gone_is_one_line(adapter, saved):
     assert "has no base_model_name_or_path" in refusal(resolve_model, str(adapter))
     (adapter / "adapter_config.json").write_text("{")
     assert "cannot be read as JSON" in refusal(resolve_model, str(adapter))
+
+
+@peft_warns
+@pytest.mark.parametrize(
+    ("base", "files", "message"),
+    [
+        ("adapter", [], "{here} is an adapter that names itself as its base"),
+        ("other", [], "is an adapter and its base {other} is one too"),
+        (5, [], "has no base_model_name_or_path"),
+        ("whole", ["adapter_model.safetensors"], "has adapter_config.json without adapter_model.safetensors; restore"),
+    ],
+)
+def test_an_adapter_folder_that_cannot_be_read_is_one_line(adapter, saved, tmp_path, base, files, message):
+    shutil.copytree(adapter, tmp_path / "other")
+    shutil.copy(saved / "model.safetensors", adapter)  # as where a merged model is saved over its adapter
+    for name in files:
+        (adapter / name).unlink()
+    place = str(tmp_path / base) if isinstance(base, str) else base
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": place}))
+    expected = message.format(here=adapter, other=tmp_path / "other")
+    assert expected in refusal(resolve_model, str(adapter))
+    assert resolve_model(str(tmp_path / "other")).base == str(saved)
+
+
+@peft_warns
+def test_an_adapter_with_other_layers_is_refused_in_one_line(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj", "v_proj"]}))
+    assert "missing keys, for example" in refusal(load_model, resolve_model(str(adapter)))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "yarn", "linear", "dynamic", "default"])
+def test_positions_end_where_a_long_row_would_change_the_others_of_its_batch(kind, tmp_path):
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 8.0}
+    if kind in ("longrope", "yarn"):
+        rope |= {"original_max_position_embeddings": 8}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **sizes, vocab_size=64, max_position_embeddings=64, initializer_range=0.5, rope_parameters=rope
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(resolve_model(str(tmp_path)))
+    positions = positions_of(model)
+    with torch.no_grad():
+        rows = [model(torch.arange(length)[None], use_cache=False).logits[0, :8] for length in (8, positions, 64)]
+    assert positions == (8 if kind == "longrope" else 64)
+    assert (rows[0] - rows[1]).abs().max() < 1e-4
+    assert ((rows[0] - rows[2]).abs().max() > 1e-2) == (kind == "longrope")
 
 
 def test_weights_that_are_not_there_are_not_made_up(saved, tmp_path):

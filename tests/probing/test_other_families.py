@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import family, hooks, opt
+from transformers import OPTConfig, OPTForCausalLM
 
 from lm_trials.console import UsageError
 from lm_trials.probing.anatomy import anatomy_of
@@ -77,6 +78,17 @@ def test_without_what_follows_the_head_the_lens_is_refused(kind, monkeypatch):
     monkeypatch.setattr("lm_trials.probing.lens.lenses.after_head", lambda config: (None, 1.0))
     with pytest.raises(UsageError, match="changes its logits after them"):
         check_head(family(kind), np.array(IDS), kind)
+
+
+def test_a_lens_is_refused_where_the_head_reads_a_projection_of_the_hidden_states():
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    for width in (8, 16):
+        model = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=width)).eval()
+        if width == 8:
+            with pytest.raises(UsageError, match="projects its hidden states before them"):
+                check_head(model, np.array(IDS), "OPT 350M")
+        else:
+            assert check_head(model, np.array(IDS), "OPT 125M") < 1e-5
 
 
 def test_the_head_is_checked_before_a_lens_is_trained(monkeypatch):

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
 from lm_trials.console import UsageError
-from lm_trials.training.launch import check_launch, check_processes
+from lm_trials.training.launch import check_launch, check_processes, check_saved
 
 TORCHRUN = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 
@@ -91,3 +93,28 @@ def test_accelerate_really_runs_one_process_of_two_and_it_is_seen(tmp_path):
     assert "accelerate_configs/cpu_two_processes.yaml" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode != 0
+
+
+GATHER = "stage3_gather_16bit_weights_on_model_save"
+
+
+@pytest.mark.parametrize(
+    ("zero", "kept"),
+    [
+        ({"stage": 3}, False),
+        ({"stage": 3, GATHER: False}, False),
+        ({"stage": 3, GATHER: True}, True),
+        ({"stage": 2}, True),
+    ],
+)
+def test_zero_3_that_would_save_no_model_is_refused(zero, kept):
+    plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1})
+    with nullcontext() if kept else pytest.raises(UsageError, match=f"ZeRO-3 would save no whole model; set {GATHER}"):
+        check_saved(AcceleratorState(deepspeed_plugin=plugin))
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(None, False), ("SHARDED_STATE_DICT", False), ("FULL_STATE_DICT", True)])
+def test_fsdp_that_would_save_no_model_is_refused(kind, kept):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind)
+    with nullcontext() if kept else pytest.raises(UsageError, match="FSDP would save no whole model"):
+        check_saved(AcceleratorState(fsdp_plugin=plugin))

@@ -199,8 +199,8 @@ def test_another_transformers_is_told_as_other_code(tmp_path):
     manifest.check_resumable(tmp_path, now, accept_other_code=True)
 
 
-def claimed(folder, described):
-    return claim_output_dir(RunArguments(output_dir=str(folder), use_cpu=True), described, overwrite=False)
+def claimed(folder, described, **flags):
+    return claim_output_dir(RunArguments(output_dir=str(folder), use_cpu=True, **flags), described, overwrite=False)
 
 
 def sealed(run, step, described):
@@ -228,6 +228,9 @@ def test_checkpoints_and_the_end_of_a_run_are_found_under_other_names(tmp_path):
     assert claimed(run, changed(OTHER_NAMES)) == Start(finished=True)
     with pytest.raises(UsageError, match=r"data\.content was c and is now d"):
         claimed(run, changed({"data.content": "d"}))
+    with pytest.raises(UsageError, match=f"{run} is a run; give one of its checkpoints, as {first[:-1]}4"):
+        claimed(run, STARTED, resume_from_checkpoint=str(run))
+    assert claimed(run, STARTED, resume_from_checkpoint=first) == Start(first)
 
 
 @pytest.mark.parametrize("model", ["", "checkpoint-2", "../link", "../run/sub/.."])

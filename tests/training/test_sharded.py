@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from killed_runs import Processes
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from lm_trials.evaluation.losses import Document, per_story_windows, story_losses
@@ -73,11 +74,16 @@ def test_a_sharded_training_evaluates_and_generates_as_one_process_does(train_fl
 
 @pytest.mark.slow
 @no_gpu
-def test_a_sharded_fine_tuning_evaluates_as_one_process_does(tune_flags, tmp_path):
-    same = ("--full_finetune", "True", "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-3")
+@pytest.mark.parametrize("full", ["True", "False"])
+def test_a_sharded_fine_tuning_evaluates_as_one_process_does(tune_flags, tmp_path, full):
+    same = ("--full_finetune", full, "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-3")
     same += ("--max_eval_samples", "5", "--per_device_eval_batch_size", "8")  # one batch for two processes
     one, two = both("tune", tune_flags("one", *same), tune_flags("two", *same), tmp_path)
     assert numbers(two, "eval_loss") == pytest.approx(numbers(one, "eval_loss"), rel=1e-5)
+    (whole,), (gathered,) = ((tmp_path / name).glob("*model.safetensors") for name in ("one", "two"))
+    whole, gathered = load_file(whole), load_file(gathered)
+    assert whole.keys() == gathered.keys()
+    assert all(torch.allclose(whole[name], gathered[name], atol=1e-5) for name in whole)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

@@ -63,6 +63,10 @@ BOTH = {
         "--lr_scheduler_kwargs last_epoch of --lr_scheduler_type constant: it takes no keys",
     ),
     "key missing": (("--lr_scheduler_type", "cosine_with_min_lr"), "One of min_lr or min_lr_rate should be set"),
+    "no updates after the warm-up": (
+        ("--lr_scheduler_type", "polynomial", "--warmup_steps", "10", "--max_steps", "10"),
+        "--lr_scheduler_type polynomial with --warmup_steps 10 has no updates after the warm-up",
+    ),
     "no JSON": (("--lr_scheduler_kwargs", "{nope"), "--lr_scheduler_kwargs {nope is not valid JSON"),
     "workers": (("--dataloader_persistent_workers", "True"), "there are no workers; give --dataloader_num_workers"),
     "deepspeed": (("--deepspeed", "zero.json"), "--deepspeed shards a model over GPUs, and this run has none"),
@@ -104,6 +108,9 @@ RIGHT = (
         "epoch",
     ),
     ("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "2"),
+    ("--lr_scheduler_type", "polynomial", "--warmup_steps", "10", "--max_steps", "11"),
+    ("--lr_scheduler_type", "polynomial", "--warmup_steps", "10"),
+    ("--lr_scheduler_type", "linear", "--warmup_steps", "10", "--max_steps", "10"),
     ("--dataloader_persistent_workers", "True", "--dataloader_num_workers", "1"),
     ("--use_cpu", "True", "--bf16", "True"),
 )

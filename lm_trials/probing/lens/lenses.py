@@ -288,12 +288,15 @@ def check_head(model: Any, ids_T: np.ndarray, name: str = "") -> float:
     ids_BT = torch.from_numpy(np.asarray(ids_T, dtype=np.int64))[None].to(whole.device)
     with quiet(whole), Capture(model, {"hidden": [last]}) as capture:
         logits_TV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0]
-        lens_TV = Decoder(anatomy)(capture.activations.of("hidden", last).to(whole.device))
-    kl = float(kl_divergence(logits_TV.to(lens_TV.dtype).log_softmax(-1), lens_TV).max())
+        hidden_TD = capture.activations.of("hidden", last).to(whole.device)
+        kl = float("inf")  # where the head reads a projection of them (OPT 350M)
+        if whole.get_output_embeddings().weight.shape[1] == hidden_TD.shape[1]:
+            lens_TV = Decoder(anatomy)(hidden_TD)
+            kl = float(kl_divergence(logits_TV.to(lens_TV.dtype).log_softmax(-1), lens_TV).max())
     if not kl <= _allowed(whole):
         raise UsageError(
             f"{anatomy.name}: its logits are not those of its final norm and output head (KL {kl:.2g} nats), as in a "
-            "model that changes its logits after them; name another model"
+            "model that projects its hidden states before them or changes its logits after them; name another model"
         )
     return kl
 
