@@ -138,7 +138,7 @@ def test_the_tokens_of_a_chat_template_are_recorded_and_one_that_reads_the_clock
     template.write_text("{{ strftime_now('%Y') }}" + PLAIN_TEMPLATE)
     line = error_line(capsys, sft_lora.main, *tune_flags("clock", *flags))
     assert "the chat template renders the date or a random value" in line
-    assert line.startswith("error: row ")
+    assert line.startswith("error: the conversation ")
     assert not (tmp_path / "clock").exists()
     assert not [place for place in tiny_data.rglob("*unfinished*") if "examples" in place.name]
 

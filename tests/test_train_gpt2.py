@@ -260,7 +260,7 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--config_overrides", "hidden_size=30,num_attention_heads=4"], "30"),
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--dataset_name", "tyni"], "tiny"),
-        (["--vocab_size", "399"], "train_vocab --vocab_size 399"),
+        (["--vocab_size", "399"], "train_vocab --corpus CORPUS --vocab_size 399"),
         (["--block_size", "1"], "--block_size 1"),
         (["--block_size", "200000"], "is longer than the model's 256 positions"),
         (

@@ -212,7 +212,7 @@ def test_wandb_gets_the_tables_under_the_studys_columns(monkeypatch):
         (["--model_name_or_path", "nowhere/at/all"], "is not a folder; give a run"),
         (["--config_overrides", "hidden_size=8"], "has its shape); remove --config_overrides"),
         (["--block_size", "4096"], "--block_size 4096 is longer than the model's 512 positions"),
-        (["--vocab_size", "401"], "train_vocab --vocab_size 401"),
+        (["--vocab_size", "401"], "train_vocab --corpus CORPUS --vocab_size 401"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(tune, tmp_path, capsys, more, message):

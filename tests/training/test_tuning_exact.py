@@ -81,7 +81,7 @@ def test_what_is_saved_is_read_back(tune_flags, monkeypatch):
     from lm_trials.training import tuning_trainer as sft_trainer
 
     read = []
-    monkeypatch.setattr(sft_trainer, "check_adapter_state", lambda model, folder: read.append(folder.name))
+    monkeypatch.setattr(sft_trainer, "check_adapter_state", lambda model, folder, *_, **__: read.append(folder.name))
     sft_lora.main(tune_flags("run", "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"))
     assert read == [".checkpoint-1.unfinished", ".checkpoint-2.unfinished", "run"]
 
