@@ -19,7 +19,11 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Tests of these folders and with these fixtures train models, run probes from the command line or read real stories.
-END_TO_END_FOLDERS = ("probes", "benchmarks")
+END_TO_END_PLACES = (
+    *("probes", "benchmarks", "test_families.py", "models/test_families.py", "models/test_adapters.py"),
+    *("probing/test_activation_store.py", "probing/patching/test_swaps.py", "commands/test_train.py"),
+    "protocols/test_set_commands.py",
+)
 END_TO_END_FIXTURES = {"train_flags", "tune_flags", "tiny_base", "shared_data"}
 
 
@@ -28,11 +32,11 @@ settings.register_profile("quick", max_examples=20)  # of the tests that name no
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark as `end_to_end` what `make quick` leaves out: by folder, by fixture, or by the test's own mark."""
-    folders = tuple(Path(__file__).parent / name for name in END_TO_END_FOLDERS)
+    """Mark as `end_to_end` what `make quick` leaves out: by place, by fixture, or by the test's own mark."""
+    places = {Path(__file__).parent / name for name in END_TO_END_PLACES}
     for item in items:
         implied = END_TO_END_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-        implied = implied or any(folder in item.path.parents for folder in folders)
+        implied = implied or not places.isdisjoint([item.path, *item.path.parents])
         if implied and not item.get_closest_marker("quick"):
             item.add_marker("end_to_end")
 

@@ -94,7 +94,7 @@ def resolve_model(reference: str) -> ModelReference:
     Raises:
         UsageError: for a folder without a model, a path that does not exist, or a damaged configuration or tokenizer.
     """
-    folder = Path(reference).expanduser()
+    folder = Path(reference)
     if not reference or not folder.is_dir():  # Path("") would be the working directory
         name, _, revision = reference.partition("@")
         if not name or _is_path(name) or folder.is_file():
@@ -151,7 +151,7 @@ def _is_path(name: str) -> bool:
 
 def _base_of(adapter: Path, base: str) -> str:
     """Return the place of an adapter's base; a relative path may be relative to where the adapter's run was started."""
-    if Path(base).expanduser().is_dir():
+    if Path(base).is_dir():
         return base
     run = read_run(adapter) or {}
     there = Path(run.get("environment", {}).get("working_directory", ".")) / base

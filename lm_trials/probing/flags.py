@@ -70,7 +70,7 @@ def check_subjects(args: SubjectArguments, probe: str, least: int = 1, most: int
     if len(names) < least or (most is not None and len(names) > most):
         wanted = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
         raise UsageError(f"--model_name_or_path {' '.join(names)}: this probe takes {wanted} models, not {len(names)}")
-    places = [str(path.resolve()) if (path := Path(name).expanduser()).is_dir() else name for name in names]
+    places = [str(path.resolve()) if (path := Path(name)).is_dir() else name for name in names]
     if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
         raise UsageError(f"--model_name_or_path {' '.join(twice[:2])}: the same model twice; name each once")
     check_writable("--output_dir", probe_folder(args, probe))
@@ -84,7 +84,7 @@ def probe_folder(args: SubjectArguments, probe: str) -> Path:
     """
     if args.output_dir:
         return Path(args.output_dir)
-    local = next((path for name in args.model_name_or_path if (path := Path(name).expanduser()).is_dir()), None)
+    local = next((path for name in args.model_name_or_path if (path := Path(name)).is_dir()), None)
     return (local or Path("out")) / "probes" / probe
 
 

@@ -367,7 +367,7 @@ def open_source(reference: str, **options: Any) -> Source:
     if separator := options.get("text_separator"):
         # A shell gives '\n' as two characters; texts are read with line ends as newlines.
         options["text_separator"] = separator.replace(r"\n", "\n").replace(r"\r", "\r").replace("\r\n", "\n")
-    path = Path(reference).expanduser()
+    path = Path(reference)
     if path.is_dir():
         source = _open_folder(path, options)
     elif path.is_file():

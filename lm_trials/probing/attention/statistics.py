@@ -145,7 +145,7 @@ def run_of(subject: Subject, names: Sequence[str]) -> str:
     """Return the short name of the run that a checkpoint is of; of a model that was named itself, its label."""
     path = Path(subject.reference.path)
     for name, label in zip(names, short_names(names), strict=True):
-        if Path(name).expanduser() in (path, path.parent):
+        if Path(name) in (path, path.parent):
             return label
     return subject.label
 

@@ -86,7 +86,7 @@ class DiversityArguments(DataReading, Device):
         names = "+".join(map(label_of, self.dataset_name))
         if self.dataset_config_name:
             names += f"-{self.dataset_config_name}"
-        local = Path(self.model_name_or_path).expanduser()
+        local = Path(self.model_name_or_path)
         place = local / "probes" if not self.text_only and local.is_dir() else Path("out")
         return place / "diversity" / plain_name(names, LONGEST_NAME)
 

@@ -193,7 +193,7 @@ def read_categories(path: Path) -> dict[str, str]:
         UsageError: for any other file.
     """
     with readable(f"--categories {path}", "correct the file"):
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             pairs: Any = json.loads(text)
             pairs = list(pairs.items()) if isinstance(pairs, dict) else None

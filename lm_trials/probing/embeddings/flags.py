@@ -64,7 +64,7 @@ def check_arguments(subject: SubjectArguments, args: EmbeddingsArguments) -> Non
             "weights have no common axes; name one run"
         )
     if args.categories not in BUILT_IN:
-        path = Path(args.categories).expanduser()
+        path = Path(args.categories)
         if not path.is_file():
             known = ", ".join(BUILT_IN)
             raise UsageError(f"--categories {args.categories}: no such file; give {known} or a file")
