@@ -117,7 +117,7 @@ class Check:
         for each in values:
             if isinstance(each, str):
                 if wrong := re.search("[\0\ud800-\udfff]", each):
-                    raise UsageError(f"--{name} {each!r} contains {wrong[0]!r}, which is no text; remove it")
+                    raise UsageError(f"--{name} {each!r} contains {wrong[0]!r}, which is not text; remove it")
                 if each.endswith("\r"):
                     raise UsageError(f"--{name} {each!r} ends with a Windows line end; run dos2unix on the script")
                 if self.folder_name and (fault := name_fault(each)):

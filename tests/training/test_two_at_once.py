@@ -2,9 +2,15 @@
 
 import json
 import signal
+from threading import Thread
 
+import numpy as np
+import pyarrow.parquet as pq
 from killed_runs import Processes, Training, outcome
 
+from lm_trials.evaluation.losses import Document, StoryLoss
+from lm_trials.evaluation.results import StoryTable
+from lm_trials.files import locked, unlock
 from lm_trials.models.reference import checkpoints
 from lm_trials.stories.corpora import open_records
 
@@ -80,3 +86,23 @@ def test_the_second_training_in_a_folder_is_told_of_the_first(train_flags, tmp_p
     third.signal(signal.SIGTERM)
     assert third.wait() == [128 + signal.SIGTERM]
     assert not (folder / ".lock").exists()
+
+
+def test_a_second_evaluation_waits_for_the_first_and_replaces_its_table(tmp_path, capsys):
+    path = tmp_path / "eval" / "per_story.parquet"
+
+    def evaluate():
+        with StoryTable(path) as table:
+            table.add(StoryLoss(Document("second", np.array([1, 2]), 5), 1.0, 1, 0))
+
+    first = locked(path.with_name(f".{path.name}.lock"), "writes")
+    second = Thread(target=evaluate)
+    second.start()
+    second.join(0.5)
+    assert second.is_alive()
+    assert not path.exists()
+    unlock(first)
+    second.join(20)
+    assert pq.read_table(path)["record_id"].to_pylist() == ["second"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert f"which writes {path} ..." in capsys.readouterr().err
