@@ -26,7 +26,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.evaluation.losses import quiet, rounding_of
+from lm_trials.evaluation.losses import NotFiniteError, quiet, rounding_of
 from lm_trials.models.reference import positions_of
 from lm_trials.tokens.stores import document_marks
 
@@ -144,6 +144,9 @@ def batching(model: PreTrainedModel) -> tuple[str, bool]:
 
     Two tokens after a short prompt are compared with a plain forward pass, in a batch and alone.  The first way that
     agrees is returned, and told once for each model if it is not the fastest.
+
+    Raises:
+        NotFiniteError: for predictions that are nan, which would be a text all the same.
     """
     if model in _FOUND:
         return _FOUND[model]
@@ -170,6 +173,11 @@ def batching(model: PreTrainedModel) -> tuple[str, bool]:
                 continue
             plain_BT = torch.tensor([[*short, int(output.sequences[0, -2])]], device=model.device)
             plain_TV = model(input_ids=plain_BT, use_cache=False).logits[0, -2:].float()
+        if plain_TV.isnan().any():
+            raise NotFiniteError(
+                "the predictions are nan, as the model's activations overflow; give an earlier checkpoint, or float32 "
+                "or bfloat16 instead of float16"
+            )
         generated_TV = torch.stack([logits_BV[0] for logits_BV in output.logits]).float()
         if (generated_TV - plain_TV).abs().max() <= max(STEPS, rounding_of(model)) * plain_TV.abs().max():
             break

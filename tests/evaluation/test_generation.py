@@ -133,3 +133,16 @@ def test_a_model_that_padding_or_a_cache_would_change_is_asked_otherwise(kind, e
     assert len(told) == 1
     assert batching(tiny_model("llama", vocab_size=330)) == ("padded", True)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_predictions_that_overflow_are_refused_and_write_no_text(temperature):
+    model = tiny_model("llama", vocab_size=330)
+    assert write(model, temperature=temperature)
+    overflowing = tiny_model("llama", vocab_size=330)
+    with torch.no_grad():
+        for layer in overflowing.model.layers:
+            layer.mlp.up_proj.weight.mul_(1e38)
+            layer.mlp.down_proj.weight.mul_(1e38)
+    with pytest.raises(UsageError, match="predictions are nan"):
+        write(overflowing, temperature=temperature)
