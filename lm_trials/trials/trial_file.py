@@ -1,0 +1,511 @@
+"""Trial files: a claim, the runs that test it, what is measured of them, and the registered contrasts.
+
+    claim: Fine-tuning hides a feature.
+    seeds: [0, 1, 2]
+    prepare: [prepare protocol_set --vocab_size 1000 --feature_delete Twist]
+    stages:
+      pretrain: {program: train, config: instructed_demo, arms: {seen: {dataset_name: pretrain-all}}}
+    measure: [evaluate --dataset_name recovery-Twist]
+    primary: {measure: loss, dataset: recovery-Twist, contrast: never - seen, margin: 0.01}
+
+A key of a stage that is none of `STAGE_KEYS` is a flag of its program.  `parameters` is a grid in the format of W&B's
+sweeps.  Everything is checked here that can be known without running a program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError, did_you_mean
+from lm_trials.files import name_fault, plain_name
+from lm_trials.flags import read_yaml
+from lm_trials.trials.differences import GROUPS
+
+KEYS = ("claim", "source", "seeds", "prepare", "stages", "measure", "primary", "secondary", "controls", "description")
+STAGE_KEYS = ("program", "after", "arms", "parameters", "varies", "seeds")
+# The scripts of a clone, and the commands that run the same code.
+SCRIPTS = {
+    "train_gpt2.py": "train",
+    "sft_lora.py": "tune",
+    "eval_checkpoint.py": "evaluate",
+    "cache_datasets.py": "cache",
+    "prepare_tinystories.py": "prepare",
+}
+TRAINING = ("train", "tune")
+MEASURING = ("evaluate", "constraints", "latent-city", "probe")
+PREPARING = ("prepare", "cache")
+OWN_FLAGS = ("seed", "data_seed", "output_dir", "run_name", "model_name_or_path", "overwrite_output_dir")
+MEASURES = ("loss", "table", "updates_to_threshold")
+SCALES = ("identity", "log", "log2", "logit")
+EXPECTATIONS = ("greater", "less", "equivalent", "not_less", "not_greater")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One grid of runs: each arm with each root seed.
+
+    Attributes:
+        program: train or tune.
+        flags: of each arm, by the program's names.
+        parents: the arm of `after` that each arm starts from; empty for the first stage of a lineage.
+        varies: the flags in which the arms differ, as the file states them or as one variable.
+    """
+
+    name: str
+    program: str
+    flags: Mapping[str, Mapping[str, Any]]
+    after: str | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
+    varies: tuple[str, ...] = ()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of the arms."""
+        return tuple(self.flags)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A command that is run on each run of some arms, with its `--model_name_or_path`.
+
+    Attributes:
+        words: after `lm-trials`, for example ("evaluate", "--dataset_name", "recovery-Twist").
+        arms: the (stage, arm) pairs that are measured.
+    """
+
+    words: tuple[str, ...]
+    arms: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One registered comparison: first minus second, per root seed.
+
+    Attributes:
+        role: primary, secondary or control.
+        first, second: (stage, arm); `second` is None for a value compared with 0.
+        outcome: what is measured: `measure` and the keys that belong to it, as in the file.
+        expect: the claimed direction; of a control, the direction that would speak against the trial.
+        margin: in the unit of `scale`; the difference must lie beyond it (or, for `equivalent`, within it).
+    """
+
+    name: str
+    role: str
+    first: tuple[str, str]
+    second: tuple[str, str] | None
+    outcome: Mapping[str, Any]
+    scale: str = "identity"
+    expect: str = "greater"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial file, checked.
+
+    Attributes:
+        name: the file's name without its ending; runs go to `runs/<name>`, results to `results/<name>`.
+        text: the file as it is.
+    """
+
+    name: str
+    claim: str
+    seeds: tuple[int, ...]
+    stages: Mapping[str, Stage]
+    prepare: tuple[tuple[str, ...], ...] = ()
+    measures: tuple[Measure, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    source: str | None = None
+    description: str = ""
+    text: str = ""
+
+    def of(self, role: str) -> list[Contrast]:
+        """Return the contrasts of one role: primary, secondary or control."""
+        return [contrast for contrast in self.contrasts if contrast.role == role]
+
+    @property
+    def registered(self) -> dict[str, Any]:
+        """What a registration fixes, as values of JSON: `runs` (what is trained and measured) and `test` (the rest)."""
+        runs = {
+            "prepare": [shlex.join(words) for words in self.prepare],
+            "stages": {
+                name: {
+                    "program": stage.program,
+                    "after": stage.after,
+                    "arms": {
+                        arm: {"parent": stage.parents.get(arm), **{key: str(value) for key, value in flags.items()}}
+                        for arm, flags in stage.flags.items()
+                    },
+                }
+                for name, stage in self.stages.items()
+            },
+            "measure": [
+                {"command": shlex.join(measure.words), "arms": [".".join(arm) for arm in measure.arms]}
+                for measure in self.measures
+            ],
+        }
+        contrasts = [
+            {
+                "name": contrast.name,
+                "role": contrast.role,
+                "first": ".".join(contrast.first),
+                "second": contrast.second and ".".join(contrast.second),
+                "outcome": json.loads(json.dumps(contrast.outcome, default=str)),
+                "scale": contrast.scale,
+                "expect": contrast.expect,
+                "margin": contrast.margin,
+            }
+            for contrast in self.contrasts
+        ]
+        return {"runs": runs, "test": {"claim": self.claim, "seeds": list(self.seeds), "contrasts": contrasts}}
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what is registered, in 16 characters."""
+        return hashlib.sha256(json.dumps(self.registered, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_trial(path: Path) -> Trial:
+    """Read and check a trial file, or a sweep file of W&B.
+
+    Raises:
+        UsageError: for a file that cannot be read, and for everything in it that cannot work.
+    """
+    try:
+        described = read_yaml(path)
+        if not isinstance(described, dict):
+            raise UsageError("it does not contain `key: value` lines; lm-trials new writes an example")
+        if fault := name_fault(path.stem):
+            raise UsageError(f"its name is the name of the trial's folders, and {path.stem} {fault}; rename the file")
+        return _trial(path.stem, described, path.read_text(encoding="utf-8"))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
+    for key in given:
+        if key not in KEYS:
+            raise UsageError(f"unknown key {key}; {did_you_mean(str(key), KEYS)}")
+    claim = given.get("claim")
+    if not isinstance(claim, str) or not claim.strip():
+        raise UsageError("claim is missing; state in one sentence what the trial tests")
+    seeds = _seeds(given.get("seeds"))
+    prepare = tuple(_command(command, PREPARING, "prepare") for command in _list(given.get("prepare"), "prepare"))
+    stages: dict[str, Stage] = {}
+    for stage, about in _mapping(given.get("stages"), "stages").items():
+        stages[str(stage)] = _stage(str(stage), _mapping(about, f"stages.{stage}"), stages)
+    measures = tuple(_measure(about, stages) for about in _list(given.get("measure"), "measure"))
+    contrasts: list[Contrast] = []
+    for role, key in (("primary", "primary"), ("secondary", "secondary"), ("control", "controls")):
+        for about in _list(given.get(key), key, whole=True):
+            contrasts += _contrasts(role, _mapping(about, key), stages, measures)
+    names = [contrast.name for contrast in contrasts]
+    if double := next((each for each in names if names.count(each) > 1), None):
+        raise UsageError(f"two contrasts are called {double}; give one of them another `name`")
+    if (given.get("secondary") or given.get("controls")) and not given.get("primary"):
+        raise UsageError("primary is missing; a trial has one primary outcome, on which its verdict rests")
+    return Trial(
+        name,
+        " ".join(claim.split()),
+        seeds,
+        stages,
+        prepare,
+        measures,
+        tuple(contrasts),
+        given.get("source") and str(given["source"]),
+        str(given.get("description") or ""),
+        text,
+    )
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    if not isinstance(given, list) or not given:
+        raise UsageError("seeds is missing; list the root seeds, for example [0, 1, 2, 3, 4]")
+    for place, seed in enumerate(given):
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UsageError(f"seeds: {seed} is not a seed; give whole numbers from 0 to 4294967295")
+        if seed in given[:place]:
+            raise UsageError(f"seeds: {seed} is given twice; a root seed is one replicate")
+    return tuple(int(seed) for seed in given)
+
+
+def _list(given: Any, key: str, whole: bool = False) -> list[Any]:
+    """Return a list, of one element if one is given; `whole`: a mapping is one element."""
+    if given is None:
+        return []
+    if isinstance(given, str) or (whole and isinstance(given, dict)):
+        return [given]
+    if not isinstance(given, list):
+        raise UsageError(f"{key} is not a list; write each entry after a dash")
+    return given
+
+
+def _mapping(given: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(given, dict) or not given:
+        raise UsageError(
+            f"{key} is {'missing' if given is None else 'not a mapping'}; write `key: value` lines under it"
+        )
+    return given
+
+
+def _command(given: Any, programs: Sequence[str], key: str) -> tuple[str, ...]:
+    """Return the words of a command after `lm-trials`, whose program is one of `programs`."""
+    if not isinstance(given, str) or not given.strip():
+        raise UsageError(f"{key}: {given!r} is not a command; write, for example, {programs[0]} ...")
+    try:
+        words = shlex.split(given)
+    except ValueError as error:
+        raise UsageError(f"{key}: {given} cannot be read ({error}); close the quotation mark") from None
+    if words[0] == "lm-trials":
+        words = words[1:]
+    first, rest = (words[0], words[1:]) if words else ("", [])
+    if first.startswith("probes/"):
+        first, rest = "probe", [Path(first).stem, *rest]
+    program = SCRIPTS.get(first, first)
+    if program not in programs:
+        known = [*programs, *(script for script, command in SCRIPTS.items() if command in programs)]
+        raise UsageError(f"{key}: {first} is not a program for this place; {did_you_mean(first, known)}")
+    return (program, *rest)
+
+
+def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> Stage:
+    key = f"stages.{name}"
+    if fault := name_fault(name):
+        raise UsageError(f"{key}: the name {fault}; choose another")
+    program = _command(given.get("program", ""), TRAINING, f"{key}.program")[0]
+    after = given.get("after")
+    if after is not None and after not in before:
+        valid = did_you_mean(str(after), before) if before else "the first stage follows none"
+        raise UsageError(f"{key}.after: {after} is not a stage above it; {valid}")
+    shared = {str(flag): value for flag, value in given.items() if flag not in STAGE_KEYS}
+    earlier = before[after].arms if after is not None else ()
+    arms = given.get("arms")
+    if arms is None:
+        arms = {arm: {"after": arm} for arm in earlier} or {name: {}}
+    flags: dict[str, dict[str, Any]] = {}
+    parents: dict[str, str] = {}
+    for arm, own in _mapping(arms, f"{key}.arms").items():
+        about = {} if own is None else own
+        if not isinstance(about, dict):
+            raise UsageError(f"{key}.arms.{arm}: {own} is not a mapping; write the flags that this arm changes")
+        parent = _parent(f"{key}.arms.{arm}", str(arm), about.get("after"), earlier)
+        for suffix, point in _grid(given.get("parameters"), key).items():
+            full = f"{arm}-{suffix}" if suffix and len(arms) > 1 else suffix or str(arm)
+            if fault := name_fault(full):
+                raise UsageError(f"{key}: the arm's name {full} {fault}; choose another")
+            flags[full] = {**shared, **{str(k): v for k, v in about.items() if k != "after"}, **point}
+            if parent is not None:
+                parents[full] = parent
+    for arm, of in flags.items():
+        if own_flag := next((flag for flag in of if flag in OWN_FLAGS), None):
+            raise UsageError(f"{key}: {own_flag} of {arm} is set by the trial itself; remove it")
+    return Stage(name, program, flags, after, parents, _varies(key, given.get("varies"), flags))
+
+
+def _parent(key: str, arm: str, after: Any, earlier: Sequence[str]) -> str | None:
+    if not earlier:
+        if after is not None:
+            raise UsageError(f"{key}.after: {after}: its stage has no `after`; name the stage that it follows there")
+        return None
+    parent = after if after is not None else (arm if arm in earlier else earlier[0] if len(earlier) == 1 else None)
+    if parent not in earlier:
+        what = f"{after} is not an arm of the stage before" if after is not None else "it does not say what it follows"
+        raise UsageError(f"{key}.after: {what}; {did_you_mean(str(after), earlier)}")
+    return str(parent)
+
+
+def _grid(parameters: Any, key: str) -> dict[str, dict[str, Any]]:
+    """Return the points of a grid in W&B's format, by a name that has the values that differ; one without a grid."""
+    if parameters is None:
+        return {"": {}}
+    lists: dict[str, list[Any]] = {}
+    for flag, about in _mapping(parameters, f"{key}.parameters").items():
+        if not isinstance(about, dict) or len(set(about) & {"value", "values"}) != 1 or len(about) > 1:
+            raise UsageError(
+                f"{key}.parameters.{flag}: give `value: X` or `values: [X, Y]`; other searches are no grid"
+            )
+        values = about["values"] if "values" in about else [about["value"]]
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{key}.parameters.{flag}.values: {values} is not a list of values")
+        lists[str(flag)] = values
+    varying = [flag for flag, values in lists.items() if len(values) > 1]
+    points = {}
+    for values in itertools.product(*lists.values()):
+        point = dict(zip(lists, values, strict=True))
+        points["-".join(plain_name(str(point[flag])) for flag in varying)] = point
+    return points
+
+
+def _varies(key: str, stated: Any, flags: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the variables in which the arms of a stage differ; several must be stated."""
+    names = {name for of in flags.values() for name in of}
+    found = sorted(name for name in names if len({str(of.get(name)) for of in flags.values()}) > 1)
+    owners = {name: group for group, (members, _) in GROUPS.items() for name in members}
+    owners["data_mix"] = "data"
+    variables = {owners.get(name, name) for name in found}
+    if stated is None and len(variables) > 1:
+        raise UsageError(
+            f"{key}.arms differ in {', '.join(found)}, so no difference could be attributed to one variable; make them "
+            f"equal in all but one, or state `varies: [{', '.join(found)}]`"
+        )
+    wanted = [stated] if isinstance(stated, str) else stated
+    if wanted is not None and sorted(map(str, wanted)) != found:
+        raise UsageError(
+            f"{key}.varies says {', '.join(map(str, wanted))}; the arms differ in {', '.join(found) or 'nothing'}"
+        )
+    return tuple(found)
+
+
+def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
+    about = {"command": given} if isinstance(given, str) else _mapping(given, "measure")
+    if unknown := next((key for key in about if key not in ("command", "arms")), None):
+        raise UsageError(f"measure: unknown key {unknown}; {did_you_mean(str(unknown), ('command', 'arms'))}")
+    words = _command(about.get("command"), MEASURING, "measure")
+    for word in words:
+        flag = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and flag in ("model_name_or_path", "model_dir", "output_dir"):
+            raise UsageError(f"measure: --{flag} is set by the trial itself; remove it from: {shlex.join(words)}")
+    named = _list(about.get("arms"), "measure.arms") or [list(stages)[-1]]
+    arms: list[tuple[str, str]] = []
+    for each in named:
+        arms += (
+            [(str(each), arm) for arm in stages[each].arms]
+            if each in stages
+            else [_arm(str(each), "measure.arms", stages)]
+        )
+    return Measure(words, tuple(dict.fromkeys(arms)))
+
+
+def _arm(text: str, key: str, stages: Mapping[str, Stage], stage: str | None = None) -> tuple[str, str]:
+    """Return the (stage, arm) that a text names: `stage.arm`, or an arm of `stage`, by default of the last."""
+    first, dot, rest = text.partition(".")
+    of, arm = (first, rest) if dot and first in stages else (stage or list(stages)[-1], text)
+    if arm not in stages[of].arms:
+        known = [*stages[of].arms, *(f"{name}.{each}" for name, other in stages.items() for each in other.arms)]
+        raise UsageError(f"{key}: {text} is not an arm; {did_you_mean(text, known)}")
+    return of, arm
+
+
+def _contrasts(
+    role: str, given: Mapping[str, Any], stages: Mapping[str, Stage], measures: Sequence[Measure]
+) -> list[Contrast]:
+    """Return the contrasts of one entry: one for each of its `contrast`s."""
+    about = dict(given)
+    measure = about.get("measure")
+    if measure not in MEASURES:
+        raise UsageError(f"{role}: measure {measure} is unknown; {did_you_mean(str(measure), MEASURES)}")
+    stage = about.pop("stage", None)
+    if stage is not None and stage not in stages:
+        raise UsageError(f"{role}: stage {stage} is unknown; {did_you_mean(str(stage), stages)}")
+    texts = _list(about.pop("contrast", None), f"{role}.contrast")
+    if not texts:
+        raise UsageError(f"{role}: contrast is missing, so nothing is tested; write, for example, `contrast: a - b`")
+    scale, expect = about.pop("scale", "identity"), about.pop("expect", "greater")
+    for name, value, valid in (("scale", scale, SCALES), ("expect", expect, EXPECTATIONS)):
+        if value not in valid:
+            raise UsageError(f"{role}: {name} {value} is unknown; {did_you_mean(str(value), valid)}")
+    margin = about.pop("margin", 0.0)
+    if not isinstance(margin, (int, float)) or isinstance(margin, bool) or not 0 <= margin < float("inf"):
+        raise UsageError(f"{role}: margin {margin} is not a distance; give a number of at least 0")
+    if expect in ("equivalent", "not_less", "not_greater") and margin == 0:
+        raise UsageError(f"{role}: expect {expect} needs a margin within which a difference does not matter")
+    name = about.pop("name", None)
+    found = []
+    for text in texts:
+        first, minus, second = str(text).partition(" - ")
+        arms = [
+            _arm(part.strip(), f"{role}.contrast", stages, stage) for part in ([first, second] if minus else [first])
+        ]
+        label = (
+            str(name) if name and len(texts) == 1 else f"{name}: {text}" if name else f"{_outcome_name(about)}: {text}"
+        )
+        contrast = Contrast(
+            label, role, arms[0], arms[1] if minus else None, about, str(scale), str(expect), float(margin)
+        )
+        _check_outcome(contrast, stages, measures)
+        found.append(contrast)
+    return found
+
+
+def _outcome_name(outcome: Mapping[str, Any]) -> str:
+    """Return the default name of an outcome.
+
+    >>> _outcome_name({"measure": "loss", "dataset": "recovery-Twist"})
+    'loss on recovery-Twist'
+    """
+    if outcome["measure"] == "loss":
+        sets = outcome.get("dataset")
+        return f"loss on {', '.join(map(str, sets)) if isinstance(sets, list) else sets}"
+    if outcome["measure"] == "updates_to_threshold":
+        return "updates to threshold"
+    return Path(str(outcome.get("table", "table"))).stem.replace("_", " ")
+
+
+OUTCOME_KEYS = {
+    "loss": ("dataset", "unit", "sentences_with"),
+    "table": ("table", "where"),
+    "updates_to_threshold": ("metric", "threshold", "horizon"),
+}
+
+
+def _check_outcome(contrast: Contrast, stages: Mapping[str, Stage], measures: Sequence[Measure]) -> None:
+    """Check that a measure of the trial, or the training itself, gives the outcome for the arms of a contrast."""
+    outcome, role = contrast.outcome, contrast.role
+    kind = outcome["measure"]
+    keys = ("measure", *OUTCOME_KEYS[kind])
+    if unknown := next((key for key in outcome if key not in keys), None):
+        raise UsageError(f"{role}: unknown key {unknown} of measure {kind}; {did_you_mean(str(unknown), keys)}")
+    needed = OUTCOME_KEYS[kind][0]
+    if not outcome.get(needed):
+        raise UsageError(f"{role}: measure {kind} needs {needed}")
+    for arm in filter(None, (contrast.first, contrast.second)):
+        commands = [measure.words for measure in measures if arm in measure.arms]
+        if kind == "loss":
+            for name in _list(outcome["dataset"], f"{role}.dataset"):
+                if not any(words[0] == "evaluate" and _evaluates(words, str(name)) for words in commands):
+                    raise UsageError(
+                        f"{role}: no `measure` evaluates {'.'.join(arm)} on {name}; add: evaluate --dataset_name {name}"
+                    )
+        elif kind == "table":
+            place = Path(str(outcome["table"])).parts
+            program = {"probes": "probe", "eval": "evaluate"}.get(place[0], "")
+            if not any(words[0] == program and (program != "probe" or words[1:2] == place[1:2]) for words in commands):
+                raise UsageError(
+                    f"{role}: no `measure` writes {outcome['table']} for {'.'.join(arm)}; add the command that does"
+                )
+        else:
+            metric = str(outcome["metric"])
+            flags = stages[arm[0]].flags[arm[1]]
+            sets = str(flags.get("eval_datasets") or "").split(",")
+            if (
+                metric.startswith("eval_")
+                and sets != [""]
+                and not any(metric.startswith(f"eval_{name}_") for name in sets)
+            ):
+                raise UsageError(f"{role}: {metric} is not logged by {'.'.join(arm)}, whose eval_datasets are {sets}")
+
+
+def _evaluates(words: Sequence[str], dataset: str) -> bool:
+    """Whether a command evaluates on a data set: given by its name, or by a name without the split.
+
+    >>> _evaluates(("evaluate", "--dataset_name", "recovery-Twist"), "recovery-Twist-validation")
+    True
+    """
+    given = [
+        value
+        for place, word in enumerate(words)
+        if word.partition("=")[0] in ("--dataset_name", "--data_dir")
+        for value in (
+            [word.partition("=")[2]]
+            if "=" in word
+            else itertools.takewhile(lambda each: not each.startswith("--"), words[place + 1 :])
+        )
+    ]
+    return any(dataset.startswith(plain_name(Path(each).name.partition(".")[0])) for each in given)
