@@ -14,7 +14,9 @@ import re
 import sys
 import types
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import cleandoc, get_annotations
 from pathlib import Path
 from textwrap import fill, wrap
@@ -209,6 +211,29 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+class ParsedError(Exception):
+    """Ends a program after its flags were parsed, within `parsing_only`; `values` are the parsed flags by name."""
+
+    def __init__(self, parsed: Iterable[Any]) -> None:
+        super().__init__("the flags are valid")
+        self.values = {
+            field.name: getattr(each, field.name) for each in parsed for field in dataclasses.fields(each) if field.init
+        }
+
+
+_parsing_only = ContextVar("_parsing_only", default=False)
+
+
+@contextmanager
+def parsing_only() -> Iterator[None]:
+    """Let programs parse their flags and then raise `ParsedError`, so that a command is checked without its work."""
+    token = _parsing_only.set(True)
+    try:
+        yield
+    finally:
+        _parsing_only.reset(token)
+
+
 def parse_arguments(
     argv: Sequence[str] | None,
     own: tuple[type, ...],
@@ -230,6 +255,7 @@ def parse_arguments(
     Raises:
         UsageError: for an unknown flag or key, a wrong value, or a config file that cannot be read.
         SystemExit: with status 0 after `--help` or `--help_all`.
+        ParsedError: within `parsing_only`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(own, description, prog)
@@ -258,6 +284,8 @@ def parse_arguments(
         others = _full_parser(full_type, None)
         others.known |= _flags(parser)
         *parsed[len(own) :], _, _ = _parse(others, (full_type,), rest, config, path)
+    if _parsing_only.get():
+        raise ParsedError(parsed)
     return tuple(parsed)
 
 

@@ -24,7 +24,7 @@ ROOMS = {
     "training": DATA | {"models", "evaluation", "reporting"},
     "probing": DATA | {"models", "evaluation", "latent_city", "reporting"},
     "reporting": set(),
-    "trials": {"reporting"},
+    "trials": {"reporting", "cli"},  # it runs programs by their names
 }
 ROOMS["commands"] = {*ROOMS, "cli"}
 TORCH = {"torch", "evaluate", "peft", "trl", "accelerate"}

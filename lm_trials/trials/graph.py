@@ -6,6 +6,8 @@ measurement and a preparation by a receipt with the command, written after it ha
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ class Job:
         name: unique, and a relative path: its log is `<runs>/logs/<name>.log`.
         words: after `lm-trials`.
         after: the names of the jobs that must be finished before.
-        kind: jobs of one kind take about as long: ("pretrain",), or ("delete", 0) for the first measure.
+        kind: jobs of one kind take about as long: "pretrain", or "pretrain/measure-1".
         folder: the run's folder; None for a preparation.
         receipt: the file that says a measurement or preparation is finished; None for a training.
     """
@@ -34,7 +36,7 @@ class Job:
     name: str
     words: tuple[str, ...]
     after: tuple[str, ...]
-    kind: tuple[Any, ...]
+    kind: str
     folder: Path | None
     receipt: Path | None = None
 
@@ -52,6 +54,13 @@ def run_folder(runs: Path, stage: str, arm: str, seed: int) -> Path:
     'runs/t/pretrain-seen-s0'
     """
     return runs / f"{stage}-{arm}-s{seed}"
+
+
+def _prepared(words: Sequence[str]) -> Path:
+    """Return the receipt of a preparation: in the data folder, as all trials with that command share the data."""
+    flags = {word: following for word, following in zip(words, [*words[1:], ""], strict=True)}
+    folder = Path(flags.get("--data_cache_dir", "data"))
+    return folder / ".trials" / f"{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:16]}.json"
 
 
 def flag_words(flags: dict[str, Any]) -> list[str]:
@@ -75,7 +84,7 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
     last: tuple[str, ...] = ()
     for number, words in enumerate(trial.prepare):
         name = f"prepare/{number + 1}"
-        jobs.append(Job(name, words, last, ("prepare", number), None, runs / "prepared" / f"{number + 1}.json"))
+        jobs.append(Job(name, words, last, name, None, _prepared(words)))
         last = (name,)
     for seed in trial.seeds:
         for stage in trial.stages.values():
@@ -87,7 +96,9 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
                     parent = run_folder(runs, stage.after, stage.parents[arm], seed)
                     own["model_name_or_path"], after = str(parent), (parent.name,)
                 words = (stage.program, *flag_words({**flags, **own}))
-                jobs.append(Job(folder.name, words, after, (stage.name, stage.flags[arm].get("max_steps")), folder))
+                jobs.append(
+                    Job(folder.name, words, after, f"{stage.name} {flags.get('max_steps', '')}".strip(), folder)
+                )
         for number, measure in enumerate(trial.measures):
             for stage_name, arm in measure.arms:
                 folder = run_folder(runs, stage_name, arm, seed)
@@ -95,7 +106,7 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
                 words = (*measure.words[:place], "--model_name_or_path", str(folder), *measure.words[place:])
                 name = f"{folder.name}/{'-'.join(measure.words[:place])}-{number + 1}"
                 receipt = folder / "measured" / f"{number + 1}.json"
-                jobs.append(Job(name, words, (folder.name,), (stage_name, "measure", number), folder, receipt))
+                jobs.append(Job(name, words, (folder.name,), f"{stage_name}/measure-{number + 1}", folder, receipt))
     return jobs
 
 

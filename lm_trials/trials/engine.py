@@ -1,0 +1,295 @@
+"""The engine: runs what is not finished of a trial, several jobs at a time, and takes up what was stopped.
+
+It keeps no state: a job is finished when its folder says so (`graph.Job.finished`), and is being run while its lock is
+held.  Killing the engine or a job at any instant loses time alone, and two engines on one trial share its jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from lm_trials.files import locked, unlock, write_json
+from lm_trials.trials.graph import Job
+
+ATTEMPTS = "attempts.jsonl"
+BUSY = 75  # exit status of a job that another process runs (EX_TEMPFAIL)
+LOG_END = 4096  # bytes of a log that are read for its progress
+PAUSE = 0.2  # seconds between two looks at the jobs; a job takes seconds to hours
+AGAIN = 5.0  # seconds until a job that another process runs is looked at again
+
+
+class Handle(Protocol):
+    """A job that was started."""
+
+    def poll(self) -> int | None:
+        """Return its exit status, or None while it runs."""
+
+    def stop(self) -> None:
+        """End it, and wait for its end."""
+
+
+class Executor(Protocol):
+    """Starts jobs."""
+
+    def start(self, job: Job, runs: Path) -> Handle:
+        """Start a job, whose output goes to `log_of(runs, job)`."""
+
+
+class Watcher(Protocol):
+    """Shows what happens; called at each change, and several times a second with the running jobs."""
+
+    def event(self, job: Job, what: str) -> None:
+        """Show that a job was started, finished, failed or found to be run by another process."""
+
+    def show(self, running: Mapping[str, float], open_jobs: Sequence[Job]) -> None:
+        """Show the jobs that run, with the seconds since their start, and those that are not finished."""
+
+
+def log_of(runs: Path, job: Job) -> Path:
+    """Return the file of a job's output."""
+    return runs / "logs" / f"{job.name}.log"
+
+
+def lock_of(runs: Path, job: Job) -> Path:
+    """Return the file that is locked while a job runs."""
+    return runs / "logs" / f"{job.name}.lock"
+
+
+def is_busy(runs: Path, job: Job) -> bool:
+    """Whether some process runs a job now."""
+    if not lock_of(runs, job).is_file():
+        return False
+    try:
+        unlock(locked(lock_of(runs, job)))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def run_jobs(
+    jobs: Sequence[Job], executor: Executor, runs: Path, workers: int, watcher: Watcher
+) -> tuple[list[Job], list[Job]]:
+    """Run all jobs that are not finished, at most `workers` at a time, parents first.
+
+    A job that fails does not stop the others, only those that need it.
+
+    Returns:
+        The jobs that failed, and those that could not be run because of them.
+    """
+    waiting = {job.name: job for job in jobs if not job.finished()}
+    running: dict[str, tuple[Job, Handle, float]] = {}
+    failed: dict[str, Job] = {}
+    elsewhere: dict[str, float] = {}  # until when not to look again
+    try:
+        while True:
+            for name, (job, handle, _) in list(running.items()):
+                status = handle.poll()
+                if status is None:
+                    continue
+                del running[name]
+                if job.finished():
+                    watcher.event(job, "finished")
+                elif status == BUSY:
+                    waiting[name], elsewhere[name] = job, time.monotonic() + AGAIN
+                    watcher.event(job, "run by another process")
+                else:
+                    failed[name] = job
+                    watcher.event(job, "failed")
+            for name, job in list(waiting.items()):
+                if len(running) >= workers:
+                    break
+                if elsewhere.get(name, 0.0) > time.monotonic() or any(
+                    parent in waiting or parent in running or parent in failed for parent in job.after
+                ):
+                    continue
+                del waiting[name]
+                if name in elsewhere and job.finished():
+                    continue
+                if is_busy(runs, job):
+                    waiting[name], elsewhere[name] = job, time.monotonic() + AGAIN
+                    continue
+                running[name] = job, executor.start(job, runs), time.monotonic()
+                watcher.event(job, "started")
+            blocked = _blocked(waiting, failed)
+            if not running and len(blocked) == len(waiting):
+                return list(failed.values()), blocked
+            now = time.monotonic()
+            watcher.show(
+                {name: now - start for name, (_, _, start) in running.items()}, _open(waiting, running, blocked)
+            )
+            time.sleep(PAUSE)
+    finally:
+        for _, handle, _ in running.values():
+            handle.stop()
+
+
+def _blocked(waiting: Mapping[str, Job], failed: Mapping[str, Job]) -> list[Job]:
+    """Return the waiting jobs that need one that failed, directly or not."""
+    gone = set(failed)
+    blocked = []
+    for name, job in waiting.items():  # parents come before their children
+        if gone & set(job.after):
+            gone.add(name)
+            blocked.append(job)
+    return blocked
+
+
+def _open(
+    waiting: Mapping[str, Job], running: Mapping[str, tuple[Job, Handle, float]], blocked: list[Job]
+) -> list[Job]:
+    dropped = {job.name for job in blocked}
+    return [job for job, _, _ in running.values()] + [job for name, job in waiting.items() if name not in dropped]
+
+
+def perform(job: Job, runs: Path) -> None:
+    """Run a job in this process, and write its receipt; the process ends with the command's exit status.
+
+    Raises:
+        SystemExit: with `BUSY` if another process runs the job, else with the command's status if that is not 0.
+    """
+    from lm_trials.cli import command_of
+
+    try:
+        lock = locked(lock_of(runs, job))
+    except BlockingIOError:
+        raise SystemExit(BUSY) from None
+    if job.finished():
+        return
+    about = {"job": job.name, "host": socket.gethostname(), "process": os.getpid(), **_devices()}
+    _note_attempt(runs, {**about, "event": "start", "time": time.time()})
+    status: Any = 1
+    try:
+        program, rest = command_of(list(job.words))
+        program(rest)
+        status = 0
+        if job.receipt is not None:
+            write_json(job.receipt, {"words": list(job.words)}, synced=True)
+    except SystemExit as stop:
+        status = stop.code
+        raise
+    finally:
+        _note_attempt(runs, {**about, "event": "end", "time": time.time(), "status": status})
+        _release(lock)
+
+
+def _devices() -> dict[str, int]:
+    """Return the threads and the GPUs that this process uses."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {
+        "cpus": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "gpus": len(gpus.split(",")) if gpus else 0,
+    }
+
+
+def _note_attempt(runs: Path, about: Mapping[str, Any]) -> None:
+    """Append a line; one write of a short line to a file opened for appending is not mixed with another's."""
+    with (runs / ATTEMPTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(about) + "\n")
+
+
+def _release(lock: IO[str]) -> None:
+    with suppress(OSError):
+        unlock(lock)
+
+
+def durations(runs: Path) -> dict[str, float]:
+    """Return the seconds that each job took when it succeeded, from the file of attempts."""
+    starts: dict[tuple[str, str, int], float] = {}
+    found = {}
+    for line in read_attempts(runs):
+        key = line["job"], line["host"], line["process"]
+        if line["event"] == "start":
+            starts[key] = line["time"]
+        elif key in starts and line.get("status") in (0, None):
+            found[line["job"]] = line["time"] - starts.pop(key)
+    return found
+
+
+def read_attempts(runs: Path) -> list[dict[str, Any]]:
+    """Return the lines of the file of attempts; a line cut short by a full disk is left out."""
+    lines = []
+    with suppress(FileNotFoundError):
+        for line in (runs / ATTEMPTS).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+class Forecast:
+    """How long jobs take: the mean of those of their kind that are done, else the seconds of the plan.
+
+    >>> Forecast({"pretrain": [8.0, 12.0]}, {"pretrain": 30.0}).seconds("pretrain")
+    10.0
+    """
+
+    def __init__(self, done: Mapping[str, list[float]], planned: Mapping[str, float]) -> None:
+        self.done = dict(done)
+        self.planned = planned
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], runs: Path, planned: Mapping[str, float]) -> Forecast:
+        """Read how long the finished jobs of a trial took."""
+        done: dict[str, list[float]] = {}
+        seconds = durations(runs)
+        for job in jobs:
+            if job.name in seconds and job.finished():
+                done.setdefault(job.kind, []).append(seconds[job.name])
+        return cls(done, planned)
+
+    def seconds(self, kind: str) -> float | None:
+        """Return the expected seconds of one job; None where nothing is known."""
+        done = self.done.get(kind)
+        return sum(done) / len(done) if done else self.planned.get(kind)
+
+    def left(self, open_jobs: Sequence[Job], running: Mapping[str, float], workers: int) -> float | None:
+        """Return the expected seconds until all open jobs are finished; None if a kind is unknown."""
+        total = 0.0
+        for job in open_jobs:
+            seconds = self.seconds(job.kind)
+            if seconds is None:
+                return None
+            total += max(seconds - running.get(job.name, 0.0), 0.0)
+        return total / max(workers, 1)
+
+
+def progress_of(log: Path) -> str | None:
+    """Return the last progress in a job's log, as `120/1000`; None without one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_END))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    found = re.findall(r"(\d[\d.k]*/\d[\d.k]*) \[", text)
+    return found[-1] if found else None
+
+
+def log_end(log: Path, lines: int = 3) -> list[str]:
+    """Return the last lines of a log that are not progress bars."""
+    try:
+        text = log.read_bytes()[-LOG_END * 4 :].decode(errors="replace")
+    except OSError:
+        return [f"{log} cannot be read"]
+    kept = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
+    return [line for line in kept if line.strip() and not re.search(r"\d+%\|", line)][-lines:]
+
+
+def redirected(log: Path) -> Callable[[], None]:
+    """Return a function that sends this process's output to the end of a file."""
+
+    def redirect() -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file, Path(os.devnull).open("rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+    return redirect

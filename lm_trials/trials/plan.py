@@ -1,0 +1,185 @@
+"""Plan a trial: its graph of runs, and what it will cost in minutes and disk.
+
+    lm-trials plan trials/deletion_recovery.yaml
+
+Prepares the data, then rehearses: the first root seed's runs with a few updates each,
+and every measurement of them.  A mistake in the file so shows within minutes, and the
+times of the whole trial follow from those of the rehearsal.  Its runs are removed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError, note, script, show_facts, show_table
+from lm_trials.files import read_object, write_json
+from lm_trials.flags import option
+from lm_trials.trials.engine import Forecast, durations, log_end, log_of, run_jobs
+from lm_trials.trials.graph import Job, jobs_of
+from lm_trials.trials.run import PLAN, RunTrialArguments, again, distinct, opened, resources, trial_arguments
+from lm_trials.trials.screen import Screen, clock
+from lm_trials.trials.trial_file import Trial
+
+REHEARSED = 20  # updates; the first ones are slower
+STATE = 3  # times the weights: AdamW's two moments, and the weights themselves
+
+
+@dataclass
+class PlanArguments(RunTrialArguments):
+    """How the trial is rehearsed."""
+
+    rehearse: bool = option(True, help="Measure the times; without, only the graph is shown.")
+
+
+def rehearsed(trial: Trial) -> Trial:
+    """Return the trial with one seed and few updates."""
+    few = {"max_steps": REHEARSED, "eval_strategy": "no", "dense_eval_steps": 0, "save_strategy": "no"}
+    stages = {
+        name: replace(stage, flags={arm: {**flags, **_known(stage.program, few)} for arm, flags in stage.flags.items()})
+        for name, stage in trial.stages.items()
+    }
+    return replace(trial, seeds=trial.seeds[:1], stages=stages)
+
+
+def _known(program: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if program == "train" or name != "dense_eval_steps"}
+
+
+def seconds_of(trial: Trial, runs: Path, flags: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], int]:
+    """Return the expected seconds of each kind of job, and bytes of one seed, from a rehearsal in `runs`.
+
+    Args:
+        flags: the parsed flags of each training job of the whole trial, by the name of its folder.
+    """
+    found: dict[str, float] = {}
+    took, num_bytes = durations(runs), 0
+    for job in jobs_of(rehearsed(trial), runs):
+        if job.receipt is not None:
+            found[job.kind] = max(took.get(job.name, 0.0), found.get(job.kind, 0.0))
+            continue
+        assert job.folder is not None
+        log = read_object(job.folder / "trainer_state.json")["log_history"]
+        training = sum(line.get("train_runtime", 0.0) for line in log)
+        evaluation = (
+            sum(
+                value
+                for name, value in read_object(job.folder / "all_results.json").items()
+                if name.endswith("_runtime")
+            )
+            - training
+        )
+        of = flags[job.folder.name]
+        steps = int(of["max_steps"])
+        total = took[job.name] - training + training / REHEARSED * steps + max(evaluation, 0.0) * evaluations(of, steps)
+        for kind in (job.kind.replace(f" {REHEARSED}", f" {steps}"), job.kind.removesuffix(f" {REHEARSED}")):
+            found[kind] = max(total, found.get(kind, 0.0))
+        model = sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
+        num_bytes += sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
+        num_bytes += STATE * model * checkpoints(of, steps)
+    return found, num_bytes
+
+
+def evaluations(flags: Mapping[str, Any], steps: int) -> int:
+    """Return how many evaluations a training makes before its last.
+
+    >>> evaluations({"eval_strategy": "steps", "eval_steps": 50, "dense_eval_steps": 20}, 200)
+    24
+    """
+    dense = int(flags.get("dense_eval_steps") or 0)
+    if str(flags.get("eval_strategy")).rpartition(".")[2].lower() == "no":
+        return dense
+    every = float(flags.get("eval_steps") or flags.get("logging_steps") or steps)
+    return dense + math.floor(steps / (every * steps if every < 1 else every))
+
+
+def checkpoints(flags: Mapping[str, Any], steps: int) -> int:
+    """Return how many checkpoints a training keeps.
+
+    >>> checkpoints({"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}, 200)
+    2
+    """
+    if str(flags.get("save_strategy")).rpartition(".")[2].lower() == "no":
+        return 0
+    every = float(flags.get("save_steps") or steps)
+    return min(math.ceil(steps / (every * steps if every < 1 else every)), int(flags.get("save_total_limit") or steps))
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Print the plan and keep its times for `lm-trials run`; returns it."""
+    args = trial_arguments(argv, PlanArguments, __doc__ or "", "plan")
+    trial, runs = opened(args)
+    jobs = jobs_of(trial, runs)
+    workers, threads, gpus = resources(args.workers, args.threads)
+    show_graph(trial)
+    if not args.rehearse:
+        return {}
+    from lm_trials.trials.local import LocalExecutor
+
+    executor = LocalExecutor(threads, gpus)
+    first = distinct(jobs, trial)
+    note("checking the flags of all programs ...")
+    parsed = {job.name: flags for job, flags in zip(first, executor.check(first), strict=True)}
+    if unknown := [name for name, flags in parsed.items() if int(flags.get("max_steps") or 1) < 1]:
+        raise UsageError(f"{unknown[0]} has no max_steps, so its minutes are unknown; give max_steps in its stage")
+    place = runs / "rehearsal"
+    shutil.rmtree(place, ignore_errors=True)
+    short = jobs_of(rehearsed(trial), place)
+    note(f"rehearsal: {len(short)} jobs, {REHEARSED} updates a run")
+    with Screen(short, place, Forecast({}, {}), workers) as screen:
+        failed, _ = run_jobs(short, executor, place, workers, screen)
+    if failed:
+        log = log_of(place, failed[0])
+        raise UsageError(f"{failed[0].name} failed in the rehearsal: {' '.join(log_end(log))} ({log})")
+    seconds, num_bytes = seconds_of(trial, place, parsed)
+    free = shutil.disk_usage(place).free
+    shutil.rmtree(place)
+    write_json(runs / PLAN, {"seconds": seconds, "bytes": num_bytes * len(trial.seeds), "workers": workers})
+    show_costs(jobs, seconds, workers)
+    disk = num_bytes * len(trial.seeds)
+    facts = {"disk": f"{disk / 1e9:.2f} GB of {free / 1e9:.0f} GB free", "next": f"lm-trials run {again(args)}"}
+    if disk > free:
+        facts["note"] = "the disk is too small; lower save_total_limit or give another --runs_dir"
+    show_facts("costs", facts)
+    return {"seconds": seconds, "bytes": disk, "jobs": len(jobs)}
+
+
+def show_graph(trial: Trial) -> None:
+    """Print the arms of each stage with what they start from and what they change, and the measures."""
+    rows = []
+    for stage in trial.stages.values():
+        for arm, flags in stage.flags.items():
+            parent = f"{stage.after}-{stage.parents[arm]}" if stage.after else "random weights"
+            changed = ", ".join(f"{name} {flags.get(name)}" for name in stage.varies)
+            rows.append([f"{stage.name}-{arm}", parent, changed, str(len(trial.seeds))])
+    show_table(trial.name, ["arm", "starts from", "differs in", "runs"], rows)
+    facts = {"claim": trial.claim, "root seeds": ", ".join(map(str, trial.seeds))}
+    facts |= {f"prepare {number}": f"lm-trials {' '.join(words)}" for number, words in enumerate(trial.prepare, 1)}
+    for number, measure in enumerate(trial.measures, 1):
+        facts[f"measure {number}"] = (
+            f"{' '.join(measure.words)} (of {', '.join('-'.join(arm) for arm in measure.arms)})"
+        )
+    for contrast in trial.contrasts:
+        facts[contrast.role] = f"{contrast.name}, expected {contrast.expect}, margin {contrast.margin:g}"
+    show_facts("registered", facts)
+
+
+def show_costs(jobs: list[Job], seconds: Mapping[str, float], workers: int) -> None:
+    """Print the expected time of each kind of job, and of all."""
+    kinds: dict[str, int] = {}
+    for job in jobs:
+        kinds[job.kind] = kinds.get(job.kind, 0) + 1
+    rows = [[kind, str(n), clock(seconds[kind]), clock(n * seconds[kind])] for kind, n in kinds.items()]
+    total = sum(n * seconds[kind] for kind, n in kinds.items())
+    rows.append(["all", str(len(jobs)), "", clock(total)])
+    rows.append([f"all, {workers} at a time", "", "", clock(total / workers)])
+    show_table("expected time", ["jobs", "number", "each", "together"], rows)
+
+
+if __name__ == "__main__":
+    main()

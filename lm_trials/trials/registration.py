@@ -1,0 +1,73 @@
+"""Registration: what a trial fixed before its first run, kept beside its runs, and what was changed since."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError
+from lm_trials.files import read_object, write_json
+from lm_trials.trials.trial_file import Trial
+
+REGISTRATION = "registration.json"
+
+
+def register(trial: Trial, runs: Path) -> dict[str, Any]:
+    """Write the registration of a trial before its first run, or read the one that is there.
+
+    Raises:
+        UsageError: if other runs were registered in this folder; other tests of the same runs are a deviation.
+    """
+    path = runs / REGISTRATION
+    now = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "trial": trial.name,
+        "digest": trial.digest,
+        "registered": trial.registered,
+        "text": trial.text,
+    }
+    if not path.is_file():
+        write_json(path, now, synced=True)
+    registered = read_object(path)
+    if changed := deviations(registered["registered"]["runs"], trial.registered["runs"]):
+        raise UsageError(
+            f"{runs} has the runs of another registration, of {registered['time']} ({'; '.join(changed[:3])}); rename "
+            "the trial file, give another --runs_dir, or undo the change"
+        )
+    return registered
+
+
+def deviations(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two registrations, one line for each value.
+
+    >>> deviations({"seeds": [0, 1], "margin": 0.1}, {"seeds": [0, 1, 2], "margin": 0.1})
+    ['seeds: [0, 1], now [0, 1, 2]']
+    """
+    old, new = _by_path(before), _by_path(now)
+    return [
+        f"{name}: {old.get(name)}, now {new.get(name)}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _by_path(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return values by dotted name; entries of lists of mappings by their name or place."""
+    if isinstance(values, Mapping):
+        pairs = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list) and values and isinstance(values[0], Mapping):
+        pairs = [(str(value.get("name", place)), value) for place, value in enumerate(values)]
+    else:
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found |= _by_path(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def read_registration(runs: Path) -> dict[str, Any] | None:
+    """Return the registration beside a trial's runs; None before its first run."""
+    path = runs / REGISTRATION
+    return read_object(path) if path.is_file() else None

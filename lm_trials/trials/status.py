@@ -1,0 +1,60 @@
+"""Show which jobs of a trial are finished, running, failed or open. Reads files only.
+
+lm-trials status trials/deletion_recovery.yaml
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lm_trials.console import script, show_facts, show_table
+from lm_trials.trials.engine import Forecast, is_busy, log_end, log_of, progress_of, read_attempts
+from lm_trials.trials.graph import jobs_of
+from lm_trials.trials.registration import deviations, read_registration
+from lm_trials.trials.run import TrialArguments, again, opened, planned_seconds, resources, trial_arguments
+from lm_trials.trials.screen import clock
+
+STATES = ("finished", "running", "failed", "open")
+
+
+@script
+def main(argv: list[str] | None = None) -> dict[str, str]:
+    """Print a table of the stages and measures; returns the state of each job."""
+    args = trial_arguments(argv, TrialArguments, __doc__ or "", "status")
+    trial, runs = opened(args)
+    jobs = jobs_of(trial, runs)
+    statuses = {line["job"]: line.get("status") for line in read_attempts(runs) if line["event"] == "end"}
+    states = {}
+    for job in jobs:
+        failed = statuses.get(job.name) not in (0, None)
+        states[job.name] = (
+            "finished" if job.finished() else "running" if is_busy(runs, job) else "failed" if failed else "open"
+        )
+    counts: dict[str, Counter[str]] = {}
+    for job in jobs:
+        counts.setdefault(job.kind, Counter())[states[job.name]] += 1
+    rows = [[kind, *(str(of[state]) if of[state] else "" for state in STATES)] for kind, of in counts.items()]
+    show_table(trial.name, ["jobs", *STATES], rows)
+    facts = {}
+    for job in jobs:
+        if states[job.name] == "running":
+            facts[job.name] = progress_of(log_of(runs, job)) or "running"
+        if states[job.name] == "failed":
+            facts[job.name] = " | ".join(log_end(log_of(runs, job), 1)) + f" ({log_of(runs, job)})"
+    unfinished = [job for job in jobs if states[job.name] != "finished"]
+    workers, _, _ = resources(None, None)
+    left = Forecast.of(jobs, runs, planned_seconds(runs)).left(unfinished, {}, workers)
+    facts["finished"] = f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs"
+    if unfinished:
+        facts["time left"] = f"{clock(left)} with {workers} at a time"
+    registered = read_registration(runs)
+    facts["registered"] = registered["time"] if registered else "not yet: with the first run"
+    if registered and (changed := deviations(registered["registered"], trial.registered)):
+        facts["deviations"] = "; ".join(changed)
+    facts["next"] = f"lm-trials {'run' if unfinished else 'report'} {again(args)}"
+    show_facts(trial.name, facts)
+    return states
+
+
+if __name__ == "__main__":
+    main()
