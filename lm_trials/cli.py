@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": ("lm_trials.evaluation.generate", "generate stories with a model, or chat with it"),
     "constraints": ("lm_trials.evaluation.constraints", "score whether stories follow their instructions"),
     "latent-city": ("lm_trials.latent_city.evaluate", "ask a model about distances to a hidden city"),
+    "new": ("lm_trials.trials.new", "write a commented trial file to start from"),
     "plan": ("lm_trials.trials.plan", "show a trial's runs, and what they cost, from a short rehearsal"),
     "run": ("lm_trials.trials.run", "run a trial file: everything in it that is not finished"),
     "status": ("lm_trials.trials.status", "show which jobs of a trial are finished"),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from lm_trials.files import locked, unlock, write_json
 from lm_trials.trials.graph import Job
@@ -155,14 +155,20 @@ def perform(job: Job, runs: Path) -> None:
     Raises:
         SystemExit: with `BUSY` if another process runs the job, else with the command's status if that is not 0.
     """
-    from lm_trials.cli import command_of
-
     try:
         lock = locked(lock_of(runs, job))
     except BlockingIOError:
         raise SystemExit(BUSY) from None
-    if job.finished():
-        return
+    try:
+        if not job.finished():
+            _perform(job, runs)
+    finally:
+        unlock(lock)
+
+
+def _perform(job: Job, runs: Path) -> None:
+    from lm_trials.cli import command_of
+
     about = {"job": job.name, "host": socket.gethostname(), "process": os.getpid(), **_devices()}
     _note_attempt(runs, {**about, "event": "start", "time": time.time()})
     status: Any = 1
@@ -177,7 +183,6 @@ def perform(job: Job, runs: Path) -> None:
         raise
     finally:
         _note_attempt(runs, {**about, "event": "end", "time": time.time(), "status": status})
-        _release(lock)
 
 
 def _devices() -> dict[str, int]:
@@ -193,11 +198,6 @@ def _note_attempt(runs: Path, about: Mapping[str, Any]) -> None:
     """Append a line; one write of a short line to a file opened for appending is not mixed with another's."""
     with (runs / ATTEMPTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(about) + "\n")
-
-
-def _release(lock: IO[str]) -> None:
-    with suppress(OSError):
-        unlock(lock)
 
 
 def durations(runs: Path) -> dict[str, float]:

@@ -5,6 +5,7 @@ Imports (8 to 10 s) are paid once, and each job starts in a clean process with i
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -73,7 +74,7 @@ class LocalExecutor:
         process.start()
         there.close()
         try:
-            answers = here.recv()
+            answers = json.loads(here.recv_bytes())
         except EOFError:
             raise UsageError("the flags could not be checked; see the lines above") from None
         finally:
@@ -143,4 +144,5 @@ def _parse(commands: list[tuple[str, ...]], answers: Any) -> None:
                 found.append(str(error))
             except SystemExit as stop:
                 found.append(f"its flags cannot be parsed (status {stop.code})")
-    answers.send(found)
+    # Not pickled: an enumeration of transformers would have the other process import transformers.
+    answers.send_bytes(json.dumps(found).encode())

@@ -91,7 +91,7 @@ def evaluations(flags: Mapping[str, Any], steps: int) -> int:
     24
     """
     dense = int(flags.get("dense_eval_steps") or 0)
-    if str(flags.get("eval_strategy")).rpartition(".")[2].lower() == "no":
+    if flags.get("eval_strategy") == "no":
         return dense
     every = float(flags.get("eval_steps") or flags.get("logging_steps") or steps)
     return dense + math.floor(steps / (every * steps if every < 1 else every))
@@ -103,7 +103,7 @@ def checkpoints(flags: Mapping[str, Any], steps: int) -> int:
     >>> checkpoints({"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}, 200)
     2
     """
-    if str(flags.get("save_strategy")).rpartition(".")[2].lower() == "no":
+    if flags.get("save_strategy") == "no":
         return 0
     every = float(flags.get("save_steps") or steps)
     return min(math.ceil(steps / (every * steps if every < 1 else every)), int(flags.get("save_total_limit") or steps))

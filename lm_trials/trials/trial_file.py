@@ -25,7 +25,7 @@ from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import name_fault, plain_name
-from lm_trials.flags import read_yaml
+from lm_trials.flags import read_yaml, recipe_file
 from lm_trials.trials.differences import GROUPS
 
 KEYS = ("claim", "source", "seeds", "prepare", "stages", "measure", "primary", "secondary", "controls", "description")
@@ -140,7 +140,7 @@ class Trial:
                     "program": stage.program,
                     "after": stage.after,
                     "arms": {
-                        arm: {"parent": stage.parents.get(arm), **{key: str(value) for key, value in flags.items()}}
+                        arm: {"parent": stage.parents.get(arm), **_described(flags)}
                         for arm, flags in stage.flags.items()
                     },
                 }
@@ -170,6 +170,14 @@ class Trial:
     def digest(self) -> str:
         """The SHA-256 of what is registered, in 16 characters."""
         return hashlib.sha256(json.dumps(self.registered, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _described(flags: Mapping[str, Any]) -> dict[str, str]:
+    """Return flags as texts, of a recipe also the digest of its file."""
+    described = {key: str(value) for key, value in flags.items()}
+    if "config" in flags:
+        described["config_sha256"] = hashlib.sha256(recipe_file(described["config"]).read_bytes()).hexdigest()[:16]
+    return described
 
 
 def read_trial(path: Path) -> Trial:
@@ -304,6 +312,8 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
             if parent is not None:
                 parents[full] = parent
     for arm, of in flags.items():
+        if "config" in of and not recipe_file(str(of["config"])).is_file():
+            raise UsageError(f"{key}: config {of['config']} is not a file; give a recipe's name or a YAML file")
         if own_flag := next((flag for flag in of if flag in OWN_FLAGS), None):
             raise UsageError(f"{key}: {own_flag} of {arm} is set by the trial itself; remove it")
     return Stage(name, program, flags, after, parents, _varies(key, given.get("varies"), flags))

@@ -1,0 +1,45 @@
+"""Write a commented trial file to start from.
+
+lm-trials new trials/my_claim.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm_trials.console import UsageError, script, show_facts
+from lm_trials.files import check_writable, write_file
+from lm_trials.flags import option, parse_arguments
+
+EXAMPLE = Path(__file__).with_name("example.yaml")
+
+
+@dataclass
+class NewArguments:
+    """Where the file goes."""
+
+    trial: str = option("trials/my_claim.yaml", filled=True, help="The new file; the flag itself may be omitted.")
+
+
+@script
+def main(argv: list[str] | None = None) -> Path:
+    """Write the example under another name; returns its path."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words = ["--trial", *words]
+    (args,) = parse_arguments(words, (NewArguments,), __doc__ or "", prog="lm-trials new")
+    path = Path(args.trial)
+    path = path if path.suffix else path.with_suffix(".yaml")
+    if path.exists():
+        raise UsageError(f"{path} exists; give another name")
+    check_writable("--trial", path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, EXAMPLE.read_text(encoding="utf-8").replace("THIS_FILE", str(path)))
+    show_facts("new trial", {"file": f"{path}: edit it, then", "next": f"lm-trials plan {path}"})
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The graph of a trial: which command each job is, what it waits for, and when it is finished."""
+
+import json
+from pathlib import Path
+
+import pytest
+from trials.trial_texts import TRIAL, write_trial
+
+from lm_trials.console import UsageError
+from lm_trials.trials.graph import jobs_of, open_jobs
+from lm_trials.trials.trial_file import read_trial
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return jobs_of(read_trial(write_trial(tmp_path / "decay.yaml")), Path("runs/decay"))
+
+
+def test_each_lineage_has_one_root_seed(jobs):
+    by_name = {job.name: job for job in jobs}
+    assert len(jobs) == 2 + 2 * (2 + 2 + 2)
+    more = by_name["more-plain-s1"]
+    assert more.after == ("pretrain-plain-s1",)
+    flags = dict(zip(more.words[1::2], more.words[2::2], strict=True))
+    assert (flags["--seed"], flags["--data_seed"]) == ("1", "1")
+    assert flags["--model_name_or_path"] == "runs/decay/pretrain-plain-s1"
+    assert flags["--output_dir"] == "runs/decay/more-plain-s1"
+    assert by_name["pretrain-plain-s0"].after == ("prepare/2",)
+    assert by_name["prepare/2"].after == ("prepare/1",)
+    assert by_name["more-plain-s1/evaluate-1"].words[:3] == (
+        "evaluate",
+        "--model_name_or_path",
+        "runs/decay/more-plain-s1",
+    )
+
+
+def test_parents_come_before_their_children(jobs):
+    seen = set()
+    for job in jobs:
+        assert seen.issuperset(job.after)
+        seen.add(job.name)
+
+
+def test_a_receipt_is_of_one_command(jobs):
+    job = next(job for job in jobs if job.name == "more-plain-s0/evaluate-1")
+    assert not job.finished()
+    job.receipt.parent.mkdir(parents=True)
+    job.receipt.write_text(json.dumps({"words": list(job.words)}))
+    assert job.finished()
+    job.receipt.write_text(json.dumps({"words": [*job.words, "--by", "features"]}))
+    assert not job.finished()
+
+
+def test_trials_share_what_is_prepared(tmp_path):
+    one = read_trial(write_trial(tmp_path / "one.yaml"))
+    two = read_trial(
+        write_trial(tmp_path / "two.yaml", {**TRIAL, "prepare": [*TRIAL["prepare"][:1], "prepare download"]})
+    )
+    first, second = (jobs_of(trial, Path("runs") / trial.name)[:2] for trial in (one, two))
+    assert first[0].receipt == second[0].receipt
+    assert first[1].receipt != second[1].receipt
+
+
+def finish(job):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "finished.json").write_text("{}")
+
+
+def test_a_finished_run_without_its_parent_is_refused(jobs):
+    by_name = {job.name: job for job in jobs}
+    finish(by_name["pretrain-plain-s0"])
+    finish(by_name["more-plain-s0"])
+    assert {job.name for job in jobs} - {job.name for job in open_jobs(jobs)} == {"pretrain-plain-s0", "more-plain-s0"}
+    (by_name["pretrain-plain-s0"].folder / "finished.json").unlink()
+    with pytest.raises(
+        UsageError, match="more-plain-s0 is finished and pretrain-plain-s0, which it started from, is not"
+    ):
+        open_jobs(jobs)

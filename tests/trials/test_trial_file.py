@@ -1,0 +1,168 @@
+"""Trial files: what they mean, and that each mistake is one line that names its place."""
+
+import pytest
+from trials.trial_texts import TRIAL, changed, write_trial
+
+from lm_trials.console import UsageError
+from lm_trials.trials import new
+from lm_trials.trials.trial_file import read_trial
+
+
+def read(tmp_path, trial=TRIAL):
+    return read_trial(write_trial(tmp_path / "decay.yaml", trial))
+
+
+def test_a_trial_is_read(tmp_path):
+    trial = read(tmp_path)
+    assert trial.name == "decay"
+    assert trial.seeds == (0, 1)
+    assert trial.stages["pretrain"].program == "train"  # the script of a clone runs the same code
+    assert trial.stages["pretrain"].varies == ("weight_decay",)
+    assert trial.stages["more"].parents == {"plain": "plain", "decayed": "decayed"}
+    assert trial.measures[0].words == ("evaluate", "--dataset_name", "generated")
+    assert trial.measures[0].arms == (("more", "plain"), ("more", "decayed"))  # of the last stage
+    (primary,) = trial.of("primary")
+    assert (primary.first, primary.second, primary.margin) == (("more", "plain"), ("more", "decayed"), 0.01)
+    assert primary.name == "loss on generated: plain - decayed"
+
+
+def test_a_grid_makes_an_arm_of_each_point(tmp_path):
+    stage = {
+        "program": "train",
+        "parameters": {"dataset_name": {"values": ["a", "b"]}, "learning_rate": {"value": 0.1}},
+    }
+    trial = read(tmp_path, {**TRIAL, "stages": {"one": stage}, "measure": None, "primary": None})
+    assert dict(trial.stages["one"].flags) == {
+        "a": {"dataset_name": "a", "learning_rate": 0.1},
+        "b": {"dataset_name": "b", "learning_rate": 0.1},
+    }
+
+
+def test_arms_may_cross_and_say_what_they_follow(tmp_path):
+    stages = {**TRIAL["stages"], "more": {**TRIAL["stages"]["more"], "arms": {"plain": {"after": "decayed"}}}}
+    trial = read(tmp_path, {**TRIAL, "stages": stages, "primary": None})
+    assert trial.stages["more"].parents == {"plain": "decayed"}
+
+
+def test_several_contrasts_of_one_outcome(tmp_path):
+    trial = read(tmp_path, changed("primary.contrast", ["plain - decayed", "decayed - pretrain.plain"]) | {
+        "measure": [{"command": "evaluate --dataset_name generated", "arms": ["more", "pretrain"]}]
+    })  # fmt: skip
+    assert [contrast.second for contrast in trial.of("primary")] == [("more", "decayed"), ("pretrain", "plain")]
+
+
+def test_the_registration_changes_with_what_matters_and_not_with_words(tmp_path):
+    digest = read(tmp_path).digest
+    assert read(tmp_path, {**TRIAL, "description": "more words"}).digest == digest
+    assert (
+        read(tmp_path, {**TRIAL, "prepare": [" ".join(TRIAL["prepare"][0].split()), *TRIAL["prepare"][1:]]}).digest
+        == digest
+    )
+    for path, value in (
+        ("primary.margin", 0.02),
+        ("seeds", [0, 1, 2]),
+        ("stages.pretrain.max_steps", 7),
+        ("primary.contrast", "decayed - plain"),
+    ):
+        assert read(tmp_path, changed(path, value)).digest != digest, path
+
+
+def test_a_changed_recipe_is_another_registration(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 1.0e-3\n")
+    trial = changed("stages.pretrain.config", str(recipe))
+    digest = read(tmp_path, trial).digest
+    assert read(tmp_path, trial).digest == digest
+    recipe.write_text("learning_rate: 2.0e-3\n")
+    assert read(tmp_path, trial).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("claim", None, "claim is missing"),
+        ("seeds", None, "seeds is missing; list the root seeds"),
+        ("seeds", [], "seeds is missing"),
+        ("seeds", [0, 0], "seeds: 0 is given twice"),
+        ("seeds", [0, -1], "seeds: -1 is not a seed"),
+        ("seeds", [0, "one"], "seeds: one is not a seed"),
+        ("primry", {}, "unknown key primry; did you mean primary?"),
+        ("stages", None, "stages is missing"),
+        ("stages.pretrain.program", "nanogpt.py", "stages.pretrain.program: nanogpt.py is not a program"),
+        ("stages.pretrain.program", "evaluate", "stages.pretrain.program: evaluate is not a program"),
+        ("stages.more.after", "pretrian", "stages.more.after: pretrian is not a stage above it; did you mean pretrain?"),  # noqa: E501
+        ("stages.pretrain.after", "more", "stages.pretrain.after: more is not a stage above it"),
+        ("stages.pretrain.seed", 3, "stages.pretrain: seed of plain is set by the trial itself"),
+        ("stages.pretrain.config", "deno", "deno is neither a file nor an installed recipe; did you mean demo?"),
+        ("stages.pretrain.arms.plain", {"weight_decay": 0.0, "learning_rate": 0.1}, "arms differ in learning_rate, weight_decay"),  # noqa: E501
+        ("stages.pretrain.varies", "learning_rate", "varies says learning_rate; the arms differ in weight_decay"),
+        ("stages.more.arms", {"third": {}}, "stages.more.arms.third.after: it does not say what it follows"),
+        ("stages.more.arms", {"third": {"after": "plane"}}, "plane is not an arm of the stage before; did you mean plain?"),  # noqa: E501
+        ("stages.pretrain.parameters", {"lr": {"min": 0, "max": 1}}, "parameters.lr: give `value: X`"),
+        ("prepare", ["rm -rf data"], "prepare: rm is not a program for this place"),
+        ("prepare", ["prepare 'generate"], "close the quotation mark"),
+        ("measure", ["train --dataset_name x"], "measure: train is not a program for this place"),
+        ("measure", ["evaluate --model_name_or_path runs/a"], "--model_name_or_path is set by the trial itself"),
+        ("measure", [{"command": "evaluate --dataset_name generated", "arms": ["plane"]}], "did you mean plain?"),
+        ("measure", ["evaluate --dataset_name other"], "no `measure` evaluates more.plain on generated"),
+        ("primary", None, None),
+        ("primary.margin", -0.1, "margin -0.1 is not a distance"),
+        ("primary.contrast", None, "contrast is missing, so nothing is tested"),
+        ("primary.contrast", "plain - shuffled", "shuffled is not an arm"),
+        ("primary.measure", "perplexity", "measure perplexity is unknown"),
+        ("primary.table", "x.csv", "unknown key table of measure loss"),
+        ("primary.expect", "equivalent", None),
+        ("primary.expect", "bigger", "expect bigger is unknown"),
+        ("primary", {"measure": "table", "table": "probes/lens/lens.csv", "contrast": "plain - decayed"}, "no `measure` writes"),  # noqa: E501
+        ("controls", [{"measure": "loss", "dataset": "generated"}], "control: contrast is missing, so nothing is tested"),  # noqa: E501
+        ("secondary", [TRIAL["primary"]], "two contrasts are called loss on generated: plain - decayed"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_one_line(tmp_path, path, value, line):
+    if line is None:
+        read(tmp_path, changed(path, value))
+        return
+    with pytest.raises(UsageError, match=r"decay\.yaml: ") as error:
+        read(tmp_path, changed(path, value))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_equivalence_needs_a_margin(tmp_path):
+    trial = changed("primary.expect", "equivalent")
+    trial["primary"]["margin"] = 0
+    with pytest.raises(UsageError, match="expect equivalent needs a margin"):
+        read(tmp_path, trial)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("claim: x\n\tseeds: [1]\n", "it is not YAML (line 2"),
+        ("claim: x\nclaim: y\n", "claim is given twice"),
+        ("- a\n", "it does not contain `key: value` lines"),
+        ("", "it does not contain `key: value` lines"),
+    ],
+)
+def test_what_is_no_trial_is_one_line(tmp_path, text, line):
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        read_trial(tmp_path / "t.yaml")
+    assert line in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match="it cannot be read"):
+        read_trial(tmp_path / "none.yaml")
+
+
+def test_the_example_is_a_trial_and_no_file_is_overwritten(tmp_path, capsys):
+    path = new.main([str(tmp_path / "trials" / "mine.yaml")])
+    trial = read_trial(path)
+    assert trial.of("primary")
+    assert trial.name == "mine"
+    assert f"lm-trials plan {path}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        new.main([str(path)])
+    assert stop.value.code == 2
+    assert "exists; give another name" in capsys.readouterr().err
