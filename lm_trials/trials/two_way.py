@@ -15,9 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm_trials.estimates import NO_INTERVAL, Estimate
-from lm_trials.trials.paired import TestedDifference
+from lm_trials.trials.paired import FEWEST_STORIES, TestedDifference
 
-FEWEST_STORIES = 10  # nominal 95 % intervals over fewer cover 0.83 to 0.88
 # Relative to the largest value; a spread below is of rounding alone, and says nothing of new seeds or stories.
 SAME = 1e-12
 

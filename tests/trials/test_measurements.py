@@ -67,6 +67,7 @@ def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
     assert "lens: metric loss, layer 1" in shown
     assert "Positive: the arm's number is higher" in shown
     assert "the arm's loss is lower" not in shown
+    assert "B minus A, new root seeds" in shown
     written = json.loads(Path("out/compare.json").read_text())
     assert written["verdict"].endswith("differs: learning_rate")
     assert written["next_command"] is None
@@ -88,8 +89,8 @@ def test_one_seed_has_no_test(measured, capsys):
     (result,) = comparison.results
     assert result.of("difference") == []
     shown = " ".join(capsys.readouterr().out.split())
-    assert "No test: a conclusion" in shown
-    assert "one model (1 seed)" in shown
+    assert "Nothing can be said about the recipe: A has 1 root seed; B has 1 root seed." in shown
+    assert "one model (1 root seed)" in shown
 
 
 @pytest.mark.parametrize(
