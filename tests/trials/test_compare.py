@@ -66,14 +66,14 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
     assert not list(Path("out").glob(".*"))
     shown = capsys.readouterr().out
     for text in ("differs: learning_rate", "the same in all: 12,807", "Paired by root seed. Exploratory: no test",
-                 "root seeds A 3; B 3", "3 seeds and stories", "B minus A, new seeds and stories"):  # fmt: skip
+                 "root seeds A 3; B 3", "3 seeds, stories", "B minus A, new seeds and stories"):  # fmt: skip
         assert text in " ".join(shown.split())
 
 
 def test_one_seed_says_that_it_has_no_interval_over_seeds(make_run, capsys):
     comparison = main([make_run("a", nats=nats(1)), make_run("b", change=LOW, nats=nats(2))])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "stories (1 root seed)" in shown
+    assert "stories (1 seed)" in shown
     assert "Nothing can be said about the recipe: A has 1 root seed; B has 1 root seed." in shown
     (result,) = comparison.results
     assert [row["interval"] for row in result.of("difference")] == ["stories"]

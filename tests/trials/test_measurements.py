@@ -90,7 +90,7 @@ def test_one_seed_has_no_test(measured, capsys):
     assert result.of("difference") == []
     shown = " ".join(capsys.readouterr().out.split())
     assert "Nothing can be said about the recipe: A has 1 root seed; B has 1 root seed." in shown
-    assert "one model (1 root seed)" in shown
+    assert "one model (1 seed)" in shown
 
 
 @pytest.mark.parametrize(
