@@ -140,24 +140,25 @@ def proportion(successes: int, n: int, unit: str) -> Estimate:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is not a share; give at least one story and at most all")
-    return Estimate(successes / n, *wilson(successes / n, n), n, unit)
+    return Estimate(successes / n, *_wilson(successes / n, n, 0.95), n, unit)
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share of `n` stories."""
-    z2 = NormalDist().inv_cdf(0.975) ** 2
+def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def is_share(unit: str) -> bool:
-    """Whether numbers of a unit lie within 0 and 1.
+def scale_of(unit: str, difference: bool = False) -> str:
+    """Return the scale for values in a unit, or for their difference: that of shares if they are shares of a whole.
 
-    >>> [is_share(unit) for unit in ("share of stories", "balanced accuracy", "share of the gap", "nats per token")]
-    [True, True, False, False]
+    >>> scale_of("share of words"), scale_of("balanced accuracy", difference=True), scale_of("share of the gap")
+    ('logit', 'arctanh', 'identity')
     """
-    return bool(re.match(r"share(?! of the (gap|deletion|change))|([\w-]+ )?accuracy$", unit))
+    if not re.match(r"share(?! of the (gap|deletion|change))|([\w-]+ )?accuracy$", unit):
+        return "identity"
+    return "arctanh" if difference else "logit"
 
 
 def t_interval(value: float, error: float, freedom: float, scale: str = "identity") -> tuple[float, float]:
@@ -173,26 +174,25 @@ def t_interval(value: float, error: float, freedom: float, scale: str = "identit
     return float(back(forward(value) - half)), float(back(forward(value) + half))
 
 
-def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
-    """Estimate an arm's mean loss over `n` stories each, with Student's t interval over its seeds.
+def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str, scale: str = "identity") -> Estimate:
+    """Estimate an arm's mean loss over `n` stories each, with Student's t interval over its seeds on a scale.
 
-    One seed gives no interval, nor do equal losses: the spread over seeds is not known to be 0.  Shares have their
-    interval on the logit scale, which stays within 0 and 1; equal ones have Wilson's, over one seed's stories.
+    One seed gives no interval, nor do equal losses: the spread over seeds is not known to be 0.  Equal shares (scale
+    "logit") have Wilson's interval over the stories of one seed.
 
     >>> print(mean_over_seeds([1.0, 1.2, 1.1], n=500, unit="nats per token"))
     1.100 [0.852, 1.348] nats per token (n=500)
-    >>> print(mean_over_seeds([0.0, 0.0, 0.0], n=85, unit="share of stories"))
-    0.000 [0.000, 0.043] share of stories (n=85)
+    >>> print(mean_over_seeds([0.0, 0.02, 0.015], n=200, unit="share of stories", scale="logit"))
+    0.012 [0.001, 0.100] share of stories (n=200)
     """
-    values = np.asarray(losses_S, dtype=np.float64)
-    mean, interval = float(values.mean()), NO_INTERVAL
-    shares = is_share(unit) and values.min() >= 0 and values.max() <= 1
+    values, interval = np.asarray(losses_S, dtype=np.float64), NO_INTERVAL
+    mean = float(values.mean())
     if len(values) > 1 and np.ptp(values) > 0:
         # Student's t and not a bootstrap: three seeds have 10 distinct resamples.
         error = float(values.std(ddof=1)) / math.sqrt(len(values))
-        interval = t_interval(mean, error, len(values) - 1, "logit" if shares else "identity")
-    elif len(values) > 1 and shares:
-        interval = wilson(mean, n)
+        interval = t_interval(mean, error, len(values) - 1, scale)
+    elif len(values) > 1 and scale == "logit":
+        interval = _wilson(mean, n, 0.95)
     return Estimate(mean, *interval, n, unit)
 
 

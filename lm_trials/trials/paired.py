@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, is_share, t_interval
+from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, scale_of, t_interval
 
 RESAMPLES = 9_999  # with the observed sum 10,000, so that p is a multiple of 0.0001
 BATCH_NUMBERS = 4_000_000  # values per batch of resamples, so that memory does not grow with the stories
@@ -125,8 +125,8 @@ def seed_test(first_S: ArrayLike, second_S: ArrayLike, n: int, unit: str, paired
     error = math.sqrt(sum(variances))
     parts = [variance / error**2 for variance in variances]
     freedom = 1 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, samples, strict=True))
-    shares = is_share(unit) and min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1
-    scale = "arctanh" if shares else "identity"
+    shares = min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1
+    scale = scale_of(unit, difference=True) if shares else "identity"
     forward, slope, _ = SCALES[scale]
     p = 2 * float(stats.t.sf(abs(forward(estimate)) / (slope(estimate) * error), freedom))
     lower, upper = t_interval(estimate, error, freedom, scale)

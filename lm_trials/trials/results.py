@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, mean_over_seeds
+from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, mean_over_seeds, scale_of
 from lm_trials.trials.evaluations import BITS, NATS, SharedEvaluation
 from lm_trials.trials.measurements import Measurement
 from lm_trials.trials.paired import TestedDifference, holm, seed_test, story_test
@@ -153,7 +153,8 @@ def _over_seeds(
     for arm, values in zip(arms, by_root, strict=True):
         one = of_run[arm.runs[0].name]
         if len(values) > 1:
-            one = mean_over_seeds(list(values.values()), n, unit)
+            shares = all(0 <= value <= 1 for value in values.values())
+            one = mean_over_seeds(list(values.values()), n, unit, scale_of(unit) if shares else "identity")
         elif len(arm.runs) > 1:
             one = Estimate(float(next(iter(values.values()))), *NO_INTERVAL, n, unit)
         whole.append((one, OVER_SEEDS if len(values) > 1 else interval))

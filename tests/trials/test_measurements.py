@@ -77,6 +77,26 @@ def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
     assert other.unit == "nats"
 
 
+def test_shares_of_a_table_stay_within_0_and_1(measured):
+    def arm(values):
+        for run, value in zip(measured, values, strict=True):
+            rows = [[*row[:-1], "share of stories"] for row in rows_of(Path(run).name, value)]
+            write_table(Path(run) / TABLE, rows, {})
+        result = compared(measured)
+        return [(row["lower"], row["upper"]) for row in (*result.of("arm"), *result.of("difference"))]
+
+    for lower, upper in arm([0.0, 0.01, 0.04, 0.9, 0.99, 1.0])[:2]:
+        assert 0 < lower < upper < 1
+    (lower, upper), _, difference = arm([0.0, 0.0, 0.0, 1.0, 1.0, 0.9])
+    assert lower == 0 < upper < 0.1  # Wilson's, of 40 stories
+    assert difference[1] < 1
+    # The same numbers in another unit leave the range.
+    for run, value in zip(measured, [0.0, 0.01, 0.04, 0.9, 0.99, 1.0], strict=True):
+        write_table(Path(run) / TABLE, rows_of(Path(run).name, value), {})
+    first, second = compared(measured).of("arm")
+    assert first["lower"] < 0 < 1 < second["upper"]
+
+
 def test_one_table_may_hold_the_rows_of_all_runs(measured):
     rows = [row for place, run in enumerate(measured) for row in rows_of(Path(run).name, float(place))]
     write_table(Path("all.csv"), rows)

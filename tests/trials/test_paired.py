@@ -181,7 +181,7 @@ def test_seeds_that_all_give_one_number_show_no_spread_and_have_no_interval_unle
     assert found.estimate == 0.0
     assert math.isnan(found.lower)
     assert math.isnan(found.upper)
-    share = mean_over_seeds([0.0, 0.0, 0.0], 85, "share of stories")
+    share = mean_over_seeds([0.0, 0.0, 0.0], 85, "share of stories", "logit")
     assert (share.lower, share.upper) == (0.0, proportion(0, 85, "share of stories").upper)
 
 
@@ -191,7 +191,7 @@ shares = st.lists(st.integers(0, 85).map(lambda count: count / 85), min_size=2, 
 @settings(max_examples=50, deadline=None)
 @given(shares, shares)
 def test_intervals_of_shares_stay_where_shares_are(first, second):
-    found = mean_over_seeds(first, 85, "share of stories")
+    found = mean_over_seeds(first, 85, "share of stories", "logit")
     assert 0 <= found.lower <= found.estimate <= found.upper <= 1
     assert found.lower < found.upper
     test = seed_test(first, second, 85, "balanced accuracy", paired=False)
@@ -204,8 +204,8 @@ def test_shares_of_the_pages_stay_above_zero():
     """Of three seeds, once given as 0.012 [-0.018, 0.041]."""
     low, high = 0.0, 0.0258
     values = [low, 0.012, high]
-    found = mean_over_seeds(values, 85, "share of stories")
-    assert mean_over_seeds(values, 85, "nats").lower < 0 < found.lower
+    found = mean_over_seeds(values, 85, "share of stories", "logit")
+    assert mean_over_seeds(values, 85, "share of stories").lower < 0 < found.lower
     # On the logit scale, by the delta method.
     mean, error = np.mean(values), stats.sem(values) / (np.mean(values) * (1 - np.mean(values)))
     half = stats.t.ppf(0.975, 2) * error
@@ -217,7 +217,7 @@ def test_the_interval_of_shares_over_seeds_covers():
     """Shares of 0.05 of 50 stories, over 5 seeds that vary: 2,000 draws, of which 0.89 were covered by plain t."""
     generator, hits, plain = np.random.default_rng(0), 0, 0
     for values in generator.binomial(50, generator.beta(0.95, 18.05, (2000, 5))) / 50:
-        found, other = (mean_over_seeds(values, 50, unit) for unit in ("share of stories", UNIT))
+        found, other = (mean_over_seeds(values, 50, UNIT, scale) for scale in ("logit", "identity"))
         hits += found.lower <= 0.05 <= found.upper
         plain += other.lower <= 0.05 <= other.upper
     assert hits / 2000 > 0.94 > 0.91 > plain / 2000
