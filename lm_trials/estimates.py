@@ -8,6 +8,7 @@ Shape suffixes: N = stories, K = sums kept per story, R = resamples.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -19,6 +20,15 @@ RESAMPLES = 1000
 # Stories are summed up in pieces of this many, whatever the batches they came in: a float64 sum depends on its order.
 PIECE = 512
 NO_INTERVAL = (float("nan"), float("nan"))
+
+# Each scale with its derivative and its inverse: an interval that is symmetric in errors on the scale stays in range.
+SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+    "identity": (lambda x: x, np.ones_like, lambda y: y),
+    "log": (np.log, lambda x: 1 / x, np.exp),  # above 0
+    "logit": (lambda x: np.log(x / (1 - x)), lambda x: 1 / (x * (1 - x)), lambda y: 0.5 + 0.5 * np.tanh(y / 2)),
+    "arctanh": (np.arctanh, lambda x: 1 / (1 - x * x), np.tanh),  # from -1 to 1
+}
+"""Scales by name: identity, log for values above 0, logit for shares, arctanh for differences of shares."""
 
 
 @dataclass(frozen=True)
@@ -130,29 +140,60 @@ def proportion(successes: int, n: int, unit: str) -> Estimate:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is not a share; give at least one story and at most all")
-    share, z2 = successes / n, NormalDist().inv_cdf(0.975) ** 2
+    return Estimate(successes / n, *_wilson(successes / n, n, 0.95), n, unit)
+
+
+def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0), n, unit)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str) -> Estimate:
-    """Estimate an arm's mean loss over `n` stories each, with Student's t interval over its seeds.
+def scale_of(unit: str, difference: bool = False) -> str:
+    """Return the scale for values in a unit, or for their difference: that of shares if they are shares of a whole.
 
-    One seed gives no interval, nor do equal values (such as a share of 0): the spread over seeds is not known to be 0.
+    >>> scale_of("share of words"), scale_of("balanced accuracy", difference=True), scale_of("share of the gap")
+    ('logit', 'arctanh', 'identity')
+    """
+    if not re.match(r"share(?! of the (gap|deletion|change))|([\w-]+ )?accuracy$", unit):
+        return "identity"
+    return "arctanh" if difference else "logit"
 
-    >>> print(mean_over_seeds([1.0, 1.2, 1.1], n=500, unit="nats per token"))
-    1.100 [0.852, 1.348] nats per token (n=500)
+
+def t_interval(value: float, error: float, freedom: float, scale: str = "identity") -> tuple[float, float]:
+    """Return Student's 95 % t interval of a value with its standard error, symmetric on a scale of `SCALES`.
+
+    >>> [round(limit, 3) for limit in t_interval(0.98, 0.01, 2, "logit")]
+    [0.845, 0.998]
     """
     from scipy import stats  # takes most of a second to import
 
-    values = np.asarray(losses_S, dtype=np.float64)
-    lower, upper = NO_INTERVAL
+    forward, slope, back = SCALES[scale]
+    half = float(stats.t.ppf(0.975, freedom)) * slope(value) * error
+    return float(back(forward(value) - half)), float(back(forward(value) + half))
+
+
+def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str, scale: str = "identity") -> Estimate:
+    """Estimate an arm's mean loss over `n` stories each, with Student's t interval over its seeds on a scale.
+
+    One seed gives no interval, nor do equal losses: the spread over seeds is not known to be 0.  Equal shares (scale
+    "logit") have Wilson's interval over the stories of one seed.
+
+    >>> print(mean_over_seeds([1.0, 1.2, 1.1], n=500, unit="nats per token"))
+    1.100 [0.852, 1.348] nats per token (n=500)
+    >>> print(mean_over_seeds([0.0, 0.02, 0.015], n=200, unit="share of stories", scale="logit"))
+    0.012 [0.001, 0.100] share of stories (n=200)
+    """
+    values, interval = np.asarray(losses_S, dtype=np.float64), NO_INTERVAL
+    mean = float(values.mean())
     if len(values) > 1 and np.ptp(values) > 0:
         # Student's t and not a bootstrap: three seeds have 10 distinct resamples.
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
-        lower, upper = float(values.mean()) - half, float(values.mean()) + half
-    return Estimate(float(values.mean()), lower, upper, n, unit)
+        error = float(values.std(ddof=1)) / math.sqrt(len(values))
+        interval = t_interval(mean, error, len(values) - 1, scale)
+    elif len(values) > 1 and scale == "logit":
+        interval = _wilson(mean, n, 0.95)
+    return Estimate(mean, *interval, n, unit)
 
 
 @dataclass

@@ -6,7 +6,10 @@ A comparison of runs and a resumption ask the same: is this another run, or the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from lm_trials.files import read_object
 
 # What identifies a thing, by dotted name, and the fields that only record its name.  Where the first is
 # the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
@@ -69,3 +72,28 @@ def names_to_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str
     same = (key for key in _TO_GO_ON if before.get(key) is not None and before[key] == now.get(key))
     names = {name for key in same for name in _TO_GO_ON[key]}
     return names | {"model.transformers_version"}  # `versions` has it, and other code is refused or accepted there
+
+
+def lineage_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the models that the weights of a `run.json` descend from, nearest first; none for random weights.
+
+    Of a run: its name, seeds (`replicate`) and weights; of another model: its name, and its weights or commit.  Where
+    the field is missing, as in runs of older versions, the folders that are still there are followed.
+
+    >>> initial = {"name_or_path": "gpt2", "commit": "607a30d7"}
+    >>> lineage_of({"outcome": {"initial_model": initial}, "replicate": {"seed": 0}})
+    [{'model': 'gpt2', 'commit': '607a30d7'}]
+    """
+    if "lineage" in run:
+        return list(run["lineage"])
+    initial = run["outcome"].get("initial_model")
+    if not initial:
+        return []
+    weights = {name: initial[name] for name in ("weights_sha256", "commit") if name in initial}
+    if "run" not in initial:
+        return [{"model": initial["name_or_path"], **weights}]
+    folder = Path(initial["name_or_path"])
+    file = next((place / "run.json" for place in (folder, folder.parent) if (place / "run.json").is_file()), None)
+    earlier = read_object(file) if file else {}
+    same = initial["run"] == {"run_name": earlier.get("run_name"), "replicate": earlier.get("replicate")}
+    return [{**initial["run"], **weights}, *(lineage_of(earlier) if same and earlier != run else [])]

@@ -20,7 +20,7 @@ def arms_figure(rows: Iterable[Row], title: str | None = None) -> Figure:
             interval is over; NaN for a missing interval.
         title: of the figure of a table's row, without panel titles; None for losses.
 
-    >>> shared = {"dataset": "d", "arm": "A", "unit": "nats per token", "interval": "seeds", "seeds": 1}
+    >>> shared = {"dataset": "d", "arm": "A", "unit": "nats per token", "interval": "seeds and stories", "seeds": 3}
     >>> run, arm = {**shared, "row": "run", "estimate": 2.0}, {**shared, "row": "arm", "estimate": 2.0}
     >>> figure = arms_figure([run, {**arm, "lower": 1.9, "upper": 2.1}])
     >>> figure.axes[0].get_xlabel()

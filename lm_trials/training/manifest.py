@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from lm_trials.console import UsageError, note
 from lm_trials.files import flat, write_file
 from lm_trials.models.reference import RUN_FILE, read_run
-from lm_trials.run_fields import ADDED, names_to_go_on
+from lm_trials.run_fields import ADDED, lineage_of, names_to_go_on
 from lm_trials.training.plan import Plan
 from lm_trials.training.run_arguments import RunArguments
 
@@ -105,6 +105,7 @@ def describe_run(
         code_revision=code_revision(),
     )
     described["logistics"]["world_size"] = arguments.world_size
+    described["lineage"] = lineage_of(described)
     return {**described, "versions": versions(), "environment": environment(arguments)}
 
 

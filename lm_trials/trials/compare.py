@@ -12,8 +12,9 @@ row of its table:
 
 Runs that differ in seeds alone are one arm. Each arm is compared with the first
 on every data set that all runs were evaluated on (`lm-trials evaluate
---model_name_or_path runs/a runs/b`). The test over stories is for
-these models; the interval over seeds is for the recipes that trained them.
+--model_name_or_path runs/a runs/b`). The first interval is for new root seeds
+and new stories. Runs of one root seed, such as fine-tunings of one base, are
+averaged.
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ from lm_trials.trials.differences import (
 from lm_trials.trials.evaluations import evaluation_command, join_stories, own_validation, shared_sets
 from lm_trials.trials.measurements import measurement_title, read_measurement
 from lm_trials.trials.report import show_arms, show_next, show_result
-from lm_trials.trials.results import DatasetResult, measured_result, own_result, paired_result
+from lm_trials.trials.results import (
+    EXPLORATORY,
+    DatasetResult,
+    as_one_family,
+    measured_result,
+    own_result,
+    paired_result,
+)
 from lm_trials.trials.runs import Arm, group_arms, read_runs
 
 
@@ -92,8 +100,9 @@ class Comparison:
         arms = [
             {
                 "label": arm.label,
+                "root_seeds": arm.roots,
                 "runs": [
-                    {"run": run.name, **run.replicate, **{fact: getattr(run, fact) for fact in facts}}
+                    {"run": run.name, **run.replicate, "root": run.root, **{fact: getattr(run, fact) for fact in facts}}
                     for run in arm.runs
                 ],
             }
@@ -110,6 +119,7 @@ class Comparison:
             "variables": variables,
             "names_only": self.names,
             "logistics": self.logistics,
+            "family": EXPLORATORY,
             "results": [asdict(result) for result in self.results],
             "next_command": self.next_command,
         }
@@ -154,7 +164,7 @@ def compare_runs(
         tuple(variables),
         tuple(name for name in names_only([run.outcome for run in runs]) if name not in counted),
         tuple(differing_logistics(runs)),
-        tuple(results),
+        as_one_family(results),
         None if shared else evaluation_command(runs),
     )
 
@@ -181,8 +191,9 @@ def main(argv: list[str] | None = None) -> Comparison:
     folder = Path(args.output)
     comparison = compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where)
     show_arms(comparison.arms, comparison.variables, comparison.names, comparison.logistics)
+    count = len({(row["dataset"], row["arm"]) for row in comparison.rows() if row["row"] == "difference"})
     for result in comparison.results:
-        show_result(comparison.arms, result)
+        show_result(comparison.arms, result, count)
     write_comparison(folder, comparison, measurement_title(args.table, args.where) if args.table else None)
     show_next(folder, bool(comparison.results), comparison.next_command)
     return comparison

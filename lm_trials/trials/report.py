@@ -9,14 +9,18 @@ from typing import Any
 
 from lm_trials.console import show_facts, show_table
 from lm_trials.trials.differences import Variable, verdict
-from lm_trials.trials.results import OVER_SEEDS, DatasetResult
+from lm_trials.trials.results import OVER_BOTH, OVER_SEEDS, OVER_STORIES, DatasetResult
 from lm_trials.trials.runs import Arm, Run
 
 LONGEST_VALUE = 20
-COVERS = "Negative: the arm's loss is lower than the reference's.  Over stories: for these models, on similar stories."
+COVERS = "Negative: the arm's loss is lower than the reference's."
 COVERS_TABLE = "Positive: the arm's number is higher than the reference's."
-COVERS_SEEDS = "Over seeds: for the recipe, with any seed."
-ONE_SEED = "a conclusion about the recipe needs at least two seeds in both arms."
+INTERVALS = {
+    OVER_BOTH: "new seeds and stories",
+    OVER_STORIES: "these models, new stories",
+    OVER_SEEDS: "new seeds, these stories",
+}
+INTERVALS_OF_ARMS = {OVER_BOTH: "seeds, stories", OVER_SEEDS: "seeds"}
 
 
 def show_arms(
@@ -24,6 +28,7 @@ def show_arms(
 ) -> None:
     """Print the arms, how many variables differ, and each field that differs."""
     facts = {f"arm {arm.label}": ", ".join(f"{run.name} (seed {seed_text(run)})" for run in arm.runs) for arm in arms}
+    facts["root seeds"] = "; ".join(f"{arm.label} {roots_text(arm)}" for arm in arms)
     facts["verdict"] = verdict(variables)
     facts["updates"] = per_arm(arms, lambda run: run.outcome.get("max_steps"))
     facts["tokens"] = per_arm(arms, lambda run: run.num_tokens)
@@ -51,6 +56,18 @@ def seed_text(run: Run) -> str:
     seed, data_seed, initial = run.seeds
     text = str(seed) if data_seed in (None, seed) else f"{seed}, data seed {data_seed}"
     return text if initial is None else f"{text}, from seed {initial[0]}"
+
+
+def roots_text(arm: Arm) -> str:
+    """Return how many root seeds an arm has, and how many runs descend from them.
+
+    >>> runs = [Run("", "", {"initial_model.name_or_path": "x"}, {"seed": s}, {}, None, None, root=1) for s in (0, 1)]
+    >>> roots_text(Arm("A", tuple(runs))), roots_text(Arm("A", tuple(runs[:1])))
+    ('1 (2 fine-tunings)', '1')
+    """
+    if len(arm.roots) == len(arm.runs):
+        return str(len(arm.roots))
+    return f"{len(arm.roots)} ({len(arm.runs)} {'fine-tunings' if arm.runs[0].tuned else 'runs'})"
 
 
 def per_arm(arms: Sequence[Arm], value: Callable[[Run], int | None]) -> str:
@@ -94,35 +111,54 @@ def short(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 4]} ..."
 
 
-def show_result(arms: Sequence[Arm], result: DatasetResult) -> None:
-    """Print one data set's table of arms and its table of differences."""
+def show_result(arms: Sequence[Arm], result: DatasetResult, family: int) -> None:
+    """Print one data set's table of arms and its table of differences; `family` is the number of all differences."""
     names = {arm.label: arm.name for arm in arms}
     rows = []
     for row in result.of("arm"):
-        over = f"{row['seeds']} seeds" if row["interval"] == OVER_SEEDS else f"{row['interval']} (1 seed)"
+        over = (
+            f"{row['seeds']} {INTERVALS_OF_ARMS[row['interval']]}"
+            if row["seeds"] > 1
+            else f"{row['interval']} (1 seed)"
+        )
         rows.append([names[row["arm"]], *_interval(row), f"{row['n']:,}", over])
     counted = "stories" if result.of_losses else "n"
-    columns = ["arm", result.unit, "lower", "upper", counted, "95 % interval\nover"]
+    unit = result.unit.replace(" per ", "\nper ")
+    columns = ["arm", unit, "lower", "upper", counted, "95 % interval\nover"]
     title = f"loss on {result.dataset}" if result.of_losses else result.dataset
-    alone = [] if result.of_losses or result.of("difference") else [f"No test: {ONE_SEED}"]
-    show_table(title, columns, rows, caption="; ".join([*result.notes, *alone]) or None)
     differences = result.of("difference")
-    corrected = len({row["arm"] for row in differences}) > 1
-    rows = [
-        [
-            f"{row['arm']} minus {row['reference']}, over {row['interval']}",
-            *_interval(row, sign="+"),
-            p_text(row["p"]),
-            *([p_text(row["p_holm"])] if corrected else []),
-        ]
-        for row in differences
-    ]
+    alone = [one_root_text(arms)] if not differences and len(arms) > 1 else []
+    show_table(title, columns, rows, caption="  ".join(["; ".join(result.notes), *alone]).strip() or None)
+    p = "p_holm" if family > 1 else "p"
+    rows, named = [], set()
+    for row in differences:
+        what = _difference_text(row, row["arm"] not in named, result.of_losses)
+        rows.append([what, *_interval(row, sign="+"), p_text(row[p])])
+        named.add(row["arm"])
     if rows:
-        columns = ["difference", result.unit, "lower", "upper", "p", *(["p (Holm)"] if corrected else [])]
-        over_seeds = any(row["interval"] == OVER_SEEDS for row in differences)
-        seeds = COVERS_SEEDS if over_seeds else f"{ONE_SEED[0].upper()}{ONE_SEED[1:]}"
-        methods = "; ".join(dict.fromkeys(row["method"] for row in differences))
-        show_table("", columns, rows, caption=f"{COVERS if result.of_losses else COVERS_TABLE}  {seeds}  {methods}.")
+        columns = ["difference", unit, "lower", "upper", "p (Holm)" if family > 1 else "p"]
+        lines = [COVERS if result.of_losses else COVERS_TABLE, one_root_text(arms)]
+        lines += ["; ".join(dict.fromkeys(row["pairing"] for row in differences)).capitalize() + "."]
+        lines += [f"Exploratory: no test was registered{f', {family} differences in all' if family > 1 else ''}."]
+        show_table("", columns, rows, caption="  ".join(filter(None, lines)))
+
+
+def _difference_text(row: Mapping[str, Any], first: bool, of_losses: bool) -> str:
+    """Return what a difference's interval is for; the first of an arm names the arms."""
+    what = INTERVALS[row["interval"]] if of_losses else "new root seeds"
+    return f"{row['arm']} minus {row['reference']}, {what}" if first else f"· {what}"
+
+
+def one_root_text(arms: Sequence[Arm]) -> str:
+    """Return which arms have one root seed, and what follows; nothing where none has.
+
+    >>> run = Run("", "", {}, {"seed": 1}, {}, None, None, root=1)
+    >>> one_root_text([Arm("A", (run,)), Arm("B", (run, run))])
+    'Nothing can be said about the recipe: A has 1 root seed; B has 1 root seed (2 runs).'
+    """
+    alone = [arm for arm in arms if len(arm.roots) == 1]
+    counts = (f"{arm.label} has {roots_text(arm).replace('1', '1 root seed', 1)}" for arm in alone)
+    return f"Nothing can be said about the recipe: {'; '.join(counts)}." if alone else ""
 
 
 def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
@@ -133,9 +169,11 @@ def _interval(row: Mapping[str, Any], sign: str = "") -> list[str]:
 def p_text(p: float) -> str:
     """Return a p value with its significant digits.
 
-    >>> p_text(0.0002), p_text(0.0314), p_text(math.nan)
-    ('0.0002', '0.031', 'none')
+    >>> p_text(0.0002), p_text(0.0314), p_text(math.nan), p_text(1e-9)
+    ('0.0002', '0.031', 'none', '<0.0001')
     """
+    if p < 0.0001:
+        return "<0.0001"
     return "none" if math.isnan(p) else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 

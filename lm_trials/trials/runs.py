@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError
 from lm_trials.files import flat, read_object, weights_digest
-from lm_trials.run_fields import BOOKKEEPING, names_in
+from lm_trials.run_fields import BOOKKEEPING, lineage_of, names_in
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
@@ -33,6 +33,8 @@ class Run:
         logistics: the fields that change no result, and the device.
         steps: completed updates; None without a `trainer_state.json`.
         parameters: stored parameters; None without model files.
+        root: the root seed: the `seed` of the first run of its lineage; of a model without a `run.json`, its identity.
+            The unit of replication: runs with other data orders or fine-tuning seeds are no new sample of it.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Run:
     logistics: Mapping[str, Any]
     steps: int | None
     parameters: int | None
+    root: int | str | None = None
 
     @property
     def seeds(self) -> tuple[Any, ...]:
@@ -69,6 +72,11 @@ class Run:
         """Whether all updates are completed."""
         return self.steps is not None and self.steps == self.outcome.get("max_steps")
 
+    @property
+    def tuned(self) -> bool:
+        """Whether it started from another model."""
+        return self.outcome.get("initial_model.name_or_path") is not None
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -81,6 +89,11 @@ class Arm:
     def outcome(self) -> Mapping[str, Any]:
         """The outcome fields, equal for all its runs except for names."""
         return self.runs[0].outcome
+
+    @property
+    def roots(self) -> tuple[int | str | None, ...]:
+        """The root seeds of its runs, each once."""
+        return tuple(dict.fromkeys(run.root for run in self.runs))
 
     @property
     def name(self) -> str:
@@ -144,7 +157,21 @@ def read_run(name: str) -> Run:
         logistics | {"device": device},
         read_object(state).get("global_step") if state.is_file() else None,
         count_parameters(folder),
+        _root(described),
     )
+
+
+def _root(described: Mapping[str, Any]) -> int | str | None:
+    """Return the root seed of a `run.json`.
+
+    >>> base = {"run_name": "base", "replicate": {"seed": 3}}
+    >>> _root({"lineage": [base], "replicate": {"seed": 0}}), _root({"lineage": [], "replicate": {"seed": 0}})
+    (3, 0)
+    """
+    first = [described, *lineage_of(described)][-1]
+    if "replicate" in first:
+        return first["replicate"].get("seed")
+    return first.get("weights_sha256") or first.get("commit") or first.get("model")
 
 
 def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:

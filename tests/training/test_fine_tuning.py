@@ -61,10 +61,14 @@ def history(folder):
 
 def test_a_run_on_a_set_starts_from_the_weights_and_a_new_schedule(tune, base):
     _, folder = tune("run")
-    outcome = json.loads((folder / "run.json").read_text())["outcome"]
+    run, before = (json.loads((place / "run.json").read_text()) for place in (folder, base))
+    outcome = run["outcome"]
     assert outcome["data"]["protocol"]["adversarial"] == ["features=Twist:1.0"]
     assert outcome["initial_model"]["name_or_path"] == str(base)
     assert outcome["initial_model"]["run"]["run_name"]
+    digest = outcome["initial_model"]["weights_sha256"]
+    named = {"run_name": before["run_name"], "replicate": before["replicate"], "weights_sha256": digest}
+    assert (run["lineage"], before["lineage"]) == ([named], [])
     assert [row["learning_rate"] for row in history(folder) if "loss" in row] == [1e-3] * 6
     weights = [load_file(place / "model.safetensors") for place in (base, folder)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

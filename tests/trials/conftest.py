@@ -87,6 +87,7 @@ def make_run():
             "logistics": {"output_dir": str(folder), "run_name": name, "max_eval_samples": 500, **(logistics or {})},
             "versions": {"torch": "2.13.0", **more.get("versions", {})},
             "environment": {"device": "cpu"},
+            **({"lineage": more["lineage"]} if "lineage" in more else {}),
         }
         (folder / "run.json").write_text(json.dumps(described))
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": more.get("steps", 100)}))

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from scipy import stats
 
 from lm_trials.console import UsageError
 from lm_trials.trials.compare import compare_runs, main
+from lm_trials.trials.paired import holm
+from lm_trials.trials.two_way import two_way_difference
 
 LOW = {"learning_rate": 0.001}
 
@@ -36,11 +39,17 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
     (result,) = comparison.results
     arms = result.of("arm")
     assert [row["estimate"] for row in arms] == pytest.approx(losses.mean(axis=1))
-    assert [row["interval"] for row in arms] == ["seeds", "seeds"]
-    over_stories, over_seeds = result.of("difference")
+    assert [row["interval"] for row in arms] == ["seeds and stories", "seeds and stories"]
+    over_both, over_stories, over_seeds = result.of("difference")
+    stories = np.array([nats(seed, shift) for seed, shift in ((1, 0), (2, 0), (3, 0), (11, 1), (12, 1), (13, 1))])
+    expected = two_way_difference(stories[3:] - stories[:3], np.full(50, 10), "nats per token")
+    assert (over_both["lower"], over_both["upper"]) == pytest.approx(
+        (expected.difference.lower, expected.difference.upper)
+    )
+    assert over_both["interval"] == "seeds and stories"
     assert over_stories["estimate"] == pytest.approx(over_seeds["estimate"])
     assert over_seeds["p"] == pytest.approx(stats.ttest_rel(losses[1], losses[0]).pvalue)
-    assert over_seeds["method"] == "t over pairs of equal seeds"
+    assert over_seeds["method"] == "t over pairs of root seeds"
     assert over_stories["p"] < 0.001
 
     written = json.loads(Path("out/compare.json").read_text())
@@ -49,13 +58,15 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
     with Path("out/compare.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {"estimate", "lower", "upper", "n", "unit", "seed"} <= rows[0].keys()
-    assert [row["row"] for row in rows] == ["run"] * 6 + ["arm"] * 2 + ["difference"] * 2
+    assert [row["row"] for row in rows] == ["run"] * 6 + ["arm"] * 2 + ["difference"] * 3
+    assert [row["family"] for row in rows] == [""] * 8 + ["exploratory"] * 3
+    assert written["family"] == "exploratory"
     assert [row["seed"] for row in rows[:6]] == ["1", "2", "3", "1", "2", "3"]
     assert Path("out/compare.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(Path("out").glob(".*"))
     shown = capsys.readouterr().out
-    for text in ("differs: learning_rate", "the same in all: 12,807", "for these models",
-                 "Over seeds: for the recipe", "3 seeds", "B minus A, over seeds"):  # fmt: skip
+    for text in ("differs: learning_rate", "the same in all: 12,807", "Paired by root seed. Exploratory: no test",
+                 "root seeds A 3; B 3", "3 seeds, stories", "B minus A, new seeds and stories"):  # fmt: skip
         assert text in " ".join(shown.split())
 
 
@@ -63,7 +74,7 @@ def test_one_seed_says_that_it_has_no_interval_over_seeds(make_run, capsys):
     comparison = main([make_run("a", nats=nats(1)), make_run("b", change=LOW, nats=nats(2))])
     shown = " ".join(capsys.readouterr().out.split())
     assert "stories (1 seed)" in shown
-    assert "A conclusion about the recipe needs at least two seeds" in shown
+    assert "Nothing can be said about the recipe: A has 1 root seed; B has 1 root seed." in shown
     (result,) = comparison.results
     assert [row["interval"] for row in result.of("difference")] == ["stories"]
     first, _ = result.of("arm")
@@ -75,7 +86,74 @@ def test_other_seeds_are_not_paired(make_run):
     runs = [make_run(f"a{s}", s, nats=nats(s)) for s in (1, 2)]
     runs += [make_run(f"b{s}", s, LOW, nats=nats(s)) for s in (3, 4)]
     (result,) = compare_runs(runs).results
-    assert result.of("difference")[1]["method"] == "Welch's t over seeds"
+    assert [row["interval"] for row in result.of("difference")] == ["seeds and stories", "stories", "seeds"]
+    assert result.of("difference")[2]["method"] == "Welch's t over root seeds"
+    assert {row["pairing"] for row in result.of("difference")} == {"root seeds not paired"}
+
+
+def tuned(make_run, name, base, root, seed, change, nats):
+    """A fine-tuning of a run whose folder is gone: its lineage is what `run.json` has."""
+    run = {"run_name": base, "replicate": {"seed": root, "data_seed": root}}
+    initial = {"name_or_path": f"gone/{base}", "run": run, "weights_sha256": "w"}
+    lineage = [{**run, "weights_sha256": "w"}]
+    return make_run(name, seed, {"initial_model": initial, **change}, nats=nats, lineage=lineage)
+
+
+def test_fine_tunings_of_one_base_are_one_root_seed(make_run, capsys):
+    runs = [tuned(make_run, f"a{s}", "base", 1, s, {}, nats(s)) for s in (0, 1, 2)]
+    runs += [tuned(make_run, f"b{s}", "base", 1, s, LOW, nats(s + 10, 1.0)) for s in (0, 1, 2)]
+    comparison = main(runs)
+    (row,) = comparison.results[0].of("difference")
+    assert (row["interval"], row["seeds"]) == ("stories", 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "root seeds A 1 (3 fine-tunings); B 1 (3 fine-tunings)" in shown
+    assert "Nothing can be said about the recipe: A has 1 root seed (3 fine-tunings); B has" in shown
+    written = json.loads(Path("out/compare/compare.json").read_text())
+    assert [arm["root_seeds"] for arm in written["arms"]] == [[1], [1]]
+
+
+def test_parents_and_children_are_paired_by_root_seed(make_run):
+    """Two fine-tunings of each of three bases, against the bases: three pairs, whatever the seeds of the second."""
+    values = {root: nats(root) for root in (1, 2, 3)}
+    runs = [make_run(f"base{root}", root, nats=values[root]) for root in values]
+    children = []
+    for root in values:
+        for seed in (7, 8):
+            name, losses = f"tuned{root}-{seed}", nats(10 * root + seed, -0.5)
+            change = {"initial_model": {"name_or_path": "gone", "run": {}, "weights_sha256": "w"}, **LOW}
+            run = {"run_name": "b", "replicate": {"seed": root, "data_seed": root}}
+            children.append((root, losses))
+            runs.append(make_run(name, 10 * root + seed, change, nats=losses, lineage=[run]))
+    rows = compare_runs(runs).results[0].of("difference")
+    assert [(row["seeds"], row["pairing"]) for row in rows] == [(3, "paired by root seed")] * 3
+    of_root = np.array([np.mean([losses for of, losses in children if of == root], axis=0) for root in values])
+    expected = two_way_difference(of_root - np.array(list(values.values())), np.full(50, 10), "nats per token")
+    assert (rows[0]["estimate"], rows[0]["p"]) == pytest.approx((expected.difference.estimate, expected.p))
+
+
+def test_data_orders_of_one_seed_are_one_root_seed(make_run):
+    runs = [make_run(f"{arm}{s}", 1, change, nats=nats(s), data_seed=s) for arm, change in (("a", {}), ("b", LOW))
+            for s in (1, 2)]  # fmt: skip
+    assert [row["interval"] for row in compare_runs(runs).results[0].of("difference")] == ["stories"]
+
+
+def test_all_differences_of_a_command_are_one_family(make_run, capsys):
+    runs = []
+    for rate in (1, 2, 3):
+        for seed in (1, 2, 3):
+            losses = nats(10 * rate + seed, rate / 10)
+            run = make_run(f"{rate}-s{seed}", seed, {"learning_rate": rate}, nats=losses, dataset="one")
+            other = Path(run, "eval", "two")
+            shutil.copytree(Path(run, "eval", "one"), other)
+            runs.append(run)
+    comparison = main(runs)
+    rows = [row for result in comparison.results for row in result.of("difference")]
+    assert len(rows) == 2 * 2 * 3
+    for interval in ("seeds and stories", "stories", "seeds"):
+        p, corrected = zip(*((row["p"], row["p_holm"]) for row in rows if row["interval"] == interval), strict=True)
+        assert list(corrected) == holm(p)
+        assert min(corrected) == pytest.approx(4 * min(p))
+    assert "Exploratory: no test was registered, 4 differences in all." in " ".join(capsys.readouterr().out.split())
 
 
 def test_seeds_are_paired_by_their_number_and_not_by_the_order_of_the_command(two_arms):
@@ -102,14 +180,15 @@ def test_three_arms_are_corrected_for_two_comparisons(make_run):
 
 
 def test_stories_are_joined_by_record_and_equal_records_by_their_order(make_run):
-    ids = ["x", "y", "x", "z"]
-    first = make_run("a", nats=[1.0, 2.0, 3.0, 4.0], ids=ids)
-    turned = make_run("b", change=LOW, nats=[4.0, 1.0, 3.0, 2.0], ids=["z", "x", "x", "y"])
-    (result,) = compare_runs([first, turned]).results
-    (row,) = result.of("difference")
-    assert (row["estimate"], row["lower"], row["upper"], row["p"]) == (0, 0, 0, 1)
-    other = make_run("c", change=LOW, nats=[4.0, 3.0, 1.0, 2.0], ids=["z", "x", "x", "y"])
-    assert compare_runs([first, other]).results[0].of("difference")[0]["upper"] > 0
+    ids, rest = ["x", "y", "x", "z"], [f"story{number}" for number in range(10)]
+    first = make_run("a", nats=[1.0, 2.0, 3.0, 4.0, *range(10)], ids=ids + rest)
+    turned = make_run("b", change=LOW, nats=[4.0, 1.0, 3.0, 2.0, *range(10)], ids=["z", "x", "x", "y", *rest])
+    (row,) = compare_runs([first, turned]).results[0].of("difference")
+    assert (row["estimate"], row["p"]) == (0, 1)
+    assert math.isnan(row["lower"])  # every difference is 0
+    other = make_run("c", change=LOW, nats=[4.0, 3.0, 1.0, 2.0, *range(10)], ids=["z", "x", "x", "y", *rest])
+    (row,) = compare_runs([first, other]).results[0].of("difference")
+    assert row["lower"] < 0 < row["upper"]
 
 
 def test_other_tokens_of_the_same_stories_are_compared_in_bits_per_byte(make_run):

@@ -67,6 +67,7 @@ def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
     assert "lens: metric loss, layer 1" in shown
     assert "Positive: the arm's number is higher" in shown
     assert "the arm's loss is lower" not in shown
+    assert "B minus A, new root seeds" in shown
     written = json.loads(Path("out/compare.json").read_text())
     assert written["verdict"].endswith("differs: learning_rate")
     assert written["next_command"] is None
@@ -74,6 +75,26 @@ def test_the_numbers_of_a_table_are_compared_over_seeds(measured, capsys):
     (other,) = compare_runs(measured, table=TABLE, where=["metric=loss_kl", "layer=0"]).results
     assert other.of("run")[0]["estimate"] == VALUES["a"][0] + 6
     assert other.unit == "nats"
+
+
+def test_shares_of_a_table_stay_within_0_and_1(measured):
+    def arm(values):
+        for run, value in zip(measured, values, strict=True):
+            rows = [[*row[:-1], "share of stories"] for row in rows_of(Path(run).name, value)]
+            write_table(Path(run) / TABLE, rows, {})
+        result = compared(measured)
+        return [(row["lower"], row["upper"]) for row in (*result.of("arm"), *result.of("difference"))]
+
+    for lower, upper in arm([0.0, 0.01, 0.04, 0.9, 0.99, 1.0])[:2]:
+        assert 0 < lower < upper < 1
+    (lower, upper), _, difference = arm([0.0, 0.0, 0.0, 1.0, 1.0, 0.9])
+    assert lower == 0 < upper < 0.1  # Wilson's, of 40 stories
+    assert difference[1] < 1
+    # The same numbers in another unit leave the range.
+    for run, value in zip(measured, [0.0, 0.01, 0.04, 0.9, 0.99, 1.0], strict=True):
+        write_table(Path(run) / TABLE, rows_of(Path(run).name, value), {})
+    first, second = compared(measured).of("arm")
+    assert first["lower"] < 0 < 1 < second["upper"]
 
 
 def test_one_table_may_hold_the_rows_of_all_runs(measured):
@@ -88,7 +109,7 @@ def test_one_seed_has_no_test(measured, capsys):
     (result,) = comparison.results
     assert result.of("difference") == []
     shown = " ".join(capsys.readouterr().out.split())
-    assert "No test: a conclusion" in shown
+    assert "Nothing can be said about the recipe: A has 1 root seed; B has 1 root seed." in shown
     assert "one model (1 seed)" in shown
 
 
