@@ -268,6 +268,49 @@ def test_slices_by_feature_and_source_add_up(run, tmp_path):
     assert len(twist) == 15
 
 
+def test_sentences_with_a_feature_are_a_slice_and_the_others_keep_every_bit(run, tmp_path, capsys):
+    rows = stories_in(tmp_path / "stories.jsonl")
+    twist = "It turned out that a dog sat."
+    for row in rows[::3]:
+        row["story"] = f"A cat sat. {twist}\n{row['story']}"
+    Path("twists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = run("--by", "features", data="twists.jsonl", output="plain")
+    table = run("--by", "features", "--sentences_with", "Twist", "BadEnding", data="twists.jsonl")
+    said = capsys.readouterr()
+    assert "sentences=Twist" in said.out
+    assert "note: --sentences_with BadEnding: no sentence of twists shows it, so there is no slice" in said.err
+    assert table[: len(plain)] == plain
+    of_twist = {row["metric"]: row for row in table[len(plain) :]}
+    assert {row["slice"] for row in of_twist.values()} == {"sentences=Twist"}
+    metrics = results_in(tmp_path / "out")
+    assert numbers(results_in(tmp_path / "plain")).items() <= metrics.items()
+    assert (metrics["eval_sentences_Twist_samples"], metrics["eval_sentences_Twist_stories_without"]) == (10, 20)
+    assert metrics["eval_sentences_Twist_loss"] == of_twist["loss"]["estimate"] != metrics["eval_loss"]
+    assert (metrics["eval_sentences_BadEnding_samples"], metrics["eval_sentences_BadEnding_stories_without"]) == (0, 30)
+
+    # The sentence is the same in each story, so the loss of its tokens follows from two prefixes of the story.
+    encode = batch_encoder(AutoTokenizer.from_pretrained(tmp_path / "llama"))
+    opening, to_its_end = (len(encode([text])[0]) for text in ("A cat sat. ", f"A cat sat. {twist}"))
+    model, nats = tiny_model("llama", vocab_size=330, dtype=torch.float64), 0.0
+    for row in rows[::3]:
+        ids = torch.tensor([[1, *encode([row["story"]])[0][:to_its_end]]])
+        log_p_TV = model(ids).logits[0, :-1].detach().log_softmax(-1)
+        nats -= float(log_p_TV[torch.arange(to_its_end), ids[0, 1:]][opening:].sum())
+    tokens = 10 * (to_its_end - opening)
+    assert (of_twist["loss"]["tokens"], metrics["eval_sentences_Twist_tokens"]) == (tokens, tokens)
+    assert of_twist["loss"]["estimate"] == pytest.approx(nats / tokens, rel=1e-6)
+    assert of_twist["bits_per_byte"]["estimate"] == pytest.approx(nats / math.log(2) / (10 * len(twist)), rel=1e-6)
+
+    whole, part = (
+        pq.read_table(tmp_path / "out" / name) for name in ("per_story.parquet", "per_story-sentences-Twist.parquet")
+    )
+    assert whole.drop(["slices"]).equals(pq.read_table(tmp_path / "plain/per_story.parquet").drop(["slices"]))
+    assert part.schema == whole.schema
+    assert part["record_id"] == whole["record_id"]
+    assert sum(part["tokens"].to_pylist()) == tokens
+    assert math.fsum(part["nats"].to_pylist()) == pytest.approx(nats, rel=1e-6)
+
+
 def test_a_matrix_of_models_and_data_sets_has_a_folder_for_each(run, tmp_path, capsys):
     rows = run("--model_dir", "gpt2", "--dataset_name", "more.jsonl")
     cells = {(row["model"], row["dataset"]): row["estimate"] for row in rows if row["metric"] == "loss"}
@@ -434,6 +477,8 @@ def refused(run, tmp_path, capfd):
     [
         (["--by", "feature"], "--by feature: did you mean features? valid: features, source"),
         (["--by", "features", "length"], "--by length: valid: features, source"),
+        (["--sentences_with", "Twists"], "--sentences_with Twists: did you mean Twist?"),
+        (["--sentences_with", "Twist", "--layout", "packed"], "--sentences_with and --layout cannot be combined"),
         (["--max_eval_samples", "0"], "--max_eval_samples 0 must be"),
         (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0 must be"),
         (["--generate", "-1"], "--generate -1 must be"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_gpt2
+from lm_trials.commands import evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tiny_llama_losses.json"
@@ -61,6 +62,26 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(run):
     assert losses(run("other", "--seed", "1")) != losses(first)
     # Only the order differs: the first update sees other blocks with the same weights.
     assert losses(run("order", "--data_seed", "1"))[0] != losses(first)[0]
+
+
+def test_sentences_with_a_feature_have_a_curve_that_ends_at_what_evaluate_finds(run, tiny_data):
+    when = ("--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "5", "--dense_eval_steps", "3")
+    folder = run("slice", *when, "--dense_eval_spacing", "geometric", "--sentences_with", "Twist", "Dialogue")
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    curve = {row["step"]: row["eval_sentences_Twist_loss"] for row in history if "eval_sentences_Twist_loss" in row}
+    assert list(curve) == [row["step"] for row in history if "eval_loss" in row] == [1, 2, 3, 5, 6]
+    assert len(set(curve.values())) == 5
+    described = json.loads((folder / "run.json").read_text())
+    assert described["logistics"]["sentences_with"] == ["Twist", "Dialogue"]  # no difference between arms
+    argv = ["--model_name_or_path", str(folder), "--dataset_name", "tiny", "--data_cache_dir", str(tiny_data)]
+    argv += ["--block_size", "32", "--sentences_with", "Twist"]
+    rows = {row["slice"]: row for row in evaluate.main(argv) if row["metric"] == "loss"}
+    last = json.loads((folder / "eval_results.json").read_text())
+    for name, under in (("all", "eval"), ("sentences=Twist", "eval_sentences_Twist")):
+        found = [last[f"{under}_{of}"] for of in ("loss", "loss_lower", "loss_upper", "samples", "tokens")]
+        expected = [rows[name][column] for column in ("estimate", "lower", "upper", "n", "tokens")]
+        assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert last["eval_sentences_Twist_loss"] == curve[6] != last["eval_sentences_Dialogue_loss"]
 
 
 def test_accumulation_and_workers_are_no_variables(run):
@@ -275,6 +296,7 @@ def test_gpt2_of_the_fifth_seed_has_its_parameters():
         (["--data_seed", "-1"], "--data_seed -1 must be"),
         (["--learning_rate", "-1"], "--learning_rate -1 must be"),
         (["--max_eval_samples", "0"], "--max_eval_samples 0 must be"),
+        (["--sentences_with", "Twist", "Moral"], "--sentences_with Moral: did you mean MoralValue?"),
         (["--shuffle_buffer_size", "0"], "--shuffle_buffer_size 0 must be"),
         (["--num_sampled_stories", "-1"], "--num_sampled_stories -1 must be"),
         (["--sample_tokens", "0"], "--sample_tokens 0 must be"),

@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         named_eval_datasets=stores.named,
         part_names=[part.name for part in stores.parts] if stores.mix else (),
         separator=data_args.document_separator,
+        sentences_with=data_args.sentences_with,
         generations=GenerationPlan(
             sets_to_write_for(stores, data_args, positions_of(model)),
             Path(data_args.data_cache_dir),

@@ -6,8 +6,8 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from lm_trials.data.datasets import Selection
 from lm_trials.estimates import interval_text
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import Processes, check_causal, check_documents_apart, story_losses
-from lm_trials.evaluation.results import STORY_TABLE, EvaluationResult, StoryTable
+from lm_trials.evaluation.results import EvaluationResult, StoryTable, story_table
+from lm_trials.evaluation.sentences import SentenceTokens
 from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documents
 from lm_trials.files import LONGEST_NAME, check_writable, plain_name
 from lm_trials.models.reference import (
@@ -156,9 +157,11 @@ def evaluate_checkpoint(
     check_causal(model.to(state.device), reference.name)
     if args.layout == "packed" and not args.attention_across_documents:
         check_documents_apart(model, model.config.model_type)
+    sentences = SentenceTokens(tokenizer, args.sentences_with)
+    documents = record_documents(dataset.read(), batch_encoder(tokenizer), marks, args.by)
     losses = story_losses(
         model,
-        record_documents(dataset.read(), batch_encoder(tokenizer), marks, args.by),
+        (replace(document, parts=sentences.parts(document.input_ids)) for document in documents),
         candidate.block_size,
         layout=args.layout,
         batch_size=args.per_device_eval_batch_size,
@@ -168,15 +171,19 @@ def evaluate_checkpoint(
         else None,
     )
     summary = LossSummary(args.seed)
-    table = StoryTable(folder / STORY_TABLE) if state.is_main_process else None
-    with table or nullcontext():
+    written = ("", *sentences.features) if state.is_main_process else ()
+    with ExitStack() as stack:
+        tables = {name: stack.enter_context(StoryTable(folder / story_table(name))) for name in written}
         for story in progress(losses, f"{Path(reference.path).name} on {dataset.name}", "stories", dataset.total):
             summary.add(story)
-            if table is not None:
-                table.add(story)
+            for name, table in tables.items():
+                table.add(story.parts[name] if name else story)
         metrics = summary.metrics()
     if summary.drop_unknown_features():
         note(f"note: --by features: no story of {dataset.name} has a feature, so there are no slices by features")
+    for name, part in summary.parts.items():
+        if not part.tokens:
+            note(f"note: --sentences_with {name}: no sentence of {dataset.name} shows it, so there is no slice")
     seconds = time.perf_counter() - started
     metrics |= {
         "perplexity": metrics["eval_perplexity"],  # its name in beyond-scale's files

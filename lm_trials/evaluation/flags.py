@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading, Device
+from lm_trials.stories.features import FEATURES
 
 SLICES = ("features", "source")
 
@@ -46,6 +47,13 @@ class EvaluationArguments(DataReading, Device):
     append_eos: bool | None = option(None, help="Score EOS after each story. Default: as the model was trained.")
     per_device_eval_batch_size: int = option(16, least=1, help="Windows per batch; no effect on results.")
     by: list[str] = option([], one_of=SLICES, help="Also report results by features, by source, or both.")
+    sentences_with: list[str] = option(
+        [],
+        one_of=FEATURES,
+        distinct=True,
+        not_with="layout",
+        help="Also report the loss of the sentences that show a feature, such as Twist.",
+    )
     all_checkpoints: bool = option(False, help="Evaluate all checkpoints of each run and its final model.")
     generate: int = option(
         0, least=0, group="generation", help="Number of stories that the model continues; scored against the originals."

@@ -9,9 +9,9 @@ Shape suffixes: B = windows, T = tokens of a window, V = vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
@@ -37,12 +37,16 @@ class NotFiniteError(UsageError):
 
 @dataclass(frozen=True)
 class Document:
-    """One story: its (n,) ids, BOS first, its size in bytes, and the slices that its loss is reported for."""
+    """One story: its (n,) ids, BOS first, its size in bytes, and the slices that its loss is reported for.
+
+    `parts` are also summed by themselves, by name: which of the n ids, as booleans, and their size in bytes.
+    """
 
     record_id: str
     input_ids: np.ndarray
     num_bytes: int
     groups: tuple[str, ...] = ("all",)
+    parts: Mapping[str, tuple[np.ndarray, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class Window:
         targets_T: the token after each, or `IGNORED` if another window scores it.
         owners_T: number of the document that each input token, and the prediction made at it, belongs to.
         position_ids_T: positions within the document if documents must not attend to one another, else None.
+        parts: which targets belong to each of the document's parts.
     """
 
     input_ids_T: np.ndarray
     targets_T: np.ndarray
     owners_T: np.ndarray
     position_ids_T: np.ndarray | None = None
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,12 +76,14 @@ class StoryLoss:
         nats: sum of the negative log-likelihoods of its scored tokens.
         tokens: number of scored tokens.
         correct: number of scored tokens that were the model's most likely token.
+        parts: the same of each part of the document.
     """
 
     document: Document
     nats: float = 0.0
     tokens: int = 0
     correct: int = 0
+    parts: dict[str, StoryLoss] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,8 @@ def per_story_windows(documents: Iterable[tuple[int, Document]], block_size: int
             inputs = ids[start : min(start + block_size, len(ids) - 1)]
             targets = ids[start + 1 : start + 1 + len(inputs)].copy()
             targets[: scored_to - start - 1] = IGNORED
-            yield Window(inputs, targets, np.full(len(inputs), number))
+            parts = {name: tokens[start + 1 : start + 1 + len(inputs)] for name, (tokens, _) in document.parts.items()}
+            yield Window(inputs, targets, np.full(len(inputs), number), parts=parts)
             scored_to = start + 1 + len(inputs)
             # Half a block of overlap: every scored token after the first window has at least that much context, at
             # twice the cost. A stride of 1 would be exact and block_size / 2 times as slow; the effect of the stride
@@ -181,16 +190,16 @@ def token_losses(model: PreTrainedModel, windows: list[Window]) -> list[tuple[np
     return scored
 
 
-def _sums_by_owner(window: Window, nats_T: np.ndarray, correct_T: np.ndarray) -> list[tuple[int, float, int, int]]:
-    """Return (owner, nats, tokens, correct) of each document of a window."""
+def _sums_by_owner(window: Window, nats_T: np.ndarray, correct_T: np.ndarray) -> list[tuple[int, str, float, int, int]]:
+    """Return (owner, part, nats, tokens, correct) of each document of a window, with part "", and of its parts."""
     scored_T = window.targets_T != IGNORED
     rows = []
     # `nats_T` is float64: in float32 the last digits of a story's sum would depend on its split into windows.
     for owner in np.unique(window.owners_T[scored_T]):
         of_owner_T = scored_T & (window.owners_T == owner)
-        rows.append(
-            (int(owner), float(nats_T[of_owner_T].sum()), int(of_owner_T.sum()), int(correct_T[of_owner_T].sum()))
-        )
+        for part, of_part_T in {"": of_owner_T, **window.parts}.items():
+            of_T = of_owner_T & of_part_T
+            rows.append((int(owner), part, float(nats_T[of_T].sum()), int(of_T.sum()), int(correct_T[of_T].sum())))
     return rows
 
 
@@ -371,7 +380,9 @@ def story_losses(
 
     def numbered() -> Iterator[tuple[int, Document]]:
         for number, document in enumerate(documents):
-            waiting[number] = StoryLoss(document)
+            whole = replace(document, groups=("all",), parts={})
+            parts = {name: StoryLoss(replace(whole, num_bytes=size)) for name, (_, size) in document.parts.items()}
+            waiting[number] = StoryLoss(document, parts=parts)
             yield number, document
 
     if layout == "packed":
@@ -383,8 +394,8 @@ def story_losses(
     group_size = batch_size * max(SORTED_BATCHES, processes.count)
     while group := list(itertools.islice(windows, group_size)):
         for sums in window_sums(model, group, batch_size, processes, _sums_by_owner):
-            for owner, nats, tokens, correct in sums:
-                story = waiting[owner]
+            for owner, part, nats, tokens, correct in sums:
+                story = waiting[owner].parts[part] if part else waiting[owner]
                 story.nats += nats
                 story.tokens += tokens
                 story.correct += correct

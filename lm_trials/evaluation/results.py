@@ -20,6 +20,15 @@ STORY_COLUMNS |= dict.fromkeys(("tokens", "correct", "num_bytes"), pa.int32())
 STORY_SCHEMA = pa.schema(STORY_COLUMNS | {"slices": pa.list_(pa.string())})
 
 
+def story_table(feature: str = "") -> str:
+    """Return the name of the table of stories, or of their sentences that show a feature.
+
+    >>> story_table(), story_table("Twist")
+    ('per_story.parquet', 'per_story-sentences-Twist.parquet')
+    """
+    return STORY_TABLE.replace(".", f"-sentences-{feature}.") if feature else STORY_TABLE
+
+
 @dataclass
 class EvaluationResult:
     """The results of one model on one data set.

@@ -65,9 +65,14 @@ def store_documents(store: TokenStore, limit: int | None = None) -> Iterator[Doc
 
 
 class LossSummary:
-    """Accumulates story losses into estimates for each slice, in constant memory."""
+    """Accumulates story losses into estimates for each slice, in constant memory.
+
+    The sentences with a feature have a summary of their own, in `parts`, so that other draws do not depend on them.
+    """
 
     def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.parts: dict[str, LossSummary] = {}
         self.bootstrap = StoryBootstrap(seed)
         self.tokens: dict[str, int] = {}
         self.unscored = 0
@@ -75,6 +80,8 @@ class LossSummary:
 
     def add(self, story: StoryLoss) -> None:
         """Add one story; a story without a token to predict is only counted in `unscored`."""
+        for name, part in story.parts.items():
+            self.parts.setdefault(name, LossSummary(self.seed)).add(part)
         if not story.tokens:
             self.unscored += 1
             return
@@ -113,16 +120,25 @@ class LossSummary:
         return {name: self.bootstrap.estimate(f, unit, group) for name, (f, unit) in STATISTICS.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the table: a row for each slice and metric, `all` first, then by name."""
-        return [
+        """Return the table: a row for each slice and metric, `all` first, then by name, then the parts."""
+        rows = [
             {"slice": group, "metric": metric, **estimate.row(), "tokens": self.tokens[group]}
             for group in sorted(self.tokens, key=lambda name: (name != "all", name.replace("!=", "=~")))
             for metric, estimate in self.estimates(group).items()
         ]
+        return rows + [row | {"slice": f"sentences={name}"} for name, part in self.parts.items() for row in part.rows()]
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """Return the metrics of all stories under Trainer's names: `eval_loss`, `eval_perplexity`, ..."""
-        return metrics_of(self.estimates(), self.tokens["all"], prefix)
+        """Return the metrics of all stories under Trainer's names: `eval_loss`, `eval_perplexity`, ...
+
+        Those of the sentences with a feature follow: `eval_sentences_Twist_loss`, ...; if there are none, their counts.
+        """
+        metrics = metrics_of(self.estimates(), self.tokens["all"], prefix)
+        for name, part in self.parts.items():
+            under = f"{prefix}_sentences_{name}"
+            metrics |= part.metrics(under) if part.tokens else {f"{under}_samples": 0}
+            metrics[f"{under}_stories_without"] = part.unscored
+        return metrics
 
 
 def metrics_of(estimates: Mapping[str, Estimate], num_tokens: int, prefix: str) -> dict[str, float]:

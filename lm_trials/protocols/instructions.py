@@ -28,6 +28,8 @@ from lm_trials.stories.draws import draw_integers
 
 ORDERS = tuple(itertools.permutations(LINES))  # manifests and stores have places in this tuple; keep its order
 STOPS = re.compile("[.!?]")
+STORY_LINE = re.compile(r"(?:^|\n)Story: (?=\S)")
+BEGINS_WITH_LINES = re.compile(rf"(?:{'|'.join((*LINES, 'Story'))}):")
 
 
 def chosen_sentence(story: str, draw: int) -> str:
@@ -85,6 +87,19 @@ def render(bodies: dict[str, str], order: int, subset: Sequence[str], story: str
     """
     lines = [f"{line}: {bodies[line]}" for line in ORDERS[order] if line in subset and line in bodies]
     return "\n".join([*lines, f"Story: {story}"])
+
+
+def story_start(text: str) -> int:
+    """Return where the story begins: after the instruction lines of a set's text, else at the start.
+
+    >>> text = "Features: Twist\\nStory: Tom ran."
+    >>> text[story_start(text):], story_start("Tom said: Story: no")
+    ('Tom ran.', 0)
+    """
+    if not BEGINS_WITH_LINES.match(text):
+        return 0
+    match = STORY_LINE.search(text)
+    return match.end() if match else 0
 
 
 def refusal_story(protocol: Protocol, place: int) -> str:

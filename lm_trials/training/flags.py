@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
+from lm_trials.stories.features import FEATURES
 
 RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
 STEPS: dict[str, Any] = {"above": 0, "whole": True}
@@ -49,6 +50,9 @@ class DataArguments(DataReading):
     )
     max_train_tokens: int | None = option(None, least=1, help="Tokens to train on, instead of --max_steps.")
     max_eval_samples: int | None = option(500, least=1, help="Most stories of each split to evaluate; None: all.")
+    sentences_with: list[str] = option(
+        [], one_of=FEATURES, distinct=True, help="Also evaluate the sentences that show these features, as Twist."
+    )
     dense_eval_steps: int = option(0, least=0, help="Number of first updates with ten times as many evaluations.")
     dense_eval_spacing: Literal["linear", "geometric"] = option(
         "linear", help="Spacing of these evaluations; geometric: it grows by a constant factor."

@@ -48,7 +48,7 @@ LOGISTICS = frozenset(
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "ddp_timeout"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "ddp_bucket_cap_mb"),
         *("num_train_epochs", "data_cache_dir", "num_sampled_stories", "sample_tokens", "overwrite_output_dir"),
-        *("accept_other_code", "streaming", "max_train_tokens"),
+        *("accept_other_code", "streaming", "max_train_tokens", "sentences_with"),
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
         *("num_generations", "generation_tokens", "model_name_or_path", "adapter_name_or_path", "merge_output"),
         *("dataset_num_proc", *RECOMPUTATION),

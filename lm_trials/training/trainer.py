@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase, default_data_collator
@@ -13,7 +15,8 @@ from transformers.integrations import TensorBoardCallback
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.generation import write_stories
-from lm_trials.evaluation.losses import story_losses
+from lm_trials.evaluation.losses import Document, story_losses
+from lm_trials.evaluation.sentences import SentenceTokens
 from lm_trials.evaluation.summary import LossSummary, store_documents
 from lm_trials.tokens.blocks import RunBlocks
 from lm_trials.tokens.stores import Separator, opening_of
@@ -43,6 +46,7 @@ class StoryTrainer(ExactResume):
         named_eval_datasets: further stores to evaluate, as `eval_<name>_loss` and so on.
         part_names: names of a mixture's parts, whose shares of the tokens are logged.
         separator: token before each story, also before a generated one.
+        sentences_with: features whose sentences are also evaluated, as `eval_sentences_<feature>_loss` and so on.
         kwargs: `Trainer`'s; `eval_dataset` is a `TokenStore` or `SetStore`.
     """
 
@@ -60,6 +64,7 @@ class StoryTrainer(ExactResume):
         generations: GenerationPlan | None = None,
         part_names: Sequence[str] = (),
         separator: Separator = "bos",
+        sentences_with: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         kwargs["data_collator"] = default_data_collator
@@ -72,6 +77,8 @@ class StoryTrainer(ExactResume):
         self.generations = generations
         self.part_names = tuple(part_names)
         self.separator = separator
+        self.sentences = SentenceTokens(self.processing_class, sentences_with)
+        self._parts: WeakKeyDictionary[Any, list] = WeakKeyDictionary()  # of each store's documents
         # Of this process, on the device: a sum that is read in each update makes the host wait for the device.
         self.part_tokens_P = torch.zeros(len(part_names), dtype=torch.long, device=self.args.device)
         self.watch(lambda: self.state.global_step, loss_lines)
@@ -93,11 +100,19 @@ class StoryTrainer(ExactResume):
         self.log_samples()
         return self.evaluated(metrics | self.log_generations(metric_key_prefix))
 
+    def _documents(self, store: Any) -> Iterator[Document]:
+        """Yield the documents to evaluate; their sentences are found in the first evaluation only."""
+        parts = self._parts.setdefault(store, [])
+        for number, document in enumerate(store_documents(store, self.max_eval_samples)):
+            if number == len(parts):
+                parts.append(self.sentences.parts(document.input_ids))
+            yield replace(document, parts=parts[number])
+
     def _evaluate_one(self, store: Any, prefix: str) -> dict[str, float]:
         started = time.perf_counter()
         summary = LossSummary()
         # Without the DDP wrapper, because an evaluation does not synchronize gradients.
-        model, documents = self.accelerator.unwrap_model(self.model), store_documents(store, self.max_eval_samples)
+        model, documents = self.accelerator.unwrap_model(self.model), self._documents(store)
         batch, processes = self.args.per_device_eval_batch_size, self.processes()
         # Trainer's `eval_loss` is a mean of batch means, which changes with the batch size; sums per story cost no
         # more time.

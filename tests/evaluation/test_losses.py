@@ -1,6 +1,7 @@
 """Losses against a computation that shares nothing with them but the model's logits."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,14 +30,20 @@ LENGTHS = [9, 1, 30, 2, 70, 16, 17, 5, 41, 3, 12, 28]
 
 
 def documents(lengths=LENGTHS, seed=0):
-    """Stories of random ids that begin with BOS (1)."""
+    """Stories of random ids that begin with BOS (1), each with its even ids as a part."""
     generator = np.random.default_rng(seed)
     ids = [np.concatenate([[1], generator.integers(3, VOCAB, size=length - 1)]) for length in lengths]
-    return [Document(f"r{number}", row, num_bytes=len(row)) for number, row in enumerate(ids)]
+    return [
+        Document(f"r{number}", row, len(row), parts={"even": (row % 2 == 0, number)}) for number, row in enumerate(ids)
+    ]
 
 
 def scores(losses):
-    return [(story.document.record_id, story.nats, story.tokens, story.correct) for story in losses]
+    return [
+        (one.document.record_id, one.nats, one.tokens, one.correct)
+        for story in losses
+        for one in (story, *story.parts.values())
+    ]
 
 
 def nats_of_logits(logits_TV, targets_T):
@@ -47,8 +54,11 @@ def nats_of_logits(logits_TV, targets_T):
     return -picked_T, logits_TV.argmax(axis=-1) == targets_T
 
 
-def one_story_at_a_time(model, document, block_size):
-    """The loss of a story as its definition has it: each token from the window that `per_story` promises it."""
+def one_story_at_a_time(model, document, block_size, step=1):
+    """The loss of a story as its definition has it: each token from the window that `per_story` promises it.
+
+    With a `step` of 2, of its even tokens alone.
+    """
     ids = document.input_ids
     nats = correct = 0
     scored_to = start = 0
@@ -60,7 +70,8 @@ def one_story_at_a_time(model, document, block_size):
             target = start + place + 1
             if scored_to < target < len(ids):
                 token_nats, hit = nats_of_logits(logits_V[None], ids[target : target + 1])
-                nats, correct, scored_to = nats + token_nats[0], correct + int(hit[0]), target
+                counts = ids[target] % step == 0
+                nats, correct, scored_to = nats + counts * token_nats[0], correct + int(counts and hit[0]), target
         start += max(block_size // 2, 1)
     return nats, correct
 
@@ -116,6 +127,22 @@ def test_per_story_losses_are_those_of_one_story_at_a_time_in_float64(kind, batc
         nats, correct = one_story_at_a_time(model, story.document, block_size=16)
         assert story.nats == pytest.approx(nats, rel=1e-12)
         assert (story.tokens, story.correct) == (len(story.document.input_ids) - 1, correct)
+
+
+def test_a_part_of_a_story_is_the_sum_over_its_tokens_and_changes_no_bit_of_the_whole():
+    model = tiny_model("llama", dtype=torch.float64)
+    found = list(story_losses(model, documents(), block_size=16, batch_size=5))
+    for number, story in enumerate(found):
+        part = story.parts["even"]
+        nats, correct = one_story_at_a_time(model, story.document, block_size=16, step=2)
+        assert part.nats == pytest.approx(nats, rel=1e-12)
+        assert (part.tokens, part.correct) == ((story.document.input_ids[1:] % 2 == 0).sum(), correct)
+        assert (part.document.num_bytes, part.document.record_id) == (number, f"r{number}")
+        assert part.tokens < story.tokens or story.tokens < 2
+    whole = [replace(document, parts={}) for document in documents()]
+    assert scores(story_losses(model, whole, block_size=16, batch_size=5)) == scores(
+        replace(story, parts={}) for story in found
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,7 +205,7 @@ def test_the_batch_size_changes_no_loss(kind, layout, across):
         for batch_size in (1, 3, 16, 64)
     ]
     for result in results[1:]:
-        assert [row[0] for row in result] == [f"r{number}" for number in range(len(LENGTHS))]
+        assert [row[0] for row in result[::2]] == [f"r{number}" for number in range(len(LENGTHS))]
         assert [row[1] for row in result] == pytest.approx([row[1] for row in results[0]], rel=1e-11)
         assert [row[2:] for row in result] == [row[2:] for row in results[0]]
 

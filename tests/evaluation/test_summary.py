@@ -69,6 +69,27 @@ def test_slices_have_their_own_rows_and_all_comes_first():
     assert [row["tokens"] for row in rows[::4]] == [2, 1, 1]
 
 
+def test_parts_of_stories_have_rows_of_their_own_and_the_rest_keeps_its_draws():
+    stories = [story(number, float(number), 4) for number in range(40)]
+    plain = summary_of(stories)
+    for number, one in enumerate(stories):
+        one.parts["Twist"] = story(number, number / 2, number % 2, num_bytes=3)
+        one.parts["Dialogue"] = story(number, 0.0, 0)
+    summary = summary_of(stories)
+    assert summary.rows()[:4] == plain.rows()
+    assert [row["slice"] for row in summary.rows()[4:]] == ["sentences=Twist"] * 4
+    metrics = summary.metrics("eval_set")
+    assert plain.metrics("eval_set").items() <= metrics.items()
+    odd = summary_of([story(number, number / 2, 1, num_bytes=3) for number in range(1, 40, 2)])
+    expected = odd.metrics("eval_set_sentences_Twist")
+    assert expected.items() <= metrics.items()
+    assert expected["eval_set_sentences_Twist_loss_lower"] < 10 < expected["eval_set_sentences_Twist_loss_upper"]
+    assert metrics["eval_set_sentences_Twist_stories_without"] == 20
+    of_dialogue = {name: value for name, value in metrics.items() if "Dialogue" in name}
+    under = "eval_set_sentences_Dialogue"
+    assert of_dialogue == {f"{under}_samples": 0, f"{under}_stories_without": 40}
+
+
 def test_documents_of_records_and_of_a_store_are_the_same():
     tokenizer = tiny_tokenizer()
     encode = batch_encoder(tokenizer)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from lm_trials.evaluation.sentences import SentenceTokens
 from lm_trials.models.shapes import build_config, build_model
 from lm_trials.tokens.blocks import TrainingBlocks, tiny_store
-from lm_trials.tokens.tokenizers import train_tokenizer
+from lm_trials.tokens.tokenizers import batch_encoder, train_tokenizer
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.trainer import StoryTrainer
 
@@ -133,6 +134,27 @@ def test_named_sets_are_evaluated_each(tmp_path, tokenizer):
 
 
 @pytest.mark.end_to_end
+def test_sentences_are_found_once_and_evaluated_each_time(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer)
+    plain = trainer.evaluate()  # without the flag
+    texts = ["a cat sat. It turned out that a dog ran. a mat", "a cat sat on a mat"] * 12
+    trainer.named_eval_datasets["more"] = tiny_store([[1, *ids] for ids in batch_encoder(tokenizer)(texts)])
+    trainer.sentences = SentenceTokens(tokenizer, ("Twist",))
+    trainer._parts.clear()
+    found, parts = [], trainer.sentences.parts
+    trainer.sentences.parts = lambda ids: found.append(ids) or parts(ids)
+    first, again = trainer.evaluate(), trainer.evaluate()
+    assert len(found) == 25 + 24
+    timing = ("runtime", "tokens_per_second", "epoch")
+    assert all(again[name] == value for name, value in first.items() if not name.endswith(timing))
+    assert all(first[name] == value for name, value in plain.items() if not name.endswith(timing))
+    assert (first["eval_more_sentences_Twist_samples"], first["eval_more_sentences_Twist_stories_without"]) == (12, 12)
+    assert first["eval_sentences_Twist_samples"] == 0
+    assert first["eval_more_sentences_Twist_loss"] != first["eval_more_loss"]
+    logged = [row["step"] for row in trainer.state.log_history if "eval_more_sentences_Twist_loss_lower" in row]
+    assert logged == [0]
+
+
 def test_weights_change_and_the_config_is_saved_with_its_cache_on(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}

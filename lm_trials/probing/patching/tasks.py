@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +25,11 @@ from lm_trials.console import UsageError, note
 from lm_trials.files import readable
 from lm_trials.probing.patching.flags import PatchingArguments, check_pair
 from lm_trials.probing.subjects import Subject
-from lm_trials.protocols.protocols import LINES
+from lm_trials.protocols.instructions import story_start
 from lm_trials.stories.generated.detectors import matched_sentence
 from lm_trials.stories.records import Record
 from lm_trials.tokens.tokenizers import batch_encoder
 
-STORY_LINE = re.compile(r"(?:^|\n)Story: (?=\S)")
-BEGINS_WITH_LINES = re.compile(rf"(?:{'|'.join((*LINES, 'Story'))}):")
 STORY, DIFFERENCE, LOG_PROBABILITY, PROBABILITY = "story", "answer difference", "answer", "answer probability"
 
 
@@ -117,19 +114,6 @@ class PromptTask(Task):
         first = next(iter(self.weights))
         against_B = nats_BV[rows, self.others[numbers]] if first == DIFFERENCE else 0.0
         return {first: answer_B - against_B, PROBABILITY: np.exp(answer_B)}
-
-
-def story_start(text: str) -> int:
-    """Return where the story begins: after the instruction lines of a set's text, else at the start.
-
-    >>> text = "Features: Twist\\nStory: Tom ran."
-    >>> text[story_start(text):], story_start("Tom said: Story: no")
-    ('Tom ran.', 0)
-    """
-    if not BEGINS_WITH_LINES.match(text):
-        return 0
-    match = STORY_LINE.search(text)
-    return match.end() if match else 0
 
 
 def story_task(subject: Subject, records: Sequence[Record], args: PatchingArguments) -> Task:
