@@ -9,7 +9,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
 from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
-from lm_trials.probing.feature_probe.stories import ProbeStories, read_probe_stories, story_alone, whole_in
+from lm_trials.probing.feature_probe.stories import ProbeStories, parted, read_probe_stories, story_alone, whole_in
 from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects
 from lm_trials.stories.records import make_record, record_id
@@ -111,14 +111,16 @@ def test_a_feature_with_too_few_stories_is_left_out_and_said():
     def stories(train, test):
         return ProbeStories(part(200, train), part(101, test), "records")
 
-    assert stories(40, 10).parted(["Twist"]) == (["Twist"], {})
+    many = stories(40, 10)
+    assert parted({"Twist": many}) == ({"Twist": many}, {})
     for few in (stories(39, 50), stories(161, 50), stories(100, 9), stories(100, 92)):
         with pytest.raises(UsageError, match="no feature can be probed: Twist: "):
-            few.parted(["Twist"])
-    enough, without = ProbeStories(
+            parted(dict.fromkeys(["Twist"], few))
+    both = ProbeStories(
         [*part(200, 100), *(make_record(f"x{n}", features=["Conflict"]) for n in range(3))], part(101, 50), "records"
-    ).parted(["Twist", "Conflict"])
-    assert enough == ["Twist"]
+    )
+    enough, without = parted(dict.fromkeys(["Twist", "Conflict"], both))
+    assert enough == {"Twist": both}
     assert without == {
         "Conflict": "0 of 101 test stories have it, where at least 10 with and 10 without it are needed"
     }  # fmt: skip
