@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         figures |= report.figures_of(series, own, args, reading)
         rows += own
         differences += apart
-    finding = Finding.of([one.sentence for one in findings], [one.control for one in findings])
+    finding = Finding.of([one.sentence for one in findings], [one.control for one in findings], ". ")
     about, tables = report.about_of(subjects, stories, readings), {f"{PROBE}-differences": differences}
     write_findings(PROBE, (how, texts, args), rows, finding, about, figures, checks, tables)
     return rows

@@ -91,7 +91,7 @@ def difference_rows(series: Sequence[Series], reading: Reading, seed: int) -> Pr
     """
     models = [one for one in series if one.role == "finding"]
     by_name = {one.name: one for one in series}
-    texts = [one.name for one in series if one.subject is None]
+    texts = [one.name for one in series if one.role == "control" and one.subject is None]
     rows = ProbeTable()
     for model in models:
         for feature, label in reading.labels.items():
@@ -152,7 +152,7 @@ def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTab
 
 def _over(reading: Reading, stories: str) -> str:
     whole = reading.name == WHOLE
-    return f"on {stories}" if whole else f"before the sentence that shows the feature, at equal lengths of {stories}"
+    return f"on {stories}" if whole else f"Before the sentence that shows the feature, at equal lengths of {stories}"
 
 
 def _count(rows: ProbeTable) -> str:
@@ -234,7 +234,7 @@ def _where(row: Row) -> str:
 def show_findings(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable, reading: Reading) -> None:
     """Print what is decoded where, against which control, and how models differ."""
     models = shown_models(series)
-    place = "" if reading.name == WHOLE else f", {reading.name}"
+    place = "" if reading.name == WHOLE else " before the sentence that shows them"
     columns = ["", "selected", "balanced\naccuracy", "accuracy", "difference from\nstrongest control"]
     last = (
         "selected: layer and pooling, on a part of the training stories\n"
@@ -318,7 +318,7 @@ def figures_of(
     if not args.all_checkpoints:
         return figures
     runs = list(dict.fromkeys(one.run for one in series if one.role == "finding"))
-    before = "" if whole else f", {reading.name}"
+    before = "" if whole else ", before the feature's sentence"
     figures[f"{stem}-steps"] = steps_figure(rows, f"{what} over training{before}")
     for run in runs:
         for pooling in args.pooling:

@@ -78,12 +78,13 @@ class ProbeStories:
     def shortage(self, feature: str) -> str | None:
         """Return why there are too few stories to probe a feature, or None."""
         train_N, test_N = self.has(feature)
+        counts = ", ".join(f"{count:,} {why}" for why, count in self.left_out.items())
         # FEWEST in the part for selection too.
         for part, has_N, fewest in (("test", test_N, FEWEST), ("training", train_N, int(FEWEST / CHOICE_SHARE))):
             if not fewest <= has_N.sum() <= len(has_N) - fewest:
                 return (
                     f"{int(has_N.sum())} of {len(has_N)} {part} stories have it, where at least {fewest} with and "
-                    f"{fewest} without it are needed"
+                    f"{fewest} without it are needed" + f" (stories left out: {counts})" * bool(counts)
                 )
         return None
 
