@@ -213,7 +213,7 @@ def test_before_the_marker_and_a_place_named_in_advance(models, tmp_path, capsys
     about = json.loads((tmp_path / "feature_probe.json").read_text())
     counts = about["before_marker"]["stories"]["Twist"]
     assert counts["test"] == found["before_marker", "Twist"]["n"] < about["stories"]["test"]
-    assert ". Before the sentence that shows the feature, at equal lengths of " in about["finding"]
+    assert " held-out stories cut at equal lengths, from gpt2, " in about["finding"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "feature_probe-mean.png", "feature_probe-before_marker-mean.png"}  # fmt: skip
 

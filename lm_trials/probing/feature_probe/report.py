@@ -151,8 +151,9 @@ def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTab
 
 
 def _over(reading: Reading, stories: str) -> str:
-    whole = reading.name == WHOLE
-    return f"on {stories}" if whole else f"Before the sentence that shows the feature, at equal lengths of {stories}"
+    if reading.name == WHOLE:
+        return f"on {stories}"
+    return f"Before the sentence that shows the feature, on {stories} cut at equal lengths"
 
 
 def _count(rows: ProbeTable) -> str:
@@ -252,7 +253,7 @@ def show_findings(series: Sequence[Series], rows: ProbeTable, differences: Probe
     if changes := differences.where(kind="model", place="chosen"):
         down = {feature: {"feature": feature} for feature in changes.distinct("feature")}
         across = {one.name: {"series": one.name} for one in models[1:]}
-        changes.show(f"Minus {models[0].name}{place}, paired by story", "", down, across, cell=interval)
+        changes.show(f"Minus {models[0].name}, paired by story", "", down, across, cell=interval)
     ended = [fit.converged for one in series for fits in one.fits.values() for fit in fits.values()]
     if not all(ended):
         failed = f"{ended.count(False)} of {len(ended)} probes"
