@@ -177,6 +177,47 @@ def test_a_word_that_is_the_feature_is_found_in_the_embeddings_and_noise_is_not(
     assert "not significantly better than the strongest control" in finding
 
 
+def test_before_the_marker_and_a_place_named_in_advance(models, tmp_path, capsys):
+    """Planted: the twist, but not the conflict, is foretold by a word of the first sentence."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(600):
+        twist, conflict = generator.random(2) < 0.5
+        sentences = [f"A {'dog' if twist else 'cat'} dug {number} holes."]
+        sentences += [f"The {word} sat." for word in generator.choice(["boy", "cup", "hat"], generator.integers(2, 5))]
+        sentences += ["It turned out that he was a king."] * int(twist) + ["They had a fight."] * int(conflict)
+        features = ["Twist"] * int(twist) + ["Conflict"] * int(conflict)
+        lines.append({"story": " ".join(sentences), "features": features})
+    path = tmp_path / "planted.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = ["--layers", "1", "--pooling", "mean", "--num_train_stories", "400", "--max_eval_samples", "200"]
+    both = run(path, tmp_path, models / "gpt2", flags=[*place, "--read", "whole", "before_marker"])
+    told = capsys.readouterr()
+    assert re.search(r"before_marker, Twist: \d{3} training and \d{2,3} test stories", told.err)
+    assert "Features decoded from gpt2 before the sentence that shows them" in told.out
+    found = {}
+    for read in ("whole", "before_marker"):
+        for feature in ("Twist", "Conflict"):
+            # What a trial registers: one place, hence one row.
+            (found[read, feature],) = [
+                row for row in both
+                if row["role"] == "finding" and (row["read"], row["feature"]) == (read, feature)
+                and row["metric"] == "balanced accuracy"
+            ]  # fmt: skip
+    assert found["whole", "Twist"]["estimate"] > 0.9
+    assert found["whole", "Conflict"]["lower"] > 0.6
+    assert found["before_marker", "Twist"]["estimate"] > 0.9
+    assert found["before_marker", "Conflict"]["lower"] < 0.5 < found["before_marker", "Conflict"]["upper"]
+    (length,) = [r for r in both if r["series"] == "length" and r["feature"] == "Twist" and r["metric"] != "accuracy"]
+    assert length["lower"] < 0.5 < length["upper"]
+    about = json.loads((tmp_path / "feature_probe.json").read_text())
+    counts = about["before_marker"]["stories"]["Twist"]
+    assert counts["test"] == found["before_marker", "Twist"]["n"] < about["stories"]["test"]
+    assert " held-out stories cut at equal lengths, from gpt2, " in about["finding"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "feature_probe-mean.png", "feature_probe-before_marker-mean.png"}  # fmt: skip
+
+
 @pytest.mark.parametrize("flags", [[], ["--load_in_8bit"]])
 def test_an_adapter_is_read_on_its_base(flags, stories, models, tmp_path):
     rows = run(stories, tmp_path / "a", models / "llama", models / "adapter", flags=[
@@ -264,6 +305,8 @@ def test_what_means_nothing_is_one_line(stories, models, tmp_path, capsys):
         ("--layers", "last"): "--layers last is not a layer",
         ("--layers", "1", "1"): "--layers 1 is given twice",
         ("--pooling", "max"): "--pooling max: valid: last_10, mean",
+        ("--read", "after"): "--read after: valid: before_marker, whole",
+        ("--read", "before_marker", "--long_stories", "cut"): "--long_stories cut: --read before_marker needs whole",
         ("--features", "Twist", "twist"): "--features Twist twist: a feature is given twice",
         ("--features", "Plot"): "unknown feature 'Plot'",
         ("--l2", "0"): "--l2 0 must be",

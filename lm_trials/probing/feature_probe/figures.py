@@ -14,7 +14,7 @@ from lm_trials.reporting.layer_figures import curves_figure
 CHANCE = 0.5
 BALANCED = "balanced accuracy"
 SHUFFLED = "shuffled labels"
-FLAT = ("text statistics", "bag of words")
+FLAT = ("length", "text statistics", "bag of words")
 
 
 def layers_figure(rows: Sequence[Row], pooling: str, models: Sequence[str], title: str) -> Figure:

@@ -8,9 +8,10 @@ Shape suffixes: N = training stories, M = test stories, D = numbers of a story, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +25,19 @@ from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.anatomy import check_hidden
 from lm_trials.probing.capture import Activations, CaptureCheck, check_capture
-from lm_trials.probing.feature_probe.flags import NORMED, FeatureProbeArguments
-from lm_trials.probing.feature_probe.stories import CHOICE_SHARE, ProbeStories, bag_of_words, text_statistics
+from lm_trials.probing.feature_probe.flags import BEFORE_MARKER, NORMED, WHOLE, FeatureProbeArguments
+from lm_trials.probing.feature_probe.stories import (
+    CHOICE_SHARE,
+    ProbeStories,
+    bag_of_words,
+    before_marker,
+    parted,
+    text_length,
+    text_statistics,
+)
 from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject, run_folder, run_names, untrained
-from lm_trials.probing.tables import one_more
+from lm_trials.probing.tables import by_values, one_more
 from lm_trials.tokens.tokenizers import tokenizer_hash
 
 BALANCED, PLAIN = "balanced accuracy", "accuracy"
@@ -274,7 +283,49 @@ def read_all(
     return fits, controls
 
 
-TEXT_CONTROLS = ("text statistics", "bag of words")
+@dataclass(frozen=True)
+class Reading:
+    """What is read of the stories.
+
+    Attributes:
+        name: of `READS`.
+        stories, labels: by feature.
+        without: why each other feature is left out.
+    """
+
+    name: str
+    stories: dict[str, ProbeStories]
+    labels: dict[str, Labels]
+    without: dict[str, str]
+
+    @classmethod
+    def of(cls, name: str, stories: ProbeStories, features: Sequence[str], num_shuffles: int, seed: int) -> Reading:
+        """Read the stories whole, or cut them for each feature.
+
+        Raises:
+            UsageError: where no feature has enough stories.
+        """
+        own, without = parted({f: before_marker(stories, f) if name == BEFORE_MARKER else stories for f in features})
+        labels = {feature: Labels.of(*part.has(feature), num_shuffles, seed) for feature, part in own.items()}
+        return cls(name, own, labels, without)
+
+    def fit(
+        self,
+        numbers: Callable[[ProbeStories], Mapping[Place, Any]],
+        l2: Sequence[float],
+        name: str,
+        shuffled: bool = False,
+    ) -> tuple[Fits, Fits]:
+        """Probe each feature as `read_all`; `numbers` returns the values of stories, by place."""
+        fits, controls = Fits(), Fits()
+        for features in by_values(self.labels, key=lambda feature: id(self.stories[feature])).values():
+            stories, labels = self.stories[features[0]], {feature: self.labels[feature] for feature in features}
+            own, shuffles = read_all(numbers(stories), labels, len(stories.train), l2, name, shuffled)
+            fits, controls = fits | own, controls | shuffles
+        return fits, controls
+
+
+LENGTH, STATISTICS, WORDS = TEXT_CONTROLS = ("length", "text statistics", "bag of words")
 UNTRAINED, SHUFFLED, MAJORITY = "untrained", "shuffled labels", "majority"
 
 
@@ -289,6 +340,7 @@ class Series:
         subject: the model; of an untrained one the model whose shape it has.
         run: the run that a checkpoint is of, else the name.
         control: for a model, the name of the untrained one of its shape.
+        read: what is read of the stories, one of `READS`.
     """
 
     name: str
@@ -298,53 +350,68 @@ class Series:
     subject: Subject | None = None
     run: str = ""
     control: str = ""
+    read: str = WHOLE
 
 
-def read_texts(stories: ProbeStories, labels: Mapping[str, Labels], l2: Sequence[float]) -> list[Series]:
-    """Probe the text alone: its statistics and its bag of words."""
-    num_train = len(stories.train)
-    numbers = (text_statistics(stories.texts), bag_of_words(stories.texts, num_train))
-    return [
-        Series(name, "control", *read_all({Place(name, "text"): values}, labels, num_train, weights, name))
-        for name, values, weights in zip(TEXT_CONTROLS, numbers, (l2, WORDS_L2), strict=True)
-    ]
+def read_texts(reading: Reading, l2: Sequence[float]) -> list[Series]:
+    """Probe the text alone: its statistics, its bag of words, and its length where stories are matched by length."""
+    numbers: dict[str, Callable[[ProbeStories], Any]] = {
+        LENGTH: lambda stories: text_length(stories.texts),
+        STATISTICS: lambda stories: text_statistics(stories.texts),
+        WORDS: lambda stories: bag_of_words(stories.texts, len(stories.train)),
+    }
+
+    def read(name: str) -> Series:
+        def values(stories: ProbeStories) -> dict[Place, Any]:
+            return {Place(name, "text"): numbers[name](stories)}
+
+        fits = reading.fit(values, WORDS_L2 if name == WORDS else l2, name)
+        return Series(name, "control", *fits, read=reading.name)
+
+    return [read(name) for name in TEXT_CONTROLS if name != LENGTH or reading.name == BEFORE_MARKER]
 
 
 def read_models(
     subjects: Sequence[Subject],
-    stories: ProbeStories,
-    labels: Mapping[str, Labels],
+    readings: Sequence[Reading],
     how: SubjectArguments,
     args: FeatureProbeArguments,
     batch_size: int,
-) -> tuple[list[Series], dict[str, CaptureCheck]]:
+) -> tuple[dict[str, list[Series]], dict[str, CaptureCheck]]:
     """Probe each model, and one with random weights of each shape.
 
     Returns:
-        The probes, controls last, and for each model the check that hooks leave its logits unchanged.
+        By reading the probes, controls last, and for each model the check that hooks leave its logits unchanged.
     """
-    found, checks = [], {}
-    controls: dict[tuple[str, str, int], Series] = {}
-    runs = run_names(subjects)
-    texts, num_train = stories.texts, len(stories.train)
-    for subject, run in zip(subjects, runs, strict=True):
-        sites, documents, opening = sites_of(subject, args.layers), subject.story_ids(texts), len(subject.opening())
+    found: dict[str, list[Series]] = {reading.name: [] for reading in readings}
+    checks = {}
+    controls: dict[tuple[str, str, int], list[Series]] = {}
+    for subject, run in zip(subjects, run_names(subjects), strict=True):
+        sites, opening = sites_of(subject, args.layers), len(subject.opening())
 
-        def read(model: Any, name: str, shuffled: bool = True) -> tuple[Fits, Fits]:
-            values = pooled(model, documents, opening, sites, args.pooling, batch_size, name)  # noqa: B023
-            return read_all(values, labels, num_train, args.l2, name, shuffled)
+        def read(model: Any, name: str, shuffled: bool = True) -> list[tuple[Fits, Fits]]:
+            def values(stories: ProbeStories) -> dict[Place, np.ndarray]:
+                documents = subject.story_ids(stories.texts)  # noqa: B023
+                return pooled(model, documents, opening, sites, args.pooling, batch_size, name)  # noqa: B023
+
+            return [reading.fit(values, args.l2, name, shuffled) for reading in readings]
 
         config = load_config(subject.reference).to_diff_dict() | {"_name_or_path": None}
         shape = (json.dumps(config, sort_keys=True, default=str), tokenizer_hash(subject.tokenizer), subject.window)
         model = load_subject(subject, how)
-        checks[subject.label] = check_capture(model, documents[0].tolist(), sites, subject.label)
+        first = next(iter(readings[0].stories.values())).texts[:1]
+        checks[subject.label] = check_capture(model, subject.story_ids(first)[0].tolist(), sites, subject.label)
         fits = read(model, subject.label)
         del model  # before the next is loaded
         if shape not in controls:
             name = UNTRAINED if not controls else f"{UNTRAINED} (as {subject.label})"
-            controls[shape] = Series(name, "control", *read(untrained(subject, how), name, False), subject)
-        found.append(Series(subject.label, "finding", *fits, subject, run, controls[shape].name))
-    return [*found, *controls.values()], checks
+            blank = zip(readings, read(untrained(subject, how), name, False), strict=True)
+            controls[shape] = [Series(name, "control", *own, subject, read=reading.name) for reading, own in blank]
+        for own, control in zip(fits, controls[shape], strict=True):
+            found[control.read].append(Series(subject.label, "finding", *own, subject, run, control.name, control.read))
+    for control in itertools.chain(*controls.values()):
+        found[control.read].append(control)
+    return found, checks
 
 
 def sites_of(subject: Subject, layers: Sequence[str]) -> dict[str, list[int] | None]:

@@ -13,6 +13,7 @@ from lm_trials.stories.features import FEATURES, canonical_feature
 
 PROBE = "feature_probe"
 POOLINGS = ("last_10", "mean")
+WHOLE, BEFORE_MARKER = READS = ("whole", "before_marker")
 NORMED = "normed"
 SCORED_SPLITS = ("validation", "test", "validation+test")
 
@@ -22,12 +23,20 @@ class FeatureProbeArguments:
     """What is decoded from the hidden states, and how."""
 
     features: list[str] = option([], distinct=True, help="Features to decode. Default: all six.")
+    read: list[str] = option(
+        [WHOLE],
+        one_of=READS,
+        distinct=True,
+        filled=True,
+        help="whole: the story; before_marker: up to the sentence that shows the feature, and other stories up to a "
+        "sentence end at the same length.",
+    )
     pooling: list[str] = option(
         list(POOLINGS),
         one_of=POOLINGS,
         distinct=True,
         filled=True,
-        help="last_10: mean over the last 10 positions; mean: over the whole story.",
+        help="last_10: mean over the last 10 positions that are read; mean: over all.",
     )
     layers: list[str] = option(
         [],
@@ -88,5 +97,7 @@ def check_arguments(subjects: SubjectArguments, texts: TextArguments, args: Feat
     for layer in args.layers:
         if not re.fullmatch(rf"{NORMED}|-?\d{{1,9}}", layer):
             raise UsageError(f"--layers {layer} is not a layer; give numbers from 0 (embeddings), or {NORMED}")
+    if BEFORE_MARKER in args.read and args.long_stories == "cut":
+        raise UsageError(f"--long_stories cut: --read {BEFORE_MARKER} needs whole stories; remove one of the two")
     if len(set(args.chosen)) < len(args.chosen):
         raise UsageError(f"--features {' '.join(args.features)}: a feature is given twice; give each once")

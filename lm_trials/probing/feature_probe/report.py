@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -16,10 +16,10 @@ from lm_trials.probing.feature_probe.fits import (
     MOST_UPDATES,
     PLAIN,
     SHUFFLED,
-    TEXT_CONTROLS,
     UNTRAINED,
     Labels,
     Place,
+    Reading,
     Series,
     above_chance,
     chosen,
@@ -27,7 +27,7 @@ from lm_trials.probing.feature_probe.fits import (
     score,
     score_shuffled,
 )
-from lm_trials.probing.feature_probe.flags import NORMED, PROBE, FeatureProbeArguments
+from lm_trials.probing.feature_probe.flags import NORMED, PROBE, WHOLE, FeatureProbeArguments
 from lm_trials.probing.feature_probe.stories import ProbeStories
 from lm_trials.probing.findings import Finding, file_name
 from lm_trials.probing.subjects import Subject
@@ -36,14 +36,15 @@ from lm_trials.probing.tables import ProbeTable, Row, by_values, interval, sign
 SHOWN, NOTHING = "shown", "nothing shown"
 
 
-def score_rows(series: Sequence[Series], labels: Mapping[str, Labels]) -> ProbeTable:
+def score_rows(series: Sequence[Series], reading: Reading) -> ProbeTable:
     """Return the scores of each feature at each place, for each model and control, with intervals over stories."""
     rows = ProbeTable()
     for one in series:
         for feature, fits in one.fits.items():
-            best, test_M = chosen(fits), labels[feature].test_M
+            label = reading.labels[feature]
+            best, test_M = chosen(fits), label.test_M
             for place, fit in fits.items():
-                about = _about(one, feature, place, labels[feature]) | {
+                about = _about(one, feature, place, label) | {
                     "l2": fit.l2,
                     "choice": fit.chosen_by,
                     "chosen": "" if place != chosen(fits, place.pooling) else "all" if place == best else "pooling",
@@ -54,10 +55,11 @@ def score_rows(series: Sequence[Series], labels: Mapping[str, Labels]) -> ProbeT
                     control = {"role": "control", "series": SHUFFLED, "choice": None, "metric": BALANCED}
                     found = score_shuffled(test_M, one.shuffled[feature][place].right_M)
                     rows.add(found, about | control | {"interval": "shuffles"})
-    for feature, label in labels.items():
+    for feature, label in reading.labels.items():
         # Predicts the majority class of the training stories.
         right_M = label.test_M == (label.train_N.mean() > 0.5)
-        about = {"role": "control", "series": MAJORITY, "feature": feature, "positives": int(label.test_M.sum())}
+        about = {"role": "control", "series": MAJORITY, "feature": feature, "read": reading.name}
+        about |= {"positives": int(label.test_M.sum())}
         half = Estimate(0.5, 0.5, 0.5, len(right_M), BALANCED)
         rows.add(half, about | {"metric": BALANCED, "interval": "by definition"})
         rows.add(score(label.test_M, right_M, PLAIN), about | {"metric": PLAIN, "interval": "stories"})
@@ -74,6 +76,7 @@ def _about(one: Series, feature: str, place: Place, labels: Labels) -> Row:
         "step": trained.step if trained else None,
         "seed": trained.candidate.seed if trained else None,
         "feature": feature,
+        "read": one.read,
         "pooling": None if place.layer is None else place.pooling,
         "site": place.site,
         "layer": place.layer,
@@ -81,16 +84,17 @@ def _about(one: Series, feature: str, place: Place, labels: Labels) -> Row:
     }
 
 
-def difference_rows(series: Sequence[Series], labels: Mapping[str, Labels], seed: int) -> ProbeTable:
+def difference_rows(series: Sequence[Series], reading: Reading, seed: int) -> ProbeTable:
     """Return the difference of each model from each control and from the first model, on the same stories.
 
     Each at its selected place (`place` "chosen"); models with the same places are also compared at each ("same").
     """
     models = [one for one in series if one.role == "finding"]
     by_name = {one.name: one for one in series}
+    texts = [one.name for one in series if one.role == "control" and one.subject is None]
     rows = ProbeTable()
     for model in models:
-        for feature, label in labels.items():
+        for feature, label in reading.labels.items():
             fits, test_M = model.fits[feature], label.test_M
             best = chosen(fits)
 
@@ -107,7 +111,7 @@ def difference_rows(series: Sequence[Series], labels: Mapping[str, Labels], seed
             add("control", MAJORITY, above_chance(test_M, fits[best].right_M), "chosen", best, None)
             above = difference(test_M, fits[best].right_M, model.shuffled[feature][best].right_M, seed)
             add("control", SHUFFLED, above, "chosen", best, best)
-            for name in (model.control, *TEXT_CONTROLS):
+            for name in (model.control, *texts):
                 beside("control", by_name[name], "chosen", best, chosen(by_name[name].fits[feature]))
             if model is models[0]:
                 continue
@@ -130,7 +134,7 @@ def shown_models(series: Sequence[Series]) -> list[Series]:
     return [one for own in runs.values() for one in (own if len(own) < 3 else [own[0], own[-1]])]
 
 
-def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> Finding:
+def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable, reading: Reading) -> Finding:
     """Return as sentences what is decoded from each model, how models differ, and the controls."""
     first, *others = shown_models(series)
     sentences = [_model_sentence(one.name, rows, differences) for one in (first, *others)]
@@ -138,11 +142,24 @@ def finding_of(series: Sequence[Series], rows: ProbeTable, differences: ProbeTab
     shuffles = rows.find(series=SHUFFLED, chosen="all")
     names = differences.where(kind="control").distinct("against")
     controls = [_control_clause(name, rows) for name in names if name not in (MAJORITY, SHUFFLED)]
+    stories = f"{_count(rows)} held-out stories"
     return Finding(
-        f"on {rows[0]['n']:,} held-out stories, {'; '.join(sentences)}",
-        f"on the same stories, where chance is 0.5: {_control_clause(SHUFFLED, rows)} (mean of "
+        f"{_over(reading, stories)}, {'; '.join(sentences)}",
+        f"{_over(reading, 'the same stories')}, where chance is 0.5: {_control_clause(SHUFFLED, rows)} (mean of "
         f"{shuffles and shuffles['n']} shuffles, with the interval of one more); {'; '.join(controls)}",
     )
+
+
+def _over(reading: Reading, stories: str) -> str:
+    if reading.name == WHOLE:
+        return f"on {stories}"
+    return f"Before the sentence that shows the feature, on {stories} cut at equal lengths"
+
+
+def _count(rows: ProbeTable) -> str:
+    """Return the number of test stories; of several features that have different stories its range."""
+    counts = sorted(rows.where(series=MAJORITY).distinct("n"))
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
 
 
 def _control_clause(name: str, rows: ProbeTable) -> str:
@@ -215,13 +232,14 @@ def _where(row: Row) -> str:
     return f"{layer}, {row['pooling']}"
 
 
-def show_findings(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable) -> None:
+def show_findings(series: Sequence[Series], rows: ProbeTable, differences: ProbeTable, reading: Reading) -> None:
     """Print what is decoded where, against which control, and how models differ."""
     models = shown_models(series)
+    place = "" if reading.name == WHOLE else " before the sentence that shows them"
     columns = ["", "selected", "balanced\naccuracy", "accuracy", "difference from\nstrongest control"]
     last = (
         "selected: layer and pooling, on a part of the training stories\n"
-        f"[95 % interval over {rows[0]['n']:,} test stories, not over training seeds; each feature by itself]"
+        f"[95 % interval over {_count(rows)} test stories, not over training seeds; each feature by itself]"
     )
     for one in models:
         cells = []
@@ -231,7 +249,7 @@ def show_findings(series: Sequence[Series], rows: ProbeTable, differences: Probe
             numbers = [interval(row, lines=True) for row in (best, plain, against)]
             numbers[-1] += f"\n{against['against']}"
             cells.append([feature, _where(best).replace(", ", "\n"), *numbers])
-        show_table(f"Features decoded from {one.name}", columns, cells, last if one is models[-1] else None)
+        show_table(f"Features decoded from {one.name}{place}", columns, cells, last if one is models[-1] else None)
     if changes := differences.where(kind="model", place="chosen"):
         down = {feature: {"feature": feature} for feature in changes.distinct("feature")}
         across = {one.name: {"series": one.name} for one in models[1:]}
@@ -242,7 +260,7 @@ def show_findings(series: Sequence[Series], rows: ProbeTable, differences: Probe
         note(f"note: {failed} did not converge after {MOST_UPDATES:,} iterations; increase --l2")
 
 
-def note_stories(stories: ProbeStories, without: Mapping[str, str]) -> None:
+def note_stories(stories: ProbeStories, readings: Sequence[Reading]) -> None:
     """Print which stories are used, where the labels come from, and what is left out."""
     labels = {
         "records": "the records' features",
@@ -252,36 +270,59 @@ def note_stories(stories: ProbeStories, without: Mapping[str, str]) -> None:
     note(f"labels: {labels[stories.labels_from]}")
     for reason, count in stories.left_out.items():
         note(f"left out: {count:,} stories {reason}")
-    for feature, reason in without.items():
-        note(f"left out: {feature}, {reason}")
+    for reading in readings:
+        name = "" if reading.name == WHOLE else f"{reading.name}, "
+        for feature, own in reading.stories.items() if name else ():
+            note(f"{name}{feature}: {len(own.train):,} training and {len(own.test):,} test stories")
+            for reason, count in own.left_out.items():
+                note(f"{name}{feature}: left out: {count:,} stories {reason}")
+        for feature, reason in reading.without.items():
+            note(f"{name}left out: {feature}, {reason}")
 
 
-def about_of(subjects: Sequence[Subject], stories: ProbeStories, without: Mapping[str, str]) -> dict[str, Any]:
+def about_of(subjects: Sequence[Subject], stories: ProbeStories, readings: Sequence[Reading]) -> dict[str, Any]:
     """Return what else the JSON file has: the models, the stories, the features left out."""
-    counts = {"train": len(stories.train), "test": len(stories.test)}
-    return {
+
+    def counted(of: ProbeStories) -> dict[str, Any]:
+        counts = {"train": len(of.train), "test": len(of.test)}
+        return {**counts, "labels_from": of.labels_from, "left_out": of.left_out}
+
+    about = {
         "models": {subject.label: subject.reference.name for subject in subjects},
-        "stories": {**counts, "labels_from": stories.labels_from, "left_out": stories.left_out},
-        "features_left_out": dict(without),
+        "stories": counted(stories),
     }
+    for reading in readings:
+        if reading.name == WHOLE:
+            about["features_left_out"] = reading.without
+        else:
+            cut = {feature: counted(own) for feature, own in reading.stories.items()}
+            about[reading.name] = {"stories": cut, "features_left_out": reading.without}
+    return about
 
 
-def figures_of(series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArguments) -> dict[str, Figure]:
+def figures_of(
+    series: Sequence[Series], rows: ProbeTable, args: FeatureProbeArguments, reading: Reading
+) -> dict[str, Figure]:
     """Return the figures by name: over layers for each pooling, and over training for each run."""
     names = [one.name for one in shown_models(series)]
     features = list(series[0].fits)
+    whole = reading.name == WHOLE
+    stem = PROBE if whole else f"{PROBE}-{reading.name}"
+    story = "story" if whole else "story before the feature's sentence"
     what = f"{features[0] if len(features) == 1 else 'Story features'} decoded from hidden states"
-    pooled = {"last_10": "averaged over the last 10 positions", "mean": "averaged over the story"}
+    last = f"averaged over the last 10 positions{'' if whole else f' of the {story}'}"
+    pooled = {"last_10": last, "mean": f"averaged over the {story}"}
     figures = {
-        f"{PROBE}-{pooling}": layers_figure(rows, pooling, names, f"{what} {pooled[pooling]}")
+        f"{stem}-{pooling}": layers_figure(rows, pooling, names, f"{what} {pooled[pooling]}")
         for pooling in args.pooling
     }
     if not args.all_checkpoints:
         return figures
     runs = list(dict.fromkeys(one.run for one in series if one.role == "finding"))
-    figures[f"{PROBE}-steps"] = steps_figure(rows, f"{what} over training")
+    before = "" if whole else ", before the feature's sentence"
+    figures[f"{stem}-steps"] = steps_figure(rows, f"{what} over training{before}")
     for run in runs:
         for pooling in args.pooling:
-            name = f"{PROBE}-checkpoints-{pooling}" + (f"-{file_name(run)}" if len(runs) > 1 else "")
+            name = f"{stem}-checkpoints-{pooling}" + (f"-{file_name(run)}" if len(runs) > 1 else "")
             figures[name] = heat_figure(rows, run, pooling, f"{what} {pooled[pooling]}, {run} over training")
     return figures

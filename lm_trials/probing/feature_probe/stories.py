@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,15 @@ from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
 from lm_trials.probing.flags import TextArguments
 from lm_trials.probing.subjects import Subject, texts_digest
 from lm_trials.protocols.protocols import LINES
-from lm_trials.stories.generated.detectors import detect_features
+from lm_trials.stories.generated.detectors import detect_features, ends_before, sentence_ends
 from lm_trials.stories.records import Record, record_id
 from lm_trials.stories.shards import INSTRUCT_FIELDS
 from lm_trials.stories.variety import split_sentences
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
 CHUNK = 256
+WORD = r"\w+|[^\w\s]"
+"""A word or a punctuation mark."""
 CHOICE_SHARE = 0.25
 """Share of the training stories that layer, pooling and penalty are selected on."""
 _INSTRUCTION = re.compile("|".join(sorted({*INSTRUCT_FIELDS, *(f"{line}:" for line in LINES)})))
@@ -73,34 +75,81 @@ class ProbeStories:
         train, test = ([feature in record["features"] for record in part] for part in (self.train, self.test))
         return np.array(train, dtype=bool), np.array(test, dtype=bool)
 
-    def parted(self, features: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Return the features with enough stories, and why each other one is left out.
+    def shortage(self, feature: str) -> str | None:
+        """Return why there are too few stories to probe a feature, or None."""
+        train_N, test_N = self.has(feature)
+        counts = ", ".join(f"{count:,} {why}" for why, count in self.left_out.items())
+        # FEWEST in the part for selection too.
+        for part, has_N, fewest in (("test", test_N, FEWEST), ("training", train_N, int(FEWEST / CHOICE_SHARE))):
+            if not fewest <= has_N.sum() <= len(has_N) - fewest:
+                return (
+                    f"{int(has_N.sum())} of {len(has_N)} {part} stories have it, where at least {fewest} with and "
+                    f"{fewest} without it are needed" + f" (stories left out: {counts})" * bool(counts)
+                )
+        return None
 
-        Raises:
-            UsageError: where none is left.
-        """
-        enough, without = [], {}
-        for feature in features:
-            train_N, test_N = self.has(feature)
-            fewest = {"test": FEWEST, "training": int(FEWEST / CHOICE_SHARE)}  # FEWEST in the part for selection too
-            counts = {"test": test_N, "training": train_N}
-            short = [
-                f"{int(has_N.sum())} of {len(has_N)} {part} stories have it, where at least {fewest[part]} with and "
-                f"{fewest[part]} without it are needed"
-                for part, has_N in counts.items()
-                if not fewest[part] <= has_N.sum() <= len(has_N) - fewest[part]
-            ]
-            if short:
-                without[feature] = short[0]
-            else:
-                enough.append(feature)
-        if not enough:
-            told = "; ".join(f"{feature}: {reason}" for feature, reason in without.items())
-            raise UsageError(
-                f"no feature can be probed: {told}; give more stories (--num_train_stories, --max_eval_samples), "
-                "other --features, or another --dataset_name"
-            )
-        return enough, without
+
+def parted(stories: Mapping[str, ProbeStories]) -> tuple[dict[str, ProbeStories], dict[str, str]]:
+    """Return the features that have enough stories, with these, and why each other feature is left out.
+
+    Raises:
+        UsageError: where none is left.
+    """
+    without = {feature: short for feature, own in stories.items() if (short := own.shortage(feature))}
+    if len(without) == len(stories):
+        told = "; ".join(f"{feature}: {reason}" for feature, reason in without.items())
+        raise UsageError(
+            f"no feature can be probed: {told}; give more stories (--num_train_stories, --max_eval_samples), "
+            "other --features, or another --dataset_name"
+        )
+    return {feature: own for feature, own in stories.items() if feature not in without}, without
+
+
+def before_marker(stories: ProbeStories, feature: str) -> ProbeStories:
+    """Cut stories before the first sentence that shows a feature, and stories without it at the same length.
+
+    Each story with the feature is paired with one without it, in the same part, that has a sentence end after as many
+    sentences and words; of several, with the one nearest in characters.  So length tells nothing.
+    """
+    left_out: Counter[str] = Counter()
+    train, test = (_beginnings(part, feature, left_out) for part in (stories.train, stories.test))
+    return ProbeStories(train, test, stories.labels_from, dict(left_out))
+
+
+def _beginnings(records: Sequence[Record], feature: str, left_out: Counter[str]) -> list[Record]:
+    having, without = list[Record](), defaultdict[tuple[int, int], list[Record]](list)
+    for record in records:
+        story, labelled = record["story"], feature in record["features"]
+        ends = ends_before(story, feature)
+        if labelled != (ends is not None):
+            left_out["whose label and detector differ"] += 1
+        elif ends is None:
+            for cut in (_cut(record, end) for end in sentence_ends(story)):
+                without[_size(cut["story"])].append(cut)
+        elif ends:
+            having.append(_cut(record, ends[-1]))
+        else:
+            left_out["whose first sentence shows it"] += 1
+    pairs, used = list[Record](), set[str]()
+    for record in having:
+        length = len(record["story"])
+        free = [other for other in without[_size(record["story"])] if other["record_id"] not in used]
+        if free:
+            nearest = min(free, key=lambda other: abs(len(other["story"]) - length))
+            used.add(nearest["record_id"])
+            pairs += [record, nearest]
+        else:
+            left_out["without a partner of the same length"] += 1
+    return pairs
+
+
+def _cut(record: Record, end: int) -> Record:
+    return {**record, "story": record["story"][:end]}
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return the number of sentences and of words and marks."""
+    return len(sentence_ends(text)), len(re.findall(WORD, text))
 
 
 def read_probe_stories(
@@ -222,6 +271,11 @@ def story_alone(record: Record) -> Record:
     return {**record, "story": story, "record_id": record_id(story)}
 
 
+def text_length(stories: Sequence[str]) -> np.ndarray:
+    """Return the number of characters of each text, (N, 1)."""
+    return np.array([[len(story)] for story in stories], dtype=np.float64)
+
+
 def text_statistics(stories: Sequence[str]) -> np.ndarray:
     """Return twelve numbers of each text: lengths, counts of punctuation, mean word length, vocabulary, (N, 12).
 
@@ -255,6 +309,6 @@ def bag_of_words(stories: Sequence[str], num_train: int) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]"
+        ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, token_pattern=WORD
     )
     return vectorizer.fit(stories[:num_train]).transform(stories)

@@ -112,6 +112,35 @@ def detect_features(story: str) -> tuple[str, ...]:
 # A sentence ends at a mark and perhaps a quotation mark, before a space and a capital or a quotation mark;
 # `"Look!" cried Tom` has a capital only in a name, which the detector's match already spans.
 SENTENCE_END = re.compile(r'(?<=[.!?])"? (?=[A-Z"])|\n')
+# A sentence before the frame that already tells the feature; 4 % of the twists of generated stories have it.
+_LEAD_INS = {"Twist": re.compile(r"\btook off (?:his|her) beard\b")}
+
+
+def sentence_ends(story: str) -> list[int]:
+    """Return where each sentence of `story` ends, white space after it excluded.
+
+    >>> [story[:end] for story in ["Tom ran.\\n\\nSue sat. "] for end in sentence_ends(story)]
+    ['Tom ran.', 'Tom ran.\\n\\nSue sat.']
+    """
+    ends = [boundary.start() + boundary.group().startswith('"') for boundary in SENTENCE_END.finditer(story)]
+    stripped = dict.fromkeys(len(story[:end].rstrip()) for end in (*ends, len(story)))
+    return [end for end in stripped if end]
+
+
+def ends_before(story: str, feature: str) -> list[int] | None:
+    """Return where the sentences before the first that shows `feature` end; None if no sentence shows it.
+
+    >>> story = "Tom was sad. Ben sat. It turned out that Ben was a king!"
+    >>> story[: ends_before(story, "Twist")[-1]]
+    'Tom was sad. Ben sat.'
+    >>> ends_before(story, "Conflict") is None
+    True
+    """
+    if (match := DETECTORS[feature].search(story)) is None:
+        return None
+    lead_in = _LEAD_INS[feature].search(story) if feature in _LEAD_INS else None
+    start = min(found.start() for found in (match, lead_in) if found)
+    return [end for end in sentence_ends(story) if end <= start]
 
 
 def matched_sentence(story: str, feature: str) -> str | None:

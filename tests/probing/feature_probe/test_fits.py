@@ -1,5 +1,6 @@
 """Feature probes as arithmetic: what is planted is found, chance is told as chance, the test chooses nothing."""
 
+import re
 import warnings
 
 import numpy as np
@@ -14,6 +15,8 @@ from lm_trials.probing.feature_probe.fits import (
     BALANCED,
     Labels,
     Place,
+    Reading,
+    Series,
     above_chance,
     chosen,
     difference,
@@ -22,12 +25,16 @@ from lm_trials.probing.feature_probe.fits import (
     read_all,
     read_feature,
     read_shuffled,
+    read_texts,
     score,
     score_shuffled,
 )
-from lm_trials.probing.feature_probe.stories import bag_of_words, text_statistics
+from lm_trials.probing.feature_probe.report import difference_rows
+from lm_trials.probing.feature_probe.stories import ProbeStories, bag_of_words, text_length, text_statistics
+from lm_trials.stories.records import make_record
 
 L2 = [1.0, 100.0]
+NAMES, PETS = ["Tom", "Sue", "Ben", "Lily"], ["cat", "dog", "hen", "cow"]
 
 
 def planted(seed=0, num_train=400, num_test=300, width=12, strength=4.0, share=0.5, shuffles=8):
@@ -240,3 +247,88 @@ def test_words_are_known_from_the_training_stories_alone():
     assert weights.shape == (4, 3)  # a, cat, a cat: what two of the first two have
     assert weights[3].nnz == 1
     assert bag_of_words(stories, 4).shape[1] > 3
+
+
+def is_odd(story):
+    """Whether a name and a pet of a story's beginning are of different halves: no word and no pair of words tells."""
+    name, pet = re.match(r"(\w+) was small\. \w+ had a (\w+)", story).groups()
+    return (NAMES.index(name) < 2) != (PETS.index(pet) < 2)
+
+
+def foretold(count, seed=0):
+    """Stories that have a twist where their beginning `is_odd`; these are longer."""
+    generator = np.random.default_rng(seed)
+    records = {}
+    while len(records) < count:
+        name, other = generator.choice(NAMES, 2)
+        middle = [f"{other} {verb} {generator.integers(900)}." for verb in generator.choice(["ran", "sat", "ate"], 9)]
+        story = f"{name} was small. {other} had a {generator.choice(PETS)}. "
+        twist, place = is_odd(story), generator.integers(1, 6)
+        told = [*middle[:place], f"It turned out that {name} was a king.", *middle[place:]]
+        story += " ".join(told if twist else middle[:7])
+        record = make_record(story, features=["Twist"] * int(twist))
+        records[record["record_id"]] = record
+    return list(records.values())
+
+
+def state_of(signal, seed=1):
+    """The states of a synthetic model that is told `signal` by what it reads, in one direction among noise."""
+
+    def values(stories):
+        generator = np.random.default_rng(seed)
+        told_N = np.array([signal(story) for story in stories.texts])
+        noise_ND = generator.normal(size=(len(told_N), 8))
+        return {Place("last_10", "hidden", 1): noise_ND + 3 * np.outer(told_N, np.ones(8) / np.sqrt(8))}
+
+    return values
+
+
+def test_before_the_marker_the_marker_and_the_length_tell_nothing_and_a_state_that_foretells_is_found():
+    records = foretold(900)
+    stories = ProbeStories(records[:600], records[600:], "records")
+    readings = {name: Reading.of(name, stories, ["Twist"], 4, 0) for name in ("whole", "before_marker")}
+    found, beyond = {}, {}
+    for read, reading in readings.items():
+        texts = read_texts(reading, L2)
+        for name, signal in {"foretells": is_odd, "reads": lambda story: "turned" in story}.items():
+            fits = reading.fit(state_of(signal), L2, name, shuffled=True)
+            model = Series(name, "finding", *fits, control="text statistics", read=read)
+            rows = difference_rows([model, *texts], reading, 0)
+            beyond[read, name] = min(row["lower"] for row in rows)
+            for one in (*texts, model):
+                (fit,) = one.fits["Twist"].values()
+                found[read, one.name] = score(reading.labels["Twist"].test_M, fit.right_M, BALANCED)
+    # Of whole stories the words and the length tell the twist, so nothing is shown by a model that foretells it.
+    for name in ("text statistics", "bag of words", "reads"):
+        assert found["whole", name].estimate > 0.9
+    assert beyond["whole", "foretells"] < 0
+    for name in ("length", "text statistics", "bag of words", "reads"):
+        control = found["before_marker", name]
+        assert control.lower < 0.5 < control.upper, name
+    assert found["before_marker", "foretells"].estimate > 0.85
+    assert beyond["before_marker", "foretells"] > 0.2
+    assert beyond["before_marker", "reads"] < 0
+    # Without the pairs the length would tell: the same beginnings beside whole stories without the twist.
+    reading = readings["before_marker"]
+    cut, whole = reading.stories["Twist"], {record["record_id"]: record["story"] for record in records}
+    uncut = ProbeStories(
+        *([{**r, "story": r["story"] if r["features"] else whole[r["record_id"]]} for r in part]
+          for part in (cut.train, cut.test)), "records"
+    )  # fmt: skip
+    fits, _ = reading.fit(lambda _: {Place("length", "text"): text_length(uncut.texts)}, L2, "length")
+    assert score(reading.labels["Twist"].test_M, fits["Twist"][Place("length", "text")].right_M, BALANCED).lower > 0.6
+
+
+def test_stories_that_features_share_are_read_once():
+    records = [make_record(f"{n} ran.", features=["Twist"] * (n % 2) + ["Conflict"] * (n % 3 == 0)) for n in range(200)]
+    shared = ProbeStories(records[:150], records[150:], "records")
+    asked = []
+
+    def values(stories):
+        asked.append(stories)
+        return {Place("mean", "hidden", 0): np.arange(200.0)[:, None]}
+
+    fits, shuffled = Reading.of("whole", shared, ["Twist", "Conflict"], 2, 0).fit(values, L2, "a")
+    assert asked == [shared]
+    assert list(fits) == ["Twist", "Conflict"]
+    assert shuffled == {}

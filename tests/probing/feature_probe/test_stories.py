@@ -1,6 +1,7 @@
 """Stories of the feature probes: two parts with no story in common, the story alone, and labels that are true."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,9 +10,20 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from lm_trials.console import UsageError
 from lm_trials.probing.feature_probe.flags import FeatureProbeArguments
-from lm_trials.probing.feature_probe.stories import ProbeStories, read_probe_stories, story_alone, whole_in
+from lm_trials.probing.feature_probe.stories import (
+    WORD,
+    ProbeStories,
+    before_marker,
+    parted,
+    read_probe_stories,
+    story_alone,
+    text_length,
+    whole_in,
+)
 from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.subjects import find_subjects
+from lm_trials.stories.generated.detectors import detect_features, sentence_ends
+from lm_trials.stories.generated.generator import generate_stories
 from lm_trials.stories.records import make_record, record_id
 
 
@@ -111,14 +123,16 @@ def test_a_feature_with_too_few_stories_is_left_out_and_said():
     def stories(train, test):
         return ProbeStories(part(200, train), part(101, test), "records")
 
-    assert stories(40, 10).parted(["Twist"]) == (["Twist"], {})
+    many = stories(40, 10)
+    assert parted({"Twist": many}) == ({"Twist": many}, {})
     for few in (stories(39, 50), stories(161, 50), stories(100, 9), stories(100, 92)):
         with pytest.raises(UsageError, match="no feature can be probed: Twist: "):
-            few.parted(["Twist"])
-    enough, without = ProbeStories(
+            parted(dict.fromkeys(["Twist"], few))
+    both = ProbeStories(
         [*part(200, 100), *(make_record(f"x{n}", features=["Conflict"]) for n in range(3))], part(101, 50), "records"
-    ).parted(["Twist", "Conflict"])
-    assert enough == ["Twist"]
+    )
+    enough, without = parted(dict.fromkeys(["Twist", "Conflict"], both))
+    assert enough == {"Twist": both}
     assert without == {
         "Conflict": "0 of 101 test stories have it, where at least 10 with and 10 without it are needed"
     }  # fmt: skip
@@ -193,3 +207,55 @@ def test_no_stories_is_one_line(tmp_path):
     empty = write(tmp_path / "empty.jsonl", [{"story": " "}] * 3)
     assert "no story" in refused(empty) or "empty" in refused(empty)
     assert "gone" in refused(tmp_path / "gone.jsonl")
+
+
+def test_before_the_marker_pairs_have_equal_lengths_and_no_marker():
+    records = [make_record(r["story"], features=r["features"]) for r in generate_stories(600, seed=3)]
+    stories = ProbeStories(records[:450], records[450:], "records")
+    cut = before_marker(stories, "Twist")
+    whole = {record["record_id"]: record["story"] for record in records}
+    for part, given in ((cut.train, stories.train), (cut.test, stories.test)):
+        assert len({record["record_id"] for record in part}) == len(part)
+        assert {record["record_id"] for record in part} <= {record["record_id"] for record in given}
+        for having, other in zip(part[::2], part[1::2], strict=True):
+            assert "Twist" in having["features"]
+            assert "Twist" not in other["features"]
+            sizes = [(len(sentence_ends(r["story"])), len(re.findall(WORD, r["story"]))) for r in (having, other)]
+            assert sizes[0] == sizes[1]
+            for record in (having, other):
+                assert whole[record["record_id"]].startswith(record["story"])
+                assert "Twist" not in detect_features(record["story"])
+    of_twist = sum("Twist" in record["features"] for record in records)
+    assert len(cut.train) + len(cut.test) == 2 * (of_twist - cut.left_out["without a partner of the same length"])
+    assert len(cut.texts) > 1.5 * of_twist
+    has_N = cut.has("Twist")[0]
+    lengths_N = text_length([record["story"] for record in cut.train])[:, 0]
+    assert abs(lengths_N[has_N].mean() - lengths_N[~has_N].mean()) < 1
+    uncut = text_length([record["story"] for record in stories.train])[:, 0]
+    twist_N = stories.has("Twist")[0]
+    assert uncut[twist_N].mean() - uncut[~twist_N].mean() > 10  # the control: whole stories differ
+
+
+def test_stories_without_a_place_before_the_marker_are_left_out_and_counted():
+    twist = "It turned out that Ben was a king."
+
+    def part(name):
+        return [
+            make_record(f"Tom saw {name} cats. {twist}", features=["Twist"]),
+            make_record(f"Sue saw {name} dogs. Sue sat.", features=[]),
+            make_record(f"{twist} {name}", features=["Twist"]),
+            make_record(f"Tom saw {name} hens. Ben was a king.", features=["Twist"]),  # as a person labels it
+            make_record(f"Tom saw {name} cows. {twist}", features=[]),
+            make_record(f"Big Tom saw {name} cats. {twist}", features=["Twist"]),
+        ]
+
+    cut = before_marker(ProbeStories(part("two"), part("six"), "records"), "Twist")
+    assert [record["story"] for record in cut.train] == ["Tom saw two cats.", "Sue saw two dogs."]
+    assert [record["story"] for record in cut.test] == ["Tom saw six cats.", "Sue saw six dogs."]
+    assert cut.left_out == {
+        "whose label and detector differ": 4,
+        "whose first sentence shows it": 2,
+        "without a partner of the same length": 2,
+    }
+    with pytest.raises(UsageError, match=r"Twist: 1 of 2 test stories have it, .*\(stories left out: .*4 whose label"):
+        parted({"Twist": cut})

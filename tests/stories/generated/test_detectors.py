@@ -3,7 +3,14 @@ import re
 import pytest
 from story_features import feature_sentences
 
-from lm_trials.stories.generated.detectors import DETECTORS, FEATURES, detect_features, matched_sentence
+from lm_trials.stories.generated.detectors import (
+    DETECTORS,
+    FEATURES,
+    detect_features,
+    ends_before,
+    matched_sentence,
+    sentence_ends,
+)
 from lm_trials.stories.generated.generator import generate_story
 from lm_trials.stories.generated.plans import plan_story
 
@@ -108,6 +115,36 @@ def test_the_matched_sentence_is_one_that_carries_the_feature():
             evidence = matched_sentence(story, feature)
             assert evidence in story
             assert any(evidence in sentence or sentence in evidence for sentence in sentences)
+
+
+def test_what_is_before_a_feature_ends_where_its_first_sentence_begins():
+    lead_ins = outcomes = 0
+    for index in range(500):
+        story = generate_story(seed=5, index=index)["story"]
+        sentences = feature_sentences(seed=5, index=index)
+        for feature in FEATURES:
+            ends = ends_before(story, feature)
+            if feature not in sentences:
+                assert ends is None
+                continue
+            own = sentences[feature][0]
+            told = story[: ends[-1]]
+            if feature == "BadEnding":  # the detector finds its last sentence alone
+                outcomes += own in told
+                continue
+            assert told == story[: story.index(own)].rstrip()
+            lead_ins += "beard" in own
+    assert lead_ins > 3
+    assert outcomes > 100
+    assert ends_before("It turned out that Ben was a king!", "Twist") == []
+
+
+def test_sentence_ends_leave_quotation_marks_with_their_sentences():
+    story = 'Tom ran.\n\n"Look!" cried Sue. "A dog!" Tom sat.\n'
+    ends = sentence_ends(story)
+    parts = [story[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
+    assert parts == ["Tom ran.", '"Look!" cried Sue.', '"A dog!"', "Tom sat."]
+    assert sentence_ends(" \n") == []
 
 
 def test_an_unknown_feature_is_named_with_the_valid_ones():
