@@ -142,11 +142,11 @@ def worth_tokens(
     ratios_S = np.clip(ratios_S, starts_S, math.log(FURTHEST))
     exact = int((~(before_S | beyond_S)).sum())
     found = bounded_mean(ratios_S, ratios_S > math.log(NEAR), before_S, UNIT, exact)
-    logs = (found.difference.estimate, found.difference.lower, found.difference.upper)
-    percent = [100 * math.expm1(log) for log in logs]
+    logs = found.difference
+    mean, lower, upper = (100 * math.expm1(log) for log in (logs.estimate, logs.lower, logs.upper))
     method = f"{found.method}, of log tokens on the reference's learning curve"
     censored = (int(before_S.sum()), int(beyond_S.sum()))
-    return BoundedDifference(Estimate(*percent, found.difference.n, UNIT), found.p, method, censored, found.bound)
+    return BoundedDifference(Estimate(mean, lower, upper, logs.n, UNIT), found.p, method, censored, found.bound)
 
 
 def _log_ratio(rise: float, curve: LearningCurve) -> float:
