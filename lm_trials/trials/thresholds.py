@@ -94,7 +94,7 @@ def log_ratio_difference(first_S: Sequence[ThresholdTime], second_S: Sequence[Th
     Without censored times: Student's t.  If all bounds point one way (the second arm's times censored, or the first's
     early): the mean is "at least" (see `bounded_mean`).  If they point both ways, or fewer than two pairs are exact:
     no interval, and p of the Mann-Whitney test, in which censored times are ties behind all others.  Not of the
-    log-rank test, which at 3 to 5 seeds rejects 7 to 10 % of true null hypotheses at 5 %.
+    log-rank test, which at 3 to 5 seeds rejects 6 to 10 % of true null hypotheses at 5 %.
 
     Raises:
         ValueError: for arms with different numbers of times.
