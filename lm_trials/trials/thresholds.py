@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_trials.console import UsageError
-from lm_trials.estimates import Estimate
+from lm_trials.estimates import NO_INTERVAL, Estimate
 from lm_trials.trials.paired import TestedDifference
 
 UNIT = "log2 ratio of updates"
@@ -88,13 +88,16 @@ def time_to_threshold(
     return ThresholdTime(float(steps[last] * (steps[last + 1] / steps[last]) ** share), censored=False)
 
 
-def log_ratio_difference(first_S: Sequence[ThresholdTime], second_S: Sequence[ThresholdTime]) -> BoundedDifference:
-    """Compare two arms' times in pairs of equal root seeds: the mean of log2(second / first).
+def log_ratio_difference(
+    first_S: Sequence[ThresholdTime], second_S: Sequence[ThresholdTime], null: float = 0.0
+) -> BoundedDifference:
+    """Compare two arms' times in pairs of equal root seeds: the mean of log2(second / first), and p against `null`.
 
     Without censored times: Student's t.  If all bounds point one way (the second arm's times censored, or the first's
-    early): the mean is "at least" (see `bounded_mean`).  If they point both ways, or fewer than two pairs are exact:
-    no interval, and p of the Mann-Whitney test, in which censored times are ties behind all others.  Not of the
-    log-rank test, which at 3 to 5 seeds rejects 6 to 10 % of true null hypotheses at 5 %.
+    early), the mean is "at least": one limit of a t interval if three pairs or more are exact (see `bounded_mean`),
+    else of the Mann-Whitney test, which does not use the pairs and needs four root seeds.  Bounds that point both ways
+    have no interval, and p of the Mann-Whitney test, in which censored times are ties.  The log-rank test is not used:
+    at 3 to 5 seeds it rejects 6 to 10 % of true null hypotheses at 5 %.
 
     Raises:
         ValueError: for arms with different numbers of times.
@@ -102,23 +105,53 @@ def log_ratio_difference(first_S: Sequence[ThresholdTime], second_S: Sequence[Th
     >>> first, second = [ThresholdTime(u, False) for u in (10, 11, 9)], [ThresholdTime(u, False) for u in (40, 50, 33)]
     >>> str(log_ratio_difference(first, second).difference)
     '2.020 [1.632, 2.407] log2 ratio of updates (n=3)'
-    >>> third = [ThresholdTime(40, False), ThresholdTime(300, True), ThresholdTime(33, False)]
-    >>> str(log_ratio_difference(first, third).difference)
-    '2.881 [-9.123, inf] log2 ratio of updates (n=3)'
+    >>> first, never = [ThresholdTime(u, False) for u in (10, 11, 9, 20)], [ThresholdTime(300, True)] * 4
+    >>> str(log_ratio_difference(first, never).difference)
+    '4.661 [3.907, inf] log2 ratio of updates (n=4)'
     """
-    from scipy import stats  # takes most of a second to import
-
     pairs = list(zip(first_S, second_S, strict=True))
-    values_S = np.array([math.log2(second.update / first.update) for first, second in pairs])
     at_least_S = np.array([second.censored or first.early for first, second in pairs])
     at_most_S = np.array([first.censored or second.early for first, second in pairs])
-    found = bounded_mean(values_S, at_least_S, at_most_S, UNIT)
-    p, method = found.p, found.method
-    if math.isnan(p) and (at_least_S | at_most_S).any() and len(pairs) > 1:
-        p = float(stats.mannwhitneyu(*([time.update for time in times] for times in (first_S, second_S))).pvalue)
-        method = "Mann-Whitney over root seeds, not paired; no interval, as too few times are exact"
+    logs_2S = np.log2([[time.update for time in times] for times in (first_S, second_S)])
+    found = bounded_mean(logs_2S[1] - logs_2S[0] - null, at_least_S, at_most_S, UNIT)
+    whole, p, method = found.difference, found.p, found.method
+    lower, upper = whole.lower + null, whole.upper + null
+    if math.isnan(whole.lower) and (at_least_S | at_most_S).any():
+        p, method = _rank_p(first_S, second_S, null), "Mann-Whitney over root seeds, not paired"
+        if found.bound:
+            lower, upper = _rank_limits(logs_2S, bool(at_least_S.any()))
+    difference = Estimate(whole.estimate + null, lower, upper, whole.n, UNIT)
     censored = (sum(time.censored for time in first_S), sum(time.censored for time in second_S))
-    return BoundedDifference(found.difference, p, method, censored, found.bound)
+    return BoundedDifference(difference, p, method, censored, found.bound)
+
+
+def _rank_p(first_S: Sequence[ThresholdTime], second_S: Sequence[ThresholdTime], null: float) -> float:
+    """Return p of the Mann-Whitney test of log2(second / first) against `null`; what is only bounded is tied."""
+    from scipy import stats  # takes most of a second to import
+
+    if len(first_S) < 2:
+        return math.nan
+    shifted = [(time, time.update * 2**null) for time in first_S] + [(time, time.update) for time in second_S]
+    # Both arms are cut off at the same times, so that under the null hypothesis they have one distribution.
+    most = min((update for time, update in shifted if time.censored), default=math.inf)
+    least = max((update for time, update in shifted if time.early), default=0.0)
+    updates = np.clip([update for _, update in shifted], least, most)
+    return float(stats.mannwhitneyu(updates[: len(first_S)], updates[len(first_S) :]).pvalue)
+
+
+def _rank_limits(logs_2S: np.ndarray, at_least: bool) -> tuple[float, float]:
+    """Return the limit of a shift of the second arm that the Mann-Whitney test gives, and the open side.
+
+    It is the k-th of the sorted differences between all times of the arms (Hodges and Lehmann 1963), here with k by the
+    normal approximation, which for 4 to 12 seeds is that of the exact test or one less.  Moving bounds further out
+    moves no limit in, so bounds make it no narrower.
+    """
+    n = logs_2S.shape[1]
+    place = math.floor(n * n / 2 - 1.96 * n * math.sqrt((2 * n + 1) / 12))
+    if place < 1:
+        return NO_INTERVAL
+    differences = np.sort((logs_2S[1][:, None] - logs_2S[0]).ravel())
+    return (float(differences[place - 1]), math.inf) if at_least else (-math.inf, float(differences[-place]))
 
 
 def bounded_mean(
@@ -129,7 +162,8 @@ def bounded_mean(
     Bounds all of one direction bound the mean, so one limit remains and the other is infinite.  Values cut off at
     their bounds vary too little, and Student's t would then be too sure: of 5 normal values cut off at their 80 %
     quantile its lower limit lay above the mean of the uncut ones in 3.3 % of cases instead of 2.5 %.  With degrees of
-    freedom of the exact values alone it was 1.4 %, and at most 2.5 % for 2 to 12 seeds and any quantile.
+    freedom of the exact values alone it was 1.4 %, and at most 2.5 % for 3 to 12 seeds and any quantile.  With fewer
+    than three exact values there is no interval.
 
     Args:
         at_least_S, at_most_S: whether each value is a lower or an upper bound; both if nothing is known.
@@ -146,7 +180,7 @@ def bounded_mean(
     freedom = (int((~bounds_S).sum()) if exact is None else exact) - 1
     mean = float(values_S.mean())
     lower, upper, p = math.nan, math.nan, math.nan
-    if known and freedom > 0 and np.ptp(values_S) > 0:
+    if known and freedom > (1 if bound else 0) and np.ptp(values_S) > 0:
         error = float(values_S.std(ddof=1)) / math.sqrt(len(values_S))
         half = float(special.stdtrit(freedom, 0.975)) * error
         lower = -math.inf if at_most_S.any() else mean - half

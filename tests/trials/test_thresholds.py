@@ -56,6 +56,9 @@ def test_without_censoring_it_is_students_t_of_log_ratios():
     interval = known.confidence_interval(0.95)
     assert (found.difference.lower, found.difference.upper) == pytest.approx((interval.low, interval.high))
     assert found.p == pytest.approx(known.pvalue)
+    moved = log_ratio_difference(times(*first), times(*second), null=1.0)
+    assert moved.p == pytest.approx(stats.ttest_rel(np.log2(second), np.log2(first) + 1).pvalue)
+    assert moved.difference.lower == pytest.approx(interval.low)
     assert (found.bound, found.censored) == (False, (0, 0))
 
 
@@ -75,17 +78,31 @@ def test_a_censored_time_makes_the_difference_a_bound():
     assert log_ratio_difference(times(30, 40, 20, 44), early).difference.lower == -math.inf
 
 
-def test_bounds_of_both_directions_and_too_few_exact_times_have_no_interval():
-    first, second = [10, 12, 9, 14, 11], [500] * 5
-    for found in (
-        log_ratio_difference(times(*first), times(*second, horizon=300)),
-        log_ratio_difference(times(*first[:-1], 500, horizon=300), times(30, 500, 20, 44, 50, horizon=300)),
-    ):
-        assert math.isnan(found.difference.lower)
-        assert "Mann-Whitney" in found.method
-        assert not math.isnan(found.p)
-    # 5 against 5 wholly apart: 2 of the 252 choices of 5 of 10.
-    assert log_ratio_difference(times(*first), times(*second, horizon=300)).p == pytest.approx(2 / 252, rel=0.3)
+def test_where_few_times_are_exact_the_limit_is_that_of_the_rank_test():
+    first, second = [10, 12, 9, 14, 11], [500, 40, 500, 500, 500]
+    found = log_ratio_difference(times(*first), times(*second, horizon=300))
+    assert (found.bound, found.difference.upper) == (True, math.inf)
+    # The exact test of 5 against 5 rejects for U of at most 2 at 5 % (any table), so the limit is the third difference.
+    differences = sorted(math.log2(min(b, 300) / a) for a in first for b in second)
+    assert found.difference.lower == pytest.approx(differences[2])
+    exact = [stats.mannwhitneyu(np.array(first) * 2**null, [301, 40, 302, 303, 304], method="exact").pvalue
+             for null in (differences[2] - 1e-9, differences[2] + 1e-9)]  # fmt: skip
+    assert exact[0] <= 0.05 < exact[1]
+    back = log_ratio_difference(times(*second, horizon=300), times(*first)).difference
+    assert (back.lower, back.upper) == (-math.inf, pytest.approx(-found.difference.lower))
+    assert log_ratio_difference(times(*first), times(*second, horizon=300), null=1).difference == found.difference
+    assert log_ratio_difference(times(*first), times(*second, horizon=300), null=4).p > 0.05 > found.p
+    three = log_ratio_difference(times(10, 12, 9), times(500, 500, 40, horizon=300))
+    assert math.isnan(three.difference.lower)  # no test of 3 against 3 has p below 0.05
+
+
+def test_bounds_of_both_directions_have_no_interval():
+    first, second = times(10, 12, 9, 14, 500, horizon=300), times(30, 500, 20, 44, 50, horizon=300)
+    found = log_ratio_difference(first, second)
+    assert math.isnan(found.difference.lower)
+    assert (found.censored, found.bound) == ((1, 1), False)
+    ranks = stats.mannwhitneyu([10, 12, 9, 14, 300], [30, 300, 20, 44, 50])
+    assert found.p == pytest.approx(ranks.pvalue)
     both = log_ratio_difference(times(500, 500, horizon=300), times(500, 500, horizon=300))
     assert both.p == 1
     assert math.isnan(log_ratio_difference(times(10), times(500, horizon=300)).p)
@@ -115,10 +132,14 @@ def test_exact_values_are_covered_in_95_percent():
     assert covered / 2000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_equal_arms_differ_in_at_most_5_percent_with_any_censoring():
-    rng = np.random.default_rng(2)
+def test_with_any_censoring_p_and_limits_are_wrong_in_at_most_5_and_2_5_percent():
+    rng, null = np.random.default_rng(2), 1.5
     for quantile in (0.3, 0.7, 0.95):
-        logs = rng.normal(size=(1000, 2, 5)) + rng.normal(size=(1000, 1, 5))  # pairs share a part of their seed's luck
-        horizon = 2 ** float(stats.norm.ppf(quantile, scale=math.sqrt(2)))
+        logs = rng.normal(size=(500, 2, 5)) + rng.normal(size=(500, 1, 5))  # pairs share a part of their seed's luck
+        logs[:, 1] += null
+        horizon = 2 ** float(stats.norm.ppf(quantile, loc=null, scale=math.sqrt(2)))
         pairs = ([times(*arm, horizon=horizon) for arm in 2**arms] for arms in logs)
-        assert np.mean([log_ratio_difference(*pair).p < 0.05 for pair in pairs]) <= 0.055
+        found = [log_ratio_difference(*pair, null) for pair in pairs]
+        assert np.mean([test.p < 0.05 for test in found]) <= 0.055
+        assert np.mean([test.difference.lower > null for test in found]) <= 0.03
+        assert np.mean([test.difference.upper < null for test in found]) <= 0.03
