@@ -26,6 +26,7 @@ from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.files import read_object, write_csv, write_file
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.compare import Comparison, compare_runs
+from lm_trials.trials.results import DatasetResult
 from lm_trials.trials.runs import STATE_FILE, Arm
 
 MOST_SEEDS = 100_000
@@ -149,11 +150,10 @@ def spreads_of(comparison: Comparison) -> list[Spread]:
         raise UsageError(f"--runs have no shared results to compare; make them: {comparison.next_command}")
     found = []
     for result in comparison.results:
-        values = {row["run"]: row["estimate"] for row in result.of("run")}
-        first = _by_root(reference, values)
+        of_reference = _by_root(result, reference)
         for arm in others:
-            second = _by_root(arm, values)
-            differences = [second[root] - first[root] for root in first if root in second]
+            of_arm = _by_root(result, arm)
+            differences = [of_arm[root] - of_reference[root] for root in of_reference if root in of_arm]
             name = f"{arm.label} minus {reference.label}, {result.dataset}"
             if len(differences) < 2:
                 shared = f"arms {reference.label} and {arm.label} share {len(differences)} root seeds"
@@ -164,12 +164,10 @@ def spreads_of(comparison: Comparison) -> list[Spread]:
     return found
 
 
-def _by_root(arm: Arm, values: dict[str, float]) -> dict[Any, float]:
-    """Return an arm's mean for each root seed."""
-    runs: dict[Any, list[float]] = {}
-    for run in arm.runs:
-        runs.setdefault(run.seeds[0], []).append(values[run.name])
-    return {root: mean(numbers) for root, numbers in runs.items()}
+def _by_root(result: DatasetResult, arm: Arm) -> dict[Any, float]:
+    """Return an arm's mean over the runs of each root seed."""
+    rows = [row for row in result.of("run") if row["arm"] == arm.label]
+    return {root: mean(row["estimate"] for row in rows if row["root"] == root) for root in arm.roots}
 
 
 def _seconds(arms: Sequence[Arm]) -> float | None:

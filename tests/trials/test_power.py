@@ -111,6 +111,14 @@ def test_the_spread_and_the_time_of_runs(six_runs, capsys):
     assert f"{needed - 3} unknown" in " ".join(capsys.readouterr().out.split())
 
 
+def test_two_runs_of_one_root_seed_are_one_seed(six_runs, make_run, capsys):
+    nats = [10.6 + story / 7 for story in range(12)]
+    other_order = make_run("a-s1-d9", seed=1, data_seed=9, change={"learning_rate": 0.004}, nats=nats)
+    main(["--difference", "0.1", "--runs", *six_runs, other_order])
+    spread = np.std([0.1 - 0.03, 0.2, 0.3], ddof=1)
+    assert f"B minus A, tiny-validation 3 {spread:.4f}" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
