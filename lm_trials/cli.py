@@ -36,6 +36,7 @@ COMMANDS = {
     "run": ("lm_trials.trials.run", "run a trial file: everything in it that is not finished"),
     "status": ("lm_trials.trials.status", "show which jobs of a trial are finished"),
     "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
+    "power": ("lm_trials.trials.power", "how many root seeds decide a difference, or show equivalence"),
     "order": ("lm_trials.training.data_order", "list the documents of each update of a run"),
     "probe": ("lm_trials.probing", "analyze a model's hidden states, attention or weights"),
 }

@@ -35,6 +35,7 @@ from lm_trials.training.data_order import OrderArguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
 from lm_trials.trials.compare import CompareArguments
+from lm_trials.trials.power import PowerArguments
 
 RUN, OTHER = "../models/run", "../models/other"
 DATA = {"data_cache_dir": "../data"}
@@ -67,6 +68,7 @@ COMMANDS = {
         | {"max_new_tokens": 2, "prompt_layout": "completion"},
     ),
     "compare": ((CompareArguments,), {"runs": f"{RUN} {OTHER}"}),
+    "power": ((PowerArguments,), {"difference": 0.02, "spread": 0.022}),
     "order": ((OrderArguments,), {"run": RUN, **DATA}),
 }
 OF_PREPARE = {

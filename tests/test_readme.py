@@ -70,6 +70,7 @@ def parsers() -> dict[str, Callable[[list[str]], Any]]:
     from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
     from lm_trials.training.tuning_run_arguments import SftRunArguments
     from lm_trials.trials.compare import compare_arguments
+    from lm_trials.trials.power import power_arguments
 
     def of(*kinds: type) -> Callable[[list[str]], Any]:
         return lambda argv: parse_arguments(argv, kinds, "")
@@ -88,6 +89,7 @@ def parsers() -> dict[str, Callable[[list[str]], Any]]:
         "lm_trials.latent_city.evaluate": of(LatentCityArguments),
         "lm_trials.training.data_order": order_arguments,
         "lm_trials.trials.compare": compare_arguments,
+        "lm_trials.trials.power": power_arguments,
     }
 
 
@@ -177,6 +179,7 @@ def test_a_command_line_parses(page, line, monkeypatch):
         "lm-trials constraints --modle a",
         "lm-trials latent-city --modle a",
         "lm-trials compare runs/a --tabel b.csv",
+        "lm-trials power --difference 0 --spread 1",
         "lm-trials order runs/a --stpe 1",
         "lm-trials demo --folder a",
         "lm-trials probe lense",

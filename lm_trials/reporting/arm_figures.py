@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lm_trials.reporting.figure_style import COLORS, Row, distinct, dress, legend, new_figure, number
+from lm_trials.reporting.figure_style import COLORS, Row, distinct, draw_curve, dress, legend, new_figure, number
 
 LOSSES = "Loss of each run and mean of each arm"
 
@@ -51,6 +51,28 @@ def arms_figure(rows: Iterable[Row], title: str | None = None) -> Figure:
         dress(axes, "" if title else dataset, here[0]["unit"], grid="x")
         axes.set_yticks(range(len(labels)), [ticks.get(label, label) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
+    legend(figure)
+    return figure
+
+
+def power_figure(rows: Iterable[Row], decided: str) -> Figure:
+    """Draw the power of each number of root seeds, with a band for the interval of the spread.
+
+    Args:
+        rows: of `power.csv`: difference, seeds, estimate, and lower and upper where the spread has an interval.
+        decided: what is decided, for the title.
+
+    >>> figure = power_figure([{"difference": "B minus A", "seeds": n, "estimate": n / 9} for n in (3, 6)], "0.02")
+    >>> figure.get_suptitle()
+    'Power to decide 0.02'
+    """
+    rows = list(rows)
+    figure, (axes,) = new_figure(f"Power to decide {decided}")
+    for place, name in enumerate(distinct(rows, "difference")):
+        own = [row for row in rows if row["difference"] == name]
+        draw_curve(axes, [row["seeds"] for row in own], own, COLORS[place % len(COLORS)], name)
+    axes.set_ylim(0, 1.02)
+    dress(axes, xlabel="root seeds", ylabel="power, band: 95 % interval of the spread")
     legend(figure)
     return figure
 
