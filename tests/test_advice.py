@@ -32,6 +32,7 @@ COMMANDS = [
 FLAGS_OF = {("order",): ("train",), ("cache", "recipe"): ("cache", "fetch"), ("cache",): ("cache", "fetch")}
 # Texts with flags that are not the command's own: (function, flag), and why.
 EXCEPTIONS = {
+    ("lm_trials.trials.trial_file._check_outcome", "--dataset_name"): "of evaluate, in a trial file",
     ("lm_trials.training.launch.check_launch", "--config_file"): "of accelerate launch",
     ("lm_trials.training.launch.check_launch", "--cpu"): "of accelerate launch",
     ("lm_trials.training.launch.check_launch", "--num_processes"): "of accelerate launch",

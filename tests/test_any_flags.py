@@ -35,7 +35,11 @@ from lm_trials.training.data_order import OrderArguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
 from lm_trials.trials.compare import CompareArguments
+from lm_trials.trials.local import LocalExecutor
+from lm_trials.trials.new import EXAMPLE, NewArguments
+from lm_trials.trials.plan import PlanArguments
 from lm_trials.trials.power import PowerArguments
+from lm_trials.trials.run import RunTrialArguments, TrialArguments
 
 RUN, OTHER = "../models/run", "../models/other"
 DATA = {"data_cache_dir": "../data"}
@@ -67,6 +71,10 @@ COMMANDS = {
         {**ONE, **DATA, "dataset_name": "cities", "num_samples": 1, "seeds": 0, "num_choices": 1, "max_known": 3}
         | {"max_new_tokens": 2, "prompt_layout": "completion"},
     ),
+    "new": ((NewArguments,), {"output": "out/mine.yaml"}),
+    "plan": ((PlanArguments,), {"trial": "../trial.yaml", "rehearse": False}),
+    "run": ((RunTrialArguments,), {"trial": "../trial.yaml"}),
+    "status": ((TrialArguments,), {"trial": "../trial.yaml"}),
     "compare": ((CompareArguments,), {"runs": f"{RUN} {OTHER}"}),
     "power": ((PowerArguments,), {"difference": 0.02, "spread": 0.022}),
     "order": ((OrderArguments,), {"run": RUN, **DATA}),
@@ -108,7 +116,7 @@ for probe, base in OF_PROBES.items():
     COMMANDS[f"probe {probe}"] = (import_module(f"lm_trials.probing.{probe}.flags").ARGUMENTS, base)
 
 # Flags that name where results go, and the folders of results without them.
-PLACES = {"output_dir", "tables_dir", "matrix_dir", "merge_output", "output", "json"}
+PLACES = {"output_dir", "tables_dir", "matrix_dir", "merge_output", "output", "json", "runs_dir"}
 RESULTS = ("work/out", "work/runs", *(f"models/{run}/{to}" for run in ("run", "other") for to in ("eval", "probes")))
 WRITE_DATA = ("prepare", "cache", "train", "tune")  # into --data_cache_dir
 # Flags that set how much is computed: within their bounds they stay small.
@@ -155,6 +163,7 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         write_rows(world / "short" / f"{split}.jsonl", rows)
     write_rows(world / "stories.jsonl", [{"text": text} for text in texts])
     write_rows(world / "pairs.jsonl", [{"prompt": f"Write of {n} cats.", "completion": "A cat."} for n in range(40)])
+    shutil.copy(EXAMPLE, world / "trial.yaml")
     (world / "recipe.yaml").write_text("- {dataset_name: ../stories.jsonl, data_cache_dir: ../data}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world / "work")
@@ -176,6 +185,7 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         patch.setattr(Trainer, "train", start)
         patch.setattr(download, "download_archive", start)
         patch.setattr(demo, "steps", start)
+        patch.setattr(LocalExecutor, "__init__", start)
         yield world
 
 

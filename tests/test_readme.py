@@ -1,19 +1,19 @@
 """The pages are true: each command parses, each link and import exists, and the language is plain."""
 
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import pytest
 
 from lm_trials.cli import COMMANDS, command_of, probes
 from lm_trials.console import UsageError
-from lm_trials.flags import parse_arguments
+from lm_trials.flags import ParsedError, parse_arguments, parsing_only
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
@@ -57,42 +57,6 @@ def command_lines(page: Path) -> list[str]:
 LINES = [(str(page.relative_to(REPOSITORY)), line) for page in PAGES for line in command_lines(page)]
 
 
-def parsers() -> dict[str, Callable[[list[str]], Any]]:
-    """Return the real parser of each program, by its module."""
-    from lm_trials.commands import cache, demo, prepare
-    from lm_trials.evaluation.constraint_flags import ConstraintArguments
-    from lm_trials.evaluation.flags import EvaluationArguments
-    from lm_trials.evaluation.generate import GenerationArguments
-    from lm_trials.latent_city.flags import LatentCityArguments
-    from lm_trials.training.data_order import order_arguments
-    from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
-    from lm_trials.training.run_arguments import RunArguments
-    from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
-    from lm_trials.training.tuning_run_arguments import SftRunArguments
-    from lm_trials.trials.compare import compare_arguments
-    from lm_trials.trials.power import power_arguments
-
-    def of(*kinds: type) -> Callable[[list[str]], Any]:
-        return lambda argv: parse_arguments(argv, kinds, "")
-
-    training = (DataArguments, ModelArguments), "", CommonTrainingArguments, lambda: RunArguments
-    tuning = (PairArguments, AdapterArguments), "", CommonSftArguments, lambda: SftRunArguments
-    return {
-        "lm_trials.commands.train": lambda argv: parse_arguments(argv, *training),
-        "lm_trials.commands.tune": lambda argv: parse_arguments(argv, *tuning),
-        "lm_trials.commands.evaluate": of(EvaluationArguments),
-        "lm_trials.commands.prepare": lambda argv: prepare.command_arguments(argv[0], argv[1:]),
-        "lm_trials.commands.cache": cache.command_arguments,
-        "lm_trials.commands.demo": of(demo.DemoArguments),
-        "lm_trials.evaluation.generate": of(GenerationArguments),
-        "lm_trials.evaluation.constraints": of(ConstraintArguments),
-        "lm_trials.latent_city.evaluate": of(LatentCityArguments),
-        "lm_trials.training.data_order": order_arguments,
-        "lm_trials.trials.compare": compare_arguments,
-        "lm_trials.trials.power": power_arguments,
-    }
-
-
 def parse_command(words: list[str]) -> None:
     """Parse the flags of an `lm-trials` command as it would itself; raises where it would refuse them."""
     program, rest = command_of(words)
@@ -104,7 +68,8 @@ def parse_command(words: list[str]) -> None:
         kinds = get_type_hints(flags.check_arguments).values()
         flags.check_arguments(*(given for given in parse_arguments(rest, flags.ARGUMENTS, "") if type(given) in kinds))
     else:
-        parsers()[module](rest)
+        with parsing_only(), pytest.raises(ParsedError):
+            inspect.unwrap(program)(rest)
 
 
 def script_command(script: str) -> list[str]:

@@ -20,7 +20,7 @@ EXAMPLE = Path(__file__).with_name("example.yaml")
 class NewArguments:
     """Where the file goes."""
 
-    trial: str = option("trials/my_claim.yaml", filled=True, help="The new file; the flag itself may be omitted.")
+    output: str = option("trials/my_claim.yaml", filled=True, help="The new file; the flag itself may be omitted.")
 
 
 @script
@@ -28,13 +28,14 @@ def main(argv: list[str] | None = None) -> Path:
     """Write the example under another name; returns its path."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
-        words = ["--trial", *words]
+        words = ["--output", *words]
     (args,) = parse_arguments(words, (NewArguments,), __doc__ or "", prog="lm-trials new")
-    path = Path(args.trial)
-    path = path if path.suffix else path.with_suffix(".yaml")
+    path = Path(args.output)
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"--output {path} is not the name of a YAML file; end it with .yaml")
     if path.exists():
         raise UsageError(f"{path} exists; give another name")
-    check_writable("--trial", path.parent)
+    check_writable("--output", path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, EXAMPLE.read_text(encoding="utf-8").replace("THIS_FILE", str(path)))
     show_facts("new trial", {"file": f"{path}: edit it, then", "next": f"lm-trials plan {path}"})
