@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import note, show_table
 from lm_trials.data.datasets import Selection
-from lm_trials.estimates import bootstrap_mean, proportion
+from lm_trials.estimates import bootstrap_mean, interval_text, proportion
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
@@ -227,7 +227,8 @@ def score_set(
     few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
     if few:
         note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")
-    found = {row["slice"]: row for row in rows}
+    # Of the rows of all stories, the words'; the judge's own have a table of their own.
+    found = {row["slice"]: row for row in rows if row["slice"] != "all" or row["metric"] == "words_used"}
     cells = [[name, *(_shown(found.get(f"asked{sign}{name}")) for sign in ("=", "!="))] for name in FEATURES]
     if "all" in found:
         cells.append(["words used", _shown(found["all"]), ""])
@@ -244,25 +245,32 @@ def score_set(
 
 
 def _show_judge(name: str, found: Mapping[str, dict[str, Any]]) -> None:
-    lost = [found[f"unparseable_{feature}"] for feature in FEATURES]
+    def cell(metric: str) -> str:
+        row = found.get(metric)
+        if row is None:
+            return "no answer"
+        if math.isnan(row["estimate"]):
+            return "undefined"
+        return f"{row['estimate']:z.3f} {interval_text(row['lower'], row['upper'])}"
+
+    lost = {feature: found[f"unparseable_{feature}"] for feature in FEATURES}
     show_table(
         f"agreement of {name} with the detectors",
         ["feature", "judged alike", "Cohen's kappa", "unparseable"],
         [
             [
                 feature,
-                *(_shown(found.get(f"{metric}_{feature}"), "no answer") for metric in ("agreement", "kappa")),
+                cell(f"agreement_{feature}"),
+                cell(f"kappa_{feature}"),
                 f"{round(row['estimate'] * row['n'])} of {row['n']}",
             ]
-            for feature, row in zip(FEATURES, lost, strict=True)
+            for feature, row in lost.items()
         ],
-        "[95 % interval over stories]; unparseable answers, neither Yes nor No, are left out of all shares",
+        "[95 % interval over stories]; unparseable answers are neither Yes nor No and left out",
     )
 
 
-def _shown(row: dict[str, Any] | None, missing: str = "no prompt") -> str:
+def _shown(row: dict[str, Any] | None) -> str:
     if row is None:
-        return missing
-    if math.isnan(row["estimate"]):
-        return "undefined"
+        return "no prompt"
     return f"{row['estimate']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}] n={row['n']}"

@@ -185,15 +185,17 @@ def agreement(first_N: np.ndarray, second_N: np.ndarray) -> tuple[Estimate, Esti
     >>> share, kappa = agreement(np.array([True] * 50 + [False] * 50), np.array([True] * 40 + [False] * 60))
     >>> print(share, kappa, sep="\\n")
     0.900 [0.826, 0.945] share of stories (n=100)
-    0.800 [0.651, 0.889] Cohen's kappa (n=100)
+    0.800 [0.651, 0.890] Cohen's kappa (n=100)
     """
     share = proportion(int((first_N == second_N).sum()), len(first_N), "share of stories")
     first, second = first_N.mean(), second_N.mean()
     chance = float(first * second + (1 - first) * (1 - second))
     if chance == 1:
         return share, Estimate(math.nan, *NO_INTERVAL, len(first_N), "Cohen's kappa")
-    values = (max((value - chance) / (1 - chance), -1.0) for value in (share.estimate, share.lower, share.upper))
-    return share, Estimate(*values, len(first_N), "Cohen's kappa")
+    kappa, lower, upper = (
+        max((value - chance) / (1 - chance), -1.0) for value in (share.estimate, share.lower, share.upper)
+    )
+    return share, Estimate(kappa, lower, upper, len(first_N), "Cohen's kappa")
 
 
 def _records(name: str, data_cache_dir: Path, splits: Sequence[str], count: int) -> list[tuple[str, list[str]]]:

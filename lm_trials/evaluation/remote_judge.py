@@ -1,7 +1,7 @@
 """A language model behind an OpenAI-compatible endpoint as the judge of a story's features.
 
 It is asked the yes/no question of tinystories-wrappers, `Does the story have a twist?` (arXiv 2311.12786), and its like
-for the other features, with two examples at temperature 0.  The published examples are lost; these are our own.
+for the other features, with two examples at temperature 0.  Its examples were not published; these are our own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AT_ONCE = 8  # requests; not tuned
 TIMEOUT = 60.0  # seconds
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 LONGEST_WAIT = 60.0  # of those that a server asks for with Retry-After
-BUSY = {408, 409, 425, 429, 500, 502, 503, 504}
+BUSY = {408, 429, 500, 502, 503, 504}
 ANSWER_TOKENS = 16  # a longer answer is none of Yes and No
 ADVICE = {
     401: f"set the environment variable {KEY} to a valid key",
@@ -125,7 +125,9 @@ class RemoteJudge:
                 asked_all = pool.imap_unordered(lambda each: self._ask(*each), missing.items())
                 for _ in progress(asked_all, f"asking {self.model}", "questions", len(missing)):
                     pass
-        note(f"{self.model}: {len(missing):,} questions asked, {len(places) - len(missing):,} answers were in {FOLDER}")
+        note(
+            f"{self.model}: {len(missing):,} questions asked, {len(places) - len(missing):,} answers were in {self.folder}"
+        )
         found = {asked: parse_answer(read_object(place)["answer"]) for asked, place in places.items()}
         return [{feature: found[story, feature] for feature in FEATURES} for story in stories]
 
@@ -214,8 +216,8 @@ def open_judge(args: EvaluationArguments) -> RemoteJudge | None:
         return None
     url = args.judge_url.rstrip("/")
     try:
-        valid = url.isascii() and re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and urlsplit(url).hostname
-        valid = valid and urlsplit(url).port != 0
+        form = url.isascii() and re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url)
+        valid = bool(form and urlsplit(url).hostname) and urlsplit(url).port != 0
     except ValueError:
         valid = False
     if not valid:

@@ -361,6 +361,8 @@ def test_the_command_names_the_judge_and_judges_are_not_mixed(endpoint, evaluate
     shown = capsys.readouterr()
     assert "judged by m" in shown.out
     assert "2 of 2" in shown.out
+    words = table.loc["words_used"]
+    assert re.search(rf"words used +{words['estimate']:.3f} \[{words['lower']:.3f}, .* n={words['n']:.0f}", shown.out)
     assert SECRET not in shown.out + shown.err
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
 
