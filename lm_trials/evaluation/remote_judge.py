@@ -125,9 +125,8 @@ class RemoteJudge:
                 asked_all = pool.imap_unordered(lambda each: self._ask(*each), missing.items())
                 for _ in progress(asked_all, f"asking {self.model}", "questions", len(missing)):
                     pass
-        note(
-            f"{self.model}: {len(missing):,} questions asked, {len(places) - len(missing):,} answers were in {self.folder}"
-        )
+        kept = len(places) - len(missing)
+        note(f"{self.model}: {len(missing):,} questions asked, {kept:,} answers were in {self.folder}")
         found = {asked: parse_answer(read_object(place)["answer"]) for asked, place in places.items()}
         return [{feature: found[story, feature] for feature in FEATURES} for story in stories]
 
@@ -139,16 +138,13 @@ class RemoteJudge:
 
     def _question(self, story: str, feature: str) -> dict[str, Any]:
         name, example = EXAMPLES[feature]
-        turns = ((example, "Yes"), (PLAIN, "No"), (story, None))
-        messages = [
-            {"role": role, "content": content}
-            for text, answer in turns
-            for role, content in (
-                ("user", f"<story>\n{text}\n</story>\nDoes the story have {name}? Answer Yes or No."),
-                ("assistant", answer),
-            )
-            if content is not None
-        ]
+
+        def asked(text: str) -> dict[str, str]:
+            content = f"<story>\n{text}\n</story>\nDoes the story have {name}? Answer Yes or No."
+            return {"role": "user", "content": content}
+
+        yes, no = ({"role": "assistant", "content": answer} for answer in ("Yes", "No"))
+        messages = [asked(example), yes, asked(PLAIN), no, asked(story)]
         return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": ANSWER_TOKENS}
 
     def _place(self, question: Mapping[str, Any]) -> Path:
