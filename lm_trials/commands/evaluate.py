@@ -54,6 +54,7 @@ from typing import Any
 
 from lm_trials.console import is_main_process, load_libraries, note, script
 from lm_trials.evaluation.flags import EvaluationArguments
+from lm_trials.evaluation.remote_judge import open_judge
 from lm_trials.flags import parse_arguments
 
 
@@ -61,6 +62,7 @@ from lm_trials.flags import parse_arguments
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Evaluate each model on each data set; returns the rows of all tables."""
     (args,) = parse_arguments(argv, (EvaluationArguments,), __doc__ or "", prog="lm-trials evaluate")
+    judge = open_judge(args)
     load_libraries()
     import torch
     from accelerate import PartialState
@@ -97,6 +99,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for source, selection in zip(opened, datasets, strict=True):
             if text := training_note(source, selection, candidate, args):
                 note(text)
+    if judge and is_main_process():
+        judge.check()
 
     results, continuations = [], []
     for candidate in candidates:
@@ -108,7 +112,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             if is_main_process():
                 write_results(result, asdict(args))
                 if args.score_features:
-                    continuations += score_set(model, candidate, dataset, folder, args)
+                    continuations += score_set(model, candidate, dataset, folder, args, judge)
                 if args.generate:
                     continuations += score_continuations(model, candidate, dataset, args)
     titles = {dataset.name: dataset.title or dataset.name for dataset in datasets}

