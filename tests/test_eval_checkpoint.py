@@ -277,7 +277,7 @@ def test_sentences_with_a_feature_are_a_slice_and_the_others_keep_every_bit(run,
     plain = run("--by", "features", data="twists.jsonl", output="plain")
     table = run("--by", "features", "--sentences_with", "Twist", "BadEnding", data="twists.jsonl")
     said = capsys.readouterr()
-    assert "sentences=Twist" in said.out
+    assert re.search(r"^   sentences with .*\n +Twist  ", said.out, re.MULTILINE)
     assert "note: --sentences_with BadEnding: no sentence of twists shows it, so there is no slice" in said.err
     assert table[: len(plain)] == plain
     of_twist = {row["metric"]: row for row in table[len(plain) :]}

@@ -262,7 +262,11 @@ def slice_label(name: str) -> str:
 
     >>> slice_label("features=Twist"), slice_label("features!=Twist"), slice_label("source=GPT-4")
     ('Twist', 'no Twist', 'source=GPT-4')
+    >>> print(slice_label("sentences=Twist"))
+    sentences with
+      Twist
     """
+    name = name.replace("sentences=", "sentences with\n  ")  # two lines, as the numbers have: 80 columns are narrow
     return name.removeprefix("features=") if "features=" in name else name.replace("features!=", "no ")
 
 
