@@ -1,0 +1,212 @@
+"""How often nominal 95 % intervals contain the truth, by simulation: ours and the percentile bootstrap's.
+
+    python benchmarks/coverage.py
+    python benchmarks/coverage.py --stories eval/stories-validation/per_story.parquet --repetitions 500
+
+Each repetition draws n stories from a population whose mean or ratio is known, and estimates it with an interval.  The
+lengths and losses of `story losses` have the distribution of 3,117 real stories (TinyStories validation, scored by
+stories260K); `--stories` draws from the stories of an evaluation instead.  Prints a table, and the same in Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm_trials.console import progress, script, show_table
+from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, percentile_interval, proportion
+from lm_trials.flags import option, parse_arguments
+
+POPULATION = 200_000
+BOOTSTRAP_T, PERCENTILE, WILSON = "bootstrap-t", "percentile", "Wilson"
+# Measured on the real stories: tokens at these shares of them; log nats per token rise by 0.16 per log token.
+SHARES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
+TOKENS = (154, 198, 237, 296, 345, 422, 755, 1107, 1528, 2072)
+
+Interval = tuple[float, float]
+
+
+@dataclass
+class CoverageArguments:
+    """What is simulated."""
+
+    stories: str | None = option(None, help="The per_story.parquet of an evaluation, as the population of losses.")
+    repetitions: int = option(1500, least=2, help="Samples for each row.")
+    n: list[int] = option([10, 20, 50, 200], least=10, help="Stories of a sample.")
+    only: list[str] = option([], help="Sections to run; default: all.", one_of=lambda: SECTIONS, distinct=True)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One row of the table.
+
+    Attributes:
+        population: what is estimated.
+        n: what a sample consists of.
+        covered: share of the intervals that contain the truth, with its Monte Carlo error (one standard deviation).
+        without: share of the samples that have no interval; `covered` leaves them out.
+        width: median width of the intervals.
+    """
+
+    population: str
+    n: str
+    method: str
+    covered: float
+    error: float
+    without: float
+    width: float
+
+
+def coverage(
+    population: str, n: str, truth: float, sample: Callable[[int], dict[str, Interval]], repetitions: int
+) -> list[Coverage]:
+    """Return a row for each method; `sample(number)` draws a sample and returns each method's interval."""
+    found: dict[str, list[Interval]] = {}
+    for number in progress(range(repetitions), f"{population}, n = {n}", "samples", repetitions):
+        for method, interval in sample(number).items():
+            found.setdefault(method, []).append(interval)
+    rows = []
+    for method, intervals in found.items():
+        lower, upper = np.array([interval for interval in intervals if not np.isnan(interval[0])]).T
+        covered = float(((lower <= truth) & (truth <= upper)).mean())
+        error = float(np.sqrt(covered * (1 - covered) / len(lower)))
+        without = 1 - len(lower) / len(intervals)
+        rows.append(Coverage(population, n, method, covered, error, without, float(np.median(upper - lower))))
+    return rows
+
+
+def bounds(estimate: Estimate) -> Interval:
+    """Return an estimate's interval."""
+    return estimate.lower, estimate.upper
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """Return the first sum over the second."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def percentile_of_ratio(rows_N2: np.ndarray, seed: int) -> Interval:
+    """Return the percentile interval of a ratio over the resamples that the bootstrap-t has."""
+    weights_NR = np.random.Generator(np.random.Philox(seed)).poisson(1.0, size=(len(rows_N2), 1000))
+    with np.errstate(invalid="ignore"):
+        return percentile_interval(ratio(weights_NR.T @ rows_N2), 0.95)
+
+
+def of_ratio(rows_N2: np.ndarray, seed: int, scale: str = "identity") -> dict[str, Interval]:
+    """Return the intervals of a ratio of sums over stories."""
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(rows_N2)
+    ours = bootstrap.estimate(ratio, "", scale=scale)
+    return {PERCENTILE: percentile_of_ratio(rows_N2, seed), BOOTSTRAP_T: bounds(ours)}
+
+
+def of_mean(values_N: np.ndarray, seed: int, scale: str = "identity") -> dict[str, Interval]:
+    """Return the intervals of a mean over stories."""
+    rows_N2 = np.stack([values_N, np.ones_like(values_N)], axis=1)
+    ours = bootstrap_mean(values_N, "", seed, scale=scale)
+    return {PERCENTILE: percentile_of_ratio(rows_N2, seed), BOOTSTRAP_T: bounds(ours)}
+
+
+def story_losses(count: int = POPULATION, seed: int = 5) -> np.ndarray:
+    """Return nats, tokens and correct tokens of stories with the lengths and losses of real ones, -> (count, 3).
+
+    >>> rows = story_losses(1000)
+    >>> bool(1.25 < rows[:, 0].sum() / rows[:, 1].sum() < 1.35)
+    True
+    """
+    generator = np.random.default_rng(seed)
+    tokens = np.exp(np.interp(generator.uniform(size=count), (0, *SHARES), np.log((100, *TOKENS)))).round()
+    # Residuals of the log loss: 0.156, kurtosis 8, as Student's t with 5 degrees of freedom.
+    noise = 0.156 * generator.standard_t(5, size=count) * np.sqrt(3 / 5)
+    loss = np.exp(0.164 * np.log(tokens) - 0.732 + np.clip(noise, -1, 1))
+    share = np.clip(0.923 - 0.2165 * loss + 0.017 * generator.normal(size=count), 0, 1)
+    return np.stack([loss * tokens, tokens, (share * tokens).round()], axis=1)
+
+
+def _stories(args: CoverageArguments) -> np.ndarray:
+    if args.stories is None:
+        return story_losses()
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(args.stories, columns=["nats", "tokens", "correct"])
+    return np.stack([np.asarray(column, dtype=np.float64) for column in table.columns], axis=1)
+
+
+def losses_section(args: CoverageArguments) -> list[Coverage]:
+    """The mean loss, in nats per token, and the share of correct tokens, of all stories."""
+    rows = []
+    stories = _stories(args)
+    for name, columns, scale in (("story losses", [0, 1], "identity"), ("token accuracy", [2, 1], "logit")):
+        rows += _sampled(name, stories[:, columns], args, scale)
+    return rows
+
+
+def skewed_section(args: CoverageArguments) -> list[Coverage]:
+    """A ratio and a mean of heavy-tailed values, where few stories say little about the tail."""
+    generator = np.random.default_rng(5)
+    sizes = np.exp(generator.normal(size=POPULATION))
+    values = sizes * np.exp(generator.normal(0, 0.5, size=POPULATION))
+    rows = _sampled("heavy-tailed ratio", np.stack([values, sizes], axis=1), args)
+    return rows + _sampled("log-normal mean", np.exp(generator.normal(size=POPULATION)), args)
+
+
+def shares_section(args: CoverageArguments) -> list[Coverage]:
+    """The mean share of words used, most stories using all three, and the share of stories with a rare feature."""
+    generator = np.random.default_rng(5)
+    used = generator.binomial(3, generator.beta(8, 1, size=POPULATION)) / 3
+    rows = _sampled("share of words", used, args, "logit")
+    has = generator.uniform(size=POPULATION) < 0.1
+    for n in args.n:
+
+        def sample(number: int, n: int = n) -> dict[str, Interval]:
+            some = generator.choice(has, n).astype(float)
+            wilson = bounds(proportion(int(some.sum()), n, ""))
+            return {PERCENTILE: of_mean(some, number)[PERCENTILE], WILSON: wilson}
+
+        rows += coverage("share of stories, 0.1", str(n), float(has.mean()), sample, args.repetitions)
+    return rows
+
+
+def _sampled(name: str, population: np.ndarray, args: CoverageArguments, scale: str = "identity") -> list[Coverage]:
+    """Return the rows of a mean, of a population of values, or of a ratio, of one of pairs."""
+    generator = np.random.default_rng(1)
+    intervals = of_mean if population.ndim == 1 else of_ratio
+    truth = population.mean() if population.ndim == 1 else ratio(population.sum(axis=0))
+    rows = []
+    for n in args.n:
+
+        def sample(number: int, n: int = n) -> dict[str, Interval]:
+            return intervals(population[generator.integers(len(population), size=n)], number, scale)
+
+        rows += coverage(name, str(n), float(truth), sample, args.repetitions)
+    return rows
+
+
+# By name; each returns the rows of its populations.
+SECTIONS: dict[str, Callable[[CoverageArguments], list[Coverage]]] = {
+    "losses": losses_section,
+    "skewed": skewed_section,
+    "shares": shares_section,
+}
+
+
+@script
+def main(argv: list[str] | None = None) -> list[Coverage]:
+    """Run the simulation; returns the rows of the table."""
+    (args,) = parse_arguments(argv, (CoverageArguments,), __doc__ or "")
+    rows = [row for name in args.only or SECTIONS for row in SECTIONS[name](args)]
+    columns = ["population", "n", "method", "coverage", "no interval", "width"]
+    cells = [
+        [r.population, r.n, r.method, f"{r.covered:.3f} ± {r.error:.3f}", f"{r.without:.3f}", f"{r.width:.3g}"]
+        for r in rows
+    ]
+    show_table(f"coverage of nominal 95 % intervals, {args.repetitions} samples", columns, cells)
+    for line in (columns, ["---"] * len(columns), *cells):
+        print("|", " | ".join(line), "|")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
