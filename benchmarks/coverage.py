@@ -28,16 +28,6 @@ TOKENS = (154, 198, 237, 296, 345, 422, 755, 1107, 1528, 2072)
 Interval = tuple[float, float]
 
 
-@dataclass
-class CoverageArguments:
-    """What is simulated."""
-
-    stories: str | None = option(None, help="The per_story.parquet of an evaluation, as the population of losses.")
-    repetitions: int = option(1500, least=2, help="Samples for each row.")
-    n: list[int] = option([10, 20, 50, 200], least=10, help="Stories of a sample.")
-    only: list[str] = option([], help="Sections to run; default: all.", one_of=lambda: SECTIONS, distinct=True)
-
-
 @dataclass(frozen=True)
 class Coverage:
     """One row of the table.
@@ -190,6 +180,16 @@ SECTIONS: dict[str, Callable[[CoverageArguments], list[Coverage]]] = {
     "skewed": skewed_section,
     "shares": shares_section,
 }
+
+
+@dataclass
+class CoverageArguments:
+    """What is simulated."""
+
+    stories: str | None = option(None, help="The per_story.parquet of an evaluation, as the population of losses.")
+    repetitions: int = option(1500, least=2, help="Samples for each row.")
+    n: list[int] = option([10, 20, 50, 200], least=10, help="Stories of a sample.")
+    only: list[str] = option([], help="Sections to run; default: all.", one_of=SECTIONS, distinct=True)
 
 
 @script
