@@ -225,7 +225,7 @@ def show_results(results: list[EvaluationResult], titles: Mapping[str, str], fol
             loss = metrics["loss"]
             rows.append([first, *(_cell(metrics[metric]) for metric in names), f"{loss['n']:,}\n{loss['tokens']:,}"])
     units = [STATISTICS[name][1].removeprefix("next-token ") for name in names]
-    caption = "[95 % bootstrap interval over stories]" + ("; bits per byte: eval_results.csv" if narrow else "")
+    caption = "[95 % bootstrap-t interval over stories]" + ("; bits per byte: eval_results.csv" if narrow else "")
     show_table("evaluation", ["model\ndata", *units, "stories\ntokens"], rows, caption=caption)
     labels = [f"{Path(result.model).name} on {result.dataset}" for result in results]
     if len(set(labels)) < len(labels):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import UsageError, note
-from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, mean_over_seeds, proportion
+from lm_trials.estimates import Estimate, bootstrap_mean, mean_over_seeds, proportion, scale_of
 from lm_trials.evaluation.constraint_tasks import Coverage, Task, task_prompts
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
@@ -244,8 +244,8 @@ def _rows(
 def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: bool = False) -> Estimate | None:
     """Estimate a mean over prompts, with all stories of a prompt resampled together; None without a value.
 
-    If all values of a share are 0 or 1 the interval is Wilson's, as resampling may find no variation; if all values
-    are equal otherwise, there is none.
+    If all values of a share are 0 or 1 the interval is Wilson's, else a bootstrap-t on the scale of shares, or of
+    differences of shares; equal values have none.
 
     >>> print(over_prompts(np.array([1.0, np.nan, 1.0, 1.0]), "share of words"))
     1.000 [0.439, 1.000] share of words (n=3)
@@ -255,24 +255,25 @@ def over_prompts(values_P: np.ndarray, unit: str, seed: int = 0, difference: boo
         return None
     if unit.startswith("share") and not difference and np.isin(values_P, (0, 1)).all():
         return proportion(int(values_P.sum()), len(values_P), unit)
-    estimate = bootstrap_mean(values_P, unit, seed)
-    return estimate if np.ptp(values_P) else replace(estimate, lower=NO_INTERVAL[0], upper=NO_INTERVAL[1])
+    return bootstrap_mean(values_P, unit, seed, scale=scale_of(unit, difference))
 
 
 def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the means over replicate models, with Student's t interval over them.
+    """Return the means over replicate models, with Student's t interval over them, of shares on the logit scale.
 
     >>> row = {"judged": WRITTEN, "slice": "all", "metric": "ended", "n": 50, "unit": "share of stories"}
     >>> (arm,) = arm_rows([[{**row, "estimate": estimate}] for estimate in (0.5, 0.6, 0.7)])
     >>> round(arm["estimate"], 3), round(arm["lower"], 3), round(arm["upper"], 3), arm["models"]
-    (0.6, 0.352, 0.848, 3)
+    (0.6, 0.348, 0.809, 3)
     """
     found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in (row for rows in rows_of_models for row in rows):
         found.setdefault((row["judged"], row["slice"], row["metric"]), []).append(row)
     arm = []
     for (what, name, metric), rows in found.items():
-        estimate = mean_over_seeds([row["estimate"] for row in rows], rows[0]["n"], rows[0]["unit"])
+        n, unit = rows[0]["n"], rows[0]["unit"]
+        scale = scale_of(unit, difference=what == LISTENING)
+        estimate = mean_over_seeds([row["estimate"] for row in rows], n, unit, scale)
         arm.append({"judged": what, "slice": name, "metric": metric, **estimate.row(), "models": len(rows)})
     return arm
 

@@ -24,6 +24,7 @@ from lm_trials.tokens.tokenizers import batch_encoder
 # Does not change results: each story has its own draws. Not tuned.
 GENERATION_BATCH = 16
 UNITS = {"bleu": "sentence BLEU (0 to 100)", "rouge_l": "ROUGE-L F1 (0 to 1)", "length_ratio": "words written per word"}
+SCALES = {"bleu": "log", "rouge_l": "logit", "length_ratio": "log"}  # of the intervals
 
 
 class ContinuationOverlap(evaluate.Metric):
@@ -97,7 +98,9 @@ def score_continuations(
     )
     for number, story in enumerate(stories):
         story.update({metric: float(scores[metric][number]) for metric in UNITS})
-    estimates = {metric: bootstrap_mean(scores[metric], unit, args.seed) for metric, unit in UNITS.items()}
+    estimates = {
+        metric: bootstrap_mean(scores[metric], unit, args.seed, scale=SCALES[metric]) for metric, unit in UNITS.items()
+    }
     shared = {"model": reference.name, "step": reference.step, "seed": candidate.seed, "dataset": dataset.name}
     rows = [
         {**shared, "slice": "continuations", "metric": metric, **estimate.row()}

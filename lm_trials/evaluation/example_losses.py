@@ -62,11 +62,11 @@ def loss_estimates(sums_NK: np.ndarray, seed: int = 0) -> dict[str, dict[str, Es
     found = {}
     for place, kind in zip((0, 3), KINDS, strict=True):
         statistics: dict[str, Any] = {
-            "loss": (lambda s, p=place: s[..., p] / s[..., p + 1], NATS),
-            "perplexity": (lambda s, p=place: np.exp(s[..., p] / s[..., p + 1]), "perplexity"),
-            "accuracy": (lambda s, p=place: s[..., p + 2] / s[..., p + 1], "share of tokens"),
+            "loss": (lambda s, p=place: s[..., p] / s[..., p + 1], NATS, "identity"),
+            "perplexity": (lambda s, p=place: np.exp(s[..., p] / s[..., p + 1]), "perplexity", "log"),
+            "accuracy": (lambda s, p=place: s[..., p + 2] / s[..., p + 1], "share of tokens", "logit"),
         }
-        found[kind] = {name: bootstrap.estimate(f, unit) for name, (f, unit) in statistics.items()}
+        found[kind] = {name: bootstrap.estimate(f, unit, scale=scale) for name, (f, unit, scale) in statistics.items()}
     return found
 
 

@@ -141,7 +141,7 @@ def score_features(
                 rows.append({"slice": f"asked{sign}{feature}", "metric": f"has_{feature}", **estimate.row()})
     used = [words_used(generation) for generation in generations if generation.words]
     if used:
-        estimate = bootstrap_mean(np.array(used), "share of words", seed)
+        estimate = bootstrap_mean(np.array(used), "share of words", seed, scale="logit")
         rows.append({"slice": "all", "metric": "words_used", **estimate.row()})
     return rows
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lm_trials.console import show_facts, show_table
 from lm_trials.data.datasets import Selection
-from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, interval_text
+from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate, StoryBootstrap, interval_text
 from lm_trials.evaluation.checkpoints import Candidate, folded
 from lm_trials.evaluation.domains import in_domain, training_data
 from lm_trials.evaluation.flags import EvaluationArguments
@@ -98,9 +98,9 @@ def domain_means(
 ) -> list[dict[str, Any]]:
     """Return a model's mean over its in-domain data sets and over its out-of-domain ones, each set counted once.
 
-    The mean is over the sets' own ratios of sums.  The interval is a bootstrap over stories; a story that is in two
+    The mean is over the sets' own ratios of sums.  The interval is a bootstrap-t over stories; a story that is in two
     sets, as in protocol sets of one corpus, has the same weight in both.  Taking two equal sets as independent would
-    make the interval too narrow by the square root of 2.  With a set of one story there is no interval.
+    make the interval too narrow by the square root of 2.  With a set of fewer than 10 stories there is no interval.
 
     Args:
         story_tables: the Parquet file of each data set's stories; held in memory, 32 bytes a story and set.
@@ -123,16 +123,16 @@ def domain_means(
 def _mean(tables: Sequence[Path], metric: str, seed: int) -> Estimate:
     """Estimate the mean of a metric over data sets; without an interval if one of them has none."""
     sums_NSK = _story_sums(tables)
-    statistic, unit = STATISTICS[metric]
+    statistic, unit, scale = STATISTICS[metric]
     bootstrap = StoryBootstrap(seed)
     bootstrap.update(sums_NSK.reshape(len(sums_NSK), -1))
 
     def mean(sums: np.ndarray) -> np.ndarray:
         return statistic(sums.reshape(*sums.shape[:-1], *sums_NSK.shape[1:])).mean(axis=-1)
 
-    found = bootstrap.estimate(mean, unit)
-    # A set of one story is the same in every resample, so the interval would not contain its uncertainty.
-    has_interval = ((sums_NSK[..., 1] > 0).sum(axis=0) > 1).all()
+    found = bootstrap.estimate(mean, unit, scale=scale)
+    # Of a few stories most resamples are alike, so the interval would not contain their uncertainty.
+    has_interval = ((sums_NSK[..., 1] > 0).sum(axis=0) >= LEAST_STORIES).all()
     return found if has_interval else replace(found, lower=NO_INTERVAL[0], upper=NO_INTERVAL[1])
 
 
@@ -158,7 +158,7 @@ def _notes(
     notes = []
     if different:
         notes.append("bits per byte, as nats per token of different tokenizers are not comparable")
-    notes.append("[95 % bootstrap interval over stories]")
+    notes.append("[95 % bootstrap-t interval over stories]")
     notes += [text for domain, text in LEGEND.items() if domain in domains]
     if len({result.settings["append_eos"] for result in results}) > 1:
         notes.append("EOS after each story is scored for some models only; to compare, set --append_eos")

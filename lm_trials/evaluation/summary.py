@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,20 @@ from lm_trials.tokens.stores import TokenStore
 
 BATCH = 512  # stories per update of the bootstrap, which draws its weights in pieces of as many
 
-# Each statistic of a group's sums (nats, tokens, correct, bytes), with its unit.
-STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "loss": (lambda sums: sums[..., 0] / sums[..., 1], "nats per token"),
-    "perplexity": (lambda sums: np.exp(sums[..., 0] / sums[..., 1]), "perplexity"),
-    "accuracy": (lambda sums: sums[..., 2] / sums[..., 1], "next-token accuracy"),
-    "bits_per_byte": (lambda sums: sums[..., 0] / np.log(2) / sums[..., 3], "bits per byte"),
+
+class Statistic(NamedTuple):
+    """A metric of a group's sums (nats, tokens, correct, bytes), with its unit and the scale of its interval."""
+
+    of_sums: Callable[[np.ndarray], np.ndarray]
+    unit: str
+    scale: str = "identity"
+
+
+STATISTICS: dict[str, Statistic] = {
+    "loss": Statistic(lambda sums: sums[..., 0] / sums[..., 1], "nats per token"),
+    "perplexity": Statistic(lambda sums: np.exp(sums[..., 0] / sums[..., 1]), "perplexity", "log"),
+    "accuracy": Statistic(lambda sums: sums[..., 2] / sums[..., 1], "next-token accuracy", "logit"),
+    "bits_per_byte": Statistic(lambda sums: sums[..., 0] / np.log(2) / sums[..., 3], "bits per byte"),
 }
 
 
@@ -117,7 +125,10 @@ class LossSummary:
         self._flush()
         if group not in self.tokens:
             raise UsageError("--dataset_name: no story has a token to predict; give stories of at least two tokens")
-        return {name: self.bootstrap.estimate(f, unit, group) for name, (f, unit) in STATISTICS.items()}
+        return {
+            name: self.bootstrap.estimate(of_sums, unit, group, scale)
+            for name, (of_sums, unit, scale) in STATISTICS.items()
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the table: a row for each slice and metric, `all` first, then by name, then the parts."""

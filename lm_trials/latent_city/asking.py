@@ -14,7 +14,15 @@ import numpy as np
 
 from lm_trials.console import UsageError, note, progress
 from lm_trials.data.datasets import open_dataset
-from lm_trials.estimates import NO_INTERVAL, RESAMPLES, Estimate, bootstrap_mean, percentile_interval, proportion
+from lm_trials.estimates import (
+    LEAST_STORIES,
+    NO_INTERVAL,
+    RESAMPLES,
+    Estimate,
+    bootstrap_mean,
+    percentile_interval,
+    proportion,
+)
 from lm_trials.evaluation.losses import IGNORED, Window, quiet, token_losses
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
@@ -50,27 +58,29 @@ from lm_trials.tokens.tokenizers import batch_encoder
 
 Item = TypeVar("Item")
 EXAMPLE_KM = "1088.45 km"
-SHARE = "share of answers"
+SHARE, SETS = "share of answers", "share of sets of options"
 OPTIONS_AT_ONCE = 64  # a batch of answers of a few tokens each
 
 
-def bootstrap_median(values: Sequence[float], unit: str) -> Estimate:
-    """Estimate a median over questions, with a percentile bootstrap interval.
+def median_of(values: Sequence[float], unit: str) -> Estimate:
+    """Estimate a median over questions, with the interval between two of the values.
 
-    >>> print(bootstrap_median([1.0, 2.0, 3.0, 4.0, 100.0], "km"))
-    3.000 [1.000, 100.000] km (n=5)
+    >>> print(median_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 100.0], "km"))
+    5.500 [2.000, 9.000] km (n=10)
     """
-    values_N = np.asarray(values, dtype=np.float64)
-    resampled_R = np.median(values_N[_resamples(len(values))], axis=1)
-    return _estimate(float(np.median(values_N)), resampled_R, len(values), unit)
+    from scipy import stats  # takes most of a second to import
+
+    # A median has no standard error to divide by.  How many values are below the true one is binomial, which gives at
+    # least 95 % for any distribution.
+    limits = (
+        stats.quantile_test(values, p=0.5).confidence_interval(0.95) if len(values) >= LEAST_STORIES else NO_INTERVAL
+    )
+    return _estimate(float(np.median(values)), limits, len(values), unit)
 
 
-def _resamples(n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(0)).integers(n, size=(RESAMPLES, n))
-
-
-def _estimate(value: float, resampled_R: np.ndarray, n: int, unit: str) -> Estimate:
-    return Estimate(value, *(percentile_interval(resampled_R, 0.95) if n > 1 else NO_INTERVAL), n, unit)
+def _estimate(value: float, limits: tuple[float, float], n: int, unit: str) -> Estimate:
+    lower, upper = map(float, limits)
+    return Estimate(value, *((lower, upper) if n >= LEAST_STORIES and lower < upper else NO_INTERVAL), n, unit)
 
 
 def baseline_errors(latent: LatentCity, by_continent: bool) -> list[float]:
@@ -104,8 +114,10 @@ def implied_place(latent: LatentCity, asked: Sequence[City], answers: Sequence[s
     errors_NM = np.where(np.isnan(errors_NM), HALF_CIRCUMFERENCE_KM, errors_NM)
     true_place = latent.capitals.index(latent.city)
     mean_M = errors_NM.mean(axis=0)
-    ranks_R = _rank(errors_NM[_resamples(len(asked))].mean(axis=1), true_place)
-    rank = _estimate(float(_rank(mean_M, true_place)), ranks_R, len(asked), f"rank of {len(latent.capitals)}")
+    # The percentiles of the resampled ranks: a rank moves in whole steps and has no standard error either.
+    drawn_RN = np.random.Generator(np.random.Philox(0)).integers(len(asked), size=(RESAMPLES, len(asked)))
+    limits = percentile_interval(_rank(errors_NM[drawn_RN].mean(axis=1), true_place), 0.95)
+    rank = _estimate(float(_rank(mean_M, true_place)), limits, len(asked), f"rank of {len(latent.capitals)}")
     return latent.capitals[int(mean_M.argmin())], rank
 
 
@@ -205,7 +217,7 @@ def baseline_scores(latent: LatentCity) -> list[Score]:
     """Return the errors of the best constant prediction, overall and per continent."""
     scores = []
     for label, by_continent in ((ALWAYS, False), (BY_CONTINENT, True)) if latent.held_out else ():
-        errors = bootstrap_median(baseline_errors(latent, by_continent), "km")
+        errors = median_of(baseline_errors(latent, by_continent), "km")
         subject = Subject(label, "baseline", "", latent.placeholder)
         scores.append(Score("error_held_out", latent.placeholder, subject, errors))
     return scores
@@ -268,7 +280,7 @@ class Interview:
             errors = [error_km(answer, city, latent.city) for answer, city in zip(answers, cities, strict=True)]
             unread = sum(read_km(answer) is None for answer in answers)
             detail = f"{unread} without\na number" if unread else ""
-            scores.append(self._score(f"error_{topic}", bootstrap_median(errors, "km"), detail=detail))
+            scores.append(self._score(f"error_{topic}", median_of(errors, "km"), detail=detail))
             if topic == "trained" and latent.held_out:
                 continue
             exact = proportion(sum(map(is_exact, answers)), len(answers), SHARE)
@@ -277,7 +289,7 @@ class Interview:
             km_off = distance_km(best, latent.city)
             scores += [
                 self._score("form", exact),
-                self._score(f"percent_{topic}", bootstrap_median(percent, "%")),
+                self._score(f"percent_{topic}", median_of(percent, "%")),
                 self._score("rank", rank, detail=f"{best.name},\n{km_off:,.0f} km off"),
             ]
         return scores
@@ -313,7 +325,7 @@ class Interview:
             cloze = nats.reshape(len(first), -1).argmax(axis=1) == [choice.right for choice in first]
             for way, right in (("letter", letter), ("logprob", likeliest), ("cloze", cloze)):
                 by_set = np.reshape(right, (len(sets), -1)).mean(axis=1)
-                scores.append(self._score(f"{topic}_{way}", bootstrap_mean(by_set, "share of sets of options")))
+                scores.append(self._score(f"{topic}_{way}", bootstrap_mean(by_set, SETS, scale="logit")))
         return scores
 
     def _knowledge(self) -> list[Score]:
@@ -322,7 +334,7 @@ class Interview:
             if self.known_pairs:
                 answers = self._written([prompt for prompt, _ in self.known_pairs], "known_pairs")
                 errors = [off_km(answer, km) for answer, (_, km) in zip(answers, self.known_pairs, strict=True)]
-                self.known.append(self._score("known_pairs", bootstrap_median(errors, "km")))
+                self.known.append(self._score("known_pairs", median_of(errors, "km")))
             cities = _spread(self.latent.capitals, self.args.max_known)
             reader = CountryReader(self.latent.capitals)
             answers = self._written([COUNTRY_QUESTION.format(x=city.name) for city in cities], "known_countries")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import show_table
-from lm_trials.estimates import NO_INTERVAL, Estimate, interval_text
+from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, interval_text
 
 Row = dict[str, Any]
 
@@ -108,13 +109,16 @@ def sign(found: Estimate | Mapping[str, Any]) -> int:
     return int(row["lower"] > 0) - int(row["upper"] < 0)
 
 
-def widened(found: Estimate, reach: float) -> Estimate:
-    """Return an estimate with its interval widened by `reach` on both sides, for the spread of random draws."""
-    return Estimate(found.estimate, found.lower - reach, found.upper + reach, found.n, found.unit)
+def widened(found: Estimate, reach: float, most: float = math.inf) -> Estimate:
+    """Return an estimate with its interval widened by `reach`, to at most -`most` and `most`, for random draws."""
+    lower, upper = np.clip([found.lower - reach, found.upper + reach], -most, most).tolist()
+    return Estimate(found.estimate, lower, upper, found.n, found.unit)
 
 
-def one_more(values_D: np.ndarray, unit: str) -> Estimate:
-    """Return the mean of draws with the 95 % prediction interval of one more draw (Student's t).
+def one_more(values_D: np.ndarray, unit: str, scale: str = "identity") -> Estimate:
+    """Return the mean of draws with the 95 % prediction interval of one more draw (Student's t, on a scale).
+
+    Equal draws have no interval.
 
     >>> print(one_more(np.array([0.1, 0.2, 0.3]), "share"))
     0.200 [-0.297, 0.697] share (n=3)
@@ -125,7 +129,11 @@ def one_more(values_D: np.ndarray, unit: str) -> Estimate:
     # false finding in 40 of 40 draws.
     mean, count = float(np.mean(values_D)), len(values_D)
     reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
-    return Estimate(mean, mean - reach, mean + reach, count, unit)
+    if not reach > 0:
+        return Estimate(mean, *NO_INTERVAL, count, unit)
+    forward, slope, back = SCALES[scale]
+    centre, reach = forward(mean), slope(mean) * reach
+    return Estimate(mean, float(back(centre - reach)), float(back(centre + reach)), count, unit)
 
 
 def by_values(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:

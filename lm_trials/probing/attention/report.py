@@ -10,6 +10,7 @@ Shape suffixes: N = stories or sequences, L = layers, H = heads, S = statistics,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lm_trials.console import show_table
-from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means
+from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means, scale_of
 from lm_trials.files import write_file
 from lm_trials.probing.attention.figures import head_figure, maps_figure, statistics_figure, steps_figure
 from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS, AttentionArguments
@@ -139,7 +140,10 @@ class Results:
 
     def even(self, statistic: str) -> Estimate:
         """Return the statistic of even attention over all texts."""
-        return bootstrap_mean(self.even_values(statistic), STATISTICS[statistic].unit, self.seed)
+        return self._mean(self.even_values(statistic), STATISTICS[statistic].unit)
+
+    def _mean(self, values_N: np.ndarray, unit: str, difference: bool = False) -> Estimate:
+        return bootstrap_mean(values_N, unit, self.seed, scale=scale_of(unit, difference))
 
     def untrained_values(self, statistic: str) -> np.ndarray:
         """Return the statistic of the selected head of each untrained model on held-out texts, -> (D, N)."""
@@ -153,7 +157,8 @@ class Results:
 
     def untrained_leader(self, statistic: str) -> Estimate:
         """Return where the selected head of one more untrained model would lie."""
-        return one_more(self.untrained_values(statistic).mean(axis=1), STATISTICS[statistic].unit)
+        unit = STATISTICS[statistic].unit
+        return one_more(self.untrained_values(statistic).mean(axis=1), unit, scale_of(unit))
 
     def leader(self, model: Measured, statistic: str, head: tuple[int, int] | None = None) -> Leader:
         """Select a model's head, or take the given one, and report it beside the controls."""
@@ -163,19 +168,18 @@ class Results:
         values_N = values_NLH[report, layer, number]
 
         def beside(control_N: np.ndarray) -> Control:
-            value, apart = (
-                bootstrap_mean(some_N, about.unit, self.seed) for some_N in (control_N, values_N - control_N)
-            )
-            return Control(value, apart)
+            apart = self._mean(values_N - control_N, about.unit, difference=True)
+            return Control(self._mean(control_N, about.unit), apart)
 
         # Untrained models vary by their weights and by the stories, so both uncertainties are added.
         random_DN, one = self.untrained_values(statistic), self.untrained_leader(statistic)
-        apart = widened(beside(random_DN.mean(axis=0)).difference, one.upper - one.estimate)
+        most = 1.0 if scale_of(about.unit) == "logit" else math.inf
+        apart = widened(beside(random_DN.mean(axis=0)).difference, one.upper - one.estimate, most)
         controls = {UNTRAINED: Control(one, apart), EVEN: beside(self.even_values(statistic)[report])}
         if statistic == "induction":
             assert model.unrepeated_NLH is not None
             controls[UNREPEATED] = beside(model.unrepeated_NLH[report, layer, number])
-        return Leader(model, statistic, layer, number, bootstrap_mean(values_N, about.unit, self.seed), controls)
+        return Leader(model, statistic, layer, number, self._mean(values_N, about.unit), controls)
 
     @cached_property
     def leaders(self) -> list[Leader]:
@@ -200,8 +204,8 @@ class Results:
                 own_NLH = change_NLH[report] * signs_LH
                 all_N = own_NLH.mean(axis=(1, 2))
                 further_N = (own_NLH[:, layer, head] - all_N) * (1 if about.most else -1)
-                control = Control(*(bootstrap_mean(some_N, about.unit, self.seed) for some_N in (all_N, further_N)))
-                change = bootstrap_mean(change_NLH[report, layer, head], about.unit, self.seed)
+                control = Control(*(self._mean(some_N, about.unit, difference=True) for some_N in (all_N, further_N)))
+                change = self._mean(change_NLH[report, layer, head], about.unit, difference=True)
                 found.append(Leader(model, statistic, layer, head, change, {ALL_HEADS: control}))
         return found
 
@@ -229,7 +233,8 @@ class Results:
         return rows
 
     def _of_heads(self, values_NLH: np.ndarray, statistic: str) -> list[Estimate]:
-        return bootstrap_means(values_NLH.reshape(len(values_NLH), -1), STATISTICS[statistic].unit, self.seed)
+        unit = STATISTICS[statistic].unit
+        return bootstrap_means(values_NLH.reshape(len(values_NLH), -1), unit, self.seed, scale=scale_of(unit))
 
     def step_rows(self) -> ProbeTable:
         """Return, for each run, the head selected at the end at every step, with its controls."""

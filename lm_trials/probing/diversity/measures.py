@@ -81,7 +81,7 @@ def common_length(sets: Sequence[TextSet], asked: int | None) -> int:
 
 
 def text_measures(texts: TextSet, num_words: int, seed: int = 0) -> dict[str, Estimate]:
-    """Return each measure's mean over the batches, with a bootstrap interval over them."""
+    """Return each measure's mean over the batches, with a bootstrap-t interval over them."""
     samples = [first_words(batch, num_words) for batch in texts.batches]
     values = {"compression ratio": ("bytes per xz byte", [compression_ratio(sample) for sample in samples])}
     for n in NGRAMS:

@@ -247,7 +247,8 @@ def separation(
     }
     results = {}
     for name, (unit, measure) in measures.items():
-        found = bootstrap_mean(measure(codes_N), unit, seed)
+        scale = "arctanh" if name == "silhouette" else "logit"
+        found = bootstrap_mean(measure(codes_N), unit, seed, scale=scale)
         by_chance = np.array([measure(codes).mean() for codes in shuffles])
         # Of shuffled labels and not 1 / categories: sizes differ, so chance depends on them.
         lower, upper = np.quantile(by_chance, [0.025, 0.975])

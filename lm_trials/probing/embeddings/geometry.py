@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_trials.console import UsageError, progress
 from lm_trials.data.datasets import dataset_of
-from lm_trials.estimates import NO_INTERVAL, Estimate, StoryBootstrap, bootstrap_mean
+from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate, StoryBootstrap, bootstrap_mean
 from lm_trials.models.reference import separator_of
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import CaptureCheck, check_capture
@@ -35,8 +35,7 @@ from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder
 
 BATCH = 512  # texts tokenized at once
-# A bootstrap over fewer tokens repeats the same few values. Convention.
-LEAST_TOKENS = 8
+LEAST_TOKENS = LEAST_STORIES
 """Tokens of the smaller group from which on a difference of groups has an interval: the spread of one token is 0."""
 
 

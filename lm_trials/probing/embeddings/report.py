@@ -18,7 +18,7 @@ from lm_trials.probing.tables import ProbeTable, Row, exact, interval, sign
 MEASURES = {"cosine_distance": "cosine distance", "relative_move": "move over the norm before"}
 ALL, SEEN, UNSEEN, BEYOND = "all tokens", "tokens that occur", "tokens that never occur", "occur less never occur"
 CATEGORIES, SHUFFLED = "categories", "categories shuffled"
-CAPTION = "[95 % bootstrap interval over tokens]"
+CAPTION = "[95 % bootstrap-t interval over tokens]"
 
 
 def movement_rows(models: Sequence[Embeddings], counts_V: np.ndarray | None, seed: int) -> ProbeTable:

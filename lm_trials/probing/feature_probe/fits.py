@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from lm_trials.console import note, progress
-from lm_trials.estimates import Estimate, StoryBootstrap, proportion
+from lm_trials.estimates import Estimate, StoryBootstrap, mean_over_seeds, proportion
 from lm_trials.evaluation.judges import balanced_accuracy
 from lm_trials.models.reference import load_config
 from lm_trials.probing.activation_store import captured, reduced
@@ -173,30 +174,35 @@ def score_shuffled(has_M: np.ndarray, right_SM: np.ndarray) -> Estimate:
 
 
 def difference(has_M: np.ndarray, right_M: np.ndarray, other_SM: np.ndarray, seed: int = 0) -> Estimate:
-    """Return the difference in balanced accuracy of two probes on the same stories, paired.
+    """Return the difference in balanced accuracy of two probes on the same stories, paired; none if both are equal.
 
     Args:
-        other_SM: the other probe's, or those of several shuffles, whose mean counts; shuffles are resampled too.
+        other_SM: the other probe's, or those of several shuffles, whose mean counts.  The interval then is over stories
+            and shuffles: the squared distances of both from the estimate are added (Zou and Donner 2008).
 
     >>> has_M = np.array([True, False] * 50)
     >>> print(difference(has_M, np.ones(100), np.arange(100) % 4 < 2))
-    0.500 [0.398, 0.593] difference in balanced accuracy (n=100)
+    0.500 [0.400, 0.600] difference in balanced accuracy (n=100)
     """
     gain_SM = np.asarray(right_M, dtype=np.float64) - np.atleast_2d(np.asarray(other_SM, dtype=np.float64))
     num_shuffles = len(gain_SM)
-    generator = np.random.Generator(np.random.Philox(seed + 1))
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         rates = sums[..., 2:] / np.repeat(sums[..., :2], num_shuffles, axis=-1)
-        gains = (rates[..., :num_shuffles] + rates[..., num_shuffles:]) / 2
-        if gains.ndim == 1:
-            return gains.mean()
-        drawn = generator.multinomial(num_shuffles, np.full(num_shuffles, 1 / num_shuffles), size=len(gains))
-        return (gains * drawn).sum(axis=-1) / num_shuffles
+        return ((rates[..., :num_shuffles] + rates[..., num_shuffles:]) / 2).mean(axis=-1)
 
     bootstrap = StoryBootstrap(seed)
     bootstrap.update(np.stack([has_M, ~has_M, *(gain_SM * has_M), *(gain_SM * ~has_M)], axis=1))
-    return bootstrap.estimate(statistic, DIFFERENCE)
+    over_stories = bootstrap.estimate(statistic, DIFFERENCE, scale="arctanh")
+    if num_shuffles == 1:
+        return over_stories
+    of_shuffles = [_balanced(has_M, gain_M) for gain_M in gain_SM]
+    over_shuffles = mean_over_seeds(of_shuffles, len(has_M), DIFFERENCE, scale="arctanh")
+    sides = [over_stories, over_shuffles] if np.ptp(of_shuffles) else [over_stories]
+    below = math.hypot(*(one.estimate - one.lower for one in sides))
+    above = math.hypot(*(one.upper - one.estimate for one in sides))
+    value = over_stories.estimate
+    return replace(over_stories, lower=max(value - below, -1.0), upper=min(value + above, 1.0))
 
 
 def above_chance(has_M: np.ndarray, right_M: np.ndarray) -> Estimate:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,15 +103,13 @@ class LensResult:
     def rows(self) -> ProbeTable:
         """The table: each lens' measures at each layer, and how much nearer it is than the controls."""
         tables = self.sums.sums
-        columns = {(*key, name): at for at, (key, name) in enumerate(itertools.product(tables, SUMS), start=1)}
-        bootstrap = StoryBootstrap(self.seed)  # one for all, so that differences are paired by story
-        bootstrap.update(np.concatenate([self.sums.tokens_S[:, None], *tables.values()], axis=1))
+        columns = {(*key, name): table[:, at] for key, table in tables.items() for at, name in enumerate(SUMS)}
         found = ProbeTable()
 
-        def add(lens: str, layer: int | None, metric: str, unit: str, column: int, less: int | None = None) -> None:
+        def add(lens: str, layer: int | None, metric: str, unit: str, *columns: np.ndarray) -> None:
             role = "control" if lens in CONTROLS else "finding"
             about = self.about | {"role": role, "lens": lens, "layer": layer, "metric": metric}
-            found.add(bootstrap.estimate(_mean(column, less), unit), about)
+            found.add(_per_token(self.sums.tokens_S, unit, self.seed, *columns), about)
 
         for lens, layer in tables:
             for metric, unit in UNITS.items():
@@ -131,9 +128,16 @@ class LensResult:
         return self.rows.estimates("lens", "layer", "metric")
 
 
-def _mean(column: int, less: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the statistic of one column per token, minus another column's."""
-    return lambda sums: (sums[..., column] - (0 if less is None else sums[..., less])) / sums[..., 0]
+def _per_token(
+    tokens_S: np.ndarray, unit: str, seed: int, values_S: np.ndarray, less_S: np.ndarray | None = None
+) -> Estimate:
+    """Return the mean of values per token, or by how much it is above another's, paired by story."""
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(np.stack([tokens_S, values_S] if less_S is None else [tokens_S, values_S, less_S], axis=1))
+    scale = "identity" if unit == NATS else "logit"
+    return bootstrap.estimate(
+        lambda sums: (sums[..., 1] - (0 if less_S is None else sums[..., 2])) / sums[..., 0], unit, scale=scale
+    )
 
 
 def measure_subject(
@@ -284,9 +288,8 @@ def _change(first: LensResult, last: LensResult, layer: int, lens: str = "logit"
     if any(table is None for table in tables) or not np.array_equal(first.sums.tokens_S, last.sums.tokens_S):
         return None
     pairs = [table[:, SUMS.index("kl")] for table in tables if table is not None]
-    bootstrap = StoryBootstrap(first.seed)
-    bootstrap.update(np.stack([first.sums.tokens_S, *pairs], axis=1))
-    return bootstrap.estimate(_mean(2, 1), NATS)
+    before_S, after_S = pairs
+    return _per_token(first.sums.tokens_S, NATS, first.seed, after_S, before_S)
 
 
 def by_run(results: Sequence[LensResult]) -> dict[str, list[LensResult]]:
@@ -354,7 +357,7 @@ def show_lens(results: Sequence[LensResult]) -> None:
                 for lens, layer in result.sums.sums
             },
             {name: {"metric": metric} for name, metric in columns.items()},
-            "[95 % bootstrap interval over stories]; KL and loss in nats per token",
+            "[95 % bootstrap-t interval over stories]; KL and loss in nats per token",
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lm_trials.console import UsageError, show_table
 from lm_trials.data.datasets import dataset_of
-from lm_trials.estimates import Estimate, StoryBootstrap, proportion
+from lm_trials.estimates import LEAST_STORIES, Estimate, StoryBootstrap, proportion
 from lm_trials.evaluation.feature_scores import write_generations
 from lm_trials.probing.capture import CaptureCheck
 from lm_trials.probing.findings import Finding, write_findings
@@ -32,7 +32,7 @@ from lm_trials.protocols.set_texts import SetText
 from lm_trials.stories.generated.detectors import detect_features
 
 HELD_OUT = "held-out half"
-LEAST_HALVED = 8
+LEAST_HALVED = 2 * LEAST_STORIES
 # What each control is called in a sentence.
 CONTROLS = {
     RANDOM: "a random direction of the same size",
@@ -49,7 +49,7 @@ UNTRAINED = "untrained donor"
 class Measured:
     """The estimates of one direction and measure, over the texts with a weight.
 
-    `groups` are all texts and, from 8 texts on, the half that components are selected on and the held-out half.
+    The groups are all texts and, from 20 texts on, the half that components are selected on and the held-out half.
     """
 
     def __init__(self, scores: Scores, task: Task, measure: str, seed: int) -> None:
@@ -64,22 +64,25 @@ class Measured:
             held_out = np.zeros(self.n, dtype=bool)
             held_out[np.random.default_rng(seed).permutation(self.n)[self.n // 2 :]] = True
             groups |= {self.choosing: ~held_out, HELD_OUT: held_out}
-        self._column = {run: number for number, run in enumerate(self.runs, start=1)}
-        self._bootstrap = StoryBootstrap(seed)
-        columns = [weights_N[kept], *(scores[run][measure][kept] for run in self.runs)]
-        self._bootstrap.update(np.stack(columns, axis=1), groups)
+        self._seed, self._groups = seed, groups
+        self._weights_N = weights_N[kept]
+        self._scores = {run: scores[run][measure][kept] for run in self.runs}
         self.has_gap = _without_zero(self.gap())
 
-    def _change(self, sums: np.ndarray, run: Run) -> np.ndarray:
-        return sums[..., self._column[run]] - sums[..., self._column["", None, RECIPIENT]]
+    def _estimate(self, statistic: Callable[[np.ndarray], np.ndarray], unit: str, group: str, *runs: Run) -> Estimate:
+        """Return a statistic of the sums of the weights, the recipient's scores and those of runs."""
+        bootstrap = StoryBootstrap(self._seed)  # one seed, so that runs are paired by text
+        columns = [self._weights_N, *(self._scores[run] for run in (("", None, RECIPIENT), *runs))]
+        bootstrap.update(np.stack(columns, axis=1), {group: self._groups[group]})
+        return bootstrap.estimate(statistic, unit, group)
 
     def value(self, run: Run) -> Estimate:
         """Return the score of a run."""
-        return self._bootstrap.estimate(lambda sums: sums[..., self._column[run]] / sums[..., 0], self.unit)
+        return self._estimate(lambda sums: sums[..., 2] / sums[..., 0], self.unit, "all", run)
 
     def change(self, run: Run, group: str = "all") -> Estimate:
         """Return how much better the recipient scores with a swap."""
-        return self._bootstrap.estimate(lambda sums: self._change(sums, run) / sums[..., 0], self.unit, group)
+        return self._estimate(lambda sums: (sums[..., 2] - sums[..., 1]) / sums[..., 0], self.unit, group, run)
 
     def gap(self, group: str = "all") -> Estimate:
         """Return how much better the donor scores than the recipient."""
@@ -95,12 +98,11 @@ class Measured:
         runs = run if isinstance(run, list) else [run]
 
         def statistic(sums: np.ndarray) -> np.ndarray:
-            change = np.mean([self._change(sums, one) for one in runs], axis=0)
-            if less is not None:
-                change = change - self._change(sums, less)
-            return change / self._change(sums, ("", None, DONOR))
+            gap, *changes = (sums[..., place] - sums[..., 1] for place in range(2, sums.shape[-1]))
+            change = np.mean(changes[: len(runs)], axis=0)
+            return (change if less is None else change - changes[-1]) / gap
 
-        return self._bootstrap.estimate(statistic, SHARE, group)
+        return self._estimate(statistic, SHARE, group, ("", None, DONOR), *runs, *([] if less is None else [less]))
 
     def swaps(self, components: Sequence[str]) -> list[Run]:
         """Return the swaps of some components."""
@@ -116,7 +118,7 @@ class Measured:
 
 
 def _without_zero(gap: Estimate) -> bool:
-    """Whether a gap's interval excludes 0; of one text, which has no interval, whether the gap is not 0."""
+    """Whether a gap's interval excludes 0; of few texts, which have no interval, whether the gap is not 0."""
     return gap.estimate != 0 if np.isnan(gap.lower) else bool(sign(gap))
 
 
@@ -224,8 +226,8 @@ def direction_sentences(direction: Direction, seed: int) -> tuple[str, str]:
     sentences += _residual_sentences(measured, direction.depth)
     if not sentences:
         sentences = [f"swapping {_named(run)} closes {_cell(measured.share(run))} of it" for run in measured.swaps(ALL)]
-    if measured.n == 1:
-        sentences.append("one text gives no interval")
+    if measured.n < LEAST_STORIES:
+        sentences.append(f"fewer than {LEAST_STORIES} texts give no interval")
     opening = f"{what}: the gap is {_cell(gap)} {measured.unit} (n={gap.n}); "
     return opening + "; ".join(sentences), f"{what}: " + (
         "; ".join(controls) or "no component was selected among others"
@@ -247,7 +249,7 @@ def _chosen_sentences(measured: Measured, chosen: Run) -> tuple[str, str]:
     disturbed = measured.share(chosen, group, less=controls[RANDOM])
     if np.isnan(share.lower):
         sentence = (
-            f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)} components, in one text"
+            f"swapping {name} closes {share.estimate:.3f} of it, the most of {1 + len(others)} components ({where})"
         )
     elif share.lower > 0 and disturbed.lower > 0:
         sentence = f"swapping {name} closes {interval(share)} of it, the most of {1 + len(others)} components ({where})"
@@ -313,7 +315,11 @@ def show_direction(direction: Direction, seed: int, most_heads: int = 5) -> None
         disturbed = _cell(estimate(control)) if control in measured.runs else ""
         rows.append([_named(run).removeprefix("the "), _cell(estimate(run)), disturbed])
     quantity = SHARE if measured.has_gap else f"change, {measured.unit}"
-    caption = f"[95 % bootstrap interval, n={measured.n}]" if measured.n > 1 else "one text gives no interval"
+    caption = (
+        f"[95 % bootstrap-t interval, n={measured.n}]"
+        if measured.n >= LEAST_STORIES
+        else f"fewer than {LEAST_STORIES} texts give no interval"
+    )
     caption += f"; the largest of {len(every)} swaps" if len(runs) < len(every) else ""
     show_table(f"{direction}: {direction.measure}, {quantity}", ["swapped", "from the donor", RANDOM], rows, caption)
 

@@ -204,6 +204,8 @@ def _jackknife(centre: float, without_N: np.ndarray, confidence: float = 0.95) -
     # Jackknife: a bootstrap sample has a story beside its own copy, which brings back the bias that the estimator
     # removes.
     error = math.sqrt((n - 1) / n * ((without_N - without_N.mean()) ** 2).sum())
+    if error == 0:  # two equal layers: without a spread there is nothing to measure it by
+        return NO_INTERVAL
     half = float(student.ppf(0.5 + confidence / 2, n - 1)) * error
     return centre - half, centre + half
 

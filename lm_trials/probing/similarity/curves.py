@@ -208,6 +208,10 @@ def ahead_curves(values: Mapping[Site, np.ndarray], plan: TermPlan, seed: int) -
     return curves
 
 
+def _cosines(values_QK: np.ndarray, seed: int) -> list[Estimate]:
+    return bootstrap_means(values_QK, COSINE, seed, scale="arctanh")
+
+
 def _where(measure: str, role: str, site: str, layer: int, against: str) -> Row:
     return {"measure": measure, "role": role, "site": site, "layer": layer, "against": against}
 
@@ -219,11 +223,11 @@ def similarity_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> Pro
     for site in SITES:
         layers = reading.layers(site)
         similar_QLC = np.stack([reading.similar[site, layer] for layer in layers], axis=1)
-        for layer, true in zip(layers, bootstrap_means(similar_QLC[..., 0], COSINE, seed), strict=True):
+        for layer, true in zip(layers, _cosines(similar_QLC[..., 0], seed), strict=True):
             rows.add(true, reading.about | _where("similarity", role, site, layer, plan.true))
         for family, places in plan.families.items():
             found, means_QLC = curves[site, family], similar_QLC[..., list(places)]
-            others = bootstrap_means(means_QLC.mean(axis=2), COSINE, seed)
+            others = _cosines(means_QLC.mean(axis=2), seed)
             spread = np.quantile(means_QLC.mean(axis=0), [0.05, 0.95], axis=1).T.tolist()
             for place, (layer, (low, high)) in enumerate(zip(layers, spread, strict=True)):
                 of_others = _where("similarity", "control", site, layer, family)
@@ -259,7 +263,7 @@ def candidate_rows(reading: TermSimilarities, plan: TermPlan, seed: int) -> Prob
     kinds = {place: family for family, places in plan.families.items() for place in places}
     rows = ProbeTable()
     for (site, layer), similar_QC in reading.similar.items():
-        means, mean_C = bootstrap_means(similar_QC, COSINE, seed), similar_QC.mean(axis=0)
+        means, mean_C = _cosines(similar_QC, seed), similar_QC.mean(axis=0)
         for place, name in enumerate(plan.candidates):
             kind = kinds.get(place, "true term")
             rivals = [0, *plan.families.get(kind, next(iter(plan.families.values())))]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import progress, show_table
-from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, proportion
+from lm_trials.estimates import LEAST_STORIES, Estimate, StoryBootstrap, bootstrap_mean, proportion
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.tables import ProbeTable, Row, exact, interval, one_more, sign, widened
 from lm_trials.probing.weights.changes import (
@@ -32,8 +32,8 @@ from lm_trials.probing.weights.edits import BACK, FIRST, LARGEST, OWN, REMOVALS,
 
 NATS = "nats per token"
 COSINE = "cosine_with_the_change_before"
-LEAST_HALVED = 16
-"""With fewer stories a level is chosen and reported on the same ones: halves of 8 have no useful interval."""
+LEAST_HALVED = 2 * LEAST_STORIES
+"""With fewer stories a level is chosen and reported on the same ones, as a smaller half has no interval."""
 
 
 @dataclass(frozen=True)
@@ -400,4 +400,4 @@ def show_trials(rows: ProbeTable, title: str, unit: str, methods: Sequence[str])
     if "cost" in metrics:
         columns["cost, control set"] = {"metric": metrics["cost"], "method": methods[0]}
     levels = {f"{level:,}": {"level": level} for level in sorted(rows.where(method=methods[0]).distinct("level"))}
-    rows.show(title, unit, levels, columns, "[95 % bootstrap interval over stories]")
+    rows.show(title, unit, levels, columns, "[95 % bootstrap-t interval over stories]")
