@@ -16,11 +16,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_trials.console import progress, script, show_table
-from lm_trials.estimates import Estimate, StoryBootstrap, bootstrap_mean, percentile_interval, proportion
+from lm_trials.estimates import (
+    Estimate,
+    StoryBootstrap,
+    bootstrap_mean,
+    mean_over_seeds,
+    percentile_interval,
+    proportion,
+    story_weights,
+)
 from lm_trials.flags import option, parse_arguments
 
 POPULATION = 200_000
 BOOTSTRAP_T, PERCENTILE, WILSON = "bootstrap-t", "percentile", "Wilson"
+STUDENT, JACKKNIFE = "Student's t", "jackknife"
+SEEDS, BATCHES = (3, 5, 10, 20, 50), (10, 20, 50)
 # Measured on the real stories: tokens at these shares of them; mean and deviation of log nats per token by length.
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
 TOKENS = (100, 154, 198, 237, 257, 296, 345, 422, 487, 553, 642, 754, 893, 1006, 1106, 1259, 2072)
@@ -82,7 +92,7 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 def percentile_of_ratio(rows_N2: np.ndarray, seed: int) -> Interval:
     """Return the percentile interval of a ratio over the resamples that the bootstrap-t has."""
-    weights_NR = np.random.Generator(np.random.Philox(seed)).poisson(1.0, size=(len(rows_N2), 1000))
+    weights_NR = story_weights(seed, 0, len(rows_N2), 1000)
     with np.errstate(invalid="ignore"):
         return percentile_interval(ratio(weights_NR.T @ rows_N2), 0.95)
 
@@ -176,11 +186,46 @@ def _sampled(name: str, population: np.ndarray, args: CoverageArguments, scale: 
     return rows
 
 
+def seeds_section(args: CoverageArguments) -> list[Coverage]:
+    """The mean of an arm over seeds whose losses are normal, and of one whose losses are skewed."""
+    generator = np.random.default_rng(5)
+    draws = {"arm, normal losses": generator.normal, "arm, exponential losses": generator.exponential}
+    rows = []
+    for (name, draw), truth in zip(draws.items(), (0.0, 1.0), strict=True):
+        for n in SEEDS:
+
+            def sample(number: int, n: int = n, draw: Callable[..., np.ndarray] = draw) -> dict[str, Interval]:
+                return {STUDENT: bounds(mean_over_seeds(draw(size=n), 1, ""))}
+
+            rows += coverage(name, f"{n} seeds", truth, sample, args.repetitions)
+    return rows
+
+
+def diversity_section(args: CoverageArguments) -> list[Coverage]:
+    """The mean squared distance of batches that differ in many properties, and of those that differ in one."""
+    from lm_trials.probing.diversity.pairs import mean_within
+
+    generator = np.random.default_rng(5)
+    rows = []
+    for properties in (10, 1):
+        for n in BATCHES:
+
+            def sample(number: int, n: int = n, properties: int = properties) -> dict[str, Interval]:
+                values = generator.normal(size=(n, properties))
+                distances = ((values[:, None] - values) ** 2).mean(axis=-1)
+                return {JACKKNIFE: bounds(mean_within(distances, ""))}
+
+            rows += coverage(f"diversity, {properties} properties", f"{n} batches", 2.0, sample, args.repetitions)
+    return rows
+
+
 # By name; each returns the rows of its populations.
 SECTIONS: dict[str, Callable[[CoverageArguments], list[Coverage]]] = {
     "losses": losses_section,
     "skewed": skewed_section,
     "shares": shares_section,
+    "seeds": seeds_section,
+    "diversity": diversity_section,
 }
 
 

@@ -172,16 +172,16 @@ def bootstrap_means(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for start in range(0, len(columns), PIECE):
             piece = columns[start : start + PIECE]
-            weights_NR = _weights(seed, start, start + len(piece), resamples)
+            weights_NR = story_weights(seed, start, start + len(piece), resamples)
             totals, sums_R = totals + piece.sum(axis=0), sums_R + weights_NR.T @ piece
         (means_K, errors_K), (means_RK, errors_RK) = (_means_with_errors(sums) for sums in (totals, sums_R))
     estimates = []
     for mean, error, means_R, errors_R in zip(means_K.tolist(), errors_K, means_RK.T, errors_RK.T, strict=True):
         known = len(values_NK) >= LEAST_STORIES and math.isfinite(mean)
         interval = studentized_interval(mean, error, means_R, errors_R, confidence, scale) if known else NO_INTERVAL
-        if known and scale == "logit" and error > 0 and math.isnan(interval[0]):
-            # So few stories differ from 0 or 1 that many resamples have none. Wilson's interval is then the safe one:
-            # no values from 0 to 1 vary more than those that are 0 or 1.
+        if known and scale == "logit" and (error > 0 or mean in (0, 1)) and math.isnan(interval[0]):
+            # So few stories differ from 0 or 1, or none, that many resamples have none. Wilson's interval is then the
+            # safe one: no values from 0 to 1 vary more than those that are 0 or 1.
             interval = _wilson(mean, len(values_NK), confidence)
         estimates.append(Estimate(mean, *interval, len(values_NK), unit))
     return estimates
@@ -200,7 +200,7 @@ def _error(variance: np.ndarray, squares: np.ndarray, n: np.ndarray) -> np.ndarr
     return np.where(np.isnan(variance), np.nan, np.sqrt(corrected))
 
 
-def _weights(seed: int, start: int, stop: int, resamples: int) -> np.ndarray:
+def story_weights(seed: int, start: int, stop: int, resamples: int) -> np.ndarray:
     """Return the weights of the stories from `start` to `stop` in each resample, (N, R)."""
     first = start // DRAWN
     blocks = [_drawn(seed, block, resamples) for block in range(first, -(-stop // DRAWN))]
@@ -345,7 +345,7 @@ class StoryBootstrap:
             room = PIECE - sum(len(sums) for sums, _, _ in self._waiting)
             part = slice(start, start + room)
             stop = self._count + len(sums_NK[part])
-            weights_NR = _weights(self.seed, self._count, stop, self.resamples)
+            weights_NR = story_weights(self.seed, self._count, stop, self.resamples)
             self._count = stop
             self._waiting.append((sums_NK[part], weights_NR, {name: np.asarray(m)[part] for name, m in groups.items()}))
             if len(sums_NK[part]) == room:

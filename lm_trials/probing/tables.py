@@ -111,6 +111,7 @@ def sign(found: Estimate | Mapping[str, Any]) -> int:
 
 def widened(found: Estimate, reach: float, most: float = math.inf) -> Estimate:
     """Return an estimate with its interval widened by `reach`, to at most -`most` and `most`, for random draws."""
+    reach = max(0.0, reach)  # NaN where all draws are equal
     lower, upper = np.clip([found.lower - reach, found.upper + reach], -most, most).tolist()
     return Estimate(found.estimate, lower, upper, found.n, found.unit)
 

@@ -82,13 +82,19 @@ def test_a_mean_counts_each_set_once_and_its_interval_is_that_of_drawing_within_
     assert abs(row["estimate"] - pooled) > 0.1  # the neighbour: the mean over all stories is another number
     assert (row["in_domain"], row["datasets"], row["n"], row["unit"]) == ("no", ["a", "b", "c"], 300, "nats per token")
     generator = np.random.default_rng(5)
-    means_R = np.zeros(2000)
+    means_R, errors_R, error = np.zeros(4000), np.zeros(4000), 0.0
     for name in "abc":
-        nats_N, tokens_N = (np.array([getattr(s, key) for s in scored[name]]) for key in ("nats", "tokens"))
-        drawn_RN = generator.integers(len(nats_N), size=(2000, len(nats_N)))
-        means_R += nats_N[drawn_RN].sum(axis=1) / tokens_N[drawn_RN].sum(axis=1) / 3
-    lower, upper = np.quantile(means_R, [0.025, 0.975])
-    assert [row["lower"], row["upper"]] == pytest.approx([lower, upper], abs=0.1 * (upper - lower))
+        nats_N, tokens_N = (np.array([getattr(s, key) for s in scored[name]], float) for key in ("nats", "tokens"))
+        drawn_RN = generator.integers(len(nats_N), size=(4000, len(nats_N)))
+        nats_RN, tokens_RN = nats_N[drawn_RN], tokens_N[drawn_RN]
+        loss_R = nats_RN.sum(axis=1) / tokens_RN.sum(axis=1)
+        rest_RN = nats_RN - loss_R[:, None] * tokens_RN
+        means_R += loss_R / 3
+        errors_R += (rest_RN**2).sum(axis=1) / tokens_RN.sum(axis=1) ** 2 / 9
+        error += ((nats_N - loss_of(scored[name]) * tokens_N) ** 2).sum() / tokens_N.sum() ** 2 / 9
+    high, low = np.quantile((means_R - expected) / np.sqrt(errors_R), [0.975, 0.025])
+    lower, upper = expected - high * np.sqrt(error), expected - low * np.sqrt(error)
+    assert [row["lower"], row["upper"]] == pytest.approx([lower, upper], abs=0.12 * (upper - lower))
 
 
 def test_of_one_set_the_mean_is_the_cell_to_the_last_bit(sets):
@@ -121,16 +127,17 @@ def test_stories_without_a_target_are_in_no_mean(tmp_path, sets):
     assert {key: row[key] for key in SHARED} == summary_of(scored["a"]).estimates()["bits_per_byte"].row()
 
 
-def test_a_mean_with_a_set_of_one_story_has_no_interval(tmp_path, sets):
-    """That story is the same in every resample, and the mean would seem surer than it is."""
+def test_a_mean_with_a_set_of_few_stories_has_no_interval(tmp_path, sets):
+    """A story alone is the same in every resample, and the mean would seem surer than it is."""
     scored, tables = sets
     single = write_table(tmp_path / "single", scored["b"][:1])
     (row,) = domain_means({"a": tables["a"], "single": single}, dict.fromkeys(("a", "single"), "no"), "loss")
     assert row["estimate"] == pytest.approx((loss_of(scored["a"]) + loss_of(scored["b"][:1])) / 2)
     assert np.isnan([row["lower"], row["upper"]]).all()
-    pair = write_table(tmp_path / "pair", scored["b"][:2])
-    (row,) = domain_means({"a": tables["a"], "pair": pair}, dict.fromkeys(("a", "pair"), "no"), "loss")
-    assert row["lower"] < row["estimate"] < row["upper"]
+    for count in (9, 10):
+        few = write_table(tmp_path / f"{count}", scored["b"][:count])
+        (row,) = domain_means({"a": tables["a"], "few": few}, dict.fromkeys(("a", "few"), "no"), "loss")
+        assert (row["lower"] < row["estimate"] < row["upper"]) is (count == 10)
 
 
 def test_sets_that_are_neither_in_nor_out_are_in_no_mean(sets):

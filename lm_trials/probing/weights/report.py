@@ -5,6 +5,7 @@ Shape suffixes: N = stories.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -231,12 +232,12 @@ def undoing(
     shares = {level: deletion.of_stories(choosing).undone(first[level][choosing]) for level in sorted(first)}
     best = max(shares, key=lambda level: shares[level].estimate)
     # Half is a convention. The interval and not the estimate must exceed it, or noise would choose too small a level.
-    level = next((level for level, share in shares.items() if share.lower > 0.5), best)  # the first that undoes half
+    level = next((level for level, share in shares.items() if _mostly(share)), best)  # the first that undoes half
     reported, chosen = deletion.of_stories(reporting), first[level][reporting]
     share, words = reported.undone(chosen), what.format(level=level, s="s" * (level > 1))
     where = f"{share.n} {'held-out stories' if halved else 'stories, too few to hold half of them out'}"
     sentence = f"{words} undoes {interval(share)} of it ({where})"
-    if not share.lower > 0.5:
+    if not _mostly(share):
         half = "less than half of it is undone" if share.upper < 0.5 else "not significantly more than half is undone"
         sentence = f"{half if share.lower > 0 else 'no significant part of it is undone'}: at best, {sentence}"
     controls = {trial.method: trial for trial in trials if trial.level == level and trial.method in methods[1:]}
@@ -251,6 +252,12 @@ def undoing(
     verdict = ("not significantly different from", "more than", "less than")[sign(beyond)]
     control = f"instead of {words}, " + ", ".join(f"{method} {interval(share)}" for method, share in found.items())
     return f"{sentence}, {verdict} {strongest} (difference {interval(beyond)})", control
+
+
+def _mostly(share: Estimate) -> bool:
+    """Whether significantly more than half is undone; a share that is the same in all stories has no interval."""
+    exact = math.isnan(share.lower) and share.n >= LEAST_STORIES
+    return share.lower > 0.5 or (exact and share.estimate > 0.5)
 
 
 def _reach(deletion: Deletion, trial: Trial, name: str, rows: slice) -> float:

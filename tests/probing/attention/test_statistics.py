@@ -309,23 +309,25 @@ def test_one_more_draw_lies_within_95_times_in_100():
 
 def test_changes_are_paired_by_story_and_a_copy_shows_none():
     base = noisy("base", 1)
+    moves = np.linspace(0.099, 0.101, len(base.values("previous")))
     moved = with_head(
-        replace(base, label="moved", run="moved"), 1, 2, "previous", base.values("previous")[:, 1, 2] - 0.1
+        replace(base, label="moved", run="moved"), 1, 2, "previous", base.values("previous")[:, 1, 2] - moves
     )
     copy = replace(base, label="copy", run="copy")
     found = results(base, moved, copy)
     changes = {(change.model.label, change.statistic): change for change in found.changes}
     change = changes["moved", "previous"]
     assert (change.layer, change.head) == (1, 2)
-    assert change.estimate.estimate == pytest.approx(-0.1)
-    assert changes["copy", "previous"].estimate.upper == 0
+    assert change.estimate.estimate == pytest.approx(-0.1, abs=5e-4)
+    assert changes["copy", "previous"].estimate.estimate == 0
+    assert np.isnan(changes["copy", "previous"].estimate.upper)
     sentence = found.finding("previous").sentence
-    assert "From base to moved layer 1 head 2 changes most, by -0.100 [-0.100, -0.100]" in sentence
+    assert "From base to moved layer 1 head 2 changes most, by -0.100 [-0.10" in sentence
     assert "From base to copy no head changes significantly" in sentence
     # All heads beside it: one of them moved, by 0.1; where nothing moved the average is 0.
     heads = base.values("previous").shape[1] * base.values("previous").shape[2]
-    assert change.controls["all heads"].value.estimate == pytest.approx(0.1 / heads)
-    assert change.controls["all heads"].difference.estimate == pytest.approx(0.1 - 0.1 / heads)
+    assert change.controls["all heads"].value.estimate == pytest.approx(0.1 / heads, rel=0.01)
+    assert change.controls["all heads"].difference.estimate == pytest.approx(0.1 - 0.1 / heads, rel=0.01)
     assert f"(mean of all heads, each in its own direction: {0.1 / heads:.3f} [" in sentence
     assert changes["copy", "previous"].controls["all heads"].value.estimate == 0
 
@@ -362,7 +364,8 @@ def test_a_head_that_looks_so_far_back_anyway_is_no_induction_head():
     found = Results([model], random, replace(READING, repeats=drawn), seed=0)
     assert found.leader(model, "induction").within == [UNREPEATED]
     assert "is not beyond not repeated" in found.finding("induction").sentence
-    matching = replace(model, repeated_NLH=np.where(np.arange(4) == 1, score + 0.1, score))
+    more = generator.normal(0.1, 0.001, score.shape)
+    matching = replace(model, repeated_NLH=np.where(np.arange(4) == 1, score + more, score))
     found = Results([matching], random, replace(READING, repeats=drawn), seed=0)
     leader = found.leader(matching, "induction")
     assert (leader.layer, leader.head, leader.within) == (1, 1, [])

@@ -507,7 +507,7 @@ def test_a_second_model_is_set_beside_the_first_with_the_difference():
     first, same_, other = result_of([3.0, 1.5]), result_of([3.0, 1.5], "b"), result_of([3.0, 1.0], "c")
     sentence = finding_of([first, same_, other], checkpoints=False).sentence
     assert "b: nearer than the token frequencies from layer 1 on; " in sentence
-    assert "difference from m 0.000 [0.000, 0.000] (not significant)." in sentence
+    assert "difference from m 0.000 [no interval] (not significant)." in sentence
     assert "difference from m -0.500 [" in sentence
     assert "significant" not in sentence.partition("c: ")[2]
 

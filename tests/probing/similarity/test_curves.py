@@ -178,7 +178,7 @@ def test_where_nothing_differs_nothing_is_tested():
     assert permutation_test(np.concatenate([flat, other])).p == permutation_test(other).p
 
 
-def similar(rng, gain=0.0, queries=8, candidates=40):
+def similar(rng, gain=0.0, queries=12, candidates=40):
     """A reading of two layers with noise over queries; the true term, the first, is `gain` more similar."""
     own_C = rng.normal(0.3, 0.1, size=candidates)
     layers = {
@@ -197,7 +197,10 @@ class Plan:
 def test_a_gain_of_the_true_term_alone_is_shown_and_one_of_all_is_not():
     rng = np.random.default_rng(3)
     before = similar(rng)
-    noise = {key: values + rng.normal(0, 0.02, size=values.shape[1]) for key, values in before.items()}
+    noise = {
+        key: values + rng.normal(0, 0.02, size=values.shape[1]) + rng.normal(0, 0.002, size=values.shape)
+        for key, values in before.items()
+    }
     alone = {key: values + 0.3 * (np.arange(40) == 0) for key, values in noise.items()}
     everywhere = {key: values + 0.3 for key, values in noise.items()}
     base = TermSimilarities("base", "base", 1, before)
@@ -220,7 +223,10 @@ def test_what_one_of_both_tests_shows_is_said_of_it_alone():
     """Planted in the hidden states alone, then in none: the opening says so, and p is that of both together."""
     rng = np.random.default_rng(3)
     before = similar(rng) | {("values", 0): similar(rng)["hidden", 0]}
-    noise = {key: values + rng.normal(0, 0.02, size=values.shape[1]) for key, values in before.items()}
+    noise = {
+        key: values + rng.normal(0, 0.02, size=values.shape[1]) + rng.normal(0, 0.002, size=values.shape)
+        for key, values in before.items()
+    }
     planted = noise | {("hidden", n): noise["hidden", n] + 0.3 * (np.arange(40) == 0) for n in (0, 1)}
     base, said = TermSimilarities("base", "base", 1, before), {}
     plan = SimpleNamespace(true="Paris", term="foo", families=Plan.families, sampled="24 queries")

@@ -34,7 +34,7 @@ from lm_trials.probing.weights.edits import (
     removed_part,
     unit_effects,
 )
-from lm_trials.probing.weights.report import Deletion
+from lm_trials.probing.weights.report import Deletion, _mostly
 
 W = Matrix("w", "w")
 
@@ -345,12 +345,13 @@ def test_the_share_undone_is_a_ratio_of_sums_over_the_same_stories():
     weights = draws.poisson(1.0, (4000, 200))
     resampled = (weights @ (changed - trial)) / (weights @ (changed - base))
     assert (found.lower, found.upper) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.02)
-    assert deletion.undone(sums(base)).row() | {"unit": ""} == {
-        "estimate": 1.0, "lower": 1.0, "upper": 1.0, "n": 200, "unit": "",
-    }  # fmt: skip
-    assert deletion.undone(sums(changed)).upper == 0
+    everything = deletion.undone(sums(base))
+    assert (everything.estimate, everything.n) == (1.0, 200)
+    assert np.isnan([everything.lower, everything.upper]).all()  # the same in every story
+    assert [_mostly(share) for share in (everything, found, deletion.undone(sums(changed)))] == [True, False, False]
     assert deletion.beyond(sums(base), sums(trial)).lower > 0
-    assert deletion.beyond(sums(trial), sums(trial)).upper == 0
+    assert deletion.beyond(sums(trial), sums(trial)).estimate == 0
+    assert np.isnan(deletion.beyond(sums(trial), sums(trial)).upper)
 
 
 def test_no_rise_is_no_deletion():
