@@ -38,15 +38,6 @@ SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., An
 }
 """Scales by name: identity, log for values above 0, logit for shares, arctanh for differences of shares."""
 
-# Each scale with its derivative and its inverse: an interval that is symmetric in errors on the scale stays in range.
-SCALES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
-    "identity": (lambda x: x, np.ones_like, lambda y: y),
-    "log": (np.log, lambda x: 1 / x, np.exp),  # above 0
-    "logit": (lambda x: np.log(x / (1 - x)), lambda x: 1 / (x * (1 - x)), lambda y: 0.5 + 0.5 * np.tanh(y / 2)),
-    "arctanh": (np.arctanh, lambda x: 1 / (1 - x * x), np.tanh),  # from -1 to 1
-}
-"""Scales by name: identity, log for values above 0, logit for shares, arctanh for differences of shares."""
-
 
 @dataclass(frozen=True)
 class Estimate:
