@@ -220,14 +220,18 @@ def test_before_the_marker_pairs_have_equal_lengths_and_no_marker():
         for having, other in zip(part[::2], part[1::2], strict=True):
             assert "Twist" in having["features"]
             assert "Twist" not in other["features"]
-            sizes = [(len(sentence_ends(r["story"])), len(re.findall(WORD, r["story"]))) for r in (having, other)]
-            assert sizes[0] == sizes[1]
+            lines = [record["story"].split("\n") for record in (having, other)]
+            assert len(lines[0]) == len(lines[1])
+            assert len(sentence_ends(lines[0][-1])) == len(sentence_ends(lines[1][-1]))
+            assert len(re.findall(WORD, having["story"])) == len(re.findall(WORD, other["story"]))
             for record in (having, other):
                 assert whole[record["record_id"]].startswith(record["story"])
                 assert "Twist" not in detect_features(record["story"])
     of_twist = sum("Twist" in record["features"] for record in records)
-    assert len(cut.train) + len(cut.test) == 2 * (of_twist - cut.left_out["without a partner of the same length"])
-    assert len(cut.texts) > 1.5 * of_twist
+    assert len(cut.train) + len(cut.test) == 2 * (
+        of_twist - cut.left_out["without a partner of the same length and place"]
+    )
+    assert len(cut.texts) > of_twist  # more than half of those with it have a partner
     has_N = cut.has("Twist")[0]
     lengths_N = text_length([record["story"] for record in cut.train])[:, 0]
     assert abs(lengths_N[has_N].mean() - lengths_N[~has_N].mean()) < 1
@@ -255,7 +259,7 @@ def test_stories_without_a_place_before_the_marker_are_left_out_and_counted():
     assert cut.left_out == {
         "whose label and detector differ": 4,
         "whose first sentence shows it": 2,
-        "without a partner of the same length": 2,
+        "without a partner of the same length and place": 2,
     }
     with pytest.raises(UsageError, match=r"Twist: 1 of 2 test stories have it, .*\(stories left out: .*4 whose label"):
         parted({"Twist": cut})
