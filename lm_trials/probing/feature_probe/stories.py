@@ -117,7 +117,7 @@ def before_marker(stories: ProbeStories, feature: str) -> ProbeStories:
 
 
 def _beginnings(records: Sequence[Record], feature: str, left_out: Counter[str]) -> list[Record]:
-    having, without = list[Record](), defaultdict[tuple[int, int], list[Record]](list)
+    having, without = list[Record](), defaultdict[tuple[int, int, int], list[Record]](list)
     for record in records:
         story, labelled = record["story"], feature in record["features"]
         ends = ends_before(story, feature)

@@ -228,16 +228,18 @@ def test_before_the_marker_pairs_have_equal_lengths_and_no_marker():
                 assert whole[record["record_id"]].startswith(record["story"])
                 assert "Twist" not in detect_features(record["story"])
     of_twist = sum("Twist" in record["features"] for record in records)
-    assert len(cut.train) + len(cut.test) == 2 * (
-        of_twist - cut.left_out["without a partner of the same length and place"]
-    )
-    assert len(cut.texts) > of_twist  # more than half of those with it have a partner
-    has_N = cut.has("Twist")[0]
-    lengths_N = text_length([record["story"] for record in cut.train])[:, 0]
-    assert abs(lengths_N[has_N].mean() - lengths_N[~has_N].mean()) < 1
-    uncut = text_length([record["story"] for record in stories.train])[:, 0]
-    twist_N = stories.has("Twist")[0]
-    assert uncut[twist_N].mean() - uncut[~twist_N].mean() > 10  # the control: whole stories differ
+    alone = cut.left_out["without a partner of the same length and place"]
+    assert len(cut.texts) == 2 * (of_twist - alone) > of_twist
+
+    def apart(texts, has_N):
+        """The difference of mean lengths in standard errors."""
+        lengths_N = text_length(texts)[:, 0]
+        with_N, without_N = lengths_N[has_N], lengths_N[~has_N]
+        error = np.sqrt(with_N.var() / len(with_N) + without_N.var() / len(without_N))
+        return (with_N.mean() - without_N.mean()) / error
+
+    assert abs(apart([record["story"] for record in cut.train], cut.has("Twist")[0])) < 1
+    assert apart([record["story"] for record in stories.train], stories.has("Twist")[0]) > 3  # the control
 
 
 def test_stories_without_a_place_before_the_marker_are_left_out_and_counted():
