@@ -19,7 +19,7 @@ from matplotlib.image import AxesImage
 Row = Mapping[str, Any]
 
 COLORS = ("#4c78a8", "#e45756", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#ff9da7")
-CONTROL_COLORS = ("#7f7f7f", "#b0a08a", "#9aa7b5", "#c4a3a3", "#a3b18a")
+CONTROL_COLORS = ("#7f7f7f", "#b0a08a", "#9aa7b5", "#c4a3a3", "#a3b18a", "#a89bc4")
 # cividis and RdBu are readable with colour vision deficiencies and in greyscale by lightness (RdBu from its centre).
 SEQUENTIAL, DIVERGING, SHARES = "cividis", "RdBu_r", "Blues"
 """Colour maps of heat maps: numbers, numbers around zero, and shares with dark text."""

@@ -190,7 +190,7 @@ def test_before_the_marker_and_a_place_named_in_advance(models, tmp_path, capsys
         lines.append({"story": " ".join(sentences), "features": features})
     path = tmp_path / "planted.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    place = ["--layers", "1", "--pooling", "mean", "--num_train_stories", "400", "--max_eval_samples", "200"]
+    place = ["--layers", "normed", "--pooling", "mean", "--num_train_stories", "400", "--max_eval_samples", "200"]
     both = run(path, tmp_path, models / "gpt2", flags=[*place, "--read", "whole", "before_marker"])
     told = capsys.readouterr()
     assert re.search(r"before_marker, Twist: \d{3} training and \d{2,3} test stories", told.err)

@@ -14,7 +14,7 @@ from lm_trials.reporting.layer_figures import curves_figure
 CHANCE = 0.5
 BALANCED = "balanced accuracy"
 SHUFFLED = "shuffled labels"
-FLAT = ("length", "text statistics", "bag of words")
+FLAT = ("text statistics", "bag of words", "length", "last sentence")
 
 
 def layers_figure(rows: Sequence[Row], pooling: str, models: Sequence[str], title: str) -> Figure:
@@ -36,7 +36,7 @@ def layers_figure(rows: Sequence[Row], pooling: str, models: Sequence[str], titl
     levels = [row for row in balanced if row["series"] in FLAT]
     drawn.sort(key=lambda row: row["role"] == "control")
     shown = [place for place in places if place != after]
-    shown = shown[:: 1 + max(len(shown) - 1, 0) // 8]
+    shown = shown[:: 1 + max(len(shown) - 1, 0) // 8]  # of `--layers normed` alone none
     ticks = {place: str(place) for place in shown} | ({after: "n"} if after in places else {})
     label = "layer (0: embeddings; n: after the final norm)" if after in places else "layer (0: embeddings)"
     figure = _curves(drawn, levels, "at", (places[0], places[-1]), title, label)

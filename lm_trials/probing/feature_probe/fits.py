@@ -39,6 +39,7 @@ from lm_trials.probing.feature_probe.stories import (
 from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import Subject, load_subject, run_folder, run_names, untrained
 from lm_trials.probing.tables import by_values, one_more
+from lm_trials.stories.variety import split_sentences
 from lm_trials.tokens.tokenizers import tokenizer_hash
 
 BALANCED, PLAIN = "balanced accuracy", "accuracy"
@@ -331,7 +332,7 @@ class Reading:
         return fits, controls
 
 
-LENGTH, STATISTICS, WORDS = TEXT_CONTROLS = ("length", "text statistics", "bag of words")
+LENGTH, STATISTICS, WORDS, LAST_WORDS = "length", "text statistics", "bag of words", "last sentence"
 UNTRAINED, SHUFFLED, MAJORITY = "untrained", "shuffled labels", "majority"
 
 
@@ -360,21 +361,24 @@ class Series:
 
 
 def read_texts(reading: Reading, l2: Sequence[float]) -> list[Series]:
-    """Probe the text alone: its statistics, its bag of words, and its length where stories are matched by length."""
-    numbers: dict[str, Callable[[ProbeStories], Any]] = {
-        LENGTH: lambda stories: text_length(stories.texts),
-        STATISTICS: lambda stories: text_statistics(stories.texts),
-        WORDS: lambda stories: bag_of_words(stories.texts, len(stories.train)),
+    """Probe the text alone: its statistics and words; before the marker also its length and its last sentence."""
+    numbers: dict[str, Callable[[Sequence[str], int], Any]] = {
+        STATISTICS: lambda texts, _: text_statistics(texts),
+        WORDS: bag_of_words,
     }
+    if reading.name == BEFORE_MARKER:
+        numbers[LENGTH] = lambda texts, _: text_length(texts)
+        # What the last positions read.
+        numbers[LAST_WORDS] = lambda texts, count: bag_of_words([split_sentences(text)[-1] for text in texts], count)
 
     def read(name: str) -> Series:
         def values(stories: ProbeStories) -> dict[Place, Any]:
-            return {Place(name, "text"): numbers[name](stories)}
+            return {Place(name, "text"): numbers[name](stories.texts, len(stories.train))}
 
-        fits = reading.fit(values, WORDS_L2 if name == WORDS else l2, name)
+        fits = reading.fit(values, WORDS_L2 if name in (WORDS, LAST_WORDS) else l2, name)
         return Series(name, "control", *fits, read=reading.name)
 
-    return [read(name) for name in TEXT_CONTROLS if name != LENGTH or reading.name == BEFORE_MARKER]
+    return [read(name) for name in numbers]
 
 
 def read_models(

@@ -29,7 +29,7 @@ class FeatureProbeArguments:
         distinct=True,
         filled=True,
         help="whole: the story; before_marker: up to the sentence that shows the feature, and other stories up to a "
-        "sentence end at the same length.",
+        "sentence end at the same length and place.",
     )
     pooling: list[str] = option(
         list(POOLINGS),

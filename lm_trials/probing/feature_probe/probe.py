@@ -33,13 +33,15 @@ selected on a quarter of the training stories.
 A whole story contains the words that show the feature. With --read
 before_marker models and controls read the story up to the first sentence in
 which the feature's detector matches. Each such story is paired with one without
-the feature, which is read up to a sentence end after as many sentences and
-words. Stories whose label and detector differ are left out.
+the feature, which is read up to a sentence end after as many words, at the same
+place of the same paragraph. Stories whose label and detector differ are left
+out.
 
 Controls on the same held-out stories: shuffled training labels (chance and its
 spread), the majority class, a model of the same shape with random weights, text
 statistics (counts of characters, marks and words), and a bag of words; with
---read before_marker the length alone, which must be at chance. States
+--read before_marker also the words of the last sentence that is read, and the
+length alone, which must be at chance. States
 that average over words show nothing about a model where words predict the
 feature as well. Further models are compared with the first, story by story.
 """

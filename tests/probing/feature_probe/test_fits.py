@@ -320,7 +320,7 @@ def test_before_the_marker_the_marker_and_the_length_tell_nothing_and_a_state_th
     for name in ("text statistics", "bag of words", "reads"):
         assert found["whole", name].estimate > 0.9
     assert beyond["whole", "foretells"] < 0
-    for name in ("length", "text statistics", "bag of words", "reads"):
+    for name in ("length", "text statistics", "bag of words", "last sentence", "reads"):
         control = found["before_marker", name]
         assert control.lower < 0.5 < control.upper, name
     assert found["before_marker", "foretells"].estimate > 0.85

@@ -220,20 +220,26 @@ def test_before_the_marker_pairs_have_equal_lengths_and_no_marker():
         for having, other in zip(part[::2], part[1::2], strict=True):
             assert "Twist" in having["features"]
             assert "Twist" not in other["features"]
-            sizes = [(len(sentence_ends(r["story"])), len(re.findall(WORD, r["story"]))) for r in (having, other)]
-            assert sizes[0] == sizes[1]
+            lines = [record["story"].split("\n") for record in (having, other)]
+            assert len(lines[0]) == len(lines[1])
+            assert len(sentence_ends(lines[0][-1])) == len(sentence_ends(lines[1][-1]))
+            assert len(re.findall(WORD, having["story"])) == len(re.findall(WORD, other["story"]))
             for record in (having, other):
                 assert whole[record["record_id"]].startswith(record["story"])
                 assert "Twist" not in detect_features(record["story"])
     of_twist = sum("Twist" in record["features"] for record in records)
-    assert len(cut.train) + len(cut.test) == 2 * (of_twist - cut.left_out["without a partner of the same length"])
-    assert len(cut.texts) > 1.5 * of_twist
-    has_N = cut.has("Twist")[0]
-    lengths_N = text_length([record["story"] for record in cut.train])[:, 0]
-    assert abs(lengths_N[has_N].mean() - lengths_N[~has_N].mean()) < 1
-    uncut = text_length([record["story"] for record in stories.train])[:, 0]
-    twist_N = stories.has("Twist")[0]
-    assert uncut[twist_N].mean() - uncut[~twist_N].mean() > 10  # the control: whole stories differ
+    alone = cut.left_out["without a partner of the same length and place"]
+    assert len(cut.texts) == 2 * (of_twist - alone) > of_twist
+
+    def apart(texts, has_N):
+        """The difference of mean lengths in standard errors."""
+        lengths_N = text_length(texts)[:, 0]
+        with_N, without_N = lengths_N[has_N], lengths_N[~has_N]
+        error = np.sqrt(with_N.var() / len(with_N) + without_N.var() / len(without_N))
+        return (with_N.mean() - without_N.mean()) / error
+
+    assert abs(apart([record["story"] for record in cut.train], cut.has("Twist")[0])) < 1
+    assert apart([record["story"] for record in stories.train], stories.has("Twist")[0]) > 3  # the control
 
 
 def test_stories_without_a_place_before_the_marker_are_left_out_and_counted():
@@ -255,7 +261,7 @@ def test_stories_without_a_place_before_the_marker_are_left_out_and_counted():
     assert cut.left_out == {
         "whose label and detector differ": 4,
         "whose first sentence shows it": 2,
-        "without a partner of the same length": 2,
+        "without a partner of the same length and place": 2,
     }
     with pytest.raises(UsageError, match=r"Twist: 1 of 2 test stories have it, .*\(stories left out: .*4 whose label"):
         parted({"Twist": cut})
