@@ -10,6 +10,7 @@ stories260K); `--stories` draws from the stories of an evaluation instead.  Prin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from lm_trials.console import progress, script, show_table
 from lm_trials.estimates import (
+    NO_INTERVAL,
     Estimate,
     StoryBootstrap,
     bootstrap_mean,
@@ -26,6 +28,8 @@ from lm_trials.estimates import (
     story_weights,
 )
 from lm_trials.flags import option, parse_arguments
+from lm_trials.trials.paired import holm, seed_test, story_test
+from lm_trials.trials.two_way import two_way_difference
 
 POPULATION = 200_000
 BOOTSTRAP_T, PERCENTILE, WILSON = "bootstrap-t", "percentile", "Wilson"
@@ -171,6 +175,96 @@ def shares_section(args: CoverageArguments) -> list[Coverage]:
     return rows
 
 
+def two_way_section(args: CoverageArguments) -> list[Coverage]:
+    """The difference of two arms with the same root seeds, for new root seeds and new stories of real lengths.
+
+    Deviations of each root seed, each story, and both together, in nats per token.
+    """
+    sizes, generator = story_losses()[:, 1], np.random.default_rng(5)
+    rows = []
+    for name, of_seeds in (("stories dominate", 0.01), ("seeds dominate", 0.05)):
+        for count in (2, 3, 5, 10):
+            for n in args.n:
+
+                def sample(
+                    number: int, of_seeds: float = of_seeds, count: int = count, n: int = n
+                ) -> dict[str, Interval]:
+                    sizes_N = generator.choice(sizes, n)
+                    effects_SN = generator.normal(0, of_seeds, (count, 1)) + generator.normal(0, 0.1, (1, n))
+                    values_SN = sizes_N * (effects_SN + generator.normal(0, 0.02, (count, n)))
+                    losses_S = values_SN.sum(axis=1) / sizes_N.sum()
+                    return {
+                        "over stories": bounds(story_test(values_SN.mean(axis=0), sizes_N, "", number, 999).difference),
+                        "over seeds": of_difference(np.zeros(count), losses_S, paired=True),
+                        "two-way": bounds(two_way_difference(values_SN, sizes_N, "").difference),
+                    }
+
+                rows += coverage(f"difference, {name}", f"{count} seeds, {n}", 0.0, sample, args.repetitions)
+    return rows
+
+
+def roots_section(args: CoverageArguments) -> list[Coverage]:
+    """Two recipes that do not differ, in standard deviations of a run; 80 % of the variance is of root seeds.
+
+    Where runs of one root seed count as replicates, or parents and children as unrelated.  A narrower interval that
+    covers is more power.
+    """
+    generator = np.random.default_rng(5)
+    rows = []
+    for roots, runs in ((1, 3), (2, 3), (3, 2), (3, 1)):
+
+        def sample(number: int, roots: int = roots, runs: int = runs) -> dict[str, Interval]:
+            first_RK, second_RK = of_roots(generator, roots, runs, 2)
+            found = {"each run": of_difference(first_RK.ravel(), second_RK.ravel())}
+            if roots > 1:  # one has no interval
+                found["each root seed"] = of_difference(first_RK.mean(axis=1), second_RK.mean(axis=1))
+            return found
+
+        rows += coverage("other root seeds", f"{roots} x {runs}", 0.0, sample, args.repetitions)
+    for roots in (3, 5, 10):
+
+        def related(number: int, roots: int = roots) -> dict[str, Interval]:
+            (values_RK,) = of_roots(generator, roots, 2, 1)
+            return {
+                "unrelated": of_difference(values_RK[:, 0], values_RK[:, 1]),
+                "paired by root seed": of_difference(values_RK[:, 0], values_RK[:, 1], paired=True),
+            }
+
+        rows += coverage("parents and children", f"{roots} x 1", 0.0, related, args.repetitions)
+    return rows
+
+
+def of_roots(generator: np.random.Generator, roots: int, runs: int, arms: int) -> np.ndarray:
+    """Return losses whose deviation is 1, of which 80 % of the variance is of root seeds, -> (arms, roots, runs)."""
+    shared = generator.normal(0, 0.8**0.5, (arms, roots, 1))
+    return shared + generator.normal(0, 0.2**0.5, (arms, roots, runs))
+
+
+def of_difference(first_S: np.ndarray, second_S: np.ndarray, paired: bool = False) -> Interval:
+    """Return the interval over seeds of a difference."""
+    test = seed_test(first_S, second_S, 1, "", paired)
+    return bounds(test.difference) if test else NO_INTERVAL
+
+
+def family_section(args: CoverageArguments) -> list[Coverage]:
+    """Commands on 4 data sets and 2 arms without a difference, 3 seeds: the share without a false discovery."""
+    generator = np.random.default_rng(5)
+    right: dict[str, list[bool]] = {"corrected by data set": [], "corrected as one family": []}
+    for _ in progress(range(args.repetitions), "families", "commands", args.repetitions):
+        # Data sets share half of the variance of a run; both arms are compared with one reference.
+        values_DAS = generator.normal(0, 0.5**0.5, (1, 3, 3)) + generator.normal(0, 0.5**0.5, (4, 3, 3))
+        p_DA = [[seed_test(first, arm, 1, "", True).p for arm in arms] for first, *arms in values_DAS]  # type: ignore[union-attr]
+        right["corrected by data set"].append(min(min(holm(p_A)) for p_A in p_DA) >= 0.05)
+        right["corrected as one family"].append(min(holm([p for p_A in p_DA for p in p_A])) >= 0.05)
+    return [
+        Coverage(
+            "4 data sets, 2 arms", "3 seeds", method, share, (share * (1 - share) / len(hits)) ** 0.5, 0.0, math.nan
+        )
+        for method, hits in right.items()
+        for share in [sum(hits) / len(hits)]
+    ]
+
+
 def _sampled(name: str, population: np.ndarray, args: CoverageArguments, scale: str = "identity") -> list[Coverage]:
     """Return the rows of a mean, of a population of values, or of a ratio, of one of pairs."""
     generator = np.random.default_rng(1)
@@ -226,6 +320,9 @@ SECTIONS: dict[str, Callable[[CoverageArguments], list[Coverage]]] = {
     "shares": shares_section,
     "seeds": seeds_section,
     "diversity": diversity_section,
+    "two_way": two_way_section,
+    "roots": roots_section,
+    "family": family_section,
 }
 
 

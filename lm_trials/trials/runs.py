@@ -143,8 +143,10 @@ def read_run(name: str) -> Run:
         # An adapter that the run started with is not part of that recipe and stays.
         of_base = {key for key in outcome if key.startswith("initial_model.") and key != ADAPTER}
         outcome = {key: value for key, value in outcome.items() if key not in of_base}
+        start = Path(described["outcome"]["initial_model"]["name_or_path"])
+        step = "" if start == base.folder else start.name  # of a checkpoint: another one is another recipe
         outcome["initial_model.name_or_path"] = base.name
-        outcome["initial_model.recipe"] = hashlib.sha256(base.identity_text.encode()).hexdigest()[:16]
+        outcome["initial_model.recipe"] = hashlib.sha256((base.identity_text + step).encode()).hexdigest()[:16]
         replicate["initial"] = base.seeds
     versions = {f"versions.{package}": version for package, version in described.get("versions", {}).items()}
     device = described.get("environment", {}).get("device")
@@ -175,11 +177,13 @@ def _root(described: Mapping[str, Any]) -> int | str | None:
 
 
 def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
-    """Return the run whose weights a run started from, if its folder still has these weights."""
-    if not initial or "run" not in initial or not (Path(initial["name_or_path"]) / RUN_FILE).is_file():
+    """Return the run that another started from, or from a checkpoint of, if the folder still has these weights."""
+    if not initial or "run" not in initial:
         return None
-    same = weights_digest(Path(initial["name_or_path"])) == initial.get("weights_sha256")
-    return read_run(initial["name_or_path"]) if same else None
+    start = Path(initial["name_or_path"])
+    folder = next((place for place in (start, start.parent) if (place / RUN_FILE).is_file()), None)
+    same = folder and weights_digest(start) == initial.get("weights_sha256")
+    return read_run(str(folder)) if same else None
 
 
 def count_parameters(folder: Path) -> int | None:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_trials.estimates import NO_INTERVAL, Estimate
-from lm_trials.trials.paired import FEWEST_STORIES, TestedDifference
+from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate
+from lm_trials.trials.paired import TestedDifference
 
 # Relative to the largest value; a spread below is of rounding alone, and says nothing of new seeds or stories.
 SAME = 1e-12
@@ -80,7 +80,7 @@ def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str, confiden
     estimate, num_stories = sum(ratios), len(sizes_N)
     method = "t over root seeds and stories (Satterthwaite)"
     none = TestedDifference(Estimate(estimate, *NO_INTERVAL, num_stories, unit), math.nan, method)
-    if num_stories < FEWEST_STORIES or min(map(len, arms)) < 2:
+    if num_stories < LEAST_STORIES or min(map(len, arms)) < 2:
         return none
     # A story's influence on a ratio of sums; the mean over stories of a row is the row's ratio minus the mean ratio.
     influences = [(values_SN - ratio * sizes_N) / sizes_N.mean() for values_SN, ratio in zip(arms, ratios, strict=True)]

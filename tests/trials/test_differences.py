@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,10 @@ def test_another_name_of_the_same_thing_is_no_difference(make_run):
 
 
 def fine_tuned(make_run, name, base):
-    """A run that started from `base`, as the manifest says it."""
+    """A run that started from `base` or from a checkpoint of it, as the manifest says it."""
+    run = next(place / "run.json" for place in (Path(base), Path(base).parent) if (place / "run.json").is_file())
     weights = hashlib.sha256(hashlib.sha256(Path(base, "model.safetensors").read_bytes()).digest()).hexdigest()
-    described = json.loads(Path(base, "run.json").read_text())
+    described = json.loads(run.read_text())
     initial = {
         "name_or_path": base,
         "weights_sha256": weights,
@@ -128,6 +130,19 @@ def test_fine_tunings_from_replicates_of_one_pretraining_are_one_arm(make_run):
     # Weights that are no longer those it started from tell nothing of their recipe.
     Path("runs/base2/run.json").unlink()
     assert [len(arm.runs) for arm in group_arms(read_runs([*same, other]))] == [1, 1, 1]
+
+
+def test_fine_tunings_from_one_checkpoint_of_each_replicate_are_one_arm(make_run):
+    tuned = []
+    for seed in (1, 2):
+        base = Path(make_run(f"base{seed}", seed))
+        tuned.append(fine_tuned(make_run, f"fine{seed}", str(base)))
+        for step in (50, 60):
+            (base / f"checkpoint-{step}").mkdir()
+            shutil.copy(base / "model.safetensors", base / f"checkpoint-{step}")
+            tuned.append(fine_tuned(make_run, f"fine{seed}-{step}", str(base / f"checkpoint-{step}")))
+    arms = [([run.name for run in arm.runs], arm.roots) for arm in group_arms(read_runs(tuned))]
+    assert arms == [([f"runs/fine1{of}", f"runs/fine2{of}"], (1, 2)) for of in ("", "-50", "-60")]
 
 
 def test_parameters_are_counted_from_the_headers_of_all_shards(make_run):
