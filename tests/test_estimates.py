@@ -220,7 +220,8 @@ def test_means_over_seeds_stay_in_range():
     shares = [0.0, 0.02, 0.015]
     plain, within = (mean_over_seeds(shares, 200, "share", scale) for scale in ("identity", "logit"))
     assert plain.lower < 0 < within.lower < plain.estimate == within.estimate < within.upper < 1
-    assert np.isnan(interval(mean_over_seeds([0.0, 0.0], 200, "share", "logit"))).all()
+    assert mean_over_seeds([0.0, 0.0], 200, "share", "logit") == proportion(0, 200, "share")  # of one run's stories
+    assert np.isnan(interval(mean_over_seeds([0.0, 0.0], 200, "share"))).all()
 
 
 def test_the_estimate_of_skewed_data_is_their_mean():
