@@ -427,6 +427,10 @@ def _contrasts(
     if expect in ("equivalent", "not_less", "not_greater") and margin == 0:
         raise UsageError(f"{role}: expect {expect} needs a margin within which a difference does not matter")
     name = about.pop("name", None)
+    if measure == "loss" and scale != "identity":
+        raise UsageError(f"{role}: scale {scale} of measure loss is not known; remove it")
+    if measure == "updates_to_threshold":
+        about["threshold"] = _threshold(about.get("threshold"), f"{role}.threshold", stages, stage)
     found = []
     for text in texts:
         first, minus, second = str(text).partition(" - ")
@@ -442,6 +446,20 @@ def _contrasts(
         _check_outcome(contrast, stages, measures)
         found.append(contrast)
     return found
+
+
+def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str | None) -> Any:
+    """Return a threshold with its arms as [stage, arm]: a number, or reference + share x (value at 0 - reference)."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return given
+    about, keys = _mapping(given, key), ("reference", "from", "share")
+    if wrong := next((each for each in {*about, *keys} if each not in keys or each not in about), None):
+        raise UsageError(f"{key}: {wrong} is missing or unknown; give a number, or {', '.join(keys)}")
+    share = about["share"]
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise UsageError(f"{key}.share: {share} is not a share; give a number between 0 and 1")
+    arms = {each: list(_arm(str(about[each]), f"{key}.{each}", stages, stage)) for each in keys[:2]}
+    return {**arms, "share": share}
 
 
 def _outcome_name(outcome: Mapping[str, Any]) -> str:

@@ -3,11 +3,13 @@
 import copy
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_trials import write_trial
 from safetensors.numpy import save_file
 
 OUTCOME = {
@@ -103,3 +105,9 @@ def make_run():
         return os.fspath(folder)
 
     return make
+
+
+@pytest.fixture
+def make_trial(make_run):
+    """Write `trials/t.yaml` and its finished runs; see `fake_trials.write_trial`."""
+    return partial(write_trial, make_run, write_evaluation)
