@@ -129,7 +129,7 @@ def findings_of(trial):
 def test_a_trial_from_its_files(make_trial):
     trial = read_trial(make_trial())
     findings = findings_of(trial)
-    assert [each.result for each in findings] == [HOLDS, HOLDS, UNDECIDED]
+    assert [each.result for each in findings] == [HOLDS, HOLDS, AGAINST]
     said = verdict(trial, findings)
     assert said.word == HOLDS
     assert said.reason.startswith("loss on recovery: never - seen is +0.19")
