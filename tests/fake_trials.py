@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lm_trials.files import weights_digest
 from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.trial_file import read_trial
 
@@ -77,7 +78,10 @@ def write_trial(make_run, write_evaluation, text=TRIAL, effects=None, speeds=Non
                   "dataset_name": flags["dataset_name"], "data.content": flags["dataset_name"]}  # fmt: skip
         if parent := trial.stages[stage].parents.get(arm):
             initial = runs / f"{trial.stages[stage].after}-{parent}-{seed}"
-            change |= {"initial_model": {"name_or_path": str(initial), "weights_sha256": f"{parent}{seed}"}}
+            replicate = dict.fromkeys(("seed", "data_seed"), int(seed[1:]))
+            run = {"run_name": f"{name}/{initial.name}", "replicate": replicate}
+            about = {"name_or_path": str(initial), "weights_sha256": weights_digest(initial), "run": run}
+            change["initial_model"] = about
         change |= (changes or {}).get(job.folder.name, {})
         make_run(f"{name}/{job.folder.name}", int(seed[1:]), change)
         log = learning_curve(arm, int(seed[1:]), speeds[arm])

@@ -38,9 +38,13 @@ class TrialRuns:
     folder: Path
     _read: dict[Path, Run] = field(default_factory=dict)
 
+    def place(self, arm: Arm, seed: int) -> Path:
+        """Return the folder of the run of an arm, (stage, arm), with a root seed."""
+        return run_folder(self.folder, *arm, seed)
+
     def run(self, arm: Arm, seed: int) -> Run:
-        """Return the run of an arm, (stage, arm), with a root seed; a UsageError where there is none."""
-        place = run_folder(self.folder, *arm, seed)
+        """Return the run of an arm with a root seed; a UsageError where there is none."""
+        place = self.place(arm, seed)
         if place not in self._read:
             self._read[place] = read_run(str(place))
         return self._read[place]

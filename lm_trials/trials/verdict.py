@@ -181,9 +181,22 @@ def claim_text(contrast: Contrast) -> str:
     return f"below {high:zg}" if low == -math.inf else f"between {low:g} and {high:g}"
 
 
+def difference_texts(found: Estimate) -> tuple[str, str]:
+    """Return a difference and its interval as texts, with the digits that the interval supports.
+
+    >>> difference_texts(Estimate(0.19432, 0.1812, 0.2075, 40, "nats"))
+    ('+0.194', '[+0.181, +0.207]')
+    >>> difference_texts(Estimate(1234.5, math.nan, math.nan, 1, "updates"))
+    ('+1.23e+03', 'no interval')
+    """
+    ends = [abs(found.estimate - end) for end in (found.lower, found.upper) if math.isfinite(end)]
+    if not ends or not max(ends):
+        return f"{found.estimate:+.3g}", "no interval"
+    digits = max(0, 1 - math.floor(math.log10(max(ends))))
+    return f"{found.estimate:+z.{digits}f}", f"[{found.lower:+z.{digits}f}, {found.upper:+z.{digits}f}]"
+
+
 def _difference(finding: Finding) -> str:
     assert finding.test is not None
-    found = finding.test.difference
-    if math.isnan(found.lower):
-        return f"{found.estimate:+.3g} {found.unit}, without an interval,"
-    return f"{found.estimate:+.3g} [{found.lower:+.3g}, {found.upper:+.3g}] {found.unit}"
+    difference, interval = difference_texts(finding.test.difference)
+    return f"{difference} {interval} {finding.test.difference.unit}"

@@ -1,0 +1,206 @@
+"""The page of a trial, as Markdown and as one HTML file without a network: both from the same blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WORDS = {"holds": "yes", "does not hold": "no"}  # classes of the verdict's colour; of others: open
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `words` in backquotes are code."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of the second level."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Banner:
+    """The verdict."""
+
+    word: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; in `folded` ones, long lists, the HTML page shows the rows after a click on the caption."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: `<name>.png` beside the Markdown page, the SVG of that name in the HTML page."""
+
+    name: str
+    alternative: str
+
+
+Block = Text | Heading | Banner | Table | Items | Code | Picture
+
+
+def as_markdown(title: str, blocks: Iterable[Block]) -> str:
+    """Return the page as Markdown.
+
+    >>> print(as_markdown("A claim.", [Table(["run", "p"], [["`a|b`", "0.1"]])]))
+    # A claim.
+    <BLANKLINE>
+    | run | p |
+    | --- | ---: |
+    | `a\\|b` | 0.1 |
+    <BLANKLINE>
+    """
+    return "\n\n".join([f"# {title}", *map(_markdown, blocks)]) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Text(text):
+            return text
+        case Heading(text):
+            return f"## {text}"
+        case Banner(word, reason):
+            return f"**Verdict: {word}.** {reason}"
+        case Items(items):
+            return "\n".join(f"- {item}" for item in items)
+        case Code(text):
+            return f"```bash\n{text}\n```"
+        case Picture(name, alternative):
+            return f"![{alternative}]({name}.png)"
+        case Table(columns, rows, caption, _):
+            lines = [columns, ["---", *("---:" for _ in columns[1:])], *([_cell(each) for each in row] for row in rows)]
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            return f"{table}\n\n{caption}" if caption else table
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --back: #fff; --soft: #f6f8fa;
+  --yes: #1a7f37; --no: #cf222e; --open: #9a6700; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --faint: #9198a1; --line: #3d444d; --back: #0d1117;
+  --soft: #151b23; --yes: #3fb950; --no: #f85149; --open: #d29922; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; color: var(--text); background: var(--back);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
+p, ul, .verdict, pre { max-width: 80ch; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
+.verdict { padding: .8rem 1rem; margin: 1rem 0; background: var(--soft); border-left: .35rem solid var(--open);
+  border-radius: .3rem; }
+.verdict b { display: block; font-size: 1.25rem; color: var(--open); }
+.verdict.yes { border-color: var(--yes); } .verdict.yes b { color: var(--yes); }
+.verdict.no { border-color: var(--no); } .verdict.no b { color: var(--no); }
+code, pre { font: .86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+code { background: var(--soft); padding: .1em .3em; border-radius: .25em; }
+pre { background: var(--soft); padding: .8rem 1rem; border-radius: .3rem; white-space: pre-wrap; }
+figure { margin: 1.2rem 0; max-width: 42rem; } figure svg { width: 100%; height: auto; display: block; }
+.table { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+td.words { text-align: left; }
+.note { color: var(--faint); font-size: .86rem; }
+th:first-child { min-width: 11rem; }
+summary { cursor: pointer; color: var(--faint); }
+@media (max-width: 44rem) {
+  thead { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  table, tbody { display: block; }
+  td, td.words { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .12rem 0;
+    text-align: right; }
+  td::before { content: attr(data-label); color: var(--faint); flex: none; }
+  td:first-child { font-weight: 600; } td:first-child::before { content: none; } td:empty { display: none; }
+}
+"""
+
+
+def as_html(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]) -> str:
+    """Return the page as one HTML file.
+
+    Args:
+        pictures: the SVG of each figure by its name.
+    """
+    body = "\n".join(_html(block, pictures) for block in blocks)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_inline(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html(block: Block, pictures: Mapping[str, str]) -> str:
+    match block:
+        case Text(text):
+            return f"<p>{_inline(text)}</p>"
+        case Heading(text):
+            return f"<h2>{_inline(text)}</h2>"
+        case Banner(word, reason):
+            kind = WORDS.get(word, "open")
+            return f'<div class="verdict {kind}"><b>Verdict: {escape(word)}</b>{_inline(reason)}</div>'
+        case Items(items):
+            return "<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>"
+        case Code(text):
+            return f"<pre>{escape(text)}</pre>"
+        case Picture(name, alternative):
+            return f'<figure role="img" aria-label="{escape(alternative)}">{pictures[name]}</figure>'
+        case Table(columns, rows, caption, folded):
+            table = _html_table(columns, rows, "" if folded else caption)
+            return f"<details><summary>{_inline(caption)}</summary>{table}</details>" if folded else table
+
+
+def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    head = "".join(f"<th>{_inline(column)}</th>" for column in columns)
+    lines = []
+    for row in rows:
+        cells = (
+            f'<td data-label="{escape(column)}"{_kind(cell)}>{_inline(cell)}</td>'
+            for column, cell in zip(columns, row, strict=True)
+        )
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    note = f'\n<p class="note">{_inline(caption)}</p>' if caption else ""
+    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(lines)}</tbody></table>"
+    return f'<div class="table">{table}</div>{note}'
+
+
+def _kind(cell: str) -> str:
+    """Return the class of a cell with a text, which is set to the left."""
+    return ' class="words"' if re.search("[A-Za-z]{3}", cell) else ""
+
+
+def _inline(text: str) -> str:
+    """Return a text as HTML, with what is in backquotes as code.
+
+    >>> _inline("`a<b` & c")
+    '<code>a&lt;b</code> &amp; c'
+    """
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
