@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.estimates import Estimate
+from lm_trials.estimates import Estimate, bootstrap_mean
 from lm_trials.files import read_object
 from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories
 from lm_trials.trials.graph import run_folder
 from lm_trials.trials.measurements import read_measurement
-from lm_trials.trials.paired import TestedDifference, story_test
+from lm_trials.trials.paired import TestedDifference
 from lm_trials.trials.runs import STATE_FILE, Run, read_run
 from lm_trials.trials.thresholds import ThresholdTime, bounded_mean, time_to_threshold
 from lm_trials.trials.trial_file import Contrast
@@ -100,12 +100,9 @@ class Outcome:
         found = bounded_mean(self.differences_S - null, *bounds, self.unit)
         return _moved(TestedDifference(found.difference, found.p, found.method), null)
 
-    def over_stories(self) -> TestedDifference | None:
-        """Test the mean difference of these runs for new stories; None where single stories are unknown."""
-        if not self.of_stories:
-            return None
-        differences_N = self.differences_SN.mean(axis=0)
-        return story_test(differences_N, np.ones_like(differences_N), self.unit)
+    def over_stories(self) -> Estimate | None:
+        """Return the mean difference of these runs with its interval for new stories; None without single stories."""
+        return bootstrap_mean(self.differences_SN.mean(axis=0), self.unit) if self.of_stories else None
 
 
 def _moved(test: TestedDifference, by: float) -> TestedDifference:

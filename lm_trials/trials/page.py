@@ -129,7 +129,7 @@ figure { margin: 1.2rem 0; max-width: 42rem; } figure svg { width: 100%; height:
 table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-td.words { text-align: left; }
+th.words, td.words { text-align: left; } span { white-space: nowrap; }
 .note { color: var(--faint); font-size: .86rem; }
 th:first-child { min-width: 11rem; }
 summary { cursor: pointer; color: var(--faint); }
@@ -179,12 +179,13 @@ def _html(block: Block, pictures: Mapping[str, str]) -> str:
 
 
 def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    head = "".join(f"<th>{_inline(column)}</th>" for column in columns)
+    kinds = [_kind(" ".join(row[place] for row in rows)) for place in range(len(columns))]
+    head = "".join(f"<th{kind}>{_inline(column)}</th>" for column, kind in zip(columns, kinds, strict=True))
     lines = []
     for row in rows:
         cells = (
-            f'<td data-label="{escape(column)}"{_kind(cell)}>{_inline(cell)}</td>'
-            for column, cell in zip(columns, row, strict=True)
+            f'<td data-label="{escape(column)}"{kind}>{_inline(cell)}</td>'
+            for column, kind, cell in zip(columns, kinds, row, strict=True)
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     note = f'\n<p class="note">{_inline(caption)}</p>' if caption else ""
@@ -192,15 +193,16 @@ def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: 
     return f'<div class="table">{table}</div>{note}'
 
 
-def _kind(cell: str) -> str:
-    """Return the class of a cell with a text, which is set to the left."""
-    return ' class="words"' if re.search("[A-Za-z]{3}", cell) else ""
+def _kind(cells: str) -> str:
+    """Return the class of cells with words, which are set to the left."""
+    return ' class="words"' if re.search("[A-Za-z]{3}", cells) else ""
 
 
 def _inline(text: str) -> str:
-    """Return a text as HTML, with what is in backquotes as code.
+    """Return a text as HTML: what is in backquotes as code, intervals on one line.
 
-    >>> _inline("`a<b` & c")
-    '<code>a&lt;b</code> &amp; c'
+    >>> _inline("`a<b` & [0, 1]")
+    '<code>a&lt;b</code> &amp; <span>[0, 1]</span>'
     """
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    text = re.sub(r"\[[-+.,\d\w ]+\]", r"<span>\g<0></span>", escape(text))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)

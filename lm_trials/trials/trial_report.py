@@ -11,7 +11,6 @@ judge the verdict, and what `lm-trials reproduce` needs to run the trial again.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,7 +64,7 @@ def write_results(report: Any, folder: Path, command: str) -> None:
         write_json(folder / "registration.json", report.registration)
     for name, described in public_runs(report).items():
         write_json(folder / "runs" / f"{name}.json", described)
-    blocks = blocks_of(report, list(figures), folder, command)
+    blocks = blocks_of(report, contrasts, list(figures), folder, command)
     write_file(folder / "README.md", as_markdown(report.trial.claim, blocks))
     write_file(folder / "index.html", as_html(report.trial.claim, blocks, pictures))
 
@@ -101,7 +100,7 @@ def check_folder(folder: Path, report: Any) -> None:
         raise UsageError(f"--output_dir {folder} has the results of another trial; {advice}")
 
 
-def show(report: Any, folder: Path, rows: Sequence[Mapping[str, Any]], next_command: str) -> None:
+def show(report: Any, folder: Path, next_command: str) -> None:
     """Print the verdict, the contrasts, and where the results are."""
     from lm_trials.trials.trial_tables import contrast_cells, covers
 
@@ -122,13 +121,13 @@ def main(argv: list[str] | None = None) -> Any:
     trial, runs = opened(args)
     folder = Path(args.output_dir or Path("results") / runs.name)
     check_writable("--output_dir", folder)
-    from lm_trials.trials.trial_tables import collect, contrast_rows
+    from lm_trials.trials.trial_tables import collect
 
     report = collect(trial, runs, f"lm-trials run {again(args)}")
     check_folder(folder, report)
     write_results(report, folder, f"lm-trials run {again(args)}")
     what = f"run {again(args)}" if report.missing else f"reproduce {shlex.quote(str(folder))}"
-    show(report, folder, contrast_rows(report), f"lm-trials {what}")
+    show(report, folder, f"lm-trials {what}")
     if args.push_to_hub:
         from lm_trials.trials.publish import publish
 

@@ -113,8 +113,8 @@ def contrast_rows(report: Report) -> list[dict[str, Any]]:
             row |= {"root_seeds": len(outcome.seeds), "stories": outcome.n if outcome.of_stories else ""}
             row |= {"p": finding.p, "p_holm": finding.p_holm, "method": finding.test.method}
             row |= {"lower_over_seeds": seeds.lower, "upper_over_seeds": seeds.upper}
-            row |= {"lower_over_stories": stories.difference.lower if stories else math.nan}
-            row |= {"upper_over_stories": stories.difference.upper if stories else math.nan}
+            row |= {"lower_over_stories": stories.lower if stories else math.nan}
+            row |= {"upper_over_stories": stories.upper if stories else math.nan}
         rows.append({**row, "notes": "; ".join(outcome.notes) if outcome else finding.problem})
     return rows
 
@@ -209,8 +209,17 @@ def covers(report: Report) -> str:
     return text
 
 
-def blocks_of(report: Report, figures: Sequence[str], folder: Path, command: str) -> list[Block]:
-    """Return the page of a trial."""
+def blocks_of(
+    report: Report, rows: Sequence[Mapping[str, Any]], figures: Sequence[str], folder: Path, command: str
+) -> list[Block]:
+    """Return the page of a trial.
+
+    Args:
+        rows: of `contrasts.csv`.
+        figures: the names of those that were drawn.
+        folder: of the results.
+        command: that runs the trial.
+    """
     trial = report.trial
     about = [f"Source of the claim: {trial.source}."] if trial.source else []
     about += [trial.description.strip()] if trial.description else []
@@ -227,7 +236,7 @@ def blocks_of(report: Report, figures: Sequence[str], folder: Path, command: str
         blocks += [Heading("Registered contrasts"), Table(columns, cells, covers(report))]
     if "forest" in figures:
         blocks.append(Picture("forest", "Each registered contrast with its 95 % interval and the claimed range"))
-    notes = [f"{row['contrast']}: {row['notes']}" for row in contrast_rows(report) if row["notes"]]
+    notes = [f"{row['contrast']}: {row['notes']}" for row in rows if row["notes"]]
     blocks += [Items(notes)] if notes else []
     blocks += [Heading("Deviations from the registration")]
     blocks += [Items(report.deviations) if report.deviations else Text("None.")]

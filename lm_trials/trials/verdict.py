@@ -22,7 +22,7 @@ from lm_trials.trials.trial_file import Contrast, Trial
 
 HOLDS, AGAINST, UNDECIDED, UNKNOWN = "holds", "does not hold", "undecided", "not computed"
 NO_VERDICT, INCOMPLETE = "no verdict", "incomplete"
-LEVEL = 0.05
+LEVEL, POWER = 0.05, 0.8
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,26 @@ def sentence(finding: Finding) -> str:
     text = f"{contrast.name} is {_difference(finding)} over {seeds} root seeds"
     if finding.outcome.of_stories:
         text += f" and {finding.outcome.n:,} stories"
-    return f"{text}; claimed: {claim_text(contrast)}"
+    text += f"; claimed: {claim_text(contrast)}"
+    return f"{text}; {decisive_text(finding.outcome)}" if finding.result == UNDECIDED else text
+
+
+def decisive_text(outcome: Outcome) -> str:
+    """Return how many root seeds would decide a contrast with 80 % power if the difference stays as it is."""
+    from lm_trials.trials.power import MOST_SEEDS, paired_power, seeds_needed
+
+    contrast, difference = outcome.contrast, float(outcome.differences_S.mean())
+    ends = [end for end in claimed_range(contrast.expect, contrast.margin) if math.isfinite(end)]
+    distance, spread = min(abs(difference - end) for end in ends), float(outcome.differences_S.std(ddof=1))
+    stories = outcome.over_stories()
+    if stories and any(stories.lower < end < stories.upper for end in ends):
+        return f"these {outcome.n:,} stories decide nothing, whatever the root seeds: evaluate on more stories"
+    if outcome.at_least_S.any() or outcome.at_most_S.any() or not distance or not spread:
+        return "how many root seeds would decide it is not known"
+    level = 2 * LEVEL if contrast.expect == "equivalent" else LEVEL
+    needed = seeds_needed(paired_power, distance / spread, POWER, level)
+    shown = f"about {needed:,}" if needed <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
+    return f"{shown} root seeds would decide it if the difference stays the same (power {POWER:.0%})"
 
 
 def claim_text(contrast: Contrast) -> str:
