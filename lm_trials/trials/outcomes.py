@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.estimates import Estimate, bootstrap_mean
+from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, bootstrap_mean, scale_of, t_interval
 from lm_trials.files import read_object
 from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories
 from lm_trials.trials.graph import run_folder
 from lm_trials.trials.measurements import read_measurement
 from lm_trials.trials.paired import TestedDifference
 from lm_trials.trials.runs import STATE_FILE, Run, read_run
-from lm_trials.trials.thresholds import ThresholdTime, bounded_mean, time_to_threshold
+from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_to_threshold
 from lm_trials.trials.trial_file import Contrast
-from lm_trials.trials.two_way import two_way_difference
+from lm_trials.trials.two_way import SAME, two_way_difference
 
 SPLITS = ("train", "validation", "test")
 Arm = tuple[str, str]
@@ -60,7 +60,7 @@ class Outcome:
         unit: of the differences.
         n: stories, or root seeds.
         of_stories: whether single stories are known, and so an interval for new stories too.
-        at_least_S, at_most_S: whether a difference is a bound, as a time is censored; empty where none can be.
+        times: of each arm's runs, where the values are times to a threshold, which may be censored.
         notes: what a reader must know of the values.
     """
 
@@ -72,8 +72,7 @@ class Outcome:
     differences_SN: np.ndarray
     unit: str
     of_stories: bool = False
-    at_least_S: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    at_most_S: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    times: tuple[tuple[ThresholdTime, ...], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -94,11 +93,23 @@ class Outcome:
         return _moved(two_way_difference(self.differences_SN - null, ones_N, self.unit), null)
 
     def over_seeds(self, null: float = 0.0) -> TestedDifference:
-        """Test the mean difference for new root seeds, on these stories."""
-        none_S = np.zeros(len(self.seeds), dtype=bool)
-        bounds = (self.at_least_S, self.at_most_S) if len(self.at_least_S) else (none_S, none_S)
-        found = bounded_mean(self.differences_S - null, *bounds, self.unit)
-        return _moved(TestedDifference(found.difference, found.p, found.method), null)
+        """Test the mean difference for new root seeds, on these stories; shares on a scale from -1 to 1, as `compare`.
+
+        There is no interval with one root seed, or where the root seeds do not differ.
+        """
+        from scipy import stats  # takes most of a second to import
+
+        if self.times:
+            return log_ratio_difference(self.times[1], self.times[0], null)
+        values_S, n = self.differences_S, len(self.seeds)
+        mean, scale = float(values_S.mean()), scale_of(self.unit, difference=True)
+        interval, p = NO_INTERVAL, math.nan
+        if n > 1 and np.ptp(values_S) > SAME * np.abs(self.values_AS).max():
+            forward, slope, _ = SCALES[scale]
+            error = float(values_S.std(ddof=1)) / math.sqrt(n)
+            interval = t_interval(mean, error, n - 1, scale)
+            p = 2 * float(stats.t.sf(abs(forward(mean) - forward(null)) / (slope(mean) * error), n - 1))
+        return TestedDifference(Estimate(mean, *interval, self.n, self.unit), p, "t over root seeds")
 
     def over_stories(self) -> Estimate | None:
         """Return the mean difference of these runs with its interval for new stories; None without single stories."""
@@ -194,21 +205,15 @@ def _table(
 def _times(
     contrast: Contrast, runs: TrialRuns, seeds: tuple[int, ...], of_arms: tuple[tuple[Run, ...], ...]
 ) -> Outcome:
-    times = [_time(contrast, runs, run, seed) for arm in of_arms for run, seed in zip(arm, seeds, strict=True)]
+    of_all = [(run, _time(contrast, runs, run, seed)) for arm in of_arms for run, seed in zip(arm, seeds, strict=True)]
+    notes = []
+    for what, name in (("not reached by the horizon", "censored"), ("reached at the first evaluation", "early")):
+        if found := [run.name for run, time in of_all if getattr(time, name)]:
+            notes.append(f"{what}: {', '.join(found)}")
+    times = [time for _, time in of_all]
     estimates = [Estimate(time.update, math.nan, math.nan, 1, "updates") for time in times]
-    late, early = (np.array([getattr(time, name) for time in times]) for name in ("censored", "early"))
-    late_AS, early_AS = (flags.reshape(len(of_arms), len(seeds)) for flags in (late, early))
-    everyone = [run for arm in of_arms for run in arm]
-    notes = [
-        f"{word} the horizon: {', '.join(run.name for run, flag in zip(everyone, flags, strict=True) if flag)}"
-        for word, flags in (("not reached by", late), ("reached at the first evaluation, before", early))
-        if flags.any()
-    ]
-    found = _numbers(contrast, seeds, of_arms, estimates, notes=notes)
-    at_least_S, at_most_S = late_AS[0], early_AS[0]
-    if len(of_arms) > 1:
-        at_least_S, at_most_S = at_least_S | early_AS[1], at_most_S | late_AS[1]
-    return replace(found, at_least_S=at_least_S, at_most_S=at_most_S)
+    first, second = tuple(times[: len(seeds)]), tuple(times[len(seeds) :])
+    return replace(_numbers(contrast, seeds, of_arms, estimates, notes), unit=UNIT, times=(first, second))
 
 
 def _time(contrast: Contrast, runs: TrialRuns, run: Run, seed: int) -> ThresholdTime:
@@ -219,7 +224,7 @@ def _time(contrast: Contrast, runs: TrialRuns, run: Run, seed: int) -> Threshold
         if step != 0:
             where = f"stages.{threshold['from'][0]}"
             raise UsageError(f"{start.name} logged no {metric} at update 0; add `eval_on_start: True` to {where}")
-        level = logged(reference, metric)[-1][1]
+        level = logged(reference, str(threshold.get("reference_metric", metric)))[-1][1]
         threshold = level + float(threshold["share"]) * (first - level)
     steps, values = zip(*logged(run, metric), strict=True)
     horizon = contrast.outcome.get("horizon") or run.outcome["max_steps"]

@@ -180,7 +180,7 @@ def decisive_text(outcome: Outcome) -> str:
     stories = outcome.over_stories()
     if stories and any(stories.lower < end < stories.upper for end in ends):
         return f"these {outcome.n:,} stories decide nothing, whatever the root seeds: evaluate on more stories"
-    if outcome.at_least_S.any() or outcome.at_most_S.any() or not distance or not spread:
+    if any(time.censored or time.early for arm in outcome.times for time in arm) or not distance or not spread:
         return "how many root seeds would decide it is not known"
     level = 2 * LEVEL if contrast.expect == "equivalent" else LEVEL
     needed = seeds_needed(paired_power, distance / spread, POWER, level)

@@ -49,8 +49,8 @@ def test_the_stages_of_two_lineages(make_trial):
 
 
 def test_a_stated_recipe_states_what_it_sets(make_trial):
-    text = TRIAL.replace("{dataset_name: all}", "{config: a, dataset_name: all}")
-    text = text.replace("{dataset_name: without}", "{config: b, dataset_name: without}")
+    text = TRIAL.replace("{dataset_name: all}", "{config: demo, dataset_name: all}")
+    text = text.replace("{dataset_name: without}", "{config: start_cpu, dataset_name: without}")
     text = text.replace("    max_steps: 100", "    varies: [config, dataset_name]\n    max_steps: 100")
     changes = {f"pretrain-never-s{seed}": {"weight_decay": 0.1} for seed in range(4)}
     assert deviations_of(make_trial, text=text, changes=changes) == []

@@ -109,7 +109,7 @@ def test_bits_per_byte_and_sentences_of_a_feature(outcome):
 
 def test_updates_to_the_threshold_of_each_root_seed(outcome):
     found = outcome(1)
-    assert found.unit == "log2 of updates"
+    assert found.unit == found.test().difference.unit == "log2 ratio of updates"
     for place, seed in enumerate(SEEDS):
         for row, (arm, speed) in enumerate((("never", 0.05), ("seen", 0.5))):
             curve = learning_curve(arm, seed, speed)
@@ -125,11 +125,12 @@ def test_updates_to_the_threshold_of_each_root_seed(outcome):
 
 def test_a_time_beyond_the_horizon_is_a_bound(outcome):
     found = outcome(1, speeds={"never": 0.001})
-    assert found.at_least_S.all()
-    assert not found.at_most_S.any()
+    assert [time.censored for time in found.times[0]] == [True] * 4
     assert list(found.values_AS[0]) == [64.0] * 4
     assert "not reached by the horizon: runs/t/recover-never-s0" in found.notes[0]
-    assert np.isnan(found.test().p)
+    test = found.test().difference
+    assert test.estimate - 2 < test.lower < test.estimate
+    assert test.upper == np.inf
 
 
 def test_a_table_on_the_logit_scale(outcome):
@@ -187,7 +188,7 @@ def test_a_threshold_needs_an_evaluation_at_update_0(outcome):
         ("share: 0.25", "share: 25", "share: 25 is not a share"),
         ("reference: pretrain.seen, ", "", "reference is missing"),
         ("from: never", "from: nobody", "threshold.from: nobody is not an arm"),
-        ("margin: 0.05}\nsecondary", "scale: log}\nsecondary", "scale log of measure loss"),
+        ("margin: 0.05}\nsecondary", "scale: log}\nsecondary", "scale log: loss has the scale identity"),
     ],
 )
 def test_thresholds_and_scales_are_checked_with_the_file(old, new, text):
