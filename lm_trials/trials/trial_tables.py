@@ -37,6 +37,7 @@ from lm_trials.trials.verdict import (
     Verdict,
     claim_text,
     claimed_range,
+    difference_text,
     difference_texts,
     find_all,
     verdict,
@@ -188,7 +189,7 @@ def contrast_cells(report: Report, short: bool = False) -> tuple[list[str], list
             p = finding.p if math.isnan(finding.p_holm) else finding.p_holm
             rows.append([*row, "\n".join(difference), claimed.replace(" and ", "\nand "), p_text(p)])
             continue
-        row += [f"{' '.join(difference)} {outcome.unit}", claimed, p_text(finding.p)]
+        row += [difference_text(finding.test.difference), claimed, p_text(finding.p)]
         row += [p_text(finding.p_holm) if not math.isnan(finding.p_holm) else ""] if family else []
         rows.append([*row, str(len(outcome.seeds)), f"{outcome.n:,}" if outcome.of_stories else ""])
     return columns, rows

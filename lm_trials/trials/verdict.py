@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate
 from lm_trials.trials.outcomes import Outcome, TrialRuns, read_outcome
-from lm_trials.trials.paired import TestedDifference, holm
+from lm_trials.trials.paired import FEWEST_STORIES, TestedDifference, holm
 from lm_trials.trials.trial_file import Contrast, Trial
 
 HOLDS, AGAINST, UNDECIDED, UNKNOWN = "holds", "does not hold", "undecided", "not computed"
@@ -175,13 +175,15 @@ def decisive_text(outcome: Outcome) -> str:
     from lm_trials.trials.power import MOST_SEEDS, paired_power, seeds_needed
 
     contrast, difference = outcome.contrast, float(outcome.differences_S.mean())
+    if outcome.of_stories and outcome.n < FEWEST_STORIES:
+        return f"evaluate on at least {FEWEST_STORIES} stories"
     ends = [end for end in claimed_range(contrast.expect, contrast.margin) if math.isfinite(end)]
     distance, spread = min(abs(difference - end) for end in ends), float(outcome.differences_S.std(ddof=1))
     stories = outcome.over_stories()
     if stories and any(stories.lower < end < stories.upper for end in ends):
         return f"these {outcome.n:,} stories decide nothing, whatever the root seeds: evaluate on more stories"
     if any(time.censored or time.early for arm in outcome.times for time in arm) or not distance or not spread:
-        return "how many root seeds would decide it is not known"
+        return "how many root seeds would decide it is not known from these"
     level = 2 * LEVEL if contrast.expect == "equivalent" else LEVEL
     needed = seeds_needed(paired_power, distance / spread, POWER, level)
     shown = f"about {needed:,}" if needed <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
@@ -215,7 +217,17 @@ def difference_texts(found: Estimate) -> tuple[str, str]:
     return f"{found.estimate:+z.{digits}f}", f"[{found.lower:+z.{digits}f}, {found.upper:+z.{digits}f}]"
 
 
+def difference_text(found: Estimate) -> str:
+    """Return a difference with its interval and unit.
+
+    >>> difference_text(Estimate(0.5, math.nan, math.nan, 9, "nats per token"))
+    '+0.5 nats per token (no interval)'
+    """
+    difference, interval = difference_texts(found)
+    known = math.isfinite(found.lower) or math.isfinite(found.upper)
+    return f"{difference} {interval} {found.unit}" if known else f"{difference} {found.unit} ({interval})"
+
+
 def _difference(finding: Finding) -> str:
     assert finding.test is not None
-    difference, interval = difference_texts(finding.test.difference)
-    return f"{difference} {interval} {finding.test.difference.unit}"
+    return difference_text(finding.test.difference)
