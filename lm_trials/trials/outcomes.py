@@ -134,7 +134,9 @@ def read_outcome(contrast: Contrast, runs: TrialRuns, seeds: Sequence[int]) -> O
     try:
         return read(contrast, runs, tuple(seeds), of_arms)
     except UsageError as error:
-        raise UsageError(f"{contrast.name}: {error}") from None
+        # The readers of tables name the flags of `compare`, which are keys of a trial file.
+        text = str(error).replace("--where", "where:").replace("--table", "table:")
+        raise UsageError(f"{contrast.name}: {text}") from None
 
 
 def _losses(

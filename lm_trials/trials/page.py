@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 WORDS = {"holds": "yes", "does not hold": "no"}  # classes of the verdict's colour; of others: open
 
@@ -105,45 +106,6 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --back: #fff; --soft: #f6f8fa;
-  --yes: #1a7f37; --no: #cf222e; --open: #9a6700; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --faint: #9198a1; --line: #3d444d; --back: #0d1117;
-  --soft: #151b23; --yes: #3fb950; --no: #f85149; --open: #d29922; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; color: var(--text); background: var(--back);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
-p, ul, .verdict, pre { max-width: 80ch; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
-.verdict { padding: .8rem 1rem; margin: 1rem 0; background: var(--soft); border-left: .35rem solid var(--open);
-  border-radius: .3rem; }
-.verdict b { display: block; font-size: 1.25rem; color: var(--open); }
-.verdict.yes { border-color: var(--yes); } .verdict.yes b { color: var(--yes); }
-.verdict.no { border-color: var(--no); } .verdict.no b { color: var(--no); }
-code, pre { font: .86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-code { background: var(--soft); padding: .1em .3em; border-radius: .25em; }
-pre { background: var(--soft); padding: .8rem 1rem; border-radius: .3rem; white-space: pre-wrap; }
-figure { margin: 1.2rem 0; max-width: 42rem; } figure svg { width: 100%; height: auto; display: block; }
-.table { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-th.words, td.words { text-align: left; } span { white-space: nowrap; }
-.note { color: var(--faint); font-size: .86rem; }
-th:first-child { min-width: 11rem; }
-summary { cursor: pointer; color: var(--faint); }
-@media (max-width: 44rem) {
-  thead { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
-  table, tbody { display: block; }
-  td, td.words { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .12rem 0;
-    text-align: right; }
-  td::before { content: attr(data-label); color: var(--faint); flex: none; }
-  td:first-child { font-weight: 600; } td:first-child::before { content: none; } td:empty { display: none; }
-}
-"""
-
-
 def as_html(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]) -> str:
     """Return the page as one HTML file.
 
@@ -151,10 +113,11 @@ def as_html(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]) ->
         pictures: the SVG of each figure by its name.
     """
     body = "\n".join(_html(block, pictures) for block in blocks)
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_inline(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f"<style>\n{style}</style>\n</head>\n<body>\n<h1>{_inline(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 

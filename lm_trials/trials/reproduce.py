@@ -96,6 +96,9 @@ def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
     file = folder / "trial.yaml"
     if not file.is_file():
         raise UsageError(f"{folder} has no trial.yaml; name a folder that lm-trials report wrote")
+    from lm_trials.trials.trial_file import read_trial
+
+    read_trial(file)
     tables = {name: read_table(folder / name) for name in TABLES}
     name = f"{folder.resolve().name}-reproduced"
     runs = Path(args.runs_dir) / name
@@ -105,8 +108,6 @@ def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
 
     workers = ["--workers", str(args.workers)] if args.workers else []
     run.main([str(copy), "--runs_dir", args.runs_dir, *workers])
-
-    from lm_trials.trials.trial_file import read_trial
     from lm_trials.trials.trial_tables import collect, contrast_rows, value_rows
 
     report = collect(read_trial(copy), runs, f"lm-trials run {copy}")

@@ -134,7 +134,7 @@ def test_a_time_beyond_the_horizon_is_a_bound(outcome):
 
 
 def test_a_table_on_the_logit_scale(outcome):
-    with pytest.raises(UsageError, match="no such table"):
+    with pytest.raises(UsageError, match=r"table: probes/p/p.csv: .* has no such table"):
         outcome(change={"outcome": {"measure": "table", "table": "probes/p/p.csv", "where": {"layer": 2}}})
     shares = {}
     for run in Path("runs/t").glob("recover-*"):
