@@ -14,12 +14,15 @@ import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.files import check_writable, write_csv, write_file, write_json
 from lm_trials.flags import option
 from lm_trials.trials.run import TrialArguments, again, opened, trial_arguments
+
+if TYPE_CHECKING:
+    from lm_trials.trials.trial_tables import Report
 
 TRIAL_FILE = "trial.yaml"
 
@@ -36,11 +39,10 @@ class ReportArguments(TrialArguments):
     hub_private_repo: bool = option(False, needs="push_to_hub", help="Make a new repository private.")
 
 
-def write_results(report: Any, folder: Path, command: str) -> None:
+def write_results(report: Report, folder: Path, command: str) -> None:
     """Write everything into a folder.
 
     Args:
-        report: a `results_of.Report`.
         command: that runs the trial.
     """
     from lm_trials.reporting.trial_figures import curves_figure, forest_figure
@@ -83,7 +85,7 @@ def _svg(figure: Any, name: str) -> str:
     return text.strip()
 
 
-def check_folder(folder: Path, report: Any) -> None:
+def check_folder(folder: Path, report: Report) -> None:
     """Refuse a folder that has something else than the results of the same runs.
 
     Raises:
@@ -100,7 +102,7 @@ def check_folder(folder: Path, report: Any) -> None:
         raise UsageError(f"--output_dir {folder} has the results of another trial; {advice}")
 
 
-def show(report: Any, folder: Path, next_command: str) -> None:
+def show(report: Report, folder: Path, next_command: str) -> None:
     """Print the verdict, the contrasts, and where the results are."""
     from lm_trials.trials.trial_tables import contrast_cells, covers
 
@@ -115,7 +117,7 @@ def show(report: Any, folder: Path, next_command: str) -> None:
 
 
 @script
-def main(argv: list[str] | None = None) -> Any:
+def main(argv: list[str] | None = None) -> Report:
     """Report a trial; returns the report."""
     args = trial_arguments(argv, ReportArguments, __doc__ or "", "report")
     trial, runs = opened(args)
