@@ -35,6 +35,8 @@ COMMANDS = {
     "plan": ("lm_trials.trials.plan", "show a trial's runs, and what they cost, from a short rehearsal"),
     "run": ("lm_trials.trials.run", "run a trial file: everything in it that is not finished"),
     "status": ("lm_trials.trials.status", "show which jobs of a trial are finished"),
+    "report": ("lm_trials.trials.trial_report", "write a trial's results: verdict, page, tables, figures"),
+    "reproduce": ("lm_trials.trials.reproduce", "run a reported trial again, and compare every number"),
     "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
     "power": ("lm_trials.trials.power", "how many root seeds decide a difference, or show equivalence"),
     "order": ("lm_trials.training.data_order", "list the documents of each update of a run"),

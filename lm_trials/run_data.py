@@ -1,10 +1,14 @@
-"""The training data that a `run.json` describes, as flags of a command that reads its validation split."""
+"""What a `run.json` describes: the training data as flags of a command, and all of it without a machine's paths."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+# An absolute path up to its last slash; not `https://`.
+PLACE = re.compile(r"""(?:^|(?<=[\s=+,:'"(\[]))(?:~\w+/|(?:file:/*|~|[A-Za-z]:)?/(?!/)[^+,'"\n]*/)""")
 
 
 def own_data(run: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -56,3 +60,24 @@ def _part_names(given: str, config: str | None, parts: Mapping[str, Any]) -> lis
             return None
         names.append(_prepared_name(given if config else member, parts[found[0]]) or member)
     return names
+
+
+def public_value(value: Any) -> Any:
+    """Return a JSON value with all absolute paths in it, keys too, cut to their last part.
+
+    >>> public_value({"dataset_name": "/home/me/my stories/a.jsonl+/data/b", "command": ["--output_dir=/data/runs/x"]})
+    {'dataset_name': 'a.jsonl+b', 'command': ['--output_dir=x']}
+    >>> public_value(["file:///home/me/a", "~me/b", "~/b", "runs/x", "https://host/a/b", "and/or", 0.5, None])
+    ['a', 'b', '~/b', 'runs/x', 'https://host/a/b', 'and/or', 0.5, None]
+    """
+    if isinstance(value, dict):
+        return {public_value(name): public_value(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [public_value(inner) for inner in value]
+    return PLACE.sub("", value) if isinstance(value, str) else value
+
+
+def public_run(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a `run.json` without the working directory and absolute paths."""
+    environment = {name: value for name, value in run.get("environment", {}).items() if name != "working_directory"}
+    return public_value({**run, "environment": environment})

@@ -108,7 +108,12 @@ def _contents(body: bytes):
 
 
 def route(method: str, pattern: str):
-    """Answer requests whose path is the pattern, in which {name} is a part that the function gets."""
+    """Answer requests whose path is the pattern, in which {name} is a part that the function gets.
+
+    Repositories of data sets are kept as those of models are.
+    """
+    pattern = pattern.replace("/api/models/", "/api/(?:models|datasets)/")
+    pattern = f"(?:/datasets)?{pattern}" if pattern.startswith("/{id}") else pattern
     compiled = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern.replace("{id}", "(?P<id>[^/]+/[^/]+?)")))
 
     def keep(function):

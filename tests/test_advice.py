@@ -28,8 +28,10 @@ COMMANDS = [
     *(("probe", name) for name in cli.probes()),
     *((program, name) for program, commands in SUBCOMMANDS.items() for name in commands),
 ]
-# What these commands read names the flags of another: a run those of its training, a recipe those of its entries.
+# What these commands read names the flags of another: a run those of its training, a recipe those of its entries, and a
+# trial file has the flags of compare that select a table as keys, which the messages then name.
 FLAGS_OF = {("order",): ("train",), ("cache", "recipe"): ("cache", "fetch"), ("cache",): ("cache", "fetch")}
+FLAGS_OF |= {("report",): ("compare",), ("reproduce",): ("compare",)}
 # Texts with flags that are not the command's own: (function, flag), and why.
 EXCEPTIONS = {
     ("lm_trials.trials.trial_file._check_outcome", "--dataset_name"): "of evaluate, in a trial file",

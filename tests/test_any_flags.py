@@ -34,12 +34,15 @@ from lm_trials.stories import download
 from lm_trials.training.data_order import OrderArguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
+from lm_trials.trials import trial_tables
 from lm_trials.trials.compare import CompareArguments
 from lm_trials.trials.local import LocalExecutor
 from lm_trials.trials.new import EXAMPLE, NewArguments
 from lm_trials.trials.plan import PlanArguments
 from lm_trials.trials.power import PowerArguments
+from lm_trials.trials.reproduce import ReproduceArguments
 from lm_trials.trials.run import RunTrialArguments, TrialArguments
+from lm_trials.trials.trial_report import ReportArguments
 
 RUN, OTHER = "../models/run", "../models/other"
 DATA = {"data_cache_dir": "../data"}
@@ -75,6 +78,8 @@ COMMANDS = {
     "plan": ((PlanArguments,), {"trial": "../trial.yaml", "rehearse": False}),
     "run": ((RunTrialArguments,), {"trial": "../trial.yaml"}),
     "status": ((TrialArguments,), {"trial": "../trial.yaml"}),
+    "report": ((ReportArguments,), {"trial": "../trial.yaml"}),
+    "reproduce": ((ReproduceArguments,), {"results": "../reported"}),
     "compare": ((CompareArguments,), {"runs": f"{RUN} {OTHER}"}),
     "power": ((PowerArguments,), {"difference": 0.02, "spread": 0.022}),
     "order": ((OrderArguments,), {"run": RUN, **DATA}),
@@ -164,6 +169,10 @@ def world(tiny_data, tiny_base, tmp_path_factory):
     write_rows(world / "stories.jsonl", [{"text": text} for text in texts])
     write_rows(world / "pairs.jsonl", [{"prompt": f"Write of {n} cats.", "completion": "A cat."} for n in range(40)])
     shutil.copy(EXAMPLE, world / "trial.yaml")
+    (world / "reported").mkdir()
+    shutil.copy(EXAMPLE, world / "reported" / "trial.yaml")
+    for table in ("values", "contrasts"):
+        (world / "reported" / f"{table}.csv").write_text("contrast\n")
     (world / "recipe.yaml").write_text("- {dataset_name: ../stories.jsonl, data_cache_dir: ../data}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world / "work")
@@ -186,6 +195,7 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         patch.setattr(download, "download_archive", start)
         patch.setattr(demo, "steps", start)
         patch.setattr(LocalExecutor, "__init__", start)
+        patch.setattr(trial_tables, "collect", start)
         yield world
 
 

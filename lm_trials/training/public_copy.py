@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from lm_trials.files import file_sums
+from lm_trials.run_data import public_run, public_value
 
 MODEL = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "adapter_config.json"),
@@ -33,8 +33,6 @@ PUBLIC = (*MODEL, "run.json", "trainer_state.json", "*_results.json", "loss.png"
 PICKLED_ARGUMENTS = "training_args.bin"
 SUMS = "sums.json"
 PREFIX, SUFFIX = ".push-", ".unfinished"
-# An absolute path up to its last slash; not `https://`.
-PLACE = re.compile(r"""(?:^|(?<=[\s=+,:'"(\[]))(?:~\w+/|(?:file:/*|~|[A-Za-z]:)?/(?!/)[^+,'"\n]*/)""")
 # In Trainer's card for a model trained from scratch, whose base is "".
 OF_NO_BASE = "is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch"
 LOADED_FROM = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file")
@@ -108,26 +106,6 @@ def _seal_again(folder: Path) -> None:
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def public_value(value: Any) -> Any:
-    """Return a JSON value with all absolute paths in it, keys too, cut to their last part.
-
-    >>> public_value({"dataset_name": "/home/me/my stories/a.jsonl+/data/b", "command": ["--output_dir=/data/runs/x"]})
-    {'dataset_name': 'a.jsonl+b', 'command': ['--output_dir=x']}
-    >>> public_value(["file:///home/me/a", "~me/b", "~/b", "runs/x", "https://host/a/b", "and/or", 0.5, None])
-    ['a', 'b', '~/b', 'runs/x', 'https://host/a/b', 'and/or', 0.5, None]
-    """
-    if isinstance(value, dict):
-        return {public_value(name): public_value(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [public_value(inner) for inner in value]
-    return PLACE.sub("", value) if isinstance(value, str) else value
-
-
-def _public_run(run: dict[str, Any]) -> dict[str, Any]:
-    environment = {name: value for name, value in run.get("environment", {}).items() if name != "working_directory"}
-    return public_value({**run, "environment": environment})
-
-
 def _public_state(state: dict[str, Any]) -> dict[str, Any]:
     """Change the best checkpoint's path only, because the log contains generated stories."""
     return {**state, "best_model_checkpoint": public_value(state.get("best_model_checkpoint"))}
@@ -145,7 +123,7 @@ def _public_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 REWRITTEN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "run.json": _public_run,
+    "run.json": public_run,
     "trainer_state.json": _public_state,
     "adapter_config.json": _public_adapter,
     "config.json": _public_config,

@@ -39,6 +39,7 @@ class SharedEvaluation:
         sizes_N: each story's tokens, or bytes.
         unit: nats per token, or bits per byte if the runs tokenize the stories differently.
         notes: for the caption.
+        keys: of each story, its record id and how often the record occurred before.
     """
 
     dataset: str
@@ -46,12 +47,13 @@ class SharedEvaluation:
     sizes_N: np.ndarray
     unit: str
     notes: tuple[str, ...] = ()
+    keys: tuple[tuple[str, int], ...] = ()
 
 
-def evaluated_sets(run: Run) -> set[str]:
+def evaluated_sets(run: Run, stories: str = STORIES) -> set[str]:
     """Return the data sets of a run's complete evaluations, by the names of their folders."""
     places = (run.folder / "eval").glob("*/")
-    return {place.name for place in places if (place / METRICS).is_file() and (place / STORIES).is_file()}
+    return {place.name for place in places if (place / METRICS).is_file() and (place / stories).is_file()}
 
 
 def shared_sets(runs: Sequence[Run], asked: Sequence[str] = ()) -> list[str]:
@@ -74,15 +76,19 @@ def shared_sets(runs: Sequence[Run], asked: Sequence[str] = ()) -> list[str]:
     return list(asked) or shared
 
 
-def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
+def join_stories(runs: Sequence[Run], dataset: str, file: str = STORIES, in_bits: bool = False) -> SharedEvaluation:
     """Join the stories of all runs by record id and, for equal records, by order of occurrence.
+
+    Args:
+        file: the table of losses, in the folder of the evaluation.
+        in_bits: bits per byte, though the runs tokenize the stories alike.
 
     Raises:
         UsageError: for runs evaluated on different stories or in different layouts, or a loss that is not finite.
     """
     _check_layouts(runs, dataset)
     notes = _noted_settings(runs, dataset)
-    tables = [_read_stories(run, dataset) for run in runs]
+    tables = [_read_stories(run, dataset, file) for run in runs]
     first = tables[0]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         if table.keys() != first.keys():
@@ -103,17 +109,18 @@ def join_stories(runs: Sequence[Run], dataset: str) -> SharedEvaluation:
             raise UsageError(f"{run.name} diverged: its losses on {dataset} are not finite; remove the run")
     same_tokens = bool((tokens_RN == tokens_RN[0]).all())
     notes += _check_layouts(runs, dataset, same_tokens)
-    if same_tokens:
-        return SharedEvaluation(dataset, nats_RN, tokens_RN[0], NATS, tuple(notes))
+    if same_tokens and not in_bits:
+        return SharedEvaluation(dataset, nats_RN, tokens_RN[0], NATS, tuple(notes), tuple(keys))
     if (bytes_RN != bytes_RN[0]).any():
         raise UsageError(f"{dataset}: equal records have different texts in the runs; {evaluation_advice(runs)}")
-    notes.append("the runs tokenize these stories differently: compared in bits per byte")
-    return SharedEvaluation(dataset, nats_RN / math.log(2), bytes_RN[0], BITS, tuple(notes))
+    if not same_tokens:
+        notes.append("the runs tokenize these stories differently: compared in bits per byte")
+    return SharedEvaluation(dataset, nats_RN / math.log(2), bytes_RN[0], BITS, tuple(notes), tuple(keys))
 
 
-def _read_stories(run: Run, dataset: str) -> dict[tuple[str, int], tuple[float, float, float]]:
+def _read_stories(run: Run, dataset: str, file: str) -> dict[tuple[str, int], tuple[float, float, float]]:
     """Return nats, tokens and bytes of each story, by its record and the record's earlier occurrences."""
-    path = run.folder / "eval" / dataset / STORIES
+    path = run.folder / "eval" / dataset / file
     try:
         columns = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
     except (OSError, pa.ArrowException, KeyError) as error:

@@ -417,7 +417,8 @@ def _contrasts(
     texts = _list(about.pop("contrast", None), f"{role}.contrast")
     if not texts:
         raise UsageError(f"{role}: contrast is missing, so nothing is tested; write, for example, `contrast: a - b`")
-    scale, expect = about.pop("scale", "identity"), about.pop("expect", "greater")
+    own_scale = "log2" if measure == "updates_to_threshold" else "identity"
+    scale, expect = about.pop("scale", own_scale), about.pop("expect", "greater")
     for name, value, valid in (("scale", scale, SCALES), ("expect", expect, EXPECTATIONS)):
         if value not in valid:
             raise UsageError(f"{role}: {name} {value} is unknown; {did_you_mean(str(value), valid)}")
@@ -427,6 +428,10 @@ def _contrasts(
     if expect in ("equivalent", "not_less", "not_greater") and margin == 0:
         raise UsageError(f"{role}: expect {expect} needs a margin within which a difference does not matter")
     name = about.pop("name", None)
+    if measure != "table" and scale != own_scale:
+        raise UsageError(f"{role}: scale {scale}: {measure} has the scale {own_scale}; remove the key")
+    if measure == "updates_to_threshold":
+        about["threshold"] = _threshold(about.get("threshold"), f"{role}.threshold", stages, stage)
     found = []
     for text in texts:
         first, minus, second = str(text).partition(" - ")
@@ -436,12 +441,29 @@ def _contrasts(
         label = (
             str(name) if name and len(texts) == 1 else f"{name}: {text}" if name else f"{_outcome_name(about)}: {text}"
         )
+        if measure == "updates_to_threshold" and not minus:
+            raise UsageError(f"{role}: contrast {text}: times are compared between two arms; write `a - b`")
         contrast = Contrast(
             label, role, arms[0], arms[1] if minus else None, about, str(scale), str(expect), float(margin)
         )
         _check_outcome(contrast, stages, measures)
         found.append(contrast)
     return found
+
+
+def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str | None) -> Any:
+    """Return a threshold with its arms as [stage, arm]: a number, or reference + share x (value at 0 - reference)."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return given
+    about, keys = dict(_mapping(given, key)), ("reference", "from", "share", "reference_metric")
+    if unknown := next((each for each in about if each not in keys), None):
+        raise UsageError(f"{key}: unknown key {unknown}; {did_you_mean(str(unknown), keys)}")
+    if missing := next((each for each in keys[:3] if each not in about), None):
+        raise UsageError(f"{key}: {missing} is missing; give a number, or {', '.join(keys[:3])}")
+    if not isinstance(about["share"], (int, float)) or not 0 < about["share"] < 1:
+        raise UsageError(f"{key}.share: {about['share']} is not a share; give a number between 0 and 1")
+    arms = {each: list(_arm(str(about[each]), f"{key}.{each}", stages, stage)) for each in keys[:2]}
+    return {**about, **arms}
 
 
 def _outcome_name(outcome: Mapping[str, Any]) -> str:

@@ -3,12 +3,17 @@
 import copy
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_trials import write_trial
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
+
+from lm_trials.reporting import trial_figures
 
 OUTCOME = {
     "learning_rate": 0.004,
@@ -103,3 +108,16 @@ def make_run():
         return os.fspath(folder)
 
     return make
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Empty figures in reports, as drawing takes most of their time."""
+    for name in ("forest_figure", "curves_figure"):
+        monkeypatch.setattr(trial_figures, name, lambda *_: Figure((1, 1)))
+
+
+@pytest.fixture
+def make_trial(make_run):
+    """Write `trials/t.yaml` and its finished runs; see `fake_trials.write_trial`."""
+    return partial(write_trial, make_run, write_evaluation)

@@ -1,0 +1,132 @@
+"""Run a reported trial again, and say of each number whether it came out the same.
+
+    lm-trials reproduce results/deletion_recovery
+
+Runs results/<trial>/trial.yaml into runs/<trial>-reproduced (what is finished there is
+not repeated) and compares every value and every interval with the tables in the folder:
+the same bit for bit, the same within rounding (relative 1e-6), or different.  The exit
+status is 1 if a number is different.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_trials.console import UsageError, script, show_facts, show_table
+from lm_trials.files import readable, write_file
+from lm_trials.flags import option, parse_arguments
+
+SAME, ROUNDED, DIFFERENT = "the same", "within rounding", "different"
+ROUNDING = 1e-6  # relative
+TABLES = {
+    "values.csv": (("contrast", "seed", "arm"), ("value", "difference")),
+    "contrasts.csv": (("contrast",), ("estimate", "lower", "upper", "p", "p_holm")),
+}
+
+
+@dataclass
+class ReproduceArguments:
+    """Which results, and where the runs go."""
+
+    results: str = option("", help="Folder that lm-trials report wrote; the flag itself may be omitted.")
+    runs_dir: str = option("runs", output=True, help="Folder of <trial>-reproduced, which has the new runs.")
+    workers: int | None = option(None, least=1, help="Jobs at a time. Default: that of lm-trials run.")
+
+
+def agreement(before: float, now: float) -> str:
+    """Return whether a number came out the same.
+
+    >>> agreement(0.1, 0.1), agreement(0.1, 0.1 + 1e-9), agreement(0.1, 0.2), agreement(math.nan, math.nan)
+    ('the same', 'within rounding', 'different', 'the same')
+    """
+    if before == now or (math.isnan(before) and math.isnan(now)):
+        return SAME
+    return ROUNDED if math.isclose(before, now, rel_tol=ROUNDING) else DIFFERENT
+
+
+def compare_rows(
+    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], keys: Sequence[str], numbers: Sequence[str]
+) -> list[tuple[str, float, float, str]]:
+    """Return (name, number before, number now, agreement) of each number; one that is missing now is NaN.
+
+    >>> compare_rows([{"seed": "0", "value": "0.5"}], [{"seed": 0, "value": 0.25}], ["seed"], ["value"])
+    [('0, value', 0.5, 0.25, 'different')]
+    """
+    found = {tuple(str(row[key]) for key in keys): row for row in now}
+    rows = []
+    for row in before:
+        name = tuple(row[key] for key in keys)
+        for column in numbers:
+            pair = [_number(each.get(column)) for each in (row, found.get(name, {}))]
+            rows.append((", ".join((*name, column)), pair[0], pair[1], agreement(pair[0], pair[1])))
+    return rows
+
+
+def _number(value: Any) -> float:
+    return math.nan if value in (None, "") else float(value)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a table of the results.
+
+    Raises:
+        UsageError: for one that is missing or cannot be read.
+    """
+    with readable(str(path), "write the results again with lm-trials report"), path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@script
+def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
+    """Run and compare; returns each number with its agreement.  The exit status is 1 if one is different."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words = ["--results", *words]
+    (args,) = parse_arguments(words, (ReproduceArguments,), __doc__ or "", prog="lm-trials reproduce")
+    if not args.results:
+        raise UsageError("lm-trials reproduce needs a folder of results, such as results/deletion_recovery")
+    folder = Path(args.results)
+    file = folder / "trial.yaml"
+    if not file.is_file():
+        raise UsageError(f"{folder} has no trial.yaml; name a folder that lm-trials report wrote")
+    from lm_trials.trials.trial_file import read_trial
+
+    read_trial(file)
+    tables = {name: read_table(folder / name) for name in TABLES}
+    name = f"{folder.resolve().name}-reproduced"
+    runs = Path(args.runs_dir) / name
+    # The name of a trial's folders is that of its file.
+    copy = write_file(runs / f"{name}.yaml", file.read_bytes())
+    from lm_trials.trials import run
+
+    workers = ["--workers", str(args.workers)] if args.workers else []
+    run.main([str(copy), "--runs_dir", args.runs_dir, *workers])
+    from lm_trials.trials.trial_tables import collect, contrast_rows, value_rows
+
+    report = collect(read_trial(copy), runs, f"lm-trials run {copy}")
+    again = {"values.csv": value_rows(report), "contrasts.csv": contrast_rows(report)}
+    found = [row for table in TABLES for row in compare_rows(tables[table], again[table], *TABLES[table])]
+    counts = Counter(result for *_, result in found)
+    other = [row for row in found if row[3] != SAME]
+    if other:
+        cells = [[what, f"{before:.9g}", f"{now:.9g}", result] for what, before, now, result in other]
+        show_table("numbers that are not the same bit for bit", ["number", "reported", "now", "result"], cells)
+    facts = {result: f"{counts[result]} of {len(found)} numbers" for result in (SAME, ROUNDED, DIFFERENT)}
+    if counts[DIFFERENT]:
+        facts["deviations"] = "; ".join(report.deviations) or "none"
+        facts["compare"] = f"the run.json of a run in {folder / 'runs'} with that in {runs}: versions, code revision"
+    show_facts(f"{folder}, verdict again: {report.verdict.word}", facts)
+    if counts[DIFFERENT]:
+        raise SystemExit(1)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The verdict of a trial: what each registered contrast says, and what they say together.
+
+A claim is a range of differences: `greater` than a margin, for example.  It holds where the 95 % interval lies within
+the range, does not hold where the interval lies outside, and is undecided otherwise.  `equivalent` holds where two
+one-sided tests reject at 5 %, which is the 90 % interval within the margin.
+
+Controls come first: a trial whose control shows the effect has no verdict.  Several primary contrasts must all hold,
+which needs no correction; secondary contrasts are one family and corrected by Holm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lm_trials.console import UsageError
+from lm_trials.estimates import Estimate
+from lm_trials.trials.outcomes import Outcome, TrialRuns, read_outcome
+from lm_trials.trials.paired import FEWEST_STORIES, TestedDifference, holm
+from lm_trials.trials.trial_file import Contrast, Trial
+
+HOLDS, AGAINST, UNDECIDED, UNKNOWN = "holds", "does not hold", "undecided", "not computed"
+NO_VERDICT, INCOMPLETE = "no verdict", "incomplete"
+LEVEL, POWER = 0.05, 0.8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one contrast says.
+
+    Attributes:
+        outcome: its values; None where they could not be read, and `problem` says why.
+        test: the difference with its 95 % interval; NaN without one.
+        p: two-sided, against the end of the claimed range; of `equivalent`, of the two one-sided tests.
+        p_holm: of a secondary contrast, corrected over the family; else NaN.
+        result: holds, does not hold, undecided, or not computed.
+    """
+
+    contrast: Contrast
+    outcome: Outcome | None
+    test: TestedDifference | None
+    p: float
+    result: str
+    problem: str = ""
+    p_holm: float = math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of a trial in a word, and the reason in a sentence."""
+
+    word: str
+    reason: str
+
+
+def claimed_range(expect: str, margin: float) -> tuple[float, float]:
+    """Return the range of differences, without its ends, that a contrast claims.
+
+    >>> claimed_range("greater", 0.1), claimed_range("not_less", 0.1), claimed_range("equivalent", 0.1)
+    ((0.1, inf), (-0.1, inf), (-0.1, 0.1))
+    """
+    return {
+        "greater": (margin, math.inf),
+        "less": (-math.inf, -margin),
+        "not_less": (-margin, math.inf),
+        "not_greater": (-math.inf, margin),
+        "equivalent": (-margin, margin),
+    }[expect]
+
+
+def judge(difference: Estimate, p: float, expect: str, margin: float) -> str:
+    """Return what a 95 % interval says of a claim.
+
+    Args:
+        p: of the two one-sided tests, for `equivalent`.
+
+    >>> judge(Estimate(0.3, 0.2, 0.4, 50, "nats"), 0.001, "greater", 0.1)
+    'holds'
+    >>> judge(Estimate(0.3, 0.05, 0.55, 50, "nats"), 0.1, "greater", 0.1)
+    'undecided'
+    """
+    low, high = claimed_range(expect, margin)
+    if difference.upper < low or difference.lower > high:
+        return AGAINST
+    if expect == "equivalent":
+        return HOLDS if p < LEVEL else UNDECIDED
+    within = (difference.lower > low) if high == math.inf else (difference.upper < high)
+    return HOLDS if within else UNDECIDED
+
+
+def p_value(outcome: Outcome) -> float:
+    """Return the p value of a contrast: two-sided against the end of its range; of `equivalent`, the larger one-sided.
+
+    Below 0.05 it agrees with the interval: the end is outside the 95 %, or both ends are outside the 90 % interval.
+    """
+    low, high = claimed_range(outcome.contrast.expect, outcome.contrast.margin)
+    if outcome.contrast.expect != "equivalent":
+        return outcome.test(low if high == math.inf else high).p
+
+    def one_sided(end: float, sign: int) -> float:
+        test = outcome.test(end)
+        return test.p / 2 if sign * (test.difference.estimate - end) > 0 else 1 - test.p / 2
+
+    return max(one_sided(low, 1), one_sided(high, -1))
+
+
+def find(contrast: Contrast, runs: TrialRuns, seeds: Sequence[int]) -> Finding:
+    """Read a contrast's values and judge them."""
+    try:
+        outcome = read_outcome(contrast, runs, seeds)
+    except UsageError as error:
+        return Finding(contrast, None, None, math.nan, UNKNOWN, str(error))
+    test, p = outcome.test(), p_value(outcome)
+    return Finding(contrast, outcome, test, p, judge(test.difference, p, contrast.expect, contrast.margin))
+
+
+def corrected(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with the secondary ones corrected as one family: decided only if so after the correction."""
+    family = [finding for finding in findings if finding.contrast.role == "secondary"]
+    by_name = dict(zip((each.contrast.name for each in family), holm([each.p for each in family]), strict=True))
+    found = []
+    for finding in findings:
+        p_holm = by_name.get(finding.contrast.name, math.nan)
+        # The p value of `equivalent` is for the claim alone, so nothing corrects its refutation.
+        lost = p_holm >= LEVEL and (finding.result == HOLDS or finding.contrast.expect != "equivalent")
+        found.append(replace(finding, p_holm=p_holm, result=UNDECIDED if lost and finding.outcome else finding.result))
+    return found
+
+
+def find_all(trial: Trial, runs: TrialRuns) -> list[Finding]:
+    """Read and judge all contrasts of a trial, with the secondary ones corrected."""
+    return corrected([find(contrast, runs, trial.seeds) for contrast in trial.contrasts])
+
+
+def verdict(trial: Trial, findings: Sequence[Finding], missing: Sequence[str] = ()) -> Verdict:
+    """Return the verdict of a trial.
+
+    Args:
+        missing: the names of jobs that are not finished.
+    """
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        return Verdict(INCOMPLETE, f"{len(missing)} jobs are not finished: {shown}")
+    if len(trial.seeds) < 2:
+        return Verdict(NO_VERDICT, "with one root seed nothing can be said about the recipe; add root seeds")
+    for finding in (each for each in findings if each.contrast.role == "control"):
+        if finding.result == UNKNOWN:
+            return Verdict(NO_VERDICT, f"the control {finding.problem}")
+        if finding.result == HOLDS:
+            return Verdict(NO_VERDICT, f"the control {finding.contrast.name} shows the effect: {_difference(finding)}")
+    primary = [each for each in findings if each.contrast.role == "primary"]
+    if not primary:
+        return Verdict(NO_VERDICT, "the trial has no primary outcome")
+    if unknown := next((each for each in primary if each.result == UNKNOWN), None):
+        return Verdict(NO_VERDICT, unknown.problem)
+    word = next((word for word in (AGAINST, UNDECIDED) if any(each.result == word for each in primary)), HOLDS)
+    decisive = [each for each in primary if each.result == word]
+    return Verdict(word, "; ".join(sentence(each) for each in decisive))
+
+
+def sentence(finding: Finding) -> str:
+    """Return what a finding says, with its interval, its claim and its root seeds."""
+    assert finding.outcome is not None
+    contrast, seeds = finding.contrast, len(finding.outcome.seeds)
+    text = f"{contrast.name} is {_difference(finding)} over {seeds} root seeds"
+    if finding.outcome.of_stories:
+        text += f" and {finding.outcome.n:,} stories"
+    text += f"; claimed: {claim_text(contrast)}"
+    return f"{text}; {decisive_text(finding.outcome)}" if finding.result == UNDECIDED else text
+
+
+def decisive_text(outcome: Outcome) -> str:
+    """Return how many root seeds would decide a contrast with 80 % power if the difference stays as it is."""
+    from lm_trials.trials.power import MOST_SEEDS, paired_power, seeds_needed
+
+    contrast, difference = outcome.contrast, float(outcome.differences_S.mean())
+    if outcome.of_stories and outcome.n < FEWEST_STORIES:
+        return f"evaluate on at least {FEWEST_STORIES} stories"
+    ends = [end for end in claimed_range(contrast.expect, contrast.margin) if math.isfinite(end)]
+    distance, spread = min(abs(difference - end) for end in ends), float(outcome.differences_S.std(ddof=1))
+    stories = outcome.over_stories()
+    if stories and any(stories.lower < end < stories.upper for end in ends):
+        return f"these {outcome.n:,} stories decide nothing, whatever the root seeds: evaluate on more stories"
+    if any(time.censored or time.early for arm in outcome.times for time in arm) or not distance or not spread:
+        return "how many root seeds would decide it is not known from these"
+    level = 2 * LEVEL if contrast.expect == "equivalent" else LEVEL
+    needed = seeds_needed(paired_power, distance / spread, POWER, level)
+    shown = f"about {needed:,}" if needed <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
+    return f"{shown} root seeds would decide it if the difference stays the same (power {POWER:.0%})"
+
+
+def claim_text(contrast: Contrast) -> str:
+    """Return a contrast's claim in words.
+
+    >>> claim_text(Contrast("x", "primary", ("a", "b"), None, {}, expect="equivalent", margin=0.5))
+    'between -0.5 and 0.5'
+    """
+    low, high = claimed_range(contrast.expect, contrast.margin)
+    if high == math.inf:
+        return f"above {low:zg}"
+    return f"below {high:zg}" if low == -math.inf else f"between {low:g} and {high:g}"
+
+
+def difference_texts(found: Estimate) -> tuple[str, str]:
+    """Return a difference and its interval as texts, with the digits that the interval supports.
+
+    >>> difference_texts(Estimate(0.19432, 0.1812, 0.2075, 40, "nats"))
+    ('+0.194', '[+0.181, +0.207]')
+    >>> difference_texts(Estimate(1234.5, math.nan, math.nan, 1, "updates"))
+    ('+1.23e+03', 'no interval')
+    """
+    ends = [abs(found.estimate - end) for end in (found.lower, found.upper) if math.isfinite(end)]
+    if not ends or not max(ends):
+        return f"{found.estimate:+.3g}", "no interval"
+    digits = max(0, 1 - math.floor(math.log10(max(ends))))
+    return f"{found.estimate:+z.{digits}f}", f"[{found.lower:+z.{digits}f}, {found.upper:+z.{digits}f}]"
+
+
+def difference_text(found: Estimate) -> str:
+    """Return a difference with its interval and unit.
+
+    >>> difference_text(Estimate(0.5, math.nan, math.nan, 9, "nats per token"))
+    '+0.5 nats per token (no interval)'
+    """
+    difference, interval = difference_texts(found)
+    known = math.isfinite(found.lower) or math.isfinite(found.upper)
+    return f"{difference} {interval} {found.unit}" if known else f"{difference} {found.unit} ({interval})"
+
+
+def _difference(finding: Finding) -> str:
+    assert finding.test is not None
+    return difference_text(finding.test.difference)

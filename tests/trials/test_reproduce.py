@@ -1,0 +1,68 @@
+"""Reproduction: every number that came out otherwise is named, and the status says so."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lm_trials.trials import run
+from lm_trials.trials.reproduce import main
+from lm_trials.trials.trial_report import main as report
+
+
+@pytest.fixture
+def reproduce(make_trial, no_figures, monkeypatch, capsys):
+    """Report a trial, then reproduce it with runs that `change` may alter; returns status, rows and output."""
+
+    def again(change=lambda runs: None):
+        report([str(make_trial())])
+        called = []
+
+        def rerun(argv):
+            called.append(argv)
+            shutil.copytree("runs/t", "runs/t-reproduced", dirs_exist_ok=True)
+            change(Path("runs/t-reproduced"))
+
+        monkeypatch.setattr(run, "main", rerun)
+        capsys.readouterr()
+        status, rows = 0, []
+        try:
+            rows = main(["results/t", "--workers", "2"])
+        except SystemExit as left:
+            status = left.code
+        expected = ["runs/t-reproduced/t-reproduced.yaml", "--runs_dir", "runs", "--workers", "2"]
+        assert called == [expected]
+        assert Path(expected[0]).read_bytes() == Path("trials/t.yaml").read_bytes()
+        return status, rows, capsys.readouterr().out
+
+    return again
+
+
+def exchange(runs):
+    """Give one run the evaluation of another."""
+    place = "eval/recovery-validation/per_story.parquet"
+    shutil.copy(runs / "recover-never-s0" / place, runs / "recover-never-s1" / place)
+
+
+def test_the_same_runs_give_the_same_numbers_bit_for_bit(reproduce):
+    status, rows, shown = reproduce()
+    assert status == 0
+    assert len(rows) == 3 * 4 * 2 * 2 + 3 * 5
+    assert {result for *_, result in rows} == {"the same"}
+    assert f"{len(rows)} of {len(rows)} numbers" in shown
+
+
+def test_a_number_that_differs_is_named_and_the_status_is_1(reproduce):
+    status, _, shown = reproduce(exchange)
+    assert status == 1
+    assert "loss on recovery: never - seen, 1, recover.never, value" in " ".join(shown.split())
+    assert "loss on recovery: never - seen, 0, recover.never, value" not in " ".join(shown.split())
+
+
+def test_a_folder_without_results_is_refused(capsys):
+    Path("results").mkdir()
+    for words, text in ((["results"], "results has no trial.yaml"), ([], "needs a folder of results")):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 2
+        assert text in capsys.readouterr().err
