@@ -196,3 +196,19 @@ def test_thresholds_and_scales_are_checked_with_the_file(old, new, text):
     Path("t.yaml").write_text(TRIAL.replace(old, new))
     with pytest.raises(UsageError, match=text):
         read_trial(Path("t.yaml"))
+
+
+def test_the_reference_may_log_the_metric_under_another_name(outcome):
+    found = outcome(1)
+    for seed in SEEDS:
+        state = Path(f"runs/t/pretrain-seen-s{seed}/trainer_state.json")
+        state.write_text(state.read_text().replace("eval_recovery_loss", "eval_loss"))
+    text = TRIAL.replace("share: 0.25", "share: 0.25, reference_metric: eval_loss")
+    Path("trials/t.yaml").write_text(text)
+    trial = read_trial(Path("trials/t.yaml"))
+    again = read_outcome(trial.contrasts[1], TrialRuns(Path("runs/t")), trial.seeds)
+    assert again.values_AS == pytest.approx(found.values_AS)
+    Path("trials/t.yaml").write_text(TRIAL)
+    trial = read_trial(Path("trials/t.yaml"))
+    with pytest.raises(UsageError, match=r"pretrain-seen-s0 logged no eval_recovery_loss; .*eval_loss"):
+        read_outcome(trial.contrasts[1], TrialRuns(Path("runs/t")), trial.seeds)
