@@ -88,6 +88,7 @@ OF_PREPARE = {
     "generate": {"corpus": "new", "num_stories": 200, **DATA},
     "download": DATA,
     "ingest": {"source": "../stories.jsonl", "corpus": "new", **DATA},
+    "derive": {**TINY, "dataset_name": "new", "words_per_story": 40},
     "train_vocab": {**TINY, "vocab_size": 330, "max_stories": 20},
     "pretokenize": {**TINY, "vocab_size": 400},
     "protocol_set": {**SHORT, "dry_run": True},

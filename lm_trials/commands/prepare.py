@@ -3,6 +3,7 @@ r"""Prepare data: generate, fetch or read stories, train tokenizers, make tokens
     lm-trials prepare generate --num_stories 20000 --seed 0
     lm-trials prepare download
     lm-trials prepare ingest --source stories.jsonl --corpus mine
+    lm-trials prepare derive --corpus mine --words_per_story 60 --dataset_name mine-60
     lm-trials prepare train_vocab --corpus generated --vocab_size 1000
     lm-trials prepare pretokenize --corpus generated --vocab_size 1000
 
@@ -28,11 +29,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, command_line, did_you_mean, note, progress, script, show_facts
 from lm_trials.data.prepare_flags import (
+    DeriveArguments,
     DescribeArguments,
     DownloadArguments,
     GenerateArguments,
@@ -102,20 +105,43 @@ def ingest(args: IngestArguments) -> dict[str, Any]:
     return manifest
 
 
+def derive(args: DeriveArguments) -> dict[str, Any]:
+    """Make a corpus of another; returns its manifest."""
+    from lm_trials.protocols.derived import derive_corpus
+    from lm_trials.protocols.protocols import parse_filtering
+
+    folder = Path(args.data_cache_dir) / args.dataset_name
+    watch = lambda records: progress(records, "writing stories", "stories")  # noqa: E731
+    manifest = derive_corpus(
+        args.folder,
+        folder,
+        parse_filtering(args.filtering),
+        args.words_per_story,
+        args.resample_words,
+        args.seed,
+        watch,
+    )
+    describe_corpus(folder, manifest)
+    return manifest
+
+
 def train_vocab(args: TrainVocabArguments) -> Path:
     """Train the tokenizer; returns its folder."""
     from lm_trials.files import finished_folder
     from lm_trials.stories.corpora import open_records
+    from lm_trials.tokens.mixtures import mixed
     from lm_trials.tokens.tokenizers import train_tokenizer
 
     folder = Path(args.data_cache_dir) / f"tok{args.vocab_size}"
     if folder.exists():
         raise UsageError(f"{folder} holds a tokenizer already; remove it to train it anew")
-    records = open_records(args.folder, "train")
-    records = records.select(range(min(args.max_stories, len(records))))
-    batches = records.select_columns(["story"]).iter(1000)
-    stories = (story for batch in batches for story in batch["story"])
-    tokenizer = train_tokenizer(progress(stories, "reading stories", "stories", len(records)), args.vocab_size)
+    corpora = [Path(args.data_cache_dir) / name for name in args.corpus.split("+")]
+    splits = [open_records(corpus, "train") for corpus in corpora]
+    splits = [records.select(range(min(args.max_stories, len(records)))) for records in splits]
+    parts = [chain.from_iterable(b["story"] for b in part.select_columns(["story"]).iter(1000)) for part in splits]
+    stories = mixed(parts, [1 / len(parts)] * len(parts), size=len)  # until the first of them ends
+    total = len(splits[0]) if len(splits) == 1 else None
+    tokenizer = train_tokenizer(progress(stories, "reading stories", "stories", total), args.vocab_size)
     if len(tokenizer) < args.vocab_size / 2:  # the folder would have a name that is not its content
         raise UsageError(
             f"--vocab_size {args.vocab_size}: the stories give only {len(tokenizer)} tokens; give that or more stories"
@@ -123,19 +149,14 @@ def train_vocab(args: TrainVocabArguments) -> Path:
     with finished_folder(folder) as unfinished:
         tokenizer.save_pretrained(unfinished)
     fewer = f" of {args.vocab_size:,}" if len(tokenizer) < args.vocab_size else ""
-    facts = {"tokens": f"{len(tokenizer):,}{fewer}", "folder": str(folder)}
-    show_facts(
-        "tokenizer",
-        {
-            **facts,
-            "next": command_line(
-                "prepare pretokenize",
-                corpus=args.corpus,
-                vocab_size=args.vocab_size,
-                data_cache_dir=args.data_cache_dir,
-            ),
-        },
+    one = len(corpora) == 1
+    following = command_line(
+        "prepare pretokenize" if one else "train",
+        **{"corpus" if one else "dataset_name": args.corpus},
+        vocab_size=args.vocab_size,
+        data_cache_dir=args.data_cache_dir,
     )
+    show_facts("tokenizer", {"tokens": f"{len(tokenizer):,}{fewer}", "folder": str(folder), "next": following})
     return folder
 
 
@@ -302,6 +323,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "generate": (GenerateArguments, generate),
     "download": (DownloadArguments, download),
     "ingest": (IngestArguments, ingest),
+    "derive": (DeriveArguments, derive),
     "train_vocab": (TrainVocabArguments, train_vocab),
     "pretokenize": (PretokenizeArguments, pretokenize),
     "protocol_set": (ProtocolSetArguments, protocol_set),

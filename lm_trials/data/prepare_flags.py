@@ -65,9 +65,25 @@ class IngestArguments(CorpusArguments):
 
 
 @dataclass
+class DeriveArguments(CorpusArguments):
+    """Make a corpus of another: filtered, cut to documents of equal length, or with its words drawn anew."""
+
+    dataset_name: str = option("", required="NAME", folder_name=True, help="Name of the new corpus.")
+    filtering: str | None = option(None, help="Keep only stories that meet all of: features=Twist,words!=dog.")
+    words_per_story: int | None = option(
+        None, least=1, help="Cut each story into documents of so many words; a shorter rest is dropped."
+    )
+    resample_words: bool = option(
+        False, help="Replace each word by one drawn from the word frequencies of the train split: no order is left."
+    )
+    seed: int = option(0, **SEED, help="Seed of the order of the stories, and of the words drawn for each.")
+
+
+@dataclass
 class TrainVocabArguments(CorpusArguments):
     """Train a Llama-style byte-fallback BPE tokenizer on the train split."""
 
+    corpus: str = option("generated", help="Name of the corpus. Of several, a+b, equally many characters are read.")
     # The backend reserves memory for all of them: 2^53 end the process.
     vocab_size: int = option(
         8192, least=1, most=2**20, help="Size of the vocabulary, with 3 special tokens and 256 bytes."

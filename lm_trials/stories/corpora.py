@@ -22,7 +22,7 @@ from lm_trials.stories.records import RECORD_SCHEMA, SPLITS, Record, split_of
 from lm_trials.stories.shards import first_line
 from lm_trials.stories.sources import Source
 
-SplitBy = Literal["hash", "shard"]
+SplitBy = Literal["hash", "shard", "source"]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 MANIFEST = "manifest.json"
 
@@ -38,7 +38,8 @@ def write_corpus(
 
     With `split_by="hash"` a story's split follows from its content, so that no story is in two splits.  With
     `"shard"`, as in llama2.c, shard 0 is the test split and 1% of the rest, by hash, is validation; the manifest
-    counts the stories of the other splits that are in shard 0 too.  Records without a story are counted and left out.
+    counts the stories of the other splits that are in shard 0 too.  With `"source"`, the number given with a record is
+    that of its split in `SPLITS`.  Records without a story are counted and left out.
 
     Raises:
         UsageError: if `folder` already exists, or the records leave one of `splits_needed` empty.
@@ -56,6 +57,8 @@ def write_corpus(
                 split = split_of(record["record_id"])
                 if split_by == "shard":
                     split = "test" if shard == 0 else "validation" if split == "validation" else "train"
+                elif split_by == "source":
+                    split = SPLITS[shard]
                 tally.add(split, [record["record_id"]], record["features"])
                 writers[split].write(record)
         described = {"corpus": folder.name, "split_by": split_by, "origin": origin}

@@ -1,10 +1,16 @@
 """Trial files: what they mean, and that each mistake is one line that names its place."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from trials.trial_texts import TRIAL, changed, write_trial
 
 from lm_trials.console import UsageError
 from lm_trials.trials import new
+from lm_trials.trials.graph import jobs_of
+from lm_trials.trials.local import LocalExecutor
+from lm_trials.trials.run import distinct
 from lm_trials.trials.trial_file import read_trial
 
 
@@ -166,3 +172,20 @@ def test_the_example_is_a_trial_and_no_file_is_overwritten(tmp_path, capsys):
         new.main([str(path)])
     assert stop.value.code == 2
     assert "exists; give another name" in capsys.readouterr().err
+
+
+@pytest.mark.end_to_end
+def test_every_trial_of_the_repository_is_accepted_by_its_programs():
+    files = sorted((Path(__file__).parents[2] / "trials").glob("*.yaml"))
+    assert len(files) > 4
+    jobs = {}
+    for file in files:
+        trial = read_trial(file)
+        for job in distinct(jobs_of(trial, Path("runs") / trial.name), trial):
+            # The arms of a measure differ in the model alone.
+            jobs.setdefault(f"{trial.name} {job.name if job.receipt is None else job.kind}", job)
+    executor = LocalExecutor(threads=1)
+    assert all(executor.check(list(jobs.values())))
+    (job, *_) = jobs.values()
+    with pytest.raises(UsageError, match="--num_story"):
+        executor.check([replace(job, words=(*job.words, "--num_story", "3"))])
