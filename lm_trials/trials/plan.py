@@ -2,16 +2,17 @@
 
     lm-trials plan trials/deletion_recovery.yaml
 
-Prepares the data, then rehearses: the first root seed's runs with a few updates each,
-and every measurement of them.  A mistake in the file so shows within minutes, and the
+Prepares the data, then rehearses: the runs of one root seed, which the file does not
+have, with a few updates each, and every measurement of them.  A mistake in the file so shows within minutes, and the
 times of the whole trial follow from those of the rehearsal.  Its runs are removed.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,27 +38,27 @@ class PlanArguments(RunTrialArguments):
 
 
 def rehearsed(trial: Trial) -> Trial:
-    """Return the trial with one seed and few updates."""
+    """Return the trial with few updates and one seed, not a registered one: its results would be seen."""
     few = {"max_steps": REHEARSED, "eval_strategy": "no", "dense_eval_steps": 0, "save_strategy": "no"}
     stages = {
         name: replace(stage, flags={arm: {**flags, **_known(stage.program, few)} for arm, flags in stage.flags.items()})
         for name, stage in trial.stages.items()
     }
-    return replace(trial, seeds=trial.seeds[:1], stages=stages)
+    return replace(trial, seeds=(max(trial.seeds) + 1,), stages=stages)
 
 
 def _known(program: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if program == "train" or name != "dense_eval_steps"}
 
 
-def seconds_of(trial: Trial, runs: Path, flags: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], int]:
+def seconds_of(trial: Trial, runs: Path, flags: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], int]:
     """Return the expected seconds of each kind of job, and bytes of one seed, from a rehearsal in `runs`.
 
     Args:
-        flags: the parsed flags of each training job of the whole trial, by the name of its folder.
+        flags: the parsed flags of each training of one seed of the whole trial, in the order of its jobs.
     """
     found: dict[str, float] = {}
-    took, num_bytes = durations(runs), 0
+    took, num_bytes, trained = durations(runs), 0, iter(flags)
     for job in jobs_of(rehearsed(trial), runs):
         if job.receipt is not None:
             found[job.kind] = max(took.get(job.name, 0.0), found.get(job.kind, 0.0))
@@ -65,17 +66,11 @@ def seconds_of(trial: Trial, runs: Path, flags: Mapping[str, Mapping[str, Any]])
         assert job.folder is not None
         log = read_object(job.folder / "trainer_state.json")["log_history"]
         training = sum(line.get("train_runtime", 0.0) for line in log)
-        evaluation = (
-            sum(
-                value
-                for name, value in read_object(job.folder / "all_results.json").items()
-                if name.endswith("_runtime")
-            )
-            - training
-        )
-        of = flags[job.folder.name]
+        metrics = read_object(job.folder / "all_results.json")
+        evaluation = sum(metrics[name] for name in metrics if name.startswith("eval") and name.endswith("_runtime"))
+        of = next(trained)
         steps = int(of["max_steps"])
-        total = took[job.name] - training + training / REHEARSED * steps + max(evaluation, 0.0) * evaluations(of, steps)
+        total = took[job.name] - training + training / REHEARSED * steps + evaluation * evaluations(of, steps)
         for kind in (job.kind.replace(f" {REHEARSED}", f" {steps}"), job.kind.removesuffix(f" {REHEARSED}")):
             found[kind] = max(total, found.get(kind, 0.0))
         model = sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
@@ -124,8 +119,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     executor = LocalExecutor(threads, gpus)
     first = distinct(jobs, trial)
     note("checking the flags of all programs ...")
-    parsed = {job.name: flags for job, flags in zip(first, executor.check(first), strict=True)}
-    if unknown := [name for name, flags in parsed.items() if int(flags.get("max_steps") or 1) < 1]:
+    checked = zip(first, executor.check(first), strict=True)
+    parsed = {job.name: flags for job, flags in checked if job.receipt is None}
+    if unknown := [name for name, flags in parsed.items() if int(flags["max_steps"]) < 1]:
         raise UsageError(f"{unknown[0]} has no max_steps, so its minutes are unknown; give max_steps in its stage")
     place = runs / "rehearsal"
     shutil.rmtree(place, ignore_errors=True)
@@ -136,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if failed:
         log = log_of(place, failed[0])
         raise UsageError(f"{failed[0].name} failed in the rehearsal: {' '.join(log_end(log))} ({log})")
-    seconds, num_bytes = seconds_of(trial, place, parsed)
+    seconds, num_bytes = seconds_of(trial, place, parsed.values())
     free = shutil.disk_usage(place).free
     shutil.rmtree(place)
     write_json(runs / PLAN, {"seconds": seconds, "bytes": num_bytes * len(trial.seeds), "workers": workers})
@@ -159,13 +155,14 @@ def show_graph(trial: Trial) -> None:
             rows.append([f"{stage.name}-{arm}", parent, changed, str(len(trial.seeds))])
     show_table(trial.name, ["arm", "starts from", "differs in", "runs"], rows)
     facts = {"claim": trial.claim, "root seeds": ", ".join(map(str, trial.seeds))}
-    facts |= {f"prepare {number}": f"lm-trials {' '.join(words)}" for number, words in enumerate(trial.prepare, 1)}
+    facts |= {f"prepare {number}": f"lm-trials {shlex.join(words)}" for number, words in enumerate(trial.prepare, 1)}
     for number, measure in enumerate(trial.measures, 1):
         facts[f"measure {number}"] = (
-            f"{' '.join(measure.words)} (of {', '.join('-'.join(arm) for arm in measure.arms)})"
+            f"{shlex.join(measure.words)} (of {', '.join('-'.join(arm) for arm in measure.arms)})"
         )
-    for contrast in trial.contrasts:
-        facts[contrast.role] = f"{contrast.name}, expected {contrast.expect}, margin {contrast.margin:g}"
+    for role in ("primary", "secondary", "control"):
+        for number, contrast in enumerate(trial.of(role), 1):
+            facts[f"{role} {number}"] = f"{contrast.name}, expected {contrast.expect}, margin {contrast.margin:g}"
     show_facts("registered", facts)
 
 
