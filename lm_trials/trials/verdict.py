@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate
 from lm_trials.trials.outcomes import Outcome, TrialRuns, read_outcome
-from lm_trials.trials.paired import FEWEST_STORIES, TestedDifference, holm
+from lm_trials.trials.paired import LEAST_STORIES, TestedDifference, holm
 from lm_trials.trials.trial_file import Contrast, Trial
 
 HOLDS, AGAINST, UNDECIDED, UNKNOWN = "holds", "does not hold", "undecided", "not computed"
@@ -175,8 +175,8 @@ def decisive_text(outcome: Outcome) -> str:
     from lm_trials.trials.power import MOST_SEEDS, paired_power, seeds_needed
 
     contrast, difference = outcome.contrast, float(outcome.differences_S.mean())
-    if outcome.of_stories and outcome.n < FEWEST_STORIES:
-        return f"evaluate on at least {FEWEST_STORIES} stories"
+    if outcome.of_stories and outcome.n < LEAST_STORIES:
+        return f"evaluate on at least {LEAST_STORIES} stories"
     ends = [end for end in claimed_range(contrast.expect, contrast.margin) if math.isfinite(end)]
     distance, spread = min(abs(difference - end) for end in ends), float(outcome.differences_S.std(ddof=1))
     stories = outcome.over_stories()
