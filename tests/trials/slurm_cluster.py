@@ -16,7 +16,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmctldPort={ports[0]}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
@@ -45,7 +45,9 @@ PartitionName=urgent Nodes=node1,node2 State=UP PriorityTier=2
 def missing() -> str:
     """Return why there can be no Slurm here, or nothing."""
     absent = [program for program in PROGRAMS if not _program(program)]
-    return f"no {', '.join(absent)} here; install the packages slurm-wlm and munge to have this tested" if absent else ""
+    return (
+        f"no {', '.join(absent)} here; install the packages slurm-wlm and munge to have this tested" if absent else ""
+    )
 
 
 def _program(name: str) -> str | None:
@@ -92,9 +94,11 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         for node in ("node1", "node2"):
             start("slurmd", "-D", "-N", node)
         _until(lambda: _idle(found) == 2, folder)
-        yield found
-        subprocess.run(["scancel", "--user", getpass.getuser()], env={**os.environ, **found}, check=True)
-        _until(lambda: _idle(found, "idle,drained") == 2, folder)
+        try:
+            yield found
+        finally:
+            subprocess.run(["scancel", "--user", getpass.getuser()], env={**os.environ, **found}, check=True)
+            _until(lambda: _idle(found, "idle,drained") == 2, folder)
 
 
 def _idle(found: dict[str, str], states: str = "idle") -> int:
