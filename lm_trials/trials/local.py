@@ -33,6 +33,11 @@ def gpu_count() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
+def variables(threads: int) -> dict[str, str]:
+    """Return the environment variables of a job; fewer lines of progress make shorter logs."""
+    return {"OMP_NUM_THREADS": str(threads), "TQDM_MININTERVAL": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 class LocalExecutor:
     """Runs jobs on this machine.
 
@@ -42,8 +47,7 @@ class LocalExecutor:
     """
 
     def __init__(self, threads: int, gpus: int = 0) -> None:
-        # Read when torch is imported, so before the server starts. Fewer lines of progress make shorter logs.
-        os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_MININTERVAL": "1", "TOKENIZERS_PARALLELISM": "false"}
+        os.environ |= variables(threads)  # read when torch is imported, so before the server starts
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["lm_trials.trials.preloaded"])
         self.gpus = gpus
@@ -51,12 +55,12 @@ class LocalExecutor:
 
     def start(self, job: Job, runs: Path) -> Handle:
         """Start a job in a process of its own."""
-        variables = {}
+        more = {}
         if self.gpus:
             free = next(n for n in range(self.gpus) if n not in self.handles or self.handles[n].poll() is not None)
             names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            variables["CUDA_VISIBLE_DEVICES"] = names[free] if len(names) > free and names[free] else str(free)
-        process = self.context.Process(target=_work, args=(job, runs, variables), name=job.name)
+            more["CUDA_VISIBLE_DEVICES"] = names[free] if len(names) > free and names[free] else str(free)
+        process = self.context.Process(target=work, args=(job, runs, more), name=job.name)
         process.start()
         handle = LocalHandle(process)
         if self.gpus:
@@ -104,9 +108,9 @@ class LocalHandle:
             self.process.join()
 
 
-def _work(job: Job, runs: Path, variables: Mapping[str, str]) -> None:
-    """Be the process of one job."""
-    os.environ.update(variables)
+def work(job: Job, runs: Path, more: Mapping[str, str]) -> None:
+    """Be the process of one job, with more environment variables."""
+    os.environ.update(more)
     redirected(log_of(runs, job))()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

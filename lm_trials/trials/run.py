@@ -3,6 +3,7 @@
     lm-trials run trials/deletion_recovery.yaml
     lm-trials run trials/deletion_recovery.yaml --workers 4
     lm-trials run trials/deletion_recovery.yaml --pilot 100
+    lm-trials run trials/deletion_recovery.yaml --executor slurm --gpus_per_node 1
 
 Prepares the data, trains every arm with every root seed, and measures the runs, each
 in a process of its own; jobs without open parents run at the same time.  Ctrl-C, a
@@ -21,7 +22,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm_trials.console import UsageError, note, script, show_facts
 from lm_trials.files import check_writable, read_object
@@ -30,9 +31,11 @@ from lm_trials.trials.engine import Forecast, run_jobs
 from lm_trials.trials.graph import Job, jobs_of, open_jobs
 from lm_trials.trials.registration import register
 from lm_trials.trials.screen import Screen
+from lm_trials.trials.slurm import Slurm, SlurmArguments
 from lm_trials.trials.trial_file import Trial, read_trial
 
 PLAN = "plan.json"
+SLURM_THREADS = 4  # of a job, where the flags give no number
 MOST_WORKERS = 8  # by default; each holds a model and its data
 
 
@@ -52,7 +55,18 @@ class RunTrialArguments(TrialArguments):
     workers: int | None = option(
         None, least=1, help="Jobs at a time. Default: one for each GPU, else one for each core."
     )
-    threads: int | None = option(None, least=1, help="Threads of each job. Default: the cores divided by the workers.")
+    threads: int | None = option(
+        None, least=1, help="Threads of each job. Default: the cores divided by the workers; with Slurm 4."
+    )
+
+
+@dataclass
+class ExecutorArguments(SlurmArguments, RunTrialArguments):
+    """Where the jobs are run."""
+
+    executor: Literal["local", "slurm"] = option(
+        "local", not_with={"slurm": "workers"}, help="Processes of this machine, or jobs of a Slurm cluster."
+    )
 
 
 def trial_arguments(argv: list[str] | None, kind: type, description: str, name: str) -> Any:
@@ -106,7 +120,7 @@ def distinct(jobs: list[Job], trial: Trial) -> list[Job]:
 @script
 def main(argv: list[str] | None = None) -> list[Job]:
     """Run the open jobs; returns those that failed.  The exit status is 1 if one did."""
-    args = trial_arguments(argv, RunTrialArguments, __doc__ or "", "run")
+    args = trial_arguments(argv, ExecutorArguments, __doc__ or "", "run")
     trial, runs = opened(args)
     check_writable("--runs_dir", runs)
     jobs = jobs_of(trial, runs)
@@ -115,11 +129,14 @@ def main(argv: list[str] | None = None) -> list[Job]:
         from lm_trials.trials.local import LocalExecutor
 
         workers, threads, gpus = resources(args.workers, args.threads)
+        slurm = Slurm(runs, args.threads or SLURM_THREADS, args) if args.executor == "slurm" else None
         executor = LocalExecutor(threads, gpus)
         note("checking the flags of all programs ...")
         executor.check(distinct(jobs, trial))
         register(trial, runs)
         where = f"{workers} at a time, {f'{gpus} GPUs' if gpus else f'{threads} threads each'}"
+        if slurm:
+            where = f"by Slurm, {slurm.threads} threads each"
         show_facts(
             trial.name,
             {
@@ -128,8 +145,9 @@ def main(argv: list[str] | None = None) -> list[Job]:
                 "runs": f"{runs} (logs in {runs / 'logs'})",
             },
         )
-        with Screen(jobs, runs, Forecast.of(jobs, runs, planned_seconds(runs)), workers) as screen:
-            failed, blocked = run_jobs(jobs, executor, runs, workers, screen)
+        forecast = Forecast.of(jobs, runs, planned_seconds(runs))
+        with Screen(jobs, runs, forecast, None if slurm else workers) as screen:
+            failed, blocked = slurm.run(todo, screen) if slurm else run_jobs(jobs, executor, runs, workers, screen)
         if failed:
             show_facts(
                 "failed",

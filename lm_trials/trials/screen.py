@@ -28,9 +28,12 @@ def clock(seconds: float | None) -> str:
 
 
 class Screen:
-    """Shows the jobs of a trial; on a terminal a live table, elsewhere a line for each event."""
+    """Shows the jobs of a trial; on a terminal a live table, elsewhere a line for each event.
 
-    def __init__(self, jobs: Sequence[Job], runs: Path, forecast: Forecast, workers: int) -> None:
+    The time left is that of `workers` jobs at a time; None: of as many as run.
+    """
+
+    def __init__(self, jobs: Sequence[Job], runs: Path, forecast: Forecast, workers: int | None) -> None:
         self.total = len(jobs)
         self.runs = runs
         self.forecast = forecast
@@ -83,7 +86,7 @@ class Screen:
 
     def show(self, running: Mapping[str, float], open_jobs: Sequence[Job]) -> None:
         """Redraw the screen."""
-        self.left = self.forecast.left(open_jobs, running, self.workers)
+        self.left = self.forecast.left(open_jobs, running, self.workers or len(running))
         if self.live:
             self.live.update(self._table(running, open_jobs))
 
