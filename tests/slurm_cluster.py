@@ -84,7 +84,10 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         def start(program: str, *flags: str) -> None:
             log = stack.enter_context((folder / f"{program}.out").open("a"))
             command = [str(_program(program)), *flags]
-            process = subprocess.Popen(command, env={**os.environ, **found}, stdout=log, stderr=log)
+            # In a session of its own: Ctrl-C ends the tests, which then stop Slurm.
+            process = subprocess.Popen(
+                command, env={**os.environ, **found}, stdout=log, stderr=log, start_new_session=True
+            )
             stack.callback(process.wait, 60)
             stack.callback(process.terminate)
 

@@ -61,10 +61,11 @@ class Screen:
         """Print a line for what happened; of a failed job with the end of its log."""
         if what == "started":
             self.starts[job.name] = time.monotonic()
-        if what == "finished" and job.name in self.starts:
+        if what == "finished":
+            self.done += 1
+        if what == "finished" and job.name in self.starts:  # Slurm may start and finish one between two looks
             seconds = time.monotonic() - self.starts[job.name]
             self.forecast.done.setdefault(job.kind, []).append(seconds)
-            self.done += 1
             what = f"finished in {clock(seconds)}"
         if what == "started" and self.live:
             return

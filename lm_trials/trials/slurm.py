@@ -68,13 +68,13 @@ class Command:
             if received == [signal.SIGUSR2]:  # Slurm signals all processes of a job: a SIGTERM has reached the other
                 process.terminate()
 
-        while True:
+        while not received:
             process = multiprocessing.get_context("fork").Process(target=_work, args=(self.job, self.runs))
             process.start()
             signal.signal(signal.SIGUSR2, stop)
             signal.signal(signal.SIGTERM, stop)
             process.join()
-            if process.exitcode != BUSY or received:
+            if process.exitcode != BUSY:
                 break
             time.sleep(AGAIN)
         if process.exitcode == 0:
