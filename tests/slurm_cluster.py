@@ -88,7 +88,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             process = subprocess.Popen(
                 command, env={**os.environ, **found}, stdout=log, stderr=log, start_new_session=True
             )
-            stack.callback(process.wait, 60)
+            stack.callback(process.wait, 300)
             stack.callback(process.terminate)
 
         start("munged", "--foreground", "--force", *files)
@@ -109,7 +109,7 @@ def _idle(found: dict[str, str], states: str = "idle") -> int:
     return len(subprocess.run(command, env={**os.environ, **found}, capture_output=True, text=True).stdout.split())
 
 
-def _until(holds, folder: Path, seconds: float = 60) -> None:
+def _until(holds, folder: Path, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "\n".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
