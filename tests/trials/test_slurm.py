@@ -273,8 +273,8 @@ def test_a_trial_on_slurm_has_the_weights_of_a_local_one(tiny_data, tiny_shape, 
         ask("scontrol", "update", f"nodename={drained}", "state=drain", "reason=test")
         ask("squeue", "--states=all", "--format=%.5A %.10T %.8N %.20r %j")
         first.send_signal(signal.SIGINT)
-        assert first.wait(300) == 128 + signal.SIGINT
-        assert "jobs stay in Slurm's queue" in first.stderr.read()
+        assert "jobs stay in Slurm's queue" in first.communicate(timeout=300)[1]
+        assert first.returncode == 128 + signal.SIGINT
         second = run()
         told = second.communicate(timeout=3000)[1]
         print(told)
