@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -180,9 +179,11 @@ def test_a_name_in_braces_is_filled_from_the_command_line():
         filled(["--output_dir=runs/s{seed}"])
 
 
+# `wandb` leaves the files open that it reads, and `sweeps` uses names of pydantic 1.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Valid config keys have changed")
 def test_wandb_accepts_the_files():
     """With `wandb` and its package `sweeps`, which has the schema; 409 MB with their dependencies."""
-    warnings.filterwarnings("ignore", module="pydantic")  # `sweeps` uses names of pydantic 1
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils", reason="W&B's schema: pip install 'wandb[sweeps]'")
     schema = pytest.importorskip("sweeps.config", reason="W&B's schema: pip install 'wandb[sweeps]'")
     grid = pytest.importorskip("sweeps.grid_search")
