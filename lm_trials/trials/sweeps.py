@@ -11,23 +11,17 @@ folders of the trial: lm-trials run then measures them, and lm-trials report com
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, did_you_mean, script, show_facts
+from lm_trials.console import script, show_facts
 from lm_trials.files import check_writable, plain_name, write_file
 from lm_trials.flags import option
 from lm_trials.trials.registration import register
 from lm_trials.trials.run import TrialArguments, again, opened, trial_arguments
-from lm_trials.trials.trial_file import SCRIPTS, TRAINING, Stage, Trial, parameter_values
-
-READ = ("method", "parameters", "program", "command")
-NO_GRID = ("early_terminate", "run_cap", "scheduler", "controller", "job", "image_uri")  # other runs than the grid's
-IGNORED = ("name", "description", "project", "entity", "metric", "metrics", "apiVersion", "kind")
-OF_THE_TRIAL = ("output_dir", "run_name", "report_to")  # where runs go, and that agents log to W&B
-DEFAULT_SEED = 42  # of the programs, so that agents and `lm-trials run` train the same runs
+from lm_trials.trials.trial_file import Stage, Trial
 
 
 @dataclass
@@ -109,64 +103,6 @@ def _sent(value: Any) -> Any:
         if str(number) == str(value) and (isinstance(number, int) or number % 1):
             return number
     return str(value)
-
-
-def trial_of_sweep(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sweep file's content as that of a trial file: one stage called `name`, and no outcome.
-
-    Raises:
-        UsageError: for a sweep that is no grid of flags of a training.
-    """
-    for key in given:
-        if key in NO_GRID:
-            raise UsageError(f"{key}: a trial trains all runs of its grid by itself; remove {key}")
-        if key not in READ + IGNORED:
-            raise UsageError(f"unknown key {key}; {did_you_mean(str(key), READ + IGNORED)}")
-    if given["method"] != "grid":
-        raise UsageError(f"method: {given['method']} chooses runs by earlier results or chance; write `method: grid`")
-    values = parameter_values(given.get("parameters") or "", "parameters")
-    seeds = values.pop("seed", [DEFAULT_SEED])
-    for flag in OF_THE_TRIAL:
-        values.pop(flag, None)
-    program, flags = _program(given)
-    return {
-        "claim": str(given.get("description") or f"The sweep {given.get('name', name)}."),
-        "seeds": seeds,
-        "stages": {
-            name: {
-                "program": program,
-                **flags,
-                "parameters": {flag: {"values": of} for flag, of in values.items()} or None,
-                "varies": [flag for flag, of in values.items() if len(set(map(str, of))) > 1],
-            }
-        },
-    }
-
-
-def _program(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the program that a sweep's command runs, and the flags that the command itself gives."""
-    command = given.get("command") or ["${program}", "${args}"]
-    if not isinstance(command, list):
-        raise UsageError(f"command: {command} is not a list; write each word after a dash")
-    words = [str(given.get("program", "")) if word == "${program}" else str(word) for word in command]
-    programs = [SCRIPTS.get(Path(word).name, word) for word in words]
-    place = next((place for place, program in enumerate(programs) if program in TRAINING), None)
-    if place is None:
-        raise UsageError(
-            f"command: {shlex.join(words)} runs none of lm-trials train, lm-trials tune, train_gpt2.py and sft_lora.py"
-        )
-    flags: dict[str, Any] = {}
-    flag = None
-    for word in words[place + 1 :]:
-        if word.startswith("--"):
-            flag, equals, value = word[2:].partition("=")
-            flags[flag] = value if equals else True
-        elif not word.startswith("${"):
-            if flag is None:
-                raise UsageError(f"command: {word} has no flag before it; write --flag={word}")
-            before = flags[flag]
-            flags[flag] = word if before is True else [*(before if isinstance(before, list) else [before]), word]
-    return programs[place], flags
 
 
 @script
