@@ -37,6 +37,7 @@ COMMANDS = {
     "status": ("lm_trials.trials.status", "show which jobs of a trial are finished"),
     "report": ("lm_trials.trials.trial_report", "write a trial's results: verdict, page, tables, figures"),
     "reproduce": ("lm_trials.trials.reproduce", "run a reported trial again, and compare every number"),
+    "export-sweeps": ("lm_trials.trials.sweeps", "write a trial's stages as sweep files of W&B"),
     "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
     "power": ("lm_trials.trials.power", "how many root seeds decide a difference, or show equivalence"),
     "order": ("lm_trials.training.data_order", "list the documents of each update of a run"),
@@ -75,7 +76,7 @@ def command_of(words: list[str]) -> tuple[Callable[[list[str]], Any], list[str]]
 
 def overview() -> str:
     """Return the commands with one line each."""
-    lines = [f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<13} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         (
             "usage: lm-trials COMMAND [--flag value ...]",

@@ -23,7 +23,7 @@ from textwrap import fill, wrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lm_trials.console import UsageError, did_you_mean, load_libraries
-from lm_trials.files import check_writable, name_fault
+from lm_trials.files import check_writable, name_fault, plain_name
 
 LARGEST = 2**53  # of whole numbers; the largest that JSON readers keep
 SEED: dict[str, Any] = {"least": 0, "most": 2**32 - 1}
@@ -272,6 +272,7 @@ def parse_arguments(
         raise SystemExit(0)
     path, arm, argv = _split_config(argv)
     config = _read_config(path, arm) if path else {}
+    argv = filled(argv) if full else argv
     *parsed, rest, config = _parse(parser, own, argv, config, path, partly=full is not None)
     check_flags(*parsed)
     if common:
@@ -287,6 +288,39 @@ def parse_arguments(
     if _parsing_only.get():
         raise ParsedError(parsed)
     return tuple(parsed)
+
+
+def filled(argv: Sequence[str]) -> list[str]:
+    """Fill `{flag}` in the names of runs and folders with the word that the command line gives for that flag.
+
+    A sweep has one text for these flags in all its runs.
+
+    Raises:
+        UsageError: for a flag that is not given.
+
+    >>> filled(["--seed=1", "--output_dir=runs/{dataset_name}-s{seed}", "--dataset_name", "sets/a"])
+    ['--seed=1', '--output_dir=runs/sets-a-s1', '--dataset_name', 'sets/a']
+    """
+    given: dict[str, str] = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            given[_plain(name[2:])] = value if equals else following
+
+    def fill(of: str, text: str) -> str:
+        for flag in re.findall(r"\{(\w+)\}", text):
+            if flag not in given:
+                raise UsageError(f"--{of}: {{{flag}}} has no value; give --{flag} on the command line too")
+            text = text.replace(f"{{{flag}}}", plain_name(given[flag]))
+        return text
+
+    if "run_name" in given:
+        given["run_name"] = fill("run_name", given["run_name"])  # --output_dir may contain it
+    words, flag = [], ""
+    for word in argv:
+        flag = _plain(word[2:].partition("=")[0]) if word.startswith("--") else flag
+        words.append(fill(flag, word) if flag in ("run_name", "output_dir", "model_name_or_path") else word)
+    return words
 
 
 def check_given(

@@ -42,6 +42,7 @@ from lm_trials.trials.plan import PlanArguments
 from lm_trials.trials.power import PowerArguments
 from lm_trials.trials.reproduce import ReproduceArguments
 from lm_trials.trials.run import RunTrialArguments, TrialArguments
+from lm_trials.trials.sweeps import ExportArguments
 from lm_trials.trials.trial_report import ReportArguments
 
 RUN, OTHER = "../models/run", "../models/other"
@@ -80,6 +81,7 @@ COMMANDS = {
     "status": ((TrialArguments,), {"trial": "../trial.yaml"}),
     "report": ((ReportArguments,), {"trial": "../trial.yaml"}),
     "reproduce": ((ReproduceArguments,), {"results": "../reported"}),
+    "export-sweeps": ((ExportArguments,), {"trial": "../trial.yaml", "output_dir": "out/sweeps"}),
     "compare": ((CompareArguments,), {"runs": f"{RUN} {OTHER}"}),
     "power": ((PowerArguments,), {"difference": 0.02, "spread": 0.022}),
     "order": ((OrderArguments,), {"run": RUN, **DATA}),

@@ -150,7 +150,8 @@ def show_graph(trial: Trial) -> None:
     rows = []
     for stage in trial.stages.values():
         for arm, flags in stage.flags.items():
-            parent = f"{stage.after}-{stage.parents[arm]}" if stage.after else "random weights"
+            given = str(flags.get("model_name_or_path", "random weights"))
+            parent = f"{stage.after}-{stage.parents[arm]}" if stage.after else given
             changed = ", ".join(f"{name} {flags.get(name)}" for name in stage.varies)
             rows.append([f"{stage.name}-{arm}", parent, changed, str(len(trial.seeds))])
     show_table(trial.name, ["arm", "starts from", "differs in", "runs"], rows)

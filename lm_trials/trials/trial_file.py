@@ -41,7 +41,12 @@ SCRIPTS = {
 TRAINING = ("train", "tune")
 MEASURING = ("evaluate", "constraints", "latent-city", "probe")
 PREPARING = ("prepare", "cache")
-OWN_FLAGS = ("seed", "data_seed", "output_dir", "run_name", "model_name_or_path", "overwrite_output_dir")
+OWN_FLAGS = ("seed", "data_seed", "output_dir", "run_name", "overwrite_output_dir")
+SWEEP_KEYS = ("method", "parameters", "program", "command")
+NO_GRID = ("early_terminate", "run_cap", "scheduler", "controller", "job", "image_uri")  # other runs than the grid's
+SWEEP_IGNORED = ("name", "description", "project", "entity", "metric", "metrics", "apiVersion", "kind")
+OF_THE_TRIAL = ("output_dir", "run_name", "report_to")  # where runs go, and that agents log to W&B
+DEFAULT_SEED = 42  # of the programs, so that agents and `lm-trials run` train the same runs
 MEASURES = ("loss", "table", "updates_to_threshold")
 SCALES = ("identity", "log", "log2", "logit")
 EXPECTATIONS = ("greater", "less", "equivalent", "not_less", "not_greater")
@@ -56,6 +61,7 @@ class Stage:
         flags: of each arm, by the program's names.
         parents: the arm of `after` that each arm starts from; empty for the first stage of a lineage.
         varies: the flags in which the arms differ, as the file states them or as one variable.
+        grid: the flags of `parameters` with several values; an arm's name ends with its values of them.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Stage:
     after: str | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
     varies: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -192,9 +199,69 @@ def read_trial(path: Path) -> Trial:
             raise UsageError("it does not contain `key: value` lines; lm-trials new writes an example")
         if fault := name_fault(path.stem):
             raise UsageError(f"its name is the name of the trial's folders, and {path.stem} {fault}; rename the file")
+        if "method" in described:
+            described = _trial_of_sweep(path.stem, described)
         return _trial(path.stem, described, path.read_text(encoding="utf-8"))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _trial_of_sweep(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sweep file's content as that of a trial file: one stage called `name`, and no outcome.
+
+    Raises:
+        UsageError: for a sweep that is no grid of flags of a training.
+    """
+    for key in given:
+        if key in NO_GRID:
+            raise UsageError(f"{key}: a trial trains all runs of its grid by itself; remove {key}")
+        if key not in SWEEP_KEYS + SWEEP_IGNORED:
+            raise UsageError(f"unknown key {key}; {did_you_mean(str(key), SWEEP_KEYS + SWEEP_IGNORED)}")
+    if given["method"] != "grid":
+        raise UsageError(f"method: {given['method']} chooses runs by earlier results or chance; write `method: grid`")
+    values = parameter_values(given.get("parameters") or "", "parameters")
+    seeds = values.pop("seed", [DEFAULT_SEED])
+    for flag in OF_THE_TRIAL:
+        values.pop(flag, None)
+    program, flags = _swept_program(given)
+    return {
+        "claim": str(given.get("description") or f"The sweep {given.get('name', name)}."),
+        "seeds": seeds,
+        "stages": {
+            name: {
+                "program": program,
+                **flags,
+                "parameters": {flag: {"values": of} for flag, of in values.items()} or None,
+                "varies": [flag for flag, of in values.items() if len(set(map(str, of))) > 1],
+            }
+        },
+    }
+
+
+def _swept_program(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the program that a sweep's command runs, and the flags that the command itself gives."""
+    command = given.get("command") or ["${program}", "${args}"]
+    if not isinstance(command, list):
+        raise UsageError(f"command: {command} is not a list; write each word after a dash")
+    words = [str(given.get("program", "")) if word == "${program}" else str(word) for word in command]
+    programs = [SCRIPTS.get(Path(word).name, word) for word in words]
+    place = next((place for place, program in enumerate(programs) if program in TRAINING), None)
+    if place is None:
+        raise UsageError(
+            f"command: {shlex.join(words)} runs none of lm-trials train, lm-trials tune, train_gpt2.py and sft_lora.py"
+        )
+    flags: dict[str, Any] = {}
+    flag = None
+    for word in words[place + 1 :]:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            flags[flag] = value if equals else True
+        elif not word.startswith("${"):
+            if flag is None:
+                raise UsageError(f"command: {word} has no flag before it; write --flag={word}")
+            before = flags[flag]
+            flags[flag] = word if before is True else [*(before if isinstance(before, list) else [before]), word]
+    return programs[place], flags
 
 
 def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
@@ -299,12 +366,13 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
         arms = {arm: {"after": arm} for arm in earlier} or {name: {}}
     flags: dict[str, dict[str, Any]] = {}
     parents: dict[str, str] = {}
+    values = parameter_values(given.get("parameters"), f"{key}.parameters")
     for arm, own in _mapping(arms, f"{key}.arms").items():
         about = {} if own is None else own
         if not isinstance(about, dict):
             raise UsageError(f"{key}.arms.{arm}: {own} is not a mapping; write the flags that this arm changes")
         parent = _parent(f"{key}.arms.{arm}", str(arm), about.get("after"), earlier)
-        for suffix, point in _grid(given.get("parameters"), key).items():
+        for suffix, point in _grid(values).items():
             full = f"{arm}-{suffix}" if suffix and len(arms) > 1 else suffix or str(arm)
             if fault := name_fault(full):
                 raise UsageError(f"{key}: the arm's name {full} {fault}; choose another")
@@ -314,9 +382,11 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
     for arm, of in flags.items():
         if "config" in of and not recipe_file(str(of["config"])).is_file():
             raise UsageError(f"{key}: config {of['config']} is not a file; give a recipe's name or a YAML file")
-        if own_flag := next((flag for flag in of if flag in OWN_FLAGS), None):
+        own_flags = (*OWN_FLAGS, "model_name_or_path") if after is not None else OWN_FLAGS
+        if own_flag := next((flag for flag in of if flag in own_flags), None):
             raise UsageError(f"{key}: {own_flag} of {arm} is set by the trial itself; remove it")
-    return Stage(name, program, flags, after, parents, _varies(key, given.get("varies"), flags))
+    grid = tuple(flag for flag, of in values.items() if len(of) > 1)
+    return Stage(name, program, flags, after, parents, _varies(key, given.get("varies"), flags), grid)
 
 
 def _parent(key: str, arm: str, after: Any, earlier: Sequence[str]) -> str | None:
@@ -331,25 +401,29 @@ def _parent(key: str, arm: str, after: Any, earlier: Sequence[str]) -> str | Non
     return str(parent)
 
 
-def _grid(parameters: Any, key: str) -> dict[str, dict[str, Any]]:
-    """Return the points of a grid in W&B's format, by a name that has the values that differ; one without a grid."""
-    if parameters is None:
-        return {"": {}}
-    lists: dict[str, list[Any]] = {}
-    for flag, about in _mapping(parameters, f"{key}.parameters").items():
+def parameter_values(parameters: Any, key: str) -> dict[str, list[Any]]:
+    """Return the values of each parameter of a grid in W&B's format.
+
+    Raises:
+        UsageError: for a parameter that is no list of values, as of a random search.
+    """
+    found: dict[str, list[Any]] = {}
+    for flag, about in ({} if parameters is None else _mapping(parameters, key)).items():
         if not isinstance(about, dict) or len(set(about) & {"value", "values"}) != 1 or len(about) > 1:
-            raise UsageError(
-                f"{key}.parameters.{flag}: give `value: X` or `values: [X, Y]`; other searches are no grid"
-            )
+            raise UsageError(f"{key}.{flag}: give `value: X` or `values: [X, Y]`; other searches are no grid")
         values = about["values"] if "values" in about else [about["value"]]
         if not isinstance(values, list) or not values:
-            raise UsageError(f"{key}.parameters.{flag}.values: {values} is not a list of values")
-        lists[str(flag)] = values
-    varying = [flag for flag, values in lists.items() if len(values) > 1]
+            raise UsageError(f"{key}.{flag}.values: {values} is not a list of values")
+        found[str(flag)] = values
+    return found
+
+
+def _grid(values: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    """Return the points of a grid, by a name that has the values that differ; one point without a grid."""
     points = {}
-    for values in itertools.product(*lists.values()):
-        point = dict(zip(lists, values, strict=True))
-        points["-".join(plain_name(str(point[flag])) for flag in varying)] = point
+    for chosen in itertools.product(*values.values()):
+        point = dict(zip(values, chosen, strict=True))
+        points["-".join(plain_name(str(point[flag])) for flag, of in values.items() if len(of) > 1)] = point
     return points
 
 
