@@ -22,7 +22,16 @@ from lm_trials.files import read_object, write_json
 from lm_trials.flags import option
 from lm_trials.trials.engine import Forecast, durations, log_end, log_of, run_jobs
 from lm_trials.trials.graph import Job, jobs_of
-from lm_trials.trials.run import PLAN, RunTrialArguments, again, distinct, opened, resources, trial_arguments
+from lm_trials.trials.run import (
+    PLAN,
+    RunTrialArguments,
+    again,
+    check_disk,
+    distinct,
+    opened,
+    resources,
+    trial_arguments,
+)
 from lm_trials.trials.screen import Screen, clock
 from lm_trials.trials.trial_file import Trial
 
@@ -139,9 +148,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     show_costs(jobs, seconds, workers)
     disk = num_bytes * len(trial.seeds)
     facts = {"disk": f"{disk / 1e9:.2f} GB of {free / 1e9:.0f} GB free", "next": f"lm-trials run {again(args)}"}
-    if disk > free:
-        facts["note"] = "the disk is too small; lower save_total_limit or give another --runs_dir"
     show_facts("costs", facts)
+    check_disk(runs, 1.0)
     return {"seconds": seconds, "bytes": disk, "jobs": len(jobs)}
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from lm_trials.trials.trial_file import Trial, read_trial
 
 PLAN = "plan.json"
 SLURM_THREADS = 4  # of a job, where the flags give no number
+LEAST_BYTES = 100e6  # of a trial that was not planned: some small models
 MOST_WORKERS = 8  # by default; each holds a model and its data
 
 
@@ -108,7 +110,18 @@ def resources(workers: int | None, threads: int | None) -> tuple[int, int, int]:
 
 def planned_seconds(runs: Path) -> dict[str, float]:
     """Return the seconds of each kind of job that `lm-trials plan` measured."""
-    return dict(read_object(runs / PLAN).get("seconds", {})) if (runs / PLAN).is_file() else {}
+    return dict(read_object(runs / PLAN)["seconds"]) if (runs / PLAN).is_file() else {}
+
+
+def check_disk(runs: Path, share: float) -> None:
+    """Refuse a disk that is too small for the share of a planned trial that is not run yet (UsageError)."""
+    planned = read_object(runs / PLAN)["bytes"] if (runs / PLAN).is_file() else LEAST_BYTES
+    place = next(folder for folder in (runs.resolve(), *runs.resolve().parents) if folder.is_dir())
+    if (free := shutil.disk_usage(place).free) < planned * share:
+        raise UsageError(
+            f"--runs_dir {runs.parent}: {free / 1e9:.2f} GB are free and the runs need about {planned * share / 1e9:.2f} "
+            "GB; make room, lower save_total_limit, or give a folder on another disk"
+        )
 
 
 def distinct(jobs: list[Job], trial: Trial) -> list[Job]:
@@ -126,6 +139,7 @@ def main(argv: list[str] | None = None) -> list[Job]:
     jobs = jobs_of(trial, runs)
     todo = open_jobs(jobs)
     if todo:
+        check_disk(runs, len(todo) / len(jobs))
         from lm_trials.trials.local import LocalExecutor
 
         workers, threads, gpus = resources(args.workers, args.threads)

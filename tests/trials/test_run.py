@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from trials.trial_texts import TRIAL, changed, write_trial
 
 from lm_trials.trials import plan, run, status
+from lm_trials.trials.local import LocalExecutor
 
 SHAPE = "hidden_size=16,intermediate_size=32"
 TINY = {
@@ -156,6 +158,20 @@ def test_what_cannot_be_run_is_one_line(words, line, capsys):
     assert stop.value.code == 2
     assert line in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("planned", "free", "refused"), [(None, 1e6, True), (None, 1e9, False), (5e9, 1e9, True)])
+def test_a_disk_that_is_too_small_is_one_line_before_the_first_run(planned, free, refused, capsys, monkeypatch):
+    write_trial(Path("decay.yaml"))
+    if planned:
+        Path("runs/decay").mkdir(parents=True)
+        Path("runs/decay/plan.json").write_text(json.dumps({"bytes": planned, "seconds": {}}))
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    monkeypatch.setattr(LocalExecutor, "__init__", lambda *_: (_ for _ in ()).throw(SystemExit(99)))
+    with pytest.raises(SystemExit) as stop:
+        run.main(["decay.yaml"])
+    assert (stop.value.code == 2) is refused
+    assert ("GB are free and the runs need about" in capsys.readouterr().err) is refused
 
 
 def test_other_runs_of_a_registered_trial_are_refused_and_other_tests_are_not():
