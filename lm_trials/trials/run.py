@@ -119,8 +119,8 @@ def check_disk(runs: Path, share: float) -> None:
     place = next(folder for folder in (runs.resolve(), *runs.resolve().parents) if folder.is_dir())
     if (free := shutil.disk_usage(place).free) < planned * share:
         raise UsageError(
-            f"--runs_dir {runs.parent}: {free / 1e9:.2f} GB are free and the runs need about {planned * share / 1e9:.2f} "
-            "GB; make room, lower save_total_limit, or give a folder on another disk"
+            f"--runs_dir {runs.parent}: {free / 1e9:.2f} GB are free and the runs need about "
+            f"{planned * share / 1e9:.2f} GB; make room, lower save_total_limit, or give a folder on another disk"
         )
 
 
