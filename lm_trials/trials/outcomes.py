@@ -18,6 +18,7 @@ import numpy as np
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, bootstrap_mean, scale_of, t_interval
 from lm_trials.files import read_object
+from lm_trials.trials.effects import learning_curve, worth_tokens
 from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories
 from lm_trials.trials.graph import run_folder
 from lm_trials.trials.measurements import read_measurement
@@ -151,16 +152,23 @@ def _losses(
     if len({each.unit for each in shared}) > 1:
         shared = [join_stories(everyone, place, file, in_bits=True) for place in places]
     values_R = np.mean([each.losses_RN.sum(axis=1) / each.sizes_N.sum() for each in shared], axis=0)
+    values_AS = values_R.reshape(len(of_arms), len(seeds))
+    notes = [f"{each.dataset}: {note}" for each in shared for note in each.notes]
+    if "worth" in outcome and contrast.second is not None:
+        curves = [learning_curve(run, str(outcome["worth"])) for run in of_arms[1]]
+        worth = worth_tokens(values_AS[1], values_AS[0], curves)
+        at_least = ", at least" if worth.bound else ""
+        notes.append(f"{contrast.first[1]} is worth{at_least} {worth.difference} of {contrast.second[1]}")
     return Outcome(
         contrast,
         seeds,
         of_arms,
-        values_R.reshape(len(of_arms), len(seeds)),
+        values_AS,
         shared[0].unit,
         _story_differences(shared, len(seeds)),
         shared[0].unit,
         of_stories=True,
-        notes=tuple(dict.fromkeys(f"{each.dataset}: {note}" for each in shared for note in each.notes)),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 

@@ -555,7 +555,7 @@ def _outcome_name(outcome: Mapping[str, Any]) -> str:
 
 
 OUTCOME_KEYS = {
-    "loss": ("dataset", "unit", "sentences_with"),
+    "loss": ("dataset", "unit", "sentences_with", "worth"),
     "table": ("table", "where"),
     "updates_to_threshold": ("metric", "threshold", "horizon"),
 }

@@ -10,6 +10,7 @@ from fake_trials import STORIES, TRIAL, learning_curve, story_losses
 from scipy import stats
 
 from lm_trials.console import UsageError
+from lm_trials.trials import effects
 from lm_trials.trials.outcomes import TrialRuns, logged, read_outcome
 from lm_trials.trials.trial_file import read_trial
 from lm_trials.trials.two_way import two_way_difference
@@ -212,3 +213,18 @@ def test_the_reference_may_log_the_metric_under_another_name(outcome):
     trial = read_trial(Path("trials/t.yaml"))
     with pytest.raises(UsageError, match=r"pretrain-seen-s0 logged no eval_recovery_loss; .*eval_loss"):
         read_outcome(trial.contrasts[1], TrialRuns(Path("runs/t")), trial.seeds)
+
+
+def test_a_difference_of_losses_is_said_as_training_tokens_of_the_second_arm(outcome):
+    asked = {"measure": "loss", "dataset": "recovery", "worth": "eval_recovery_loss"}
+    found = outcome(change={"outcome": asked})
+    curves = [effects.learning_curve(run, "eval_recovery_loss") for run in found.runs[1]]
+    worth = effects.worth_tokens(found.values_AS[1], found.values_AS[0], curves)
+    assert worth.difference.estimate < 0  # `never` has the higher loss, which `seen` had with fewer tokens
+    assert found.notes == (f"never is worth {worth.difference} of seen",)
+    runs = TrialRuns(Path("runs/t"))
+    without = replace(found.contrast, outcome={"measure": "loss", "dataset": "recovery"})
+    assert read_outcome(without, runs, SEEDS).notes == ()
+    other = replace(found.contrast, outcome={**asked, "worth": "eval_nothing"})
+    with pytest.raises(UsageError, match="0 evaluations of eval_nothing during its training are no learning curve"):
+        read_outcome(other, runs, SEEDS)
