@@ -302,7 +302,7 @@ def filled(argv: Sequence[str]) -> list[str]:
     ['--seed=1', '--output_dir=runs/sets-a-s1', '--dataset_name', 'sets/a']
     """
     given: dict[str, str] = {}
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             given[_plain(name[2:])] = value if equals else following

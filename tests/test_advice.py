@@ -34,6 +34,9 @@ FLAGS_OF = {("order",): ("train",), ("cache", "recipe"): ("cache", "fetch"), ("c
 FLAGS_OF |= {("report",): ("compare",), ("reproduce",): ("compare",)}
 # Texts with flags that are not the command's own: (function, flag), and why.
 EXCEPTIONS = {
+    ("lm_trials.trials.effects.learning_curve", "--eval_strategy"): "of the training that the trial file has",
+    ("lm_trials.trials.effects.learning_curve", "--dense_eval_steps"): "of the training that the trial file has",
+    ("lm_trials.trials.trial_file._swept_program", "--flag"): "any flag, in a sweep file",
     ("lm_trials.trials.trial_file._check_outcome", "--dataset_name"): "of evaluate, in a trial file",
     ("lm_trials.training.launch.check_launch", "--config_file"): "of accelerate launch",
     ("lm_trials.training.launch.check_launch", "--cpu"): "of accelerate launch",
