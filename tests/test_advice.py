@@ -36,6 +36,7 @@ FLAGS_OF |= {("report",): ("compare",), ("reproduce",): ("compare",)}
 EXCEPTIONS = {
     ("lm_trials.trials.effects.learning_curve", "--eval_strategy"): "of the training that the trial file has",
     ("lm_trials.trials.effects.learning_curve", "--dense_eval_steps"): "of the training that the trial file has",
+    ("lm_trials.trials.slurm.SlurmArguments", "--executor"): "of run, which reproduce runs",
     ("lm_trials.trials.trial_file._swept_program", "--flag"): "any flag, in a sweep file",
     ("lm_trials.trials.trial_file._check_outcome", "--dataset_name"): "of evaluate, in a trial file",
     ("lm_trials.training.launch.check_launch", "--config_file"): "of accelerate launch",
