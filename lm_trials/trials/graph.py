@@ -96,9 +96,7 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
                     parent = run_folder(runs, stage.after, stage.parents[arm], seed)
                     own["model_name_or_path"], after = str(parent), (parent.name,)
                 words = (stage.program, *flag_words({**flags, **own}))
-                jobs.append(
-                    Job(folder.name, words, after, f"{stage.name} {flags.get('max_steps', '')}".strip(), folder)
-                )
+                jobs.append(Job(folder.name, words, after, stage.name, folder))
         for number, measure in enumerate(trial.measures):
             for stage_name, arm in measure.arms:
                 folder = run_folder(runs, stage_name, arm, seed)

@@ -80,8 +80,7 @@ def seconds_of(trial: Trial, runs: Path, flags: Iterable[Mapping[str, Any]]) -> 
         of = next(trained)
         steps = int(of["max_steps"])
         total = took[job.name] - training + training / REHEARSED * steps + evaluation * evaluations(of, steps)
-        for kind in (job.kind.replace(f" {REHEARSED}", f" {steps}"), job.kind.removesuffix(f" {REHEARSED}")):
-            found[kind] = max(total, found.get(kind, 0.0))
+        found[job.kind] = max(total, found.get(job.kind, 0.0))
         model = sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
         num_bytes += sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
         num_bytes += STATE * model * checkpoints(of, steps)
