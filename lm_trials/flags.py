@@ -242,6 +242,7 @@ def parse_arguments(
     full: Callable[[], type] | None = None,
     prog: str | None = None,
     check: Callable[..., Any] | None = None,
+    first: str | None = None,
 ) -> tuple[Any, ...]:
     """Parse `argv` (default: the command line) into one object for each dataclass.
 
@@ -251,6 +252,7 @@ def parse_arguments(
         common: a torch-free dataclass that documents the most used flags of the class that `full` loads.
         full: loads the class with all further flags, for example a subclass of `TrainingArguments`.
         check: checks of the own flags that `option` cannot declare; called with their objects before `full`.
+        first: the flag that words before any flag belong to.
 
     Raises:
         UsageError: for an unknown flag or key, a wrong value, or a config file that cannot be read.
@@ -258,6 +260,8 @@ def parse_arguments(
         ParsedError: within `parsing_only`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if first and argv and not argv[0].startswith("-"):
+        argv = [f"--{first}", *argv]
     parser = _parser(own, description, prog)
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete

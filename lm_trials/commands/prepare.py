@@ -337,9 +337,9 @@ def command_arguments(name: str, rest: list[str]) -> Any:
     if name not in COMMANDS:
         raise UsageError(f"{name} is not a command; {did_you_mean(name, COMMANDS)}")
     arguments, _ = COMMANDS[name]
-    if name == "describe" and rest and not rest[0].startswith("-"):
-        rest = ["--dataset_name", *rest]
-    (args,) = parse_arguments(rest, (arguments,), arguments.__doc__ or "", prog=f"lm-trials prepare {name}")
+    first = "dataset_name" if name == "describe" else None
+    prog = f"lm-trials prepare {name}"
+    (args,) = parse_arguments(rest, (arguments,), arguments.__doc__ or "", prog=prog, first=first)
     return args
 
 

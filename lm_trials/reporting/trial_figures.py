@@ -71,7 +71,7 @@ def _forest(axes: Axes, rows: Sequence[Row], values: Sequence[Row], unit: str) -
         axes.fill_betweenx(
             [top, bottom], above if math.isfinite(above) else left, below if math.isfinite(below) else right,
             color=CONTROL_COLORS[1] if control else CLAIM, alpha=0.25, linewidth=0,
-            label="would speak against the trial" if control else "claimed",
+            label="would invalidate the trial" if control else "claimed",
         )  # fmt: skip
         if not math.isnan(lower):
             axes.plot([max(lower, left), min(upper, right)], [place, place], color=color, linewidth=2)

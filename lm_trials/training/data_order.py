@@ -8,7 +8,6 @@ The order follows from `run.json` and the data; changed data is refused.
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from itertools import compress
@@ -206,18 +205,10 @@ def open_order(folder: Path, data_cache_dir: str | None = None) -> DataOrder:
     return kind(folder, data_cache_dir)
 
 
-def order_arguments(argv: list[str]) -> OrderArguments:
-    """Parse the flags; the run's folder may come first without its flag."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--run", *argv]
-    (args,) = parse_arguments(argv, (OrderArguments,), __doc__ or "", prog="lm-trials order")
-    return args
-
-
 @script
 def main(argv: list[str] | None = None) -> list[ReadDocument]:
     """Show the records of an update; returns their parts."""
-    args = order_arguments(list(sys.argv[1:] if argv is None else argv))
+    (args,) = parse_arguments(argv, (OrderArguments,), __doc__ or "", prog="lm-trials order", first="run")
     order = open_order(Path(args.run), args.data_cache_dir)
     parts = order.parts_of(args.step)
     passes = " and ".join(map(str, sorted({part.pass_index + 1 for part in parts})))

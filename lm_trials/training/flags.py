@@ -51,7 +51,7 @@ class DataArguments(DataReading):
     max_train_tokens: int | None = option(None, least=1, help="Tokens to train on, instead of --max_steps.")
     max_eval_samples: int | None = option(500, least=1, help="Most stories of each split to evaluate; None: all.")
     sentences_with: list[str] = option(
-        [], one_of=FEATURES, distinct=True, help="Also evaluate the sentences that show these features, as Twist."
+        [], one_of=FEATURES, distinct=True, help="Also evaluate the sentences that show these features, such as Twist."
     )
     dense_eval_steps: int = option(0, least=0, help="Number of first updates with ten times as many evaluations.")
     dense_eval_spacing: Literal["linear", "geometric"] = option(

@@ -19,7 +19,6 @@ averaged.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,11 +124,9 @@ class Comparison:
         }
 
 
-def compare_arguments(argv: list[str]) -> CompareArguments:
+def compare_arguments(argv: list[str] | None) -> CompareArguments:
     """Parse the flags; runs may be given first, without `--runs`."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--runs", *argv]
-    (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="lm-trials compare")
+    (args,) = parse_arguments(argv, (CompareArguments,), __doc__ or "", prog="lm-trials compare", first="runs")
     return args
 
 
@@ -187,7 +184,7 @@ def write_comparison(folder: Path, comparison: Comparison, title: str | None = N
 @script
 def main(argv: list[str] | None = None) -> Comparison:
     """Compare runs, show and write the results; returns the comparison."""
-    args = compare_arguments(list(sys.argv[1:] if argv is None else argv))
+    args = compare_arguments(argv)
     folder = Path(args.output)
     comparison = compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where)
     show_arms(comparison.arms, comparison.variables, comparison.names, comparison.logistics)

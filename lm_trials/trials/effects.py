@@ -1,4 +1,4 @@
-"""Sizes of effects: equivalence within a margin, and a difference of losses as a number of training tokens.
+"""The size of an effect: a difference of losses as a number of training tokens.
 
 Shape suffixes: E = evaluations of a run, S = root seeds.
 """
@@ -14,63 +14,12 @@ import numpy as np
 
 from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate
-from lm_trials.files import read_object
-from lm_trials.trials.runs import STATE_FILE, Run
+from lm_trials.trials.runs import Run
 from lm_trials.trials.thresholds import BoundedDifference, bounded_mean
 
 UNIT = "% more training tokens"
 NEAR, FURTHEST = 1.1, 2.0  # times a run's tokens: continued to the first as good as measured, beyond the second never
 FITTED = 4.0  # the slope is fitted to the evaluations after the first fourth of the tokens
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """Two one-sided tests (TOST, Schuirmann 1987) of a difference against a margin.
-
-    Attributes:
-        interval: the difference with its 90 % interval, which lies within the margin if `p` is below 0.05.
-        p_lower: of the difference not being above -margin: the test of "not lower by the margin or more".
-        p_upper: of the difference not being below +margin: non-inferiority, where less is better.
-    """
-
-    interval: Estimate
-    margin: float
-    p_lower: float
-    p_upper: float
-
-    @property
-    def p(self) -> float:
-        """The larger p value: of the difference not being within the margin."""
-        return max(self.p_lower, self.p_upper)
-
-
-def equivalence(difference: Estimate, freedom: float, margin: float) -> Equivalence:
-    """Test whether a difference is within a margin on both sides.
-
-    Args:
-        difference: with its 95 % t interval, from which the standard error is taken; NaN limits give NaN.
-        freedom: degrees of freedom of that interval; over S root seeds, S - 1.
-        margin: above 0, in the difference's unit, chosen before the runs.
-
-    Raises:
-        ValueError: for a margin that is not above 0.
-
-    >>> from lm_trials.estimates import mean_over_seeds
-    >>> over_seeds = mean_over_seeds([0.01, -0.01, 0.02, 0.0], n=500, unit="nats per token")
-    >>> found = equivalence(over_seeds, freedom=3, margin=0.03)
-    >>> str(found.interval), round(found.p, 3)
-    ('0.005 [-0.010, 0.020] nats per token (n=500)', 0.015)
-    """
-    from scipy import special  # takes a while to import
-
-    if not margin > 0:
-        raise ValueError(f"margin {margin} must be above 0")
-    error = (difference.upper - difference.lower) / (2 * float(special.stdtrit(freedom, 0.975)))
-    half = float(special.stdtrit(freedom, 0.95)) * error
-    mean = difference.estimate
-    interval = Estimate(mean, mean - half, mean + half, difference.n, difference.unit)
-    p_lower, p_upper = (float(special.stdtr(freedom, -(margin + side * mean) / error)) for side in (1, -1))
-    return Equivalence(interval, margin, p_lower, p_upper)
 
 
 @dataclass(frozen=True)
@@ -90,16 +39,14 @@ def learning_curve(run: Run, metric: str = "eval_loss") -> LearningCurve:
     Raises:
         UsageError: for a run with fewer than three evaluations after update 0.
     """
-    rows = read_object(run.folder / STATE_FILE).get("log_history", [])
-    losses = {row["step"]: row[metric] for row in rows if row.get(metric) is not None and row.get("step")}
+    losses = {step: loss for step, loss in run.logged(metric) if step}
     if len(losses) < 3:
         raise UsageError(
             f"{run.name}: {len(losses)} evaluations of {metric} during its training are no learning curve; train with "
             "--eval_strategy steps, or --dense_eval_steps"
         )
-    steps_E = np.array(sorted(losses), dtype=np.float64)
     per_update = run.num_tokens / run.outcome["max_steps"]
-    return LearningCurve(steps_E * per_update, np.array([losses[step] for step in sorted(losses)]))
+    return LearningCurve(np.array(list(losses)) * per_update, np.array(list(losses.values())))
 
 
 def worth_tokens(

@@ -1,7 +1,7 @@
-"""The engine: runs what is not finished of a trial, several jobs at a time, and takes up what was stopped.
+"""The engine: runs the unfinished jobs of a trial, several at a time, and resumes those that were stopped.
 
-It keeps no state: a job is finished when its folder says so (`graph.Job.finished`), and is being run while its lock is
-held.  Killing the engine or a job at any instant loses time alone, and two engines on one trial share its jobs.
+It keeps no state: whether a job is finished is read from its folder (`graph.Job.finished`), and a job that runs holds a
+lock.  The engine and its jobs can be killed at any instant, and two engines on one trial share its jobs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,9 +122,8 @@ def run_jobs(
             if not running and len(blocked) == len(waiting):
                 return list(failed.values()), blocked
             now = time.monotonic()
-            watcher.show(
-                {name: now - start for name, (_, _, start) in running.items()}, _open(waiting, running, blocked)
-            )
+            still_open = [job for job, _, _ in running.values()] + [j for j in waiting.values() if j not in blocked]
+            watcher.show({name: now - start for name, (_, _, start) in running.items()}, still_open)
             time.sleep(PAUSE)
     finally:
         for _, handle, _ in running.values():
@@ -140,13 +139,6 @@ def _blocked(waiting: Mapping[str, Job], failed: Mapping[str, Job]) -> list[Job]
             gone.add(name)
             blocked.append(job)
     return blocked
-
-
-def _open(
-    waiting: Mapping[str, Job], running: Mapping[str, tuple[Job, Handle, float]], blocked: list[Job]
-) -> list[Job]:
-    dropped = {job.name for job in blocked}
-    return [job for job, _, _ in running.values()] + [job for name, job in waiting.items() if name not in dropped]
 
 
 def perform(job: Job, runs: Path) -> None:
@@ -201,26 +193,29 @@ def _note_attempt(runs: Path, about: Mapping[str, Any]) -> None:
 
 
 def durations(runs: Path) -> dict[str, float]:
-    """Return the seconds that each job took when it succeeded, from the file of attempts."""
-    starts: dict[tuple[str, str, int], float] = {}
-    found = {}
-    for line in read_attempts(runs):
-        key = line["job"], line["host"], line["process"]
-        if line["event"] == "start":
-            starts[key] = line["time"]
-        elif key in starts and line.get("status") in (0, None):
-            found[line["job"]] = line["time"] - starts.pop(key)
-    return found
+    """Return the seconds that each job took when it succeeded."""
+    return {each["job"]: each["seconds"] for each in read_attempts(runs) if each.get("status", 1) in (0, None)}
 
 
 def read_attempts(runs: Path) -> list[dict[str, Any]]:
-    """Return the lines of the file of attempts; a line cut short by a full disk is left out."""
-    lines = []
+    """Return the attempts at a trial's jobs, in the order of their starts; with `seconds` and `status` if they ended.
+
+    A line cut short by a full disk is left out.
+    """
+    attempts: list[dict[str, Any]] = []
+    running: dict[tuple[Any, ...], dict[str, Any]] = {}
     with suppress(FileNotFoundError):
-        for line in (runs / ATTEMPTS).read_text(encoding="utf-8").splitlines():
+        for text in (runs / ATTEMPTS).read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
-                lines.append(json.loads(line))
-    return lines
+                line = json.loads(text)
+                key = tuple(line.get(name) for name in ("job", "host", "process"))
+                if line["event"] == "start":
+                    attempts.append(line)
+                    running[key] = line
+                elif key in running:
+                    start = running.pop(key)
+                    start |= {"seconds": line["time"] - start["time"], "status": line.get("status")}
+    return attempts
 
 
 class Forecast:
@@ -282,14 +277,10 @@ def log_end(log: Path, lines: int = 3) -> list[str]:
     return [line for line in kept if line.strip() and not re.search(r"\d+%\|", line)][-lines:]
 
 
-def redirected(log: Path) -> Callable[[], None]:
-    """Return a function that sends this process's output to the end of a file."""
-
-    def redirect() -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file, Path(os.devnull).open("rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-
-    return redirect
+def redirect_output(log: Path) -> None:
+    """Send this process's output to the end of a file, and give it no input."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file, Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

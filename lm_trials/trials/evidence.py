@@ -1,4 +1,4 @@
-"""What stands beside a trial's numbers: deviations from the registration, what its arms differ in, and the cost."""
+"""Context of a trial's numbers: deviations from the registration, the differences between its arms, and the cost."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_trials.files import read_object
 from lm_trials.trials.differences import find_variables, same_passes
 from lm_trials.trials.engine import read_attempts
-from lm_trials.trials.outcomes import Arm, TrialRuns
+from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.registration import deviations
-from lm_trials.trials.runs import STATE_FILE, Run
+from lm_trials.trials.runs import RUN_FILE, Run
 from lm_trials.trials.trial_file import Contrast, Trial
 
 # Of the whole trial, reported once: not of a pair of arms.
@@ -57,7 +56,7 @@ class Cost:
         return text + (f"; {self.killed} attempts were killed and are not counted" if self.killed else "")
 
 
-def lineage(trial: Trial, arm: Arm) -> dict[str, str]:
+def lineage(trial: Trial, arm: ArmName) -> dict[str, str]:
     """Return the arms that an arm descends from, by stage, itself included, from the first stage on."""
     stage = trial.stages[arm[0]]
     earlier = lineage(trial, (stage.after, stage.parents[arm[1]])) if stage.after is not None else {}
@@ -68,16 +67,16 @@ def all_runs(trial: Trial, runs: TrialRuns) -> dict[tuple[str, str], list[Run]]:
     """Return the runs of each arm, without those that are not there."""
     return {
         (name, arm): [
-            runs.run((name, arm), seed)
-            for seed in trial.seeds
-            if (runs.place((name, arm), seed) / "run.json").is_file()
+            runs.run((name, arm), seed) for seed in trial.seeds if (runs.place((name, arm), seed) / RUN_FILE).is_file()
         ]
         for name, stage in trial.stages.items()
         for arm in stage.arms
     }
 
 
-def stage_differences(trial: Trial, contrast: Contrast, of_arms: Mapping[Arm, Sequence[Run]]) -> list[StageDifference]:
+def stage_differences(
+    trial: Trial, contrast: Contrast, of_arms: Mapping[ArmName, Sequence[Run]]
+) -> list[StageDifference]:
     """Return what the lineages of a contrast's arms differ in, stage by stage, by the runs of the first root seed."""
     if contrast.second is None:
         return []
@@ -109,7 +108,7 @@ def stage_differences(trial: Trial, contrast: Contrast, of_arms: Mapping[Arm, Se
 
 
 def all_deviations(
-    trial: Trial, registration: Mapping[str, Any] | None, of_arms: Mapping[Arm, Sequence[Run]]
+    trial: Trial, registration: Mapping[str, Any] | None, of_arms: Mapping[ArmName, Sequence[Run]]
 ) -> list[str]:
     """Return a line for each change of the file since its registration, and runs that differ in more than stated."""
     if registration is None:
@@ -138,20 +137,7 @@ def all_deviations(
 
 def cost(runs: Path, everyone: Sequence[Run]) -> Cost:
     """Return what the attempts under a trial's folder took."""
-    starts: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    cores = gpus = 0.0
-    for line in read_attempts(runs):
-        key = (line["job"], line.get("host"), line.get("process"))
-        if line["event"] == "start":
-            starts[key] = line
-        elif key in starts:
-            hours = (line["time"] - starts.pop(key)["time"]) / 3600
-            cores, gpus = cores + hours * line["cpus"], gpus + hours * line["gpus"]
-    return Cost(cores, gpus, sum(map(training_seconds, everyone)) / 3600, len(starts))
-
-
-def training_seconds(run: Run) -> float:
-    """Return how long a run trained, as far as its log knows: a resumed training logs its last part."""
-    state = run.folder / STATE_FILE
-    log = read_object(state).get("log_history", []) if state.is_file() else []
-    return max((float(row["train_runtime"]) for row in log if "train_runtime" in row), default=0.0)
+    tried = read_attempts(runs)
+    ended = [attempt for attempt in tried if "seconds" in attempt]
+    cores, gpus = (sum(each["seconds"] * each[what] for each in ended) / 3600 for what in ("cpus", "gpus"))
+    return Cost(cores, gpus, sum(run.training_seconds for run in everyone) / 3600, len(tried) - len(ended))

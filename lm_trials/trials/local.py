@@ -19,7 +19,7 @@ from typing import Any
 
 from lm_trials.cli import command_of
 from lm_trials.console import UsageError
-from lm_trials.trials.engine import Handle, log_of, perform, redirected
+from lm_trials.trials.engine import Handle, log_of, perform, redirect_output
 from lm_trials.trials.graph import Job
 
 PATIENCE = 10.0  # seconds for a process to end before it is killed
@@ -111,7 +111,7 @@ class LocalHandle:
 def work(job: Job, runs: Path, more: Mapping[str, str]) -> None:
     """Be the process of one job, with more environment variables."""
     os.environ.update(more)
-    redirected(log_of(runs, job))()
+    redirect_output(log_of(runs, job))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         perform(job, runs)
@@ -121,7 +121,7 @@ def work(job: Job, runs: Path, more: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that ended: it would train on unseen."""
+    """End this process when the one that started it has ended, however that ended; else it would continue to train."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

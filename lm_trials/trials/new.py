@@ -5,7 +5,6 @@ lm-trials new trials/my_claim.yaml
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +25,7 @@ class NewArguments:
 @script
 def main(argv: list[str] | None = None) -> Path:
     """Write the example under another name; returns its path."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
-        words = ["--output", *words]
-    (args,) = parse_arguments(words, (NewArguments,), __doc__ or "", prog="lm-trials new")
+    (args,) = parse_arguments(argv, (NewArguments,), __doc__ or "", prog="lm-trials new", first="output")
     path = Path(args.output)
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--output {path} is not the name of a YAML file; end it with .yaml")

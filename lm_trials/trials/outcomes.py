@@ -17,19 +17,18 @@ import numpy as np
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, bootstrap_mean, scale_of, t_interval
-from lm_trials.files import read_object
 from lm_trials.trials.effects import learning_curve, worth_tokens
 from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories
 from lm_trials.trials.graph import run_folder
 from lm_trials.trials.measurements import read_measurement
-from lm_trials.trials.paired import TestedDifference
-from lm_trials.trials.runs import STATE_FILE, Run, read_run
+from lm_trials.trials.paired import SAME, TestedDifference
+from lm_trials.trials.runs import Run, read_run
 from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_to_threshold
 from lm_trials.trials.trial_file import Contrast
-from lm_trials.trials.two_way import SAME, two_way_difference
+from lm_trials.trials.two_way import two_way_difference
 
 SPLITS = ("train", "validation", "test")
-Arm = tuple[str, str]
+ArmName = tuple[str, str]
 
 
 @dataclass
@@ -39,11 +38,11 @@ class TrialRuns:
     folder: Path
     _read: dict[Path, Run] = field(default_factory=dict)
 
-    def place(self, arm: Arm, seed: int) -> Path:
+    def place(self, arm: ArmName, seed: int) -> Path:
         """Return the folder of the run of an arm, (stage, arm), with a root seed."""
         return run_folder(self.folder, *arm, seed)
 
-    def run(self, arm: Arm, seed: int) -> Run:
+    def run(self, arm: ArmName, seed: int) -> Run:
         """Return the run of an arm with a root seed; a UsageError where there is none."""
         place = self.place(arm, seed)
         if place not in self._read:
@@ -230,29 +229,15 @@ def _time(contrast: Contrast, runs: TrialRuns, run: Run, seed: int) -> Threshold
     metric, threshold = str(contrast.outcome["metric"]), contrast.outcome["threshold"]
     if isinstance(threshold, Mapping):
         (reference, start) = (runs.run(tuple(threshold[key]), seed) for key in ("reference", "from"))
-        step, first = logged(start, metric)[0]
+        step, first = start.logged(metric)[0]
         if step != 0:
             where = f"stages.{threshold['from'][0]}"
             raise UsageError(f"{start.name} logged no {metric} at update 0; add `eval_on_start: True` to {where}")
-        level = logged(reference, str(threshold.get("reference_metric", metric)))[-1][1]
+        level = reference.logged(str(threshold.get("reference_metric", metric)))[-1][1]
         threshold = level + float(threshold["share"]) * (first - level)
-    steps, values = zip(*logged(run, metric), strict=True)
+    steps, values = zip(*run.logged(metric), strict=True)
     horizon = contrast.outcome.get("horizon") or run.outcome["max_steps"]
     return time_to_threshold(steps, values, float(threshold), float(horizon))
-
-
-def logged(run: Run, metric: str) -> list[tuple[int, float]]:
-    """Return the (update, value) pairs of a metric that a training logged, in the order of updates.
-
-    Raises:
-        UsageError: where it was not logged.
-    """
-    log = read_object(run.folder / STATE_FILE).get("log_history", [])
-    found = {int(row["step"]): float(row[metric]) for row in log if metric in row}
-    if not found:
-        known = {name for row in log for name in row if name.startswith("eval_") and name.endswith("_loss")}
-        raise UsageError(f"{run.name} logged no {metric}; {did_you_mean(metric, known)} (stage's eval_datasets)")
-    return sorted(found.items())
 
 
 def _numbers(

@@ -1,10 +1,11 @@
-"""Plan a trial: its graph of runs, and what it will cost in minutes and disk.
+"""Plan a trial: its graph of runs, and their expected time and disk space.
 
     lm-trials plan trials/deletion_recovery.yaml
 
-Prepares the data, then rehearses: the runs of one root seed, which the file does not
-have, with a few updates each, and every measurement of them.  A mistake in the file so shows within minutes, and the
-times of the whole trial follow from those of the rehearsal.  Its runs are removed.
+Prepares the data, then rehearses the trial with one root seed that is not in the file:
+each run with 20 updates, and every measurement.  Mistakes in the file show within
+minutes, and the expected times are computed from those of the rehearsal.  The runs of
+the rehearsal are removed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from lm_trials.trials.run import (
     resources,
     trial_arguments,
 )
+from lm_trials.trials.runs import log_history
 from lm_trials.trials.screen import Screen, clock
 from lm_trials.trials.trial_file import Trial
 
@@ -43,25 +45,21 @@ STATE = 3  # times the weights: AdamW's two moments, and the weights themselves
 class PlanArguments(RunTrialArguments):
     """How the trial is rehearsed."""
 
-    rehearse: bool = option(True, help="Measure the times; without, only the graph is shown.")
+    rehearse: bool = option(True, help="Measure the times in a rehearsal; False: only show the graph.")
 
 
 def rehearsed(trial: Trial) -> Trial:
     """Return the trial with few updates and one seed, not a registered one: its results would be seen."""
-    few = {"max_steps": REHEARSED, "eval_strategy": "no", "dense_eval_steps": 0, "save_strategy": "no"}
-    stages = {
-        name: replace(stage, flags={arm: {**flags, **_known(stage.program, few)} for arm, flags in stage.flags.items()})
-        for name, stage in trial.stages.items()
-    }
+    few: dict[str, Any] = {"max_steps": REHEARSED, "eval_strategy": "no", "save_strategy": "no"}
+    stages = {}
+    for name, stage in trial.stages.items():
+        own = few | ({"dense_eval_steps": 0} if stage.program == "train" else {})
+        stages[name] = replace(stage, flags={arm: {**flags, **own} for arm, flags in stage.flags.items()})
     return replace(trial, seeds=(max(trial.seeds) + 1,), stages=stages)
 
 
-def _known(program: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if program == "train" or name != "dense_eval_steps"}
-
-
 def seconds_of(trial: Trial, runs: Path, flags: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], int]:
-    """Return the expected seconds of each kind of job, and bytes of one seed, from a rehearsal in `runs`.
+    """Return the expected seconds of each kind of job, and the bytes of one seed, from a rehearsal in `runs`.
 
     Args:
         flags: the parsed flags of each training of one seed of the whole trial, in the order of its jobs.
@@ -73,8 +71,7 @@ def seconds_of(trial: Trial, runs: Path, flags: Iterable[Mapping[str, Any]]) -> 
             found[job.kind] = max(took.get(job.name, 0.0), found.get(job.kind, 0.0))
             continue
         assert job.folder is not None
-        log = read_object(job.folder / "trainer_state.json")["log_history"]
-        training = sum(line.get("train_runtime", 0.0) for line in log)
+        training = sum(line.get("train_runtime", 0.0) for line in log_history(job.folder))
         metrics = read_object(job.folder / "all_results.json")
         evaluation = sum(metrics[name] for name in metrics if name.startswith("eval") and name.endswith("_runtime"))
         of = next(trained)
@@ -143,9 +140,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     seconds, num_bytes = seconds_of(trial, place, parsed.values())
     free = shutil.disk_usage(place).free
     shutil.rmtree(place)
-    write_json(runs / PLAN, {"seconds": seconds, "bytes": num_bytes * len(trial.seeds), "workers": workers})
-    show_costs(jobs, seconds, workers)
     disk = num_bytes * len(trial.seeds)
+    write_json(runs / PLAN, {"seconds": seconds, "bytes": disk})
+    show_costs(jobs, seconds, workers)
     facts = {"disk": f"{disk / 1e9:.2f} GB of {free / 1e9:.0f} GB free", "next": f"lm-trials run {again(args)}"}
     show_facts("costs", facts)
     check_disk(runs, 1.0)

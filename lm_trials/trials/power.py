@@ -12,7 +12,6 @@ uncertain, and so is the number of seeds: both have an interval.
 from __future__ import annotations
 
 import math
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import UsageError, script, show_facts, show_table
-from lm_trials.files import read_object, write_csv, write_file
+from lm_trials.files import write_csv, write_file
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.compare import Comparison, compare_runs
 from lm_trials.trials.results import DatasetResult
-from lm_trials.trials.runs import STATE_FILE, Arm
+from lm_trials.trials.runs import Arm
+from lm_trials.trials.screen import clock
 
 MOST_SEEDS = 100_000
 SHOWN_SEEDS = (3, 5, 8, 12, 20)
@@ -172,27 +172,11 @@ def _by_root(result: DatasetResult, arm: Arm) -> dict[Any, float]:
 
 def _seconds(arms: Sequence[Arm]) -> float | None:
     """Return the training time of one run of each arm: the longest recorded, as a resumed run records its last part."""
-    longest = [max(map(_training_seconds, (run.folder for run in arm.runs))) for arm in arms]
+    longest = [max(run.training_seconds for run in arm.runs) for arm in arms]
     return sum(longest) if all(longest) else None
 
 
-def _training_seconds(folder: Path) -> float:
-    state = read_object(folder / STATE_FILE) if (folder / STATE_FILE).is_file() else {}
-    return max((row.get("train_runtime", 0.0) for row in state.get("log_history", [])), default=0.0)
-
-
-def time_text(seconds: float | None) -> str:
-    """Return a duration as text.
-
-    >>> time_text(90.0), time_text(10_000.0), time_text(None)
-    ('2 min', '2.8 h', 'unknown')
-    """
-    if seconds is None:
-        return "unknown"
-    return f"{math.ceil(seconds / 60):,} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-def power_arguments(argv: list[str]) -> PowerArguments:
+def power_arguments(argv: list[str] | None) -> PowerArguments:
     """Parse and check the flags.
 
     Raises:
@@ -209,7 +193,7 @@ def power_arguments(argv: list[str]) -> PowerArguments:
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Show how many root seeds are needed; returns the rows of `power.csv`."""
-    args = power_arguments(list(sys.argv[1:] if argv is None else argv))
+    args = power_arguments(argv)
     spreads = [Spread("stated spread", args.spread)] if args.spread else []
     if args.runs:
         spreads = spreads_of(compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where))
@@ -254,7 +238,7 @@ def _show_spreads(spreads: Sequence[Spread], counts: Sequence[int], needed: Call
     rows = []
     for spread, count in zip(spreads, counts, strict=True):
         missing = max(count - (spread.seeds or 0), 0)
-        time = "none" if not missing else time_text(spread.seconds and missing * spread.seconds)
+        time = "none" if not missing else clock(spread.seconds and missing * spread.seconds)
         numbers = (f"{sd:.4f}" for sd in (spread.value, *spread.interval))
         seeds = _count(count), *(_count(needed(sd)) for sd in spread.interval)
         rows.append([spread.name, f"{spread.seeds}", *numbers, *seeds, f"{missing:,}", time])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError
-from lm_trials.files import read_object, write_json
+from lm_trials.files import flat, read_object, write_json
 from lm_trials.trials.trial_file import Trial
 
 REGISTRATION = "registration.json"
@@ -45,26 +45,18 @@ def deviations(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> deviations({"seeds": [0, 1], "margin": 0.1}, {"seeds": [0, 1, 2], "margin": 0.1})
     ['seeds: [0, 1], now [0, 1, 2]']
     """
-    old, new = _by_path(before), _by_path(now)
-    return [
-        f"{name}: {old.get(name)}, now {new.get(name)}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
+    old, new = flat(_named(before)), flat(_named(now))
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed]
 
 
-def _by_path(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return values by dotted name; entries of lists of mappings by their name or place."""
+def _named(values: Any) -> Any:
+    """Return values with lists of mappings as mappings, by the names of their entries or else their places."""
     if isinstance(values, Mapping):
-        pairs = [(str(key), value) for key, value in values.items()]
-    elif isinstance(values, list) and values and isinstance(values[0], Mapping):
-        pairs = [(str(value.get("name", place)), value) for place, value in enumerate(values)]
-    else:
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        found |= _by_path(value, f"{prefix}.{key}" if prefix else key)
-    return found
+        return {key: _named(value) for key, value in values.items()}
+    if isinstance(values, list) and values and isinstance(values[0], Mapping):
+        return {str(value.get("name", place)): _named(value) for place, value in enumerate(values)}
+    return values
 
 
 def read_registration(runs: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Run a reported trial again, and say of each number whether it came out the same.
+"""Run a reported trial again, and check whether each number is the same.
 
     lm-trials reproduce results/deletion_recovery
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from typing import Any
 from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.files import readable, write_file
 from lm_trials.flags import option, parse_arguments
+from lm_trials.trials import run
+from lm_trials.trials.trial_file import read_trial
+from lm_trials.trials.trial_tables import collect, contrast_rows, value_rows
 
 SAME, ROUNDED, DIFFERENT = "the same", "within rounding", "different"
 ROUNDING = 1e-6  # relative
@@ -86,30 +88,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
 @script
 def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
     """Run and compare; returns each number with its agreement.  The exit status is 1 if one is different."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
-        words = ["--results", *words]
-    (args,) = parse_arguments(words, (ReproduceArguments,), __doc__ or "", prog="lm-trials reproduce")
+    (args,) = parse_arguments(argv, (ReproduceArguments,), __doc__ or "", prog="lm-trials reproduce", first="results")
     if not args.results:
         raise UsageError("lm-trials reproduce needs a folder of results, such as results/deletion_recovery")
     folder = Path(args.results)
     file = folder / "trial.yaml"
     if not file.is_file():
         raise UsageError(f"{folder} has no trial.yaml; name a folder that lm-trials report wrote")
-    from lm_trials.trials.trial_file import read_trial
-
     read_trial(file)
     tables = {name: read_table(folder / name) for name in TABLES}
     name = f"{folder.resolve().name}-reproduced"
     runs = Path(args.runs_dir) / name
     # The name of a trial's folders is that of its file.
     copy = write_file(runs / f"{name}.yaml", file.read_bytes())
-    from lm_trials.trials import run
-
     workers = ["--workers", str(args.workers)] if args.workers else []
     run.main([str(copy), "--runs_dir", args.runs_dir, *workers])
-    from lm_trials.trials.trial_tables import collect, contrast_rows, value_rows
-
     report = collect(read_trial(copy), runs, f"lm-trials run {copy}")
     again = {"values.csv": value_rows(report), "contrasts.csv": contrast_rows(report)}
     found = [row for table in TABLES for row in compare_rows(tables[table], again[table], *TABLES[table])]

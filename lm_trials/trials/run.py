@@ -5,14 +5,14 @@
     lm-trials run trials/deletion_recovery.yaml --pilot 100
     lm-trials run trials/deletion_recovery.yaml --executor slurm --gpus_per_node 1
 
-Prepares the data, trains every arm with every root seed, and measures the runs, each
-in a process of its own; jobs without open parents run at the same time.  Ctrl-C, a
-crash or a reboot lose nothing but time: the same command goes on.  A job that fails is
-shown with the end of its log, and the others go on.
+Prepares the data, trains every arm with every root seed, and measures the runs.  Each
+job is a process of its own; jobs that do not need each other run at the same time.
+After Ctrl-C, a crash or a reboot, run the same command again to resume.  If a job
+fails, the end of its log is shown, and the other jobs continue.
 
-What the file registers (seeds, arms, outcome, margin) is stored with the first run;
-lm-trials report names every later change beside the verdict.  A pilot runs one seed
-that is not registered, in a folder of its own.
+The claim, seeds, arms, outcomes and margins of the file are stored with the first run;
+lm-trials report lists every later change.  A pilot runs one seed that is not
+registered, in a folder of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -73,10 +72,7 @@ class ExecutorArguments(SlurmArguments, RunTrialArguments):
 
 def trial_arguments(argv: list[str] | None, kind: type, description: str, name: str) -> Any:
     """Parse the flags of a program on a trial file, which may be given first, without `--trial`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
-        words = ["--trial", *words]
-    (args,) = parse_arguments(words, (kind,), description, prog=f"lm-trials {name}")
+    (args,) = parse_arguments(argv, (kind,), description, prog=f"lm-trials {name}", first="trial")
     if not args.trial:
         raise UsageError(f"lm-trials {name} needs a trial file; lm-trials new my_trial.yaml writes an example")
     return args

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import flat, read_object, weights_digest
 from lm_trials.run_fields import BOOKKEEPING, lineage_of, names_in
 
@@ -77,6 +77,26 @@ class Run:
         """Whether it started from another model."""
         return self.outcome.get("initial_model.name_or_path") is not None
 
+    @property
+    def training_seconds(self) -> float:
+        """How long it trained, as far as its log knows: a resumed training logs its last part."""
+        return max(
+            (float(row["train_runtime"]) for row in log_history(self.folder) if "train_runtime" in row), default=0.0
+        )
+
+    def logged(self, metric: str) -> list[tuple[int, float]]:
+        """Return the (update, value) pairs of a metric that the training logged, in the order of updates.
+
+        Raises:
+            UsageError: where it was not logged.
+        """
+        log = log_history(self.folder)
+        found = {int(row["step"]): float(row[metric]) for row in log if metric in row}
+        if not found:
+            known = {name for row in log for name in row if name.startswith("eval_") and name.endswith("_loss")}
+            raise UsageError(f"{self.name} logged no {metric}; {did_you_mean(metric, known)} (stage's eval_datasets)")
+        return sorted(found.items())
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -104,6 +124,12 @@ class Arm:
         'A  runs/a-s1 + 1'
         """
         return f"{self.label}  {self.runs[0].name}" + (f" + {len(self.runs) - 1}" if len(self.runs) > 1 else "")
+
+
+def log_history(folder: Path) -> list[dict[str, Any]]:
+    """Return what a training logged, from its `trainer_state.json`; empty without one."""
+    file = folder / STATE_FILE
+    return list(read_object(file).get("log_history", [])) if file.is_file() else []
 
 
 def read_runs(names: Sequence[str]) -> list[Run]:

@@ -1,4 +1,4 @@
-"""What a person sees of a running trial: all its jobs on one screen with the time left; without a terminal, lines."""
+"""The display of a running trial: its running jobs and the time left; without a terminal, a line for each event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm_trials.trials.graph import Job
 
 
 def clock(seconds: float | None) -> str:
-    """Return a duration as people say it.
+    """Return a duration in words.
 
     >>> clock(42), clock(600), clock(7800), clock(None)
     ('42 s', '10 min', '2 h 10 min', 'unknown')

@@ -1,6 +1,6 @@
 """Trials on a Slurm cluster: each job of a trial becomes a Slurm job that waits for the jobs it depends on.
 
-All are submitted at once, so that nothing of ours must keep running.  The name of a Slurm job contains the trial's
+All are submitted at once, so that no process must keep running.  The name of a Slurm job contains the trial's
 folder: `squeue` alone says what is queued, and nothing is submitted twice.
 """
 

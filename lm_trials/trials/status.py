@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     args = trial_arguments(argv, TrialArguments, __doc__ or "", "status")
     trial, runs = opened(args)
     jobs = jobs_of(trial, runs)
-    statuses = {line["job"]: line.get("status") for line in read_attempts(runs) if line["event"] == "end"}
+    statuses = {each["job"]: each["status"] for each in read_attempts(runs) if "status" in each}
     states = {}
     for job in jobs:
         failed = statuses.get(job.name) not in (0, None)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     if unfinished:
         facts["time left"] = f"{clock(left)} with {workers} at a time"
     registered = read_registration(runs)
-    facts["registered"] = registered["time"] if registered else "not yet: with the first run"
+    facts["registered"] = registered["time"] if registered else "not yet; the first run registers the trial"
     if registered and (changed := deviations(registered["registered"], trial.registered)):
         facts["deviations"] = "; ".join(changed)
     facts["next"] = f"lm-trials {'run' if unfinished else 'report'} {again(args)}"

@@ -1,4 +1,4 @@
-"""Trial files: a claim, the runs that test it, what is measured of them, and the registered contrasts.
+"""Trial files: a claim, the runs that test it, their measurements, and the registered contrasts.
 
     claim: Fine-tuning hides a feature.
     seeds: [0, 1, 2]
@@ -29,7 +29,7 @@ from lm_trials.flags import read_yaml, recipe_file
 from lm_trials.trials.differences import GROUPS
 
 KEYS = ("claim", "source", "seeds", "prepare", "stages", "measure", "primary", "secondary", "controls", "description")
-STAGE_KEYS = ("program", "after", "arms", "parameters", "varies", "seeds")
+STAGE_KEYS = ("program", "after", "arms", "parameters", "varies")
 # The scripts of a clone, and the commands that run the same code.
 SCRIPTS = {
     "train_gpt2.py": "train",
@@ -99,7 +99,7 @@ class Contrast:
         role: primary, secondary or control.
         first, second: (stage, arm); `second` is None for a value compared with 0.
         outcome: what is measured: `measure` and the keys that belong to it, as in the file.
-        expect: the claimed direction; of a control, the direction that would speak against the trial.
+        expect: the claimed direction; of a control, the direction that would invalidate the trial.
         margin: in the unit of `scale`; the difference must lie beyond it (or, for `equivalent`, within it).
     """
 
@@ -346,7 +346,7 @@ def _command(given: Any, programs: Sequence[str], key: str) -> tuple[str, ...]:
     program = SCRIPTS.get(first, first)
     if program not in programs:
         known = [*programs, *(script for script, command in SCRIPTS.items() if command in programs)]
-        raise UsageError(f"{key}: {first} is not a program for this place; {did_you_mean(first, known)}")
+        raise UsageError(f"{key}: {first} is not a program that can be used here; {did_you_mean(first, known)}")
     return (program, *rest)
 
 
@@ -357,7 +357,7 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
     program = _command(given.get("program", ""), TRAINING, f"{key}.program")[0]
     after = given.get("after")
     if after is not None and after not in before:
-        valid = did_you_mean(str(after), before) if before else "the first stage follows none"
+        valid = did_you_mean(str(after), before) if before else "the first stage cannot follow another"
         raise UsageError(f"{key}.after: {after} is not a stage above it; {valid}")
     shared = {str(flag): value for flag, value in given.items() if flag not in STAGE_KEYS}
     earlier = before[after].arms if after is not None else ()
@@ -396,7 +396,9 @@ def _parent(key: str, arm: str, after: Any, earlier: Sequence[str]) -> str | Non
         return None
     parent = after if after is not None else (arm if arm in earlier else earlier[0] if len(earlier) == 1 else None)
     if parent not in earlier:
-        what = f"{after} is not an arm of the stage before" if after is not None else "it does not say what it follows"
+        what = (
+            f"{after} is not an arm of the stage before" if after is not None else "the arm that it follows is missing"
+        )
         raise UsageError(f"{key}.after: {what}; {did_you_mean(str(after), earlier)}")
     return str(parent)
 
@@ -410,7 +412,7 @@ def parameter_values(parameters: Any, key: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for flag, about in ({} if parameters is None else _mapping(parameters, key)).items():
         if not isinstance(about, dict) or len(set(about) & {"value", "values"}) != 1 or len(about) > 1:
-            raise UsageError(f"{key}.{flag}: give `value: X` or `values: [X, Y]`; other searches are no grid")
+            raise UsageError(f"{key}.{flag}: give `value: X` or `values: [X, Y]`; other searches are not supported")
         values = about["values"] if "values" in about else [about["value"]]
         if not isinstance(values, list) or not values:
             raise UsageError(f"{key}.{flag}.values: {values} is not a list of values")

@@ -2,10 +2,10 @@
 
     lm-trials report trials/deletion_recovery.yaml
 
-Reads the runs under --runs_dir, trains and measures nothing.  results/<trial>/ gets
-README.md and index.html (one page, no network), contrasts.csv, values.csv, figures, the
-trial file with its registration, and the run.json of every run: what a reader needs to
-judge the verdict, and what `lm-trials reproduce` needs to run the trial again.
+Reads the runs under --runs_dir; trains and measures nothing.  Writes to results/<trial>:
+README.md and index.html (the same page; index.html needs no network), contrasts.csv,
+values.csv, curves.csv, figures, the trial file, its registration, and the run.json of
+every run.  `lm-trials reproduce` runs the trial again from this folder.
 """
 
 from __future__ import annotations
@@ -14,15 +14,27 @@ import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.files import check_writable, write_csv, write_file, write_json
 from lm_trials.flags import option
+from lm_trials.trials.page import as_html, as_markdown
+from lm_trials.trials.publish import publish
+from lm_trials.trials.registration import REGISTRATION
 from lm_trials.trials.run import TrialArguments, again, opened, trial_arguments
-
-if TYPE_CHECKING:
-    from lm_trials.trials.trial_tables import Report
+from lm_trials.trials.trial_file import read_trial
+from lm_trials.trials.trial_tables import (
+    Report,
+    blocks_of,
+    collect,
+    contrast_cells,
+    contrast_rows,
+    covers,
+    curve_rows,
+    public_runs,
+    value_rows,
+)
 
 TRIAL_FILE = "trial.yaml"
 
@@ -45,9 +57,7 @@ def write_results(report: Report, folder: Path, command: str) -> None:
     Args:
         command: that runs the trial.
     """
-    from lm_trials.reporting.trial_figures import curves_figure, forest_figure
-    from lm_trials.trials.page import as_html, as_markdown
-    from lm_trials.trials.trial_tables import blocks_of, contrast_rows, curve_rows, public_runs, value_rows
+    from lm_trials.reporting.trial_figures import curves_figure, forest_figure  # matplotlib takes a second
 
     contrasts, values, curves = contrast_rows(report), value_rows(report), curve_rows(report)
     figures = {}
@@ -63,7 +73,7 @@ def write_results(report: Report, folder: Path, command: str) -> None:
             write_csv(folder / f"{name}.csv", rows)
     write_file(folder / TRIAL_FILE, report.trial.text)
     if report.registration:
-        write_json(folder / "registration.json", report.registration)
+        write_json(folder / REGISTRATION, report.registration)
     for name, described in public_runs(report).items():
         write_json(folder / "runs" / f"{name}.json", described)
     blocks = blocks_of(report, contrasts, list(figures), folder, command)
@@ -72,7 +82,7 @@ def write_results(report: Report, folder: Path, command: str) -> None:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a figure as SVG for a page: black is the colour of the page's text, white is nothing."""
+    """Return a figure as SVG for a page, with the page's text colour for black and no background."""
     import io
 
     import matplotlib as mpl
@@ -86,13 +96,11 @@ def _svg(figure: Any, name: str) -> str:
 
 
 def check_folder(folder: Path, report: Report) -> None:
-    """Refuse a folder that has something else than the results of the same runs.
+    """Refuse a folder that contains anything other than the results of the same runs.
 
     Raises:
         UsageError: for such a folder.
     """
-    from lm_trials.trials.trial_file import read_trial
-
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     advice = "give another --output_dir, or remove it"
@@ -104,8 +112,6 @@ def check_folder(folder: Path, report: Report) -> None:
 
 def show(report: Report, folder: Path, next_command: str) -> None:
     """Print the verdict, the contrasts, and where the results are."""
-    from lm_trials.trials.trial_tables import contrast_cells, covers
-
     facts = {"claim": report.trial.claim, "verdict": report.verdict.word, "reason": report.verdict.reason}
     show_facts(report.trial.name, facts)
     columns, cells = contrast_cells(report, short=True)
@@ -113,7 +119,7 @@ def show(report: Report, folder: Path, next_command: str) -> None:
         show_table("contrasts", columns, cells, caption=covers(report))
     facts = {f"deviation {place}": line for place, line in enumerate(report.deviations, 1)}
     facts |= {"cost": str(report.cost), "results": f"{folder} (README.md, index.html)", "next": next_command}
-    show_facts("beside the verdict", facts)
+    show_facts("details", facts)
 
 
 @script
@@ -123,16 +129,12 @@ def main(argv: list[str] | None = None) -> Report:
     trial, runs = opened(args)
     folder = Path(args.output_dir or Path("results") / runs.name)
     check_writable("--output_dir", folder)
-    from lm_trials.trials.trial_tables import collect
-
-    report = collect(trial, runs, f"lm-trials run {again(args)}")
+    command = f"lm-trials run {again(args)}"
+    report = collect(trial, runs, command)
     check_folder(folder, report)
-    write_results(report, folder, f"lm-trials run {again(args)}")
-    what = f"run {again(args)}" if report.missing else f"reproduce {shlex.quote(str(folder))}"
-    show(report, folder, f"lm-trials {what}")
+    write_results(report, folder, command)
+    show(report, folder, command if report.missing else f"lm-trials reproduce {shlex.quote(str(folder))}")
     if args.push_to_hub:
-        from lm_trials.trials.publish import publish
-
         publish(folder, trial, args.hub_repo_id or trial.name, args.hub_private_repo)
     return report
 

@@ -14,16 +14,9 @@ from lm_trials.console import UsageError
 from lm_trials.estimates import mean_over_seeds
 from lm_trials.files import read_object
 from lm_trials.run_data import public_run, public_value
-from lm_trials.trials.evidence import (
-    Cost,
-    all_deviations,
-    all_runs,
-    cost,
-    stage_differences,
-    training_seconds,
-)
+from lm_trials.trials.evidence import Cost, all_deviations, all_runs, cost, stage_differences
 from lm_trials.trials.graph import jobs_of
-from lm_trials.trials.outcomes import Arm, TrialRuns, logged
+from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.page import Banner, Block, Code, Heading, Items, Picture, Table, Text
 from lm_trials.trials.registration import read_registration
 from lm_trials.trials.report import p_text
@@ -65,7 +58,7 @@ class Report:
     missing: Sequence[str]
     registration: Mapping[str, Any] | None
     deviations: Sequence[str]
-    of_arms: Mapping[Arm, Sequence[Run]]
+    of_arms: Mapping[ArmName, Sequence[Run]]
     cost: Cost
 
 
@@ -149,7 +142,7 @@ def curve_rows(report: Report) -> list[dict[str, Any]]:
         for arm in report.trial.stages[stage].arms:
             runs = report.of_arms[stage, arm]
             try:
-                logs = [dict(logged(run, metric)) for run in runs]
+                logs = [dict(run.logged(metric)) for run in runs]
             except UsageError:
                 continue
             steps = sorted(set.intersection(*map(set, logs))) if logs else []
@@ -196,7 +189,7 @@ def contrast_cells(report: Report, short: bool = False) -> tuple[list[str], list
 
 
 def covers(report: Report) -> str:
-    """Return what the intervals and p values of the table mean."""
+    """Return the caption of the table: what its intervals and p values are."""
     text = "Difference: first minus second arm, mean over root seeds. "
     if any(finding.outcome and finding.outcome.of_stories for finding in report.findings):
         text += "Interval of losses: for new root seeds and new stories; of other outcomes: for new root seeds. "
@@ -206,7 +199,7 @@ def covers(report: Report) -> str:
     if sum(finding.contrast.role == "secondary" for finding in report.findings) > 1:
         text += " Secondary contrasts are one family, corrected by Holm."
     if any(finding.contrast.role == "control" for finding in report.findings):
-        text += " Controls: what is claimed would speak against the trial."
+        text += " Controls: a difference in the claimed range would invalidate the trial."
     return text
 
 
@@ -283,7 +276,7 @@ def _sources(report: Report) -> list[Block]:
     for arm in report.of_arms.values():
         for run in arm:
             command = public_value(shlex.join(("lm-trials", *words[run.folder.name])))
-            numbers = f"{run.steps or 0:,}", f"{training_seconds(run) / 60:.1f}"
+            numbers = f"{run.steps or 0:,}", f"{run.training_seconds / 60:.1f}"
             runs.append([f"`{run.folder.name}`", str(run.seeds[0]), *numbers, f"`{command}`"])
     return [
         Text("`contrasts.csv` has all intervals and `values.csv` every value; `runs/` has the `run.json` of each run."),
@@ -308,7 +301,7 @@ def _reproduction(report: Report, folder: Path, command: str) -> list[Block]:
     }
     shown = ", ".join(f"{name} {value}" for name, value in versions.items())
     return [
-        Text("The trial again, from its file; and from this folder, with a comparison of every number:"),
+        Text("Run the trial again from its file, or from this folder with a comparison of every number:"),
         Code(f"{command}\nlm-trials reproduce {shlex.quote(str(folder))}"),
         Text(f"Code revision `{everyone[0].outcome.get('code_revision')}`; {shown}."),
     ]

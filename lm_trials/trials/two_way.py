@@ -15,13 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate
-from lm_trials.trials.paired import TestedDifference
-
-# Relative to the largest value; a spread below is of rounding alone, and says nothing of new seeds or stories.
-SAME = 1e-12
+from lm_trials.trials.paired import SAME, TestedDifference
 
 
-def two_way(values_SN: np.ndarray, sizes_N: np.ndarray, unit: str, confidence: float = 0.95) -> Estimate:
+def two_way(values_SN: np.ndarray, sizes_N: np.ndarray, unit: str) -> Estimate:
     """Estimate sum(values) / sum(sizes), mean over root seeds, with an interval for new root seeds and new stories.
 
     There is no interval with one root seed, with fewer than 10 stories, or where nothing varies.
@@ -34,12 +31,10 @@ def two_way(values_SN: np.ndarray, sizes_N: np.ndarray, unit: str, confidence: f
     >>> print(two_way(values_SN, np.full(20, 5), "nats per token"))
     2.080 [1.872, 2.288] nats per token (n=20)
     """
-    return _tested([values_SN], sizes_N, unit, confidence).difference
+    return _tested([values_SN], sizes_N, unit).difference
 
 
-def two_way_difference(
-    differences_SN: np.ndarray, sizes_N: np.ndarray, unit: str, confidence: float = 0.95
-) -> TestedDifference:
+def two_way_difference(differences_SN: np.ndarray, sizes_N: np.ndarray, unit: str) -> TestedDifference:
     """Test whether two arms with the same root seeds differ, for new root seeds and new stories.
 
     Args:
@@ -51,12 +46,10 @@ def two_way_difference(
     >>> f"{test.difference}, p = {test.p:.3f}"
     '0.227 [0.133, 0.320] nats per token (n=20), p = 0.004'
     """
-    return _tested([differences_SN], sizes_N, unit, confidence)
+    return _tested([differences_SN], sizes_N, unit)
 
 
-def two_way_unpaired(
-    first_SN: np.ndarray, second_SN: np.ndarray, sizes_N: np.ndarray, unit: str, confidence: float = 0.95
-) -> TestedDifference:
+def two_way_unpaired(first_SN: np.ndarray, second_SN: np.ndarray, sizes_N: np.ndarray, unit: str) -> TestedDifference:
     """Test whether two arms with other root seeds differ, on the same stories: second minus first.
 
     >>> first_SN, second_SN = np.array([[1.0, 2, 3, 2, 2] * 4] * 2), np.array([[2.0, 2, 3, 2, 1] * 4, [3.0] * 20])
@@ -64,10 +57,10 @@ def two_way_unpaired(
     >>> f"{test.difference}, p = {test.p:.2f}"
     '0.050 [-0.489, 0.589] nats per token (n=20), p = 0.50'
     """
-    return _tested([-np.asarray(first_SN), second_SN], sizes_N, unit, confidence)
+    return _tested([-np.asarray(first_SN), second_SN], sizes_N, unit)
 
 
-def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str, confidence: float) -> TestedDifference:
+def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str) -> TestedDifference:
     """Test the sum over arms of their mean ratios; the arms have other root seeds and the same stories."""
     from scipy import stats  # takes most of a second to import
 
@@ -95,7 +88,7 @@ def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str, confiden
     squares += sum(seed**2 / degree for seed, degree in zip(seeds, degrees, strict=True))
     squares += sum(r**2 / (degree * (num_stories - 1)) for r, degree in zip(residuals, degrees, strict=True))
     freedom = variance**2 / squares
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
     p = 2 * float(stats.t.sf(abs(estimate) / math.sqrt(variance), freedom))
     return TestedDifference(Estimate(estimate, estimate - half, estimate + half, num_stories, unit), p, method)
 

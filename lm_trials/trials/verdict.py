@@ -1,4 +1,4 @@
-"""The verdict of a trial: what each registered contrast says, and what they say together.
+"""The verdict of a trial: the result of each registered contrast, and of all together.
 
 A claim is a range of differences: `greater` than a margin, for example.  It holds where the 95 % interval lies within
 the range, does not hold where the interval lies outside, and is undecided otherwise.  `equivalent` holds where two
@@ -27,7 +27,7 @@ LEVEL, POWER = 0.05, 0.8
 
 @dataclass(frozen=True)
 class Finding:
-    """What one contrast says.
+    """The result of one contrast.
 
     Attributes:
         outcome: its values; None where they could not be read, and `problem` says why.
@@ -70,7 +70,7 @@ def claimed_range(expect: str, margin: float) -> tuple[float, float]:
 
 
 def judge(difference: Estimate, p: float, expect: str, margin: float) -> str:
-    """Return what a 95 % interval says of a claim.
+    """Return the result of a claim from its 95 % interval.
 
     Args:
         p: of the two one-sided tests, for `equivalent`.
@@ -160,7 +160,7 @@ def verdict(trial: Trial, findings: Sequence[Finding], missing: Sequence[str] = 
 
 
 def sentence(finding: Finding) -> str:
-    """Return what a finding says, with its interval, its claim and its root seeds."""
+    """Return a finding in words, with its interval, its claim and its root seeds."""
     assert finding.outcome is not None
     contrast, seeds = finding.contrast, len(finding.outcome.seeds)
     text = f"{contrast.name} is {_difference(finding)} over {seeds} root seeds"
@@ -181,9 +181,9 @@ def decisive_text(outcome: Outcome) -> str:
     distance, spread = min(abs(difference - end) for end in ends), float(outcome.differences_S.std(ddof=1))
     stories = outcome.over_stories()
     if stories and any(stories.lower < end < stories.upper for end in ends):
-        return f"these {outcome.n:,} stories decide nothing, whatever the root seeds: evaluate on more stories"
+        return f"these {outcome.n:,} stories do not decide it for any number of root seeds; evaluate on more stories"
     if any(time.censored or time.early for arm in outcome.times for time in arm) or not distance or not spread:
-        return "how many root seeds would decide it is not known from these"
+        return "the number of root seeds that would decide it cannot be computed from these"
     level = 2 * LEVEL if contrast.expect == "equivalent" else LEVEL
     needed = seeds_needed(paired_power, distance / spread, POWER, level)
     shown = f"about {needed:,}" if needed <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"

@@ -6,57 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from lm_trials.console import UsageError
-from lm_trials.estimates import mean_over_seeds
-from lm_trials.trials.effects import LearningCurve, equivalence, learning_curve, worth_tokens
+from lm_trials.trials.effects import LearningCurve, learning_curve, worth_tokens
 from lm_trials.trials.runs import read_run
-
-UNIT = "nats per token"
-
-
-def over_seeds(values_S, margin):
-    return equivalence(mean_over_seeds(values_S, 50, UNIT), len(values_S) - 1, margin)
-
-
-@given(st.lists(st.integers(-50, 50), min_size=2, max_size=8).filter(lambda v: len(set(v)) > 1), st.integers(1, 60))
-def test_equivalence_is_two_one_sided_t_tests(thousandths, margin):
-    values, margin = np.array(thousandths) / 1000, margin / 1000
-    found = over_seeds(values, margin)
-    assert found.p_lower == pytest.approx(stats.ttest_1samp(values, -margin, alternative="greater").pvalue)
-    assert found.p_upper == pytest.approx(stats.ttest_1samp(values, margin, alternative="less").pvalue)
-    inside = -margin < found.interval.lower and found.interval.upper < margin
-    if abs(found.p - 0.05) > 1e-9:
-        assert inside == (found.p < 0.05)
-
-
-def test_the_interval_of_equivalence_is_of_90_percent_and_one_side_is_non_inferiority():
-    values = [-0.04, -0.05, -0.045]
-    found = over_seeds(values, 0.03)
-    low, high = stats.t.interval(0.9, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.interval.lower, found.interval.upper) == pytest.approx((low, high))
-    assert found.p_upper < 0.01  # not worse by .03
-    assert found.p == found.p_lower > 0.95  # better by more than .03
-
-
-def test_no_interval_is_no_equivalence_and_a_margin_is_above_0():
-    assert math.isnan(over_seeds([0.0, 0.0], 0.1).p)
-    with pytest.raises(ValueError, match="above 0"):
-        over_seeds([0.1, 0.0], 0)
-
-
-def test_a_difference_at_the_margin_is_called_equivalent_in_5_percent():
-    rng = np.random.default_rng(0)
-    rate = {
-        shift: np.mean([over_seeds(row, 1.0).p < 0.05 for row in rng.normal(shift, 0.2, (500, 5))])
-        for shift in (1.0, 0.8)
-    }
-    assert rate[1.0] == pytest.approx(0.05, abs=0.02)
-    assert rate[0.8] > 0.4
-
 
 TOKENS = np.geomspace(1e5, 1e7, 9)
 

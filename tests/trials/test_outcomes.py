@@ -11,7 +11,7 @@ from scipy import stats
 
 from lm_trials.console import UsageError
 from lm_trials.trials import effects
-from lm_trials.trials.outcomes import TrialRuns, logged, read_outcome
+from lm_trials.trials.outcomes import TrialRuns, read_outcome
 from lm_trials.trials.trial_file import read_trial
 from lm_trials.trials.two_way import two_way_difference
 
@@ -180,7 +180,7 @@ def test_a_threshold_needs_an_evaluation_at_update_0(outcome):
     with pytest.raises(UsageError, match="never-s2 logged no eval_recovery_loss at update 0; add `eval_on_s"):
         read_outcome(trial.contrasts[1], TrialRuns(Path("runs/t")), trial.seeds)
     with pytest.raises(UsageError, match="logged no eval_recovery_los; did you mean eval_recovery_loss"):
-        logged(TrialRuns(Path("runs/t")).run(("recover", "seen"), 0), "eval_recovery_los")
+        TrialRuns(Path("runs/t")).run(("recover", "seen"), 0).logged("eval_recovery_los")
 
 
 @pytest.mark.parametrize(
@@ -226,5 +226,5 @@ def test_a_difference_of_losses_is_said_as_training_tokens_of_the_second_arm(out
     without = replace(found.contrast, outcome={"measure": "loss", "dataset": "recovery"})
     assert read_outcome(without, runs, SEEDS).notes == ()
     other = replace(found.contrast, outcome={**asked, "worth": "eval_nothing"})
-    with pytest.raises(UsageError, match="0 evaluations of eval_nothing during its training are no learning curve"):
+    with pytest.raises(UsageError, match="logged no eval_nothing"):
         read_outcome(other, runs, SEEDS)

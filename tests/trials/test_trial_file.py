@@ -102,12 +102,12 @@ def test_a_changed_recipe_is_another_registration(tmp_path):
         ("stages.pretrain.config", "deno", "deno is neither a file nor an installed recipe; did you mean demo?"),
         ("stages.pretrain.arms.plain", {"weight_decay": 0.0, "learning_rate": 0.1}, "arms differ in learning_rate, weight_decay"),  # noqa: E501
         ("stages.pretrain.varies", "learning_rate", "varies says learning_rate; the arms differ in weight_decay"),
-        ("stages.more.arms", {"third": {}}, "stages.more.arms.third.after: it does not say what it follows"),
+        ("stages.more.arms", {"third": {}}, "stages.more.arms.third.after: the arm that it follows is missing"),
         ("stages.more.arms", {"third": {"after": "plane"}}, "plane is not an arm of the stage before; did you mean plain?"),  # noqa: E501
         ("stages.pretrain.parameters", {"lr": {"min": 0, "max": 1}}, "parameters.lr: give `value: X`"),
-        ("prepare", ["rm -rf data"], "prepare: rm is not a program for this place"),
+        ("prepare", ["rm -rf data"], "prepare: rm is not a program that can be used here"),
         ("prepare", ["prepare 'generate"], "close the quotation mark"),
-        ("measure", ["train --dataset_name x"], "measure: train is not a program for this place"),
+        ("measure", ["train --dataset_name x"], "measure: train is not a program that can be used here"),
         ("measure", ["evaluate --model_name_or_path runs/a"], "--model_name_or_path is set by the trial itself"),
         ("measure", [{"command": "evaluate --dataset_name generated", "arms": ["plane"]}], "did you mean plain?"),
         ("measure", ["evaluate --dataset_name other"], "no `measure` evaluates more.plain on generated"),
