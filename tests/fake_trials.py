@@ -68,7 +68,7 @@ def write_trial(make_run, write_evaluation, text=TRIAL, effects=None, speeds=Non
                 nats = story_losses(dataset, arm, int(seed[1:]), effects.get((dataset, arm), 0.0))
                 ids = [f"{dataset}{number}" for number in range(STORIES)]
                 write_evaluation(job.folder / "eval" / f"{dataset}-validation", nats, [10] * STORIES,
-                                 [40] * STORIES, ids, {})  # fmt: skip
+                                 [40] * STORIES, ids, {"model_dir": str(job.folder)})  # fmt: skip
             job.receipt.parent.mkdir(exist_ok=True)
             job.receipt.write_text(json.dumps({"words": job.words}))
             continue

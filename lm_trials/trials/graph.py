@@ -44,7 +44,17 @@ class Job:
         """Whether the command has succeeded: the final model is there, or the receipt of the same command."""
         if self.receipt is None:
             return self.folder is not None and (self.folder / FINISHED).is_file()
-        return self.receipt.is_file() and tuple(read_object(self.receipt).get("words", ())) == self.words
+        now = self.receipt_now()
+        # Receipts of earlier versions do not name the model.
+        return self.receipt.is_file() and {**now, **read_object(self.receipt)} == now
+
+    def receipt_now(self) -> dict[str, Any]:
+        """Return the content of a receipt: the command, and of a measurement the model, which may be trained again."""
+        if self.folder is None:
+            return {"words": list(self.words)}
+        sums = self.folder / FINISHED
+        model = hashlib.sha256(sums.read_bytes()).hexdigest() if sums.is_file() else None
+        return {"words": list(self.words), "model": model}
 
 
 def run_folder(runs: Path, stage: str, arm: str, seed: int) -> Path:

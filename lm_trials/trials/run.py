@@ -138,7 +138,9 @@ def main(argv: list[str] | None = None) -> list[Job]:
     check_writable("--runs_dir", runs)
     jobs = jobs_of(trial, runs)
     todo = open_jobs(jobs)
-    if todo:
+    if not todo:
+        register(trial, runs)  # refuses a file with other runs than those that are finished
+    else:
         check_disk(runs, len(todo) / len(jobs))
         from lm_trials.trials.local import LocalExecutor
 
