@@ -76,3 +76,16 @@ def test_a_finished_run_without_its_parent_is_refused(jobs):
         UsageError, match="more-plain-s0 is finished and pretrain-plain-s0, which it started from, is not"
     ):
         open_jobs(jobs)
+
+
+def test_a_measurement_is_open_again_once_its_model_is_trained_again(jobs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = next(job for job in jobs if job.name == "more-plain-s1/evaluate-1")
+    job.receipt.parent.mkdir(parents=True)
+    (job.folder / "finished.json").write_text('{"run": "first"}')
+    job.receipt.write_text(json.dumps(job.receipt_now()))
+    assert job.finished()
+    (job.folder / "finished.json").write_text('{"run": "second"}')
+    assert not job.finished()
+    job.receipt.write_text(json.dumps({"words": job.words}))  # of an earlier version
+    assert job.finished()
