@@ -398,13 +398,15 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
 
 
 def _check_folders(stages: Mapping[str, Stage]) -> None:
-    """Refuse two runs in one folder, `<stage>-<arm>-s<seed>`."""
+    """Refuse two runs in one folder, `<stage>-<arm>-s<seed>`, and a name that is too long for one."""
     owners: dict[str, str] = {}
     for stage in stages.values():
         for arm in stage.arms:
             name = f"{stage.name}-{arm}"
             if other := owners.get(name):
                 raise UsageError(f"stages: {other} and {stage.name}.{arm} would have one folder {name}; rename one")
+            if fault := name_fault(name):
+                raise UsageError(f"stages: the folder {name} of {stage.name}.{arm} {fault}; choose shorter names")
             owners[name] = f"{stage.name}.{arm}"
 
 
