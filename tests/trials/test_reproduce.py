@@ -69,7 +69,7 @@ def test_a_folder_without_results_is_refused(capsys):
         assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("before, after", [(",", ";"), ("contrast", "name"), ("0.5", "half"), ("x,0,a,0.5,\n", "")])
+@pytest.mark.parametrize(("before", "after"), [(",", ";"), ("contrast", "name"), ("0.5", "half"), ("x,0,a,0.5,\n", "")])
 def test_a_table_that_another_program_has_changed_is_one_line(tmp_path, before, after):
     table = tmp_path / "values.csv"
     text = "contrast,seed,arm,value,difference\nx,0,a,0.5,\n"
