@@ -7,6 +7,7 @@ import numpy as np
 
 from lm_trials.files import weights_digest
 from lm_trials.trials.graph import jobs_of
+from lm_trials.trials.registration import register
 from lm_trials.trials.trial_file import read_trial
 
 TRIAL = """\
@@ -44,7 +45,9 @@ def learning_curve(arm, seed, speed):
     return [{"step": step, "eval_recovery_loss": 2 + 2 * float(np.exp(-step * rate))} for step in STEPS]
 
 
-def write_trial(make_run, write_evaluation, text=TRIAL, effects=None, speeds=None, name="t", skip=(), changes=None):
+def write_trial(
+    make_run, write_evaluation, text=TRIAL, effects=None, speeds=None, name="t", skip=(), changes=None, registered=False
+):
     """Write `trials/<name>.yaml` and its finished runs.
 
     Args:
@@ -52,11 +55,14 @@ def write_trial(make_run, write_evaluation, text=TRIAL, effects=None, speeds=Non
         speeds: of learning in the second stage, by arm.
         skip: names of jobs that are not run.
         changes: fields of `run.json` by the run's name.
+        registered: whether the trial was registered before its first run.
     """
     file = Path("trials") / f"{name}.yaml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
     trial, runs = read_trial(file), Path("runs") / name
+    if registered:
+        register(trial, runs)
     effects = {("recovery", "never"): 2.0, **(effects or {})}
     speeds = {"seen": 0.5, "never": 0.05, **(speeds or {})}
     for job in jobs_of(trial, runs):
@@ -68,7 +74,7 @@ def write_trial(make_run, write_evaluation, text=TRIAL, effects=None, speeds=Non
                 nats = story_losses(dataset, arm, int(seed[1:]), effects.get((dataset, arm), 0.0))
                 ids = [f"{dataset}{number}" for number in range(STORIES)]
                 write_evaluation(job.folder / "eval" / f"{dataset}-validation", nats, [10] * STORIES,
-                                 [40] * STORIES, ids, {})  # fmt: skip
+                                 [40] * STORIES, ids, {"model_dir": str(job.folder)})  # fmt: skip
             job.receipt.parent.mkdir(exist_ok=True)
             job.receipt.write_text(json.dumps({"words": job.words}))
             continue

@@ -164,12 +164,13 @@ def _perform(job: Job, runs: Path) -> None:
     about = {"job": job.name, "host": socket.gethostname(), "process": os.getpid(), **_devices()}
     _note_attempt(runs, {**about, "event": "start", "time": time.time()})
     status: Any = 1
+    receipt = job.receipt_now()  # of the model before it is measured
     try:
         program, rest = command_of(list(job.words))
         program(rest)
         status = 0
         if job.receipt is not None:
-            write_json(job.receipt, {"words": list(job.words)}, synced=True)
+            write_json(job.receipt, receipt, synced=True)
     except SystemExit as stop:
         status = stop.code
         raise

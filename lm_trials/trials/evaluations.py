@@ -136,7 +136,7 @@ def _read_stories(run: Run, dataset: str, file: str) -> dict[tuple[str, int], tu
 
 def _noted_settings(runs: Sequence[Run], dataset: str) -> list[str]:
     """Return a note for each of the settings `NOTED` that differs."""
-    settings = [found for run in runs if (found := _settings(run, dataset))]
+    settings = [found for run in runs if (found := settings_of(run, dataset))]
     values = {name: sorted({str(found.get(name)) for found in settings}) for name in NOTED}
     return [f"evaluated with different {name}: {', '.join(of)}" for name, of in values.items() if len(of) > 1]
 
@@ -149,7 +149,7 @@ def _check_layouts(runs: Sequence[Run], dataset: str, same_tokens: bool | None =
     Args:
         same_tokens: whether each story has equally many tokens in every run; None if not known yet.
     """
-    settings = {run.name: found for run in runs if (found := _settings(run, dataset))}
+    settings = {run.name: found for run in runs if (found := settings_of(run, dataset))}
     layouts = {name: str(found.get("layout")) for name, found in settings.items()}
     if len(set(layouts.values())) < 2:
         return []
@@ -160,7 +160,8 @@ def _check_layouts(runs: Sequence[Run], dataset: str, same_tokens: bool | None =
     raise UsageError(f"{dataset} was evaluated in different layouts: {shown}; {evaluation_advice(runs)}")
 
 
-def _settings(run: Run, dataset: str) -> dict[str, Any]:
+def settings_of(run: Run, dataset: str) -> dict[str, Any]:
+    """Return the settings of an evaluation; {} where they are unknown."""
     path = run.folder / "eval" / dataset / SETTINGS
     return read_object(path) if path.is_file() else {}
 
@@ -189,7 +190,7 @@ def own_validation(runs: Sequence[Run]) -> list[dict[str, float]] | None:
 
 def evaluation_command(runs: Sequence[Run]) -> str:
     """Return the command that evaluates all runs on one data set: a prepared one that some run has, else its own."""
-    candidates = [(_settings(run, name), name) for run in runs for name in sorted(evaluated_sets(run))]
+    candidates = [(settings_of(run, name), name) for run in runs for name in sorted(evaluated_sets(run))]
     sets = [
         (given, settings.get("data_cache_dir"))
         for settings, name in candidates

@@ -116,6 +116,8 @@ def all_deviations(
     else:
         changed = deviations(registration["registered"], trial.registered)
         found = [f"changed after the registration of {registration['time']}: {line}" for line in changed]
+        if before := registration.get("finished"):
+            found.append(f"{len(before)} jobs were finished before the registration, {before[0]} for example")
     for contrast in trial.contrasts:
         for each in stage_differences(trial, contrast, of_arms):
             if each.unstated:

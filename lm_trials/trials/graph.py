@@ -44,7 +44,29 @@ class Job:
         """Whether the command has succeeded: the final model is there, or the receipt of the same command."""
         if self.receipt is None:
             return self.folder is not None and (self.folder / FINISHED).is_file()
-        return self.receipt.is_file() and tuple(read_object(self.receipt).get("words", ())) == self.words
+        now = self.receipt_now()
+        if not self.receipt.is_file():
+            return False
+        found = {**now, **read_object(self.receipt)}  # receipts of earlier versions do not name the model
+        return {**found, "words": _without_place(found["words"])} == now
+
+    def receipt_now(self) -> dict[str, Any]:
+        """Return the content of a receipt: the command, and of a measurement the model, which may be trained again."""
+        if self.folder is None:
+            return {"words": _without_place(self.words)}
+        sums = self.folder / FINISHED
+        model = hashlib.sha256(sums.read_bytes()).hexdigest() if sums.is_file() else None
+        return {"words": _without_place(self.words), "model": model}
+
+
+def _without_place(words: Sequence[str]) -> list[str]:
+    """Return a command that is the same wherever the runs are, as they may be moved.
+
+    >>> _without_place(["evaluate", "--model_name_or_path", "/disk/runs/t/a-s0", "--dataset_name", "x"])
+    ['evaluate', '--model_name_or_path', 'a-s0', '--dataset_name', 'x']
+    """
+    pairs = zip(words, ["", *words], strict=False)
+    return [Path(word).name if before == "--model_name_or_path" else word for word, before in pairs]
 
 
 def run_folder(runs: Path, stage: str, arm: str, seed: int) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, bootstrap_mean, scale_of, t_interval
 from lm_trials.trials.effects import learning_curve, worth_tokens
-from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories
+from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories, settings_of
 from lm_trials.trials.graph import run_folder
 from lm_trials.trials.measurements import read_measurement
 from lm_trials.trials.paired import SAME, TestedDifference
@@ -43,10 +43,17 @@ class TrialRuns:
         return run_folder(self.folder, *arm, seed)
 
     def run(self, arm: ArmName, seed: int) -> Run:
-        """Return the run of an arm with a root seed; a UsageError where there is none."""
+        """Return the run of an arm with a root seed; a UsageError where there is none, or another than it is named."""
         place = self.place(arm, seed)
         if place not in self._read:
-            self._read[place] = read_run(str(place))
+            run = read_run(str(place))
+            name = Path(str(run.logistics.get("run_name") or place)).name
+            if name != place.name or any(run.replicate.get(of, seed) != seed for of in ("seed", "data_seed")):
+                raise UsageError(
+                    f"{place} holds another run: {name}, seed {run.replicate.get('seed')}; remove it and run the trial "
+                    "again"
+                )
+            self._read[place] = run
         return self._read[place]
 
 
@@ -103,12 +110,14 @@ class Outcome:
             return log_ratio_difference(self.times[1], self.times[0], null)
         values_S, n = self.differences_S, len(self.seeds)
         mean, scale = float(values_S.mean()), scale_of(self.unit, difference=True)
+        null = max(-1.0, min(null, 1.0)) if scale == "arctanh" else null  # beyond, no difference of shares lies
         interval, p = NO_INTERVAL, math.nan
         if n > 1 and np.ptp(values_S) > SAME * np.abs(self.values_AS).max():
             forward, slope, _ = SCALES[scale]
             error = float(values_S.std(ddof=1)) / math.sqrt(n)
             interval = t_interval(mean, error, n - 1, scale)
-            p = 2 * float(stats.t.sf(abs(forward(mean) - forward(null)) / (slope(mean) * error), n - 1))
+            with np.errstate(divide="ignore"):
+                p = 2 * float(stats.t.sf(abs(forward(mean) - forward(null)) / (slope(mean) * error), n - 1))
         return TestedDifference(Estimate(mean, *interval, self.n, self.unit), p, "t over root seeds")
 
     def over_stories(self) -> Estimate | None:
@@ -178,7 +187,12 @@ def _evaluated(runs: Sequence[Run], name: str, file: str) -> str:
         places = [place for place in (name, *(f"{name}-{split}" for split in SPLITS)) if place in found]
         if not places:
             valid = did_you_mean(name, found) if found else "it has no evaluation"
-            raise UsageError(f"{run.name} has no eval/{name}/{file}; {valid}; measure it: lm-trials evaluate")
+            again = f"remove {run.folder / 'measured'} and run the trial again"
+            raise UsageError(f"{run.name} has no eval/{name}/{file}; {valid}; {again}")
+        place = run.folder / "eval" / places[0]
+        model = Path(str(settings_of(run, places[0]).get("model_dir") or run.folder)).name
+        if model != run.folder.name:
+            raise UsageError(f"{place} is an evaluation of {model}; remove {run.folder / 'measured'} and run again")
     return places[0]
 
 

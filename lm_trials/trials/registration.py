@@ -9,6 +9,7 @@ from typing import Any
 
 from lm_trials.console import UsageError
 from lm_trials.files import flat, read_object, write_json
+from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.trial_file import Trial
 
 REGISTRATION = "registration.json"
@@ -21,7 +22,7 @@ def register(trial: Trial, runs: Path) -> dict[str, Any]:
         UsageError: if other runs were registered in this folder; other tests of the same runs are a deviation.
     """
     path = runs / REGISTRATION
-    now = {
+    now: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "trial": trial.name,
         "digest": trial.digest,
@@ -29,6 +30,7 @@ def register(trial: Trial, runs: Path) -> dict[str, Any]:
         "text": trial.text,
     }
     if not path.is_file():
+        now["finished"] = [job.name for job in jobs_of(trial, runs) if job.folder and job.finished()]
         write_json(path, now, synced=True)
     registered = read_object(path)
     if changed := deviations(registered["registered"]["runs"], trial.registered["runs"]):

@@ -79,10 +79,18 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Read a table of the results.
 
     Raises:
-        UsageError: for one that is missing or cannot be read.
+        UsageError: for one that is missing, cannot be read, or has other columns or no numbers in them.
     """
-    with readable(str(path), "write the results again with lm-trials report"), path.open(newline="") as lines:
-        return list(csv.DictReader(lines))
+    advice = "write the results again with lm-trials report"
+    keys, numbers = TABLES[path.name]
+    with readable(str(path), advice), path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+        for row in rows or [{}]:
+            if lacking := [name for name in (*keys, *numbers) if row.get(name) is None]:
+                raise UsageError(f"{path} has no column {lacking[0]}, or no row with it; {advice}")
+            for name in numbers:
+                _number(row[name])
+    return rows
 
 
 @script

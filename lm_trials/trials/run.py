@@ -131,10 +131,12 @@ def main(argv: list[str] | None = None) -> list[Job]:
     """Run the open jobs; returns those that failed.  The exit status is 1 if one did."""
     args = trial_arguments(argv, ExecutorArguments, __doc__ or "", "run")
     trial, runs = opened(args)
-    check_writable("--runs_dir", runs)
+    check_writable("--runs_dir", runs / "logs")
     jobs = jobs_of(trial, runs)
     todo = open_jobs(jobs)
-    if todo:
+    if not todo:
+        register(trial, runs)  # refuses a file with other runs than those that are finished
+    else:
         check_disk(runs, len(todo) / len(jobs))
         from lm_trials.trials.local import LocalExecutor
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ OF_THE_TRIAL = ("output_dir", "run_name", "report_to")  # where runs go, and tha
 DEFAULT_SEED = 42  # of the programs, so that agents and `lm-trials run` train the same runs
 MEASURES = ("loss", "table", "updates_to_threshold")
 SCALES = ("identity", "log", "log2", "logit")
+UNITS = ("nats per token", "bits per byte")  # of losses; `evaluations` changes to bits where tokens differ
 EXPECTATIONS = ("greater", "less", "equivalent", "not_less", "not_greater")
 
 
@@ -276,7 +278,8 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
     stages: dict[str, Stage] = {}
     for stage, about in _mapping(given.get("stages"), "stages").items():
         stages[str(stage)] = _stage(str(stage), _mapping(about, f"stages.{stage}"), stages)
-    measures = tuple(_measure(about, stages) for about in _list(given.get("measure"), "measure"))
+    _check_folders(stages)
+    measures = tuple(_measure(about, stages) for about in _list(given.get("measure"), "measure", whole=True))
     contrasts: list[Contrast] = []
     for role, key in (("primary", "primary"), ("secondary", "secondary"), ("control", "controls")):
         for about in _list(given.get(key), key, whole=True):
@@ -302,20 +305,23 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
 
 def _seeds(given: Any) -> tuple[int, ...]:
     if not isinstance(given, list) or not given:
-        raise UsageError("seeds is missing; list the root seeds, for example [0, 1, 2, 3, 4]")
-    for place, seed in enumerate(given):
+        what = "missing" if given in (None, []) else "not a list"
+        raise UsageError(f"seeds is {what}; list the root seeds, for example [0, 1, 2, 3, 4]")
+    seen: set[int] = set()
+    for seed in given:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"seeds: {seed} is not a seed; give whole numbers from 0 to 4294967295")
-        if seed in given[:place]:
+        if seed in seen:
             raise UsageError(f"seeds: {seed} is given twice; a root seed is one replicate")
+        seen.add(seed)
     return tuple(int(seed) for seed in given)
 
 
 def _list(given: Any, key: str, whole: bool = False) -> list[Any]:
-    """Return a list, of one element if one is given; `whole`: a mapping is one element."""
+    """Return a list, of one element if a text or number is given; `whole`: a mapping is one element."""
     if given is None:
         return []
-    if isinstance(given, str) or (whole and isinstance(given, dict)):
+    if isinstance(given, (str, int, float)) or (whole and isinstance(given, dict)):
         return [given]
     if not isinstance(given, list):
         raise UsageError(f"{key} is not a list; write each entry after a dash")
@@ -355,7 +361,7 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
     if fault := name_fault(name):
         raise UsageError(f"{key}: the name {fault}; choose another")
     program = _command(given.get("program", ""), TRAINING, f"{key}.program")[0]
-    after = given.get("after")
+    after = None if given.get("after") is None else str(given["after"])
     if after is not None and after not in before:
         valid = did_you_mean(str(after), before) if before else "the first stage cannot follow another"
         raise UsageError(f"{key}.after: {after} is not a stage above it; {valid}")
@@ -376,6 +382,8 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
             full = f"{arm}-{suffix}" if suffix and len(arms) > 1 else suffix or str(arm)
             if fault := name_fault(full):
                 raise UsageError(f"{key}: the arm's name {full} {fault}; choose another")
+            if full in flags:
+                raise UsageError(f"{key}: two arms would be called {full}; rename an arm, or change a value")
             flags[full] = {**shared, **{str(k): v for k, v in about.items() if k != "after"}, **point}
             if parent is not None:
                 parents[full] = parent
@@ -383,10 +391,23 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
         if "config" in of and not recipe_file(str(of["config"])).is_file():
             raise UsageError(f"{key}: config {of['config']} is not a file; give a recipe's name or a YAML file")
         own_flags = (*OWN_FLAGS, "model_name_or_path") if after is not None else OWN_FLAGS
-        if own_flag := next((flag for flag in of if flag in own_flags), None):
+        if own_flag := next((flag for flag in of if flag.replace("-", "_") in own_flags), None):
             raise UsageError(f"{key}: {own_flag} of {arm} is set by the trial itself; remove it")
     grid = tuple(flag for flag, of in values.items() if len(of) > 1)
     return Stage(name, program, flags, after, parents, _varies(key, given.get("varies"), flags), grid)
+
+
+def _check_folders(stages: Mapping[str, Stage]) -> None:
+    """Refuse two runs in one folder, `<stage>-<arm>-s<seed>`, and a name that is too long for one."""
+    owners: dict[str, str] = {}
+    for stage in stages.values():
+        for arm in stage.arms:
+            name = f"{stage.name}-{arm}"
+            if other := owners.get(name):
+                raise UsageError(f"stages: {other} and {stage.name}.{arm} would have one folder {name}; rename one")
+            if fault := name_fault(name):
+                raise UsageError(f"stages: the folder {name} of {stage.name}.{arm} {fault}; choose shorter names")
+            owners[name] = f"{stage.name}.{arm}"
 
 
 def _parent(key: str, arm: str, after: Any, earlier: Sequence[str]) -> str | None:
@@ -421,11 +442,19 @@ def parameter_values(parameters: Any, key: str) -> dict[str, list[Any]]:
 
 
 def _grid(values: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """Return the points of a grid, by a name that has the values that differ; one point without a grid."""
-    points = {}
+    """Return the points of a grid, by a name that has the values that differ; one point without a grid.
+
+    Raises:
+        UsageError: for two points of one name.
+    """
+    points: dict[str, dict[str, Any]] = {}
     for chosen in itertools.product(*values.values()):
         point = dict(zip(values, chosen, strict=True))
-        points["-".join(plain_name(str(point[flag])) for flag, of in values.items() if len(of) > 1)] = point
+        name = "-".join(plain_name(str(point[flag])) for flag, of in values.items() if len(of) > 1)
+        if other := points.get(name):
+            both = " and ".join(str(list(map(str, of.values()))) for of in (other, point))
+            raise UsageError(f"parameters: the arms of {both} would both be called {name}; make them arms with names")
+        points[name] = point
     return points
 
 
@@ -441,10 +470,10 @@ def _varies(key: str, stated: Any, flags: Mapping[str, Mapping[str, Any]]) -> tu
             f"{key}.arms differ in {', '.join(found)}, so no difference could be attributed to one variable; make them "
             f"equal in all but one, or state `varies: [{', '.join(found)}]`"
         )
-    wanted = [stated] if isinstance(stated, str) else stated
-    if wanted is not None and sorted(map(str, wanted)) != found:
+    wanted = sorted(map(str, _list(stated, f"{key}.varies")))
+    if stated is not None and wanted != found:
         raise UsageError(
-            f"{key}.varies says {', '.join(map(str, wanted))}; the arms differ in {', '.join(found) or 'nothing'}"
+            f"{key}.varies says {', '.join(wanted) or 'nothing'}; the arms differ in {', '.join(found) or 'nothing'}"
         )
     return tuple(found)
 
@@ -458,21 +487,17 @@ def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
         flag = word[2:].partition("=")[0].replace("-", "_")
         if word.startswith("--") and flag in ("model_name_or_path", "model_dir", "output_dir"):
             raise UsageError(f"measure: --{flag} is set by the trial itself; remove it from: {shlex.join(words)}")
-    named = _list(about.get("arms"), "measure.arms") or [list(stages)[-1]]
+    named = [str(each) for each in _list(about.get("arms"), "measure.arms")] or [list(stages)[-1]]
     arms: list[tuple[str, str]] = []
     for each in named:
-        arms += (
-            [(str(each), arm) for arm in stages[each].arms]
-            if each in stages
-            else [_arm(str(each), "measure.arms", stages)]
-        )
+        arms += [(each, arm) for arm in stages[each].arms] if each in stages else [_arm(each, "measure.arms", stages)]
     return Measure(words, tuple(dict.fromkeys(arms)))
 
 
 def _arm(text: str, key: str, stages: Mapping[str, Stage], stage: str | None = None) -> tuple[str, str]:
     """Return the (stage, arm) that a text names: `stage.arm`, or an arm of `stage`, by default of the last."""
-    first, dot, rest = text.partition(".")
-    of, arm = (first, rest) if dot and first in stages else (stage or list(stages)[-1], text)
+    first = next((name for name in stages if text.startswith(f"{name}.")), None)
+    of, arm = (stage or list(stages)[-1], text) if first is None else (first, text[len(first) + 1 :])
     if arm not in stages[of].arms:
         known = [*stages[of].arms, *(f"{name}.{each}" for name, other in stages.items() for each in other.arms)]
         raise UsageError(f"{key}: {text} is not an arm; {did_you_mean(text, known)}")
@@ -487,7 +512,7 @@ def _contrasts(
     measure = about.get("measure")
     if measure not in MEASURES:
         raise UsageError(f"{role}: measure {measure} is unknown; {did_you_mean(str(measure), MEASURES)}")
-    stage = about.pop("stage", None)
+    stage = None if (given_stage := about.pop("stage", None)) is None else str(given_stage)
     if stage is not None and stage not in stages:
         raise UsageError(f"{role}: stage {stage} is unknown; {did_you_mean(str(stage), stages)}")
     texts = _list(about.pop("contrast", None), f"{role}.contrast")
@@ -498,9 +523,9 @@ def _contrasts(
     for name, value, valid in (("scale", scale, SCALES), ("expect", expect, EXPECTATIONS)):
         if value not in valid:
             raise UsageError(f"{role}: {name} {value} is unknown; {did_you_mean(str(value), valid)}")
-    margin = about.pop("margin", 0.0)
-    if not isinstance(margin, (int, float)) or isinstance(margin, bool) or not 0 <= margin < float("inf"):
-        raise UsageError(f"{role}: margin {margin} is not a distance; give a number of at least 0")
+    margin = _number(text := about.pop("margin", 0.0))
+    if margin is None or margin < 0:
+        raise UsageError(f"{role}: margin {text} is not a distance; give a number of at least 0")
     if expect in ("equivalent", "not_less", "not_greater") and margin == 0:
         raise UsageError(f"{role}: expect {expect} needs a margin within which a difference does not matter")
     name = about.pop("name", None)
@@ -509,37 +534,53 @@ def _contrasts(
     if measure == "updates_to_threshold":
         about["threshold"] = _threshold(about.get("threshold"), f"{role}.threshold", stages, stage)
     found = []
-    for text in texts:
-        first, minus, second = str(text).partition(" - ")
+    for text in map(str, texts):
+        first, minus, second = text.partition(" - ")
         arms = [
             _arm(part.strip(), f"{role}.contrast", stages, stage) for part in ([first, second] if minus else [first])
         ]
         label = (
             str(name) if name and len(texts) == 1 else f"{name}: {text}" if name else f"{_outcome_name(about)}: {text}"
         )
+        if len(set(arms)) < len(arms):
+            raise UsageError(f"{role}: contrast {text} is always 0; name two arms")
         if measure == "updates_to_threshold" and not minus:
             raise UsageError(f"{role}: contrast {text}: times are compared between two arms; write `a - b`")
-        contrast = Contrast(
-            label, role, arms[0], arms[1] if minus else None, about, str(scale), str(expect), float(margin)
-        )
+        contrast = Contrast(label, role, arms[0], arms[1] if minus else None, about, str(scale), str(expect), margin)
         _check_outcome(contrast, stages, measures)
         found.append(contrast)
     return found
 
 
+def _number(given: Any) -> float | None:
+    """Return a finite number as it is written, also `1e-3`, which YAML reads as a text; None for anything else.
+
+    >>> _number("1e-3"), _number(2), _number("5%"), _number(True), _number("inf")
+    (0.001, 2.0, None, None, None)
+    """
+    try:
+        number = float(str(given))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str | None) -> Any:
     """Return a threshold with its arms as [stage, arm]: a number, or reference + share x (value at 0 - reference)."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return given
+    if (number := _number(given)) is not None:
+        return number
+    if given is not None and not isinstance(given, dict):
+        raise UsageError(f"{key}: {given} is not a number; give one, or reference, from and share")
     about, keys = dict(_mapping(given, key)), ("reference", "from", "share", "reference_metric")
     if unknown := next((each for each in about if each not in keys), None):
         raise UsageError(f"{key}: unknown key {unknown}; {did_you_mean(str(unknown), keys)}")
     if missing := next((each for each in keys[:3] if each not in about), None):
         raise UsageError(f"{key}: {missing} is missing; give a number, or {', '.join(keys[:3])}")
-    if not isinstance(about["share"], (int, float)) or not 0 < about["share"] < 1:
+    share = _number(about["share"])
+    if share is None or not 0 < share < 1:
         raise UsageError(f"{key}.share: {about['share']} is not a share; give a number between 0 and 1")
     arms = {each: list(_arm(str(about[each]), f"{key}.{each}", stages, stage)) for each in keys[:2]}
-    return {**about, **arms}
+    return {**about, **arms, "share": share}
 
 
 def _outcome_name(outcome: Mapping[str, Any]) -> str:
@@ -573,17 +614,31 @@ def _check_outcome(contrast: Contrast, stages: Mapping[str, Stage], measures: Se
     needed = OUTCOME_KEYS[kind][0]
     if not outcome.get(needed):
         raise UsageError(f"{role}: measure {kind} needs {needed}")
+    if "unit" in outcome and outcome["unit"] not in UNITS:
+        raise UsageError(f"{role}: unit {outcome['unit']} is unknown; {did_you_mean(str(outcome['unit']), UNITS)}")
+    if "horizon" in outcome and ((horizon := _number(outcome["horizon"])) is None or horizon <= 0):
+        raise UsageError(f"{role}: horizon {outcome['horizon']} is no number of updates; give one above 0")
+    if not isinstance(outcome.get("where") or {}, (dict, list)):
+        raise UsageError(f"{role}: where is not a mapping; write `column: value` lines under it")
     for arm in filter(None, (contrast.first, contrast.second)):
         commands = [measure.words for measure in measures if arm in measure.arms]
         if kind == "loss":
+            feature = outcome.get("sentences_with")
+            needs = f" --sentences_with {feature}" if feature else ""
             for name in _list(outcome["dataset"], f"{role}.dataset"):
-                if not any(words[0] == "evaluate" and _evaluates(words, str(name)) for words in commands):
+                if not any(
+                    words[0] == "evaluate"
+                    and _evaluates(words, str(name))
+                    and (not feature or str(feature) in _given(words, "--sentences_with"))
+                    for words in commands
+                ):
                     raise UsageError(
-                        f"{role}: no `measure` evaluates {'.'.join(arm)} on {name}; add: evaluate --dataset_name {name}"
+                        f"{role}: no `measure` evaluates {'.'.join(arm)} on {name}{needs and f' with{needs}'}; "
+                        f"add: evaluate --dataset_name {name}{needs}"
                     )
         elif kind == "table":
             place = Path(str(outcome["table"])).parts
-            program = {"probes": "probe", "eval": "evaluate"}.get(place[0], "")
+            program = {"probes": "probe", "eval": "evaluate"}.get(place[0] if place else "", "")
             if not any(words[0] == program and (program != "probe" or words[1:2] == place[1:2]) for words in commands):
                 raise UsageError(
                     f"{role}: no `measure` writes {outcome['table']} for {'.'.join(arm)}; add the command that does"
@@ -605,15 +660,23 @@ def _evaluates(words: Sequence[str], dataset: str) -> bool:
 
     >>> _evaluates(("evaluate", "--dataset_name", "recovery-Twist"), "recovery-Twist-validation")
     True
+    >>> _evaluates(("evaluate", "--dataset_name", "recovery"), "recoveryTwist")
+    False
     """
-    given = [
+    given = _given(words, "--dataset_name", "--data_dir")
+    names = [plain_name(Path(each).name.partition(".")[0]) for each in given]
+    return any(dataset == name or dataset.startswith(f"{name}-") for name in names)
+
+
+def _given(words: Sequence[str], *flags: str) -> list[str]:
+    """Return the values that a command gives to flags."""
+    return [
         value
         for place, word in enumerate(words)
-        if word.partition("=")[0] in ("--dataset_name", "--data_dir")
+        if word.partition("=")[0] in flags
         for value in (
             [word.partition("=")[2]]
             if "=" in word
             else itertools.takewhile(lambda each: not each.startswith("--"), words[place + 1 :])
         )
     ]
-    return any(dataset.startswith(plain_name(Path(each).name.partition(".")[0])) for each in given)

@@ -147,7 +147,7 @@ def verdict(trial: Trial, findings: Sequence[Finding], missing: Sequence[str] = 
     for finding in (each for each in findings if each.contrast.role == "control"):
         if finding.result == UNKNOWN:
             return Verdict(NO_VERDICT, f"the control {finding.problem}")
-        if finding.result == HOLDS:
+        if finding.result == HOLDS or _unmeasured_effect(finding):
             return Verdict(NO_VERDICT, f"the control {finding.contrast.name} shows the effect: {_difference(finding)}")
     primary = [each for each in findings if each.contrast.role == "primary"]
     if not primary:
@@ -157,6 +157,14 @@ def verdict(trial: Trial, findings: Sequence[Finding], missing: Sequence[str] = 
     word = next((word for word in (AGAINST, UNDECIDED) if any(each.result == word for each in primary)), HOLDS)
     decisive = [each for each in primary if each.result == word]
     return Verdict(word, "; ".join(sentence(each) for each in decisive))
+
+
+def _unmeasured_effect(finding: Finding) -> bool:
+    """Whether a difference without an interval, such as one equal in all root seeds, lies in the claimed range."""
+    assert finding.test is not None
+    low, high = claimed_range(finding.contrast.expect, finding.contrast.margin)
+    difference = finding.test.difference
+    return math.isnan(difference.lower) and math.isnan(difference.upper) and low < difference.estimate < high
 
 
 def sentence(finding: Finding) -> str:

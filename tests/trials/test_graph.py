@@ -1,6 +1,7 @@
 """The graph of a trial: which command each job is, what it waits for, and when it is finished."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,31 @@ def test_a_finished_run_without_its_parent_is_refused(jobs):
         UsageError, match="more-plain-s0 is finished and pretrain-plain-s0, which it started from, is not"
     ):
         open_jobs(jobs)
+
+
+def test_a_measurement_is_open_again_once_its_model_is_trained_again(jobs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = next(job for job in jobs if job.name == "more-plain-s1/evaluate-1")
+    job.receipt.parent.mkdir(parents=True)
+    (job.folder / "finished.json").write_text('{"run": "first"}')
+    job.receipt.write_text(json.dumps(job.receipt_now()))
+    assert job.finished()
+    (job.folder / "finished.json").write_text('{"run": "second"}')
+    assert not job.finished()
+    job.receipt.write_text(json.dumps({"words": job.words}))  # of an earlier version
+    assert job.finished()
+
+
+@pytest.mark.parametrize("place", ["moved", "moved/further", "{tmp_path}/moved"])
+def test_runs_that_were_moved_are_still_measured(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    trial, place = read_trial(write_trial(Path("decay.yaml"))), Path(place.format(tmp_path=tmp_path))
+    before, after = (
+        next(job for job in jobs_of(trial, runs) if job.receipt and job.folder) for runs in (Path("runs"), place)
+    )
+    before.receipt.parent.mkdir(parents=True)
+    before.receipt.write_text(json.dumps(before.receipt_now()))
+    place.parent.mkdir(exist_ok=True)
+    Path("runs").rename(place)
+    assert after.finished()
+    assert not replace(after, words=(*after.words, "--head", "1")).finished()

@@ -1,6 +1,7 @@
 """The values of a contrast, against an independent computation from the files."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,3 +229,17 @@ def test_a_difference_of_losses_is_said_as_training_tokens_of_the_second_arm(out
     other = replace(found.contrast, outcome={**asked, "worth": "eval_nothing"})
     with pytest.raises(UsageError, match="logged no eval_nothing"):
         read_outcome(other, runs, SEEDS)
+
+
+@pytest.mark.parametrize("place", ["recover-never-s3", "recover-never-s3/eval"])
+@pytest.mark.parametrize("other", ["recover-never-s2", "recover-seen-s3", "pretrain-never-s3"])
+def test_a_copy_of_another_run_or_of_its_evaluation_is_refused(make_trial, place, other):
+    text = TRIAL.replace("[evaluate --dataset_name recovery other]",
+                         "[{command: evaluate --dataset_name recovery other, arms: [recover, pretrain]}]")  # fmt: skip
+    trial = read_trial(make_trial(text=text))
+    read_outcome(trial.contrasts[0], TrialRuns(Path("runs/t")), trial.seeds)
+    copied = place.replace("recover-never-s3", other)
+    shutil.rmtree(Path("runs/t") / place)
+    shutil.copytree(Path("runs/t") / copied, Path("runs/t") / place)
+    with pytest.raises(UsageError, match=f"recover-never-s3.* (holds another run: |is an evaluation of ){other}"):
+        read_outcome(trial.contrasts[0], TrialRuns(Path("runs/t")), trial.seeds)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lm_trials.console import UsageError
 from lm_trials.trials import run
-from lm_trials.trials.reproduce import main
+from lm_trials.trials.reproduce import main, read_table
 from lm_trials.trials.trial_report import main as report
 
 
@@ -66,3 +67,14 @@ def test_a_folder_without_results_is_refused(capsys):
             main(words)
         assert left.value.code == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(",", ";"), ("contrast", "name"), ("0.5", "half"), ("x,0,a,0.5,\n", "")])
+def test_a_table_that_another_program_has_changed_is_one_line(tmp_path, before, after):
+    table = tmp_path / "values.csv"
+    text = "contrast,seed,arm,value,difference\nx,0,a,0.5,\n"
+    table.write_text(text)
+    assert read_table(table)[0]["value"] == "0.5"
+    table.write_text(text.replace(before, after))
+    with pytest.raises(UsageError, match=r"values\.csv .*; write the results again with lm-trials report"):
+        read_table(table)

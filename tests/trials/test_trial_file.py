@@ -1,5 +1,9 @@
 """Trial files: what they mean, and that each mistake is one line that names its place."""
 
+import copy
+import random
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,3 +193,94 @@ def test_every_trial_of_the_repository_is_accepted_by_its_programs():
     (job, *_) = jobs.values()
     with pytest.raises(UsageError, match="--num_story"):
         executor.check([replace(job, words=(*job.words, "--num_story", "3"))])
+
+
+def paths_of(place, above=""):
+    """The dotted path of each value of a trial."""
+    for key, value in place.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict):
+            yield from paths_of(value, f"{above}{key}.")
+
+
+TIMES = {"measure": "updates_to_threshold", "metric": "eval_loss", "contrast": "plain - decayed", "horizon": 3}
+TIMES["threshold"] = {"reference": "plain", "from": "decayed", "share": 0.5}
+TABLE = {"measure": "table", "table": "eval/generated/x.csv", "where": {"a": "b"}, "contrast": "plain - decayed"}
+ODD = (None, True, 0, -1.5, "", " ", ".", "a - b - c", "1e-3", float("nan"), [], {}, [None], [["a"]], [{"a": 1}],
+       {"a": "b"}, {"a": ["b"]}, {0: {}}, {None: None}, {"after": ["a"]})  # fmt: skip
+
+
+@pytest.mark.parametrize("secondary", [TIMES, TABLE, {**TRIAL["primary"], "unit": "bits per byte", "stage": "more"}])
+def test_any_value_in_any_place_is_read_or_is_one_line(tmp_path, secondary):
+    path = tmp_path / "decay.yaml"
+    base = copy.deepcopy({**TRIAL, "secondary": secondary})
+    base["stages"]["more"] |= {"parameters": {"x": {"values": [1]}}, "varies": ["weight_decay"]}
+    base["measure"] = {"command": "evaluate --dataset_name generated", "arms": ["more"]}
+    draw, lines = random.Random(0), []
+    for name in paths_of(base):
+        *above, last = name.split(".")
+        for odd in draw.sample(ODD, 3):
+            trial = copy.deepcopy(base)
+            place = trial
+            for key in above:
+                place = place[key]
+            place[last] = odd
+            try:
+                jobs_of(read_trial(write_trial(path, trial)), Path("runs/decay"))
+            except UsageError as error:
+                lines.append(str(error))
+    assert len(lines) > len(ODD)
+    assert not any("\n" in line for line in lines)
+
+
+def test_no_two_runs_have_one_folder(tmp_path):
+    """Names that are parts of each other, with the hyphens that join stage, arm and values."""
+    draw, results = random.Random(0), Counter()
+    parts = ["a", "b", "a-b", "b-a", "s0", "a-s0"]
+    for _ in range(60):
+        stages = {}
+        for stage in draw.sample(parts, 2):
+            values = {"x": {"values": draw.sample([*parts, "a/b"], 2)}, "y": {"values": draw.sample(parts, 2)}}
+            arms = {arm: {"z": arm} for arm in draw.sample(parts, 2)}
+            grid = draw.choice([{"arms": arms}, {"parameters": values}, {"arms": arms, "parameters": values}])
+            varies = [*(["x", "y"] if "parameters" in grid else []), *(["z"] if "arms" in grid else [])]
+            stages[stage] = {"program": "train", "varies": varies, **grid}
+        runs = sum((2 if "arms" in of else 1) * (4 if "parameters" in of else 1) for of in stages.values())
+        try:
+            jobs = jobs_of(read(tmp_path, {"claim": "c", "seeds": [0], "stages": stages}), Path("runs"))
+        except UsageError as error:
+            results["called" in str(error) or "folder" in str(error)] += 1
+        else:
+            assert len({job.folder for job in jobs}) == runs
+            results["read"] += 1
+    assert set(results) == {True, "read"}
+    assert min(results.values()) > 5
+
+
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3", "'0.001'"])
+def test_a_number_is_as_it_is_written(tmp_path, text):
+    path = write_trial(tmp_path / "decay.yaml", changed("primary.margin", "MARGIN"))
+    path.write_text(path.read_text().replace("MARGIN", text))
+    assert read_trial(path).contrasts[0].margin == 0.001
+
+
+def test_a_stage_may_have_a_dot_in_its_name(tmp_path):
+    stages = {"a.b": TRIAL["stages"]["pretrain"], "a": {**TRIAL["stages"]["more"], "after": "a.b"}}
+    trial = read(tmp_path, {**TRIAL, "stages": stages, "primary": None, "measure": [
+        {"command": "evaluate", "arms": ["a.b.plain", "a.decayed", "a.b"]}]})  # fmt: skip
+    assert trial.measures[0].arms == (("a.b", "plain"), ("a", "decayed"), ("a.b", "decayed"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("primary.contrast", "plain - more.plain", "is always 0; name two arms"),
+        ("primary.unit", "bits", "unit bits is unknown; valid: bits per byte, nats per token"),
+        ("primary.sentences_with", "Twist", "add: evaluate --dataset_name generated --sentences_with Twist"),
+        ("measure", ["evaluate --dataset_name gen"], "no `measure` evaluates more.plain on generated"),
+        ("stages.pretrain.data-seed", 3, "data-seed of plain is set by the trial itself"),
+    ],
+)
+def test_what_would_silently_mean_something_else_is_refused(tmp_path, path, value, line):
+    with pytest.raises(UsageError, match=re.escape(line)):
+        read(tmp_path, changed(path, value))

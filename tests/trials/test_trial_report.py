@@ -20,9 +20,7 @@ FILES = {"README.md", "index.html", "contrasts.csv", "values.csv", "curves.csv",
 @pytest.fixture
 def file(make_trial, no_figures):
     """A finished, registered trial."""
-    made = make_trial()
-    register(read_trial(made), Path("runs/t"))
-    return made
+    return make_trial(registered=True)
 
 
 def table(name):
@@ -54,8 +52,7 @@ class Page(HTMLParser):
 
 
 def test_a_trial_from_the_command_to_the_files(make_trial, capsys):
-    file = make_trial()
-    register(read_trial(file), Path("runs/t"))
+    file = make_trial(registered=True)
     report = main([str(file)])
     assert report.verdict.word == "holds"
     shown = capsys.readouterr().out
@@ -118,6 +115,13 @@ def test_changes_after_the_registration_are_listed(file, capsys):
     assert "margin: 0.05, now 0.01" in Path("results/t/README.md").read_text()
     assert "margin: 0.05, now 0.01" in " ".join(capsys.readouterr().out.split())
     assert json.loads(Path("results/t/registration.json").read_text())["text"] == TRIAL
+
+
+def test_a_trial_that_was_registered_after_its_runs_says_so(file):
+    Path("runs/t/registration.json").unlink()
+    register(read_trial(file), Path("runs/t"))
+    (line,) = main([str(file)]).deviations
+    assert line == "24 jobs were finished before the registration, pretrain-seen-s0 for example"
 
 
 def test_a_trial_that_was_not_registered_says_so(file):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lm_trials.trials.verdict import (
     NO_VERDICT,
     UNDECIDED,
     UNKNOWN,
+    Finding,
     claimed_range,
     corrected,
     find,
@@ -187,3 +189,23 @@ def test_what_cannot_be_read_is_a_finding_with_its_reason(make_trial):
     found = find(trial.contrasts[0], TrialRuns(Path("runs/t")), trial.seeds)
     assert found.result == UNKNOWN
     assert "runs/t/recover-seen-s3 holds no run.json" in found.problem
+
+
+@pytest.mark.parametrize("role", ["control", "primary"])
+@pytest.mark.parametrize("claim", [("greater", 0.5), ("less", 0.5), ("equivalent", 0.5), ("not_less", 0.5)])
+@pytest.mark.parametrize("size", [-2.0, -0.25, 0.0, 0.25, 2.0])
+def test_equal_differences_have_no_interval_and_block_only_as_a_control_that_shows_the_effect(role, claim, size):
+    outcome = outcome_of([[size]] * 4, *claim)
+    own = Finding(replace(outcome.contrast, role=role), outcome, outcome.test(), p_value(outcome), UNDECIDED)
+    low, high = claimed_range(*claim)
+    blocked = verdict(SimpleNamespace(seeds=(0, 1, 2, 3)), [own]).reason.startswith("the control a - b shows")
+    assert blocked == (role == "control" and low < size < high)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 0.99, 1.0, 1.5, 20.0])
+@pytest.mark.parametrize("expect", EXPECTATIONS)
+def test_p_values_of_shares_agree_with_the_interval_for_any_margin(margin, expect):
+    margin = margin or (0.0 if expect in ("greater", "less") else 0.01)
+    outcome = replace(outcome_of([[0.3], [0.4], [0.35]], expect, margin), unit="share", values_AS=np.ones((2, 3)))
+    p, result = p_value(outcome), result_of(outcome)
+    assert (p < 0.05) == (result in (HOLDS, AGAINST) and (expect != "equivalent" or result == HOLDS))
