@@ -118,8 +118,9 @@ def curves_figure(rows: Sequence[Row], title: str = "Learning curves") -> Figure
         gaps = [later - earlier for earlier, later in pairwise(steps)]
         if gaps and max(gaps) >= UNEVEN * min(gaps):
             axes.set_xscale("symlog", linthresh=next(step for step in steps if step > 0))
-            shown = [step for step in steps if step == 0 or math.log2(step / steps[steps[0] == 0]) % 1 < 0.01]
-            axes.set_xticks(shown, [f"{step:g}" for step in shown], fontsize=TICK)
+            round_ = [digit * 10**power for power in range(10) for digit in (1, 3)]
+            shown = [step for step in steps if step == 0] + [step for step in round_ if step <= steps[-1]]
+            axes.set_xticks(shown, [f"{step:,g}" for step in shown], fontsize=TICK)
             axes.minorticks_off()
     legend(figure)
     return figure
