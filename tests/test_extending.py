@@ -124,6 +124,7 @@ def test_the_metric_of_the_page_is_a_row_with_its_interval(tiny_base, tiny_data,
     monkeypatch.setitem(STATISTICS, "bits_per_token", None)
     example_of("A metric")
     flags = {"model_dir": tiny_base, "dataset_name": "tiny", "data_cache_dir": tiny_data, "output_dir": tmp_path}
+    flags |= {"dataset_split": "train", "max_eval_samples": 20}  # below 10 stories there is no interval
     argv = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     rows = {row["metric"]: row for row in eval_checkpoint.main(argv)}
     bits, nats = rows["bits_per_token"], rows["loss"]

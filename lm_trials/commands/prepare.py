@@ -3,7 +3,8 @@ r"""Prepare data: generate, fetch or read stories, train tokenizers, make tokens
     lm-trials prepare generate --num_stories 20000 --seed 0
     lm-trials prepare download
     lm-trials prepare ingest --source stories.jsonl --corpus mine
-    lm-trials prepare derive --corpus mine --words_per_story 60 --dataset_name mine-60
+    lm-trials prepare derive --corpus mine --words_per_story 60 \
+        --dataset_name mine-60
     lm-trials prepare train_vocab --corpus generated --vocab_size 1000
     lm-trials prepare pretokenize --corpus generated --vocab_size 1000
 

@@ -44,7 +44,8 @@ class SentenceTokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, features: Sequence[str]) -> None:
         self.features = features
-        self._decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+        if features:
+            self._decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
 
     def parts(self, input_ids: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
         """Return `Document.parts`: for each feature which of the (n,) ids, and the sentences' bytes."""

@@ -33,7 +33,7 @@ class Unigrams:
     """The words of stories with their frequencies.
 
     >>> Unigrams(["a cat", "a dog"]).resampled("One day,\\nhe ran.", draw=1)
-    'a cat\\ndog a'
+    'a dog\\ndog a'
     """
 
     def __init__(self, stories: Iterable[str]) -> None:

@@ -156,7 +156,7 @@ def both_losses(metrics: dict[str, float], prefix: str = "eval") -> str:
 
     >>> import numpy as np
     >>> both_losses(loss_metrics(np.array([[2.0, 1, 1, 6.0, 3, 1], [2.0, 1, 0, 6.0, 3, 2]]), "completion"))
-    'completion loss 2.0000 [2.0000, 2.0000], unmasked 2.0000 [2.0000, 2.0000] nats per token, n = 2 examples'
+    'completion loss 2.0000 [no interval], unmasked 2.0000 [no interval] nats per token, n = 2 examples'
     >>> both_losses(loss_metrics(np.array([[2.0, 1, 1, 6.0, 3, 1]]), "completion"))
     'completion loss 2.0000 [no interval], unmasked 2.0000 [no interval] nats per token, n = 1 examples'
     """

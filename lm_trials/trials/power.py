@@ -1,7 +1,7 @@
 """How many root seeds decide a difference, or show that two arms are equivalent.
 
     lm-trials power --difference 0.02 --spread 0.022
-    lm-trials power --difference 0.02 --runs runs/a-s0 runs/a-s1 runs/b-s0 runs/b-s1
+    lm-trials power --difference 0.02 --runs runs/a-s* runs/b-s*
     lm-trials power --margin 0.01 --spread 0.022
 
 The spread is the standard deviation over root seeds of the paired difference of two arms.  With `--runs` it is

@@ -3,7 +3,7 @@
     lm-trials run trials/deletion_recovery.yaml
     lm-trials run trials/deletion_recovery.yaml --workers 4
     lm-trials run trials/deletion_recovery.yaml --pilot 100
-    lm-trials run trials/deletion_recovery.yaml --executor slurm --gpus_per_node 1
+    lm-trials run trials/diversity_51M.yaml --executor slurm --gpus_per_node 1
 
 Prepares the data, trains every arm with every root seed, and measures the runs.  Each
 job is a process of its own; jobs that do not need each other run at the same time.

@@ -146,8 +146,11 @@ def test_sentences_are_found_once_and_evaluated_each_time(tmp_path, tokenizer):
     first, again = trainer.evaluate(), trainer.evaluate()
     assert len(found) == 25 + 24
     timing = ("runtime", "tokens_per_second", "epoch")
-    assert all(again[name] == value for name, value in first.items() if not name.endswith(timing))
-    assert all(first[name] == value for name, value in plain.items() if not name.endswith(timing))
+    kept = [{name: str(value) for name, value in each.items() if not name.endswith(timing)} for each in (first, again)]
+    assert kept[0] == kept[1]  # as texts: two stories have no interval, and nan is not equal to itself
+    assert {name: kept[0][name] for name in plain.keys() & kept[0].keys()} == {
+        name: str(value) for name, value in plain.items() if name in kept[0]
+    }
     assert (first["eval_more_sentences_Twist_samples"], first["eval_more_sentences_Twist_stories_without"]) == (12, 12)
     assert first["eval_sentences_Twist_samples"] == 0
     assert first["eval_more_sentences_Twist_loss"] != first["eval_more_loss"]
