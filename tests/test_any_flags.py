@@ -40,7 +40,7 @@ from lm_trials.trials.local import LocalExecutor
 from lm_trials.trials.new import EXAMPLE, NewArguments
 from lm_trials.trials.plan import PlanArguments
 from lm_trials.trials.power import PowerArguments
-from lm_trials.trials.reproduce import ReproduceArguments
+from lm_trials.trials.reproduce import TABLES, ReproduceArguments
 from lm_trials.trials.run import RunTrialArguments, TrialArguments
 from lm_trials.trials.sweeps import ExportArguments
 from lm_trials.trials.trial_report import ReportArguments
@@ -79,7 +79,10 @@ COMMANDS = {
     "plan": ((PlanArguments,), {"trial": "../trial.yaml", "rehearse": False}),
     "run": ((RunTrialArguments,), {"trial": "../trial.yaml"}),
     "status": ((TrialArguments,), {"trial": "../trial.yaml"}),
-    "report": ((ReportArguments,), {"trial": "../trial.yaml"}),
+    "report": (
+        (ReportArguments,),
+        {"trial": "../trial.yaml", "runs_dir": "../trial_runs", "output_dir": "out/results"},
+    ),
     "reproduce": ((ReproduceArguments,), {"results": "../reported"}),
     "export-sweeps": ((ExportArguments,), {"trial": "../trial.yaml", "output_dir": "out/sweeps"}),
     "compare": ((CompareArguments,), {"runs": f"{RUN} {OTHER}"}),
@@ -174,8 +177,15 @@ def world(tiny_data, tiny_base, tmp_path_factory):
     shutil.copy(EXAMPLE, world / "trial.yaml")
     (world / "reported").mkdir()
     shutil.copy(EXAMPLE, world / "reported" / "trial.yaml")
-    for table in ("values", "contrasts"):
-        (world / "reported" / f"{table}.csv").write_text("contrast\n")
+    for table, (keys, numbers) in TABLES.items():
+        columns = dict.fromkeys(keys, "a") | dict.fromkeys(numbers, "0.5")
+        (world / "reported" / table).write_text("\n".join((",".join(columns), ",".join(columns.values()))) + "\n")
+    a_run = world / "trial_runs" / "trial" / "pretrain-constant-s0"
+    shutil.copytree(tiny_base, a_run)
+    described = json.loads((a_run / "run.json").read_text())
+    described["replicate"] |= {"seed": 0, "data_seed": 0}
+    described["logistics"]["run_name"] = described["run_name"] = a_run.name
+    (a_run / "run.json").write_text(json.dumps(described))
     (world / "recipe.yaml").write_text("- {dataset_name: ../stories.jsonl, data_cache_dir: ../data}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world / "work")
