@@ -177,9 +177,9 @@ def test_per_story_is_the_mean_over_all_tokens_of_a_manual_loop(run, tmp_path, k
     short = [
         row
         for row in (json.loads(line) for line in (tmp_path / "stories.jsonl").read_text().splitlines())
-        if len(row["story"]) < 60
+        if len(row["story"]) < 100
     ]
-    assert 4 <= len(short) < 30
+    assert 10 <= len(short) < 30
     Path("short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
     rows = run(model=kind, data="short.jsonl")
     loss, tokens = manual_loss(tmp_path / kind, short)
@@ -192,6 +192,9 @@ def test_per_story_is_the_mean_over_all_tokens_of_a_manual_loop(run, tmp_path, k
     assert metrics["eval_loss_lower"] < loss < metrics["eval_loss_upper"]
     assert [row["metric"] for row in rows] == ["loss", "perplexity", "accuracy", "bits_per_byte"]
     assert f"{metrics['eval_loss']:.3f}" in capsys.readouterr().out
+    run("--max_eval_samples", 9, model=kind, data="short.jsonl", output="few")  # too few for an interval
+    few = results_in(tmp_path / "few")
+    assert (few["eval_samples"], few["eval_loss_lower"], few["eval_loss_upper"]) == (9, None, None)
 
 
 def test_the_files_are_named_as_the_seeds_are_and_say_the_same(run, tmp_path):

@@ -396,7 +396,9 @@ def test_runs_are_compared_on_their_own_examples(tune_flags, tmp_path, capsys, m
     shown = " ".join(capsys.readouterr().out.split())
     assert "exactly one variable differs: load_in_8bit" in shown
     assert "completions" in shown
-    assert "B minus A, over seeds" in shown
+    assert "B minus A, these models, new stories" in shown
+    assert "Nothing can be said about the recipe: A has 1 root seed (2 fine-tunings); B has 1 root seed" in shown
+    assert "new seeds" not in shown  # all are of one base
     sft_lora.main(tune_flags("c0", "--load_in_8bit", "True", "--lora_r", "3"))
     compare.main([str(tmp_path / name) for name in ("a0", "c0")])
     assert "2 variables differ" in " ".join(capsys.readouterr().out.split())

@@ -38,8 +38,9 @@ def run(train_flags, tmp_path):
     return train
 
 
-def test_a_run_leaves_a_plain_hugging_face_model_with_all_that_determines_it(run, tiny_data):
-    folder = run("run", "--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "3")
+def test_a_run_leaves_a_plain_hugging_face_model_with_all_that_determines_it(run, capsys):
+    more = ("--eval_datasets", "tiny", "--max_eval_samples", "12")  # the train split too
+    folder = run("run", "--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "3", *more)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters() == 33_440  # tiny indeed, and the shape that was asked for
     assert model.config.use_cache
@@ -50,7 +51,12 @@ def test_a_run_leaves_a_plain_hugging_face_model_with_all_that_determines_it(run
     assert described["outcome"]["data"]["tokens"]["train"] > 0
     assert (folder / "loss.png").stat().st_size > 1000
     results = json.loads((folder / "eval_results.json").read_text())
-    assert results["eval_loss_lower"] < results["eval_loss"] < results["eval_loss_upper"]
+    assert results["eval_train_samples"] == 12
+    assert results["eval_train_loss_lower"] < results["eval_train_loss"] < results["eval_train_loss_upper"]
+    assert (results["eval_samples"], results["eval_loss_lower"], results["eval_loss_upper"]) == (6, None, None)
+    shown = capsys.readouterr().out
+    assert f"eval loss {results['eval_loss']:.4f} [no interval]" in shown
+    assert f"eval_train loss {results['eval_train_loss']:.4f} [{results['eval_train_loss_lower']:.4f}, " in shown
     assert losses(folder)[-1] < losses(folder)[0]
 
 

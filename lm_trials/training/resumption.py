@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from lm_trials.console import UsageError, note
 from lm_trials.evaluation.losses import NotFiniteError, Processes
+from lm_trials.files import finite
 from lm_trials.models.reference import checkpoints
 from lm_trials.models.shapes import not_finite
 from lm_trials.stories.shards import first_line
@@ -84,6 +85,10 @@ class ExactResume(HubPush):
         # Not with --load_best_model_at_end: the metrics would be those of the last update, not of the loaded model.
         fresh = metrics and step == self.state.global_step and not self.args.load_best_model_at_end
         return metrics if fresh else self.evaluate()
+
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        """Write as JSON, which has no NaN; an interval that does not exist is null."""
+        super().save_metrics(split, finite(metrics), combined)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Return the gradient norm, and remember the first update at which it or the loss is not finite."""

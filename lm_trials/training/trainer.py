@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, default_data_collator
 from transformers.integrations import TensorBoardCallback
 
 from lm_trials.console import UsageError
+from lm_trials.estimates import interval_text
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.losses import Document, story_losses
 from lm_trials.evaluation.sentences import SentenceTokens
@@ -225,7 +226,7 @@ def loss_lines(metrics: dict[str, float]) -> list[str]:
     prefixes = [key.removesuffix("_loss") for key in metrics if key.endswith("_loss")]
     return [
         f"{prefix} loss {metrics[f'{prefix}_loss']:.4f} "
-        f"[{metrics[f'{prefix}_loss_lower']:.4f}, {metrics[f'{prefix}_loss_upper']:.4f}]  "
+        f"{interval_text(metrics[f'{prefix}_loss_lower'], metrics[f'{prefix}_loss_upper'], 4)}  "
         f"accuracy {metrics[f'{prefix}_accuracy']:.3f}  n={metrics[f'{prefix}_samples']:,} stories"
         for prefix in prefixes
     ]

@@ -155,7 +155,7 @@ def test_two_prompts_of_one_model(folder, tmp_path, kind):
         assert share["prompt into other prompt", "residual", block, "swap"] == pytest.approx(1, abs=1e-3)
     assert share["prompt into other prompt", "mlp", 0, "swap"] != pytest.approx(1, abs=1e-2)
     assert {(row["n"], row["lower"] == row["lower"]) for row in rows if row["quantity"] == "value"} == {(1, False)}
-    assert "one text gives no interval" in told["finding"]
+    assert "fewer than 10 texts give no interval" in told["finding"]
     values = {row["run"]: row["estimate"] for row in rows if row["quantity"] == "value"
               and row["direction"] == "prompt into other prompt" and row["measure"] == "answer difference"}  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder / f"{kind}-a")

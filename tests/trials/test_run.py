@@ -1,5 +1,6 @@
 """Trials run from their file: killed at any instant, the same command ends with the same bits."""
 
+import copy
 import hashlib
 import json
 import os
@@ -35,7 +36,8 @@ LINEAR = {name: value for name, value in TINY.items() if name not in ("config_na
 
 
 def tiny_trial(seeds=(0,)):
-    stages = {"pretrain": {**TRIAL["stages"]["pretrain"], **TINY}, "more": {**TRIAL["stages"]["more"], **LINEAR}}
+    own = copy.deepcopy(TRIAL["stages"])
+    stages = {"pretrain": {**own["pretrain"], **TINY}, "more": {**own["more"], **LINEAR}}
     measure = ["evaluate --dataset_name generated --max_eval_samples 4 --use_cpu"]
     return {**TRIAL, "seeds": list(seeds), "stages": stages, "measure": measure[:1]}
 

@@ -234,8 +234,8 @@ def _sentence(result: LensResult) -> str:
     )
     if onset is None:
         return (
-            f"{label}: no layer before the last is nearer to the final prediction than the token frequencies "
-            f"({lens} lens). {numbers}"
+            f"{label}: no layer before the last is shown to be nearer to the final prediction than the token "
+            f"frequencies ({lens} lens). {numbers}"
         )
     where = f"from layer {beyond} on" if beyond is not None else "at no layer before the last"
     more = f" It is nearer than layer 0 {where}." if 0 in result.layers else ""

@@ -486,7 +486,9 @@ def test_the_sentence_says_from_which_layer_on_and_with_what_interval():
     assert below.lower > 0
 
 
-NO_LAYER = "no layer before the last is nearer to the final prediction than the token frequencies (tuned lens)"
+NO_LAYER = (
+    "no layer before the last is shown to be nearer to the final prediction than the token frequencies (tuned lens)"
+)
 
 
 def test_the_sentence_names_no_layer_where_none_is_nearer():
