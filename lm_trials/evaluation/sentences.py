@@ -37,14 +37,15 @@ def feature_sentences(story: str, feature: str) -> list[tuple[int, int]]:
 
 
 class SentenceTokens:
-    """Finds the tokens of a document that lie in the sentences which show a feature, for each of `features`; of none without a tokenizer.
+    """Finds the tokens of a document that lie in the sentences which show a feature, for each of `features`.
 
     The text is what the tokens decode to, without instruction lines, so that records and token stores give the same.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, features: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, features: Sequence[str]) -> None:
         self.features = features
-        self.tokenizer = tokenizer
+        if features:
+            self._decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
 
     def parts(self, input_ids: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
         """Return `Document.parts`: for each feature which of the (n,) ids, and the sentences' bytes."""
@@ -60,10 +61,6 @@ class SentenceTokens:
                 num_bytes += len(text[begin + start : begin + end].encode())
             parts[feature] = tokens, num_bytes
         return parts
-
-    def _decode(self, ids: list[int]) -> str:
-        assert self.tokenizer is not None, "features are found in text"
-        return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
 
     def _tokens(self, ids: list[int], text: str, start: int, end: int) -> slice:
         """Return the tokens from the one with the first character of `text[start:end]` to the one with its last."""
