@@ -109,7 +109,8 @@ OF_CACHE = {
     "distances": {"rows_per_city": 20, **DATA},
 }
 OF_PROBES = {
-    "attention": {**ONE, **TEXTS, "num_untrained": 2, "induction_sequences": 0, "map_tokens": 4},
+    "attention": {**ONE, **TEXTS, "max_eval_samples": 20, "num_untrained": 2, "induction_sequences": 0}
+    | {"map_tokens": 4},
     "diversity": {**ONE, **DATA, "dataset_name": "short", "num_batches": 3, "num_control_batches": 0, "batch_size": 2}
     | {"max_length": 8, "finetune_steps": 1, "fisher_draws": 2},
     "embeddings": {**ONE, **DATA, "max_tokens": 40, "permutations": 20},

@@ -72,8 +72,8 @@ CASES = [
     "generate --model_name_or_path {folder}/adapter --prompt a --max_new_tokens 3 --num_samples 2",
     "latent-city --model_name_or_path {folder}/a --data_cache_dir {folder} --num_choices 1 --num_samples 1 "
     "--max_known 1 --seeds 0 --max_new_tokens 3 --tables_dir {out}",
-    f"probe attention --model_name_or_path {{folder}}/adapter {FEW} --text 'a cat' --num_untrained 2 "
-    "--induction_sequences 8 --induction_tokens 4 --map_tokens 8",
+    f"probe attention --model_name_or_path {{folder}}/adapter {STORIES} --max_eval_samples 20 --text 'a cat' "
+    "--num_untrained 2 --induction_sequences 20 --induction_tokens 4 --map_tokens 8",
     f"probe diversity --model_name_or_path {{folder}}/a {STORIES} --num_batches 3 --batch_size 1 --max_length 8 "
     "--fisher_draws 2 --finetune_steps 2 --num_control_batches 0 --random_weights",
     f"probe embeddings --model_name_or_path {{folder}}/a {{folder}}/adapter {STORIES}",

@@ -27,7 +27,7 @@ FAST = [
     "--num_untrained",
     "2",
     "--induction_sequences",
-    "8",
+    "20",
     "--induction_tokens",
     "5",
     "--map_tokens",
@@ -82,10 +82,11 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory):
-    """A file of twelve stories of different lengths, the longest beyond 64 tokens."""
+    """A file of twenty stories, the fewest that are enough, of different lengths, the longest beyond 64 tokens."""
     path = tmp_path_factory.mktemp("stories") / "stories.jsonl"
     generator = np.random.default_rng(0)
-    texts = [" ".join(generator.choice(WORDS, count)) for count in (9, 5, 12, 7, 40, 6, 8, 11, 5, 9, 10, 7)]
+    counts = (9, 5, 12, 7, 40, 6, 8, 11, 5, 9, 10, 7, 6, 12, 8, 5, 11, 10, 9, 7)
+    texts = [" ".join(generator.choice(WORDS, count)) for count in counts]
     path.write_text("".join(json.dumps({"story": text}) + "\n" for text in texts), encoding="utf-8")
     return path
 
@@ -140,12 +141,13 @@ def test_a_planted_head_is_found_and_its_numbers_are_exact(models, stories, tmp_
     assert max(lengths) == 64 > min(lengths)
     expected = np.mean([even_statistics(length) for length in lengths], axis=0)
     assert [even[name] for name in OF_STORIES] == pytest.approx(expected.tolist())
-    assert {row["n"] for row in rows if row["statistic"] == "previous"} == {12}
+    assert {row["n"] for row in rows if row["statistic"] == "previous"} == {20}
 
     found = json.loads((out / "attention.json").read_text())
+    wilson = 10 / (10 + 1.959964**2)  # all of the 10 stories that the head was not selected on have 1
     assert found["finding"] == (
-        "planted: of 2 heads layer 0 head 0 has the most previous-token mass, 1.000 [1.000, 1.000] "
-        "(share of attention; 6 held-out stories)"
+        f"planted: of 2 heads layer 0 head 0 has the most previous-token mass, 1.000 [{wilson:.3f}, 1.000] "
+        "(share of attention; 10 held-out stories)"
     )
     assert "(from 2 models); even attention " in found["control"]
     assert found["capture"]["planted"]["largest"] < 1e-3
@@ -187,7 +189,10 @@ def test_an_adapter_beside_its_base(kind, flags, models, stories, tmp_path, figu
     assert base.keys() == adapted.keys()
     assert len(base) == 2 * (2 if kind == "gpt2" else 4) * 7
     assert max(abs(base[key] - adapted[key]) for key in base if key[2] == "previous") > 0.01
-    assert all(math.isfinite(row["estimate"]) and row["lower"] <= row["upper"] for row in rows)
+    assert all(math.isfinite(row["estimate"]) for row in rows)
+    without = [row for row in rows if math.isnan(row["lower"])]  # the same on every sequence
+    assert [(row["model"], row["statistic"]) for row in without] == [("even attention", "induction")]
+    assert all(row["lower"] <= row["estimate"] <= row["upper"] for row in rows if row not in without)
     assert set(figures) == {
         "attention", f"attention-maps-{kind}", f"attention-maps-{kind}-lora", "attention-head"}  # fmt: skip
     assert [axes.get_title() for axes in figures["attention-head"].axes[:2]] == [kind, f"{kind}-lora"]
@@ -253,22 +258,22 @@ REFUSED = [
     (["--head", "1"], "--head 1 needs --layer"),
     (["--map_tokens", "1"], "--map_tokens 1 must be"),
     (["--num_untrained", "1"], "--num_untrained 1 must be"),
-    (["--induction_sequences", "3"], "--induction_sequences 3 must be"),
+    (["--induction_sequences", "19"], "--induction_sequences 19 must be"),
     (["--induction_tokens", "1"], "--induction_tokens 1 must be"),
     (["--statistic", "induction", "--induction_sequences", "0"], "--statistic induction needs --induction_sequences"),
     (["--statistic", "induction", "--block_size", "4"], "a window of 4 tokens .* too few for a repetition"),
     (["--statistic", "sinks"], "statistic.*sinks"),
-    (["--max_eval_samples", "3"], "--max_eval_samples 3: a head is selected on one half of the stories"),
+    (["--max_eval_samples", "19"], "--max_eval_samples 19: a head is selected on one half of the stories"),
     (["--block_size", "65"], "--block_size 65"),
     (["--dataset_name", "EMPTY"], "has no text; give a data set with at least one|EMPTY"),
-    (["--dataset_name", "FEW"], "3 stories of two tokens or more are too few.*; give at least 8"),
+    (["--dataset_name", "FEW"], "19 stories of two tokens or more are too few.*; give at least 20"),
     (["--all_checkpoints"], "holds no checkpoint-N folder"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("flags", "error"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])
 def test_what_cannot_be_done_is_refused_in_one_line(flags, error, models, stories, tmp_path, capsys):
-    few = {"EMPTY": '{"story": " "}\n', "FEW": "".join(f'{{"story": "a cat {number}"}}\n' for number in range(3))}
+    few = {"EMPTY": '{"story": " "}\n', "FEW": "".join(f'{{"story": "a cat {number}"}}\n' for number in range(19))}
     for name, text in few.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     flags = [str(tmp_path / f"{word}.jsonl") if word in few else word for word in flags]
