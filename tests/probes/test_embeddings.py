@@ -7,25 +7,29 @@ import shutil
 import pytest
 import torch
 from probe_runs import row
-from tiny_models import KINDS, TEXT, tiny_model, tiny_tokenizer
+from tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 from lm_trials.models.adapters import LoraSpec, add_lora, without_noise
 from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.probing.embeddings.geometry import Words
+from lm_trials.tokens.tokenizers import train_tokenizer
 from probes import embeddings
 
-ANIMALS, OTHERS = ("cat", "dog", "fox", "mat"), ("quick", "brown", "jumps", "lazy", "over")
+# 14 tokens: of fewer than 10 there is no interval.
+ANIMALS = ("cat", "dog", "fox", "cow", "pig", "hen", "bee")
+OTHERS = ("quick", "brown", "jumps", "lazy", "over", "under", "sat")
+TEXT = f"The {' and the '.join(ANIMALS)} are {' and '.join(OTHERS)}."
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Of each kind: a start, an end in which the animals lie together and every word of the text moved."""
     place = tmp_path_factory.mktemp("embeddings")
-    tokenizer = tiny_tokenizer(400)
+    tokenizer = train_tokenizer([TEXT] * 9, 400)
     words = Words(tokenizer)
-    seen = sorted({token for ids in words.encode([TEXT.strip()]) for token in ids} | {tokenizer.bos_token_id})
+    seen = sorted({token for ids in words.encode([TEXT]) for token in ids} | {tokenizer.bos_token_id})
     (place / "kinds.json").write_text(json.dumps({w: "animal" for w in ANIMALS} | {w: "other" for w in OTHERS}))
-    (place / "text.jsonl").write_text(json.dumps({"story": TEXT.strip()}) + "\n")
+    (place / "text.jsonl").write_text(json.dumps({"story": TEXT}) + "\n")
     for kind in KINDS:
         for name in ("start", "end"):
             model = tiny_model(kind, vocab_size=400, seed=5)
@@ -58,7 +62,7 @@ def flags(folder, out, *more, kind="llama", models=("start", "end")):
 @pytest.fixture(scope="module", params=KINDS)
 def measured(request, folder):
     out = folder / request.param / "out"
-    more = ("--dataset_name", str(folder / "text.jsonl"), "--words", "cat", "--neighbours", "3")
+    more = ("--dataset_name", str(folder / "text.jsonl"), "--words", "cat", "--neighbours", "6")
     return embeddings.main(flags(folder, out, *more, kind=request.param)), out
 
 
@@ -73,7 +77,7 @@ def test_planted_kinds_are_told_in_the_end_and_not_in_the_start(measured):
     for model in ("start", "random weights"):
         assert found[model, "categories"]["lower"] < found[model, "categories shuffled"]["upper"]
     assert found["random weights", "categories"]["role"] == "control"
-    assert found["end", "categories"]["n"] == 9
+    assert found["end", "categories"]["n"] == 14
     assert found["end", "categories"]["p"] < 0.05
 
 
@@ -98,13 +102,13 @@ def test_files_neighbours_and_sentences(measured):
     near = {r["neighbour"].strip("▁") for r in rows if r["model"] == "end"}
     assert {(r["lower"], r["upper"], r["n"], r["unit"]) for r in rows} == {("", "", "1", "cosine similarity")}
     assert all(0 < float(r["estimate"]) <= 1 for r in rows if r["model"] == "end")
-    assert near == {"dog", "fox", "mat"}
+    assert near == set(ANIMALS) - {"cat"}
     told = json.loads((out / "embeddings.json").read_text())
     assert ": more than in the controls" in told["finding"]
     assert "tokens that occur in the training data moved farther" in told["finding"]
     assert told["capture"]["end"]["largest"] == 0
     with (out / "points.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 18
+        assert len(list(csv.DictReader(file))) == 28
 
 
 def test_nothing_is_shown_where_nothing_is(folder, tmp_path):
@@ -148,7 +152,7 @@ MISTAKES = {
     "categories": (["--categories", "word"], "--categories word: no such file; give surface, words"),
     "a file": (["--categories", __file__], "give a .json of {word: category} or a .csv of both"),
     "few words": (["--categories", "words"], "fewer than two categories have 3 tokens"),
-    "nearest": (["--nearest", "9"], "--nearest 9: only 9 tokens are compared; give at most 8"),
+    "nearest": (["--nearest", "14"], "--nearest 14: only 14 tokens are compared; give at most 13"),
     "neighbours": (["--neighbours", "0"], "--neighbours 0 must be"),
     "umap": (["--projection", "umap"], "umap-learn, which is not installed; pip install 'lm_trials[umap]'"),
     "no run": (["--all_checkpoints"], "--all_checkpoints: 2 models are given"),
@@ -173,10 +177,10 @@ def test_one_model_has_not_moved_and_its_categories_are_of_tokens_seen(folder, t
     (tmp_path / "text.jsonl").write_text(json.dumps({"story": "cat dog fox quick brown jumps"}) + "\n")
     more = ("--dataset_name", str(tmp_path / "text.jsonl"))
     rows = embeddings.main(flags(folder, tmp_path / "out", *more, models=("start",)))
-    assert row(rows, model="start", metric="3_nearest", group="categories")["n"] == 6  # of 9
+    assert row(rows, model="start", metric="3_nearest", group="categories")["n"] == 6  # of 14
     assert not [r for r in rows if r["metric"] == "cosine_distance"]
     told = json.loads((tmp_path / "out" / "embeddings.json").read_text())
-    assert "3 of 9 tokens with a category" in json.dumps(told)
+    assert "8 of 14 tokens with a category" in json.dumps(told)
     assert "only tokens that occur" in told["control"]
 
 
@@ -187,7 +191,7 @@ def test_models_of_two_tokenizers_or_widths_are_refused(folder, tmp_path, capsys
 
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=400, **shape)).save_pretrained(tmp_path / "narrow")
-    tiny_tokenizer(400).save_pretrained(tmp_path / "narrow")
+    train_tokenizer([TEXT] * 9, 400).save_pretrained(tmp_path / "narrow")
     for name, line in (("other", "different tokenizers"), ("narrow", "share no axes; use models of one width")):
         argv = flags(folder, tmp_path / "out")
         argv[2] = str(tmp_path / name)

@@ -58,11 +58,11 @@ def stories(vocabulary, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags(vocabulary):
-    """The flags of a comparison of single tokens, four queries and 24 candidates."""
+    """The flags of a comparison of single tokens, ten queries (fewer have no interval) and 24 candidates."""
     term, true, *rest = vocabulary
     return [
-        "--term_a", term, "--term_b", true, "--template", "the {city} and the {term} saw", "--query", *rest[:4],
-        "--candidates", *rest[4 : 4 + WORDS], "--prompt_layout", "completion", "--use_cpu", "True",
+        "--term_a", term, "--term_b", true, "--template", "the {city} and the {term} saw", "--query", *rest[:10],
+        "--candidates", *rest[10 : 10 + WORDS], "--prompt_layout", "completion", "--use_cpu", "True",
     ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_planted_finding_is_told_with_its_tables_and_figures(
     assert (first["estimate"], first["unit"], first["n"]) == (
         str(at_0["true", "similarity", "finding"]),
         "cosine similarity",
-        "4",
+        "10",
     )
     with (tmp_path / "similarity_tokens.csv").open() as file:
         assert [row["tokens"] for row in csv.DictReader(file)][:2] == [f"▁{term}", f"▁{true}"]
