@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -205,10 +206,23 @@ def test_an_adapter_beside_its_base(kind, flags, models, stories, tmp_path, figu
     changes = of(table(out / "attention-changes.csv"), statistic="previous")
     assert [(row["model"], row["since"]) for row in changes] == [(f"{kind}-lora", kind)]
     finding = json.loads((out / "attention.json").read_text())["finding"]
-    assert f". From {kind} to {kind}-lora " in finding
+    number = r"[+-]\d\.\d{3}"
+    assert re.search(
+        rf"\. From {kind} to {kind}-lora .*, by {number} \[{number}, {number}\] \(mean of all heads", finding
+    )
     data = page_data(out)
     assert [model["label"] for model in data["models"]] == [kind, f"{kind}-lora"]
     assert (data["start"]["layer"], data["start"]["head"]) == (1, 1)
+
+
+def test_a_copy_has_not_changed(models, stories, tmp_path):
+    shutil.copytree(models / "gpt2", tmp_path / "copy")
+    run(stories, tmp_path / "a", models / "gpt2", tmp_path / "copy")
+    finding = json.loads((tmp_path / "a" / "attention.json").read_text())["finding"]
+    assert finding.endswith(
+        ". From gpt2 to copy no head changes significantly: layer 0 head 0, +0.000 [no interval] "
+        "(mean of all heads, each in its own direction: 0.000 [no interval])"
+    )
 
 
 def test_checkpoints_of_a_run(models, stories, tmp_path, capsys, figures):

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lm_trials.console import show_table
-from lm_trials.estimates import Estimate, bootstrap_mean, bootstrap_means, scale_of
+from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, bootstrap_means, interval_text, scale_of
 from lm_trials.files import write_file
 from lm_trials.probing.attention.figures import head_figure, maps_figure, statistics_figure, steps_figure
 from lm_trials.probing.attention.flags import OF_STORIES, STATISTICS, AttentionArguments
@@ -279,7 +279,9 @@ class Results:
         if change.model not in self.finals:
             return ""
         found = change.estimate
-        by = f"{found.estimate:+z.3f} [{found.lower:+z.3f}, {found.upper:+z.3f}]"
+        known = not math.isnan(found.lower)  # the heads of a copy have not changed
+        limits = f"[{found.lower:+z.3f}, {found.upper:+z.3f}]" if known else interval_text(*NO_INTERVAL)
+        by = f"{found.estimate:+z.3f} {limits}"
         return (
             f". From {self.models[0].label} to {change.model.label} "
             + (f"{change} changes most, by {by}" if sign(found) else f"no head changes significantly: {change}, {by}")
