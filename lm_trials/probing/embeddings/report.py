@@ -160,7 +160,7 @@ def finding_of(
     """
     last, metric = models[-1].label, next(iter(apart))
     found, shuffled, without = apart[metric].found, apart[metric].shuffled, random[metric].found
-    known = found.lower > max(shuffled.upper, without.upper)
+    known = found.lower > shuffled.upper and found.lower > without.upper  # a missing interval shows nothing
     sentences = [
         f"in {last}, {interval(found)} of a token's {metric.split('_')[0]} nearest tokens are of its category "
         f"({found.n} tokens, {len(categories.counts)} categories): "

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_trials.estimates import Estimate, bootstrap_means
+from lm_trials.estimates import LEAST_STORIES, Estimate, bootstrap_means
 from lm_trials.probing.activation_store import captured, reduced
 from lm_trials.probing.capture import Activations, Site
 from lm_trials.probing.similarity.prompts import TermPlan, TermPrompt
@@ -28,7 +28,7 @@ CURVES = {"hidden": "hidden states", "values": "values"}
 """The sites with a curve over layers; `normed` is one layer on another scale."""
 COSINE = "cosine similarity"
 FLAT = 1e-6
-"""Candidates that differ by less than this differ by rounding only: training changed nothing there."""
+"""Candidates or queries that differ by less than this differ by rounding only."""
 # Convention. With fewer than 19 other candidates, p cannot reach it.
 SIGNIFICANT = 0.05
 
@@ -153,6 +153,7 @@ class Curve:
         ahead: true term minus the mean of the others, at each layer, over the queries.
         ranks: of the true term.
         candidates: their number, with the true term.
+        equal: whether all queries agree at each layer but for rounding, as they do on embeddings: no interval there.
         p_both: share of candidates whose highest peak in hidden states or values is as high as the true one's here.
     """
 
@@ -162,6 +163,7 @@ class Curve:
     ranks: tuple[Estimate, ...]
     test: Permutation
     candidates: int
+    equal: tuple[bool, ...]
     p_both: float | None = None
 
     @property
@@ -176,8 +178,10 @@ class Curve:
 
     @property
     def significant(self) -> bool:
-        """Whether the true term is ahead, by the permutation test and by the interval at the peak."""
-        return self.test.peak is not None and self.p <= SIGNIFICANT and self.ahead[self.peak].lower > 0
+        """Whether the true term is ahead, by the permutation test and at the peak by the interval or in every query."""
+        ahead = self.ahead[self.peak]
+        surely = ahead.lower > 0 or (self.equal[self.peak] and ahead.n >= LEAST_STORIES and ahead.estimate > 0)
+        return self.test.peak is not None and self.p <= SIGNIFICANT and surely
 
     def tested(self, place: int) -> Row:
         """Return the columns of the test at one of the layers."""
@@ -189,10 +193,11 @@ def curve(values: Mapping[Site, np.ndarray], site: str, places: Sequence[int], s
     """Compare the true term, the first column, with the candidates at `places`, at each layer of a site."""
     layers = tuple(layer for name, layer in values if name == site)
     columns = [values[site, layer][:, [0, *places]] for layer in layers]
-    ahead = bootstrap_means(np.stack([c[:, 0] - c[:, 1:].mean(axis=1) for c in columns], axis=1), COSINE, seed)
+    ahead_QL = np.stack([c[:, 0] - c[:, 1:].mean(axis=1) for c in columns], axis=1)
+    ahead, equal = bootstrap_means(ahead_QL, COSINE, seed), np.ptp(ahead_QL, axis=0) < FLAT
     ranked = bootstrap_means(np.stack([ranks(c) for c in columns], axis=1), f"rank of {len(places) + 1}", seed)
     test = permutation_test(np.stack([c.mean(axis=0) for c in columns]))
-    return Curve(site, layers, tuple(ahead), tuple(ranked), test, len(places) + 1)
+    return Curve(site, layers, tuple(ahead), tuple(ranked), test, len(places) + 1, tuple(equal.tolist()))
 
 
 def ahead_curves(values: Mapping[Site, np.ndarray], plan: TermPlan, seed: int) -> dict[tuple[str, str], Curve]:

@@ -178,6 +178,24 @@ def test_where_nothing_differs_nothing_is_tested():
     assert permutation_test(np.concatenate([flat, other])).p == permutation_test(other).p
 
 
+def test_embeddings_are_equal_in_all_queries_and_yet_ahead():
+    """At layer 0 a term is the same whatever the query, so no interval is needed; 9 queries remain too few."""
+    row_C = np.random.default_rng(5).normal(size=30)
+    for ahead, queries, significant in ((9.0, 12, True), (9.0, 9, False), (-9.0, 12, False)):
+        row_C[0] = ahead
+        found = curve({("hidden", 0): np.tile(row_C, (queries, 1))}, "hidden", range(1, 30), 0)
+        assert np.isnan(found.ahead[0].lower)
+        assert found.significant == significant
+    # One query of 12 far ahead: no interval either, but no finding.
+    row_C[0] = row_C[1:].mean()
+    once_QC = np.tile(row_C, (12, 1))
+    once_QC[0, 0] += 99
+    found = curve({("hidden", 0): once_QC}, "hidden", range(1, 30), 0)
+    assert found.p == 1 / 30
+    assert np.isnan(found.ahead[0].lower)
+    assert not found.significant
+
+
 def similar(rng, gain=0.0, queries=12, candidates=40):
     """A reading of two layers with noise over queries; the true term, the first, is `gain` more similar."""
     own_C = rng.normal(0.3, 0.1, size=candidates)
