@@ -78,7 +78,10 @@ def own_result(arms: Sequence[Arm], metrics: Sequence[Mapping[str, float]]) -> D
     metric, unit = ("eval_loss", NATS) if same_tokens else ("eval_bits_per_byte", BITS)
     estimates = []
     for values in metrics:
-        lower, upper = (values.get(f"{metric}_{end}", math.nan) for end in ("lower", "upper"))
+        lower, upper = (
+            math.nan if values.get(f"{metric}_{end}") is None else values[f"{metric}_{end}"]
+            for end in ("lower", "upper")
+        )
         estimates.append(Estimate(values[metric], lower, upper, int(values["eval_samples"]), unit))
     notes = ("each run's own last evaluation on its validation split; a test needs the losses of single stories",)
     return _over_seeds(arms, "own validation split", estimates, notes, OVER_STORIES)
