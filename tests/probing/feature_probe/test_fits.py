@@ -316,7 +316,7 @@ def test_before_the_marker_the_marker_and_the_length_tell_nothing_and_a_state_th
             for one in (*texts, model):
                 (fit,) = one.fits["Twist"].values()
                 found[read, one.name] = score(reading.labels["Twist"].test_M, fit.right_M, BALANCED)
-    # Of whole stories the words and the length tell the twist, so nothing is shown by a model that foretells it.
+    # In whole stories, words and length predict the twist, so a model that predicts it is not beyond the controls.
     for name in ("text statistics", "bag of words", "reads"):
         assert found["whole", name].estimate > 0.9
     assert beyond["whole", "foretells"] < 0
