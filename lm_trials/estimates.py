@@ -225,7 +225,8 @@ def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
     z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # It contains the share; rounding alone would end that of n of n just below 1.
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def scale_of(unit: str, difference: bool = False) -> str:

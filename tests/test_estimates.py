@@ -355,3 +355,11 @@ def test_means_of_columns_are_the_mean_of_each(count):
         assert bootstrap_means(values, "nats", seed=4)[0].lower != together[0].lower
     with pytest.raises(ValueError, match=r"shape \(0, 3\) are not stories"):
         bootstrap_means(values[:0], "nats")
+
+
+def test_a_share_of_all_or_none_lies_in_its_interval():
+    """Rounding ends some of these, such as 85 of 85, below 1."""
+    for n in range(1, 400):
+        every, none = proportion(n, n, "share"), proportion(0, n, "share")
+        assert every.upper == 1.0 > every.lower
+        assert none.lower == 0.0 < none.upper
