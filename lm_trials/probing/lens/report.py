@@ -230,7 +230,7 @@ def _sentence(result: LensResult) -> str:
     kl = table[lens, middle, "kl"]
     numbers = (
         f"At layer {middle} of {result.layers[-1]} its KL is {interval(kl)} nats per token, that of the token "
-        f"frequencies {table[*FREQUENCIES, 'kl'].estimate:.3f} (n={kl.n:,} stories)."
+        f"frequencies {interval(table[*FREQUENCIES, 'kl'])} (n={kl.n:,} stories)."
     )
     if onset is None:
         return (

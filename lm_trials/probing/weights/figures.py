@@ -86,7 +86,8 @@ def trials_figure(rows: Iterable[Row], ways: Mapping[str, Sequence[str]]) -> Fig
     ways = {unit: methods for unit, methods in ways.items() if any(row["method"] == methods[0] for row in rows)}
     lines = [method for methods in ways.values() for method in methods]
     controls = [method for methods in ways.values() for method in methods[1:]]
-    title = "How much of the deletion is undone by removing a part of the change"
+    what = "How much of the deletion is undone by" if first == "share_undone" else "The loss after"
+    title = f"{what} removing a part of the change"
     title += ", and what that costs" * (len(shown) > 1)
     figure, panels = new_figure(title, len(shown) * len(ways), (5.4, 3.1), len(ways))
     for axes, (metric, (unit, methods)) in zip(panels, itertools.product(shown, ways.items()), strict=True):

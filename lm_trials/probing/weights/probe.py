@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         ways.pop("no", None)
         for unit, methods in ways.items():
             how = "removed" if unit == "directions" else "pruned"
-            report.show_trials(more, f"share of the deletion undone, by {unit} {how}", unit, methods)
+            report.show_trials(more, f"by {unit} {how}", unit, methods)
         figures["weights"] = trials_figure(more, ways)
     finding = report.finding_of(steps, concentration, turned, deletion, trials, sets, args.prune, lineage)
     about = {

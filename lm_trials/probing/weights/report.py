@@ -399,12 +399,13 @@ def show_weights(steps: Sequence[Step], rows: ProbeTable, top: int) -> None:
         show_table(f"from {step.origin} to {step.model}", ["matrix", *shown], lines, "means over blocks; -: no change")
 
 
-def show_trials(rows: ProbeTable, title: str, unit: str, methods: Sequence[str]) -> None:
-    """Print the share undone by level and method, and the cost of the first method on the control set."""
+def show_trials(rows: ProbeTable, how: str, unit: str, methods: Sequence[str]) -> None:
+    """Print the share undone, or the loss, by level and method, and the cost of the first method on the control set."""
     metrics = {metric.split(" ")[0]: metric for metric in reversed(rows.distinct("metric"))}
     shown = metrics.get("share_undone") or metrics["loss"]
     columns = {method: {"metric": shown, "method": method} for method in methods}
     if "cost" in metrics:
         columns["cost, control set"] = {"metric": metrics["cost"], "method": methods[0]}
     levels = {f"{level:,}": {"level": level} for level in sorted(rows.where(method=methods[0]).distinct("level"))}
-    rows.show(title, unit, levels, columns, "[95 % bootstrap-t interval over stories]")
+    title = "share of the deletion undone" if "share_undone" in metrics else "loss, nats per token"
+    rows.show(f"{title}, {how}", unit, levels, columns, "[95 % bootstrap-t interval over stories]")

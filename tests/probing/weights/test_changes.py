@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny_models import KINDS, tiny_model
 
 from lm_trials.console import UsageError
+from lm_trials.estimates import Estimate
 from lm_trials.evaluation.losses import Document, per_story_windows
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.weights.changes import (
@@ -34,7 +35,8 @@ from lm_trials.probing.weights.edits import (
     removed_part,
     unit_effects,
 )
-from lm_trials.probing.weights.report import Deletion, _mostly
+from lm_trials.probing.tables import ProbeTable
+from lm_trials.probing.weights.report import Deletion, _mostly, show_trials
 
 W = Matrix("w", "w")
 
@@ -359,3 +361,15 @@ def test_no_rise_is_no_deletion():
     noise = np.random.default_rng(2).normal(0, 1, 100)
     assert not Deletion(sums(nats), sums(nats + noise - noise.mean()), seed=0).significant
     assert Deletion(sums(nats), sums(nats + noise - noise.mean() + 1), seed=0).significant
+
+
+def test_the_table_says_what_it_shows(capsys):
+    """Without a deletion there is no share of it: the table has losses, and its title says so."""
+    for metric, title in (
+        ("share_undone", "share of the deletion undone, by neurons"),
+        ("loss on a", "loss, nats per"),
+    ):
+        rows = ProbeTable()
+        rows.add(Estimate(0.5, 0.4, 0.6, n=9, unit=""), {"metric": metric, "method": "ranked", "level": 1})
+        show_trials(rows, "by neurons pruned", "neurons", ["ranked"])
+        assert title in capsys.readouterr().out
