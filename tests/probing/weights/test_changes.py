@@ -11,6 +11,7 @@ from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate
 from lm_trials.evaluation.losses import Document, per_story_windows
 from lm_trials.probing.anatomy import anatomy_of
+from lm_trials.probing.tables import ProbeTable
 from lm_trials.probing.weights.changes import (
     Matrix,
     Spectrum,
@@ -35,7 +36,6 @@ from lm_trials.probing.weights.edits import (
     removed_part,
     unit_effects,
 )
-from lm_trials.probing.tables import ProbeTable
 from lm_trials.probing.weights.report import Deletion, _mostly, show_trials
 
 W = Matrix("w", "w")
@@ -366,7 +366,7 @@ def test_no_rise_is_no_deletion():
 def test_the_table_says_what_it_shows(capsys):
     """Without a deletion there is no share of it: the table has losses, and its title says so."""
     for metric, title in (
-        ("share_undone", "share of the deletion undone, by neurons"),
+        ("share_undone", "share of the deletion"),
         ("loss on a", "loss, nats per"),
     ):
         rows = ProbeTable()
