@@ -44,7 +44,7 @@ def by_projections(values_SN, sizes_N):
 def test_the_interval_is_that_of_an_analysis_of_variance():
     generator = np.random.default_rng(0)
     sizes_N = generator.integers(5, 50, 30)
-    values_SN = sizes_N * (0.1 + drawn(generator, 4, 30, 0.1, 0.2, 0.1))
+    values_SN = sizes_N * (0.1 + drawn(generator, 8, 30, 0.1, 0.4, 0.1))
     ratio, error, freedom = by_projections(values_SN, sizes_N)
     test = two_way_difference(values_SN, sizes_N, UNIT)
     half = stats.t.ppf(0.975, freedom) * error
@@ -88,13 +88,20 @@ def test_it_covers_new_seeds_and_new_stories_and_the_interval_over_seeds_does_no
     assert over_seeds / 500 < 0.85
 
 
-def test_it_is_never_narrower_than_its_parts_allow_and_never_without_width():
-    generator = np.random.default_rng(2)
-    for _ in range(200):  # two seeds that happen to be equal give a negative variance of seeds
-        values_SN = drawn(generator, 2, 12, 0.0, 0.0, 1.0)
-        found = two_way(values_SN, np.ones(12), UNIT)
-        error = np.std(values_SN.mean(axis=0), ddof=1) / math.sqrt(12)
-        assert found.upper - found.estimate >= stats.t.ppf(0.975, 11 + 22) * error
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_it_is_never_narrower_than_for_new_seeds_or_new_stories_alone(num_seeds):
+    """Where seeds dominate, Satterthwaite's degrees of freedom alone cover 0.90 and 0.93; 500 draws, as above."""
+    generator, hits = np.random.default_rng(num_seeds), 0
+    for of_seeds in [0.05] * 500 + [0.0] * 100:  # without an effect, seeds that happen to be equal
+        values_SN = drawn(generator, num_seeds, 20, of_seeds, 0.1, 0.02)
+        test = two_way_difference(values_SN, np.ones(20), UNIT)
+        found, alone = test.difference, seed_test(np.zeros(num_seeds), values_SN.mean(axis=1), 20, UNIT, paired=True)
+        over_stories = stats.t.ppf(0.975, 19) * stats.sem(values_SN.mean(axis=0))
+        half = found.upper - found.estimate
+        assert half >= (alone.difference.upper - alone.difference.estimate) * (1 - 1e-9) and half >= over_stories
+        assert test.p >= alone.p * (1 - 1e-9) and (test.p < 0.05) == (not found.lower <= 0 <= found.upper)
+        hits += of_seeds > 0 and found.lower <= 0 <= found.upper
+    assert hits / 500 >= 0.94
 
 
 @pytest.mark.parametrize(
