@@ -275,7 +275,7 @@ def parse_arguments(
         _full_parser(full(), _with_help(parser, True)).print_help()
         raise SystemExit(0)
     path, arm, argv = _split_config(argv)
-    config = _read_config(path, arm) if path else {}
+    config = read_config(path, arm) if path else {}
     argv = filled(argv) if full else argv
     *parsed, rest, config = _parse(parser, own, argv, config, path, partly=full is not None)
     check_flags(*parsed)
@@ -684,7 +684,7 @@ def _merged_lists(argv: list[str], parser: ArgumentParser) -> list[str]:
     return rest + [word for dest, values in merged.items() for word in (f"--{dest}", *values)]
 
 
-def _read_config(path: Path, arm: str | None) -> dict[str, Any]:
+def read_config(path: Path, arm: str | None) -> dict[str, Any]:
     """Read a YAML file of flags, whose values are then checked like typed ones.
 
     Under `arms:` it may hold, by name, the flags in which the arms of a trial differ; one of them is then chosen.

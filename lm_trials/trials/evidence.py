@@ -12,7 +12,7 @@ from lm_trials.trials.engine import read_attempts
 from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.registration import deviations
 from lm_trials.trials.runs import RUN_FILE, Run
-from lm_trials.trials.trial_file import Contrast, Trial
+from lm_trials.trials.trial import Contrast, Trial
 
 # Of the whole trial, reported once: not of a pair of arms.
 ENVIRONMENT = ("code_revision", "versions")

@@ -15,7 +15,8 @@ from typing import Any
 
 from lm_trials.console import UsageError
 from lm_trials.files import read_object
-from lm_trials.trials.trial_file import Trial
+from lm_trials.trials.entries import flags_of
+from lm_trials.trials.trial import Trial
 
 FINISHED = "finished.json"  # written by training after its final model
 
@@ -80,9 +81,8 @@ def run_folder(runs: Path, stage: str, arm: str, seed: int) -> Path:
 
 def _prepared(words: Sequence[str]) -> Path:
     """Return the receipt of a preparation: in the data folder, as all trials with that command share the data."""
-    flags = {word: following for word, following in zip(words, [*words[1:], ""], strict=True)}
-    folder = Path(flags.get("--data_cache_dir", "data"))
-    return folder / ".trials" / f"{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:16]}.json"
+    (folder, *_) = [*flags_of(words).get("data_cache_dir", []), "data"]
+    return Path(folder) / ".trials" / f"{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:16]}.json"
 
 
 def flag_words(flags: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from lm_trials.trials.measurements import read_measurement
 from lm_trials.trials.paired import SAME, TestedDifference
 from lm_trials.trials.runs import Run, read_run
 from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_to_threshold
-from lm_trials.trials.trial_file import Contrast
+from lm_trials.trials.trial import Contrast
 from lm_trials.trials.two_way import two_way_difference
 
 SPLITS = ("train", "validation", "test")

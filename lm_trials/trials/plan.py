@@ -35,7 +35,7 @@ from lm_trials.trials.run import (
 )
 from lm_trials.trials.runs import log_history
 from lm_trials.trials.screen import Screen, clock
-from lm_trials.trials.trial_file import Trial
+from lm_trials.trials.trial import Trial
 
 REHEARSED = 20  # updates; the first ones are slower
 STATE = 3  # times the weights: AdamW's two moments, and the weights themselves

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, show_facts
-from lm_trials.trials.trial_file import Trial
+from lm_trials.trials.trial import Trial
 
 TABLES = ("contrasts", "values", "curves")
 

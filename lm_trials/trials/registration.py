@@ -10,7 +10,7 @@ from typing import Any
 from lm_trials.console import UsageError
 from lm_trials.files import flat, read_object, write_json
 from lm_trials.trials.graph import jobs_of
-from lm_trials.trials.trial_file import Trial
+from lm_trials.trials.trial import Trial
 
 REGISTRATION = "registration.json"
 

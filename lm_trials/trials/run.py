@@ -32,7 +32,8 @@ from lm_trials.trials.graph import Job, jobs_of, open_jobs
 from lm_trials.trials.registration import register
 from lm_trials.trials.screen import Screen
 from lm_trials.trials.slurm import Slurm, SlurmArguments
-from lm_trials.trials.trial_file import Trial, read_trial
+from lm_trials.trials.trial import Trial
+from lm_trials.trials.trial_file import read_trial
 
 PLAN = "plan.json"
 SLURM_THREADS = 4  # of a job, where the flags give no number

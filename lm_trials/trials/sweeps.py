@@ -21,7 +21,7 @@ from lm_trials.files import check_writable, plain_name, write_file
 from lm_trials.flags import option
 from lm_trials.trials.registration import register
 from lm_trials.trials.run import TrialArguments, again, opened, trial_arguments
-from lm_trials.trials.trial_file import Stage, Trial
+from lm_trials.trials.trial import Stage, Trial
 
 
 @dataclass

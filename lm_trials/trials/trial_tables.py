@@ -14,14 +14,14 @@ from lm_trials.console import UsageError
 from lm_trials.estimates import mean_over_seeds
 from lm_trials.files import read_object
 from lm_trials.run_data import public_run, public_value
+from lm_trials.trials.compare_tables import p_text
 from lm_trials.trials.evidence import Cost, all_deviations, all_runs, cost, stage_differences
 from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.page import Banner, Block, Code, Heading, Items, Picture, Table, Text
 from lm_trials.trials.registration import read_registration
-from lm_trials.trials.report import p_text
 from lm_trials.trials.runs import RUN_FILE, Run
-from lm_trials.trials.trial_file import Trial
+from lm_trials.trials.trial import Trial
 from lm_trials.trials.verdict import (
     AGAINST,
     HOLDS,

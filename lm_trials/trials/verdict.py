@@ -18,7 +18,7 @@ from lm_trials.console import UsageError
 from lm_trials.estimates import Estimate
 from lm_trials.trials.outcomes import Outcome, TrialRuns, read_outcome
 from lm_trials.trials.paired import LEAST_STORIES, TestedDifference, holm
-from lm_trials.trials.trial_file import Contrast, Trial
+from lm_trials.trials.trial import Contrast, Trial
 
 HOLDS, AGAINST, UNDECIDED, UNKNOWN = "holds", "does not hold", "undecided", "not computed"
 NO_VERDICT, INCOMPLETE = "no verdict", "incomplete"

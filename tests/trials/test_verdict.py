@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_trials.estimates import Estimate
+from lm_trials.trials.contrasts import EXPECTATIONS
 from lm_trials.trials.outcomes import Outcome, TrialRuns
-from lm_trials.trials.trial_file import EXPECTATIONS, Contrast, read_trial
+from lm_trials.trials.trial import Contrast
+from lm_trials.trials.trial_file import read_trial
 from lm_trials.trials.verdict import (
     AGAINST,
     HOLDS,
