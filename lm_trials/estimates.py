@@ -240,17 +240,35 @@ def scale_of(unit: str, difference: bool = False) -> str:
     return "arctanh" if difference else "logit"
 
 
-def t_interval(value: float, error: float, freedom: float, scale: str = "identity") -> tuple[float, float]:
-    """Return Student's 95 % t interval of a value with its standard error, symmetric on a scale of `SCALES`.
+def t_interval(
+    value: float, error: float, freedom: float, scale: str = "identity", confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return Student's t interval of a value with its standard error, symmetric on a scale of `SCALES`.
 
     >>> [round(limit, 3) for limit in t_interval(0.98, 0.01, 2, "logit")]
     [0.845, 0.998]
     """
-    from scipy import stats  # takes most of a second to import
+    from scipy import special  # takes a while to import
 
     forward, slope, back = SCALES[scale]
-    half = float(stats.t.ppf(0.975, freedom)) * slope(value) * error
+    half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * slope(value) * error
     return float(back(forward(value) - half)), float(back(forward(value) + half))
+
+
+def t_test(
+    value: float, error: float, freedom: float, scale: str = "identity", null: float = 0.0
+) -> tuple[float, float, float]:
+    """Return `t_interval`'s limits, and the two-sided p value of Student's t test against `null`.
+
+    >>> [round(number, 3) for number in t_test(0.2, 0.1, 4)]
+    [-0.078, 0.478, 0.116]
+    """
+    from scipy import special  # takes a while to import
+
+    forward, slope, _ = SCALES[scale]
+    with np.errstate(divide="ignore"):  # a null hypothesis at an end of the scale is infinitely far
+        t = abs(forward(value) - forward(null)) / (slope(value) * error)
+    return *t_interval(value, error, freedom, scale), 2 * float(special.stdtr(freedom, -t))
 
 
 def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str, scale: str = "identity") -> Estimate:

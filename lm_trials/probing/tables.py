@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm_trials.console import show_table
-from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, interval_text
+from lm_trials.estimates import NO_INTERVAL, Estimate, interval_text, t_interval
 
 Row = dict[str, Any]
 
@@ -124,17 +124,11 @@ def one_more(values_D: np.ndarray, unit: str, scale: str = "identity") -> Estima
     >>> print(one_more(np.array([0.1, 0.2, 0.3]), "share"))
     0.200 [-0.297, 0.697] share (n=3)
     """
-    from scipy import stats
-
     # Random weights do not vary by story: controls with an interval over stories alone, and one random model, gave a
     # false finding in 40 of 40 draws.
     mean, count = float(np.mean(values_D)), len(values_D)
-    reach = float(stats.t.ppf(0.975, count - 1) * np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
-    if not reach > 0:
-        return Estimate(mean, *NO_INTERVAL, count, unit)
-    forward, slope, back = SCALES[scale]
-    centre, reach = forward(mean), slope(mean) * reach
-    return Estimate(mean, float(back(centre - reach)), float(back(centre + reach)), count, unit)
+    error = float(np.std(values_D, ddof=1) * np.sqrt(1 + 1 / count))
+    return Estimate(mean, *(t_interval(mean, error, count - 1, scale) if error > 0 else NO_INTERVAL), count, unit)
 
 
 def by_values(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:

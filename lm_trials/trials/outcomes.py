@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.estimates import NO_INTERVAL, SCALES, Estimate, bootstrap_mean, scale_of, t_interval
+from lm_trials.estimates import NO_INTERVAL, Estimate, bootstrap_mean, scale_of, t_test
 from lm_trials.trials.effects import learning_curve, worth_tokens
 from lm_trials.trials.evaluations import BITS, STORIES, SharedEvaluation, evaluated_sets, join_stories, settings_of
 from lm_trials.trials.graph import run_folder
@@ -24,11 +24,10 @@ from lm_trials.trials.measurements import read_measurement
 from lm_trials.trials.paired import SAME, TestedDifference
 from lm_trials.trials.runs import Run, read_run
 from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_to_threshold
-from lm_trials.trials.trial import Contrast
+from lm_trials.trials.trial import ArmName, Contrast
 from lm_trials.trials.two_way import two_way_difference
 
 SPLITS = ("train", "validation", "test")
-ArmName = tuple[str, str]
 
 
 @dataclass
@@ -104,20 +103,14 @@ class Outcome:
 
         There is no interval with one root seed, or where the root seeds do not differ.
         """
-        from scipy import stats  # takes most of a second to import
-
         if self.times:
             return log_ratio_difference(self.times[1], self.times[0], null)
         values_S, n = self.differences_S, len(self.seeds)
         mean, scale = float(values_S.mean()), scale_of(self.unit, difference=True)
         null = max(-1.0, min(null, 1.0)) if scale == "arctanh" else null  # beyond, no difference of shares lies
-        interval, p = NO_INTERVAL, math.nan
+        interval, p = [*NO_INTERVAL], math.nan
         if n > 1 and np.ptp(values_S) > SAME * np.abs(self.values_AS).max():
-            forward, slope, _ = SCALES[scale]
-            error = float(values_S.std(ddof=1)) / math.sqrt(n)
-            interval = t_interval(mean, error, n - 1, scale)
-            with np.errstate(divide="ignore"):
-                p = 2 * float(stats.t.sf(abs(forward(mean) - forward(null)) / (slope(mean) * error), n - 1))
+            *interval, p = t_test(mean, float(values_S.std(ddof=1)) / math.sqrt(n), n - 1, scale, null)
         return TestedDifference(Estimate(mean, *interval, self.n, self.unit), p, "t over root seeds")
 
     def over_stories(self) -> Estimate | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, SCALES, Estimate, scale_of, t_interval
+from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate, scale_of, t_test
 
 RESAMPLES = 9_999  # with the observed sum 10,000, so that p is a multiple of 0.0001
 BATCH_NUMBERS = 4_000_000  # values per batch of resamples, so that memory does not grow with the stories
@@ -110,8 +110,6 @@ def seed_test(first_S: ArrayLike, second_S: ArrayLike, n: int, unit: str, paired
     >>> f"{test.difference}, p = {test.p:.2f}"
     '0.200 [-0.027, 0.427] nats per token (n=500), p = 0.07'
     """
-    from scipy import stats  # takes most of a second to import
-
     first, second = np.asarray(first_S, dtype=np.float64), np.asarray(second_S, dtype=np.float64)
     if min(len(first), len(second)) < 2:
         return None
@@ -126,9 +124,7 @@ def seed_test(first_S: ArrayLike, second_S: ArrayLike, n: int, unit: str, paired
     freedom = 1 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, samples, strict=True))
     shares = min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1
     scale = scale_of(unit, difference=True) if shares else "identity"
-    forward, slope, _ = SCALES[scale]
-    p = 2 * float(stats.t.sf(abs(forward(estimate)) / (slope(estimate) * error), freedom))
-    lower, upper = t_interval(estimate, error, freedom, scale)
+    lower, upper, p = t_test(estimate, error, freedom, scale)
     return TestedDifference(Estimate(estimate, lower, upper, n, unit), p, method)
 
 

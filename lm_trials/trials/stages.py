@@ -102,10 +102,8 @@ def _parent(key: str, arm: str, after: Any, earlier: Sequence[str]) -> str | Non
     if after is None:
         after = arm if arm in earlier else earlier[0] if len(earlier) == 1 else None
     if after not in earlier:
-        problem = (
-            "the arm that it follows is missing" if after is None else f"{after} is not an arm of the stage before"
-        )
-        raise UsageError(f"{key}.after: {problem}; {did_you_mean(str(after), earlier)}")
+        what = "the arm that it follows is missing" if after is None else f"{after} is not an arm of the stage before"
+        raise UsageError(f"{key}.after: {what}; {did_you_mean(str(after), earlier)}")
     return str(after)
 
 

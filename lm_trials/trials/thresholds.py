@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_trials.console import UsageError
-from lm_trials.estimates import NO_INTERVAL, Estimate
+from lm_trials.estimates import NO_INTERVAL, Estimate, t_test
 from lm_trials.trials.paired import TestedDifference
 
 UNIT = "log2 ratio of updates"
@@ -173,8 +173,6 @@ def bounded_mean(
     >>> str(bounded_mean(values, np.array([False, True, False, False]), none, "log2").difference)
     '1.750 [0.361, inf] log2 (n=4)'
     """
-    from scipy import special  # takes a while to import
-
     bounds_S = at_least_S | at_most_S
     bound, known = bool(bounds_S.any()), not (at_least_S.any() and at_most_S.any())
     freedom = (int((~bounds_S).sum()) if exact is None else exact) - 1
@@ -182,10 +180,10 @@ def bounded_mean(
     lower, upper, p = math.nan, math.nan, math.nan
     if known and freedom > (1 if bound else 0) and np.ptp(values_S) > 0:
         error = float(values_S.std(ddof=1)) / math.sqrt(len(values_S))
-        half = float(special.stdtrit(freedom, 0.975)) * error
-        lower = -math.inf if at_most_S.any() else mean - half
-        upper = math.inf if at_least_S.any() else mean + half
-        t = mean / error if at_least_S.any() else -mean / error if at_most_S.any() else abs(mean / error)
-        p = min(1.0, 2 * float(special.stdtr(freedom, -t)))
+        lower, upper, p = t_test(mean, error, freedom)
+        if at_least_S.any():  # the true mean may be further up, so that nothing speaks for one further down
+            upper, p = math.inf, p if mean > 0 else 1.0
+        if at_most_S.any():
+            lower, p = -math.inf, p if mean < 0 else 1.0
     method = "t over root seeds" + (", freedom of the exact values" if bound else "")
     return BoundedDifference(Estimate(mean, lower, upper, len(values_S), unit), p, method, bound=bound and known)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate
+from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate, t_test
 from lm_trials.trials.paired import SAME, TestedDifference
 
 
@@ -62,8 +62,6 @@ def two_way_unpaired(first_SN: np.ndarray, second_SN: np.ndarray, sizes_N: np.nd
 
 def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str) -> TestedDifference:
     """Test the sum over arms of their mean ratios; the arms have other root seeds and the same stories."""
-    from scipy import stats  # takes most of a second to import
-
     arms = [np.asarray(values_SN, dtype=np.float64) for values_SN in arms]
     sizes_N = np.asarray(sizes_N, dtype=np.float64)
     if any(values_SN.ndim != 2 or values_SN.shape[1:] != sizes_N.shape or not values_SN.size for values_SN in arms):
@@ -91,9 +89,8 @@ def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str) -> Teste
     # too, covered 0.88 where two seeds dominate.
     sources = [(variance, of_seeds + of_stories + of_residuals), (sum(seeds), of_seeds), (stories, of_stories)]
     sources = [(math.sqrt(part), part**2 / squares) for part, squares in sources if squares]
-    half = max(float(stats.t.ppf(0.975, freedom)) * error for error, freedom in sources)
-    p = max(2 * float(stats.t.sf(abs(estimate) / error, freedom)) for error, freedom in sources)
-    return TestedDifference(Estimate(estimate, estimate - half, estimate + half, num_stories, unit), p, method)
+    lowers, uppers, ps = zip(*(t_test(estimate, error, freedom) for error, freedom in sources), strict=True)
+    return TestedDifference(Estimate(estimate, min(lowers), max(uppers), num_stories, unit), max(ps), method)
 
 
 def _parts(influences_SN: np.ndarray) -> tuple[float, float]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
-from lm_trials.estimates import NO_INTERVAL, Estimate
+from lm_trials.estimates import NO_INTERVAL, Estimate, t_interval
 
 
 def cosine_distance(first_F: np.ndarray, second_F: np.ndarray) -> float:
@@ -80,7 +79,7 @@ def without_noise(distances_NN: np.ndarray, half_distances_2NN: np.ndarray) -> n
     return 2 * distances_NN - half_distances_2NN.mean(axis=0)
 
 
-def mean_within(distances_NN: np.ndarray, unit: str, confidence: float = 0.95) -> Estimate:
+def mean_within(distances_NN: np.ndarray, unit: str) -> Estimate:
     """Estimate the expected distance of two different batches of one data set; n counts batches, not pairs.
 
     The mean over pairs is a U-statistic.  Pairs share batches, so an interval that treats N (N - 1) / 2 pairs as
@@ -103,11 +102,10 @@ def mean_within(distances_NN: np.ndarray, unit: str, confidence: float = 0.95) -
     if n < 3:
         return Estimate(estimate, *NO_INTERVAL, n, unit)
     without_N = (sums_N.sum() - 2 * sums_N) / ((n - 1) * (n - 2))
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * math.sqrt(_jackknife_variance(without_N))
-    return Estimate(estimate, *_around(estimate, half, distances_NN), n, unit)
+    return Estimate(estimate, *_interval(estimate, _jackknife_variance(without_N), n - 1, distances_NN), n, unit)
 
 
-def mean_between(distances_MN: np.ndarray, unit: str, confidence: float = 0.95) -> Estimate:
+def mean_between(distances_MN: np.ndarray, unit: str) -> Estimate:
     """Estimate the expected distance of a batch of one data set (rows) and one of another; n counts all batches.
 
     The interval is that of `mean_within` for two samples: the sum of the jackknife's variances over rows and columns,
@@ -129,14 +127,13 @@ def mean_between(distances_MN: np.ndarray, unit: str, confidence: float = 0.95) 
     columns = _jackknife_variance((total - distances_MN.sum(axis=0)) / (m * (n - 1)))
     spread = rows**2 / (m - 1) + columns**2 / (n - 1)
     freedom = (rows + columns) ** 2 / spread if spread > 0 else m + n - 2
-    half = stats.t.ppf((1 + confidence) / 2, freedom) * math.sqrt(rows + columns)
-    return Estimate(estimate, *_around(estimate, half, distances_MN), m + n, unit)
+    return Estimate(estimate, *_interval(estimate, rows + columns, freedom, distances_MN), m + n, unit)
 
 
-def _around(estimate: float, half: float, distances: np.ndarray) -> tuple[float, float]:
-    """Return the interval, cut off at 0 and 1 if all distances are between them."""
-    lower, upper = (0.0, 1.0) if distances.min() >= 0 and distances.max() <= 1 else (-math.inf, math.inf)
-    return float(max(estimate - half, lower)), float(min(estimate + half, upper))
+def _interval(estimate: float, variance: float, freedom: float, distances: np.ndarray) -> tuple[float, float]:
+    """Return the t interval, cut off at 0 and 1 if all distances are between them."""
+    lower, upper = t_interval(estimate, math.sqrt(variance), freedom)
+    return (max(lower, 0.0), min(upper, 1.0)) if distances.min() >= 0 and distances.max() <= 1 else (lower, upper)
 
 
 def _jackknife_variance(without_N: np.ndarray) -> float:

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 
 from lm_trials.console import UsageError, progress
-from lm_trials.estimates import NO_INTERVAL, Estimate
+from lm_trials.estimates import NO_INTERVAL, Estimate, t_interval
 from lm_trials.probing.activation_store import IN_MEMORY, captured
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.findings import Finding
@@ -206,8 +205,7 @@ def _jackknife(centre: float, without_N: np.ndarray, confidence: float = 0.95) -
     error = math.sqrt((n - 1) / n * ((without_N - without_N.mean()) ** 2).sum())
     if error == 0:  # two equal layers: without a spread there is nothing to measure it by
         return NO_INTERVAL
-    half = float(student.ppf(0.5 + confidence / 2, n - 1)) * error
-    return centre - half, centre + half
+    return t_interval(centre, error, n - 1, confidence=confidence)
 
 
 def cka_matrix(
