@@ -11,6 +11,7 @@ from typing import Any
 
 from lm_trials.files import read_object
 
+RUN_FILE = "run.json"
 # What identifies a thing, by dotted name, and the fields that only record its name.  Where the first is
 # the same, the others are names: a tokenizer found by --vocab_size 1000 or beside a model is one tokenizer.
 TOKENS = ("data.tokens.train", "data.tokens.validation", "data.tokens.test")  # recorded for map-style data only
@@ -74,6 +75,11 @@ def names_to_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str
     return names | {"model.transformers_version"}  # `versions` has it, and other code is refused or accepted there
 
 
+def run_file(place: Path) -> Path | None:
+    """Return the `run.json` in a folder of a run, or above one of its checkpoints; None where there is none."""
+    return next((folder / RUN_FILE for folder in (place, place.parent) if (folder / RUN_FILE).is_file()), None)
+
+
 def lineage_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the models that the weights of a `run.json` descend from, nearest first; none for random weights.
 
@@ -92,8 +98,7 @@ def lineage_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     weights = {name: initial[name] for name in ("weights_sha256", "commit") if name in initial}
     if "run" not in initial:
         return [{"model": initial["name_or_path"], **weights}]
-    folder = Path(initial["name_or_path"])
-    file = next((place / "run.json" for place in (folder, folder.parent) if (place / "run.json").is_file()), None)
+    file = run_file(Path(initial["name_or_path"]))
     earlier = read_object(file) if file else {}
     same = initial["run"] == {"run_name": earlier.get("run_name"), "replicate": earlier.get("replicate")}
     return [{**initial["run"], **weights}, *(lineage_of(earlier) if same and earlier != run else [])]

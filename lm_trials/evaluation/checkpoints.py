@@ -26,7 +26,6 @@ from lm_trials.evaluation.summary import STATISTICS, LossSummary, record_documen
 from lm_trials.files import LONGEST_NAME, check_writable, plain_name
 from lm_trials.models.reference import (
     CONFIG_FILES,
-    RUN_FILE,
     ModelReference,
     checkpoints,
     chosen_window,
@@ -36,6 +35,7 @@ from lm_trials.models.reference import (
     resolve_model,
     separator_of,
 )
+from lm_trials.run_fields import RUN_FILE
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 

@@ -32,10 +32,10 @@ from lm_trials.files import check_sums, read_object, weights_digest
 from lm_trials.models.overrides import TOKEN_IDS, check_numbers
 from lm_trials.models.quantization import keep_4bit_weights
 from lm_trials.models.shapes import not_finite, position_field, set_causal_loss, text_config, whole_weights
+from lm_trials.run_fields import run_file
 from lm_trials.tokens.stores import Separator
 from lm_trials.tokens.tokenizers import load_tokenizer
 
-RUN_FILE = "run.json"
 LONGEST_WINDOW = 1024
 CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 ADAPTER_FILE = "adapter_config.json"
@@ -473,8 +473,6 @@ def separator_of(run: Mapping[str, Any] | None) -> Separator:
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Read the `run.json` of a run or of one of its checkpoints; None where there is none, or another program's."""
-    for place in (folder, folder.parent) if folder.is_dir() else ():  # else a name on the Hub
-        if (place / RUN_FILE).is_file():
-            run = read_object(place / RUN_FILE)
-            return run if {"outcome", "replicate"} <= run.keys() else None
-    return None
+    file = run_file(folder) if folder.is_dir() else None  # else a name on the Hub
+    run = read_object(file) if file else {}
+    return run if {"outcome", "replicate"} <= run.keys() else None

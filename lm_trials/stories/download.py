@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lm_trials.console import UsageError, progress
 from lm_trials.files import MadeMeanwhileError, finished_folder
-from lm_trials.stories.hub import TIMEOUT, network_errors
+from lm_trials.hub_errors import network_errors
+from lm_trials.stories.hub import TIMEOUT
 from lm_trials.stories.shards import CHUNK, check_archive_end, first_line, natural_key
 
 REPOSITORY = "roneneldan/TinyStories"

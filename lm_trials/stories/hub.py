@@ -10,16 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 from lm_trials.console import UsageError
+from lm_trials.hub_errors import network_errors
 from lm_trials.stories.shards import first_line, reading
 
 TIMEOUT = 30.0  # seconds without an answer; the client of huggingface_hub has no limit of its own
-
-
-def network_errors() -> tuple[type[Exception], ...]:
-    """Return what is raised without a network: the bases of HfHubHTTPError are the HTTP client's error and OSError."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 
 def hub_revision(reference: str) -> str | None:

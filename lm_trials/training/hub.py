@@ -27,9 +27,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from lm_trials.console import UsageError, note, show_facts
+from lm_trials.hub_errors import hub_reason, network_errors
 from lm_trials.models.reference import checkpoints
-from lm_trials.stories.hub import network_errors
-from lm_trials.stories.shards import first_line
 from lm_trials.training.public_copy import local_base, public_copy, remove_copies
 from lm_trials.training.run_arguments import RunArguments
 
@@ -68,7 +67,7 @@ class Destination:
 
     def warn(self, error: Exception) -> None:
         """Warn that a push during training failed."""
-        reason = _reason(error, self.token)
+        reason = hub_reason(error, self.token)
         note(f"warning: {self.repository} was not pushed ({reason}); the training continues and is pushed at its end")
 
 
@@ -174,7 +173,7 @@ def push_run(args: RunArguments, repository: str, message: str = "End of trainin
     try:
         commit = destination.upload(public_copy(run, run, _to_resume(args, checkpoints(run))), message)
     except TROUBLE as error:
-        reason = _reason(error, args.hub_token)
+        reason = hub_reason(error, args.hub_token)
         note(f"error: {repository} was not pushed ({reason}); {run} is complete, and the same command pushes it")
         raise SystemExit(1) from None
     name = f"{repository}@{args.hub_revision}" if args.hub_revision else repository
@@ -271,14 +270,14 @@ def _owner(args: RunArguments, token: str | None) -> dict[str, Any]:
             raise ValueError("it is not a Hub")
         return owner
     except TROUBLE as error:
-        if _status(error) in (401, 403):
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise UsageError(
                 f"--push_to_hub True: {constants.ENDPOINT} refuses the token ({_source(args)}); run `hf auth login` "
                 f"with a valid write token, {LATER}"
             ) from None
         raise UsageError(
-            f"--push_to_hub True: {constants.ENDPOINT} cannot be reached ({_reason(error, token)}); check the network "
-            f"and HF_ENDPOINT, {LATER}"
+            f"--push_to_hub True: {constants.ENDPOINT} cannot be reached ({hub_reason(error, token)}); check the "
+            f"network and HF_ENDPOINT, {LATER}"
         ) from None
 
 
@@ -307,23 +306,8 @@ def _open(args: RunArguments) -> str:
         hf_raise_for_status(answer)
     except TROUBLE as error:
         raise UsageError(
-            f"--push_to_hub True: {name} on {constants.ENDPOINT} is not writable ({_reason(error, token)}); give "
+            f"--push_to_hub True: {name} on {constants.ENDPOINT} is not writable ({hub_reason(error, token)}); give "
             f"another token or --hub_model_id, {LATER}"
         ) from None
     args.hub_model_id = repository
     return repository
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _reason(error: Exception, token: str | None) -> str:
-    """Return an error in one line, without tokens."""
-    status = _status(error)
-    message = (getattr(error, "server_message", None) or "").strip()
-    text = f"status {status}{f', {message}' if message else ''}" if status else ""
-    text = text or first_line(error) or type(error).__name__
-    for secret in filter(None, (token, get_token())):
-        text = text.replace(secret, "<HUB_TOKEN>")
-    return text

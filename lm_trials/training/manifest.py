@@ -22,8 +22,8 @@ from transformers import PretrainedConfig
 
 from lm_trials.console import UsageError, note
 from lm_trials.files import flat, write_file
-from lm_trials.models.reference import RUN_FILE, read_run
-from lm_trials.run_fields import ADDED, lineage_of, names_to_go_on
+from lm_trials.models.reference import read_run
+from lm_trials.run_fields import ADDED, RUN_FILE, lineage_of, names_to_go_on
 from lm_trials.training.plan import Plan
 from lm_trials.training.run_arguments import RunArguments
 

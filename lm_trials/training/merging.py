@@ -14,7 +14,8 @@ from lm_trials.console import UsageError, note
 from lm_trials.evaluation.example_losses import loss_difference, loss_estimates
 from lm_trials.files import finished_folder, read_object, weights_digest
 from lm_trials.models.adapters import merged
-from lm_trials.models.reference import RUN_FILE, load_model, load_tokenizer_of, read_run, resolve_model
+from lm_trials.models.reference import load_model, load_tokenizer_of, read_run, resolve_model
+from lm_trials.run_fields import RUN_FILE
 from lm_trials.training.tuning_flags import AdapterArguments
 from lm_trials.training.tuning_trainer import FineTuner
 

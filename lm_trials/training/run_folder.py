@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from lm_trials.console import UsageError, note
 from lm_trials.files import check_writable, locked, unlock
-from lm_trials.models.reference import RUN_FILE, checkpoints, read_run
+from lm_trials.models.reference import checkpoints, read_run
+from lm_trials.run_fields import RUN_FILE
 from lm_trials.training.checkpoints import (
     check_checkpoint,
     is_finished,

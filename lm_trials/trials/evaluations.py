@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from lm_trials.console import UsageError, command_line, did_you_mean
 from lm_trials.files import read_object
 from lm_trials.run_data import own_data
-from lm_trials.trials.runs import RUN_FILE, Run
+from lm_trials.run_fields import RUN_FILE, run_file
+from lm_trials.trials.runs import Run
 
 METRICS, STORIES, SETTINGS = "eval_results.json", "per_story.parquet", "data_args.json"
 COLUMNS = ("record_id", "nats", "tokens", "num_bytes")
@@ -205,8 +206,7 @@ def _stories_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the flags of the first stories that a run, or the run that it was fine-tuned from, was trained on."""
     for run in runs:
         described = read_object(run.folder / RUN_FILE)
-        start = Path((described["outcome"].get("initial_model") or {}).get("name_or_path") or run.folder)
-        earlier = next((place / RUN_FILE for place in (start, start.parent) if (place / RUN_FILE).is_file()), None)
+        earlier = run_file(Path((described["outcome"].get("initial_model") or {}).get("name_or_path") or run.folder))
         for each in (described, read_object(earlier) if earlier else None):
             if own := own_data(each):
                 return own

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, show_facts
+from lm_trials.hub_errors import hub_reason, network_errors
 from lm_trials.trials.trial import Trial
 
 TABLES = ("contrasts", "values", "curves")
@@ -23,7 +24,7 @@ def publish(folder: Path, trial: Trial, name: str, private: bool = False) -> str
         UsageError: for no token, a wrong name, or a Hub that cannot be reached or refuses; without the token.
     """
     from huggingface_hub import HfApi, constants, get_token, is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     kept = f"{folder} is complete, and the same command publishes it"
     if is_offline_mode():
@@ -35,8 +36,6 @@ def publish(folder: Path, trial: Trial, name: str, private: bool = False) -> str
         )
     api = HfApi(constants.ENDPOINT, token=token)
     where: dict[str, Any] = {"repo_type": "dataset"}
-    # Without a network the client raises the bases of its own error.
-    trouble: tuple[Any, ...] = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
     copy = Path(tempfile.mkdtemp())
     try:
         repository = api.create_repo(name, private=private, exist_ok=True, **where).repo_id
@@ -50,10 +49,8 @@ def publish(folder: Path, trial: Trial, name: str, private: bool = False) -> str
         raise UsageError(
             f"--hub_repo_id {name} is not a repository name; give OWNER/NAME of letters and digits"
         ) from None
-    except (*trouble, ValueError, RuntimeError) as error:
-        reason = getattr(error, "server_message", None) or str(error) or type(error).__name__
-        reason = " ".join(str(reason).replace(token, "<HUB_TOKEN>").split())[:200]
-        raise UsageError(f"--push_to_hub True: {name} was not published ({reason}); {kept}") from None
+    except (*network_errors(), ValueError, RuntimeError) as error:
+        raise UsageError(f"--push_to_hub True: {name} was not published ({hub_reason(error, token)}); {kept}") from None
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     show_facts(

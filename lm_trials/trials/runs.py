@@ -15,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import flat, read_object, weights_digest
-from lm_trials.run_fields import BOOKKEEPING, lineage_of, names_in
+from lm_trials.run_fields import BOOKKEEPING, RUN_FILE, lineage_of, names_in, run_file
 
-RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
 ADAPTER = "initial_model.adapter"
 
@@ -207,9 +206,8 @@ def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
     if not initial or "run" not in initial:
         return None
     start = Path(initial["name_or_path"])
-    folder = next((place for place in (start, start.parent) if (place / RUN_FILE).is_file()), None)
-    same = folder and weights_digest(start) == initial.get("weights_sha256")
-    return read_run(str(folder)) if same else None
+    file = run_file(start)
+    return read_run(str(file.parent)) if file and weights_digest(start) == initial.get("weights_sha256") else None
 
 
 def count_parameters(folder: Path) -> int | None:

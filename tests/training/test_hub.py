@@ -180,7 +180,8 @@ def test_a_push_under_way_keeps_its_token_to_itself(tmp_path):
     arguments.hub_token = None  # as while a checkpoint is saved
     assert destination.token == TOKEN
     assert TOKEN not in repr(destination)
-    assert hub_module._reason(ValueError(f"Illegal header {TOKEN}"), destination.token) == "Illegal header <HUB_TOKEN>"
+    illegal = ValueError(f"Illegal header {TOKEN}")
+    assert hub_module.hub_reason(illegal, destination.token) == "Illegal header <HUB_TOKEN>"
 
 
 def test_nothing_of_this_machine_is_public(pushed):
