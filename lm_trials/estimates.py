@@ -117,12 +117,7 @@ def studentized_interval(
 
 
 def bootstrap_mean(
-    values_N: np.ndarray,
-    unit: str,
-    seed: int = 0,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    scale: str = "identity",
+    values_N: np.ndarray, unit: str, seed: int = 0, resamples: int = RESAMPLES, scale: str = "identity"
 ) -> Estimate:
     """Estimate the mean of one value per story, with a bootstrap-t interval on a scale of `SCALES`.
 
@@ -135,16 +130,11 @@ def bootstrap_mean(
     values_N = np.asarray(values_N, dtype=np.float64)
     if values_N.ndim != 1 or not len(values_N):
         raise ValueError(f"values of shape {values_N.shape} are not stories; give one value per story")
-    return bootstrap_means(values_N[:, None], unit, seed, confidence, resamples, scale)[0]
+    return bootstrap_means(values_N[:, None], unit, seed, resamples, scale)[0]
 
 
 def bootstrap_means(
-    values_NK: np.ndarray,
-    unit: str,
-    seed: int = 0,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    scale: str = "identity",
+    values_NK: np.ndarray, unit: str, seed: int = 0, resamples: int = RESAMPLES, scale: str = "identity"
 ) -> list[Estimate]:
     """Estimate the mean of each of K columns, as `bootstrap_mean` does for one, all from the same resamples.
 
@@ -169,11 +159,11 @@ def bootstrap_means(
     estimates = []
     for mean, error, means_R, errors_R in zip(means_K.tolist(), errors_K, means_RK.T, errors_RK.T, strict=True):
         known = len(values_NK) >= LEAST_STORIES and math.isfinite(mean)
-        interval = studentized_interval(mean, error, means_R, errors_R, confidence, scale) if known else NO_INTERVAL
+        interval = studentized_interval(mean, error, means_R, errors_R, 0.95, scale) if known else NO_INTERVAL
         if known and scale == "logit" and (error > 0 or mean in (0, 1)) and math.isnan(interval[0]):
             # So few stories differ from 0 or 1, or none, that many resamples have none. Wilson's interval is then the
             # safe one: no values from 0 to 1 vary more than those that are 0 or 1.
-            interval = _wilson(mean, len(values_NK), confidence)
+            interval = _wilson(mean, len(values_NK))
         estimates.append(Estimate(mean, *interval, len(values_NK), unit))
     return estimates
 
@@ -218,11 +208,11 @@ def proportion(successes: int, n: int, unit: str) -> Estimate:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is not a share; give at least one story and at most all")
-    return Estimate(successes / n, *_wilson(successes / n, n, 0.95), n, unit)
+    return Estimate(successes / n, *_wilson(successes / n, n), n, unit)
 
 
-def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    z2 = NormalDist().inv_cdf(0.975) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # It contains the share; rounding alone would end that of n of n just below 1.
@@ -289,7 +279,7 @@ def mean_over_seeds(losses_S: Sequence[float], n: int, unit: str, scale: str = "
         error = float(values.std(ddof=1)) / math.sqrt(len(values))
         interval = t_interval(mean, error, len(values) - 1, scale)
     elif len(values) > 1 and scale == "logit":
-        interval = _wilson(mean, n, 0.95)
+        interval = _wilson(mean, n)
     return Estimate(mean, *interval, n, unit)
 
 

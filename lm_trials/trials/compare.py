@@ -170,7 +170,6 @@ def write_comparison(folder: Path, comparison: Comparison, title: str | None = N
     """Write `compare.json` and, with results, `compare.csv` and `compare.png` with a title (None: losses)."""
     from lm_trials.reporting.arm_figures import arms_figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     table, figure = folder / "compare.csv", folder / "compare.png"
     if rows := comparison.rows():
         write_csv(table, rows)
@@ -194,7 +193,3 @@ def main(argv: list[str] | None = None) -> Comparison:
     write_comparison(folder, comparison, measurement_title(args.table, args.where) if args.table else None)
     show_next(folder, bool(comparison.results), comparison.next_command)
     return comparison
-
-
-if __name__ == "__main__":
-    main()

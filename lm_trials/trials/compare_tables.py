@@ -116,37 +116,28 @@ def show_result(arms: Sequence[Arm], result: DatasetResult, family: int) -> None
     names = {arm.label: arm.name for arm in arms}
     rows = []
     for row in result.of("arm"):
-        over = (
-            f"{row['seeds']} {INTERVALS_OF_ARMS[row['interval']]}"
-            if row["seeds"] > 1
-            else f"{row['interval']} (1 seed)"
-        )
+        several = f"{row['seeds']} {INTERVALS_OF_ARMS.get(row['interval'])}"
+        over = several if row["seeds"] > 1 else f"{row['interval']} (1 seed)"
         rows.append([names[row["arm"]], *_interval(row), f"{row['n']:,}", over])
-    counted = "stories" if result.of_losses else "n"
     unit = result.unit.replace(" per ", "\nper ")
-    columns = ["arm", unit, "lower", "upper", counted, "95 % interval\nover"]
+    columns = ["arm", unit, "lower", "upper", "stories" if result.of_losses else "n", "95 % interval\nover"]
     title = f"loss on {result.dataset}" if result.of_losses else result.dataset
-    differences = result.of("difference")
-    alone = [one_root_text(arms)] if not differences and len(arms) > 1 else []
-    show_table(title, columns, rows, caption="  ".join(["; ".join(result.notes), *alone]).strip() or None)
-    p = "p_holm" if family > 1 else "p"
-    rows, named = [], set()
+    differences, alone = result.of("difference"), one_root_text(arms)
+    lines = ["; ".join(result.notes), alone if not differences and len(arms) > 1 else ""]
+    show_table(title, columns, rows, caption="  ".join(lines).strip() or None)
+    if not differences:
+        return
+    p, heading = ("p_holm", "p (Holm)") if family > 1 else ("p", "p")
+    rows, before = [], None
     for row in differences:
-        what = _difference_text(row, row["arm"] not in named, result.of_losses)
+        what = INTERVALS[row["interval"]] if result.of_losses else "new root seeds"
+        what = f"· {what}" if row["arm"] == before else f"{row['arm']} minus {row['reference']}, {what}"
         rows.append([what, *_interval(row, sign="+"), p_text(row[p])])
-        named.add(row["arm"])
-    if rows:
-        columns = ["difference", unit, "lower", "upper", "p (Holm)" if family > 1 else "p"]
-        lines = [COVERS if result.of_losses else COVERS_TABLE, one_root_text(arms)]
-        lines += ["; ".join(dict.fromkeys(row["pairing"] for row in differences)).capitalize() + "."]
-        lines += [f"Exploratory: no test was registered{f', {family} differences in all' if family > 1 else ''}."]
-        show_table("", columns, rows, caption="  ".join(filter(None, lines)))
-
-
-def _difference_text(row: Mapping[str, Any], first: bool, of_losses: bool) -> str:
-    """Return what a difference's interval is for; the first of an arm names the arms."""
-    what = INTERVALS[row["interval"]] if of_losses else "new root seeds"
-    return f"{row['arm']} minus {row['reference']}, {what}" if first else f"· {what}"
+        before = row["arm"]
+    lines = [COVERS if result.of_losses else COVERS_TABLE, alone]
+    lines += ["; ".join(dict.fromkeys(row["pairing"] for row in differences)).capitalize() + "."]
+    lines += [f"Exploratory: no test was registered{f', {family} differences in all' if family > 1 else ''}."]
+    show_table("", ["difference", unit, "lower", "upper", heading], rows, caption="  ".join(filter(None, lines)))
 
 
 def one_root_text(arms: Sequence[Arm]) -> str:

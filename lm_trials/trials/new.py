@@ -32,11 +32,6 @@ def main(argv: list[str] | None = None) -> Path:
     if path.exists():
         raise UsageError(f"{path} exists; give another name")
     check_writable("--output", path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, EXAMPLE.read_text(encoding="utf-8").replace("THIS_FILE", str(path)))
     show_facts("new trial", {"file": f"{path}: edit it, then", "next": f"lm-trials plan {path}"})
     return path
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,11 +91,8 @@ def evaluations(flags: Mapping[str, Any], steps: int) -> int:
     >>> evaluations({"eval_strategy": "steps", "eval_steps": 50, "dense_eval_steps": 20}, 200)
     24
     """
-    dense = int(flags.get("dense_eval_steps") or 0)
-    if flags.get("eval_strategy") == "no":
-        return dense
-    every = float(flags.get("eval_steps") or flags.get("logging_steps") or steps)
-    return dense + math.floor(steps / (every * steps if every < 1 else every))
+    every = flags.get("eval_steps") or flags.get("logging_steps")
+    return int(flags.get("dense_eval_steps") or 0) + math.floor(_times(flags.get("eval_strategy"), every, steps))
 
 
 def checkpoints(flags: Mapping[str, Any], steps: int) -> int:
@@ -103,10 +101,14 @@ def checkpoints(flags: Mapping[str, Any], steps: int) -> int:
     >>> checkpoints({"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}, 200)
     2
     """
-    if flags.get("save_strategy") == "no":
-        return 0
-    every = float(flags.get("save_steps") or steps)
-    return min(math.ceil(steps / (every * steps if every < 1 else every)), int(flags.get("save_total_limit") or steps))
+    saves = math.ceil(_times(flags.get("save_strategy"), flags.get("save_steps"), steps))
+    return min(saves, int(flags.get("save_total_limit") or steps))
+
+
+def _times(strategy: Any, every: Any, steps: int) -> float:
+    """Return how often something happens every so many updates; below 1, `every` is a share of all."""
+    every = float(every or steps)
+    return 0.0 if strategy == "no" else steps / (every * steps if every < 1 else every)
 
 
 @script
@@ -162,9 +164,7 @@ def show_graph(trial: Trial) -> None:
     facts = {"claim": trial.claim, "root seeds": ", ".join(map(str, trial.seeds))}
     facts |= {f"prepare {number}": f"lm-trials {shlex.join(words)}" for number, words in enumerate(trial.prepare, 1)}
     for number, measure in enumerate(trial.measures, 1):
-        facts[f"measure {number}"] = (
-            f"{shlex.join(measure.words)} (of {', '.join('-'.join(arm) for arm in measure.arms)})"
-        )
+        facts[f"measure {number}"] = f"{shlex.join(measure.words)} (of {', '.join(map('-'.join, measure.arms))})"
     for role in ("primary", "secondary", "control"):
         for number, contrast in enumerate(trial.of(role), 1):
             facts[f"{role} {number}"] = f"{contrast.name}, expected {contrast.expect}, margin {contrast.margin:g}"
@@ -173,15 +173,9 @@ def show_graph(trial: Trial) -> None:
 
 def show_costs(jobs: list[Job], seconds: Mapping[str, float], workers: int) -> None:
     """Print the expected time of each kind of job, and of all."""
-    kinds: dict[str, int] = {}
-    for job in jobs:
-        kinds[job.kind] = kinds.get(job.kind, 0) + 1
+    kinds = Counter(job.kind for job in jobs)
     rows = [[kind, str(n), clock(seconds[kind]), clock(n * seconds[kind])] for kind, n in kinds.items()]
     total = sum(n * seconds[kind] for kind, n in kinds.items())
     rows.append(["all", str(len(jobs)), "", clock(total)])
     rows.append([f"all, {workers} at a time", "", "", clock(total / workers)])
     show_table("expected time", ["jobs", "number", "each", "together"], rows)
-
-
-if __name__ == "__main__":
-    main()

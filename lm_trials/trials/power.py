@@ -176,24 +176,14 @@ def _seconds(arms: Sequence[Arm]) -> float | None:
     return sum(longest) if all(longest) else None
 
 
-def power_arguments(argv: list[str] | None) -> PowerArguments:
-    """Parse and check the flags.
-
-    Raises:
-        UsageError: without a difference or margin, or without a spread or runs.
-    """
+@script
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Show how many root seeds are needed; returns the rows of `power.csv`."""
     (args,) = parse_arguments(argv, (PowerArguments,), __doc__ or "", prog="lm-trials power")
     if args.difference is None and args.margin is None:
         raise UsageError("--difference is missing; give the smallest difference that matters, or --margin")
     if args.spread is None and not args.runs:
         raise UsageError("--spread is missing; give the standard deviation over root seeds, or --runs to compute it")
-    return args
-
-
-@script
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Show how many root seeds are needed; returns the rows of `power.csv`."""
-    args = power_arguments(argv)
     spreads = [Spread("stated spread", args.spread)] if args.spread else []
     if args.runs:
         spreads = spreads_of(compare_runs(args.runs, args.baseline, args.dataset_name, args.table, args.where))
@@ -229,7 +219,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     show_table("power", ["root seeds", *names], cells)
     show_facts("next", {"register": "write the seeds into a trial file before the first run (lm-trials new)"})
     if args.output:
-        _write(Path(args.output), rows, facts["decide"])
+        from lm_trials.reporting.arm_figures import power_figure
+
+        table, figure = Path(args.output, "power.csv"), Path(args.output, "power.png")
+        write_csv(table, rows)
+        write_file(figure, lambda path: power_figure(rows, facts["decide"]).savefig(path, format="png", dpi=150))
+        show_facts("results", {"files": f"{table}, {figure}"})
     return rows
 
 
@@ -253,17 +248,3 @@ def _show_spreads(spreads: Sequence[Spread], counts: Sequence[int], needed: Call
 
 def _count(seeds: int) -> str:
     return f"{seeds:,}" if seeds <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
-
-
-def _write(folder: Path, rows: list[dict[str, Any]], decided: str) -> None:
-    from lm_trials.reporting.arm_figures import power_figure
-
-    folder.mkdir(parents=True, exist_ok=True)
-    table, figure = folder / "power.csv", folder / "power.png"
-    write_csv(table, rows)
-    write_file(figure, lambda path: power_figure(rows, decided).savefig(path, format="png", dpi=150))
-    show_facts("results", {"files": f"{table}, {figure}"})
-
-
-if __name__ == "__main__":
-    main()

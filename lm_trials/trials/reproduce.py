@@ -127,7 +127,3 @@ def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
     if counts[DIFFERENT]:
         raise SystemExit(1)
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -171,7 +171,3 @@ def main(argv: list[str] | None = None) -> list[Job]:
             raise SystemExit(1)
     show_facts(f"{trial.name}: all {len(jobs)} jobs are finished", {"next": f"lm-trials report {again(args)}"})
     return []
-
-
-if __name__ == "__main__":
-    main()

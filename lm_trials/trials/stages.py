@@ -32,8 +32,6 @@ def read_stages(given: Any) -> dict[str, Stage]:
 
 def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> Stage:
     key = f"stages.{name}"
-    if fault := name_fault(name):
-        raise UsageError(f"{key}: the name {fault}; choose another")
     (program, *_) = as_command(given.get("program", ""), TRAINING, f"{key}.program")
     after = None if given.get("after") is None else str(given["after"])
     if after is not None and after not in before:
@@ -54,8 +52,6 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
         parent = _parent(f"{key}.arms.{arm}", str(arm), about.get("after"), earlier)
         for suffix, point in _grid(values).items():
             full = f"{arm}-{suffix}" if suffix and len(arms) > 1 else suffix or str(arm)
-            if fault := name_fault(full):
-                raise UsageError(f"{key}: the arm's name {full} {fault}; choose another")
             if full in flags:
                 raise UsageError(f"{key}: two arms would be called {full}; rename an arm, or change a value")
             flags[full] = {**shared, **{str(k): v for k, v in about.items() if k != "after"}, **point}
@@ -81,15 +77,16 @@ def _check_arms(key: str, flags: Mapping[str, Mapping[str, Any]], parents: Mappi
 
 
 def _check_folders(stages: Mapping[str, Stage]) -> None:
-    """Refuse two runs in one folder, `<stage>-<arm>-s<seed>`, and a name that is too long for one."""
+    """Refuse two runs in one folder, `<stage>-<arm>-s<seed>`, and names that cannot be a folder's."""
     owners: dict[str, str] = {}
     for stage in stages.values():
         for arm in stage.arms:
             name = f"{stage.name}-{arm}"
             if other := owners.get(name):
                 raise UsageError(f"stages: {other} and {stage.name}.{arm} would have one folder {name}; rename one")
-            if fault := name_fault(name):
-                raise UsageError(f"stages: the folder {name} of {stage.name}.{arm} {fault}; choose shorter names")
+            for each in (stage.name, arm, name):
+                if fault := name_fault(each):
+                    raise UsageError(f"stages: the name {each} of {stage.name}.{arm} {fault}; choose another")
             owners[name] = f"{stage.name}.{arm}"
 
 

@@ -54,7 +54,3 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     facts["next"] = f"lm-trials {'run' if unfinished else 'report'} {again(args)}"
     show_facts(trial.name, facts)
     return states
-
-
-if __name__ == "__main__":
-    main()

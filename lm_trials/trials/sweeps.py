@@ -132,7 +132,3 @@ def main(argv: list[str] | None = None) -> list[Path]:
     facts = {path.stem: f"wandb sweep {path}" for path in paths}
     show_facts("sweeps, in this order", facts | {"next": f"lm-trials run {again(args)} measures the runs"})
     return paths
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Time to a threshold: the update from which a metric stays beyond it, and the ratio of two arms' times.
+"""Time to a threshold: the update from which a metric stays below it, and the ratio of two arms' times.
 
 A run that has not reached the threshold at the horizon has a censored time: the true one is later.  A ratio with one
 censored time is a bound.  The horizon is chosen before the runs: a later one gives other times.
@@ -23,12 +23,12 @@ UNIT = "log2 ratio of updates"
 
 @dataclass(frozen=True)
 class ThresholdTime:
-    """The update from which a metric stays beyond a threshold.
+    """The update from which a metric stays below a threshold.
 
     Attributes:
         update: the time; a lower bound if `censored`, an upper bound if `early`.
-        censored: the metric is not beyond the threshold at the last evaluation up to the horizon, which is `update`.
-        early: the metric is beyond it at every evaluation, of which `update` is the first after update 0.
+        censored: the metric is not below the threshold at the last evaluation up to the horizon, which is `update`.
+        early: the metric is below it at every evaluation, of which `update` is the first after update 0.
     """
 
     update: float
@@ -51,16 +51,16 @@ class BoundedDifference(TestedDifference):
 
 
 def time_to_threshold(
-    steps_E: Sequence[float], values_E: Sequence[float], threshold: float, horizon: float, below: bool = True
+    steps_E: Sequence[float], values_E: Sequence[float], threshold: float, horizon: float
 ) -> ThresholdTime:
-    """Return the update from which a metric stays below a threshold (or above it) until the horizon.
+    """Return the update from which a metric stays below a threshold until the horizon.
 
-    Between the last evaluation that is not beyond the threshold and the next one, the metric is taken as linear in the
+    Between the last evaluation that is not below the threshold and the next one, the metric is taken as linear in the
     logarithm of the updates.  A dip below the threshold that does not last does not count, so noise delays the time.
 
     Args:
         steps_E: updates, ascending; the evaluation at update 0 has no logarithm and is not used.
-        values_E: the metric; NaN is not beyond the threshold.
+        values_E: the metric; NaN is not below the threshold.
 
     Raises:
         UsageError: for evaluations that do not reach the horizon, or none up to it.
@@ -77,7 +77,7 @@ def time_to_threshold(
             f"horizon {horizon:g}: the run was evaluated at {len(steps)} updates, the last {max(steps, default=0):g}; "
             "choose a horizon within them, or train longer"
         )
-    steps, gaps = steps[within], (values[within] - threshold) * (1 if below else -1)
+    steps, gaps = steps[within], values[within] - threshold
     waiting = np.flatnonzero(~(gaps < 0))
     if not waiting.size:
         return ThresholdTime(float(steps[0]), censored=False, early=True)

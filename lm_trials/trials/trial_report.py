@@ -137,7 +137,3 @@ def main(argv: list[str] | None = None) -> Report:
     if args.push_to_hub:
         publish(folder, trial, args.hub_repo_id or trial.name, args.hub_private_repo)
     return report
-
-
-if __name__ == "__main__":
-    main()
