@@ -29,7 +29,7 @@ from lm_trials.estimates import (
 )
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.paired import holm, seed_test, story_test
-from lm_trials.trials.two_way import two_way_difference
+from lm_trials.trials.two_way import two_way
 
 POPULATION = 200_000
 BOOTSTRAP_T, PERCENTILE, WILSON = "bootstrap-t", "percentile", "Wilson"
@@ -196,7 +196,7 @@ def two_way_section(args: CoverageArguments) -> list[Coverage]:
                     return {
                         "over stories": bounds(story_test(values_SN.mean(axis=0), sizes_N, "", number, 999).difference),
                         "over seeds": of_difference(np.zeros(count), losses_S, paired=True),
-                        "two-way": bounds(two_way_difference(values_SN, sizes_N, "").difference),
+                        "two-way": bounds(two_way(values_SN, sizes_N, "").difference),
                     }
 
                 rows += coverage(f"difference, {name}", f"{count} seeds, {n}", 0.0, sample, args.repetitions)

@@ -31,7 +31,7 @@ def read_contrasts(
     """Return the contrasts of a trial file, each with a name of its own."""
     found: list[Contrast] = []
     for key, role in ROLES.items():
-        for about in as_list(given.get(key), key, whole=True):
+        for about in as_list(given.get(key)):
             found += _contrasts(role, dict(as_mapping(about, key)), stages, measures)
     names = [contrast.name for contrast in found]
     if double := next((each for each in names if names.count(each) > 1), None):
@@ -48,7 +48,7 @@ def _contrasts(
     measure = one_of(about.get("measure"), tuple(OUTCOME_KEYS), f"{role}: measure")
     stage = about.pop("stage", None)
     stage = None if stage is None else one_of(str(stage), stages, f"{role}: stage")
-    texts = as_list(about.pop("contrast", None), f"{role}.contrast")
+    texts = as_list(about.pop("contrast", None))
     if not texts:
         raise UsageError(f"{role}: contrast is missing, so nothing is tested; write, for example, `contrast: a - b`")
     own_scale = "log2" if measure == "updates_to_threshold" else "identity"
@@ -114,7 +114,7 @@ def _outcome_name(outcome: Mapping[str, Any]) -> str:
     'loss on recovery-Twist'
     """
     if outcome["measure"] == "loss":
-        return f"loss on {', '.join(map(str, as_list(outcome['dataset'], 'dataset')))}"
+        return f"loss on {', '.join(map(str, as_list(outcome['dataset'])))}"
     if outcome["measure"] == "updates_to_threshold":
         return "updates to threshold"
     return Path(str(outcome["table"])).stem.replace("_", " ")
@@ -161,7 +161,7 @@ def _check_evaluated(contrast: Contrast, arm: str, commands: Sequence[Sequence[s
     """Check that a command evaluates an arm on the data sets of a loss, with the sentences that it asks for."""
     feature = contrast.outcome.get("sentences_with")
     needs = f" --sentences_with {feature}" if feature else ""
-    for name in as_list(contrast.outcome["dataset"], f"{contrast.role}.dataset"):
+    for name in as_list(contrast.outcome["dataset"]):
         if not any(
             words[0] == "evaluate"
             and _evaluates(words, str(name))

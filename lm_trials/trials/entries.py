@@ -35,15 +35,13 @@ def one_of(value: Any, valid: Collection[str], name: str) -> str:
     return str(value)
 
 
-def as_list(given: Any, key: str, whole: bool = False) -> list[Any]:
-    """Return a list, of one element if a text or number is given; `whole`: a mapping is one element."""
-    if given is None:
-        return []
-    if isinstance(given, (str, int, float)) or (whole and isinstance(given, dict)):
-        return [given]
-    if not isinstance(given, list):
-        raise UsageError(f"{key} is not a list; write each entry after a dash")
-    return given
+def as_list(given: Any) -> list[Any]:
+    """Return a list, of one element if none is given.
+
+    >>> as_list("a"), as_list(["a", "b"]), as_list(None)
+    (['a'], ['a', 'b'], [])
+    """
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def as_mapping(given: Any, key: str) -> Mapping[str, Any]:

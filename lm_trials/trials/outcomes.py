@@ -25,7 +25,7 @@ from lm_trials.trials.paired import SAME, TestedDifference
 from lm_trials.trials.runs import Run, read_run
 from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_to_threshold
 from lm_trials.trials.trial import ArmName, Contrast
-from lm_trials.trials.two_way import two_way_difference
+from lm_trials.trials.two_way import two_way
 
 SPLITS = ("train", "validation", "test")
 
@@ -96,7 +96,7 @@ class Outcome:
         if not self.of_stories:
             return self.over_seeds(null)
         ones_N = np.ones(self.differences_SN.shape[1])
-        return _moved(two_way_difference(self.differences_SN - null, ones_N, self.unit), null)
+        return _moved(two_way(self.differences_SN - null, ones_N, self.unit), null)
 
     def over_seeds(self, null: float = 0.0) -> TestedDifference:
         """Test the mean difference for new root seeds, on these stories; shares on a scale from -1 to 1, as `compare`.

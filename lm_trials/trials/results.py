@@ -14,7 +14,7 @@ from lm_trials.trials.evaluations import BITS, NATS, SharedEvaluation
 from lm_trials.trials.measurements import Measurement
 from lm_trials.trials.paired import TestedDifference, holm, seed_test, story_test
 from lm_trials.trials.runs import Arm
-from lm_trials.trials.two_way import two_way, two_way_difference, two_way_unpaired
+from lm_trials.trials.two_way import two_way
 
 OVER_BOTH, OVER_STORIES, OVER_SEEDS = "seeds and stories", "stories", "seeds"
 OF_ONE = "one model"  # the interval of a number from a table, whatever was resampled for it
@@ -52,16 +52,14 @@ def paired_result(arms: Sequence[Arm], shared: SharedEvaluation) -> DatasetResul
     by_root = _by_root(arms, list(shared.losses_RN))
     whole = []
     for losses in by_root:
-        several, losses_SN = len(losses) > 1, np.array(list(losses.values()))
-        estimate = two_way(losses_SN, sizes_N, unit) if several else _over_stories(losses_SN[0], sizes_N, unit)
-        whole.append((estimate, OVER_BOTH if several else OVER_STORIES))
+        losses_SN = np.array(list(losses.values()))
+        if len(losses) > 1:
+            whole.append((two_way(losses_SN, sizes_N, unit).difference, OVER_BOTH))
+        else:
+            whole.append((_over_stories(losses_SN[0], sizes_N, unit), OVER_STORIES))
 
     def tests(first: np.ndarray, second: np.ndarray, paired: bool) -> dict[str, TestedDifference | None]:
-        both = (
-            two_way_difference(second - first, sizes_N, unit)
-            if paired
-            else two_way_unpaired(first, second, sizes_N, unit)
-        )
+        both = two_way(second - first, sizes_N, unit) if paired else two_way(second, sizes_N, unit, first)
         ratios = [losses_SN.sum(axis=1) / sizes_N.sum() for losses_SN in (first, second)]
         return {
             OVER_BOTH: both if min(len(first), len(second)) > 1 else None,
@@ -78,10 +76,8 @@ def own_result(arms: Sequence[Arm], metrics: Sequence[Mapping[str, float]]) -> D
     metric, unit = ("eval_loss", NATS) if same_tokens else ("eval_bits_per_byte", BITS)
     estimates = []
     for values in metrics:
-        lower, upper = (
-            math.nan if values.get(f"{metric}_{end}") is None else values[f"{metric}_{end}"]
-            for end in ("lower", "upper")
-        )
+        ends = [values.get(f"{metric}_{end}") for end in ("lower", "upper")]
+        lower, upper = (math.nan if end is None else end for end in ends)
         estimates.append(Estimate(values[metric], lower, upper, int(values["eval_samples"]), unit))
     notes = ("each run's own last evaluation on its validation split; a test needs the losses of single stories",)
     return _over_seeds(arms, "own validation split", estimates, notes, OVER_STORIES)

@@ -38,7 +38,7 @@ class Screen:
         self.runs = runs
         self.forecast = forecast
         self.workers = workers
-        self.failed: list[Job] = []
+        self.failed = 0
         self.starts: dict[str, float] = {}
         self.live: Any = None
         self.left: float | None = None
@@ -59,31 +59,25 @@ class Screen:
 
     def event(self, job: Job, what: str) -> None:
         """Print a line for what happened; of a failed job with the end of its log."""
+        more: list[str] = []
         if what == "started":
             self.starts[job.name] = time.monotonic()
-        if what == "finished":
-            self.done += 1
-        if what == "finished" and job.name in self.starts:  # Slurm may start and finish one between two looks
-            seconds = time.monotonic() - self.starts[job.name]
-            self.forecast.done.setdefault(job.kind, []).append(seconds)
-            what = f"finished in {clock(seconds)}"
-        if what == "started" and self.live:
-            return
-        lines = [f"{job.name}: {what}"]
-        if what == "failed":
-            self.failed.append(job)
+            if self.live:
+                return
+        elif what == "failed":
+            self.failed += 1
             log = log_of(self.runs, job)
-            lines = [f"{job.name}: FAILED, {log}", *(f"    {line}" for line in log_end(log))]
-        elif not self.live and what != "started":
-            lines[0] += f"; {self.summary()}"
-        if self.live:
-            from rich.text import Text
-
-            for line in lines:
-                self.live.console.print(Text(line))
+            what, more = f"FAILED, {log}", [f"    {line}" for line in log_end(log)]
         else:
-            for line in lines:
-                note(line)
+            if what == "finished":
+                self.done += 1
+                if job.name in self.starts:  # Slurm may start and finish one between two looks
+                    seconds = time.monotonic() - self.starts[job.name]
+                    self.forecast.done.setdefault(job.kind, []).append(seconds)
+                    what = f"finished in {clock(seconds)}"
+            what += "" if self.live else f"; {self.summary()}"
+        for line in [f"{job.name}: {what}", *more]:
+            self.live.console.print(line, markup=False, emoji=False, highlight=False) if self.live else note(line)
 
     def show(self, running: Mapping[str, float], open_jobs: Sequence[Job]) -> None:
         """Redraw the screen."""
@@ -93,7 +87,7 @@ class Screen:
 
     def summary(self) -> str:
         """Return how many jobs are finished, and the time left."""
-        failed = f", {len(self.failed)} failed" if self.failed else ""
+        failed = f", {self.failed} failed" if self.failed else ""
         return f"{self.done} of {self.total} jobs finished{failed}; time left: {clock(self.left)}"
 
     def _table(self, running: Mapping[str, float], open_jobs: Sequence[Job]) -> Any:

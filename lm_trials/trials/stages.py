@@ -144,7 +144,7 @@ def _varies(key: str, stated: Any, flags: Mapping[str, Mapping[str, Any]]) -> tu
     found = sorted(name for name in names if len({str(of.get(name)) for of in flags.values()}) > 1)
     differ = ", ".join(found) or "nothing"
     if stated is not None:
-        wanted = sorted(map(str, as_list(stated, f"{key}.varies")))
+        wanted = sorted(map(str, as_list(stated)))
         if wanted != found:
             raise UsageError(f"{key}.varies says {', '.join(wanted) or 'nothing'}; the arms differ in {differ}")
         return tuple(found)

@@ -42,10 +42,8 @@ def sweeps_of(trial: Trial, runs: Path) -> dict[str, tuple[Stage, dict[str, Any]
             name = "-".join([stage.name, *([named] if named not in ("", stage.name) else []), *apart])
             points = [f"{{{flag}}}" if flag in grid else plain_name(str(flags[flag])) for flag in stage.grid]
             if name not in found:
-                found[name] = (
-                    stage,
-                    _sweep(trial, stage, name, arm, "-".join(filter(None, [named, *points])), grid, runs),
-                )
+                arms = "-".join(filter(None, [named, *points]))
+                found[name] = stage, _sweep(trial, stage, name, arm, arms, grid, runs)
     return found
 
 

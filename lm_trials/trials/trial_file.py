@@ -58,9 +58,9 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
     if not isinstance(claim, str) or not claim.strip():
         raise UsageError("claim is missing; state in one sentence what the trial tests")
     seeds = _seeds(given.get("seeds"))
-    prepare = [as_command(command, PREPARING, "prepare") for command in as_list(given.get("prepare"), "prepare")]
+    prepare = [as_command(command, PREPARING, "prepare") for command in as_list(given.get("prepare"))]
     stages = read_stages(given.get("stages"))
-    measures = tuple(_measure(about, stages) for about in as_list(given.get("measure"), "measure", whole=True))
+    measures = tuple(_measure(about, stages) for about in as_list(given.get("measure")))
     return Trial(
         name=name,
         claim=" ".join(claim.split()),
@@ -94,7 +94,7 @@ def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
     if own := next((flag for flag in flags_of(words) if flag in OWN_FLAGS), None):
         raise UsageError(f"measure: --{own} is set by the trial itself; remove it from: {shlex.join(words)}")
     arms: list[ArmName] = []
-    for each in map(str, as_list(about.get("arms"), "measure.arms") or [list(stages)[-1]]):
+    for each in map(str, as_list(about.get("arms")) or [list(stages)[-1]]):
         arms += (
             [(each, arm) for arm in stages[each].arms] if each in stages else [arm_named(each, "measure.arms", stages)]
         )

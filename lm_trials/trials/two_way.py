@@ -10,7 +10,6 @@ Shape suffixes: S = root seeds, N = stories.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,51 +17,28 @@ from lm_trials.estimates import LEAST_STORIES, NO_INTERVAL, Estimate, t_test
 from lm_trials.trials.paired import SAME, TestedDifference
 
 
-def two_way(values_SN: np.ndarray, sizes_N: np.ndarray, unit: str) -> Estimate:
-    """Estimate sum(values) / sum(sizes), mean over root seeds, with an interval for new root seeds and new stories.
+def two_way(
+    values_SN: np.ndarray, sizes_N: np.ndarray, unit: str, minus_SN: np.ndarray | None = None
+) -> TestedDifference:
+    """Test whether sum(values) / sum(sizes), mean over root seeds, is 0, for new root seeds and new stories.
 
     There is no interval with one root seed, with fewer than 10 stories, or where nothing varies.
 
     Args:
-        values_SN: each story's nats or bits with each root seed; a root seed of several runs has their mean.
+        values_SN: each story's nats or bits with each root seed, or their difference between two arms of the same root
+            seeds; a root seed of several runs has their mean.
         sizes_N: each story's tokens or bytes.
+        minus_SN: the values of another arm with other root seeds, on the same stories, which are subtracted.
 
-    >>> values_SN = np.array([[11.0, 8, 9, 12, 10] * 4, [12.0, 9, 9, 13, 12] * 4, [11.0, 9, 8, 12, 11] * 4])
-    >>> print(two_way(values_SN, np.full(20, 5), "nats per token"))
-    2.080 [1.817, 2.343] nats per token (n=20)
-    """
-    return _tested([values_SN], sizes_N, unit).difference
-
-
-def two_way_difference(differences_SN: np.ndarray, sizes_N: np.ndarray, unit: str) -> TestedDifference:
-    """Test whether two arms with the same root seeds differ, for new root seeds and new stories.
-
-    Args:
-        differences_SN: each story's loss in the second arm minus that in the first, for each root seed.
-        sizes_N: each story's tokens or bytes.
-
-    >>> differences_SN = np.array([[1.0, 2, 3, 2, 2] * 4, [2.0, 2, 3, 2, 1] * 4, [2.0, 3, 4, 3, 2] * 4])
-    >>> test = two_way_difference(differences_SN, np.full(20, 10), "nats per token")
+    >>> first_SN = np.array([[1.0, 2, 3, 2, 2] * 4, [2.0, 2, 3, 2, 1] * 4, [2.0, 3, 4, 3, 2] * 4])
+    >>> test = two_way(first_SN, np.full(20, 10), "nats per token")
     >>> f"{test.difference}, p = {test.p:.3f}"
     '0.227 [0.112, 0.341] nats per token (n=20), p = 0.014'
+    >>> print(two_way(np.array([[2.0, 2, 3, 2, 1] * 4, [3.0] * 20]), np.full(20, 10), "nats", first_SN).difference)
+    0.023 [-0.293, 0.340] nats (n=20)
     """
-    return _tested([differences_SN], sizes_N, unit)
-
-
-def two_way_unpaired(first_SN: np.ndarray, second_SN: np.ndarray, sizes_N: np.ndarray, unit: str) -> TestedDifference:
-    """Test whether two arms with other root seeds differ, on the same stories: second minus first.
-
-    >>> first_SN, second_SN = np.array([[1.0, 2, 3, 2, 2] * 4] * 2), np.array([[2.0, 2, 3, 2, 1] * 4, [3.0] * 20])
-    >>> test = two_way_unpaired(first_SN, second_SN, np.full(20, 10), "nats per token")
-    >>> f"{test.difference}, p = {test.p:.2f}"
-    '0.050 [-0.585, 0.685] nats per token (n=20), p = 0.50'
-    """
-    return _tested([-np.asarray(first_SN), second_SN], sizes_N, unit)
-
-
-def _tested(arms: Sequence[np.ndarray], sizes_N: np.ndarray, unit: str) -> TestedDifference:
-    """Test the sum over arms of their mean ratios; the arms have other root seeds and the same stories."""
-    arms = [np.asarray(values_SN, dtype=np.float64) for values_SN in arms]
+    arms = [np.asarray(values_SN, dtype=np.float64)]
+    arms += [] if minus_SN is None else [-np.asarray(minus_SN, dtype=np.float64)]
     sizes_N = np.asarray(sizes_N, dtype=np.float64)
     if any(values_SN.ndim != 2 or values_SN.shape[1:] != sizes_N.shape or not values_SN.size for values_SN in arms):
         shapes = " and ".join(str(values_SN.shape) for values_SN in arms)

@@ -13,7 +13,7 @@ from scipy import stats
 from lm_trials.console import UsageError
 from lm_trials.trials.compare import compare_runs, main
 from lm_trials.trials.paired import holm
-from lm_trials.trials.two_way import two_way_difference
+from lm_trials.trials.two_way import two_way
 
 LOW = {"learning_rate": 0.001}
 
@@ -42,7 +42,7 @@ def test_two_arms_of_three_seeds_from_the_command_to_the_files(two_arms, capsys)
     assert [row["interval"] for row in arms] == ["seeds and stories", "seeds and stories"]
     over_both, over_stories, over_seeds = result.of("difference")
     stories = np.array([nats(seed, shift) for seed, shift in ((1, 0), (2, 0), (3, 0), (11, 1), (12, 1), (13, 1))])
-    expected = two_way_difference(stories[3:] - stories[:3], np.full(50, 10), "nats per token")
+    expected = two_way(stories[3:] - stories[:3], np.full(50, 10), "nats per token")
     assert (over_both["lower"], over_both["upper"]) == pytest.approx(
         (expected.difference.lower, expected.difference.upper)
     )
@@ -127,7 +127,7 @@ def test_parents_and_children_are_paired_by_root_seed(make_run):
     rows = compare_runs(runs).results[0].of("difference")
     assert [(row["seeds"], row["pairing"]) for row in rows] == [(3, "paired by root seed")] * 3
     of_root = np.array([np.mean([losses for of, losses in children if of == root], axis=0) for root in values])
-    expected = two_way_difference(of_root - np.array(list(values.values())), np.full(50, 10), "nats per token")
+    expected = two_way(of_root - np.array(list(values.values())), np.full(50, 10), "nats per token")
     assert (rows[0]["estimate"], rows[0]["p"]) == pytest.approx((expected.difference.estimate, expected.p))
 
 

@@ -14,7 +14,7 @@ from lm_trials.console import UsageError
 from lm_trials.trials import effects
 from lm_trials.trials.outcomes import TrialRuns, read_outcome
 from lm_trials.trials.trial_file import read_trial
-from lm_trials.trials.two_way import two_way_difference
+from lm_trials.trials.two_way import two_way
 
 SEEDS = (0, 1, 2, 3)
 
@@ -44,7 +44,7 @@ def test_a_loss_is_that_of_the_two_way_test_on_the_raw_differences(outcome):
         np.array([losses("recovery", "never", 2.0).sum(1), losses("recovery", "seen").sum(1)]) / (10 * STORIES)
     )
     assert (found.unit, found.n) == ("nats per token", STORIES)
-    test, raw = found.test(), two_way_difference(differences, np.full(STORIES, 10), "nats per token")
+    test, raw = found.test(), two_way(differences, np.full(STORIES, 10), "nats per token")
     assert test.difference.lower == pytest.approx(raw.difference.lower)
     assert (test.difference.estimate, test.p) == pytest.approx((raw.difference.estimate, raw.p))
     seeds = stats.ttest_1samp(differences.sum(1) / (10 * STORIES), 0).confidence_interval()

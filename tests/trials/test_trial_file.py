@@ -28,7 +28,9 @@ def test_a_trial_is_read(tmp_path):
     assert trial.seeds == (0, 1)
     assert trial.stages["pretrain"].program == "train"  # the script of a clone runs the same code
     assert trial.stages["pretrain"].varies == ("weight_decay",)
-    assert trial.stages["more"].parents == {"plain": "plain", "decayed": "decayed"}
+    more = trial.stages["more"]
+    assert more.parents == {"plain": "plain", "decayed": "decayed"}
+    assert more.flags["plain"] == more.flags["decayed"]  # which their parents tell apart
     assert trial.measures[0].words == ("evaluate", "--dataset_name", "generated")
     assert trial.measures[0].arms == (("more", "plain"), ("more", "decayed"))  # of the last stage
     (primary,) = trial.of("primary")
@@ -108,6 +110,8 @@ def test_a_changed_recipe_is_another_registration(tmp_path):
         ("stages.pretrain.varies", "learning_rate", "varies says learning_rate; the arms differ in weight_decay"),
         ("stages.more.arms", {"third": {}}, "stages.more.arms.third.after: the arm that it follows is missing"),
         ("stages.more.arms", {"third": {"after": "plane"}}, "plane is not an arm of the stage before; did you mean plain?"),  # noqa: E501
+        ("stages.pretrain.arms", {"a": {"x": 0.1}, "b": {"x": "0.1"}}, "the arms a and b have the same flags"),
+        ("stages.more.arms", {"a": {"after": "plain"}, "b": {"after": "plain"}}, "the arms a and b have the same flags"),  # noqa: E501
         ("stages.pretrain.parameters", {"lr": {"min": 0, "max": 1}}, "parameters.lr: give `value: X`"),
         ("prepare", ["rm -rf data"], "prepare: rm is not a program that can be used here"),
         ("prepare", ["prepare 'generate"], "close the quotation mark"),
@@ -136,6 +140,29 @@ def test_each_mistake_is_one_line(tmp_path, path, value, line):
         read(tmp_path, changed(path, value))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_worth_needs_the_learning_curve_of_the_second_arm(tmp_path):
+    once, steps = "eval_loss of more.decayed is no learning curve", {"eval_strategy": "steps"}
+    for flags, line in (
+        ({}, once),
+        (steps, None),
+        ({"config": "demo"}, None),  # whose evaluations it has
+        ({"config": "demo", "eval_strategy": "no"}, once),
+        ({"eval_strategy": "no", "dense_eval_steps": 20}, None),
+        ({**steps, "eval_datasets": "other"}, "eval_loss is not logged by more.decayed"),
+    ):
+        trial = changed("primary.worth", "eval_loss")
+        trial["stages"]["more"] |= flags
+        if line is None:
+            assert read(tmp_path, trial).contrasts[0].outcome["worth"] == "eval_loss"
+            continue
+        with pytest.raises(UsageError, match=line):
+            read(tmp_path, trial)
+    trial = changed("primary.worth", "eval_loss")
+    trial["primary"]["contrast"] = "plain"
+    with pytest.raises(UsageError, match=r"worth: .* has no second arm"):
+        read(tmp_path, trial)
 
 
 def test_equivalence_needs_a_margin(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lm_trials.trials.paired import seed_test
-from lm_trials.trials.two_way import two_way, two_way_difference, two_way_unpaired
+from lm_trials.trials.two_way import two_way
 
 UNIT = "nats per token"
 
@@ -46,13 +46,14 @@ def test_the_interval_is_that_of_an_analysis_of_variance():
     sizes_N = generator.integers(5, 50, 30)
     values_SN = sizes_N * (0.1 + drawn(generator, 8, 30, 0.1, 0.4, 0.1))
     ratio, error, freedom = by_projections(values_SN, sizes_N)
-    test = two_way_difference(values_SN, sizes_N, UNIT)
+    test = two_way(values_SN, sizes_N, UNIT)
     half = stats.t.ppf(0.975, freedom) * error
     assert (test.difference.lower, test.difference.upper) == pytest.approx((ratio - half, ratio + half))
     assert test.p == pytest.approx(2 * stats.t.sf(abs(ratio) / error, freedom))
-    assert two_way(values_SN, sizes_N, UNIT) == test.difference
     # Stories weigh by their sizes.
-    assert two_way(values_SN, np.full(30, sizes_N.mean()), UNIT).upper != pytest.approx(test.difference.upper)
+    assert two_way(values_SN, np.full(30, sizes_N.mean()), UNIT).difference.upper != pytest.approx(
+        test.difference.upper
+    )
 
 
 def test_arms_with_other_seeds_have_the_variances_of_both_and_the_stories_in_common():
@@ -60,17 +61,17 @@ def test_arms_with_other_seeds_have_the_variances_of_both_and_the_stories_in_com
     sizes_N = generator.integers(5, 50, 40)
     stories = generator.normal(0, 3.0, 40)
     first, second = (stories + drawn(generator, count, 40, 0.1, 0.1, 0.1) for count in (3, 5))
-    test = two_way_unpaired(first, second, sizes_N, UNIT)
-    back = two_way_unpaired(second, first, sizes_N, UNIT)
+    test = two_way(second, sizes_N, UNIT, first)
+    back = two_way(first, sizes_N, UNIT, second)
     assert (back.difference.lower, back.p) == pytest.approx((-test.difference.upper, test.p))
     assert test.difference.estimate == pytest.approx((second.mean(0) - first.mean(0)).sum() / sizes_N.sum())
     # What the stories have in common is no part of it; of each arm's own interval it is almost all.
     width = test.difference.upper - test.difference.lower
-    assert width < (two_way(first, sizes_N, UNIT).upper - two_way(first, sizes_N, UNIT).lower) / 5
+    assert width < (two_way(first, sizes_N, UNIT).difference.upper - two_way(first, sizes_N, UNIT).difference.lower) / 5
     # With one story effect and no residual, it is Welch's interval over seeds.
     rows = [np.repeat(generator.normal(0, 1, (count, 1)), 40, axis=1) for count in (3, 5)]
     welch = seed_test(rows[0][:, 0], rows[1][:, 0], 40, UNIT, paired=False)
-    alone = two_way_unpaired(*rows, np.ones(40), UNIT)
+    alone = two_way(rows[1], np.ones(40), UNIT, rows[0])
     assert (alone.difference.lower, alone.p) == pytest.approx((welch.difference.lower, welch.p))
 
 
@@ -80,7 +81,7 @@ def test_it_covers_new_seeds_and_new_stories_and_the_interval_over_seeds_does_no
     generator, hits, over_seeds = np.random.default_rng(num_seeds), 0, 0
     for _ in range(500):
         values_SN = drawn(generator, num_seeds, 50, 0.01, 0.1, 0.02)
-        found = two_way(values_SN, np.ones(50), UNIT)
+        found = two_way(values_SN, np.ones(50), UNIT).difference
         hits += found.lower <= 0 <= found.upper
         half = stats.t.ppf(0.975, num_seeds - 1) * stats.sem(values_SN.mean(axis=1))
         over_seeds += abs(values_SN.mean()) <= half
@@ -94,7 +95,7 @@ def test_it_is_never_narrower_than_for_new_seeds_or_new_stories_alone(num_seeds)
     generator, hits = np.random.default_rng(num_seeds), 0
     for of_seeds in [0.05] * 500 + [0.0] * 100:  # without an effect, seeds that happen to be equal
         values_SN = drawn(generator, num_seeds, 20, of_seeds, 0.1, 0.02)
-        test = two_way_difference(values_SN, np.ones(20), UNIT)
+        test = two_way(values_SN, np.ones(20), UNIT)
         found, alone = test.difference, seed_test(np.zeros(num_seeds), values_SN.mean(axis=1), 20, UNIT, paired=True)
         over_stories = stats.t.ppf(0.975, 19) * stats.sem(values_SN.mean(axis=0))
         half = found.upper - found.estimate
@@ -110,13 +111,13 @@ def test_it_is_never_narrower_than_for_new_seeds_or_new_stories_alone(num_seeds)
     ids=["one root seed", "nine stories", "no difference", "one difference"],
 )
 def test_where_nothing_is_known_of_new_ones_there_is_no_interval(values_SN):
-    test = two_way_difference(values_SN, np.full(values_SN.shape[1], 3), UNIT)
+    test = two_way(values_SN, np.full(values_SN.shape[1], 3), UNIT)
     assert test.difference.estimate == pytest.approx(values_SN.mean() / 3)
     assert all(math.isnan(value) for value in (test.difference.lower, test.difference.upper, test.p))
 
 
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match="give a row of stories per root seed"):
-        two_way_difference(np.zeros(20), np.ones(20), UNIT)
+        two_way(np.zeros(20), np.ones(20), UNIT)
     with pytest.raises(ValueError, match="give a row of stories"):
-        two_way_unpaired(np.zeros((2, 20)), np.zeros((2, 20)), np.ones(10), UNIT)
+        two_way(np.zeros((2, 20)), np.ones(10), UNIT, np.zeros((2, 20)))
