@@ -28,14 +28,7 @@ from lm_trials.console import script
 from lm_trials.files import write_csv, write_file, write_json
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials.compare_tables import show_arms, show_next, show_result
-from lm_trials.trials.differences import (
-    Variable,
-    differing_logistics,
-    find_variables,
-    names_only,
-    same_passes,
-    verdict,
-)
+from lm_trials.trials.differences import Variable, differing_logistics, find_variables, names_only, same_passes, verdict
 from lm_trials.trials.evaluations import evaluation_command, join_stories, own_validation, shared_sets
 from lm_trials.trials.measurements import measurement_title, read_measurement
 from lm_trials.trials.results import (
