@@ -108,10 +108,10 @@ class Outcome:
         values_S, n = self.differences_S, len(self.seeds)
         mean, scale = float(values_S.mean()), scale_of(self.unit, difference=True)
         null = max(-1.0, min(null, 1.0)) if scale == "arctanh" else null  # beyond, no difference of shares lies
-        interval, p = [*NO_INTERVAL], math.nan
+        lower, upper, p = *NO_INTERVAL, math.nan
         if n > 1 and np.ptp(values_S) > SAME * np.abs(self.values_AS).max():
-            *interval, p = t_test(mean, float(values_S.std(ddof=1)) / math.sqrt(n), n - 1, scale, null)
-        return TestedDifference(Estimate(mean, *interval, self.n, self.unit), p, "t over root seeds")
+            lower, upper, p = t_test(mean, float(values_S.std(ddof=1)) / math.sqrt(n), n - 1, scale, null)
+        return TestedDifference(Estimate(mean, lower, upper, self.n, self.unit), p, "t over root seeds")
 
     def over_stories(self) -> Estimate | None:
         """Return the mean difference of these runs with its interval for new stories; None without single stories."""

@@ -35,6 +35,7 @@ def publish(folder: Path, trial: Trial, name: str, private: bool = False) -> str
             f"--push_to_hub True: no token for {constants.ENDPOINT}; run `hf auth login` or set HF_TOKEN ({kept})"
         )
     api = HfApi(constants.ENDPOINT, token=token)
+    trouble: tuple[Any, ...] = (*network_errors(), ValueError, RuntimeError)
     where: dict[str, Any] = {"repo_type": "dataset"}
     copy = Path(tempfile.mkdtemp())
     try:
@@ -49,7 +50,7 @@ def publish(folder: Path, trial: Trial, name: str, private: bool = False) -> str
         raise UsageError(
             f"--hub_repo_id {name} is not a repository name; give OWNER/NAME of letters and digits"
         ) from None
-    except (*network_errors(), ValueError, RuntimeError) as error:
+    except trouble as error:
         raise UsageError(f"--push_to_hub True: {name} was not published ({hub_reason(error, token)}); {kept}") from None
     finally:
         shutil.rmtree(copy, ignore_errors=True)
