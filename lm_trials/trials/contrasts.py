@@ -46,8 +46,7 @@ def _contrasts(
 ) -> list[Contrast]:
     """Return the contrasts of one entry: one for each of its `contrast`s."""
     measure = one_of(about.get("measure"), tuple(OUTCOME_KEYS), f"{role}: measure")
-    stage = about.pop("stage", None)
-    stage = None if stage is None else one_of(str(stage), stages, f"{role}: stage")
+    stage = one_of(str(about.pop("stage", None) or list(stages)[-1]), stages, f"{role}: stage")
     texts = as_list(about.pop("contrast", None))
     if not texts:
         raise UsageError(f"{role}: contrast is missing, so nothing is tested; write, for example, `contrast: a - b`")
@@ -80,17 +79,17 @@ def _contrasts(
     return found
 
 
-def arm_named(text: str, key: str, stages: Mapping[str, Stage], stage: str | None = None) -> ArmName:
-    """Return the (stage, arm) that a text names: `stage.arm`, or an arm of `stage`, by default of the last."""
+def arm_named(text: str, key: str, stages: Mapping[str, Stage], stage: str) -> ArmName:
+    """Return the (stage, arm) that a text names: `stage.arm`, or an arm of `stage`."""
     first = next((name for name in stages if text.startswith(f"{name}.")), None)
-    of, arm = (stage or list(stages)[-1], text) if first is None else (first, text[len(first) + 1 :])
+    of, arm = (stage, text) if first is None else (first, text[len(first) + 1 :])
     if arm not in stages[of].arms:
         known = [*stages[of].arms, *(f"{name}.{each}" for name, other in stages.items() for each in other.arms)]
         raise UsageError(f"{key}: {text} is not an arm; {did_you_mean(text, known)}")
     return of, arm
 
 
-def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str | None) -> Any:
+def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str) -> Any:
     """Return a threshold with its arms as [stage, arm]: a number, or reference + share x (value at 0 - reference)."""
     if (number := as_number(given)) is not None:
         return number

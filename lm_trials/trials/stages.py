@@ -43,6 +43,7 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
     if arms is None:
         arms = {arm: {"after": arm} for arm in earlier} or {name: {}}
     values = parameter_values(given.get("parameters"), f"{key}.parameters")
+    grid = tuple(flag for flag, of in values.items() if len(of) > 1)
     flags: dict[str, dict[str, Any]] = {}
     parents: dict[str, str] = {}
     for arm, own in as_mapping(arms, f"{key}.arms").items():
@@ -50,15 +51,14 @@ def _stage(name: str, given: Mapping[str, Any], before: Mapping[str, Stage]) -> 
         if not isinstance(about, dict):
             raise UsageError(f"{key}.arms.{arm}: {own} is not a mapping; write the flags that this arm changes")
         parent = _parent(f"{key}.arms.{arm}", str(arm), about.get("after"), earlier)
-        for suffix, point in _grid(values).items():
+        for suffix, point in _grid(values, grid):
             full = f"{arm}-{suffix}" if suffix and len(arms) > 1 else suffix or str(arm)
             if full in flags:
-                raise UsageError(f"{key}: two arms would be called {full}; rename an arm, or change a value")
+                raise UsageError(f"{key}: two arms would be called {full}; give them other names under arms")
             flags[full] = {**shared, **{str(k): v for k, v in about.items() if k != "after"}, **point}
             if parent is not None:
                 parents[full] = parent
     _check_arms(key, flags, parents)
-    grid = tuple(flag for flag, of in values.items() if len(of) > 1)
     return Stage(name, program, flags, after, parents, _varies(key, given.get("varies"), flags), grid)
 
 
@@ -121,21 +121,10 @@ def parameter_values(parameters: Any, key: str) -> dict[str, list[Any]]:
     return found
 
 
-def _grid(values: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """Return the points of a grid, by a name that has the values that differ; one point without a grid.
-
-    Raises:
-        UsageError: for two points of one name.
-    """
-    points: dict[str, dict[str, Any]] = {}
-    for chosen in itertools.product(*values.values()):
-        point = dict(zip(values, chosen, strict=True))
-        name = "-".join(plain_name(str(point[flag])) for flag, of in values.items() if len(of) > 1)
-        if other := points.get(name):
-            both = " and ".join(str(list(map(str, of.values()))) for of in (other, point))
-            raise UsageError(f"parameters: the arms of {both} would both be called {name}; make them arms with names")
-        points[name] = point
-    return points
+def _grid(values: Mapping[str, list[Any]], named_by: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the points of a grid, each with a name of its values of some flags; one point without a grid."""
+    points = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return [("-".join(plain_name(str(point[flag])) for flag in named_by), point) for point in points]
 
 
 def _varies(key: str, stated: Any, flags: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

@@ -94,8 +94,10 @@ def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
     if own := next((flag for flag in flags_of(words) if flag in OWN_FLAGS), None):
         raise UsageError(f"measure: --{own} is set by the trial itself; remove it from: {shlex.join(words)}")
     arms: list[ArmName] = []
-    for each in map(str, as_list(about.get("arms")) or [list(stages)[-1]]):
-        arms += (
-            [(each, arm) for arm in stages[each].arms] if each in stages else [arm_named(each, "measure.arms", stages)]
-        )
+    last = list(stages)[-1]
+    for each in map(str, as_list(about.get("arms")) or [last]):
+        if each in stages:
+            arms += [(each, arm) for arm in stages[each].arms]
+        else:
+            arms.append(arm_named(each, "measure.arms", stages, last))
     return Measure(words, tuple(dict.fromkeys(arms)))

@@ -99,8 +99,10 @@ def test_it_is_never_narrower_than_for_new_seeds_or_new_stories_alone(num_seeds)
         found, alone = test.difference, seed_test(np.zeros(num_seeds), values_SN.mean(axis=1), 20, UNIT, paired=True)
         over_stories = stats.t.ppf(0.975, 19) * stats.sem(values_SN.mean(axis=0))
         half = found.upper - found.estimate
-        assert half >= (alone.difference.upper - alone.difference.estimate) * (1 - 1e-9) and half >= over_stories
-        assert test.p >= alone.p * (1 - 1e-9) and (test.p < 0.05) == (not found.lower <= 0 <= found.upper)
+        assert half >= (alone.difference.upper - alone.difference.estimate) * (1 - 1e-9)
+        assert half >= over_stories
+        assert test.p >= alone.p * (1 - 1e-9)
+        assert (test.p < 0.05) == (not found.lower <= 0 <= found.upper)
         hits += of_seeds > 0 and found.lower <= 0 <= found.upper
     assert hits / 500 >= 0.94
 
