@@ -280,6 +280,7 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
         stages[str(stage)] = _stage(str(stage), _mapping(about, f"stages.{stage}"), stages)
     _check_folders(stages)
     measures = tuple(_measure(about, stages) for about in _list(given.get("measure"), "measure", whole=True))
+    _check_places(measures)
     contrasts: list[Contrast] = []
     for role, key in (("primary", "primary"), ("secondary", "secondary"), ("control", "controls")):
         for about in _list(given.get(key), key, whole=True):
@@ -492,6 +493,23 @@ def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
     for each in named:
         arms += [(each, arm) for arm in stages[each].arms] if each in stages else [_arm(each, "measure.arms", stages)]
     return Measure(words, tuple(dict.fromkeys(arms)))
+
+
+def _check_places(measures: Sequence[Measure]) -> None:
+    """Refuse two commands that write results of one arm to one folder, where the second would replace the first's."""
+    seen = set()
+    for words, arm in ((measure.words, arm) for measure in measures for arm in measure.arms):
+        places = [words[:2] if words[0] == "probe" else words]
+        if words[0] == "evaluate":
+            split, layout = _given(words, "--dataset_split") or ["validation"], _given(words, "--layout")
+            places = [(name, *split, *layout) for name in _given(words, "--dataset_name", "--data_dir") or [""]]
+        for place in places:
+            if (arm, place) in seen:
+                raise UsageError(
+                    f"measure: two commands would write the results of {'.'.join(arm)} to one folder; keep one of "
+                    f"them: {shlex.join(words)}"
+                )
+            seen.add((arm, place))
 
 
 def _arm(text: str, key: str, stages: Mapping[str, Stage], stage: str | None = None) -> tuple[str, str]:

@@ -243,3 +243,11 @@ def test_a_copy_of_another_run_or_of_its_evaluation_is_refused(make_trial, place
     shutil.copytree(Path("runs/t") / copied, Path("runs/t") / place)
     with pytest.raises(UsageError, match=f"recover-never-s3.* (holds another run: |is an evaluation of ){other}"):
         read_outcome(trial.contrasts[0], TrialRuns(Path("runs/t")), trial.seeds)
+
+
+def test_two_splits_of_one_data_set_are_not_chosen_between(outcome):
+    before = outcome().values_AS
+    shutil.copytree("runs/t/recover-seen-s1/eval/recovery-validation", "runs/t/recover-seen-s1/eval/recovery-train")
+    with pytest.raises(UsageError, match="recover-seen-s1 was evaluated on recovery-train and recovery-validation"):
+        outcome()
+    assert (outcome(dataset="recovery-validation").values_AS == before).all()

@@ -176,6 +176,21 @@ def test_a_disk_that_is_too_small_is_one_line_before_the_first_run(planned, free
     assert ("GB are free and the runs need about" in capsys.readouterr().err) is refused
 
 
+@pytest.mark.parametrize("content", ["{}", '{"time": "now", "registered": 3}', '{"time": "now", "registered": {"runs": 1}}'])
+@pytest.mark.parametrize("command", [run.main, status.main])
+def test_a_registration_that_is_none_is_one_line(content, command, capsys, monkeypatch):
+    write_trial(Path("decay.yaml"))
+    Path("runs/decay").mkdir(parents=True)
+    Path("runs/decay/registration.json").write_text(content)
+    monkeypatch.setattr(LocalExecutor, "__init__", lambda *_: None)
+    monkeypatch.setattr(LocalExecutor, "check", lambda *_: [])
+    with pytest.raises(SystemExit) as stop:
+        command(["decay.yaml"])
+    assert stop.value.code == 2
+    line = "runs/decay/registration.json is no registration; restore it, or remove it to register the trial anew"
+    assert line in capsys.readouterr().err
+
+
 def test_other_runs_of_a_registered_trial_are_refused_and_other_tests_are_not():
     from lm_trials.console import UsageError
     from lm_trials.trials.registration import deviations, read_registration, register
