@@ -113,9 +113,9 @@ def _plain(text: str) -> str:
     >>> print(_plain("# <b> `a*b` *c*"))
     \\# \\<b> `a*b` \\*c\\*
     """
-    text = re.sub(r"^(\d*)([-+#.)]+ |[>~=])", r"\1\\\2", " ".join(text.split()))
     special = re.compile(rf"{CODE.pattern}|[\\<*]|&(?=#?\w+;)")
-    return special.sub(lambda found: found[0] if found[1] else f"\\{found[0]}", text)
+    text = special.sub(lambda found: found[0] if found[1] else f"\\{found[0]}", " ".join(text.split()))
+    return re.sub(r"^(\d*)([-+#.)]+( |$)|[>~=])", r"\1\\\2", text)  # of lists, headings, quotes and code
 
 
 def code(text: str) -> str:
@@ -124,7 +124,8 @@ def code(text: str) -> str:
     >>> code("a"), code("a`b")
     ('`a`', '`` a`b ``')
     """
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}" if longest else f"`{text}`"
 
 
 def as_html(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]) -> str:

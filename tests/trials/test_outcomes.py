@@ -245,9 +245,13 @@ def test_a_copy_of_another_run_or_of_its_evaluation_is_refused(make_trial, place
         read_outcome(trial.contrasts[0], TrialRuns(Path("runs/t")), trial.seeds)
 
 
-def test_two_splits_of_one_data_set_are_not_chosen_between(outcome):
-    before = outcome().values_AS
-    shutil.copytree("runs/t/recover-seen-s1/eval/recovery-validation", "runs/t/recover-seen-s1/eval/recovery-train")
+def test_two_splits_of_one_data_set_are_not_chosen_between(make_trial):
+    trial, runs = read_trial(make_trial()), Path("runs/t")
+    contrast = trial.contrasts[0]
+    before = read_outcome(contrast, TrialRuns(runs), trial.seeds).values_AS
+    place = runs / "recover-seen-s1/eval"
+    shutil.copytree(place / "other-validation", place / "recovery-train")  # by hand, and first in the order of names
     with pytest.raises(UsageError, match="recover-seen-s1 was evaluated on recovery-train and recovery-validation"):
-        outcome()
-    assert (outcome(dataset="recovery-validation").values_AS == before).all()
+        read_outcome(contrast, TrialRuns(runs), trial.seeds)
+    named = replace(contrast, outcome={**contrast.outcome, "dataset": "recovery-validation"})
+    assert (read_outcome(named, TrialRuns(runs), trial.seeds).values_AS == before).all()

@@ -176,7 +176,9 @@ def test_a_disk_that_is_too_small_is_one_line_before_the_first_run(planned, free
     assert ("GB are free and the runs need about" in capsys.readouterr().err) is refused
 
 
-@pytest.mark.parametrize("content", ["{}", '{"time": "now", "registered": 3}', '{"time": "now", "registered": {"runs": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"time": "now", "registered": 3}', '{"time": "now", "registered": {"runs": 1}}']
+)
 @pytest.mark.parametrize("command", [run.main, status.main])
 def test_a_registration_that_is_none_is_one_line(content, command, capsys, monkeypatch):
     write_trial(Path("decay.yaml"))

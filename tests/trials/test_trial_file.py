@@ -302,10 +302,15 @@ def test_what_would_silently_mean_something_else_is_refused(tmp_path, path, valu
 def test_two_commands_that_write_to_one_folder_are_refused(tmp_path, commands, refused):
     measure = [*TRIAL["measure"], *commands]
     path = write_trial(tmp_path / "t.yaml", changed("measure", measure))
-    apart = [{"command": command, "arms": [arm]} for command, arm in zip(commands, ("more.plain", "more.decayed"))]
+    apart = [
+        {"command": command, "arms": [f"more.{arm}"]}
+        for command, arm in zip(commands, ("plain", "decayed"), strict=True)
+    ]
     read_trial(write_trial(tmp_path / "apart.yaml", changed("measure", [*TRIAL["measure"], *apart])))
     if refused:
-        with pytest.raises(UsageError, match=r"measure: two commands would write the results of more.plain to one folder"):
+        with pytest.raises(
+            UsageError, match=r"measure: two commands would write the results of more.plain to one folder"
+        ):
             read_trial(path)
     else:
         read_trial(path)
