@@ -139,7 +139,9 @@ def all_deviations(
     everyone = [run for runs in of_arms.values() for run in runs]
     for arm, runs in of_arms.items():
         variables = [each.name for each in find_variables([run.outcome for run in runs])] if runs else []
-        if names := [name for name in variables if name not in ENVIRONMENT]:
+        # What each run started from is a run of the stage before: `other_commands` compares it with that.
+        known = (*ENVIRONMENT, "model_name_or_path") if trial.stages[arm[0]].after else ENVIRONMENT
+        if names := [name for name in variables if name not in known]:
             found.append(f"the runs of {'.'.join(arm)} differ in more than their seeds: {', '.join(names)}")
     for name in sorted({name for run in everyone for name in run.outcome}):
         values = {str(run.outcome.get(name)) for run in everyone}

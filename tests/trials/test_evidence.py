@@ -39,6 +39,25 @@ def test_runs_of_one_arm_that_differ_are_named(make_trial):
     assert found == "the runs of recover.never differ in more than their seeds: weight_decay"
 
 
+def test_runs_that_were_moved_do_not_differ_in_what_they_started_from(make_trial):
+    trial = read_trial(make_trial())
+    for arm in ("seen", "never"):
+        for seed in trial.seeds:
+            file = Path(f"runs/t/recover-{arm}-s{seed}/run.json")
+            outcome = json.loads(file.read_text())["outcome"]
+            initial = outcome["initial_model"] | {
+                "name_or_path": f"gone/{arm}-s{seed}",
+                "weights_sha256": arm + str(seed),
+            }
+            update(file, outcome=outcome | {"initial_model": initial})
+    assert (
+        all_deviations(
+            trial, {**REGISTERED, "registered": trial.registered}, all_runs(trial, TrialRuns(Path("runs/t")))
+        )
+        == []
+    )
+
+
 def test_other_code_is_one_deviation_of_the_whole_trial(make_trial):
     (found,) = deviations_of(make_trial, changes={"recover-never-s2": {"code_revision": "bbbb"}})
     assert found == "the runs have different code_revision: aaaa, bbbb"

@@ -16,7 +16,10 @@ import pytest
 from trials.trial_texts import TRIAL, changed, write_trial
 
 from lm_trials.trials import plan, run, status
+from lm_trials.trials.evidence import other_commands
+from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.local import LocalExecutor
+from lm_trials.trials.trial_file import read_trial
 
 SHAPE = "hidden_size=16,intermediate_size=32"
 TINY = {
@@ -79,6 +82,11 @@ def test_a_trial_that_is_killed_and_started_again_ends_with_the_same_bits():
     assert set(status.main(["decay.yaml"]).values()) == {"finished"}
     registered = json.loads(Path("runs/decay/registration.json").read_text())
     assert registered["registered"]["test"]["seeds"] == [0]
+    jobs = jobs_of(read_trial(Path("decay.yaml")), Path("runs/decay"))
+    assert other_commands(jobs) == []
+    assert json.loads(jobs[-1].receipt.read_text())["results"] == ["eval/generated-validation"]
+    command = json.loads((jobs[-1].folder / "run.json").read_text())["environment"]["command"]
+    assert command == ["lm-trials", *jobs[-2].words]
 
     before = Path("runs/decay/attempts.jsonl").read_text()
     assert run.main(["decay.yaml"]) == []  # nothing is left to do, so nothing is started
@@ -196,7 +204,6 @@ def test_a_registration_that_is_none_is_one_line(content, command, capsys, monke
 def test_other_runs_of_a_registered_trial_are_refused_and_other_tests_are_not():
     from lm_trials.console import UsageError
     from lm_trials.trials.registration import deviations, read_registration, register
-    from lm_trials.trials.trial_file import read_trial
 
     runs = Path("runs/decay")
     assert read_registration(runs) is None
