@@ -185,12 +185,12 @@ def _perform(job: Job, runs: Path) -> None:
 def _results(job: Job, started: float) -> dict[str, list[str]]:
     """Return the folders of results in a run's folder that were written to since a job started.
 
-    A measurement of the same run at the same time may have written one of them: then both are done again without it.
+    Another measurement of the run at the same time may have written one of them: without it, both are done again.
     """
     if job.folder is None:
         return {}
-    files = [path for top in ("eval", "probes") for path in (job.folder / top).glob("*/*")]
-    written = {path.parent.relative_to(job.folder).as_posix() for path in files if path.stat().st_mtime >= started}
+    folders = [path for top in ("eval", "probes") for path in (job.folder / top).glob("*/")]
+    written = [path.relative_to(job.folder).as_posix() for path in folders if path.stat().st_mtime >= started]
     return {"results": sorted(written)}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from lm_trials.cli import command_of
 from lm_trials.files import damaged, plain_name, read_object, sealed_sums, weights_digest
 from lm_trials.flags import ParsedError, parsing_only
+from lm_trials.run_data import public_value
 from lm_trials.trials.differences import differing, find_variables, same_passes
 from lm_trials.trials.engine import read_attempts
 from lm_trials.trials.graph import FINISHED, Job, without_place
@@ -127,6 +128,8 @@ def all_deviations(
     else:
         changed = deviations(registration["registered"], trial.registered)
         found = [f"changed after the registration of {registration['time']}: {line}" for line in changed]
+        if (name := registration.get("trial", trial.name)) != trial.name:
+            found.append(f"the registration is that of the trial {name}")
         if before := registration.get("finished"):
             found.append(f"{len(before)} jobs were finished before the registration, {before[0]} for example")
     for contrast in trial.contrasts:
@@ -160,7 +163,7 @@ def other_commands(jobs: Sequence[Job]) -> list[str]:
         if job.folder is None or not (job.folder / RUN_FILE).is_file():
             continue
         for text in _made_otherwise(job) if job.receipt is None else _measured_otherwise(job):
-            found.setdefault(text, []).append(job.folder.name)
+            found.setdefault(str(public_value(text)), []).append(job.folder.name)
     return [f"{', '.join(names)}: {text}" for text, names in found.items()]
 
 
@@ -182,6 +185,8 @@ def _made_otherwise(job: Job) -> Iterator[str]:
 
 def _measured_otherwise(job: Job) -> Iterator[str]:
     assert job.folder is not None
+    if job.words[0] not in ("probe", "evaluate"):
+        return  # no contrast reads the others' results
     flags = parsed_flags(job.words)
     if job.words[0] == "probe":
         places = [f"probes/{job.words[1]}"]
@@ -189,7 +194,7 @@ def _measured_otherwise(job: Job) -> Iterator[str]:
         names = [plain_name(Path(name).name.partition(".")[0]) for name in flags.get("dataset_name") or []]
         split, packed = flags.get("dataset_split") or "validation", "-packed" * (flags.get("layout") == "packed")
         places = [f"eval/{name}{of}{packed}" for name in names for of in ("", f"-{split}")]
-    for place in places if job.words[0] in ("probe", "evaluate") else []:
+    for place in places:
         recorded = flags_of(job.folder / place / f"{Path(place).name}.csv") or {}
         both = (flags.keys() & recorded.keys()) - FREE - SHOWN
         if changed := _changes(*({name: of[name] for name in both} for of in (recorded, flags))):

@@ -203,7 +203,7 @@ def test_a_measurement_is_open_again_without_its_results(monkeypatch):
     old = Path("runs/a/eval/old/eval_results.json")
     old.parent.mkdir(parents=True)
     old.write_text("{}")
-    os.utime(old, (0, 0))
+    os.utime(old.parent, (0, 0))
     own = Job("a/evaluate-1", ("evaluate", "--use_cpu"), (), "a", Path("runs/a"), Path("runs/a/measured/1.json"))
     perform(own, RUNS)
     assert recorded == [["lm-trials", "evaluate", "--use_cpu"]]  # what a training records as its command

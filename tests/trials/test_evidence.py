@@ -39,6 +39,13 @@ def test_runs_of_one_arm_that_differ_are_named(make_trial):
     assert found == "the runs of recover.never differ in more than their seeds: weight_decay"
 
 
+def test_a_registration_of_another_trial_is_named(make_trial):
+    trial = read_trial(make_trial())
+    for name, expected in (("t", []), ("u", ["the registration is that of the trial u"])):
+        registration = {**REGISTERED, "registered": trial.registered, "trial": name}
+        assert all_deviations(trial, registration, all_runs(trial, TrialRuns(Path("runs/t")))) == expected
+
+
 def test_runs_that_were_moved_do_not_differ_in_what_they_started_from(make_trial):
     trial = read_trial(make_trial())
     for arm in ("seen", "never"):
