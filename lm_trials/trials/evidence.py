@@ -16,7 +16,7 @@ from lm_trials.run_data import public_value
 from lm_trials.trials.differences import differing, find_variables, same_passes
 from lm_trials.trials.engine import read_attempts
 from lm_trials.trials.graph import FINISHED, Job, without_place
-from lm_trials.trials.measurements import FREE, flags_of
+from lm_trials.trials.measurements import FREE, recorded_flags
 from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.registration import deviations
 from lm_trials.trials.runs import RUN_FILE, Run
@@ -195,7 +195,7 @@ def _measured_otherwise(job: Job) -> Iterator[str]:
         split, packed = flags.get("dataset_split") or "validation", "-packed" * (flags.get("layout") == "packed")
         places = [f"eval/{name}{of}{packed}" for name in names for of in ("", f"-{split}")]
     for place in places:
-        recorded = flags_of(job.folder / place / f"{Path(place).name}.csv") or {}
+        recorded = recorded_flags(job.folder / place / f"{Path(place).name}.csv") or {}
         both = (flags.keys() & recorded.keys()) - FREE - SHOWN
         if changed := _changes(*({name: of[name] for name in both} for of in (recorded, flags))):
             yield f"{place} was measured with other flags than the file's: {changed}"
