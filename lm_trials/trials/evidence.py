@@ -231,6 +231,8 @@ def parsed_flags(words: Sequence[str]) -> dict[str, Any]:
     >>> found = parsed_flags(["evaluate", "--model_name_or_path", "runs/a", "--max_eval_samples", "4"])
     >>> found["max_eval_samples"], found["layout"]
     (4, 'per_story')
+    >>> parsed_flags(["evaluate"])  # without a model
+    {}
     """
     program, rest = command_of(list(words))
     try:
