@@ -10,12 +10,14 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from lm_trials.console import UsageError
 from lm_trials.files import locked, unlock, write_json
 from lm_trials.trials.graph import Job
 
@@ -163,19 +165,33 @@ def _perform(job: Job, runs: Path) -> None:
 
     about = {"job": job.name, "host": socket.gethostname(), "process": os.getpid(), **_devices()}
     _note_attempt(runs, {**about, "event": "start", "time": time.time()})
+    started = (runs / ATTEMPTS).stat().st_mtime  # not the time here: the disk's clock may be another
     status: Any = 1
     receipt = job.receipt_now()  # of the model before it is measured
+    sys.argv = ["lm-trials", *job.words]  # recorded by trainings in run.json
     try:
         program, rest = command_of(list(job.words))
         program(rest)
         status = 0
         if job.receipt is not None:
-            write_json(job.receipt, receipt, synced=True)
+            write_json(job.receipt, receipt | _results(job, started), synced=True)
     except SystemExit as stop:
         status = stop.code
         raise
     finally:
         _note_attempt(runs, {**about, "event": "end", "time": time.time(), "status": status})
+
+
+def _results(job: Job, started: float) -> dict[str, list[str]]:
+    """Return the folders of results in a run's folder that were written to since a job started.
+
+    Another measurement of the run at the same time may have written one of them: without it, both are done again.
+    """
+    if job.folder is None:
+        return {}
+    folders = [path for top in ("eval", "probes") for path in (job.folder / top).glob("*/")]
+    written = [path.relative_to(job.folder).as_posix() for path in folders if path.stat().st_mtime >= started]
+    return {"results": sorted(written)}
 
 
 def _devices() -> dict[str, int]:
@@ -202,20 +218,27 @@ def read_attempts(runs: Path) -> list[dict[str, Any]]:
     """Return the attempts at a trial's jobs, in the order of their starts; with `seconds` and `status` if they ended.
 
     A line cut short by a full disk is left out.
+
+    Raises:
+        UsageError: for a line that is no attempt.
     """
     attempts: list[dict[str, Any]] = []
     running: dict[tuple[Any, ...], dict[str, Any]] = {}
     with suppress(FileNotFoundError):
-        for text in (runs / ATTEMPTS).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
+        for number, text in enumerate((runs / ATTEMPTS).read_text(encoding="utf-8").splitlines(), 1):
+            try:
                 line = json.loads(text)
-                key = tuple(line.get(name) for name in ("job", "host", "process"))
-                if line["event"] == "start":
-                    attempts.append(line)
-                    running[key] = line
-                elif key in running:
-                    start = running.pop(key)
-                    start |= {"seconds": line["time"] - start["time"], "status": line.get("status")}
+            except ValueError:
+                continue
+            if not isinstance(line, dict) or not {"job", "event", "time"} <= line.keys():
+                raise UsageError(f"{runs / ATTEMPTS}: line {number} is no attempt at a job; remove the line")
+            key = tuple(line.get(name) for name in ("job", "host", "process"))
+            if line["event"] == "start":
+                attempts.append(line)
+                running[key] = line
+            elif key in running:
+                start = running.pop(key)
+                start |= {"seconds": line["time"] - start["time"], "status": line.get("status")}
     return attempts
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
-from lm_trials.trials.differences import find_variables, same_passes
+from lm_trials.cli import command_of
+from lm_trials.console import UsageError
+from lm_trials.files import damaged, plain_name, read_object, sealed_sums, weights_digest
+from lm_trials.flags import ParsedError, parsing_only
+from lm_trials.run_data import public_value
+from lm_trials.trials.differences import differing, find_variables, same_passes
 from lm_trials.trials.engine import read_attempts
+from lm_trials.trials.entries import flags_of
+from lm_trials.trials.graph import FINISHED, Job, without_place
+from lm_trials.trials.measurements import FREE, recorded_flags
 from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.registration import deviations
 from lm_trials.trials.runs import RUN_FILE, Run
 from lm_trials.trials.trial import Contrast, Trial
 
+# Flags of a training that name its folder, which the reader of runs checks.
+FOLDER = {"output_dir", "run_name"}
+# Flags of an evaluation that its folder shows, or that are resolved where they are not given.
+SHOWN = {"dataset_name", "dataset_split", "matrix_dir", "block_size", "append_eos"}
 # Of the whole trial, reported once: not of a pair of arms.
 ENVIRONMENT = ("code_revision", "versions")
 
@@ -116,6 +130,8 @@ def all_deviations(
     else:
         changed = deviations(registration["registered"], trial.registered)
         found = [f"changed after the registration of {registration['time']}: {line}" for line in changed]
+        if (name := registration.get("trial", trial.name)) != trial.name:
+            found.append(f"the registration is that of the trial {name}")
         if before := registration.get("finished"):
             found.append(f"{len(before)} jobs were finished before the registration, {before[0]} for example")
     for contrast in trial.contrasts:
@@ -128,13 +144,98 @@ def all_deviations(
     everyone = [run for runs in of_arms.values() for run in runs]
     for arm, runs in of_arms.items():
         variables = [each.name for each in find_variables([run.outcome for run in runs])] if runs else []
-        if names := [name for name in variables if name not in ENVIRONMENT]:
+        # What each run started from is a run of the stage before: `other_commands` compares it with that.
+        known = (*ENVIRONMENT, "model_name_or_path") if trial.stages[arm[0]].after else ENVIRONMENT
+        if names := [name for name in variables if name not in known]:
             found.append(f"the runs of {'.'.join(arm)} differ in more than their seeds: {', '.join(names)}")
     for name in sorted({name for run in everyone for name in run.outcome}):
         values = {str(run.outcome.get(name)) for run in everyone}
         if name.startswith(ENVIRONMENT) and len(values) > 1:
             found.append(f"the runs have different {name}: {', '.join(sorted(values))}")
     return list(dict.fromkeys(found))
+
+
+def other_commands(jobs: Sequence[Job]) -> list[str]:
+    """Return a line for runs and results that were made with other flags, or from other weights, than by their jobs.
+
+    A run that was trained by hand is noticed by its command, also where all arms were trained alike.
+    """
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.folder is None or not (job.folder / RUN_FILE).is_file():
+            continue
+        for text in _made_otherwise(job) if job.receipt is None else _measured_otherwise(job):
+            found.setdefault(str(public_value(text)), []).append(job.folder.name)
+    return [f"{', '.join(names)}: {text}" for text, names in found.items()]
+
+
+def _made_otherwise(job: Job) -> Iterator[str]:
+    assert job.folder is not None
+    described = read_object(job.folder / RUN_FILE)
+    command = described.get("environment", {}).get("command", [])
+    if command and command[1:2] != ["run"]:  # earlier versions recorded the engine's own command
+        given = [given_flags(without_place(words)) for words in (command, job.words)]
+        if changed := _changes(*({name: of[name] for name in of.keys() - FOLDER} for of in given)):
+            yield f"trained by another command than the file's: {changed}"
+    initial, parent = described["outcome"].get("initial_model") or {}, job.folder.parent / "".join(job.after[:1])
+    if any(parent.glob("*.safetensors")) and initial.get("weights_sha256") != weights_digest(parent):
+        yield f"not trained from the weights that {parent.name} has now"
+    sums = sealed_sums(job.folder / FINISHED) if job.finished() else {}
+    for fault in damaged(job.folder, {name: sums[name] for name in sums if (job.folder / name).is_file()}):
+        yield f"changed after its training: {fault}"
+
+
+def _measured_otherwise(job: Job) -> Iterator[str]:
+    assert job.folder is not None
+    if job.words[0] not in ("probe", "evaluate"):
+        return  # no contrast reads the others' results
+    flags = parsed_flags(job.words)
+    if job.words[0] == "probe":
+        places = [f"probes/{job.words[1]}"]
+    else:
+        names = [plain_name(Path(name).name.partition(".")[0]) for name in flags.get("dataset_name") or []]
+        split, packed = flags.get("dataset_split") or "validation", "-packed" * (flags.get("layout") == "packed")
+        places = [f"eval/{name}{of}{packed}" for name in names for of in ("", f"-{split}")]
+    for place in places:
+        recorded = recorded_flags(job.folder / place / f"{Path(place).name}.csv") or {}
+        both = (flags.keys() & recorded.keys()) - FREE - SHOWN
+        if changed := _changes(*({name: of[name] for name in both} for of in (recorded, flags))):
+            yield f"{place} was measured with other flags than the file's: {changed}"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = differing([before, now]).items()
+    shown = ((name, *("not set" if value is None else value for value in both)) for name, both in changed)
+    return ", ".join(f"{name} {old} instead of {new}" for name, old, new in shown)
+
+
+def given_flags(words: Sequence[str]) -> dict[str, str]:
+    """Return the flags of a command line as they are written, by name.
+
+    >>> given_flags(["lm-trials", "train", "--max_steps=6", "--eval_datasets", "a", "b", "--bf16"])
+    {'max_steps': '6', 'eval_datasets': 'a b', 'bf16': 'True'}
+    """
+    return {name: " ".join(values) or "True" for name, values in flags_of(words).items() if name}
+
+
+def parsed_flags(words: Sequence[str]) -> dict[str, Any]:
+    """Return all flags of a command as its program parses them, as values of JSON; none where it refuses them here.
+
+    >>> found = parsed_flags(["evaluate", "--model_name_or_path", "runs/a", "--max_eval_samples", "4"])
+    >>> found["max_eval_samples"], found["layout"]
+    (4, 'per_story')
+    >>> parsed_flags(["evaluate"])  # without a model
+    {}
+    """
+    program, rest = command_of(list(words))
+    try:
+        with parsing_only():
+            unwrap(program)(rest)
+    except ParsedError as parsed:
+        return dict(json.loads(json.dumps(parsed.values, default=str)))
+    except UsageError:  # a file of the measurement that is not on this machine
+        return {}
+    raise AssertionError(f"{words[0]} ran")
 
 
 def cost(runs: Path, everyone: Sequence[Run]) -> Cost:

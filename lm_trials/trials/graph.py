@@ -1,7 +1,8 @@
 """The graph of a trial: its jobs, each one command, and the jobs that must be finished before.
 
 A job's folder says whether it is finished, so that there is no other state: a training by its final model, a
-measurement and a preparation by a receipt with the command, written after it has succeeded.
+measurement and a preparation by a receipt with the command, written after it has succeeded, and a measurement by the
+folders of its results too.
 """
 
 from __future__ import annotations
@@ -48,22 +49,24 @@ class Job:
         now = self.receipt_now()
         if not self.receipt.is_file():
             return False
-        found = {**now, **read_object(self.receipt)}  # receipts of earlier versions do not name the model
-        return {**found, "words": _without_place(found["words"])} == now
+        found = {**now, "results": [], **read_object(self.receipt)}  # those of earlier versions have the words alone
+        if not all((self.receipt.parents[1] / place).is_dir() for place in found.pop("results")):
+            return False
+        return {**found, "words": without_place(found["words"])} == now
 
     def receipt_now(self) -> dict[str, Any]:
         """Return the content of a receipt: the command, and of a measurement the model, which may be trained again."""
         if self.folder is None:
-            return {"words": _without_place(self.words)}
+            return {"words": without_place(self.words)}
         sums = self.folder / FINISHED
         model = hashlib.sha256(sums.read_bytes()).hexdigest() if sums.is_file() else None
-        return {"words": _without_place(self.words), "model": model}
+        return {"words": without_place(self.words), "model": model}
 
 
-def _without_place(words: Sequence[str]) -> list[str]:
+def without_place(words: Sequence[str]) -> list[str]:
     """Return a command that is the same wherever the runs are, as they may be moved.
 
-    >>> _without_place(["evaluate", "--model_name_or_path", "/disk/runs/t/a-s0", "--dataset_name", "x"])
+    >>> without_place(["evaluate", "--model_name_or_path", "/disk/runs/t/a-s0", "--dataset_name", "x"])
     ['evaluate', '--model_name_or_path', 'a-s0', '--dataset_name', 'x']
     """
     pairs = zip(words, ["", *words], strict=False)

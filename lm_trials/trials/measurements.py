@@ -60,7 +60,7 @@ def read_measurement(runs: Sequence[Run], table: str, where: Sequence[str]) -> M
     """
     conditions = _conditions(where)
     files = [_table_of(run, runs, table) for run in runs]
-    flags = [_flags(file) for file in files]
+    flags = [recorded_flags(file) for file in files]
     _check_flags(runs, flags)
     rows = [_row_of(run, file, conditions) for run, file in zip(runs, files, strict=True)]
     used: dict[tuple[Path, int], Run] = {}
@@ -230,7 +230,7 @@ def _check_flags(runs: Sequence[Run], given: Sequence[Mapping[str, Any] | None])
                 )
 
 
-def _flags(file: Path) -> dict[str, Any] | None:
+def recorded_flags(file: Path) -> dict[str, Any] | None:
     """Return the flags that a table was made with, from the JSON file beside it; None if unknown."""
     for name in (f"{file.stem}.json", f"{file.parent.name}.json", "data_args.json"):
         if (beside := file.with_name(name)).is_file():

@@ -182,6 +182,10 @@ def _evaluated(runs: Sequence[Run], name: str, file: str) -> str:
             valid = did_you_mean(name, found) if found else "it has no evaluation"
             again = f"remove {run.folder / 'measured'} and run the trial again"
             raise UsageError(f"{run.name} has no eval/{name}/{file}; {valid}; {again}")
+        if len(places) > 1:
+            raise UsageError(
+                f"{run.name} was evaluated on {' and '.join(places)}; remove the one that the trial does not measure"
+            )
         place = run.folder / "eval" / places[0]
         model = Path(str(settings_of(run, places[0]).get("model_dir") or run.folder)).name
         if model != run.folder.name:

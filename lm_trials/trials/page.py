@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 WORDS = {"holds": "yes", "does not hold": "no"}  # classes of the verdict's colour; of others: open
+CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)  # between as many backquotes on both sides
 
 
 @dataclass(frozen=True)
@@ -71,27 +72,27 @@ Block = Text | Heading | Banner | Table | Items | Code | Picture
 def as_markdown(title: str, blocks: Iterable[Block]) -> str:
     """Return the page as Markdown.
 
-    >>> print(as_markdown("A claim.", [Table(["run", "p"], [["`a|b`", "0.1"]])]))
-    # A claim.
+    >>> print(as_markdown("A claim: a < b.", [Table(["run", "p"], [["`a|b`", "0.1"]])]))
+    # A claim: a \\< b.
     <BLANKLINE>
     | run | p |
     | --- | ---: |
     | `a\\|b` | 0.1 |
     <BLANKLINE>
     """
-    return "\n\n".join([f"# {title}", *map(_markdown, blocks)]) + "\n"
+    return "\n\n".join([f"# {_plain(title)}", *map(_markdown, blocks)]) + "\n"
 
 
 def _markdown(block: Block) -> str:
     match block:
         case Text(text):
-            return text
+            return _plain(text)
         case Heading(text):
             return f"## {text}"
         case Banner(word, reason):
-            return f"**Verdict: {word}.** {reason}"
+            return f"**Verdict: {word}.** {_plain(reason)}"
         case Items(items):
-            return "\n".join(f"- {item}" for item in items)
+            return "\n".join(f"- {_plain(item)}" for item in items)
         case Code(text):
             return f"```bash\n{text}\n```"
         case Picture(name, alternative):
@@ -99,11 +100,32 @@ def _markdown(block: Block) -> str:
         case Table(columns, rows, caption, _):
             lines = [columns, ["---", *("---:" for _ in columns[1:])], *([_cell(each) for each in row] for row in rows)]
             table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            return f"{table}\n\n{caption}" if caption else table
+            return f"{table}\n\n{_plain(caption)}" if caption else table
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Return a text on one line in which only code is Markdown.
+
+    >>> print(_plain("# <b> `a*b` *c*"))
+    \\# \\<b> `a*b` \\*c\\*
+    """
+    special = re.compile(rf"{CODE.pattern}|[\\<*]|&(?=#?\w+;)")
+    text = special.sub(lambda found: found[0] if found[1] else f"\\{found[0]}", " ".join(text.split()))
+    return re.sub(r"^(\d*)([-+#.)]+( |$)|[>~=])", r"\1\\\2", text)  # of lists, headings, quotes and code
+
+
+def code(text: str) -> str:
+    """Return a text as code of a page.
+
+    >>> code("a"), code("a`b")
+    ('`a`', '`` a`b ``')
+    """
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}" if longest else f"`{text}`"
 
 
 def as_html(title: str, blocks: Iterable[Block], pictures: Mapping[str, str]) -> str:
@@ -168,4 +190,4 @@ def _inline(text: str) -> str:
     '<code>a&lt;b</code> &amp; <span>[0, 1]</span>'
     """
     text = re.sub(r"\[[-+.,\d\w ]+\]", r"<span>\g<0></span>", escape(text))
-    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
+    return CODE.sub(r"<code>\2</code>", text)

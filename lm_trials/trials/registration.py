@@ -19,7 +19,8 @@ def register(trial: Trial, runs: Path) -> dict[str, Any]:
     """Write the registration of a trial before its first run, or read the one that is there.
 
     Raises:
-        UsageError: if other runs were registered in this folder; other tests of the same runs are a deviation.
+        UsageError: if other runs were registered in this folder (other tests of the same runs are a deviation), or its
+            registration is none.
     """
     path = runs / REGISTRATION
     now: dict[str, Any] = {
@@ -29,10 +30,10 @@ def register(trial: Trial, runs: Path) -> dict[str, Any]:
         "registered": trial.registered,
         "text": trial.text,
     }
-    if not path.is_file():
+    if (registered := read_registration(runs)) is None:
         now["finished"] = [job.name for job in jobs_of(trial, runs) if job.folder and job.finished()]
         write_json(path, now, synced=True)
-    registered = read_object(path)
+        registered = now
     if changed := deviations(registered["registered"]["runs"], trial.registered["runs"]):
         raise UsageError(
             f"{runs} has the runs of another registration, of {registered['time']} ({'; '.join(changed[:3])}); rename "
@@ -62,6 +63,16 @@ def _named(values: Any) -> Any:
 
 
 def read_registration(runs: Path) -> dict[str, Any] | None:
-    """Return the registration beside a trial's runs; None before its first run."""
+    """Return the registration beside a trial's runs; None before its first run.
+
+    Raises:
+        UsageError: for a file without the fields of a registration.
+    """
     path = runs / REGISTRATION
-    return read_object(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_object(path)
+    fixed = found.get("registered")
+    if "time" not in found or not isinstance(fixed, dict) or {"runs", "test"} - fixed.keys():
+        raise UsageError(f"{path} is no registration; restore it, or remove it to register the trial anew")
+    return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, script, show_facts, show_table
-from lm_trials.files import readable, write_file
+from lm_trials.files import plain_name, readable, write_file
 from lm_trials.flags import option, parse_arguments
 from lm_trials.trials import run
 from lm_trials.trials.trial_file import read_trial
+from lm_trials.trials.trial_report import RECIPES, TRIAL_FILE
 from lm_trials.trials.trial_tables import collect, contrast_rows, value_rows
 
 SAME, ROUNDED, DIFFERENT = "the same", "within rounding", "different"
@@ -93,6 +95,17 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def with_recipes(file: Path, place: Path) -> str:
+    """Return the text of a reported trial, whose local recipes are copied to `place` and named there."""
+    kept = {path.name: path.read_bytes() for path in file.with_name(RECIPES).glob("*")}
+
+    def replaced(word: re.Match[str]) -> str:
+        name = plain_name(word[0].strip("'\""))
+        return f'"{write_file(place / name, kept[name])}"' if name in kept else word[0]
+
+    return re.sub(r"""'[^'\n]*'|"[^"\n]*"|[^\s,'"{}\[\]]+""", replaced, file.read_text(encoding="utf-8"))
+
+
 @script
 def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
     """Run and compare; returns each number with its agreement.  The exit status is 1 if one is different."""
@@ -100,18 +113,18 @@ def main(argv: list[str] | None = None) -> list[tuple[str, float, float, str]]:
     if not args.results:
         raise UsageError("lm-trials reproduce needs a folder of results, such as results/deletion_recovery")
     folder = Path(args.results)
-    file = folder / "trial.yaml"
+    file = folder / TRIAL_FILE
     if not file.is_file():
         raise UsageError(f"{folder} has no trial.yaml; name a folder that lm-trials report wrote")
-    read_trial(file)
     tables = {name: read_table(folder / name) for name in TABLES}
     name = f"{folder.resolve().name}-reproduced"
     runs = Path(args.runs_dir) / name
     # The name of a trial's folders is that of its file.
-    copy = write_file(runs / f"{name}.yaml", file.read_bytes())
+    copy = write_file(runs / f"{name}.yaml", with_recipes(file, runs / RECIPES))
+    trial = read_trial(copy)
     workers = ["--workers", str(args.workers)] if args.workers else []
     run.main([str(copy), "--runs_dir", args.runs_dir, *workers])
-    report = collect(read_trial(copy), runs, f"lm-trials run {copy}")
+    report = collect(trial, runs, f"lm-trials run {copy}")
     again = {"values.csv": value_rows(report), "contrasts.csv": contrast_rows(report)}
     found = [row for table in TABLES for row in compare_rows(tables[table], again[table], *TABLES[table])]
     counts = Counter(result for *_, result in found)

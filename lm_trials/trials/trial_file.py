@@ -14,7 +14,7 @@ Everything is checked here that can be known without running a program.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
     prepare = [as_command(command, PREPARING, "prepare") for command in as_list(given.get("prepare"))]
     stages = read_stages(given.get("stages"))
     measures = tuple(_measure(about, stages) for about in as_list(given.get("measure")))
+    _check_places(measures)
     return Trial(
         name=name,
         claim=" ".join(claim.split()),
@@ -101,3 +102,21 @@ def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
         else:
             arms.append(arm_named(each, "measure.arms", stages, last))
     return Measure(words, tuple(dict.fromkeys(arms)))
+
+
+def _check_places(measures: Sequence[Measure]) -> None:
+    """Refuse two commands that write results of one arm to one folder, where the second would replace the first's."""
+    seen = set()
+    for words, arm in ((measure.words, arm) for measure in measures for arm in measure.arms):
+        places, flags = [words[:2] if words[0] == "probe" else words], flags_of(words)
+        if words[0] == "evaluate":
+            names = flags.get("dataset_name", []) + flags.get("data_dir", []) or [""]
+            own = (*flags.get("dataset_split", ["validation"]), *flags.get("layout", []))
+            places = [(name, *own) for name in names]
+        for place in places:
+            if (arm, place) in seen:
+                raise UsageError(
+                    f"measure: two commands would write the results of {'.'.join(arm)} to one folder; keep one of "
+                    f"them: {shlex.join(words)}"
+                )
+            seen.add((arm, place))

@@ -4,8 +4,8 @@
 
 Reads the runs under --runs_dir; trains and measures nothing.  Writes to results/<trial>:
 README.md and index.html (the same page; index.html needs no network), contrasts.csv,
-values.csv, curves.csv, figures, the trial file, its registration, and the run.json of
-every run.  `lm-trials reproduce` runs the trial again from this folder.
+values.csv, curves.csv, figures, the trial file with its local recipes, its registration,
+and the run.json of every run.  `lm-trials reproduce` runs the trial again from this folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError, script, show_facts, show_table
-from lm_trials.files import check_writable, write_csv, write_file, write_json
+from lm_trials.files import check_writable, plain_name, write_csv, write_file, write_json
 from lm_trials.flags import option
 from lm_trials.trials.page import as_html, as_markdown
 from lm_trials.trials.publish import publish
@@ -37,6 +37,7 @@ from lm_trials.trials.trial_tables import (
 )
 
 TRIAL_FILE = "trial.yaml"
+RECIPES = "recipes"  # folder of the files that `config` names, without those that are installed
 
 
 @dataclass
@@ -72,6 +73,9 @@ def write_results(report: Report, folder: Path, command: str) -> None:
         if rows:
             write_csv(folder / f"{name}.csv", rows)
     write_file(folder / TRIAL_FILE, report.trial.text)
+    for flags in (flags for stage in report.trial.stages.values() for flags in stage.flags.values()):
+        if "config" in flags and (recipe := Path(str(flags["config"]))).is_file():
+            write_file(folder / RECIPES / plain_name(str(recipe)), recipe.read_bytes())
     if report.registration:
         write_json(folder / REGISTRATION, report.registration)
     for name, described in public_runs(report).items():

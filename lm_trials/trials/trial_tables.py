@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from lm_trials.estimates import mean_over_seeds
 from lm_trials.files import read_object
 from lm_trials.run_data import public_run, public_value
 from lm_trials.trials.compare_tables import p_text
-from lm_trials.trials.evidence import Cost, all_deviations, all_runs, cost, stage_differences
+from lm_trials.trials.evidence import Cost, all_deviations, all_runs, cost, other_commands, stage_differences
 from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.outcomes import ArmName, TrialRuns
-from lm_trials.trials.page import Banner, Block, Code, Heading, Items, Picture, Table, Text
+from lm_trials.trials.page import Banner, Block, Code, Heading, Items, Picture, Table, Text, code
 from lm_trials.trials.registration import read_registration
 from lm_trials.trials.runs import RUN_FILE, Run
 from lm_trials.trials.trial import Trial
@@ -32,6 +33,7 @@ from lm_trials.trials.verdict import (
     claimed_range,
     difference_text,
     difference_texts,
+    excluded_text,
     find_all,
     verdict,
 )
@@ -76,7 +78,8 @@ def collect(trial: Trial, runs: Path, command: str) -> Report:
     everyone = [run for arm in of_arms.values() for run in arm]
     if not everyone:
         raise UsageError(f"{runs} has no runs of this trial; run it: {command}")
-    missing = [job.name for job in jobs_of(trial, runs) if job.folder is not None and not job.finished()]
+    jobs = jobs_of(trial, runs)
+    missing = [job.name for job in jobs if job.folder is not None and not job.finished()]
     findings, registration = find_all(trial, read), read_registration(runs)
     return Report(
         trial,
@@ -85,7 +88,7 @@ def collect(trial: Trial, runs: Path, command: str) -> Report:
         verdict(trial, findings, missing),
         missing,
         registration,
-        all_deviations(trial, registration, of_arms),
+        [*all_deviations(trial, registration, of_arms), *other_commands(jobs)],
         of_arms,
         cost(runs, everyone),
     )
@@ -168,6 +171,8 @@ def contrast_cells(report: Report, short: bool = False) -> tuple[list[str], list
     """Return the columns and cells of the table of contrasts; `short` for a terminal of 80 columns."""
     family = sum(finding.contrast.role == "secondary" for finding in report.findings) > 1
     columns = ["contrast", "result", "difference\n95 % interval" if short else "difference, 95 % interval", "claimed"]
+    controls = any(finding.contrast.role == "control" for finding in report.findings) and not short
+    columns += ["excluded effects"] if controls else []
     columns += ["p"] if short else ["p", *(["p (Holm)"] if family else []), "root seeds", "stories"]
     rows = []
     for finding in report.findings:
@@ -182,7 +187,9 @@ def contrast_cells(report: Report, short: bool = False) -> tuple[list[str], list
             p = finding.p if math.isnan(finding.p_holm) else finding.p_holm
             rows.append([*row, "\n".join(difference), claimed.replace(" and ", "\nand "), p_text(p)])
             continue
-        row += [difference_text(finding.test.difference), claimed, p_text(finding.p)]
+        row += [difference_text(finding.test.difference), claimed]
+        row += [excluded_text(finding) if contrast.role == "control" else ""] if controls else []
+        row += [p_text(finding.p)]
         row += [p_text(finding.p_holm) if not math.isnan(finding.p_holm) else ""] if family else []
         rows.append([*row, str(len(outcome.seeds)), f"{outcome.n:,}" if outcome.of_stories else ""])
     return columns, rows
@@ -216,12 +223,14 @@ def blocks_of(
     """
     trial = report.trial
     about = [f"Source of the claim: {trial.source}."] if trial.source else []
-    about += [trial.description.strip()] if trial.description else []
-    registered = report.registration and f"registered {report.registration['time']}, digest `{trial.digest}`"
-    blocks: list[Block] = [Banner(report.verdict.word, report.verdict.reason), *map(Text, about)]
+    about += [part for part in re.split(r"\n\s*\n", trial.description) if part.strip()]
+    given = report.registration
+    registered = given and f"registered {given['time']}, digest {code(str(given.get('digest')))}"
+    noted = "; deviations from the registration are listed below" if report.deviations else ""
+    blocks: list[Block] = [Banner(report.verdict.word, report.verdict.reason + noted), *map(Text, about)]
     blocks += [
         Text(
-            f"Trial `{trial.name}`, {registered or 'not registered'}; {len(trial.seeds)} root seeds "
+            f"Trial {code(trial.name)}, {registered or 'not registered'}; {len(trial.seeds)} root seeds "
             f"({', '.join(map(str, trial.seeds))}), {sum(map(len, report.of_arms.values()))} runs; {report.cost}."
         )
     ]
@@ -235,7 +244,7 @@ def blocks_of(
     blocks += [Heading("Deviations from the registration")]
     blocks += [Items(report.deviations) if report.deviations else Text("None.")]
     if report.missing:
-        blocks += [Heading("Jobs that are not finished"), Items([f"`{name}`" for name in report.missing])]
+        blocks += [Heading("Jobs that are not finished"), Items([*map(code, report.missing)])]
     if "curves" in figures:
         caption = "Mean over root seeds with its 95 % interval (Student's t), from the logs of the trainings."
         blocks += [Heading("Learning curves"), Picture("curves", "Learning curves of the arms"), Text(caption)]
@@ -265,7 +274,7 @@ def _differences(report: Report) -> list[Block]:
 def _sources(report: Report) -> list[Block]:
     values = [
         [
-            *(row["contrast"], str(row["seed"]), row["arm"], f"`{row['run']}`"),
+            *(row["contrast"], str(row["seed"]), row["arm"], code(row["run"])),
             *(f"{row['value']:.6g} {row['unit']}", f"{row['difference']:+.6g}"),
         ]
         for row in value_rows(report)
@@ -277,15 +286,15 @@ def _sources(report: Report) -> list[Block]:
         for run in arm:
             command = public_value(shlex.join(("lm-trials", *words[run.folder.name])))
             numbers = f"{run.steps or 0:,}", f"{run.training_seconds / 60:.1f}"
-            runs.append([f"`{run.folder.name}`", str(run.seeds[0]), *numbers, f"`{command}`"])
+            runs.append([code(run.folder.name), str(run.seeds[0]), *numbers, code(command)])
     return [
         Text("`contrasts.csv` has all intervals and `values.csv` every value; `runs/` has the `run.json` of each run."),
         Table(columns, values, f"The {len(values)} values behind the contrasts", folded=True),
         Table(["run", "seed", "updates", "minutes", "command"], runs, f"The {len(runs)} runs", folded=True),
         Table(
             ["command", "arms"],
-            [[f"`{shlex.join(each.words)}`", ", ".join(map(".".join, each.arms))] for each in report.trial.measures]
-            + [[f"`{shlex.join(words)}`", "before the first run"] for words in report.trial.prepare],
+            [[code(shlex.join(each.words)), ", ".join(map(".".join, each.arms))] for each in report.trial.measures]
+            + [[code(shlex.join(words)), "before the first run"] for words in report.trial.prepare],
             "Measurements and preparations",
             folded=True,
         ),

@@ -4,8 +4,9 @@ A claim is a range of differences: `greater` than a margin, for example.  It hol
 the range, does not hold where the interval lies outside, and is undecided otherwise.  `equivalent` holds where two
 one-sided tests reject at 5 %, which is the 90 % interval within the margin.
 
-Controls come first: a trial whose control shows the effect has no verdict.  Several primary contrasts must all hold,
-which needs no correction; secondary contrasts are one family and corrected by Holm.
+Controls come first: a trial whose control shows the effect has no verdict.  Where the claim holds, the reason names
+each control that does not exclude an effect of that size.  Several primary contrasts must all hold, which needs no
+correction; secondary contrasts are one family and corrected by Holm.
 """
 
 from __future__ import annotations
@@ -156,7 +157,13 @@ def verdict(trial: Trial, findings: Sequence[Finding], missing: Sequence[str] = 
         return Verdict(NO_VERDICT, unknown.problem)
     word = next((word for word in (AGAINST, UNDECIDED) if any(each.result == word for each in primary)), HOLDS)
     decisive = [each for each in primary if each.result == word]
-    return Verdict(word, "; ".join(sentence(each) for each in decisive))
+    texts = [sentence(each) for each in decisive]
+    for control in (each for each in findings if each.contrast.role == "control" and word == HOLDS):
+        if not _excludes(control, primary):
+            texts.append(
+                f"the control {control.contrast.name} does not exclude an effect of this size: {_difference(control)}"
+            )
+    return Verdict(word, "; ".join(texts))
 
 
 def _unmeasured_effect(finding: Finding) -> bool:
@@ -165,6 +172,27 @@ def _unmeasured_effect(finding: Finding) -> bool:
     low, high = claimed_range(finding.contrast.expect, finding.contrast.margin)
     difference = finding.test.difference
     return math.isnan(difference.lower) and math.isnan(difference.upper) and low < difference.estimate < high
+
+
+def _excludes(control: Finding, primary: Sequence[Finding]) -> bool:
+    """Whether a control's interval excludes the smallest primary effect in its unit; True where it has no direction."""
+    assert control.test is not None
+    found, (low, high) = control.test.difference, claimed_range(control.contrast.expect, control.contrast.margin)
+    effects = [each.test.difference for each in primary if each.test]
+    size = min((abs(each.estimate) for each in effects if each.unit == found.unit), default=math.inf)
+    if math.isinf(size) or (math.isfinite(low) and math.isfinite(high)):
+        return True
+    return found.upper < size if high == math.inf else found.lower > -size
+
+
+def excluded_text(control: Finding) -> str:
+    """Return which effects a control's 95 % interval excludes, on the side of those that would invalidate the trial."""
+    assert control.test is not None
+    found, (low, high) = control.test.difference, claimed_range(control.contrast.expect, control.contrast.margin)
+    ends = difference_texts(found)[1].strip("[]").split(", ")
+    texts = [f"below {ends[0]}"] if high < math.inf and math.isfinite(found.lower) else []
+    texts += [f"above {ends[-1]}"] if low > -math.inf and math.isfinite(found.upper) else []
+    return " and ".join(texts) or "none"
 
 
 def sentence(finding: Finding) -> str:

@@ -1,5 +1,8 @@
 """The engine: order, failures, jobs of another process, and what it knows of the time."""
 
+import os
+import shutil
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm_trials.console import UsageError
 from lm_trials.files import locked, unlock
 from lm_trials.trials import engine
 from lm_trials.trials.engine import Forecast, durations, is_busy, lock_of, log_end, perform, progress_of, run_jobs
@@ -80,6 +84,7 @@ def nothing_done(monkeypatch):
     DONE.clear()
     monkeypatch.setattr(engine, "PAUSE", 0.0)
     monkeypatch.setattr(engine, "AGAIN", 0.01)
+    monkeypatch.setattr(sys, "argv", sys.argv)
 
 
 def job(name, *after):
@@ -182,6 +187,44 @@ def test_a_job_is_performed_once_and_leaves_a_receipt_and_its_time(capsys):
         perform(bad, RUNS)
     assert stop.value.code == 2
     assert not bad.finished()
+
+
+def test_a_measurement_is_open_again_without_its_results(monkeypatch):
+    recorded = []
+
+    def evaluate(words):
+        recorded.append(list(sys.argv))
+        results = Path("runs/a/eval/new/eval_results.json")
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text("{}")
+
+    monkeypatch.setattr("lm_trials.cli.command_of", lambda words: (evaluate, words[1:]))
+    RUNS.mkdir()
+    old = Path("runs/a/eval/old/eval_results.json")
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    os.utime(old.parent, (0, 0))
+    own = Job("a/evaluate-1", ("evaluate", "--use_cpu"), (), "a", Path("runs/a"), Path("runs/a/measured/1.json"))
+    perform(own, RUNS)
+    assert recorded == [["lm-trials", "evaluate", "--use_cpu"]]  # what a training records as its command
+    assert own.finished()
+    shutil.rmtree(old.parent)
+    assert own.finished()
+    shutil.rmtree("runs/a/eval/new")
+    assert not own.finished()
+    perform(own, RUNS)
+    assert own.finished()
+
+
+@pytest.mark.parametrize("line", ["5", "[]", '{"event": "start"}', "null"])
+def test_a_line_that_is_no_attempt_is_refused_and_one_cut_short_is_left_out(line):
+    RUNS.mkdir()
+    start = '{"job": "a", "event": "start", "time": 1.0}'
+    (RUNS / "attempts.jsonl").write_text(f'{start}\n{{"job": "b", "ev\n')
+    assert [each["job"] for each in engine.read_attempts(RUNS)] == ["a"]
+    (RUNS / "attempts.jsonl").write_text(f"{start}\n{line}\n")
+    with pytest.raises(UsageError, match=r"attempts\.jsonl: line 2 is no attempt at a job; remove the line"):
+        engine.read_attempts(RUNS)
 
 
 def test_a_job_that_another_process_runs_is_left_to_it():

@@ -3,9 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 from fake_trials import TRIAL
+from safetensors.numpy import save_file
 
-from lm_trials.trials.evidence import all_deviations, all_runs, cost, lineage, stage_differences
+from lm_trials.files import file_sums
+from lm_trials.trials.evidence import all_deviations, all_runs, cost, lineage, other_commands, stage_differences
+from lm_trials.trials.graph import Job, jobs_of
 from lm_trials.trials.outcomes import TrialRuns
 from lm_trials.trials.trial_file import read_trial
 
@@ -32,6 +37,32 @@ def test_arms_that_differ_in_more_are_named_with_the_variable(make_trial):
 def test_runs_of_one_arm_that_differ_are_named(make_trial):
     (found,) = deviations_of(make_trial, changes={"recover-never-s2": {"weight_decay": 0.3}})
     assert found == "the runs of recover.never differ in more than their seeds: weight_decay"
+
+
+def test_a_registration_of_another_trial_is_named(make_trial):
+    trial = read_trial(make_trial())
+    for name, expected in (("t", []), ("u", ["the registration is that of the trial u"])):
+        registration = {**REGISTERED, "registered": trial.registered, "trial": name}
+        assert all_deviations(trial, registration, all_runs(trial, TrialRuns(Path("runs/t")))) == expected
+
+
+def test_runs_that_were_moved_do_not_differ_in_what_they_started_from(make_trial):
+    trial = read_trial(make_trial())
+    for arm in ("seen", "never"):
+        for seed in trial.seeds:
+            file = Path(f"runs/t/recover-{arm}-s{seed}/run.json")
+            outcome = json.loads(file.read_text())["outcome"]
+            initial = outcome["initial_model"] | {
+                "name_or_path": f"gone/{arm}-s{seed}",
+                "weights_sha256": arm + str(seed),
+            }
+            update(file, outcome=outcome | {"initial_model": initial})
+    assert (
+        all_deviations(
+            trial, {**REGISTERED, "registered": trial.registered}, all_runs(trial, TrialRuns(Path("runs/t")))
+        )
+        == []
+    )
 
 
 def test_other_code_is_one_deviation_of_the_whole_trial(make_trial):
@@ -71,3 +102,82 @@ def test_cost_is_of_all_attempts_with_an_end(make_trial):
     assert (found.core_hours, found.gpu_hours, found.killed) == (1.0, 0.5, 1)
     assert "1.00 core-hours, 0.50 GPU-hours" in str(found)
     assert "1 attempts were killed" in str(found)
+
+
+def update(file, **values):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.fixture
+def jobs(make_trial):
+    """The jobs of a trial whose runs recorded the commands of the file."""
+    found = jobs_of(read_trial(make_trial()), Path("runs/t"))
+    for job in found:
+        if not job.receipt:
+            update(job.folder / "run.json", environment={"command": ["lm-trials", *job.words]})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (lambda words: ["train_gpt2.py", *words[3:], *words[1:3]], ""),  # another order
+        (lambda words: ["cli.py", "run", "t.yaml", "--workers", "2"], ""),  # of the engine, in earlier versions
+        (lambda words: [], ""),
+        (lambda words: ["lm-trials", *words, "--weight_decay=0.3"], "weight_decay 0.3 instead of not set"),
+        (
+            lambda words: ["train_gpt2.py", *words[1:], "--learning_rate", "1", "--bf16"],
+            "bf16 True instead of not set, learning_rate 1 instead of 0.004",
+        ),
+        (lambda words: ["lm-trials", *words[:-2]], "data_seed not set instead of 3"),
+    ],
+)
+def test_a_run_that_was_trained_by_hand_is_named_with_the_flags_that_differ(jobs, command, text):
+    job = next(job for job in jobs if job.name == "pretrain-seen-s3")
+    assert job.words[-2:] == ("--data_seed", "3")
+    update(job.folder / "run.json", environment={"command": command(list(job.words))})
+    expected = [f"pretrain-seen-s3: trained by another command than the file's: {text}"] if text else []
+    assert other_commands(jobs) == expected
+
+
+def test_runs_that_were_all_trained_alike_by_hand_are_one_line(jobs):
+    runs = [job for job in jobs if not job.receipt]
+    for job in runs:
+        update(job.folder / "run.json", environment={"command": ["lm-trials", *job.words, "--dropout", "0.2"]})
+    (line,) = other_commands(jobs)
+    assert line.startswith("pretrain-seen-s0, pretrain-never-s0, recover-seen-s0, recover-never-s0, pretrain-seen-s1")
+    assert line.endswith(": trained by another command than the file's: dropout 0.2 instead of not set")
+
+
+def test_a_run_from_other_weights_than_its_parent_has_and_one_whose_weights_were_exchanged_are_named(jobs):
+    parent, other = Path("runs/t/pretrain-never-s1"), Path("runs/t/recover-seen-s2")
+    (other / "finished.json").write_text(json.dumps({"files": file_sums(other, ["finished.json"])}))
+    assert other_commands(jobs) == []
+    for folder in (parent, other):
+        save_file({"wte": np.ones((400, 32), np.float32), "h": np.zeros(7, np.float32)}, folder / "model.safetensors")
+    assert other_commands(jobs) == [
+        "recover-never-s1: not trained from the weights that pretrain-never-s1 has now",
+        "recover-seen-s2: changed after its training: model.safetensors has other content than when it was written "
+        "(sha256)",
+    ]
+
+
+def test_a_measurement_that_was_made_by_hand_is_named_with_the_flags_that_differ(jobs):
+    for job in jobs:
+        if job.receipt:
+            same = {"max_eval_samples": None, "dataset_name": ["recovery"], "per_device_eval_batch_size": 1}
+            update(job.folder / "eval/recovery-validation/data_args.json", **same)
+    assert other_commands(jobs) == []
+    update(Path("runs/t/recover-never-s1/eval/recovery-validation/data_args.json"), max_eval_samples=4)
+    assert other_commands(jobs) == [
+        "recover-never-s1: eval/recovery-validation was measured with other flags than the file's: max_eval_samples 4 "
+        "instead of not set"
+    ]
+    folder = Path("runs/t/recover-seen-s1")
+    words = ("probe", "lens", "--model_name_or_path", str(folder), "--dataset_name", "recovery")
+    probe = Job("x", words, (), "x", folder, folder / "measured/2.json")
+    assert other_commands([probe]) == []
+    (folder / "probes/lens").mkdir(parents=True)
+    (folder / "probes/lens/lens.json").write_text(json.dumps({"arguments": {"seed": 7, "model_name_or_path": ["x"]}}))
+    (line,) = other_commands([probe])
+    assert line == "recover-seen-s1: probes/lens was measured with other flags than the file's: seed 7 instead of 0"

@@ -243,3 +243,15 @@ def test_a_copy_of_another_run_or_of_its_evaluation_is_refused(make_trial, place
     shutil.copytree(Path("runs/t") / copied, Path("runs/t") / place)
     with pytest.raises(UsageError, match=f"recover-never-s3.* (holds another run: |is an evaluation of ){other}"):
         read_outcome(trial.contrasts[0], TrialRuns(Path("runs/t")), trial.seeds)
+
+
+def test_two_splits_of_one_data_set_are_not_chosen_between(make_trial):
+    trial, runs = read_trial(make_trial()), Path("runs/t")
+    contrast = trial.contrasts[0]
+    before = read_outcome(contrast, TrialRuns(runs), trial.seeds).values_AS
+    place = runs / "recover-seen-s1/eval"
+    shutil.copytree(place / "other-validation", place / "recovery-train")  # by hand, and first in the order of names
+    with pytest.raises(UsageError, match="recover-seen-s1 was evaluated on recovery-train and recovery-validation"):
+        read_outcome(contrast, TrialRuns(runs), trial.seeds)
+    named = replace(contrast, outcome={**contrast.outcome, "dataset": "recovery-validation"})
+    assert (read_outcome(named, TrialRuns(runs), trial.seeds).values_AS == before).all()

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fake_trials import TRIAL
 
 from lm_trials.console import UsageError
 from lm_trials.trials import run
 from lm_trials.trials.reproduce import main, read_table
+from lm_trials.trials.trial_file import read_trial
 from lm_trials.trials.trial_report import main as report
 
 
@@ -58,6 +60,29 @@ def test_a_number_that_differs_is_named_and_the_status_is_1(reproduce):
     assert status == 1
     assert "loss on recovery: never - seen, 1, recover.never, value" in " ".join(shown.split())
     assert "loss on recovery: never - seen, 0, recover.never, value" not in " ".join(shown.split())
+
+
+def test_the_recipes_of_a_trial_are_kept_and_used(make_trial, no_figures, monkeypatch):
+    """On a machine that has other recipes of these names, and one of them not."""
+    for name, rate in (("own.yaml", 0.004), ("more/it's.yaml", 0.001)):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"learning_rate: {rate}\n")
+    config = "    config: own.yaml  # not ./own.yaml.old\n    max_steps: 100"
+    text = TRIAL.replace("    max_steps: 100", config)
+    text = text.replace("{program: train, after", """{config: "more/it's.yaml", program: train, after""")
+    report([str(make_trial(text=text))])
+    kept = {path.name: path.read_text() for path in Path("results/t/recipes").iterdir()}
+    assert kept == {"own.yaml": "learning_rate: 0.004\n", "more-it's.yaml": "learning_rate: 0.001\n"}
+    Path("own.yaml").write_text("learning_rate: 7\n")
+    shutil.rmtree("more")
+    monkeypatch.setattr(run, "main", lambda argv: shutil.copytree("runs/t", "runs/t-reproduced", dirs_exist_ok=True))
+    assert {result for *_, result in main(["results/t"])} == {"the same"}
+    file = Path("runs/t-reproduced/t-reproduced.yaml")
+    assert "# not ./own.yaml.old" in file.read_text()
+    for stage, arm in (("pretrain", "seen"), ("recover", "never")):
+        recipe = Path(read_trial(file).stages[stage].flags[arm]["config"])
+        assert recipe.parent == Path("runs/t-reproduced/recipes")
+        assert recipe.read_text() == kept[recipe.name]
 
 
 def test_a_folder_without_results_is_refused(capsys):

@@ -16,7 +16,10 @@ import pytest
 from trials.trial_texts import TRIAL, changed, write_trial
 
 from lm_trials.trials import plan, run, status
+from lm_trials.trials.evidence import other_commands
+from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.local import LocalExecutor
+from lm_trials.trials.trial_file import read_trial
 
 SHAPE = "hidden_size=16,intermediate_size=32"
 TINY = {
@@ -79,6 +82,11 @@ def test_a_trial_that_is_killed_and_started_again_ends_with_the_same_bits():
     assert set(status.main(["decay.yaml"]).values()) == {"finished"}
     registered = json.loads(Path("runs/decay/registration.json").read_text())
     assert registered["registered"]["test"]["seeds"] == [0]
+    jobs = jobs_of(read_trial(Path("decay.yaml")), Path("runs/decay"))
+    assert other_commands(jobs) == []
+    assert json.loads(jobs[-1].receipt.read_text())["results"] == ["eval/generated-validation"]
+    command = json.loads((jobs[-1].folder / "run.json").read_text())["environment"]["command"]
+    assert command == ["lm-trials", *jobs[-2].words]
 
     before = Path("runs/decay/attempts.jsonl").read_text()
     assert run.main(["decay.yaml"]) == []  # nothing is left to do, so nothing is started
@@ -176,10 +184,26 @@ def test_a_disk_that_is_too_small_is_one_line_before_the_first_run(planned, free
     assert ("GB are free and the runs need about" in capsys.readouterr().err) is refused
 
 
+@pytest.mark.parametrize(
+    "content", ["{}", '{"time": "now", "registered": 3}', '{"time": "now", "registered": {"runs": 1}}']
+)
+@pytest.mark.parametrize("command", [run.main, status.main])
+def test_a_registration_that_is_none_is_one_line(content, command, capsys, monkeypatch):
+    write_trial(Path("decay.yaml"))
+    Path("runs/decay").mkdir(parents=True)
+    Path("runs/decay/registration.json").write_text(content)
+    monkeypatch.setattr(LocalExecutor, "__init__", lambda *_: None)
+    monkeypatch.setattr(LocalExecutor, "check", lambda *_: [])
+    with pytest.raises(SystemExit) as stop:
+        command(["decay.yaml"])
+    assert stop.value.code == 2
+    line = "runs/decay/registration.json is no registration; restore it, or remove it to register the trial anew"
+    assert line in capsys.readouterr().err
+
+
 def test_other_runs_of_a_registered_trial_are_refused_and_other_tests_are_not():
     from lm_trials.console import UsageError
     from lm_trials.trials.registration import deviations, read_registration, register
-    from lm_trials.trials.trial_file import read_trial
 
     runs = Path("runs/decay")
     assert read_registration(runs) is None

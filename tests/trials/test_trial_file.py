@@ -311,3 +311,33 @@ def test_a_stage_may_have_a_dot_in_its_name(tmp_path):
 def test_what_would_silently_mean_something_else_is_refused(tmp_path, path, value, line):
     with pytest.raises(UsageError, match=re.escape(line)):
         read(tmp_path, changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("commands", "refused"),
+    [
+        (["evaluate --dataset_name a", "evaluate --dataset_name a b --max_eval_samples 4"], True),
+        (["evaluate --dataset_name a", "evaluate --dataset_name=a --dataset_split validation"], True),
+        (["evaluate --dataset_name a", "evaluate --dataset_name a --dataset_split train"], False),
+        (["evaluate --dataset_name a", "evaluate --dataset_name a --layout packed"], False),
+        (["evaluate --dataset_name a", "evaluate --dataset_name b"], False),
+        (["evaluate", "evaluate --by features"], True),
+        (["probe lens --layers 1", "probe lens --layers 2"], True),
+        (["probe lens --layers 1", "probe weights --layers 1"], False),
+    ],
+)
+def test_two_commands_that_write_to_one_folder_are_refused(tmp_path, commands, refused):
+    measure = [*TRIAL["measure"], *commands]
+    path = write_trial(tmp_path / "t.yaml", changed("measure", measure))
+    apart = [
+        {"command": command, "arms": [f"more.{arm}"]}
+        for command, arm in zip(commands, ("plain", "decayed"), strict=True)
+    ]
+    read_trial(write_trial(tmp_path / "apart.yaml", changed("measure", [*TRIAL["measure"], *apart])))
+    if refused:
+        with pytest.raises(
+            UsageError, match=r"measure: two commands would write the results of more.plain to one folder"
+        ):
+            read_trial(path)
+    else:
+        read_trial(path)

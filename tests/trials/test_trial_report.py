@@ -74,6 +74,8 @@ def test_every_number_of_the_page_is_in_the_tables(file):
     assert float(primary["lower_over_stories"]) > float(primary["lower"])
     assert (primary["root_seeds"], primary["stories"], primary["result"]) == ("4", "40", "holds")
     assert rows[2]["result"] == "no effect"  # of a control
+    (line,) = re.findall(r"\| loss on other.*", Path("results/t/README.md").read_text())[:1]
+    assert re.search(r"\[[-+.0-9]+, ([-+.0-9]+)\] nats per token \| above 0.05 \| above \1 \|", line)
     assert len(values) == 3 * 4 * 2
     own = [row for row in values if row["contrast"] == primary["contrast"]]
     never = {row["seed"]: float(row["value"]) for row in own if row["arm"] == "recover.never"}
@@ -111,6 +113,9 @@ def test_changes_after_the_registration_are_listed(file, capsys):
     report = main([str(file)])
     assert len(report.deviations) == 2
     assert "test.seeds: [0, 1, 2, 3], now [0, 1, 2]" in report.deviations[0]
+    page = Path("results/t/README.md").read_text()
+    assert "claimed: above 0.01; deviations from the registration are listed below" in page
+    assert json.loads(Path("results/t/registration.json").read_text())["digest"] in page
     assert "margin: 0.05, now 0.01" in report.deviations[1]
     assert "margin: 0.05, now 0.01" in Path("results/t/README.md").read_text()
     assert "margin: 0.05, now 0.01" in " ".join(capsys.readouterr().out.split())

@@ -25,6 +25,7 @@ from lm_trials.trials.verdict import (
     Finding,
     claimed_range,
     corrected,
+    excluded_text,
     find,
     find_all,
     judge,
@@ -211,3 +212,33 @@ def test_p_values_of_shares_agree_with_the_interval_for_any_margin(margin, expec
     outcome = replace(outcome_of([[0.3], [0.4], [0.35]], expect, margin), unit="share", values_AS=np.ones((2, 3)))
     p, result = p_value(outcome), result_of(outcome)
     assert (p < 0.05) == (result in (HOLDS, AGAINST) and (expect != "equivalent" or result == HOLDS))
+
+
+def judged(differences, role, expect="greater", margin=0.0, unit="nats"):
+    outcome = replace(outcome_of(differences, expect, margin), unit=unit)
+    outcome = replace(outcome, contrast=replace(outcome.contrast, role=role, name=role))
+    return Finding(outcome.contrast, outcome, outcome.test(), p_value(outcome), result_of(outcome))
+
+
+@pytest.mark.parametrize(
+    ("differences", "claim", "unit", "excluded", "named"),
+    [
+        ([-0.1, 0.1, 0.05, -0.05], ("greater", 0.02), "nats", "above +0.15", False),
+        ([-3.0, 3.0, 1.0, -1.5], ("greater", 0.02), "nats", "above +4.1", True),
+        ([-3.0, 3.0, 1.0, -1.5], ("greater", 0.02), "updates", "above +4.1", False),  # not comparable
+        ([-3.0, 3.0, 1.0, -1.5], ("less", 0.02), "nats", "below -4.4", True),
+        ([-3.0, 3.0, 1.0, -1.5], ("not_less", 0.02), "nats", "above +4.1", True),
+        ([5.0, 5.2, 5.1, 4.9], ("less", 0.02), "nats", "below +4.84", False),  # as the other direction would invalidate
+        ([5.0, 5.2, 5.1, 4.9], ("equivalent", 0.02), "nats", "below +4.84 and above +5.26", False),
+        ([0.0, 0.0, 0.0, 0.0], ("greater", 0.02), "nats", "none", True),  # no interval
+    ],
+)
+def test_a_control_that_does_not_exclude_the_primary_effect_is_named(differences, claim, unit, excluded, named):
+    primary = judged([[1.0], [1.1], [0.9], [1.05]], "primary")
+    control = judged(np.array(differences)[:, None], "control", *claim, unit)
+    assert excluded_text(control) == excluded
+    said = verdict(SimpleNamespace(seeds=(0, 1, 2, 3)), [primary, control])
+    assert said.word == HOLDS
+    assert ("the control control does not exclude an effect of this size: " in said.reason) == named
+    undecided = verdict(SimpleNamespace(seeds=(0, 1, 2, 3)), [judged([[-1.0], [1.0], [0.5]], "primary"), control])
+    assert (undecided.word, "exclude" in undecided.reason) == (UNDECIDED, False)
