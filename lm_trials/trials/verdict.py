@@ -199,11 +199,24 @@ def sentence(finding: Finding) -> str:
     """Return a finding in words, with its interval, its claim and its root seeds."""
     assert finding.outcome is not None
     contrast, seeds = finding.contrast, len(finding.outcome.seeds)
-    text = f"{contrast.name} is {_difference(finding)} over {seeds} root seeds"
+    ratio = ratio_text(finding.test.difference, contrast.scale) if finding.test and contrast.second else ""
+    text = f"{contrast.name} is {_difference(finding)}{ratio} over {seeds} root seeds"
     if finding.outcome.of_stories:
         text += f" and {finding.outcome.n:,} stories"
     text += f"; claimed: {claim_text(contrast)}"
     return f"{text}; {decisive_text(finding.outcome)}" if finding.result == UNDECIDED else text
+
+
+def ratio_text(found: Estimate, scale: str) -> str:
+    """Return a difference of logarithms as the ratio that it is; nothing on other scales.
+
+    >>> ratio_text(Estimate(3.15, 2.78, 3.52, 5, "log2 ratio of updates"), "log2")
+    ', which is a ratio of 8.88 [6.87, 11.5],'
+    """
+    base = {"log2": 2, "log": math.e}.get(scale)
+    if base is None or math.isnan(found.lower):
+        return ""
+    return f", which is a ratio of {base**found.estimate:.3g} [{base**found.lower:.3g}, {base**found.upper:.3g}],"
 
 
 def decisive_text(outcome: Outcome) -> str:
