@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm_trials.console import UsageError, note
 from lm_trials.files import locked, unlock
@@ -30,6 +30,44 @@ from lm_trials.trials.graph import Job
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED")
 POLL_SECONDS = 10.0  # between two calls of squeue, which keep a cluster's controller from other work
 MAX_TIMEOUTS = 100  # submitit's 3 would end a training that needs more than four time limits
+# What sbatch is given of each job, with the flag that changes it; --slurm takes the others.
+OWN = {
+    **dict.fromkeys(("job-name", "output", "error", "open-mode", "chdir", "array", "nodes", "ntasks", "clusters"), ""),
+    **dict.fromkeys(("ntasks-per-node", "dependency", "kill-on-invalid-dep", "requeue", "signal"), ""),
+    "partition": "--partition",
+    "time": "--timeout_min",
+    "cpus-per-task": "--threads",
+    "gpus-per-node": "--gpus_per_node",
+}
+
+
+class Queued(NamedTuple):
+    """A job in Slurm's queue, or one that ended some minutes ago."""
+
+    number: str
+    state: str
+    reason: str  # why it is pending
+    name: str
+
+
+def read_queue() -> list[Queued]:
+    """Ask squeue for this user's jobs (UsageError where that fails)."""
+    flags = ["--noheader", "--states=all", f"--user={os.getuid()}", "--format=%A|%T|%r|%j"]
+    try:
+        answer = subprocess.run(["squeue", *flags], capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise UsageError("squeue not found; ask on a machine with Slurm") from None
+    except subprocess.CalledProcessError as error:
+        told = error.stderr.strip()
+        raise UsageError(f"squeue failed ({told}); try again when Slurm answers") from None
+    return [Queued(*line.split("|", 3)) for line in answer.stdout.splitlines()]
+
+
+def jobs_in(queue: Sequence[Queued], runs: Path) -> dict[str, Queued]:
+    """Return those of a trial that have not ended, by the names of the trial's jobs."""
+    place = f"@{runs.resolve()}"
+    mine = (each for each in queue if each.name.endswith(place) and each.state not in ENDED)
+    return {each.name.removesuffix(place): each for each in mine}
 
 
 @dataclass
@@ -41,7 +79,10 @@ class SlurmArguments:
     partition: str | None = option(None, filled=True, help="Partition of the jobs. Default: the cluster's.")
     gpus_per_node: int = option(0, least=0, most=1, why="a job uses one GPU", help="1: each job gets a GPU.")
     timeout_min: int = option(
-        240, least=1, help="Time limit of a job, in minutes. A training that reaches it is queued again and resumes."
+        240,
+        least=5,
+        why="Slurm stops a job up to 2.5 minutes before its limit",
+        help="Time limit of a job, in minutes. A training that reaches it is queued again and resumes.",
     )
     slurm: list[str] = option(
         [], help="Other flags of sbatch, each as KEY=VALUE, for example account=physics mem=32G constraint=a100."
@@ -124,7 +165,16 @@ class Slurm:
             raise UsageError("--executor slurm needs submitit; pip install 'lm_trials[slurm]'") from None
         if wrong := next((pair for pair in arguments.slurm if "=" not in pair), None):
             raise UsageError(f"--slurm {wrong} is not KEY=VALUE; give, for example, account=physics")
+        for pair in arguments.slurm:
+            key = pair.partition("=")[0].replace("_", "-")
+            if own := next((flag for flag in OWN if flag.startswith(key)), None):  # sbatch takes shortened names
+                use = f"use {OWN[own]}" if OWN[own] else "remove it"
+                raise UsageError(f"--slurm {pair}: lm-trials sets sbatch's --{own}; {use}")
+        for name in ("JOB_NAME", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", *(["PARTITION"] if arguments.partition else [])):
+            os.environ.pop(f"SBATCH_{name}", None)  # sbatch prefers them to what it is given in its file
         self.runs = runs.resolve()
+        if "%" in str(self.runs):
+            raise UsageError(f"--executor slurm: {self.runs} contains %, which Slurm replaces; rename what has it")
         self.threads = threads
         self.arguments = arguments
         self.submitit = submitit.SlurmExecutor(self.runs / "logs" / "slurm", max_num_timeout=MAX_TIMEOUTS)
@@ -140,28 +190,33 @@ class Slurm:
         numbers: dict[str, str] = {}
         lock = locked(self.runs / "logs" / "slurm.lock", "submits this trial")
         try:
-            queued = {name: number for number, state, name in self._squeue() if state not in ENDED}
+            queued = jobs_in(self._squeue(), self.runs)
+            new: set[str] = set()
             for job in jobs:
-                name = f"{job.name}@{self.runs}"
-                if name in queued or not job.finished():  # one may have ended since the other `run` submitted it
+                # Slurm soon cancels a job that waits for one that failed.
+                if job.name in queued and not new & set(job.after):
+                    numbers[job.name] = queued[job.name].number
+                elif not job.finished():  # one may have ended since the other `run` submitted it
+                    new.add(job.name)
                     after = [numbers[parent] for parent in job.after if parent in numbers]
-                    numbers[job.name] = queued.get(name) or self._submit(job, name, after)
+                    numbers[job.name] = self._submit(job, after)
         finally:
             unlock(lock)
         return numbers
 
-    def _submit(self, job: Job, name: str, after: Sequence[str]) -> str:
+    def _submit(self, job: Job, after: Sequence[str]) -> str:
         """Submit one job; returns its number."""
         from submitit.core.utils import FailedJobError
 
         from lm_trials.trials.local import variables
 
-        log = log_of(self.runs, job)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log_of(self.runs, job).parent.mkdir(parents=True, exist_ok=True)
+        log = str(log_of(self.runs, job)).replace("%", "%%")  # as an arm's name may have one
         given = dict(pair.split("=", 1) for pair in self.arguments.slurm)
+        self.submitit.max_num_timeout = 0 if job.folder and job.receipt else MAX_TIMEOUTS  # a measurement starts again
         self.submitit.parameters = {}
         self.submitit.update_parameters(
-            job_name=name,
+            job_name=f"{job.name}@{self.runs}",
             time=self.arguments.timeout_min,
             partition=self.arguments.partition,
             gpus_per_node=self.arguments.gpus_per_node or None,
@@ -171,7 +226,7 @@ class Slurm:
             # Since Slurm 22.05 srun does not take the number of cores from sbatch.
             srun_args=[f"--output={log}", "--open-mode=append", f"--cpus-per-task={self.threads}"],
             setup=[f"export {variable}={value}" for variable, value in variables(self.threads).items()],
-            additional_parameters={"output": str(log), "requeue": True, "kill-on-invalid-dep": "yes", **given},
+            additional_parameters={"output": log, "requeue": True, "kill-on-invalid-dep": "yes", **given},
         )
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints what it raises
@@ -190,16 +245,11 @@ class Slurm:
                 self._squeue()
         return self._states
 
-    def _squeue(self) -> list[list[str]]:
-        """Ask for number, state and name of each of this user's jobs, also of those that ended some minutes ago."""
+    def _squeue(self) -> list[Queued]:
         self._asked = time.monotonic()
-        command = ["squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%A %T %j"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode:
-            raise UsageError(f"--executor slurm: squeue failed ({answer.stderr}); try again when Slurm answers")
-        jobs = [line.split(" ", 2) for line in answer.stdout.splitlines()]
-        self._states = {number: state for number, state, _ in jobs}
-        return jobs
+        queue = read_queue()
+        self._states = {each.number: each.state for each in queue}
+        return queue
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> tuple[list[Job], list[Job]]:
         """Submit jobs and wait until all have ended; Ctrl-C leaves them in the queue.
@@ -232,6 +282,8 @@ class Slurm:
                         blocked.append(job)
                     else:
                         failed.append(job)
+                        if state not in ("FAILED", None):
+                            note(f"{name}: {state} in Slurm, job {numbers[name]}")
                         watcher.event(job, "failed")
                 watcher.show({name: now - start for name, start in starts.items()}, list(left.values()))
                 time.sleep(PAUSE)

@@ -1,4 +1,6 @@
-"""Show which jobs of a trial are finished, running, failed or open. Reads files only.
+"""Show which jobs of a trial are finished, running, queued in Slurm, failed or open.
+
+Reads files, and asks squeue about a trial that was submitted to Slurm.
 
 lm-trials status trials/deletion_recovery.yaml
 """
@@ -7,14 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lm_trials.console import script, show_facts, show_table
+from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.trials.engine import Forecast, is_busy, log_end, log_of, progress_of, read_attempts
 from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.registration import deviations, read_registration
 from lm_trials.trials.run import TrialArguments, again, opened, planned_seconds, resources, trial_arguments
 from lm_trials.trials.screen import clock
+from lm_trials.trials.slurm import Queued, jobs_in, read_queue
 
-STATES = ("finished", "running", "failed", "open")
+STATES = ("finished", "running", "queued", "failed", "open")
 
 
 @script
@@ -24,12 +27,23 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     trial, runs = opened(args)
     jobs = jobs_of(trial, runs)
     statuses = {each["job"]: each["status"] for each in read_attempts(runs) if "status" in each}
-    states = {}
-    for job in jobs:
-        failed = statuses.get(job.name) not in (0, None)
-        states[job.name] = (
-            "finished" if job.finished() else "running" if is_busy(runs, job) else "failed" if failed else "open"
-        )
+    states = {job.name: "finished" if job.finished() else "open" for job in jobs}
+    unfinished = [job for job in jobs if states[job.name] == "open"]
+    by_slurm = bool(unfinished) and (runs / "logs" / "slurm").is_dir()
+    queue: dict[str, Queued] = {}
+    unknown = ""
+    if by_slurm:
+        try:
+            queue = jobs_in(read_queue(), runs)
+        except UsageError as error:
+            unknown = str(error)
+    for job in unfinished:
+        if is_busy(runs, job):
+            states[job.name] = "running"
+        elif job.name in queue:
+            states[job.name] = "queued" if queue[job.name].state == "PENDING" else "running"
+        elif statuses.get(job.name) not in (0, None):
+            states[job.name] = "failed"
     counts: dict[str, Counter[str]] = {}
     for job in jobs:
         counts.setdefault(job.kind, Counter())[states[job.name]] += 1
@@ -38,19 +52,26 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     facts = {}
     for job in jobs:
         if states[job.name] == "running":
-            facts[job.name] = progress_of(log_of(runs, job)) or "running"
+            slurm = f"{queue[job.name].state.lower()} in Slurm" if job.name in queue else "running"
+            facts[job.name] = progress_of(log_of(runs, job)) or slurm
         if states[job.name] == "failed":
             facts[job.name] = " | ".join(log_end(log_of(runs, job), 1)) + f" ({log_of(runs, job)})"
-    unfinished = [job for job in jobs if states[job.name] != "finished"]
-    workers, _, _ = resources(None, None)
+    reasons = Counter(queue[job.name].reason for job in jobs if states[job.name] == "queued")
+    if reasons:
+        facts["queued"] = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+    if unknown:
+        facts["Slurm"] = f"the trial was submitted to Slurm, and its queued jobs are shown as open: {unknown}"
+    workers = sum(state == "running" for state in states.values()) if queue else resources(None, None)[0]
     left = Forecast.of(jobs, runs, planned_seconds(runs)).left(unfinished, {}, workers)
     facts["finished"] = f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs"
     if unfinished:
-        facts["time left"] = f"{clock(left)} with {workers} at a time"
+        facts["time left"] = f"{clock(left)} with {max(workers, 1)} at a time"
     registered = read_registration(runs)
     facts["registered"] = registered["time"] if registered else "not yet; the first run registers the trial"
     if registered and (changed := deviations(registered["registered"], trial.registered)):
         facts["deviations"] = "; ".join(changed)
     facts["next"] = f"lm-trials {'run' if unfinished else 'report'} {again(args)}"
+    if by_slurm:
+        facts["next"] += " --executor slurm, with its other flags"
     show_facts(trial.name, facts)
     return states

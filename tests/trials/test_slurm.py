@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import missing, slurm
+from submitit.core.utils import DelayedSubmission
 
 from lm_trials.console import UsageError
+from lm_trials.trials import run
 from lm_trials.trials import slurm as module
 from lm_trials.trials.graph import Job
 from lm_trials.trials.slurm import Slurm, SlurmArguments
@@ -22,11 +24,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STAND_INS = {
     "srun": "",
     "squeue": 'cat "$SLURM_QUEUE"',
-    # A queue of lines `number state name`, as --format=%A %T %j has them.
+    # A queue of lines `number|state|reason|name`, as --format=%A|%T|%r|%j has them.
     "sbatch": """
         grep -q -- --partition=nowhere "$1" && { echo "sbatch: error: invalid partition" >&2; exit 1; }
         number=$(($(wc -l < "$SLURM_QUEUE") + 1))
-        echo "$number PENDING $(sed -n 's/^#SBATCH --job-name=//p' "$1")" >> "$SLURM_QUEUE"
+        echo "$number|PENDING|Priority|$(sed -n 's/^#SBATCH --job-name=//p' "$1")" >> "$SLURM_QUEUE"
         echo "Submitted batch job $number"
     """,
 }
@@ -64,9 +66,9 @@ def script(number: str) -> list[str]:
 
 def end(queue: Path, **states: str) -> None:
     """Change the states of jobs in the queue."""
-    lines = [line.split(" ", 2) for line in queue.read_text().splitlines()]
-    changed = [(number, states.get(name.partition("@")[0], state), name) for number, state, name in lines]
-    queue.write_text("".join(f"{' '.join(line)}\n" for line in changed))
+    lines = [line.split("|", 3) for line in queue.read_text().splitlines()]
+    changed = [(number, states.get(name.partition("@")[0], state), *rest, name) for number, state, *rest, name in lines]
+    queue.write_text("".join(f"{'|'.join(line)}\n" for line in changed))
 
 
 def test_each_job_waits_for_those_it_depends_on(queue):
@@ -98,6 +100,25 @@ def test_what_is_queued_is_not_submitted_again_and_what_has_ended_is(queue):
     assert {name for name in first if first[name] != second[name]} == {"b", "ab"}
     assert f"#SBATCH --dependency=afterok:{first['a']}:{second['b']}" in script(second["ab"])
     assert Slurm(Path("runs/other"), 3, SlurmArguments()).submit(JOBS)["a"] not in {*first.values(), *second.values()}
+
+
+def test_what_waits_for_a_job_that_ended_is_submitted_again_with_it(queue):
+    """Slurm cancels it some seconds later, and those that wait for it after them."""
+    first = cluster().submit(JOBS)
+    end(queue, a="CANCELLED")
+    second = cluster().submit(JOBS)
+    assert {name for name in first if first[name] != second[name]} == {"a", "a2", "a3", "ab"}
+    assert f"#SBATCH --dependency=afterok:{second['a2']}" in script(second["a3"])
+
+
+def test_a_measurement_is_not_queued_again_at_its_time_limit(queue):
+    """It would start from its beginning each time."""
+    measurement = Job("a/evaluate-1", ("evaluate",), ("a",), "measure", JOBS[0].folder, Path("runs/t/a/1.json"))
+    preparation = Job("prepare/1", ("prepare",), (), "prepare", None, Path("data/1.json"))
+    jobs = [JOBS[0], measurement, preparation]
+    numbers = cluster().submit(jobs).values()
+    found = [DelayedSubmission.load(f"runs/t/logs/slurm/{number}_submitted.pkl") for number in numbers]
+    assert [each._timeout_countdown for each in found] == [100, 0, 100]
 
 
 def test_a_finished_job_is_neither_submitted_nor_waited_for(queue):
@@ -166,6 +187,8 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue(queue, capsys):
 def test_a_mistake_is_one_line_before_anything_is_submitted(queue, monkeypatch):
     with pytest.raises(UsageError, match=r"--slurm account is not KEY=VALUE"):
         cluster(slurm=["account"])
+    with pytest.raises(UsageError, match="contains %, which Slurm replaces"):
+        Slurm(Path("runs/50%j"), 3, SlurmArguments())
     with pytest.raises(UsageError, match=r"sbatch refused a \(sbatch: error: invalid partition\)"):
         cluster(partition="nowhere").submit(JOBS)
     assert queue.read_text() == ""
@@ -178,6 +201,47 @@ def test_a_mistake_is_one_line_before_anything_is_submitted(queue, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="sbatch not found"):
         cluster()
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        ("job_name=x", "sets sbatch's --job-name; remove it"),
+        ("job=x", "sets sbatch's --job-name; remove it"),
+        *(
+            (f"{flag}=x", f"sets sbatch's --{flag}; ")
+            for flag in ("output", "dependency", "requeue", "signal", "array")
+        ),
+        ("clusters=x", "sets sbatch's --clusters; remove it"),
+        ("cpus-per-task=2", "sets sbatch's --cpus-per-task; use --threads"),
+        ("time=10", "sets sbatch's --time; use --timeout_min"),
+    ],
+)
+def test_a_flag_of_sbatch_that_is_set_already_is_refused(queue, pair, text):
+    with pytest.raises(UsageError, match=f"--slurm {pair}: lm-trials {text}"):
+        cluster(slurm=["mem=1G", pair])
+    cluster(slurm=["mem=1G", "time-min=5", "exclude=node1"])
+
+
+def test_a_variable_of_sbatch_does_not_rename_the_jobs(queue, monkeypatch):
+    """sbatch prefers variables to what its file says: another name, and all would be submitted twice."""
+    for name in ("SBATCH_JOB_NAME", "SBATCH_TIMELIMIT", "SBATCH_PARTITION", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "7")
+    cluster()
+    assert {name for name in os.environ if name.startswith("SBATCH_")} == {"SBATCH_PARTITION", "SBATCH_ACCOUNT"}
+    cluster(partition="short")
+    assert {name for name in os.environ if name.startswith("SBATCH_")} == {"SBATCH_ACCOUNT"}
+
+
+def test_a_job_that_was_cancelled_before_it_started_is_told_so(queue, capsys):
+    cluster().run(JOBS[:2], Watcher(queue, {"a": "CANCELLED", "b": "FAILED"}, {}, {}))
+    assert capsys.readouterr().err == "a: CANCELLED in Slurm, job 1\n"
+
+
+def test_a_time_limit_that_leaves_no_time_to_train_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["t.yaml", "--executor", "slurm", "--timeout_min", "4"])
+    assert "--timeout_min 4 must be at least 5" in capsys.readouterr().err
 
 
 TRIAL = """
@@ -226,7 +290,7 @@ def until(holds, what: str, seconds: float = 900):
 
 @pytest.mark.slow
 def test_a_trial_on_slurm_has_the_weights_of_a_local_one(tiny_data, tiny_shape, tmp_path):
-    """Six runs in three stages: one is killed and requeued, one is stopped by its time limit, and a node is drained."""
+    """Six runs in three stages: one is preempted, one is stopped by its time limit, and a node is drained."""
     if reason := missing():
         pytest.skip(reason)
     (tmp_path / "cluster.yaml").write_text(TRIAL.format(data=tiny_data, shape=tiny_shape, steps=700))
@@ -255,7 +319,7 @@ def test_a_trial_on_slurm_has_the_weights_of_a_local_one(tiny_data, tiny_shape, 
                 queue.setdefault(name.partition("@")[0], []).append(rest)
             return queue
 
-        def run() -> subprocess.Popen:
+        def start() -> subprocess.Popen:
             flags = ["by_slurm", "--executor", "slurm", "--timeout_min", "30"]
             return subprocess.Popen(
                 [*command, *flags], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
@@ -264,9 +328,10 @@ def test_a_trial_on_slurm_has_the_weights_of_a_local_one(tiny_data, tiny_shape, 
         def training(name: str) -> bool:
             return any((runs / name).glob("checkpoint-*"))
 
-        first = run()
+        first = start()
         until(lambda: training("pretrain-low-s0"), "a checkpoint")
-        ask("scontrol", "requeue", jobs()["pretrain-low-s0"][0][0])
+        preempted = jobs()["pretrain-low-s0"][0][2]
+        ask("sbatch", "--partition=urgent", f"--nodelist={preempted}", "--output=/dev/null", "--wrap=true")
         until(lambda: training("pretrain-high-s0"), "a checkpoint")
         ((number, _, drained),) = jobs()["pretrain-high-s0"]
         ask("scancel", "--signal=USR2", number)  # as Slurm does before the time limit
@@ -275,13 +340,21 @@ def test_a_trial_on_slurm_has_the_weights_of_a_local_one(tiny_data, tiny_shape, 
         first.send_signal(signal.SIGINT)
         assert "jobs stay in Slurm's queue" in first.communicate(timeout=300)[1]
         assert first.returncode == 128 + signal.SIGINT
-        second = run()
+        told = subprocess.run(
+            [*command[:3], "status", "cluster.yaml", "--runs_dir", "by_slurm"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        print(told)
+        assert " Dependency" in told
+        assert "--runs_dir by_slurm --executor slurm" in told
+        second = start()
         told = second.communicate(timeout=3000)[1]
         print(told)
         assert second.returncode == 0
         ask("squeue", "--states=all", "--format=%.5A %.10T %.8N %.20r %j")
         ask("sinfo", "--Node", "--partition=long")
         queue = jobs()
+        del queue["wrap"]  # which preempted the other
         assert {name: len(of) for name, of in queue.items()} == dict.fromkeys(
             [*SIX, *(f"recover-{arm}-s0/evaluate-1" for arm in ("low", "high"))], 1
         )
@@ -290,6 +363,8 @@ def test_a_trial_on_slurm_has_the_weights_of_a_local_one(tiny_data, tiny_shape, 
     shutil.rmtree(short)
     logs = {name: (runs / "logs" / f"{name}.log").read_text() for name in SIX}
     assert ["resuming" in logs[name] for name in SIX] == [True, True, False, False, False, False]
+    assert ["DUE TO PREEMPTION" in logs[name] for name in SIX[:2]] == [True, False]
+    assert ["Stopped after update" in logs[name] for name in SIX[:2]] == [True, True]
     assert ["Calling checkpoint method" in logs[name] for name in SIX[:2]] == [False, True]  # submitit requeued one
     print(*(f"{digest}  {name}" for name, digest in digests(runs).items()), sep="\n")
     assert digests(runs) == digests(tmp_path / "local" / "cluster")
