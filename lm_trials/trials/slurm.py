@@ -64,10 +64,10 @@ def read_queue() -> list[Queued]:
 
 
 def jobs_in(queue: Sequence[Queued], runs: Path) -> dict[str, Queued]:
-    """Return those of a trial that have not ended, by the names of the trial's jobs."""
+    """Return those of a trial that have not ended, by the names of the trial's jobs; of one name the newest."""
     place = f"@{runs.resolve()}"
-    mine = (each for each in queue if each.name.endswith(place) and each.state not in ENDED)
-    return {each.name.removesuffix(place): each for each in mine}
+    mine = [each for each in queue if each.name.endswith(place) and each.state not in ENDED]
+    return {each.name.removesuffix(place): each for each in sorted(mine, key=lambda each: int(each.number))}
 
 
 @dataclass
@@ -213,7 +213,8 @@ class Slurm:
         log_of(self.runs, job).parent.mkdir(parents=True, exist_ok=True)
         log = str(log_of(self.runs, job)).replace("%", "%%")  # as an arm's name may have one
         given = dict(pair.split("=", 1) for pair in self.arguments.slurm)
-        self.submitit.max_num_timeout = 0 if job.folder and job.receipt else MAX_TIMEOUTS  # a measurement starts again
+        measures = job.folder and job.receipt  # and would start from its beginning each time
+        self.submitit.max_num_timeout = 0 if measures else MAX_TIMEOUTS
         self.submitit.parameters = {}
         self.submitit.update_parameters(
             job_name=f"{job.name}@{self.runs}",

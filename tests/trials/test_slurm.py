@@ -109,6 +109,8 @@ def test_what_waits_for_a_job_that_ended_is_submitted_again_with_it(queue):
     second = cluster().submit(JOBS)
     assert {name for name in first if first[name] != second[name]} == {"a", "a2", "a3", "ab"}
     assert f"#SBATCH --dependency=afterok:{second['a2']}" in script(second["a3"])
+    queue.write_text("".join(reversed(queue.read_text().splitlines(keepends=True))))
+    assert cluster().submit(JOBS) == second  # while those of before are not cancelled yet
 
 
 def test_a_measurement_is_not_queued_again_at_its_time_limit(queue):
