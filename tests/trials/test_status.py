@@ -55,7 +55,7 @@ def test_squeue_that_cannot_be_asked_is_told_where_the_trial_was_submitted_to_sl
     assert set(status.main(["decay.yaml"]).values()) == {"open"}
     told = " ".join(capsys.readouterr().out.split())
     assert "submitted to Slurm, and its queued jobs are shown as open: squeue failed (cat: " in told
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PATH", "/nowhere")
     status.main(["decay.yaml"])
     assert "queued jobs are shown as open: squeue not found" in " ".join(capsys.readouterr().out.split())
     Path("runs/decay/logs/slurm").rmdir()
