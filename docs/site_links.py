@@ -1,7 +1,7 @@
 """Hook of mkdocs: pages outside docs/ join the site, and links that hold on GitHub hold there too.
 
-On GitHub docs/data.md links to ../results/diversity.md.  On the site docs/ is the root, so that the page is
-results/diversity.md.  Each file that a page links to is added under its path in the repository.
+On GitHub docs/data.md links to ../results/diversity_coefficient.md.  On the site docs/ is the root, so that the page is
+results/diversity_coefficient.md.  Each file that a page links to is added under its path in the repository.
 """
 
 import posixpath
@@ -23,8 +23,8 @@ def place_on_site(path):
 
 def linked_files():
     """Return the files outside docs/ that the site needs: the results, and what any page links to."""
-    outside = {posixpath.join("results", path.name) for path in (ROOT / "results").iterdir()}
-    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")]
+    outside = {posixpath.join("results", path.name) for path in (ROOT / "results").iterdir() if path.is_file()}
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
     pages += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     for page in pages:
         outside.add(page.relative_to(ROOT).as_posix())

@@ -2,9 +2,11 @@
 
 import importlib
 import inspect
+import os
 import re
 import shlex
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_type_hints
@@ -237,6 +239,20 @@ def test_each_page_is_in_the_navigation_of_the_site():
     for folder, prefix in ((REPOSITORY / "docs", ""), (REPOSITORY / "results", "results/")):
         for page in folder.rglob("*.md"):
             assert f" {prefix}{page.relative_to(folder)}\n" in navigation, page
+
+
+def test_the_site_builds_and_each_page_has_a_place_of_its_own(tmp_path):
+    """A results page and the folder of its trial have nearly the same name."""
+    pytest.importorskip("mkdocs", reason="the site is built with the extra docs alone")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert built.returncode == 0, built.stderr
+    pages = re.findall(r"[\w/]+\.md", (REPOSITORY / "mkdocs.yml").read_text().partition("nav:")[2])
+    places = [page.replace("README.md", "index.md").replace(".md", ".html") for page in pages]
+    titles = {re.search("<title>(.*?)</title>", (tmp_path / "site" / place).read_text())[1] for place in places}
+    assert len(titles) == len(places)
 
 
 def test_the_map_names_every_top_level_entry():
