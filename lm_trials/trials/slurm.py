@@ -169,7 +169,7 @@ class Slurm:
             key = pair.partition("=")[0].replace("_", "-")
             if own := next((flag for flag in OWN if flag.startswith(key)), None):  # sbatch takes shortened names
                 use = f"use {OWN[own]}" if OWN[own] else "remove it"
-                raise UsageError(f"--slurm {pair}: lm-trials sets sbatch's --{own}; {use}")
+                raise UsageError(f"--slurm {pair}: the trial sets sbatch's --{own}; {use}")
         for name in ("JOB_NAME", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", *(["PARTITION"] if arguments.partition else [])):
             os.environ.pop(f"SBATCH_{name}", None)  # sbatch prefers them to what it is given in its file
         self.runs = runs.resolve()
