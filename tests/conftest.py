@@ -25,7 +25,13 @@ END_TO_END_PLACES = (
     *("probing/test_activation_store.py", "probing/patching/test_swaps.py", "commands/test_train.py"),
     *("protocols/test_set_commands.py", "models/test_model_folders.py", "probing/test_other_families.py"),
     *("reporting/test_layer_figures.py", "evaluation/test_matrix.py", "tokens/test_streams.py"),
-    *("stories/generated/test_detectors.py", "training/test_tuning_flags.py"),
+    *("stories/generated/test_detectors.py", "training/test_tuning_flags.py", "evaluation/test_remote_judge.py"),
+    *(
+        "stories/test_pieces.py",
+        "trials/test_trial_report.py",
+        "trials/test_publish.py",
+        "evaluation/test_constraints.py",
+    ),
 )
 END_TO_END_FIXTURES = {"train_flags", "tune_flags", "tiny_base", "shared_data"}
 

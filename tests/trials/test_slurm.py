@@ -220,7 +220,7 @@ def test_a_mistake_is_one_line_before_anything_is_submitted(queue, monkeypatch):
     ],
 )
 def test_a_flag_of_sbatch_that_is_set_already_is_refused(queue, pair, text):
-    with pytest.raises(UsageError, match=f"--slurm {pair}: lm-trials {text}"):
+    with pytest.raises(UsageError, match=f"--slurm {pair}: the trial {text}"):
         cluster(slurm=["mem=1G", pair])
     cluster(slurm=["mem=1G", "time-min=5", "exclude=node1"])
 
