@@ -92,7 +92,7 @@ class Snapshots:
         ]
         write_json(folder / TEXTS, {"texts": rows})
 
-    def num_bytes(self, model: PreTrainedModel) -> dict[str, int]:
+    def num_bytes(self, model: Any) -> dict[str, int]:
         """Return the size of each file; a UsageError for attention of a model without heads."""
         config: Any = text_config(model)
         lengths = [len(text.ids_T) for text in self.texts]
@@ -146,7 +146,8 @@ def taken(
     if "embeddings" in names:
         found["embeddings"]["weight"] = _saved(model.get_input_embeddings().get_parameter("weight"))
     if "gradients" in names:
-        found["gradients"] = {name: _saved(weight.grad) for name, weight in trained.items()}
+        # An expert that no token was sent to has none.
+        found["gradients"] = {name: _saved(weight.grad) for name, weight in trained.items() if weight.grad is not None}
     return found, losses
 
 
@@ -156,11 +157,12 @@ def _saved(values: torch.Tensor) -> torch.Tensor:
 
 def check_saved_arguments(args: RunArguments, saved: SavedArguments) -> None:
     """Refuse a ladder or snapshots of a run that saves no checkpoint, or only those that are the best so far."""
-    if saved.checkpoint_ladder and args.save_strategy in ("no", "best"):
-        raise UsageError(
-            f"--checkpoint_ladder True adds checkpoints to those of --save_steps, and --save_strategy "
-            f"{args.save_strategy.value} saves none at fixed updates; give --save_strategy steps"
-        )
+    for strategy in ("no", "best"):
+        if saved.checkpoint_ladder and args.save_strategy == strategy:
+            raise UsageError(
+                f"--checkpoint_ladder True adds to the checkpoints of --save_steps, and --save_strategy {strategy} saves "
+                "none at fixed updates; give --save_strategy steps"
+            )
     if saved.snapshot and args.save_strategy == "no":
         raise UsageError(
             f"--snapshot {','.join(saved.snapshot)} is saved with checkpoints, and --save_strategy no saves none; give "
@@ -184,7 +186,7 @@ def choose_snapshots(
 
 
 def saved_facts(
-    args: RunArguments, saved: SavedArguments, plan: Plan, snapshots: Snapshots | None, model: PreTrainedModel
+    args: RunArguments, saved: SavedArguments, plan: Plan, snapshots: Snapshots | None, model: Any
 ) -> dict[str, str]:
     """Return the lines about a ladder and snapshots that are shown before training.
 

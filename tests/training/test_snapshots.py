@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM
 
 import sft_lora
 import train_gpt2
+from lm_trials.data.datasets import open_prepared
 from lm_trials.models.reference import checkpoints
 from lm_trials.probing.capture import Capture
 from lm_trials.snapshots import SNAPSHOTS, open_snapshots
-from lm_trials.training import snapshots
+from lm_trials.tokens.tokenizers import load_tokenizer
+from lm_trials.training import manifest, snapshots
 from lm_trials.training.records import records_between
+from lm_trials.training.trainer import StoryTrainer
 
 LADDER = ("--save_strategy", "steps", "--save_steps", "5", "--checkpoint_ladder", "True")
 ALL = ("--snapshot", ",".join(SNAPSHOTS), "--snapshot_samples", "2")
@@ -32,11 +35,25 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture
-def command(train_flags, kept):
-    """The command of a run with dropout, a ladder and all snapshots; and its finished folder, trained once."""
+def command(train_flags, kept, monkeypatch):
+    """The command of a run with dropout, a ladder and all snapshots; and its finished folder, trained once.
+
+    `read.npy` beside it has the ids that the model read, (updates, blocks, tokens).
+    """
     argv = [*train_flags("run", *LONG, *LADDER, *ALL), "--output_dir", str(kept / "run")]
     if not (kept / "run").exists():
-        train_gpt2.main(argv)
+        seen, compute = [], StoryTrainer.compute_loss
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                StoryTrainer,
+                "compute_loss",
+                lambda self, model, inputs, *more, **named: (
+                    seen.append(inputs["input_ids"].numpy().copy()),
+                    compute(self, model, inputs, *more, **named),
+                )[1],
+            )
+            train_gpt2.main(argv)
+        np.save(kept / "read.npy", np.stack(seen))
     return argv, kept / "run"
 
 
@@ -140,11 +157,10 @@ def test_attention_is_that_of_hooks_and_not_of_a_second_pass(command):
 
 
 def test_texts_are_the_first_validation_stories(command, tiny_data):
-    from lm_trials.data.datasets import open_prepared
-
-    records = list(open_prepared("tiny", str(tiny_data)).select("validation", 2).read())
+    records = open_prepared("tiny", str(tiny_data), "dataset_name").select("validation", 2).read()
+    names = [record["record_id"] for record in records]
     for snapshot in open_snapshots(command[1]).all:
-        assert [text["record_id"] for text in snapshot.texts] == [record["record_id"] for record in records]
+        assert [text["record_id"] for text in snapshot.texts] == names
         assert [text["tokens"][0] for text in snapshot.texts] == ["<s>", "<s>"]
         assert [len(text["input_ids"]) for text in snapshot.texts] == [32, 32]  # the block size
 
@@ -156,8 +172,9 @@ def test_neither_ladder_nor_snapshots_change_a_bit(command, train_flags, tmp_pat
     assert outcome(command[1]) == straight
     taken = snapshots.taken
     monkeypatch.setattr(snapshots, "taken", lambda *given: (torch.rand(1), taken(*given))[1])
-    train_gpt2.main(train_flags("drawn", *LONG, *LADDER, *ALL))
+    train_gpt2.main(train_flags("drawn", *LONG, *LADDER, *ALL, "--save_total_limit", "2"))
     assert outcome(tmp_path / "drawn")[0] != straight[0]
+    assert steps_of(tmp_path / "drawn") == [10, 11]  # a limit keeps the newest, of a ladder too
 
 
 @pytest.mark.parametrize("step", [0, 4])
@@ -176,47 +193,56 @@ def test_a_run_resumed_from_any_rung_ends_the_same_with_the_same_rungs(command, 
 
 
 def test_the_best_model_is_never_one_that_only_the_ladder_saved(train_flags, tmp_path):
-    """So a ladder is logistics, with --load_best_model_at_end too: evaluated at each update, saved at every third."""
-    best = ("--load_best_model_at_end", "True", "--eval_strategy", "steps", "--eval_steps", "1", "--max_steps", "5")
-    # Each update is worse than the one before, so that update 1 is the best.
-    worse = (*best, "--learning_rate", "5", "--optim", "sgd", "--greater_is_better", "True", "--save_strategy", "steps")
-    flags = (*worse, "--save_steps", "3", "--max_eval_samples", "2")
-    train_gpt2.main(train_flags("plain", *flags))
-    train_gpt2.main(train_flags("ladder", *flags, "--checkpoint_ladder", "True"))
+    """So a ladder changes no result with --load_best_model_at_end either."""
+    best = ("--load_best_model_at_end", "True", "--eval_strategy", "steps", "--eval_steps", "1", "--max_steps", "4")
+    # The highest loss counts as the best, which is that of update 1.
+    flags = (*best, "--greater_is_better", "True", "--save_strategy", "steps", "--save_steps", "3")
+    train_gpt2.main(train_flags("plain", *flags, "--max_eval_samples", "2"))
+    train_gpt2.main(train_flags("ladder", *flags, "--max_eval_samples", "2", "--checkpoint_ladder", "True"))
     states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("plain", "ladder")]
-    assert states[0]["best_global_step"] == states[1]["best_global_step"] not in (3, 5)
-    assert steps_of(tmp_path / "ladder") == [0, 1, 2, 3, 4, 5]
-    assert outcome(tmp_path / "plain") == outcome(tmp_path / "ladder")
+    assert [state["best_global_step"] for state in states] == [1, 1]
+    assert steps_of(tmp_path / "ladder") == [0, 1, 2, 3, 4]
+    assert outcome(tmp_path / "ladder") == outcome(tmp_path / "plain")
+    first = tmp_path / "ladder" / "checkpoint-1" / "model.safetensors"
+    assert first.read_bytes() != outcome(tmp_path / "plain")[0]
 
 
-def test_a_ladder_and_snapshots_are_logistics(command, tmp_path, capsys):
-    """Another ladder is no other run."""
-    from lm_trials.trials.differences import differences
-
-    argv, folder = command
-    run = json.loads((folder / "run.json").read_text())
-    assert run["logistics"]["checkpoint_ladder"] is True
-    assert run["logistics"]["snapshot"] == list(SNAPSHOTS)
-    assert not {"checkpoint_ladder", "snapshot", "snapshot_samples"} & run["outcome"].keys()
-
-
-def test_a_limit_keeps_the_newest_of_a_ladder(train_flags, tmp_path):
-    train_gpt2.main(train_flags("run", *LADDER, "--save_total_limit", "2"))
-    assert steps_of(tmp_path / "run") == [2, 4]
-
-
-def test_records_between_two_checkpoints_are_those_read(command, train_flags, monkeypatch):
+def test_a_ladder_and_snapshots_are_logistics(command, train_flags, capsys):
+    """Without them it is the same run."""
     _, folder = command
-    found = records_between(folder, 3, 5)
-    assert sorted(set(found["update"])) == [3, 4, 5]
-    assert found["tokens"].groupby(found["update"]).sum().tolist() == [4 * 32] * 3
-    whole = records_between(folder, 1, 11)
-    assert len(whole) > len(found)
+    run = json.loads((folder / "run.json").read_text())
+    logistics = {"checkpoint_ladder": True, "snapshot": list(SNAPSHOTS), "snapshot_samples": 2}
+    assert logistics.items() <= run["logistics"].items()
+    assert not logistics.keys() & run["outcome"].keys()
+    assert {manifest.role_of(name) for name in logistics} == {"logistics"}
+    same = [*train_flags("run", *LONG), "--output_dir", str(folder)]
+    train_gpt2.main(same)
+    assert "is already finished" in capsys.readouterr().out
+    assert "dropout was 0.1 and is now 0.2" in error_line(capsys, train_gpt2.main, *same, "--dropout", "0.2")
+
+
+def test_records_between_checkpoints_are_those_that_the_model_read(command, tiny_data):
+    _, folder = command
+    read = np.load(folder.parent / "read.npy")
+    corpus = open_prepared("tiny", str(tiny_data), "dataset_name").select("train", None)
+    stories = {record["record_id"]: record["story"] for record in corpus.read()}
+    tokenizer = load_tokenizer(folder)
+    rows = {row["step"]: row["since"] for row in open_snapshots(folder).table()}
+    assert rows.pop(0) is None
+    for step, since in rows.items():
+        found = records_between(folder, since + 1, step)
+        ids = [
+            tokenizer(stories[row.record_id])["input_ids"][row.token : row.token + row.tokens]
+            for row in found.itertuples()
+        ]
+        assert np.concatenate(ids).tolist() == read[since:step].flatten().tolist()
+        assert sorted(set(found["update"])) == list(range(since + 1, step + 1))
 
 
 def test_a_fine_tuning_has_them_too(tune_flags, tmp_path):
-    sft_lora.main(tune_flags("plain"))
-    sft_lora.main(tune_flags("run", *LADDER, *ALL))
+    dropout = ("--lora_dropout", "0.1")
+    sft_lora.main(tune_flags("plain", *dropout))
+    sft_lora.main(tune_flags("run", *dropout, *LADDER, *ALL))
     assert outcome(tmp_path / "run") == outcome(tmp_path / "plain")
     found = open_snapshots(tmp_path / "run")
     assert found.steps == [0, 1, 2, 4]
