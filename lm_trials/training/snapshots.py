@@ -160,8 +160,8 @@ def check_saved_arguments(args: RunArguments, saved: SavedArguments) -> None:
     for strategy in ("no", "best"):
         if saved.checkpoint_ladder and args.save_strategy == strategy:
             raise UsageError(
-                f"--checkpoint_ladder True adds to the checkpoints of --save_steps, and --save_strategy {strategy} saves "
-                "none at fixed updates; give --save_strategy steps"
+                f"--checkpoint_ladder True adds to the checkpoints of --save_steps, and --save_strategy {strategy} "
+                "saves none at fixed updates; give --save_strategy steps"
             )
     if saved.snapshot and args.save_strategy == "no":
         raise UsageError(
