@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from killed_runs import Training, kill_and_go_on, outcome
 from refusals import error_line
 from small_models import with_lora
 from tiny_models import tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerControl
 
 import sft_lora
 import train_gpt2
@@ -20,7 +21,9 @@ from lm_trials.probing.capture import Capture
 from lm_trials.snapshots import SNAPSHOTS, open_snapshots
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training import manifest, snapshots
+from lm_trials.training.callbacks import CheckpointLadder
 from lm_trials.training.records import records_between
+from lm_trials.training.resumption import Interruption
 from lm_trials.training.trainer import StoryTrainer
 
 LADDER = ("--save_strategy", "steps", "--save_steps", "5", "--checkpoint_ladder", "True")
@@ -205,6 +208,18 @@ def test_the_best_model_is_never_one_that_only_the_ladder_saved(train_flags, tmp
     assert outcome(tmp_path / "ladder") == outcome(tmp_path / "plain")
     first = tmp_path / "ladder" / "checkpoint-1" / "model.safetensors"
     assert first.read_bytes() != outcome(tmp_path / "plain")[0]
+
+
+@pytest.mark.parametrize(("step", "by_save_steps"), [(2, False), (4, True), (3, False)])
+def test_a_rung_after_a_signal_is_no_scheduled_checkpoint_either(step, by_save_steps):
+    trainer, state = SimpleNamespace(scheduled=True), SimpleNamespace(global_step=step)
+    control, interruption = TrainerControl(should_save=by_save_steps), Interruption(trainer)
+    CheckpointLadder(trainer).on_step_end(None, state, control)
+    assert control.should_save == (by_save_steps or step == 2)
+    interruption.received = 15
+    interruption.on_step_end(SimpleNamespace(world_size=1), state, control)
+    assert control.should_save
+    assert trainer.scheduled == by_save_steps
 
 
 def test_a_ladder_and_snapshots_are_logistics(command, train_flags, capsys):
