@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "lm_trials"
 
 # What each room may import of this package, at any depth; what stands at the root any room may import.
-ROOT = {"console", "estimates", "files", "flags", "hub_errors", "run_data", "run_fields", "shared_flags"}
+ROOT = {"console", "estimates", "files", "flags", "hub_errors", "run_data", "run_fields", "shared_flags", "snapshots"}
 DATA = {"stories", "tokens", "protocols", "pairs", "data"}
 ROOMS = {
     "stories": set(),

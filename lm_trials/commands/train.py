@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from lm_trials.console import load_libraries, note, script
@@ -83,9 +84,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         full=run_arguments,
         prog="lm-trials train",
     )
-    from lm_trials.models.reference import load_model, positions_of, resolve_model
+    from lm_trials.models.reference import load_model, load_on, positions_of, resolve_model
     from lm_trials.training import hub
-    from lm_trials.training.callbacks import DenseEvaluation, GenerationPlan
+    from lm_trials.training.callbacks import CheckpointLadder, DenseEvaluation, GenerationPlan
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.initial import choose_initial
     from lm_trials.training.launch import check_processes
@@ -93,10 +94,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.plan import check_best, name_run, plan_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
     from lm_trials.training.session import announce, finish, say_finished, train_from
+    from lm_trials.training.snapshots import check_saved_arguments, choose_snapshots, saved_facts, story_texts
     from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
 
     check_best(args, data_args)
+    check_saved_arguments(args, model_args)
     check_processes(args.distributed_state)
     hub.check_push(args)
     with args.main_process_first(desc="the tokenizer"):
@@ -111,6 +114,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = initial.load(args.seed, documents_apart) if args.do_train else load_model(resolve_model(args.output_dir))
     plan = plan_run(args, data_args, stores)
     described = describe_run(args, [data_args, model_args], model.config, plan, stores.described, initial.describe())
+    texts = story_texts(stores.validation, plan.block_size)
+    snapshots = choose_snapshots(model_args, texts, initial.tokenizer, partial(load_on, args.device))
     start = Start()
     if args.do_train:
         again = model_args.overwrite_output_dir, model_args.accept_other_code
@@ -121,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             return metrics
         if start.checkpoint:
             stores.check_unchanged()
-        announce(args, data_args, model, plan, stores, initial)
+        announce(args, data_args, model, plan, stores, initial, saved_facts(args, model_args, plan, snapshots, model))
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     if args.should_save and args.do_train:
@@ -151,10 +156,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             data_args.generation_tokens,
         ),
     )
-    trainer.run_identity = run_identity(described)
+    trainer.run_identity, trainer.snapshots = run_identity(described), snapshots
     trainer.add_callback(
         DenseEvaluation(data_args.dense_eval_steps, data_args.dense_eval_spacing, args.eval_steps, plan.num_steps)
     )
+    if model_args.checkpoint_ladder:
+        trainer.add_callback(CheckpointLadder(trainer))
     if args.do_train:
         train_from(trainer, start.checkpoint)
         trainer.save_model()

@@ -18,6 +18,7 @@ a file.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from lm_trials.console import script
@@ -44,8 +45,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "lm-trials tune",
         check_targets,
     )
-    from lm_trials.models.reference import read_run
+    import torch
+
+    from lm_trials.models.reference import load_on, read_run
     from lm_trials.training import hub
+    from lm_trials.training.callbacks import CheckpointLadder
     from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.fine_tuning import (
         announce_tuning,
@@ -63,12 +67,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.plan import name_run
     from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
     from lm_trials.training.session import say_finished, train_from
+    from lm_trials.training.snapshots import check_saved_arguments, choose_snapshots, example_texts, saved_facts
     from lm_trials.training.tuning_examples import choose_padding, open_examples, plan_fine_tuning
     from lm_trials.training.tuning_trainer import tuner
 
     check_processes(args.distributed_state)
+    check_saved_arguments(args, adapter_args)
     hub.check_push(args)
-    quantized(args, adapter_args)  # refused before the data are prepared
+    quantization = quantized(args, adapter_args)  # refused before the data are prepared
     base = choose_base(adapter_args)
     if adapter_args.full_finetune and args.do_train:
         base.check_memory(args)
@@ -95,11 +101,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics = say_finished(folder, examples.prompt())
         hub.push_finished(args)
         return metrics
+    texts = example_texts(examples.validation, examples.completion_only)
+    load = partial(load_on, args.device, dtype=getattr(torch, adapter_args.dtype), quantization_config=quantization)
+    snapshots = choose_snapshots(adapter_args, texts, base.tokenizer, load)
     if start.finished:  # it is evaluated, or what is left is to merge it
         args.do_train = False
         model = finished_weights(model, folder, adapter_args.dtype)
     else:
-        announce_tuning(args, adapter_args, model, base, plan, examples, pair_args.max_eval_samples)
+        saved = saved_facts(args, adapter_args, plan, snapshots, model)
+        announce_tuning(args, adapter_args, model, base, plan, examples, pair_args.max_eval_samples, saved)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     trainer = tuner(
@@ -111,7 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         completion_only=examples.completion_only,
         max_eval_samples=pair_args.max_eval_samples,
     )
-    trainer.run_identity = identity
+    trainer.run_identity, trainer.snapshots = identity, snapshots
+    if adapter_args.checkpoint_ladder:
+        trainer.add_callback(CheckpointLadder(trainer))
     if args.should_save and args.do_train:
         described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
         prepare_output_dir(args, start)

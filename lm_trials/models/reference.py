@@ -268,11 +268,12 @@ def load_on(
     reference: ModelReference,
     dtype: torch.dtype = torch.float32,
     quantization_config: BitsAndBytesConfig | None = None,
+    **init_kwargs: Any,
 ) -> PreTrainedModel:
     """Load a model as `load_model` does, on a device."""
     if quantization_config is not None:
-        return load_model(reference, dtype, quantization_config, device_map={"": device})
-    module: Any = load_model(reference, dtype)
+        return load_model(reference, dtype, quantization_config, device_map={"": device}, **init_kwargs)
+    module: Any = load_model(reference, dtype, **init_kwargs)
     return module.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Dense evaluations at the start of a run, and tables of generated stories."""
+"""Dense evaluations and checkpoints at the start of a run, and tables of generated stories."""
 
 from __future__ import annotations
 
@@ -51,6 +51,29 @@ class DenseEvaluation(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Request an evaluation after these updates."""
         control.should_evaluate = control.should_evaluate or state.global_step in self.steps
+        return control
+
+
+class CheckpointLadder(TrainerCallback):
+    """Saves update 0 and the updates that are powers of two, besides those of `--save_steps`.
+
+    Add it before `Interruption`.  `--load_best_model_at_end` never takes these checkpoints: a ladder changes no result.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Save update 0; not again when a run resumes from it, whose random state is that of another start."""
+        if state.global_step == 0 and not (Path(args.output_dir) / "checkpoint-0").is_dir():
+            self.trainer.scheduled = False
+            self.trainer._save_checkpoint(self.trainer.model, None)
+            self.trainer.clock.restart()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Request a checkpoint after powers of two."""
+        self.trainer.scheduled = control.should_save
+        control.should_save = control.should_save or state.global_step.bit_count() == 1
         return control
 
 

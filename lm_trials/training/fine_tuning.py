@@ -193,9 +193,10 @@ def announce_tuning(
     base: InitialModel,
     plan: Plan,
     examples: Examples,
-    max_eval_samples: int | None = None,
+    max_eval_samples: int | None,
+    saved: dict[str, str],
 ) -> None:
-    """Show the model, data and length of a fine-tuning before it starts."""
+    """Show the model, data and length of a fine-tuning before it starts; `saved` is `snapshots.saved_facts`."""
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     kind = "8-bit" if adapter_args.load_in_8bit else "4-bit (nf4)" if adapter_args.load_in_4bit else adapter_args.dtype
     adapter = "none: all weights are trained"
@@ -220,6 +221,7 @@ def announce_tuning(
             "tokens in the loss": f"{plan.num_completion_tokens:,} of {plan.num_tokens:,} ({share:.1%}), {what}",
             "validation data": validation,
             "updates": f"{plan.num_steps:,} of {plan.blocks_per_step} {rows}, {plan.passes:.2f} passes",
+            **saved,
             "device": device_facts(args),
             "output": args.output_dir,
         },

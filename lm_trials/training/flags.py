@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
+from lm_trials.snapshots import SNAPSHOTS
 from lm_trials.stories.features import FEATURES
 
 RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
@@ -62,8 +63,28 @@ class DataArguments(DataReading):
     generation_tokens: int = option(200, least=1, help="Maximum tokens of these stories.")
 
 
+@dataclass(kw_only=True)
+class SavedArguments:
+    """What is saved besides a checkpoint every `--save_steps` updates."""
+
+    flag_group: ClassVar[str] = "output"
+
+    checkpoint_ladder: bool = option(False, help="Also save update 0 and the updates that are powers of two.")
+    snapshot: list[str] = option(
+        [],
+        one_of=SNAPSHOTS,
+        distinct=True,
+        help="Also save with each checkpoint, for some validation stories: attention, embeddings, gradients, "
+        "activations; as a,b.",
+    )
+    snapshot_samples: int = option(4, least=1, needs="snapshot", help="Number of these stories.")
+
+    def __post_init__(self) -> None:
+        self.snapshot = [name.strip() for given in self.snapshot for name in given.split(",") if name.strip()]
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(SavedArguments):
     """The model."""
 
     flag_group: ClassVar[str] = "model"

@@ -32,6 +32,7 @@ from lm_trials.stories.shards import first_line
 from lm_trials.training.checkpoints import STATE_FILE, UNFINISHED, remove, rotate, seal, sealed_facts, unfinished_folder
 from lm_trials.training.hub import HubPush
 from lm_trials.training.launch import check_saved
+from lm_trials.training.snapshots import Snapshots
 from lm_trials.training.throughput import Clock, RunProgress
 
 PROGRESS = "progress_{}.json"
@@ -44,11 +45,13 @@ class ExactResume(HubPush):
 
     Attributes:
         run_identity: `checkpoints.run_identity` of the run, written into each checkpoint.
-        scheduled: False for the checkpoint after a signal, which `--save_steps` does not schedule.
+        scheduled: False for a checkpoint after a signal or of a ladder, which `--save_steps` does not schedule.
+        snapshots: what is computed and saved with each checkpoint.
     """
 
     run_identity: str = ""
     scheduled: bool = True
+    snapshots: Snapshots | None = None
     clock: Clock
     _evaluated: tuple[int, dict[str, float]] = (-1, {})
     _diverged: Any = 0  # the first update whose loss or gradient was not finite: a number on the device
@@ -155,11 +158,15 @@ class ExactResume(HubPush):
                 self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
             if self.args.should_save:
                 self._save_state(place)
+            if self.snapshots and self.args.should_save:
+                self.snapshots.write(place)
             self.accelerator.wait_for_everyone()  # until every process has written its files
             if self.args.should_save:
+                earlier = [n for path in checkpoints(run) if (n := int(path.name.removeprefix("checkpoint-"))) < step]
                 facts = {
                     "run": self.run_identity,
                     "global_step": step,
+                    "since": max(earlier, default=None),  # the last checkpoint, for `records_between`
                     "world_size": self.args.world_size,
                     "resumable": not self.args.save_only_model,
                     "scheduled": self.scheduled,  # else the best model is never taken from it
@@ -345,7 +352,7 @@ class Interruption(TrainerCallback):
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.received = int(number) or None
         if self.received is not None:
-            self.trainer.scheduled = control.should_save
+            self.trainer.scheduled = self.trainer.scheduled and control.should_save
             control.should_save = control.should_training_stop = True
         return control
 

@@ -39,9 +39,19 @@ def device_facts(args: RunArguments) -> str:
 
 
 def announce(
-    args: RunArguments, data_args: DataArguments, model: Any, plan: Plan, stores: RunStores, initial: InitialModel
+    args: RunArguments,
+    data_args: DataArguments,
+    model: Any,
+    plan: Plan,
+    stores: RunStores,
+    initial: InitialModel,
+    saved: dict[str, str],
 ) -> None:
-    """Show the model, data and length of a run before it starts, and settings far from the usual ones."""
+    """Show the model, data and length of a run before it starts, and settings far from the usual ones.
+
+    Args:
+        saved: `snapshots.saved_facts`.
+    """
     count, config = count_parameters(model), text_config(model)
     dropouts = {name: value for name in dropout_fields(config) if (value := getattr(config, name)) is not None}
     passes = "" if plan.passes is None else f" in {plan.passes:.2f} passes"
@@ -57,6 +67,7 @@ def announce(
             "tokens per step": f"{plan.tokens_per_step:,} = {plan.blocks_per_step} blocks of {plan.block_size}",
             "steps": f"{plan.num_steps:,}",
             "total tokens": f"{plan.num_tokens:,}{passes}",
+            **saved,
             "device": device_facts(args),
             "output": args.output_dir,
         },

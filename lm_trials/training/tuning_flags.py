@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.shared_flags import Quantization
-from lm_trials.training.flags import RATE, CommonTrainingArguments
+from lm_trials.training.flags import RATE, CommonTrainingArguments, SavedArguments
 
 
 @dataclass
@@ -36,7 +36,7 @@ class PairArguments:
 
 
 @dataclass
-class AdapterArguments(Quantization):
+class AdapterArguments(Quantization, SavedArguments):
     """The base model and its adapter."""
 
     flag_group: ClassVar[str] = "model"

@@ -22,6 +22,7 @@ from typing import Any
 from lm_trials.console import UsageError, note, script, show_facts, show_table
 from lm_trials.files import read_object, write_json
 from lm_trials.flags import option
+from lm_trials.snapshots import saved_updates
 from lm_trials.trials.engine import Forecast, durations, log_end, log_of, run_jobs
 from lm_trials.trials.graph import Job, jobs_of
 from lm_trials.trials.run import (
@@ -39,6 +40,7 @@ from lm_trials.trials.screen import Screen, clock
 from lm_trials.trials.trial import Trial
 
 REHEARSED = 20  # updates; the first ones are slower
+SAVED = ("checkpoint_ladder", "snapshot", "snapshot_samples")  # flags that need checkpoints, which a rehearsal has not
 STATE = 3  # times the weights: AdamW's two moments, and the weights themselves
 
 
@@ -55,7 +57,8 @@ def rehearsed(trial: Trial) -> Trial:
     stages = {}
     for name, stage in trial.stages.items():
         own = few | ({"dense_eval_steps": 0} if stage.program == "train" else {})
-        stages[name] = replace(stage, flags={arm: {**flags, **own} for arm, flags in stage.flags.items()})
+        kept = {arm: {flag: flags[flag] for flag in flags if flag not in SAVED} for arm, flags in stage.flags.items()}
+        stages[name] = replace(stage, flags={arm: {**flags, **own} for arm, flags in kept.items()})
     return replace(trial, seeds=(max(trial.seeds) + 1,), stages=stages)
 
 
@@ -91,8 +94,11 @@ def evaluations(flags: Mapping[str, Any], steps: int) -> int:
     >>> evaluations({"eval_strategy": "steps", "eval_steps": 50, "dense_eval_steps": 20}, 200)
     24
     """
-    every = flags.get("eval_steps") or flags.get("logging_steps")
-    return int(flags.get("dense_eval_steps") or 0) + math.floor(_times(flags.get("eval_strategy"), every, steps))
+    dense = int(flags.get("dense_eval_steps") or 0)
+    if flags.get("eval_strategy") == "no":
+        return dense
+    every = float(flags.get("eval_steps") or flags.get("logging_steps") or steps)
+    return dense + math.floor(steps / (every * steps if every < 1 else every))
 
 
 def checkpoints(flags: Mapping[str, Any], steps: int) -> int:
@@ -101,14 +107,10 @@ def checkpoints(flags: Mapping[str, Any], steps: int) -> int:
     >>> checkpoints({"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}, 200)
     2
     """
-    saves = math.ceil(_times(flags.get("save_strategy"), flags.get("save_steps"), steps))
-    return min(saves, int(flags.get("save_total_limit") or steps))
-
-
-def _times(strategy: Any, every: Any, steps: int) -> float:
-    """Return how often something happens every so many updates; below 1, `every` is a share of all."""
-    every = float(every or steps)
-    return 0.0 if strategy == "no" else steps / (every * steps if every < 1 else every)
+    if flags.get("save_strategy") == "no":
+        return 0
+    saved = saved_updates(steps, float(flags.get("save_steps") or steps), bool(flags.get("checkpoint_ladder")))
+    return min(len(saved), int(flags.get("save_total_limit") or len(saved)))
 
 
 @script
