@@ -21,8 +21,9 @@ ROOMS = {
     "models": DATA,
     "evaluation": DATA | {"models"},
     "latent_city": DATA | {"models", "evaluation"},
-    "training": DATA | {"models", "evaluation", "reporting"},
-    "probing": DATA | {"models", "evaluation", "latent_city", "reporting"},
+    "training": DATA | {"models", "evaluation", "metrics", "reporting"},
+    "probing": DATA | {"models", "evaluation", "latent_city", "metrics", "reporting"},
+    "metrics": DATA | {"models", "evaluation"},
     "reporting": set(),
     "trials": {"reporting", "cli"},  # it runs programs by their names
 }

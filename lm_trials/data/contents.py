@@ -6,6 +6,7 @@ bytes.  A Hub data set cannot be hashed without a download; its name and configu
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,12 @@ def content_name(content: str, protocol: Mapping[str, Any] | None = None) -> str
     ('9f86d081884c7d65', '9f86d081884c7d65+{"seed": 0}')
     """
     return content if protocol is None else f"{content}+{json.dumps(protocol, sort_keys=True)}"
+
+
+def files_digest(sums: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return 16 digits over all files' checksums: they also see whitespace, which `content` ignores."""
+    text = json.dumps({name: entry["sha256"] for name, entry in sums.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hub_name(reference: str, config: str | None) -> str:

@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.data.contents import content_name, contents_of, hub_name
+from lm_trials.data.contents import content_name, contents_of, files_digest, hub_name
 from lm_trials.data.documents import Documents, Tokenising, corpus_documents, set_documents, source_documents
 from lm_trials.files import plain_name
-from lm_trials.pairs.pairs import PairSet, is_pairs, open_pairs, prepare_pairs
+from lm_trials.pairs.layouts import as_conversation
+from lm_trials.pairs.pairs import PairSet, holds_pairs, is_pairs, open_pairs, prepare_pairs
 from lm_trials.protocols.set_texts import SetText, resolve_set, set_texts
 from lm_trials.protocols.sets import is_set
 from lm_trials.stories.corpora import is_corpus, open_records, prepare_source, read_manifest
@@ -77,6 +78,32 @@ class Selection:
         if not texts:
             raise UsageError(f"--dataset_name: {self.name} has no story and so no prompt; prepare more stories")
         return texts
+
+
+class Text(NamedTuple):
+    """One text of a prepared data set, and what asks for it."""
+
+    record_id: str
+    text: str
+    prompt: str
+    features: list[str]
+
+
+@dataclass(frozen=True)
+class PreparedTexts:
+    """The texts of a prepared data set, readable from any row.
+
+    Attributes:
+        folder: of the data set.
+        content: changes with any byte of the texts, prompts and features.
+        num_rows: rows of each split.
+        read: yields the texts of rows `start` to `stop` of a split, without those that a protocol filtered out.
+    """
+
+    folder: Path
+    content: str
+    num_rows: dict[Split, int]
+    read: Callable[[Split, int, int], Iterator[Text]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +195,18 @@ class DataSet:
         """
         raise self._unfit("corpus", "name a corpus, a file or a Hub data set")
 
+    def as_prepared(self) -> DataSet:
+        """Return the data set itself, or of a source what is prepared of it: a corpus, or pairs."""
+        return self
+
+    def texts(self) -> PreparedTexts:
+        """Return its texts, each with its prompt.
+
+        Raises:
+            UsageError: for a data set that is not prepared, and for a mixture.
+        """
+        raise self._unfit("texts of its own", "name each of its data sets")
+
     def check_splits(self) -> None:
         """Check its splits as far as they are known before it is read.
 
@@ -224,6 +263,18 @@ class ProtocolSet(DataSet):
         """Return the corpus that it was made of."""
         return resolve_set(self.name, self.place)[1]
 
+    def texts(self) -> PreparedTexts:
+        """Return its stories, or refusals; the prompt is the instruction lines.  Its rows are those of the corpus."""
+        folder, corpus, protocol = resolve_set(self.name, self.place)
+
+        def read(split: Split, start: int, stop: int) -> Iterator[Text]:
+            for text in set_texts(self.name, self.place, split, start, stop):
+                yield Text(text.record_id, text.story, text.prompt, text.features)
+
+        manifest = read_manifest(corpus)
+        content = content_name(files_digest(manifest.get("files", {})), protocol.as_dict())
+        return PreparedTexts(folder, content, manifest["stories"], read)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(DataSet):
@@ -270,6 +321,16 @@ class Corpus(DataSet):
         """Return its folder."""
         return self.folder
 
+    def texts(self) -> PreparedTexts:
+        """Return its stories."""
+        splits = open_records(self.folder).select_columns(["record_id", "story", "prompt", "features"])
+
+        def read(split: Split, start: int, stop: int) -> Iterator[Text]:
+            return map(Text._make, zip(*splits[split][start:stop].values(), strict=True))
+
+        manifest = read_manifest(self.folder)
+        return PreparedTexts(self.folder, files_digest(manifest.get("files", {})), manifest["stories"], read)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPairs(DataSet):
@@ -291,6 +352,24 @@ class PreparedPairs(DataSet):
             [m["content"] for messages in batch["messages"] for m in messages if m["role"] == "assistant"]
             for batch in rows.select_columns(["messages"]).iter(READ_BATCH)
         ), len(rows)
+
+    def texts(self) -> PreparedTexts:
+        """Return its completions, texts, or a conversation's answers; the prompt is all that is not trained on."""
+        opened = self.pairs()
+
+        def read(split: Split, start: int, stop: int) -> Iterator[Text]:
+            for number in range(start, stop):
+                row = opened.splits[split][number]
+                if opened.kind == "texts":
+                    yield Text(row["record_id"], row["text"], "", [])
+                    continue
+                messages, num_prompt, _ = as_conversation(row)
+                answers = [m for m in messages[num_prompt:] if m["role"] == "assistant"]
+                others = [m for m in messages if m not in answers]
+                contents = ("\n".join(m.get("content") or "" for m in part) for part in (answers, others))
+                yield Text(row["record_id"], *contents, [])
+
+        return PreparedTexts(opened.folder, opened.manifest["content"], opened.manifest["rows"], read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,6 +462,14 @@ class RawSource(DataSet):
     def pairs(self, watch: Watch = iter) -> PairSet:
         """Prepare its prompts and completions, conversations or texts once, and open them."""
         return open_pairs(prepare_pairs(self.source, self.label, self.place, watch).name, self.place, self.name)
+
+    def as_prepared(self) -> DataSet:
+        """Prepare it once, as pairs if its rows are pairs or conversations, else as a corpus."""
+        if holds_pairs(self.source):
+            folder = prepare_pairs(self.source, self.label, self.place)
+            return PreparedPairs(name=folder.name, place=self.place)
+        folder = self.corpus()
+        return Corpus(name=folder.name, place=self.place, folder=folder)
 
     def corpus(self) -> Path:
         """Read it into a corpus once; return the folder."""

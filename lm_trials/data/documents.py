@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_trials.console import UsageError
+from lm_trials.data.contents import files_digest
 from lm_trials.files import damaged
 from lm_trials.protocols.set_stores import SetStore, open_set
 from lm_trials.protocols.sets import set_folder
@@ -127,7 +126,7 @@ def corpus_documents(
     described = {
         "corpus": corpus.name,
         "content": manifest["content"],
-        "records": _digest(manifest.get("files", {})),
+        "records": files_digest(manifest.get("files", {})),
         "source_fingerprint": manifest.get("origin", {}).get("fingerprint"),
         "split_by": manifest["split_by"],
         "stories": stories,
@@ -180,9 +179,3 @@ def corpus_pairs(corpus: Path, split: str) -> Iterator[tuple[str, str]]:
     columns = open_records(corpus, split).with_format("arrow").select_columns(["record_id", "story"])
     for batch in columns.iter(READ_BATCH):
         yield from zip(batch["record_id"].to_pylist(), batch["story"].to_pylist(), strict=True)
-
-
-def _digest(sums: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return 16 digits over all files' checksums: they also see whitespace, which `content` ignores."""
-    text = json.dumps({name: entry["sha256"] for name, entry in sums.items()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

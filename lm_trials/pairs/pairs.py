@@ -65,6 +65,7 @@ class PairSet:
     """
 
     name: str
+    folder: Path
     kind: Kind
     splits: DatasetDict
     described: dict[str, Any]
@@ -119,7 +120,18 @@ def open_pairs(name: str, data_cache_dir: Path, called: str | None = None) -> Pa
         raise UsageError(f"{name} is not a prepared data set of pairs; prepared: {', '.join(known) or 'none'}")
     manifest = read_manifest(folder, "kind", "rows", "content")
     described = {"name": folder.name, **{key: manifest[key] for key in ("kind", "content", "rows")}}
-    return PairSet(called or name, manifest["kind"], load_splits(folder / FOLDER), described, manifest)
+    return PairSet(called or name, folder, manifest["kind"], load_splits(folder / FOLDER), described, manifest)
+
+
+def holds_pairs(source: Source) -> bool:
+    """Whether the first row of a source is a pair or a conversation, and not a text."""
+    for part in source.parts_of():
+        for _, _, rows in source.rows(part):
+            for _, row in rows:
+                columns = row.keys() if isinstance(row, Mapping) and not source.text_column else set()
+                is_pair = "messages" in columns or {"prompt", "completion"} <= columns
+                return is_pair and columns.isdisjoint({"story", "text"})
+    return False
 
 
 def prepare_pairs(

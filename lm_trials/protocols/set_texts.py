@@ -63,15 +63,18 @@ def resolve_set(name: str, data_cache_dir: Path) -> tuple[Path, Path, Protocol]:
     return folder, corpus, protocol
 
 
-def set_texts(name: str, data_cache_dir: Path, split: str) -> Iterator[SetText]:
-    """Yield the documents of one split of a set, in the order of the corpus.
+def set_texts(
+    name: str, data_cache_dir: Path, split: str, start: int = 0, stop: int | None = None
+) -> Iterator[SetText]:
+    """Yield the documents of one split of a set, in the order of the corpus; of its rows `start` to `stop` alone.
 
     Raises:
         UsageError: as `resolve_set`, or for a split that does not exist.
     """
     _, corpus, protocol = resolve_set(name, data_cache_dir)
     records = open_records(corpus, split)
-    for start in range(0, len(records), BATCH):
-        texts = apply_protocol(records[start : start + BATCH], protocol)
+    stop = len(records) if stop is None else stop
+    for place in range(start, stop, BATCH):
+        texts = apply_protocol(records[place : min(place + BATCH, stop)], protocol)
         for row in zip(*texts.values(), strict=True):
             yield SetText(**dict(zip(texts, row, strict=True)))
