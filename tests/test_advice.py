@@ -45,7 +45,6 @@ EXCEPTIONS = {
     ("lm_trials.tokens.sentencepiece_models._read_proto", "--model_type"): "of sentencepiece's trainer",
     ("lm_trials.training.session.finish", "--logdir"): "of tensorboard",
     ("lm_trials.commands.demo.main", "--data_cache_dir"): "it runs other commands with these words",
-    ("lm_trials.stories.workers._answer", "--num_proc"): "only cache fetch starts processes, with this flag",
     ("lm_trials.training.plan.settle_length", "--max_train_tokens"): "only where --streaming was given, to train",
     ("lm_trials.tokens.tokenizers.load_tokenizer", "--vocab_size"): "only where --vocab_size was given",
     ("lm_trials.stories.corpora.ingest", "--split_by"): "only where --split_by was given",

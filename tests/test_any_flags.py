@@ -98,6 +98,7 @@ OF_PREPARE = {
     "pretokenize": {**TINY, "vocab_size": 400},
     "protocol_set": {**SHORT, "dry_run": True},
     "instruct": TINY,
+    "metadata": {"dataset_name": "../stories.jsonl", "sentiment": False, **DATA},
     "describe": {**TINY, "max_stories": 20, "max_held_out": 5},
 }
 OF_CACHE = {

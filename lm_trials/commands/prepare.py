@@ -20,9 +20,18 @@ completions for fine-tuning, and a description of what is prepared:
     lm-trials prepare describe filter-adv-Twist
     lm-trials prepare describe --corpus generated
 
+Metrics of each text, for --order_by and --keep of training, and their distributions:
+
+    lm-trials prepare metadata --dataset_name generated \
+        --preprocessing_num_workers 2
+    lm-trials prepare metadata --dataset_name generated \
+        --model_name_or_path runs/demo --metric mine.py:rhymes
+    lm-trials prepare describe generated --metrics
+
 Each of these commands has its own --help.  They write to --data_cache_dir:
 data/<corpus>/records, data/tok<N>, data/<corpus>/tokens-<tokenizer>,
-data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs.
+data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs,
+data/<name>/metrics-<hash>.
 """
 
 from __future__ import annotations
@@ -31,10 +40,20 @@ import shlex
 import sys
 from collections.abc import Callable
 from itertools import chain
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import UsageError, command_line, did_you_mean, note, progress, script, show_facts
+from lm_trials.console import (
+    UsageError,
+    command_line,
+    did_you_mean,
+    load_libraries,
+    note,
+    progress,
+    script,
+    show_facts,
+)
 from lm_trials.data.prepare_flags import (
     DeriveArguments,
     DescribeArguments,
@@ -42,6 +61,7 @@ from lm_trials.data.prepare_flags import (
     GenerateArguments,
     IngestArguments,
     InstructArguments,
+    MetadataArguments,
     PretokenizeArguments,
     ProtocolSetArguments,
     SetArguments,
@@ -247,9 +267,51 @@ def instruct(args: InstructArguments) -> dict[str, Any]:
     return manifest
 
 
+def metadata(args: MetadataArguments) -> list[Path]:
+    """Measure the texts of a data set; returns the folder of its table, of a mixture those of its data sets."""
+    from lm_trials.data.datasets import dataset_of
+    from lm_trials.metrics.tables import make_metrics, write_table
+    from lm_trials.metrics.texts import Measures, parse_metrics, read_words
+
+    functions = parse_metrics(args.metric)
+    flagged = {"flagged": read_words(args.flagged_words, "--flagged_words")} if args.flagged_words else {}
+    measures = Measures(reference=args.bleu_reference, sentiment=args.sentiment, functions=functions, **flagged)
+    scorer = None
+    if args.model_name_or_path:
+        load_libraries()
+        from lm_trials.metrics.model_losses import ModelLosses
+
+        scorer = ModelLosses(args.model_name_or_path, args.use_cpu, args.per_device_eval_batch_size)
+    datasets = [member.as_prepared() for member in dataset_of(args).members]
+    folders = []
+    for dataset in datasets:
+        watch = lambda texts, label=dataset.label: progress(texts, f"metrics of {label}", "texts", length_hint(texts))  # noqa: E731
+        folder = make_metrics(dataset, measures, scorer, args.preprocessing_num_workers, watch)
+        table = Path(args.output_dir) / ("" if len(datasets) == 1 else dataset.label) / "batch_metrics.csv"
+        rows = write_table(folder, table)
+        name = {"dataset_name": folder.parent.name, "data_cache_dir": args.data_cache_dir}
+        facts = {
+            "texts": f"{len(rows):,}",
+            "metrics": ", ".join(rows.column_names[3:]),
+            "folder": str(folder),
+            "table": str(table),
+            "next": command_line("prepare describe", metrics=True, **name),
+        }
+        show_facts(f"metrics of {dataset.label}", facts)
+        folders.append(folder)
+    return folders
+
+
 def describe(args: DescribeArguments) -> dict[str, Any]:
     """Show what a set or a corpus is; returns what is shown."""
-    report = describe_protocol(args) if args.dataset_name else describe_texts(args)
+    if args.metrics:
+        from lm_trials.data.datasets import open_dataset
+        from lm_trials.metrics.describe import describe_metrics
+
+        dataset = open_dataset(args.dataset_name or args.corpus, args.data_cache_dir)
+        report = describe_metrics(dataset, Path(args.output_dir))
+    else:
+        report = describe_protocol(args) if args.dataset_name else describe_texts(args)
     if args.json:
         import json
 
@@ -329,6 +391,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "pretokenize": (PretokenizeArguments, pretokenize),
     "protocol_set": (ProtocolSetArguments, protocol_set),
     "instruct": (InstructArguments, instruct),
+    "metadata": (MetadataArguments, metadata),
     "describe": (DescribeArguments, describe),
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lm_trials.console import UsageError
 from lm_trials.flags import SEED, option
 from lm_trials.protocols.transforms import transforms_help
-from lm_trials.shared_flags import DataFolder
+from lm_trials.shared_flags import DataFolder, Device
 
 if TYPE_CHECKING:
     from lm_trials.pairs.instruct import Recipe
@@ -245,12 +245,48 @@ class InstructArguments(CorpusArguments):
 
 @dataclass
 class DescribeArguments(CorpusArguments):
-    """Describe the changes of a protocol set, or the diversity of a corpus.
+    """Describe the changes of a protocol set, the diversity of a corpus, or the metrics of a data set.
 
-    `describe NAME` describes a set, `describe --corpus NAME` a corpus.
+    `describe NAME` describes a set, `describe --corpus NAME` a corpus, `describe NAME --metrics` any data set that
+    `metadata` has measured.
     """
 
     dataset_name: str | None = option(None, help="Name of a set.")
+    metrics: bool = option(
+        False, help="Show quantiles and correlations of the metrics, and of a set what its protocol changed."
+    )
+    output_dir: str = option("out/tables", output=True, help="Folder of the tables and the figure of --metrics.")
     json: str | None = option(None, filled=True, help="JSON file to write the description to.")
     max_stories: int = option(20_000, least=1, help="Train stories compared, from the start; 20,000 take 6 seconds.")
     max_held_out: int = option(1_000, least=1, help="Validation and test stories compared with them.")
+
+
+@dataclass
+class MetadataArguments(DataFolder, Device):
+    """Measure each text of a data set: length, readability, vocabulary, sentiment, overlap with the prompt, loss."""
+
+    dataset_name: str = option(
+        "", required="NAME_OR_PATH", help="A prepared data set, a file or folder, or a Hub data set."
+    )
+    dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
+    text_column: str | None = option(None, help="Column that holds the text. Default: story, else text.")
+    flagged_words: str | None = option(
+        None, filled=True, help="File with the words to count, one a line, instead of a short list of violent words."
+    )
+    bleu_reference: str | None = option(
+        None, filled=True, help="Text that BLEU compares each text with. Default: the prompt of each text."
+    )
+    sentiment: bool = option(
+        True, help="Measure sentiment and subjectivity, which take most of the time; --no_sentiment leaves them out."
+    )
+    metric: list[str] = option(
+        [], distinct=True, help="Further metrics, as FILE.py:function: a Python function from a text to a number."
+    )
+    model_name_or_path: str | None = option(
+        None, filled=True, group="model", help="Model for loss and perplexity: a run, checkpoint, folder or Hub name."
+    )
+    per_device_eval_batch_size: int = option(
+        16, least=1, group="model", needs="model_name_or_path", help="Texts per batch of the model."
+    )
+    preprocessing_num_workers: int = option(1, least=1, most=1024, help="Processes; no effect on results.")
+    output_dir: str = option("out/tables", output=True, help="Folder of batch_metrics.csv.")

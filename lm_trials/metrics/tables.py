@@ -146,6 +146,8 @@ def make_metrics(
     ]
     if (folder / MANIFEST).is_file():
         return folder
+    if scorer:
+        dataset.select()  # refuses pairs, before they are measured
     with resumable_folder(folder, folder.name) as work:
         missing = [number for number in range(len(places)) if not _piece(work, number).is_file()]
         total = sum(places[number][2] - places[number][1] for number in missing)
@@ -243,12 +245,17 @@ def _join(pieces: Sequence[tuple[Split, Sequence[Path]]], path: Path) -> tuple[d
     return rows, kept
 
 
-def write_csv(folder: Path, path: Path) -> None:
-    """Write a table as CSV, each text with its place in the data set as `id`; what has no value is an empty cell."""
+def write_table(folder: Path, path: Path) -> pa.Table:
+    """Write a table as CSV, `batch_metrics.csv` of llama2_prebias: `id` is the place of a text, an empty cell no value.
+
+    Returns the table.
+    """
     table = pq.read_table(folder / TABLE)
+    table = table.add_column(0, "id", pa.array(np.arange(table.num_rows)))
+    cells = table
     for place, name in enumerate(table.column_names):
         if pa.types.is_floating(table[name].type):
-            table = table.set_column(place, name, pc.if_else(pc.is_nan(table[name]), None, table[name]))
-    table = table.add_column(0, "id", pa.array(np.arange(table.num_rows)))
-    options = csv.WriteOptions(quoting_style="needed", quoting_header="none")
-    write_file(path, lambda place: csv.write_csv(table, place, options))
+            cells = cells.set_column(place, name, pc.if_else(pc.is_nan(table[name]), None, table[name]))
+    options = csv.WriteOptions(quoting_style="none", quoting_header="none")
+    write_file(path, lambda place: csv.write_csv(cells, place, options))
+    return table

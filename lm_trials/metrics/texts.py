@@ -1,7 +1,8 @@
 """Metrics of one text: its length, readability, vocabulary, sentiment, flagged words, and overlap with a prompt.
 
-Readability is textstat's, number for number; its own functions take 40 times as long, and download CMUdict through
-NLTK at the first call.  Syllables are counted in CMUdict (`words/`), of other words by hyphenation (pyphen), as there.
+Readability is textstat's and BLEU is NLTK's, number for number.  The libraries themselves take several times as long
+(`benchmarks/metadata.py`), and textstat downloads CMUdict at its first call.  Syllables are counted in the CMUdict of
+`words/`, and of other words by pyphen's hyphenation, as in textstat.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ NAMES = (
     *(f"feature_{feature}" for feature in FEATURES),
 )
 FEATURE = "feature_"
+TAKEN = {*NAMES, "loss", "perplexity", "id", "split", "record_id"}
+"""Names of columns that a user's metric cannot have."""
 WORDS = Path(__file__).with_name("words")
 COMPLEX = 3  # syllables of a complex word, for Gunning's fog index
 ORDERS = 4  # BLEU counts n-grams of 1 to 4 words
@@ -163,9 +166,9 @@ class UserMetric:
             UsageError: for a file that cannot be read, or has no such function.
         """
         file, colon, function = given.rpartition(":")
-        if not colon or not function.isidentifier() or function in NAMES or function.startswith(FEATURE):
-            taken = f"{function} is a metric of its own" if function in NAMES else "it is not FILE.py:function"
-            raise UsageError(f"--metric {given}: {taken}; give a Python file and the name of a function in it")
+        if not colon or not function.isidentifier() or function in TAKEN:
+            fault = f"the name {function} is taken" if function in TAKEN else "it is not FILE.py:function"
+            raise UsageError(f"--metric {given}: {fault}; give a Python file and the name of a function in it")
         with readable(f"--metric {file}", "give a Python file"):
             source = Path(file).read_bytes()
         metric = cls(file, function, hashlib.sha256(source).hexdigest())
@@ -193,6 +196,20 @@ class UserMetric:
                     "...); let it return a finite number for each text"
                 )
         return values
+
+
+def parse_metrics(given: Sequence[str]) -> tuple[UserMetric, ...]:
+    """Read the values of `--metric`.
+
+    Raises:
+        UsageError: as `UserMetric.parse`, and for two functions of one name.
+    """
+    metrics = [UserMetric.parse(each) for each in given]
+    names = [metric.function for metric in metrics]
+    for metric in metrics:
+        if names.count(metric.function) > 1:
+            raise UsageError(f"--metric: two functions are called {metric.function}; rename one")
+    return tuple(metrics)
 
 
 @cache

@@ -68,7 +68,7 @@ def _answer(connection: Connection, processes: dict[Connection, Any], waiting: I
         processes[connection].join()
         raise StoppedError(
             f"a worker process was ended from outside (status {processes[connection].exitcode}), perhaps for lack of "
-            "memory; run the same command again with a smaller --num_proc"
+            "memory; run the same command again with fewer processes"
         ) from None
     if kind == "read":
         yield value

@@ -196,7 +196,7 @@ def broken(number):
 
 
 def test_a_process_that_the_system_ends_is_one_line():
-    with pytest.raises(UsageError, match=r"ended from outside \(status 9\).*smaller --num_proc"):
+    with pytest.raises(UsageError, match=r"ended from outside \(status 9\).*fewer processes"):
         list(run_tasks(killed_by_the_system, [0, 1, 2], num_proc=2))
 
 
