@@ -23,7 +23,7 @@ ROOMS = {
     "latent_city": DATA | {"models", "evaluation"},
     "training": DATA | {"models", "evaluation", "metrics", "reporting"},
     "probing": DATA | {"models", "evaluation", "latent_city", "metrics", "reporting"},
-    "metrics": DATA | {"models", "evaluation"},
+    "metrics": DATA | {"models", "evaluation", "reporting"},
     "reporting": set(),
     "trials": {"reporting", "cli"},  # it runs programs by their names
 }

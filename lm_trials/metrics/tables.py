@@ -35,7 +35,7 @@ from lm_trials.stories.workers import run_tasks
 
 TABLE = "metrics.parquet"
 # Rows of a piece, the part that is measured again after an interruption, and between two reports of a worker.
-PIECE_ROWS, REPORT_ROWS = 5000, 250
+PIECE_ROWS, REPORT_ROWS = 2000, 250
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 Place = tuple[Split, int, int]
 

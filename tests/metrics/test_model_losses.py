@@ -27,7 +27,7 @@ def data(tiny_data, tmp_path):
 def test_losses_are_those_of_an_evaluation(data, tiny_base, tmp_path):
     flags = ["--model_name_or_path", str(tiny_base), "--data_cache_dir", str(data), "--dataset_name", "tiny"]
     output = ["--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    (folder,) = prepare_tinystories.main(["metadata", *flags, *output, "--no_sentiment"])
+    prepare_tinystories.main(["metadata", *flags, *output, "--no_sentiment"])
     found = open_metrics(open_dataset("tiny", data), "validation", ["loss", "perplexity"])
     eval_checkpoint.main([*flags, "--output_dir", str(tmp_path / "eval"), "--use_cpu"])
     stories = pq.read_table(tmp_path / "eval/per_story.parquet").to_pylist()

@@ -175,7 +175,7 @@ def test_an_unknown_metric_is_named(data, name, message):
 
 def test_a_data_set_without_metrics_has_the_command_that_makes_them(data):
     with pytest.raises(
-        UsageError, match=r"tiny has no metrics; make them with: lm-trials prepare metadata --dataset_n"
+        UsageError, match="tiny has no metrics; make them with: lm-trials prepare metadata"
     ):
         open_metrics(open_dataset("tiny", data))
 
@@ -195,17 +195,17 @@ def test_a_damaged_table_is_refused(data):
     content = (folder / TABLE).read_bytes()
     (folder / TABLE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(
-        UsageError, match="is damaged: metrics.parquet has other content.*; remove it and make it again"
+        UsageError, match=r"is damaged: metrics.parquet has other .*; remove it and make it again"
     ):
         open_metrics(dataset)
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(UsageError, match="manifest.json cannot be read"):
+    with pytest.raises(UsageError, match=r"manifest.json cannot be read"):
         open_metrics(dataset)
 
 
 def test_a_mixture_has_no_metrics_of_its_own(data):
     shutil.copytree(data / "tiny", data / "other")
-    with pytest.raises(UsageError, match="tiny.other is a mixture and has no texts of its own; name each"):
+    with pytest.raises(UsageError, match=r"tiny\+other is a mixture and has no texts of its own; name each"):
         open_metrics(open_dataset("tiny+other", data))
 
 

@@ -35,7 +35,7 @@ STORIES = [story["story"] for story in generate_stories(40, seed=3)]
 ODD = [
     "No.",
     "Tom ran home",
-    "'Tis the ... well-known 3.5 km! So what?? \"I'm the farmers' friend,\" said Zblorfgar the imaginative xylophonist.",
+    "'Tis the ... well-known 3.5 km! So what?? \"I'm the farmers' friend,\" said Zblorfgar the imaginative one.",
     "One two three.Four five six!Seven eight. nine",
     "Él niño comió naïve crème brûlée wonderfully. Elephants understand unbelievable possibilities, remember?",
     "A\nB\n\nC d e f. - - g 'quoted words' and rock'n'roll's end",
@@ -207,16 +207,16 @@ def test_a_wrong_metric_is_one_line(mine, given, message):
 
 def test_a_file_that_raises_is_named(tmp_path):
     (tmp_path / "mine.py").write_text("import nosuchmodule\n")
-    with pytest.raises(UsageError, match="mine.py raises ModuleNotFoundError: No module named 'nosuchmodule'; correct"):
+    with pytest.raises(UsageError, match=r"mine.py raises ModuleNotFoundError: No module named 'nosuchmodule'"):
         parse_metrics([f"{tmp_path / 'mine.py'}:f"])
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("# none\n", "has no word"), ("two words\n", "'two words', which is not")]
+    ("text", "message"), [("# none\n", "has no word"), ("two words\n", "has 'two words', which is no")]
 )
 def test_a_wrong_list_of_words_is_one_line(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(UsageError, match=f"--flagged_words .*list.txt has.*{message.removeprefix('has ')}"):
+    with pytest.raises(UsageError, match=f"--flagged_words .*list.txt {message}"):
         read_words(tmp_path / "list.txt", "--flagged_words")
 
 
