@@ -366,8 +366,8 @@ class PreparedPairs(DataSet):
                 messages, num_prompt, _ = as_conversation(row)
                 answers = [m for m in messages[num_prompt:] if m["role"] == "assistant"]
                 others = [m for m in messages if m not in answers]
-                contents = ("\n".join(m.get("content") or "" for m in part) for part in (answers, others))
-                yield Text(row["record_id"], *contents, [])
+                text, prompt = ("\n".join(m.get("content") or "" for m in part) for part in (answers, others))
+                yield Text(row["record_id"], text, prompt, [])
 
         return PreparedTexts(opened.folder, opened.manifest["content"], opened.manifest["rows"], read)
 

@@ -12,7 +12,7 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import check_causal, story_losses
 from lm_trials.evaluation.summary import record_documents
 from lm_trials.files import weights_digest
-from lm_trials.models.reference import default_device, load_model, separator_of
+from lm_trials.models.reference import default_device, load_on, separator_of
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
@@ -30,7 +30,7 @@ class ModelLosses:
     def __init__(self, name: str, use_cpu: bool = False, batch_size: int = 16) -> None:
         self.candidate = check_candidate(name, EvaluationArguments(model_name_or_path=[name]))
         self.batch_size = batch_size
-        self.model = load_model(self.candidate.reference).to(default_device(use_cpu))
+        self.model = load_on(default_device(use_cpu), self.candidate.reference)
         check_causal(self.model, name)
 
     def described(self) -> dict[str, dict[str, Any]]:

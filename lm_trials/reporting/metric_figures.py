@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -50,10 +51,10 @@ def metrics_figure(
             shown = {"before": before[name], **shown}
         finite = {label: np.asarray(column)[~np.isnan(column)] for label, column in shown.items()}
         together = np.concatenate(list(finite.values()))
-        edges = np.histogram_bin_edges(together, BINS, tuple(np.percentile(together, OUTER)))
+        edges = np.histogram_bin_edges(together, BINS, tuple(np.percentile(together, OUTER))).tolist()
         for color, (label, column) in enumerate(finite.items()):
             weights = np.full(len(column), 1 / max(1, len(column)))
-            settings = {"histtype": "stepfilled", "alpha": 0.45, "color": COLORS[color], "label": label or None}
+            settings: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.45, "color": COLORS[color], "label": label or None}
             axes.hist(column, edges, weights=weights, **settings)
         dress(axes, xlabel=name.replace("_", " "), ylabel="share of texts")
     if names:
