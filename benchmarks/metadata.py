@@ -4,7 +4,12 @@
     python benchmarks/metadata.py --source stories.jsonl --num_stories 3000 --repetitions 5
 
 Readability and BLEU are equal to those of textstat and NLTK, number for number; the program stops where one differs.
-textstat counts in this project's copy of CMUdict, as its own must be downloaded.  The seconds of a group are those of
+textstat is no dependency, because its wheel installs a package called `tests`: install it beside, and add its folder.
+
+    pip install --target elsewhere textstat==0.7.13
+    PYTHONPATH=elsewhere python benchmarks/metadata.py
+
+It counts in this project's copy of CMUdict, as its own must be downloaded.  The seconds of a group are those of
 one process (CPU time), best of interleaved repetitions.  The last rows are `lm-trials prepare metadata` without
 sentiment, reading and writing included, with one and two processes, in seconds of the clock.  Prints a table.
 """
@@ -16,15 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-import textstat
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from textblob import TextBlob
-from textstat.backend.counts import _count_syllables
 
-from lm_trials.console import script, show_table
+from lm_trials.console import UsageError, script, show_table
 from lm_trials.data.datasets import Text, open_dataset
 from lm_trials.flags import option, parse_arguments
 from lm_trials.metrics.tables import make_metrics
@@ -69,6 +73,11 @@ def records_of(args: BenchmarkArguments) -> Iterable[str]:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the benchmark; returns the stories per second of each way."""
     (args,) = parse_arguments(argv, (BenchmarkArguments,), __doc__ or "", prog="benchmarks/metadata.py")
+    if find_spec("textstat") is None:
+        raise UsageError("textstat is not installed; see --help")
+    import textstat
+    from textstat.backend.counts import _count_syllables
+
     texts = list(records_of(args))
     rows = [Text("", text, PROMPT, []) for text in texts]
     counts = dict(SyllableCounts())

@@ -1,8 +1,8 @@
 """Metrics of one text: its length, readability, vocabulary, sentiment, flagged words, and overlap with a prompt.
 
 Readability is textstat's and BLEU is NLTK's, number for number.  The libraries themselves take several times as long
-(`benchmarks/metadata.py`), and textstat downloads CMUdict at its first call.  Syllables are counted in the CMUdict of
-`words/`, and of other words by pyphen's hyphenation, as in textstat.
+(`benchmarks/metadata.py`).  textstat also downloads CMUdict at its first call, and its wheel installs a package called
+`tests`.  Syllables are counted in the CMUdict of `words/`, and of other words by pyphen's hyphenation, as in textstat.
 """
 
 from __future__ import annotations

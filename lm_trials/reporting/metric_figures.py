@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -54,8 +53,15 @@ def metrics_figure(
         edges = np.histogram_bin_edges(together, BINS, tuple(np.percentile(together, OUTER))).tolist()
         for color, (label, column) in enumerate(finite.items()):
             weights = np.full(len(column), 1 / max(1, len(column)))
-            settings: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.45, "color": COLORS[color], "label": label or None}
-            axes.hist(column, edges, weights=weights, **settings)
+            axes.hist(
+                column,
+                edges,
+                weights=weights,
+                histtype="stepfilled",
+                alpha=0.45,
+                color=COLORS[color],
+                label=label or None,
+            )
         dress(axes, xlabel=name.replace("_", " "), ylabel="share of texts")
     if names:
         matrix = np.eye(len(names))

@@ -174,9 +174,7 @@ def test_an_unknown_metric_is_named(data, name, message):
 
 
 def test_a_data_set_without_metrics_has_the_command_that_makes_them(data):
-    with pytest.raises(
-        UsageError, match="tiny has no metrics; make them with: lm-trials prepare metadata"
-    ):
+    with pytest.raises(UsageError, match="tiny has no metrics; make them with: lm-trials prepare metadata"):
         open_metrics(open_dataset("tiny", data))
 
 
@@ -194,9 +192,7 @@ def test_a_damaged_table_is_refused(data):
     (folder,) = data.glob("tiny/metrics-*")
     content = (folder / TABLE).read_bytes()
     (folder / TABLE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(
-        UsageError, match=r"is damaged: metrics.parquet has other .*; remove it and make it again"
-    ):
+    with pytest.raises(UsageError, match=r"is damaged: metrics.parquet has other .*; remove it and make it again"):
         open_metrics(dataset)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(UsageError, match=r"manifest.json cannot be read"):

@@ -1,25 +1,23 @@
 """Metrics of a text are those of textstat, NLTK and textblob, and of a user's function; each mistake is one line."""
 
+import json
 import math
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
-import textstat
 from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from pyphen import Pyphen
 from textblob import TextBlob
-from textstat.backend.counts import _count_syllables
-from textstat.backend.utils import get_lang_easy_words
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import Text
 from lm_trials.metrics.texts import (
     COMPLEX,
-    WORDS,
     Measures,
     SyllableCounts,
     UserMetric,
@@ -32,31 +30,16 @@ from lm_trials.metrics.texts import (
 from lm_trials.stories.generated.generator import generate_stories
 
 STORIES = [story["story"] for story in generate_stories(40, seed=3)]
-ODD = [
-    "No.",
-    "Tom ran home",
-    "'Tis the ... well-known 3.5 km! So what?? \"I'm the farmers' friend,\" said Zblorfgar the imaginative one.",
-    "One two three.Four five six!Seven eight. nine",
-    "Él niño comió naïve crème brûlée wonderfully. Elephants understand unbelievable possibilities, remember?",
-    "A\nB\n\nC d e f. - - g 'quoted words' and rock'n'roll's end",
-    "under_score and 12 numbers 7. don't can't they've we'll you're",
-]
 METRICS = Measures(sentiment=False)
 
 
-def test_readability_is_that_of_textstat(monkeypatch):
-    phones = {word: [["AA1"] * count] for word, count in SyllableCounts().items()}
-    monkeypatch.setattr(_count_syllables, "get_cmudict", lambda lang: phones)  # its own is downloaded
-    texts = [*ODD, *STORIES]
-    found = text_metrics(texts, measures=METRICS)
-    for name, of_textstat in (
-        ("words", textstat.lexicon_count),
-        ("sentences", textstat.sentence_count),
-        ("flesch_kincaid_grade", textstat.flesch_kincaid_grade),
-        ("gunning_fog", textstat.gunning_fog),
-    ):
-        assert found[name].tolist() == [of_textstat(text) for text in texts]
-    assert len({*found["gunning_fog"]}) > len(texts) / 2
+def test_readability_is_that_of_textstat():
+    """textstat 0.7.13 with our copy of CMUdict, in an environment of its own: it installs a package called `tests`."""
+    expected = json.loads((Path(__file__).parents[1] / "golden/textstat.json").read_text(encoding="utf-8"))
+    found = text_metrics([row["text"] for row in expected], measures=METRICS)
+    for name in ("words", "sentences", "flesch_kincaid_grade", "gunning_fog"):
+        assert found[name].tolist() == [row[name] for row in expected]
+    assert len({*found["gunning_fog"]}) > len(expected) / 2
 
 
 def test_syllables_are_those_of_the_dictionary_and_not_hyphens():
@@ -68,11 +51,10 @@ def test_syllables_are_those_of_the_dictionary_and_not_hyphens():
     assert len(SyllableCounts()) == 123_933
 
 
-def test_the_easy_words_are_all_that_matter_of_textstats():
-    easy = {word.lower() for word in get_lang_easy_words("en_US") if word.isalpha()}
-    ours = read_words(WORDS / "easy_words.txt")
-    assert ours <= easy
-    assert {word for word in easy if syllable_counts()[word] >= COMPLEX} <= ours
+def test_easy_words_are_not_complex_whatever_their_syllables():
+    easy, other = text_metrics(["Grandmother saw Tom.", "Imaginative saw Tom."], measures=METRICS)["gunning_fog"]
+    assert syllable_counts()["grandmother"] >= COMPLEX
+    assert [easy, other] == pytest.approx([0.4 * 3, 0.4 * (3 + 100 / 3)])
 
 
 def nltk_bleu(reference, text):
