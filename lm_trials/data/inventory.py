@@ -115,6 +115,8 @@ def faults_of(folder: Path, watch: Callable[[Iterator[Any]], Iterable[Any]] = it
     """
     try:
         manifest = read_manifest(folder)
+        for table in sorted(folder.glob("metrics-*")):
+            yield from (f"{table.name}/{fault}" for fault in damaged(table, read_manifest(table, "files")["files"]))
         if is_pairs(folder):
             yield from _split_faults(folder, folder / PAIRS, manifest["files"], "rows", manifest["rows"])
             return

@@ -276,9 +276,7 @@ class MetadataArguments(DataFolder, Device):
     bleu_reference: str | None = option(
         None, filled=True, help="Text that BLEU compares each text with. Default: the prompt of each text."
     )
-    sentiment: bool = option(
-        True, help="Measure sentiment and subjectivity, which take most of the time; --no_sentiment leaves them out."
-    )
+    sentiment: bool = option(True, help="Measure sentiment and subjectivity, which take most of the time.")
     metric: list[str] = option(
         [], distinct=True, help="Further metrics, as FILE.py:function: a Python function from a text to a number."
     )

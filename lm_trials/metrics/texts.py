@@ -117,11 +117,12 @@ def words_and_sentences(text: str) -> tuple[list[str], int]:
 
 
 @lru_cache(maxsize=256)
-def reference_ngrams(reference: str) -> tuple[Counter[tuple[str, ...]], ...]:
-    """Return the n-grams of each order of a reference."""
+def reference_ngrams(reference: str) -> tuple[list[str], frozenset[str], list[Counter[tuple[str, ...]]]]:
+    """Return the words of a reference, as list and set, and the n-grams of each order."""
     words = reference.split()
     orders = range(1, ORDERS + 1)
-    return tuple(Counter(zip(*(words[start:] for start in range(order)), strict=False)) for order in orders)
+    grams = [Counter(zip(*(words[start:] for start in range(order)), strict=False)) for order in orders]
+    return words, frozenset(words), grams
 
 
 def bleu(reference: str, text: str) -> float:
@@ -133,8 +134,9 @@ def bleu(reference: str, text: str) -> float:
     >>> round(bleu("the cat sat on the mat", "the cat sat on a mat"), 6)
     0.537285
     """
-    wanted_O, words = reference_ngrams(reference), text.split()
-    places = [place for place, word in enumerate(words) if (word,) in wanted_O[0]]
+    words = text.split()
+    expected, known, wanted_O = reference_ngrams(reference)
+    places = [place for place, word in enumerate(words) if word in known]
     if not places:
         return 0.0
     logs = []
@@ -145,8 +147,7 @@ def bleu(reference: str, text: str) -> float:
         found = Counter(gram for _, gram in grams)
         matches = sum(min(count, wanted[gram]) for gram, count in found.items())
         logs.append(math.log((matches or EPSILON) / max(1, len(words) - order + 1)))
-    missing = sum(wanted_O[0].values()) / len(words)
-    brevity = 1.0 if missing < 1 else math.exp(1 - missing)
+    brevity = 1.0 if len(words) > len(expected) else math.exp(1 - len(expected) / len(words))
     return brevity * math.exp(math.fsum(log / ORDERS for log in logs))
 
 

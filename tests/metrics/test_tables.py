@@ -12,6 +12,7 @@ from tiny_evaluations import write_stories
 import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import open_dataset
+from lm_trials.data.inventory import faults_of
 from lm_trials.metrics import tables
 from lm_trials.metrics.tables import TABLE, make_metrics, open_metrics, write_table
 from lm_trials.metrics.texts import Measures, UserMetric, parse_metrics, text_metrics
@@ -190,8 +191,12 @@ def test_a_changed_corpus_has_no_metrics(data):
 def test_a_damaged_table_is_refused(data):
     dataset = made("tiny", data)
     (folder,) = data.glob("tiny/metrics-*")
+    assert list(faults_of(data / "tiny")) == []
     content = (folder / TABLE).read_bytes()
     (folder / TABLE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert list(faults_of(data / "tiny")) == [
+        f"{folder.name}/metrics.parquet has other content than when it was written (sha256)"
+    ]
     with pytest.raises(UsageError, match=r"is damaged: metrics.parquet has other .*; remove it and make it again"):
         open_metrics(dataset)
     (folder / "manifest.json").write_text("{")
