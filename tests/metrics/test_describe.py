@@ -13,6 +13,8 @@ import prepare_tinystories
 from lm_trials.metrics.describe import changes_of, correlations_of, quantiles_of
 from lm_trials.stories.corpora import open_records
 
+pytestmark = pytest.mark.end_to_end
+
 VALUES = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), columns=["a", "b", "c"])
 VALUES["c"] += VALUES["a"]
 VALUES.loc[:20, "b"] = np.nan
@@ -43,41 +45,46 @@ def test_changes_compare_the_same_texts():
     assert bleu["texts changed"] == 0
 
 
-@pytest.fixture
-def described(tiny_data, tmp_path):
-    shutil.copytree(tiny_data / "tiny", tmp_path / "data/tiny")
-    data = ["--data_cache_dir", str(tmp_path / "data")]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("described")
+
+
+@pytest.fixture(scope="module")
+def described(tiny_data, folder):
+    """Return the command that describes `tiny`, or `short`, a set of its stories without a Twist and cut."""
+    shutil.copytree(tiny_data / "tiny", folder / "data/tiny")
+    data = ["--data_cache_dir", str(folder / "data")]
     protocol = ["--filtering", "features!=Twist", "--transform", "truncate_story:3", "--dataset_name", "short"]
     tokenizer = ["--tokenizer_name", str(tiny_data / "tok400")]
     prepare_tinystories.main(["pretokenize", "--corpus", "tiny", *tokenizer, *protocol, *data])
-    output = ["--output_dir", str(tmp_path / "out")]
+    output = ["--output_dir", str(folder / "out")]
     for name in ("tiny", "short"):
         prepare_tinystories.main(["metadata", "--dataset_name", name, "--no_sentiment", *data, *output])
     return lambda *name: prepare_tinystories.main(["describe", *name, "--metrics", *data, *output])
 
 
-def test_a_set_is_described_with_its_corpus(described, tmp_path, capsys):
-    report = described("short", "--json", str(tmp_path / "report.json"))
-    records = open_records(tmp_path / "data/tiny", "train")
+def test_a_set_is_described_with_its_corpus(described, folder, capsys):
+    report = described("short", "--json", str(folder / "report.json"))
+    records = open_records(folder / "data/tiny", "train")
     kept = [row for row in records if "Twist" not in row["features"]]
     (words,) = (row for row in report["metric_changes"] if row["metric"] == "words")
     assert report["texts"] == len(kept) < len(records)
     assert words["corpus"] > words["after"]
     assert words["kept"] == pytest.approx(np.mean([len(row["story"].split()) for row in kept]), rel=0.01)
     assert words["texts changed"] == 1
-    folder = tmp_path / "out/short"
-    assert table_in(folder / "metric_changes.csv")[0]["metric"] == "words"
-    assert (folder / "metrics.png").stat().st_size > 10_000
-    assert json.loads((tmp_path / "report.json").read_text())["metric_changes"] == report["metric_changes"]
+    assert table_in(folder / "out/short/metric_changes.csv")[0]["metric"] == "words"
+    assert (folder / "out/short/metrics.png").stat().st_size > 10_000
+    assert json.loads((folder / "report.json").read_text())["metric_changes"] == report["metric_changes"]
     out = capsys.readouterr().out
     assert "before and after the protocol of short" in out
     assert "Strongest rank correlations" in out
 
 
-def test_a_corpus_has_no_changes(described, tmp_path, capsys):
+def test_a_corpus_has_no_changes(described, folder, capsys):
     report = described("--corpus", "tiny")
     assert "metric_changes" not in report
-    assert {path.name for path in (tmp_path / "out/tiny").iterdir()} == {
+    assert {path.name for path in (folder / "out/tiny").iterdir()} == {
         "metric_quantiles.csv",
         "metric_correlations.csv",
         "metrics.png",

@@ -21,6 +21,8 @@ from lm_trials.protocols.set_texts import set_texts
 from lm_trials.stories.corpora import open_records
 from lm_trials.stories.workers import StoppedError
 
+pytestmark = pytest.mark.end_to_end
+
 FAST = Measures(sentiment=False)
 
 
@@ -106,7 +108,6 @@ def files(data):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.end_to_end
 def test_any_number_of_workers_makes_the_same_bytes(data):
     made("tiny", data)
     one = files(data)
