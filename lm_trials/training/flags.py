@@ -8,6 +8,7 @@ from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
 from lm_trials.snapshots import SNAPSHOTS
 from lm_trials.stories.features import FEATURES
+from lm_trials.training.order_flags import DataOrdering
 
 RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
 STEPS: dict[str, Any] = {"above": 0, "whole": True}
@@ -19,7 +20,7 @@ SCHEDULES = (
 
 
 @dataclass
-class DataArguments(DataReading):
+class DataArguments(DataReading, DataOrdering):
     """The training data."""
 
     flag_group: ClassVar[str] = "data"
