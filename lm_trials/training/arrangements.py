@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import DataSet
+from lm_trials.metrics.tables import open_metrics
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.tokens.mixtures import Mix, parse_weights
 from lm_trials.tokens.phases import Arrangement, Phase, ranks
@@ -52,8 +53,6 @@ def open_table(flags: DataOrdering, dataset: DataSet) -> Table:
     Raises:
         UsageError: naming the flag, for a metric that does not exist.
     """
-    from lm_trials.metrics.tables import open_metrics
-
     record_ids: pa.ChunkedArray | None = None
     values: dict[str, np.ndarray] = {}
     described: dict[str, Any] = {}

@@ -226,9 +226,8 @@ def _check_spans(phases: list[PhaseOrder]) -> None:
         if phase.unit != phases[0].unit:
             raise UsageError(f"phase {number} counts {phase.unit} and phase 1 {phases[0].unit}; count one of them")
         if first > following:
-            raise UsageError(
-                f"no phase has the {phase.unit} {following} to {first - 1}; let phase {number} begin at {following}"
-            )
+            missing = f"{following}" if first == following + 1 else f"{following} to {first - 1}"
+            raise UsageError(f"no phase has {phase.unit} {missing}; let phase {number} begin at {following}")
         if first < following:
             raise UsageError(f"phases {number - 1} and {number} overlap; let phase {number} begin at {following}")
         if last is None and number < len(phases):
@@ -246,6 +245,6 @@ def check_covers(phases: list[PhaseOrder], reached: int) -> None:
     if reached < first or (last is not None and reached > last):
         covered = f"begins at {first:,}" if reached < first else f"ends at {last:,}"
         raise UsageError(
-            f"--order_schedule: its last phase {covered}, and the run has {reached:,} {unit}; change the schedule, or "
+            f"--order_schedule: its last phase {covered}, and the {unit} of the run end at {reached:,}; change the schedule, or "
             "the length of the run"
         )
