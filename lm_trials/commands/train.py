@@ -28,8 +28,7 @@ from pathlib import Path
 
 from lm_trials.console import load_libraries, note, script
 from lm_trials.flags import check_given, parse_arguments
-from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
-from lm_trials.training.order_flags import check_order
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments, check_reading
 
 
 def run_arguments() -> type:
@@ -84,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         common=CommonTrainingArguments,
         full=run_arguments,
         prog="lm-trials train",
-        check=lambda data_args, model_args: check_order(data_args),
+        check=lambda data_args, model_args: check_reading(data_args),
     )
     from lm_trials.models.reference import load_model, load_on, positions_of, resolve_model
     from lm_trials.training import hub

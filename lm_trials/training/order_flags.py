@@ -161,28 +161,12 @@ def check_order(flags: DataOrdering) -> None:
     """Check the flags, and write their defaults and the content of the schedule into them, in place.
 
     Raises:
-        UsageError: for a wrong condition or schedule; for an order or a filter of a stream.
+        UsageError: for a wrong condition or schedule.
     """
     flags.settle()
     if flags.order_schedule:
         phases = [{name: value for name, value in asdict(phase).items() if value is not None} for phase in flags.phases]
         flags.order_schedule = json.dumps(phases)
-    buffer, streaming = getattr(flags, "shuffle_buffer_size", None), getattr(flags, "streaming", "False")
-    given = next((name for name in ("order_by", "keep", "order_schedule") if getattr(flags, name)), None)
-    if given and streaming != "False":
-        raise UsageError(
-            f"--{given} with --streaming {streaming}: sorting and filtering need the metrics of all records, and a "
-            "stream is read once; remove --streaming"
-        )
-    if flags.order == "file" and hasattr(flags, "shuffle_buffer_size"):
-        if (buffer or 1) > 1:
-            raise UsageError(f"--order file and --shuffle_buffer_size {buffer}, which shuffles; remove one of them")
-        flags.order, flags.shuffle_buffer_size = None, 1  # the same arm
-    if buffer is not None and flags.order_by and not flags.order_window:
-        raise UsageError(
-            f"--shuffle_buffer_size {buffer} has no effect, because --order_by sorts all records; remove it, or give "
-            "--order_window"
-        )
 
 
 def read_schedule(given: str) -> list[PhaseOrder]:
@@ -245,6 +229,6 @@ def check_covers(phases: list[PhaseOrder], reached: int) -> None:
     if reached < first or (last is not None and reached > last):
         covered = f"begins at {first:,}" if reached < first else f"ends at {last:,}"
         raise UsageError(
-            f"--order_schedule: its last phase {covered}, and the {unit} of the run end at {reached:,}; change the schedule, or "
-            "the length of the run"
+            f"--order_schedule: its last phase {covered}, and the {unit} of the run end at {reached:,}; change the "
+            "schedule, or the length of the run"
         )

@@ -8,12 +8,12 @@ from refusals import error_line, usage_error
 import sft_lora
 import train_gpt2
 from lm_trials.flags import parse_arguments
-from lm_trials.training.flags import DataArguments
-from lm_trials.training.order_flags import Condition, check_covers, check_order, read_schedule
+from lm_trials.training.flags import DataArguments, check_reading
+from lm_trials.training.order_flags import Condition, check_covers, read_schedule
 
 
 def settled(*argv):
-    (flags,) = parse_arguments(["--block_size", "8", *argv], (DataArguments,), "", check=check_order)
+    (flags,) = parse_arguments(["--block_size", "8", *argv], (DataArguments,), "", check=check_reading)
     return flags
 
 
