@@ -73,6 +73,7 @@ class RecordOrder:
 class Condition(NamedTuple):
     """One condition of `--keep`; nan meets none.
 
+    >>> import numpy as np
     >>> Condition.read("words >= 3").met(np.array([2, 3, np.nan]))
     array([False,  True, False])
     """
