@@ -57,7 +57,7 @@ def open_table(flags: DataOrdering, dataset: DataSet) -> Table:
     values: dict[str, np.ndarray] = {}
     described: dict[str, Any] = {}
     for phase in flags.phases:
-        for name in set(phase.metrics) - {OWN_METRIC, *values}:
+        for name in (name for name in phase.metrics if name not in (OWN_METRIC, *values)):
             flag = "order_schedule" if flags.order_schedule else "order_by" if name == phase.order_by else "keep"
             try:
                 found = open_metrics(dataset, "train", [name], f"--{flag}")
@@ -71,22 +71,12 @@ def open_table(flags: DataOrdering, dataset: DataSet) -> Table:
 
 
 def part_of(name: str, record_ids: pa.ChunkedArray, lengths_N: np.ndarray, table: Table) -> Part:
-    """Return a part with the metrics of its documents, in their order.
-
-    Raises:
-        UsageError: for a document that the table does not have.
-    """
+    """Return a part with the metrics of its documents, in their order."""
     values: dict[str, np.ndarray] = dict(table.values)
-    if table.record_ids is not None and not table.record_ids.equals(
-        record_ids
-    ):  # examples that are too long are left out
-        rows = pc.index_in(record_ids, value_set=table.record_ids.combine_chunks())
-        if rows.null_count:
-            raise UsageError(
-                f"{name}: {rows.null_count:,} of {len(rows):,} records have no metrics; remove its metrics folder and "
-                "run lm-trials prepare metadata again"
-            )
-        values = {metric: values_N[rows.to_numpy()] for metric, values_N in values.items()}
+    # A table has a row for each document, and for the examples of a fine-tuning that are too long to train on.
+    if table.record_ids is not None and not table.record_ids.equals(record_ids):
+        rows_N = pc.index_in(record_ids, value_set=table.record_ids.combine_chunks()).to_numpy()
+        values = {metric: values_R[rows_N] for metric, values_R in values.items()}
     return Part(name, record_ids, {OWN_METRIC: np.asarray(lengths_N, dtype=np.float64), **values})
 
 

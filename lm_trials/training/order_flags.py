@@ -55,8 +55,9 @@ class RecordOrder:
         return list(dict.fromkeys(names))
 
     def settle(self) -> None:
-        """Check `keep`, and write defaults out, in place, so that a default and the same value given are one arm."""
+        """Check `keep`, and write what was not given or in other words, in place, so that one order is one arm."""
         self.conditions()
+        self.keep = re.sub(r"\s*(>=|<=|>|<)\s*", r"\1", " ".join(self.keep.split())) if self.keep else None
         if self.order_by:
             self.order = self.order or "ascending"
         elif self.order == "random":

@@ -20,6 +20,7 @@ def settled(*argv):
 def test_a_default_and_the_same_value_given_are_one_arm():
     assert settled("--order_by", "words") == settled("--order_by", "words", "--order", "ascending")
     assert settled("--order_by", "words") != settled("--order_by", "words", "--order", "descending")
+    assert settled("--keep", "words >= 50  and tokens<9") == settled("--keep", "words>=50 and tokens<9")
     assert settled("--order", "random") == settled()
     assert settled("--order", "file") == settled("--shuffle_buffer_size", "1") != settled()
     assert settled().phases == []
