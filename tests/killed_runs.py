@@ -162,6 +162,14 @@ def evaluate_then_train(kind: str, folder: str) -> None:
     torch.save(weights, Path(folder) / f"weights-{kind}-{args.process_index}.pt")
 
 
+def stopped_after(folder, step):
+    """Leave a finished run as it would be, had it been killed after the checkpoint of an update."""
+    (folder / "finished.json").unlink()
+    for checkpoint in folder.glob("checkpoint-*"):
+        if int(checkpoint.name.rpartition("-")[2]) > step:
+            shutil.rmtree(checkpoint)
+
+
 class Processes:
     """A function of this module called in one or several processes, started at once."""
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from lm_trials.console import load_libraries, note, script
 from lm_trials.flags import check_given, parse_arguments
-from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments, check_reading
 
 
 def run_arguments() -> type:
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         common=CommonTrainingArguments,
         full=run_arguments,
         prog="lm-trials train",
+        check=lambda data_args, model_args: check_reading(data_args),
     )
     from lm_trials.models.reference import load_model, load_on, positions_of, resolve_model
     from lm_trials.training import hub
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = StoryTrainer(
         model=model,
         args=args,
-        train_dataset=stores.blocks(data_args, plan.num_blocks, args.data_seed),
+        train_dataset=stores.blocks(data_args, plan.num_blocks, args.data_seed, plan.blocks_per_step),
         eval_dataset=stores.validation,
         processing_class=initial.tokenizer,
         eval_block_size=plan.block_size,

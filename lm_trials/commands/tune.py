@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
-from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_targets
+from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments, check_tuning
 
 
 def run_arguments() -> type:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         CommonSftArguments,
         run_arguments,
         "lm-trials tune",
-        check_targets,
+        check_tuning,
     )
     import torch
 
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     name_run(args, base.name, pair_args)
     with args.main_process_first(desc="the data"):
         examples = open_examples(pair_args, args, base.tokenizer, base.config)
-    plan, rows = plan_fine_tuning(args, examples, examples.rows(args))
+    plan, rows = plan_fine_tuning(args, pair_args, examples, examples.rows(args))
     model = load_base(base, args, adapter_args)
     check_tunable(model, base, args)
     choose_padding(base.tokenizer, model)
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = finished_weights(model, folder, adapter_args.dtype)
     else:
         saved = saved_facts(args, adapter_args, plan, snapshots, model)
-        announce_tuning(args, adapter_args, model, base, plan, examples, pair_args.max_eval_samples, saved)
+        announce_tuning(args, adapter_args, model, base, plan, examples, pair_args, saved)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
     trainer = tuner(

@@ -211,6 +211,10 @@ class ExampleStore:
         """Return the name of an example."""
         return str(self.rows[number]["record_id"])
 
+    def record_ids(self) -> pa.ChunkedArray:
+        """Return the names of all examples."""
+        return self.rows.data.column("record_id")
+
     def input_ids(self, number: int) -> np.ndarray:
         """Return the (n,) ids of an example, int64."""
         return np.asarray(self.rows[number]["input_ids"], dtype=np.int64)

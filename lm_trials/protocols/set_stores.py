@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.protocols.composition import Pieces
@@ -50,6 +51,10 @@ class SetStore:
     def record_id(self, document: int) -> str:
         """Return the id of a document's record."""
         return self.stories.record_id(int(self.rows_N[document]))
+
+    def record_ids(self) -> pa.ChunkedArray:
+        """Return the ids of all documents' records."""
+        return self.stories.record_ids().take(self.rows_N)
 
     def features(self, document: int) -> tuple[str, ...]:
         """Return the features of a document's instruction."""

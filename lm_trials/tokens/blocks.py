@@ -20,7 +20,7 @@ import numpy as np
 
 from lm_trials.console import UsageError
 from lm_trials.tokens.mixtures import Mix, mixture_pass
-from lm_trials.tokens.order import document_order
+from lm_trials.tokens.phases import Arrangement, Passes, PassSeed, Phase
 from lm_trials.tokens.stores import DocumentStore, TokenStore
 
 
@@ -147,59 +147,77 @@ class RunBlocks(ABC):
         return example
 
 
+@dataclass(eq=False, repr=False)
 class TrainingBlocks(RunBlocks):
     """The blocks of a run over one store or, with a `mix`, several; no `buffer_size` is a full shuffle.
+
+    Attributes:
+        phases: which documents are read when, and in which order; none: all, in the seeded order.
+        blocks_per_update: blocks of one update, in which phases count.
 
     Raises:
         UsageError: if a pass does not fill one block.
     """
 
+    phases: tuple[Phase, ...] = ()
+    blocks_per_update: int = 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.store = JoinedStores(self.parts if isinstance(self.parts, (list, tuple)) else [self.parts])
+        places = range(len(self.store.stores))
+        if not self.phases:
+            self.phases = (Phase((Arrangement(self.buffer_size),) * len(places), tuple(places), self.mix),)
         self._pass_index = -1
         self._pass: Blocks | None = None
-        self._first = [0]  # first block of the run of each pass known so far, and of the next
+        self.passes = Passes(self.phases, self.blocks_per_update, self._length)
         blocks = self.pass_blocks(0)
         self.blocks_per_pass, self.remainder = len(blocks), blocks.remainder
-        if not len(blocks):
-            raise UsageError(
-                f"--block_size {self.block_size} is more than the {blocks.num_tokens:,} tokens of a pass; lower it or "
-                "prepare more stories"
-            )
+        orders = (self._order(PassSeed(number, 0)) for number in range(1, len(self.phases)))
+        for number, each in enumerate([blocks, *(Blocks(self.store, self.block_size, order) for order in orders)], 1):
+            if not len(each):
+                where = f" of phase {number} of --order_schedule" if len(self.phases) > 1 else ""
+                raise UsageError(
+                    f"--block_size {self.block_size} is more than the {each.num_tokens:,} tokens of a pass{where}; "
+                    "lower it or prepare more stories"
+                )
 
     def pass_blocks(self, pass_index: int) -> Blocks:
         """Return the blocks of one pass; those of the latest call are cached."""
         # Only the current pass is kept: an order of 5 million documents is 40 MB, and its ends as much.
         if self._pass is None or pass_index != self._pass_index:
-            self._pass, self._pass_index = Blocks(self.store, self.block_size, self._order(pass_index)), pass_index
+            order = self._order(self.passes.seeds[pass_index])
+            self._pass, self._pass_index = Blocks(self.store, self.block_size, order), pass_index
         return self._pass
 
-    def _order(self, pass_index: int) -> np.ndarray:
+    def _length(self, number: int, pass_index: int) -> int:
+        """Return the blocks of a pass in a phase; those of one store have equally many in every pass of a phase."""
+        phase = self.phases[number]
+        if phase.mix is not None:
+            return len(self.pass_blocks(pass_index))  # mixtures must be ordered to know it
+        (place,) = phase.places
+        kept_K = phase.arrangements[place].kept_K
+        lengths_N = self.store.stores[place].lengths_N
+        return int((lengths_N if kept_K is None else lengths_N[kept_K]).sum(dtype=np.int64)) // self.block_size
+
+    def _order(self, seed: PassSeed) -> np.ndarray:
+        phase = self.phases[seed.phase]
+
         def part(place: int, restart: int) -> np.ndarray:
             count = len(self.store.stores[place])
-            order = document_order(count, self.data_seed, pass_index, self.buffer_size, place, restart)
-            return order + self.store.firsts[place]
+            of = (place, restart, *seed.of)
+            return phase.arrangements[place].order(count, self.data_seed, seed.number, *of) + self.store.firsts[place]
 
-        if self.mix is None:
-            return part(0, 0)
+        if phase.mix is None:
+            return part(phase.places[0], 0)
         lengths = self.store.lengths_N.tolist()
-        order = mixture_pass(lambda place, restart: part(place, restart).tolist(), self.mix, lengths.__getitem__)
+        parts = phase.places
+        order = mixture_pass(lambda at, restart: part(parts[at], restart).tolist(), phase.mix, lengths.__getitem__)
         return np.fromiter(order, dtype=np.int64)
-
-    def locate(self, index: int) -> tuple[int, int]:
-        """Return the pass of block `index` of the run, and its place in the pass."""
-        if self.mix is None:
-            return divmod(index, self.blocks_per_pass)
-        # The passes of a mixture differ in length, so those before must be ordered to know where this one begins.
-        while self._first[-1] <= index:
-            self._first.append(self._first[-1] + max(len(self.pass_blocks(len(self._first) - 1)), 1))
-        pass_index = int(np.searchsorted(self._first, index, side="right")) - 1
-        return pass_index, index - self._first[pass_index]
 
     def pieces(self, index: int) -> tuple[int, list[Piece]]:
         """Return the pass of block `index` of the run, and its pieces."""
-        pass_index, place = self.locate(index)
+        pass_index, place = self.passes.locate(index)
         return pass_index, self.pass_blocks(pass_index)[place]
 
 

@@ -31,10 +31,10 @@ class Mix:
     stop_when: StopWhen = "first_exhausted"
 
 
-def parse_weights(text: str | None, num_parts: int) -> list[float]:
+def parse_weights(text: str | None, num_parts: int, some_zero: bool = False) -> list[float]:
     """Read `.3,.7` as weights; no text means equal parts.
 
-    Weights are normalized, because `.7,.2,.1` does not sum to one in floating point.
+    Weights are normalized, because `.7,.2,.1` does not sum to one in floating point.  With `some_zero`, they may be 0.
 
     Raises:
         UsageError: for another number of weights than parts, a weight that is not positive, or a sum that is not one
@@ -53,7 +53,7 @@ def parse_weights(text: str | None, num_parts: int) -> list[float]:
         ) from None
     if len(weights) != num_parts:
         raise UsageError(f"--data_mix {text} has {len(weights)} weights for {num_parts} parts; give one for each part")
-    if not all(weight > 0 for weight in weights):  # written so that nan is refused too
+    if not all(weight > 0 or (some_zero and weight == 0) for weight in weights):  # written so that nan is refused too
         raise UsageError(f"--data_mix {text} has a weight that is not above 0; give positive weights that sum to 1")
     # 1 % admits rounded thirds (.33,.33,.33); beyond it, a typing error is more likely than a rounding.
     if not round(abs(sum(weights) - 1), 6) <= 0.01:

@@ -16,30 +16,29 @@ Item = TypeVar("Item")
 DRAWS = 4096  # random numbers drawn at once; one NumPy call per document would dominate. Changing it changes orders
 
 
-def random_bits(data_seed: int, pass_index: int, part: int = 0, restart: int = 0) -> np.random.Philox:
-    """Return the random bits of one pass, for `random_raw`; each part of a mixture has its own.
+def random_bits(data_seed: int, pass_index: int, *of: int) -> np.random.Philox:
+    """Return the random bits of one pass, for `random_raw`.
+
+    `of` are further seeds: a mixture's part, how often it has restarted within the pass, and a schedule's phase.
 
     NumPy guarantees the same `SeedSequence` and raw bits in every version.  It does not for `Generator.integers` and
     `permutation`, and an order must not change with NumPy's version.
     """
-    words = [data_seed, pass_index, part, restart] if part or restart else [data_seed, pass_index]
+    words = [data_seed, pass_index, *of] if any(of) else [data_seed, pass_index]
     return np.random.Philox(np.random.SeedSequence(words))
 
 
-def shuffled(
-    items: Iterable[Item], data_seed: int, pass_index: int, buffer_size: int, part: int = 0, restart: int = 0
-) -> Iterator[Item]:
-    """Yield each item once, in the order of (data_seed, pass_index) through a buffer of `buffer_size` items.
+def shuffled(items: Iterable[Item], data_seed: int, pass_index: int, buffer_size: int, *of: int) -> Iterator[Item]:
+    """Yield each item once, in the order of (data_seed, pass_index, `of`) through a buffer of `buffer_size` items.
 
-    A buffer of 1 keeps the order of the source.  `part` is a mixture's part, and `restart` how often it has restarted
-    within the pass.
+    A buffer of 1 keeps the order of the source.
 
     >>> list(shuffled("abcdef", data_seed=0, pass_index=0, buffer_size=1))
     ['a', 'b', 'c', 'd', 'e', 'f']
     """
     if buffer_size < 1:
         raise ValueError(f"a buffer of {buffer_size} documents is empty; give at least 1")
-    bits = random_bits(data_seed, pass_index, part, restart)
+    bits = random_bits(data_seed, pass_index, *of)
     buffer: list[Item] = []
     places: list[int] = []
     for item in items:
@@ -59,7 +58,7 @@ def shuffled(
 
 
 def document_order(
-    num_documents: int, data_seed: int, pass_index: int, buffer_size: int | None = None, part: int = 0, restart: int = 0
+    num_documents: int, data_seed: int, pass_index: int, buffer_size: int | None = None, *of: int
 ) -> np.ndarray:
     """Return the (num_documents,) order of one pass; no buffer size means a full shuffle.
 
@@ -67,5 +66,5 @@ def document_order(
     array([0, 1, 2, 3, 4])
     """
     size = max(num_documents, 1) if buffer_size is None else buffer_size
-    stream = shuffled(range(num_documents), data_seed, pass_index, size, part, restart)
+    stream = shuffled(range(num_documents), data_seed, pass_index, size, *of)
     return np.fromiter(stream, dtype=np.int64, count=num_documents)

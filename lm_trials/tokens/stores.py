@@ -276,4 +276,8 @@ class TokenStore:
 
     def record_id(self, document: int) -> str:
         """Return the id of a document's record."""
-        return self.dataset.data.table.column("record_id")[document].as_py()
+        return self.record_ids()[document].as_py()
+
+    def record_ids(self) -> pa.ChunkedArray:
+        """Return the ids of all documents' records."""
+        return self.dataset.data.table.column("record_id")

@@ -1,4 +1,5 @@
-"""Data order: the records in each update of a run, computed without running it again.
+"""Data order: the records in each update of a run, with the metrics that order or
+filter them, computed without running it again.
 
     lm-trials order runs/demo --step 137
     lm-trials order runs/demo --step 137 --text
@@ -14,10 +15,9 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lm_trials.console import UsageError, script, show_facts, show_table
 from lm_trials.flags import option, parse_arguments
+from lm_trials.training.order_flags import DataOrdering
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,7 @@ class ReadDocument:
         document: row in that corpus.
         first: position of the first of these tokens in the document; token 0 is BOS.
         ids: these tokens.
+        values: the document's metrics, as `DataOrder.metrics` names them.
     """
 
     pass_index: int
@@ -53,12 +54,19 @@ class ReadDocument:
     record_id: str
     first: int
     ids: tuple[int, ...]
+    values: tuple[float, ...] = ()
 
 
 class DataOrder(ABC):
-    """The data order of a finished or running run."""
+    """The data order of a finished or running run.
+
+    Attributes:
+        names: of the parts of the data.
+        metrics: the metrics that order or filter its records.
+    """
 
     names: list[str]
+    metrics: list[str]
     block_size: int
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
@@ -119,8 +127,9 @@ class RunOrder(DataOrder):
             names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
             raise _changed(folder, ", ".join(names))
         self.names = [part.name for part in stores.parts]
+        self.metrics, self.parts = data_args.metrics, stores.metrics
         num_blocks = self.num_steps * self.blocks_per_step
-        self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"])
+        self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"], self.blocks_per_step)
         self.block_size = self.blocks.block_size
 
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
@@ -128,7 +137,10 @@ class RunOrder(DataOrder):
         parts = []
         for piece in pieces:
             name, ids = self.names[piece.part], tuple(piece.ids_T.tolist())
-            parts.append(ReadDocument(pass_index, place, name, piece.document, piece.record_id, piece.skipped, ids))
+            values = tuple(float(self.parts[piece.part].values[metric][piece.document]) for metric in self.metrics)
+            parts.append(
+                ReadDocument(pass_index, place, name, piece.document, piece.record_id, piece.skipped, ids, values)
+            )
         return parts
 
 
@@ -140,38 +152,49 @@ class TuningOrder(DataOrder):
     """
 
     def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
+        from lm_trials.data.datasets import open_prepared
         from lm_trials.pairs.examples import ExampleStore
+        from lm_trials.training.arrangements import arrange, example_part, open_table
+        from lm_trials.training.tuning_examples import pack_examples, row_order, row_passes
 
         run = _run_of(folder)
         super().__init__(folder, run)
         data = self.outcome["data"]
         self.block_size, self.names = self.outcome["block_size"], [data["name"]]
         given = Path(data_cache_dir or run["logistics"]["data_cache_dir"])
-        examples = (given if given.exists() else self.started_in / given) / data["name"] / data["examples"]
+        place = given if given.exists() else self.started_in / given
+        examples = place / data["name"] / data["examples"]
         if not examples.is_dir():
             raise UsageError(f"{examples} does not exist; give --data_cache_dir, or prepare the data set again")
         self.store = ExampleStore(examples, "train")
         if self.store.counts != data["counts"]:
             raise _changed(folder, str(examples))
+        flags = DataOrdering(**{field.name: self.outcome.get(field.name) for field in fields(DataOrdering)})
+        self.metrics, phases = flags.metrics, None
+        if flags.phases:
+            table = open_table(flags, open_prepared(data["name"], place, "dataset_name"))
+            if table.described != data.get("metrics", {}):
+                raise _changed(folder, "metrics")
+            self.part = example_part(data["name"], self.store, table)
+            phases = arrange(flags, [self.part], [1.0])
         self.rows = [[number] for number in range(len(self.store))]
         if self.outcome["packing"]:
-            from lm_trials.training.tuning_examples import pack_examples
-
             lengths_N, _ = self.store.lengths(completion_only=False)
-            self.rows = pack_examples(lengths_N, self.block_size, self.outcome["packing_strategy"]).to_pylist()
+            kept_K = phases[0].arrangements[0].kept_K if phases else None
+            how = self.outcome["packing_strategy"]
+            self.rows, phases = pack_examples(lengths_N, self.block_size, how, kept_K).to_pylist(), None
+        self.passes = row_passes(len(self.rows), phases or (), self.blocks_per_step)
+        count = self.num_steps * self.blocks_per_step
+        self.order = row_order(len(self.rows), count, self.replicate["data_seed"], self.passes)
 
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
-        pass_index, row = divmod(index, len(self.rows))
+        pass_index, _ = self.passes.locate(index)
         parts = []
-        for number in self.rows[int(self._order(pass_index)[row])]:
+        for number in self.rows[int(self.order[index])]:
             ids, record_id = tuple(self.store.input_ids(number).tolist()), self.store.record_id(number)
-            parts.append(ReadDocument(pass_index, place, self.names[0], number, record_id, 0, ids))
+            values = tuple(float(self.part.values[metric][number]) for metric in self.metrics)
+            parts.append(ReadDocument(pass_index, place, self.names[0], number, record_id, 0, ids, values))
         return parts
-
-    def _order(self, pass_index: int) -> np.ndarray:
-        from lm_trials.tokens.order import document_order
-
-        return document_order(len(self.rows), self.replicate["data_seed"], pass_index)
 
 
 def _run_of(folder: Path) -> dict[str, Any]:
@@ -220,14 +243,15 @@ def main(argv: list[str] | None = None) -> list[ReadDocument]:
             "documents": f"{len({(p.pass_index, p.corpus, p.document) for p in parts}):,}, complete or in part",
         },
     )
-    columns = ["block, record", "part", "row", "tokens", "text"]
-    shown = [True, len(order.names) > 1, True, True, args.text]
+    columns = ["block, record", "part", "row", "tokens", *order.metrics, "text"]
+    shown = [True, len(order.names) > 1, True, True, *(True for _ in order.metrics), args.text]
     rows = [
         [
             f"{p.block}  {p.record_id}",
             p.corpus,
             f"{p.document:,}",
             f"{p.first:,} to {p.first + len(p.ids) - 1:,}",
+            *(f"{value:g}" for value in p.values),
             order.text_of(p) if args.text else "",
         ]
         for p in parts

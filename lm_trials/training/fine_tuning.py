@@ -34,9 +34,9 @@ from lm_trials.training.hub import push
 from lm_trials.training.initial import InitialModel, check_trainable
 from lm_trials.training.merging import merge_output
 from lm_trials.training.plan import Plan
-from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, write_end
+from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, order_facts, write_end
 from lm_trials.training.tuning_examples import Examples
-from lm_trials.training.tuning_flags import AdapterArguments
+from lm_trials.training.tuning_flags import AdapterArguments, PairArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
@@ -193,7 +193,7 @@ def announce_tuning(
     base: InitialModel,
     plan: Plan,
     examples: Examples,
-    max_eval_samples: int | None,
+    pair_args: PairArguments,
     saved: dict[str, str],
 ) -> None:
     """Show the model, data and length of a fine-tuning before it starts; `saved` is `snapshots.saved_facts`."""
@@ -206,10 +206,12 @@ def announce_tuning(
     counts, share = examples.train.counts, plan.num_completion_tokens / plan.num_tokens
     what = "of the completions" if examples.completion_only else "all but each example's first"
     validation = f"{len(examples.validation):,} examples"
+    max_eval_samples = pair_args.max_eval_samples
     if max_eval_samples is not None and max_eval_samples < len(examples.validation):
         validation += f", the first {max_eval_samples:,} are evaluated"
     too_long = f"{counts['overlong']:,} examples: {counts['dropped']:,} dropped, {counts['cut']:,} cut"
     rows = "packed rows" if args.packing else "examples"
+    passes = "" if plan.passes is None else f", {plan.passes:.2f} passes"
     show_facts(
         f"{args.run_name}: fine-tuning {_reference(base).name}",
         {
@@ -218,9 +220,10 @@ def announce_tuning(
             "parameters": f"{trainable:,} trained of {total:,} ({trainable / total:.2%})",
             "training data": f"{counts['examples']:,} examples, {counts['tokens']:,} tokens, layout {examples.layout}",
             f"over {examples.max_length:,} tokens": too_long if counts["overlong"] else "no examples",
+            **order_facts(pair_args, examples.phases, [len(examples.train)]),
             "tokens in the loss": f"{plan.num_completion_tokens:,} of {plan.num_tokens:,} ({share:.1%}), {what}",
             "validation data": validation,
-            "updates": f"{plan.num_steps:,} of {plan.blocks_per_step} {rows}, {plan.passes:.2f} passes",
+            "updates": f"{plan.num_steps:,} of {plan.blocks_per_step} {rows}{passes}",
             **saved,
             "device": device_facts(args),
             "output": args.output_dir,

@@ -4,10 +4,12 @@ from argparse import SUPPRESS
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from lm_trials.console import UsageError
 from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
 from lm_trials.snapshots import SNAPSHOTS
 from lm_trials.stories.features import FEATURES
+from lm_trials.training.order_flags import DataOrdering, check_order
 
 RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
 STEPS: dict[str, Any] = {"above": 0, "whole": True}
@@ -19,7 +21,7 @@ SCHEDULES = (
 
 
 @dataclass
-class DataArguments(DataReading):
+class DataArguments(DataReading, DataOrdering):
     """The training data."""
 
     flag_group: ClassVar[str] = "data"
@@ -61,6 +63,31 @@ class DataArguments(DataReading):
     generate_every: int = option(5, least=0, help="Generate for prompts at each N-th evaluation; 0: never.")
     num_generations: int = option(16, least=1, help="Stories generated each time, for each protocol set.")
     generation_tokens: int = option(200, least=1, help="Maximum tokens of these stories.")
+
+
+def check_reading(data_args: DataArguments) -> None:
+    """Check the order of the data, and write its defaults out, in place; see `order_flags.check_order`.
+
+    Raises:
+        UsageError: for an order or a filter of a stream, or a shuffle buffer without effect.
+    """
+    check_order(data_args)
+    buffer, streaming = data_args.shuffle_buffer_size, data_args.streaming
+    given = next((name for name in ("order_by", "keep", "order_schedule") if getattr(data_args, name)), None)
+    if given and streaming != "False":
+        raise UsageError(
+            f"--{given} with --streaming {streaming}: sorting and filtering need the metrics of all records, and a "
+            "stream is read once; remove --streaming"
+        )
+    if data_args.order == "file":
+        if (buffer or 1) > 1:
+            raise UsageError(f"--order file and --shuffle_buffer_size {buffer}, which shuffles; remove one of them")
+        data_args.order, data_args.shuffle_buffer_size = None, 1  # the same arm
+    if buffer is not None and data_args.order_by and not data_args.order_window:
+        raise UsageError(
+            f"--shuffle_buffer_size {buffer} has no effect, because --order_by sorts all records; remove it, or give "
+            "--order_window"
+        )
 
 
 @dataclass(kw_only=True)

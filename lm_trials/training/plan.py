@@ -9,7 +9,9 @@ from pathlib import Path
 from lm_trials.console import UsageError
 from lm_trials.files import plain_name
 from lm_trials.tokens.blocks import TrainingBlocks
+from lm_trials.tokens.phases import Passes
 from lm_trials.training.flags import DataArguments
+from lm_trials.training.order_flags import DataOrdering, check_covers
 from lm_trials.training.run_arguments import RunArguments
 from lm_trials.training.stores import RunStores
 from lm_trials.training.tuning_flags import PairArguments
@@ -24,7 +26,7 @@ class Plan:
         blocks_per_step: blocks of one update, over all processes and accumulation.
         block_size: tokens of a block; of a fine-tuning the maximum.
         blocks_per_pass: complete blocks of the first pass over the training split; None for a stream, whose length is
-            unknown.
+            unknown, and with `--order_schedule`, whose passes differ.
         num_tokens: tokens of the whole run.
         remainder: tokens at the end of the first pass that fill no block.
         num_completion_tokens: of a fine-tuning, tokens in the loss.
@@ -50,7 +52,7 @@ class Plan:
 
     @property
     def passes(self) -> float | None:
-        """Passes over the training split; None for a stream."""
+        """Passes over the training split; None if unknown, see `blocks_per_pass`."""
         return self.num_blocks / self.blocks_per_pass if self.blocks_per_pass else None
 
 
@@ -62,11 +64,10 @@ def plan_run(arguments: RunArguments, data_args: DataArguments, stores: RunStore
     """
     assert data_args.block_size is not None  # choose_initial sets it
     per_pass, remainder, size = None, 0, data_args.block_size
-    if not stores.streamed:
-        first = stores.blocks(data_args, 1, arguments.data_seed)
-        assert isinstance(first, TrainingBlocks)
-        per_pass, remainder = first.blocks_per_pass, first.remainder
     per_step = blocks_per_update(arguments)
+    first = stores.blocks(data_args, 1, arguments.data_seed, per_step)
+    if isinstance(first, TrainingBlocks):
+        per_pass, remainder = first.blocks_per_pass, first.remainder
     if data_args.max_train_tokens is not None:
         if arguments.max_steps > 0:
             raise UsageError(
@@ -74,7 +75,10 @@ def plan_run(arguments: RunArguments, data_args: DataArguments, stores: RunStore
                 "length of the run; remove one of them"
             )
         arguments.max_steps = math.ceil(data_args.max_train_tokens / (per_step * size))
+    if data_args.order_schedule and isinstance(first, TrainingBlocks):
+        settle_schedule(arguments, data_args, first.passes)
     steps = settle_length(arguments, per_pass)
+    per_pass = None if data_args.order_schedule else per_pass
     return Plan(steps, per_step, size, per_pass, steps * per_step * size, remainder)
 
 
@@ -116,6 +120,22 @@ def settle_length(arguments: RunArguments, blocks_per_pass: int | None) -> int:
             setattr(arguments, f"{name}_strategy", type(arguments.eval_strategy)("steps"))
             setattr(arguments, f"{name}_steps", max(blocks_per_pass // per_step, 1))
     return steps
+
+
+def settle_schedule(arguments: RunArguments, flags: DataOrdering, passes: Passes) -> None:
+    """Put the length of a run by passes of a schedule into `arguments` as `max_steps`, in place, and check both.
+
+    Raises:
+        UsageError: for a schedule by updates without --max_steps, or one that does not end with the run.
+    """
+    phases, per_step = flags.phases, blocks_per_update(arguments)
+    by_updates = phases[0].unit == "updates"
+    if arguments.max_steps <= 0:
+        if by_updates:
+            raise UsageError("--order_schedule counts updates; give their number with --max_steps, or count passes")
+        arguments.max_steps = int(passes.blocks_in(arguments.num_train_epochs) / per_step)
+    last_block = max(arguments.max_steps * per_step - 1, 0)
+    check_covers(phases, arguments.max_steps if by_updates else passes.locate(last_block)[0] + 1)
 
 
 def check_best(arguments: RunArguments, data_args: DataArguments) -> None:

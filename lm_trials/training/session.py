@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from lm_trials.models.reference import read_run
 from lm_trials.models.shapes import count_parameters, describe_shape, dropout_fields, text_config
 from lm_trials.reporting.figures import loss_figure
 from lm_trials.run_data import own_data
+from lm_trials.tokens.phases import Phase
 from lm_trials.training.checkpoints import mark_finished
 from lm_trials.training.flags import DataArguments
 from lm_trials.training.guide import warnings_for_run
 from lm_trials.training.hub import push
 from lm_trials.training.initial import InitialModel
+from lm_trials.training.order_flags import DataOrdering
 from lm_trials.training.plan import Plan
 from lm_trials.training.resumption import ExactResume, Interruption
 from lm_trials.training.run_arguments import RunArguments
@@ -98,8 +101,21 @@ def _data_facts(data_args: DataArguments, plan: Plan, stores: RunStores) -> dict
         data = f"{stores.num_documents:,} stories, {stores.num_tokens:,} tokens; "
         data += f"{plan.remainder:,} tokens dropped at the end of a pass"
     order = "full shuffle" if buffer is None else f"shuffle buffer of {buffer:,} stories" if buffer > 1 else "as stored"
+    counts = [len(part.record_ids) for part in stores.metrics]
+    orders = order_facts(data_args, stores.phases, counts) or {"order": order}
     validation = f"{len(stores.validation):,} stories, {stores.validation.num_tokens:,} tokens"
-    return facts | {"training data": data, "order": order, "validation data": validation}
+    return facts | {"training data": data, **orders, "validation data": validation}
+
+
+def order_facts(flags: DataOrdering, phases: Sequence[Phase], counts: Sequence[int]) -> dict[str, str]:
+    """Return the order of the data and the number of kept records, by phase; nothing for the random order of all."""
+    facts = {}
+    for asked, phase in zip(flags.phases, phases, strict=True):
+        total = sum(counts[place] for place in phase.places)
+        kept = sum(phase.arrangements[place].size(counts[place]) for place in phase.places)
+        span = f", {asked.unit} {getattr(asked, asked.unit)}" if flags.order_schedule else ""
+        facts[f"order{span}"] = asked.describe() + (f": {kept:,} of {total:,} records" if asked.keep else "")
+    return facts
 
 
 def train_from(trainer: ExactResume, checkpoint: str | None) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ from lm_trials.data.documents import TOKENS_FROM, Documents, Tokenising
 from lm_trials.protocols.set_stores import SetStore
 from lm_trials.tokens.blocks import JoinedStores, RunBlocks, TrainingBlocks
 from lm_trials.tokens.mixtures import Mix, mixed
+from lm_trials.tokens.phases import Phase
 from lm_trials.tokens.stores import TokenStore
 from lm_trials.tokens.streams import STREAM_BUFFER, RecordStream, StreamBlocks
+from lm_trials.training.arrangements import Part, arrange, open_table, part_of
 from lm_trials.training.flags import DataArguments
 
 Store = TokenStore | SetStore | JoinedStores
@@ -37,6 +37,8 @@ class RunStores:
             and each of those data sets.
         described: fields for `run.json` that identify the training data.
         sets: names of data sets whose validation records have prompts.
+        phases: which training records are read when, and in which order; none: all, in the seeded order.
+        metrics: the metrics of the parts' training records, where they order or filter them.
     """
 
     parts: tuple[Documents, ...]
@@ -45,6 +47,8 @@ class RunStores:
     named: dict[str, Store] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
     sets: tuple[str, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    metrics: tuple[Part, ...] = ()
 
     def check_unchanged(self) -> None:
         """Check that the prepared data is unchanged; see `Documents.check_unchanged`."""
@@ -58,27 +62,36 @@ class RunStores:
 
     @property
     def num_documents(self) -> int | None:
-        """Documents of the training splits; None for a stream."""
-        return self._sum(len)
+        """Documents of the training splits that are read; None for a stream."""
+        return None if self.streamed else sum(map(len, self._lengths()))
 
     @property
     def num_tokens(self) -> int | None:
-        """Tokens of the training splits; None for a stream."""
-        return self._sum(attrgetter("num_tokens"))
+        """Tokens of these documents; None for a stream."""
+        return None if self.streamed else sum(int(lengths_K.sum(dtype=np.int64)) for lengths_K in self._lengths())
 
-    def _sum(self, size: Callable[[Any], int]) -> int | None:
-        return None if self.streamed else sum(size(part.train) for part in self.parts)
+    def _lengths(self) -> list[np.ndarray]:
+        """Return the lengths of the documents that a filter keeps of each part; the filters of a schedule vary."""
+        stores: list[Any] = [part.train for part in self.parts]
+        if len(self.phases) != 1:
+            return [store.lengths_N for store in stores]
+        arrangements = zip(stores, self.phases[0].arrangements, strict=True)
+        return [store.lengths_N if (K := each.kept_K) is None else store.lengths_N[K] for store, each in arrangements]
 
-    def blocks(self, data_args: DataArguments, num_blocks: int, data_seed: int) -> RunBlocks:
+    def blocks(
+        self, data_args: DataArguments, num_blocks: int, data_seed: int, blocks_per_update: int = 1
+    ) -> RunBlocks:
         """Return the blocks of a whole run, in its order.
 
         Raises:
             UsageError: if a pass does not fill one block.
         """
-        kind: Any = StreamBlocks if self.streamed else TrainingBlocks
         stores = [part.train for part in self.parts]
+        size: Any = data_args.block_size
         how = data_args.shuffle_buffer_size, data_args.attention_across_documents, self.mix
-        return kind(stores, data_args.block_size, num_blocks, data_seed, *how)
+        if self.streamed:
+            return StreamBlocks(stores, size, num_blocks, data_seed, *how)
+        return TrainingBlocks(stores, size, num_blocks, data_seed, *how, self.phases, blocks_per_update)
 
 
 def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, num_workers: int = 0) -> RunStores:
@@ -88,9 +101,10 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
 
     Raises:
         UsageError: for an unknown name; a protocol set of another tokenizer or an older corpus; an empty split;
-            shares that do not match the parts.
+            shares that do not match the parts; an unknown metric, or a filter that keeps nothing.
     """
     dataset = dataset_of(data_args)
+    tables = [open_table(data_args, member) for member in dataset.members]  # before anything is tokenized
     named_sets = _named_sets(data_args, dataset)
     if data_args.streaming != "False":
         data_args.shuffle_buffer_size = data_args.shuffle_buffer_size or STREAM_BUFFER
@@ -114,8 +128,16 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         own = {p.name: {k: v for k, v in p.described.items() if k not in TOKENS_FROM} for p in parts}
         described = {**shared, "parts": own}
         validation = _in_proportion([part.validation for part in parts], mix)
+    metrics: list[Part] = []
+    if data_args.phases:
+        trained: list[Any] = [part.train for part in parts]
+        of_part = zip(parts, trained, tables, strict=True)
+        metrics = [part_of(part.name, train.record_ids(), train.lengths_N, table) for part, train, table in of_part]
+        found = {part.name: table.described for part, table in zip(parts, tables, strict=True) if table.described}
+        described |= {"metrics": found if mix else found[parts[0].name]} if found else {}
+    phases = arrange(data_args, metrics, dataset.weights, mix)
     sets = tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts)
-    return RunStores(parts, mix, validation, named, described, sets)
+    return RunStores(parts, mix, validation, named, described, sets, phases, tuple(metrics))
 
 
 def _named_sets(data_args: DataArguments, dataset: DataSet) -> dict[str, DataSet]:

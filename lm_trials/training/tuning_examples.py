@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -19,16 +19,17 @@ from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.data.datasets import RawSource, dataset_of
+from lm_trials.data.datasets import RawSource, dataset_of, find_prepared
 from lm_trials.files import readable
 from lm_trials.models.reference import chosen_window
 from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
 from lm_trials.pairs.pairs import PairSet
 from lm_trials.stories.corpora import read_manifest
-from lm_trials.tokens.order import document_order
+from lm_trials.tokens.phases import Passes, Phase
 from lm_trials.tokens.tokenizers import load_tokenizer
-from lm_trials.training.plan import Plan, blocks_per_update, settle_length
+from lm_trials.training.arrangements import arrange, example_part, open_table
+from lm_trials.training.plan import Plan, blocks_per_update, settle_length, settle_schedule
 from lm_trials.training.tuning_flags import PairArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 
@@ -46,6 +47,8 @@ class Examples:
     Attributes:
         folder: the examples' folder.
         completion_only: leave prompts out of the loss.
+        phases: which training examples are read when, and in which order; none: all, in the seeded order.
+        metrics: what determines the metrics of these examples.
     """
 
     pairs: PairSet
@@ -53,6 +56,8 @@ class Examples:
     layout: Layout
     completion_only: bool
     max_length: int
+    phases: tuple[Phase, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> ExampleStore:
@@ -78,7 +83,8 @@ class Examples:
         manifest = read_manifest(self.folder, "chat_template")
         # The hash of all ids and masks: whatever determines them, it is seen. Examples of older versions have none.
         tokens = {"chat_template": manifest["chat_template"], "token_ids": manifest.get("token_ids")}
-        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts, **tokens}
+        metrics = {"metrics": self.metrics} if self.metrics else {}
+        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts, **tokens, **metrics}
 
     def rows(self, arguments: SftRunArguments) -> Rows:
         """Return the rows that batches are made of: labelled examples, or packed rows of them."""
@@ -88,7 +94,8 @@ class Examples:
             return Rows(examples, lengths_N, counted_N)
         # Packed once: another order in each pass would change which examples share a row, and so the number of
         # updates.
-        bins = pack_examples(lengths_N, self.max_length, arguments.packing_strategy)  # the same in every pass
+        kept_K = self.phases[0].arrangements[0].kept_K if self.phases else None
+        bins = pack_examples(lengths_N, self.max_length, arguments.packing_strategy, kept_K)
         numbers_N, starts_R = bins.values.to_numpy(), bins.offsets.to_numpy()[:-1]
         # The tokens stay on disk until a row is read: 31 MB of memory instead of 125 MB for 742,424 tokens.
         packed = Dataset(pa.table({"examples": bins})).with_transform(partial(packed_rows, examples=examples))
@@ -103,8 +110,10 @@ class Rows(NamedTuple):
     counted_N: np.ndarray
 
 
-def pack_examples(lengths_N: np.ndarray, max_length: int, strategy: str) -> pa.ListArray:
-    """Return the example numbers in each packed row, by best fit up to `max_length` tokens.
+def pack_examples(
+    lengths_N: np.ndarray, max_length: int, strategy: str, kept_K: np.ndarray | None = None
+) -> pa.ListArray:
+    """Return the example numbers in each packed row, by best fit up to `max_length` tokens; of `kept_K` or all.
 
     trl packs each example's number, repeated once per token, so that the tokens stay on disk: 742,424 tokens take 31 MB
     and 0.2 s instead of 125 MB and 1.9 s, with the same rows.
@@ -113,6 +122,8 @@ def pack_examples(lengths_N: np.ndarray, max_length: int, strategy: str) -> pa.L
     [[2], [1, 0], [3]]
     """
     numbers, sizes = [], []
+    kept_K = np.arange(len(lengths_N)) if kept_K is None else kept_K
+    lengths_N = lengths_N[kept_K]
     for first in range(0, len(lengths_N), PACKED_AT_ONCE):
         some_N = lengths_N[first : first + PACKED_AT_ONCE]
         tokens = np.repeat(np.arange(first, first + len(some_N), dtype=np.int32), some_N)
@@ -126,7 +137,7 @@ def pack_examples(lengths_N: np.ndarray, max_length: int, strategy: str) -> pa.L
         numbers.append(tokens[np.cumsum(lengths_E) - lengths_E])
         sizes.append(pc.list_value_length(lengths).to_numpy())
     ends = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int32)
-    return pa.ListArray.from_arrays(ends, np.concatenate(numbers))
+    return pa.ListArray.from_arrays(ends, kept_K[np.concatenate(numbers)].astype(np.int32))
 
 
 def packed_rows(batch: dict[str, list], examples: Dataset) -> dict[str, list]:
@@ -157,8 +168,15 @@ def open_examples(
 
     Raises:
         UsageError: for a data set without pairs, conversations or texts; a layout that does not fit it; an example
-            length beyond the model's positions, or too short for all examples.
+            length beyond the model's positions, or too short for all examples; an order of packed rows; an unknown
+            metric, or a filter that keeps nothing.
     """
+    sorts = next((name for name in ("order_by", "order", "order_schedule") if getattr(pair_args, name)), None)
+    if arguments.packing and sorts:
+        raise UsageError(
+            f"--packing True and --{sorts}: packing joins examples into rows by their lengths, and such rows have no "
+            "order by a metric; remove one of them"
+        )
     arguments.max_length = max_length = chosen_window(arguments.max_length, config, "--max_length")
     if arguments.chat_template_path:
         _check_layout_of_template(arguments.chat_template_path, pair_args.prompt_layout)
@@ -180,6 +198,8 @@ def open_examples(
         return progress(rows, f"tokenizing {split}", "examples", total)
 
     place = Path(pair_args.data_cache_dir) / pairs.described["name"]
+    prepared = find_prepared(pairs.described["name"], place.parent) if isinstance(dataset, RawSource) else dataset
+    table = open_table(pair_args, prepared or dataset)
     folder = make_examples(pairs, place, tokenizer, layout, max_length, pair_args.overlong, watch)
     if layout == "instruct":
         tokenizer.chat_template = STORY_CHAT_TEMPLATE  # gives the same ids, so that chat programs can use the model
@@ -189,7 +209,12 @@ def open_examples(
             f"--completion_only_loss True: {pairs.name} has texts without prompts; remove it, or give columns prompt "
             "and completion"
         )
-    return Examples(pairs, folder, layout, layout != "text" if completion_only is None else completion_only, max_length)
+    completion_only = layout != "text" if completion_only is None else completion_only
+    examples = Examples(pairs, folder, layout, completion_only, max_length)
+    if not pair_args.phases:
+        return examples
+    part = example_part(pairs.name, examples.train, table)
+    return replace(examples, phases=arrange(pair_args, [part], [1.0]), metrics=table.described)
 
 
 def note_few_examples(rows: Mapping[str, int], percent: float | None) -> None:
@@ -237,34 +262,52 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def plan_fine_tuning(arguments: SftRunArguments, examples: Examples, rows: Rows) -> tuple[Plan, Dataset]:
+def plan_fine_tuning(
+    arguments: SftRunArguments, pair_args: PairArguments, examples: Examples, rows: Rows
+) -> tuple[Plan, Dataset]:
     """Return the plan, put its length into `arguments`, in place, and return the rows of all passes in order.
 
-    Each pass is a full shuffle by (data seed, pass).  The passes are one data set, read in sequence, so that a resumed
-    run, or one with more processes, has the same examples in each update.
+    Without other flags, each pass is a full shuffle by (data seed, pass).  The passes are one data set, read in
+    sequence, so that a resumed run, or one with more processes, has the same examples in each update.
 
     Raises:
         UsageError: for epochs that do not make one update, or evaluations without validation examples.
     """
-    steps = settle_length(arguments, len(rows.data))
+    per_step = blocks_per_update(arguments)
+    passes = row_passes(len(rows.data), () if arguments.packing else examples.phases, per_step)
+    if pair_args.order_schedule:
+        settle_schedule(arguments, pair_args, passes)
+    per_pass: int | None = int(passes.blocks_in(1))
+    steps = settle_length(arguments, per_pass)
     if not len(examples.validation) and (arguments.eval_strategy != "no" or arguments.load_best_model_at_end):
         raise UsageError(
             f"--eval_strategy {arguments.eval_strategy.value}: {examples.pairs.name} has no validation examples; give "
             "--validation_split_percentage 5, or remove it"
         )
-    per_step = blocks_per_update(arguments)
-    order = row_order(len(rows.data), steps * per_step, arguments.data_seed)
+    order = row_order(len(rows.data), steps * per_step, arguments.data_seed, passes)
     tokens, counted = (int(values_N[order].sum()) for values_N in (rows.lengths_N, rows.counted_N))
-    plan = Plan(steps, per_step, examples.max_length, len(rows.data), num_tokens=tokens, num_completion_tokens=counted)
+    per_pass = None if pair_args.order_schedule else per_pass
+    plan = Plan(steps, per_step, examples.max_length, per_pass, num_tokens=tokens, num_completion_tokens=counted)
     return plan, rows.data.select(order)
 
 
-def row_order(num_rows: int, count: int, data_seed: int) -> np.ndarray:
-    """Return the first `count` rows of as many passes as they take, each pass shuffled anew.
+def row_passes(num_rows: int, phases: tuple[Phase, ...] = (), rows_per_update: int = 1) -> Passes:
+    """Return the passes of a fine-tuning over its rows; no phases: all rows, shuffled."""
+    phases = phases or (Phase(),)
+    sizes = [phase.arrangements[0].size(num_rows) for phase in phases]
+    return Passes(phases, rows_per_update, lambda phase, number: sizes[phase])
+
+
+def row_order(num_rows: int, count: int, data_seed: int, passes: Passes | None = None) -> np.ndarray:
+    """Return the first `count` rows of as many passes as they take; by default each pass is shuffled anew.
 
     >>> order = row_order(3, 6, data_seed=0)
     >>> sorted(order[:3].tolist()) == sorted(order[3:].tolist()) == [0, 1, 2]
     True
     """
-    passes = [document_order(num_rows, data_seed, number) for number in range(-(-count // num_rows))]
-    return np.concatenate(passes)[:count]
+    passes = passes or row_passes(num_rows)
+    orders = []
+    for seed, read in passes.read(count):
+        arrangement = passes.phases[seed.phase].arrangements[0]
+        orders.append(arrangement.order(num_rows, data_seed, seed.number, 0, 0, *seed.of)[:read])
+    return np.concatenate(orders)

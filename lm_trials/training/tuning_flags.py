@@ -7,10 +7,11 @@ from lm_trials.console import UsageError
 from lm_trials.flags import option
 from lm_trials.shared_flags import Quantization
 from lm_trials.training.flags import RATE, CommonTrainingArguments, SavedArguments
+from lm_trials.training.order_flags import DataOrdering, check_order
 
 
 @dataclass
-class PairArguments:
+class PairArguments(DataOrdering):
     """The training data."""
 
     flag_group: ClassVar[str] = "data"
@@ -80,6 +81,12 @@ class AdapterArguments(Quantization, SavedArguments):
     def target_modules(self) -> tuple[str, ...]:
         """The names of `--lora_target_modules`, separated by spaces or commas."""
         return tuple(name for given in self.lora_target_modules for name in given.split(",") if name.strip())
+
+
+def check_tuning(pair_args: PairArguments, adapter_args: AdapterArguments) -> None:
+    """Check the adapter's layers and the order of the data; see `check_targets` and `order_flags.check_order`."""
+    check_targets(pair_args, adapter_args)
+    check_order(pair_args)
 
 
 def check_targets(pair_args: PairArguments, adapter_args: AdapterArguments) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from lm_trials.run_fields import ADDED, BOOKKEEPING, names_in
 from lm_trials.trials.runs import ADAPTER, Run
 
+ORDER = ("order_by", "order", "order_window", "order_schedule", "shuffle_buffer_size")
 # Variables of several fields: the flags that set them, and the fields that show that the variable differs.
 GROUPS = {
     "initial_model": (("initial_model.name_or_path",), r"initial_model\.(weights_sha256|recipe|name_or_path)"),
@@ -25,6 +26,7 @@ GROUPS = {
     "model": (("model_type", "config_name", "config_overrides"), r"model\..*"),
     "dropout": (("dropout",), r"model\..*(dropout|pdrop)"),
     "block_size": (("max_length",), r"block_size"),
+    "order": (ORDER, "|".join(ORDER)),
     "model_init_kwargs": ((), r"model_init_kwargs(\..*)?"),
     "versions": ((), r"versions\..*"),
 }
@@ -35,6 +37,9 @@ FOLLOWS_FROM = (
     (re.escape(ADAPTER), (ADAPTER,)),
     (r"initial_model\..*", ("initial_model",)),
     (r"data\.tokens\..*", ("data", "tokenizer", "append_eos", "document_separator", "data")),
+    ("|".join(ORDER), ("order",)),
+    # The tables of the metrics that order or filter the records; of other data they are others.
+    (r"data\.metrics\..*", ("data", "order", "keep", "metrics")),
     (r"data\.append_eos", ("append_eos",)),
     (r"data\.document_separator", ("document_separator",)),
     # With the same parts the shares differ; with other parts the shares are of other data.

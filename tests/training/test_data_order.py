@@ -36,9 +36,10 @@ def watched(train_flags, tmp_path, monkeypatch):
         (),
         ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
         ("--shuffle_buffer_size", "10", "--data_seed", "3"),
+        ("--order_by", "tokens", "--order_window", "20", "--keep", "tokens>300"),
         ("--block_size", "32", "--per_device_train_batch_size", "64", "--max_steps", "71"),  # into the second pass
     ],
-    ids=["plain", "accumulation", "buffer", "passes"],
+    ids=["plain", "accumulation", "buffer", "sorted", "passes"],
 )
 def test_the_parts_of_an_update_are_the_tokens_that_the_model_read(watched, more):
     folder, seen = watched(*more)

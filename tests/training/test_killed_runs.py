@@ -19,12 +19,14 @@ MIXED = ("--dataset_name", "a+b", "--data_mix", ".3,.7")
 WORKERS = ("--dataloader_num_workers", "2")
 ACCUMULATED = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
 SECOND_PASS = ("--per_device_train_batch_size", "600")  # a pass of some 4,500 blocks ends in update 8
+FILTERED = ("--keep", "tokens>300")
 DROPOUT = ("--dropout", "0.1")
 ARMS = {
     "cached, accumulated, logs rare": (*CACHED, *ACCUMULATED, *DROPOUT, "--logging_steps", "5"),
     "streamed, mixed, workers, second pass": (*STREAMED, *MIXED, *WORKERS, *SECOND_PASS),
     "streamed, second pass": (*STREAMED, *SECOND_PASS),
     "cached stream, mixed": ("--streaming", "CacheStream", *MIXED, "--stop_when", "all_exhausted"),
+    "sorted in windows, filtered, workers": ("--order_by", "tokens", "--order_window", "50", *FILTERED, *WORKERS),
 }
 LONGER = [pytest.param(arm, marks=pytest.mark.slow) for arm in list(ARMS)[2:]]
 

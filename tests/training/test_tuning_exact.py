@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from killed_runs import Processes, Training, kill_and_go_on, outcome
+from killed_runs import Processes, Training, kill_and_go_on, outcome, stopped_after
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -28,14 +28,6 @@ ARMS = {
     "full": ("--full_finetune", "True", "--eval_strategy", "steps", "--eval_steps", "3"),
     "packed": ("--packing", "True"),
 }
-
-
-def stopped_after(folder, step):
-    """Leave a finished run as it would be, had it been killed after the checkpoint of an update."""
-    (folder / "finished.json").unlink()
-    for checkpoint in folder.glob("checkpoint-*"):
-        if int(checkpoint.name.rpartition("-")[2]) > step:
-            shutil.rmtree(checkpoint)
 
 
 @pytest.mark.parametrize("arm", list(ARMS))

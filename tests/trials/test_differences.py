@@ -80,6 +80,12 @@ OTHER_TOKENIZER = {"vocab_size": 500, "data.tokenizer_hash": "t1", "data.tokens.
         ({"max_steps": 200, "total_train_batch_size": 2}, ["max_steps", "total_train_batch_size"]),
         ({"append_eos": True, "data.append_eos": True, "data.tokens.train": 9300}, ["append_eos"]),
         ({"code_revision": "bbbb"}, ["code_revision"]),
+        ({"order_by": "words", "order": "ascending", "data.metrics.words.values": "m0"}, ["order_by, order"]),
+        ({"order_by": "words", "shuffle_buffer_size": 1}, ["order_by, shuffle_buffer_size"]),
+        ({"keep": "words>9", "data.metrics.words.values": "m0"}, ["keep"]),
+        ({"keep": "words>9", "order_schedule": "[]", "data.metrics.words.values": "m0"}, ["keep", "order_schedule"]),
+        ({"data.content": "c1", "data.metrics.words.values": "m0"}, ["data"]),
+        ({"data.metrics.words.values": "m0"}, ["metrics"]),
         ({"bf16": True, "mixed_precision": "bf16"}, ["bf16"]),
         (
             {"initial_model.name_or_path": "x", "initial_model.weights_sha256": "w", "config_overrides": None},
@@ -92,6 +98,13 @@ def test_fields_that_follow_are_listed_under_what_was_changed(make_run, change, 
     found = variables(*runs)
     assert list(found) == expected
     assert {field for fields in found.values() for field in fields} >= set(change) - {"model.model_type"}
+
+
+def test_flags_of_the_order_that_are_not_given_are_no_difference(make_run):
+    """Runs of older versions have no such fields."""
+    unset = dict.fromkeys(("order_by", "order", "order_window", "order_schedule", "keep"))
+    assert variables(make_run("a"), make_run("b", 2, unset)) == {}
+    assert variables(make_run("d", 3), make_run("c", change={**unset, "order": "file"})) == {"order": ["order"]}
 
 
 def test_versions_count_and_transformers_note_in_the_config_does_not(make_run):
