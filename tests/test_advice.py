@@ -167,7 +167,7 @@ def help_of(command: tuple[str, ...]) -> str:
 @cache
 def flags_of(command: tuple[str, ...]) -> frozenset[str]:
     """Return the flags of a command: those that its help lists."""
-    lines = re.findall(r"^  (?:-\w, )?(--.*?)(?:  |$)|(--no_\w+)\s+for False", help_of(command), flags=re.MULTILINE)
+    lines = re.findall(r"^  (?:-\w, )?(--.*?)(?:  |$)|(--no_\w+)\s+for\s+False", help_of(command), flags=re.MULTILINE)
     own = {flag for line in lines for flag in FLAG.findall(" ".join(line))} | {"help"}
     return frozenset(own | (flags_of(FLAGS_OF[command]) if command in FLAGS_OF else set()))
 

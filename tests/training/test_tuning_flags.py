@@ -4,6 +4,7 @@ import json
 import re
 import tracemalloc
 from dataclasses import asdict, fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_type_hints
 
@@ -304,12 +305,12 @@ def test_an_error_in_a_template_is_told_as_one(parsed, far, tokenizer, tmp_path,
     assert ", line 2); correct it" in line
     monkeypatch.setattr(tokenizer, "chat_template", BROKEN)
     monkeypatch.setattr(tokenizer, "name_or_path", "ours")
-    line = refused(choose_layout, PairSet("far", "pairs", {}, {}), tokenizer)
+    line = refused(choose_layout, PairSet("far", Path(), "pairs", {}, {}), tokenizer)
     assert line.startswith("the chat template of ours is not a template (")
     assert "roles" not in line
     refusing = "{{ raise_exception('it begins with a user') }}"  # of a conversation, and this is none
     monkeypatch.setattr(tokenizer, "chat_template", refusing)
-    assert choose_layout(PairSet("far", "pairs", {}, {}), tokenizer) == "chat"
+    assert choose_layout(PairSet("far", Path(), "pairs", {}, {}), tokenizer) == "chat"
 
 
 @pytest.mark.parametrize("column", ["prompt", "completion", "text", "messages"])
