@@ -94,7 +94,8 @@ def test_only_this_package_is_installed_with_its_command_and_its_recipes():
     assert setup["options.entry_points"]["console_scripts"].split() == ["lm-trials", "=", "lm_trials.cli:run"]
     patterns = setup["options.package_data"]["lm_trials"].split()
     installed = {file for pattern in patterns for file in (REPOSITORY / "lm_trials").glob(pattern)}
-    assert installed == {*(REPOSITORY / "lm_trials").rglob("*.yaml"), REPOSITORY / "lm_trials" / "py.typed"}
+    package = REPOSITORY / "lm_trials"
+    assert installed == {*package.rglob("*.yaml"), *(package / "metrics" / "words").iterdir(), package / "py.typed"}
     assert "setuptools" not in tomllib.loads((REPOSITORY / "pyproject.toml").read_text()).get("tool", {})
 
 

@@ -328,7 +328,9 @@ class Interruption(TrainerCallback):
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # others cannot set signal handlers
-            self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+            # What is ignored stays ignored: a trial's job gets Ctrl-C from its engine, as SIGTERM.
+            heard = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -106,20 +106,20 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
     Seed by seed, so that a trial that is stopped early has whole lineages.
     """
     jobs = []
-    last: tuple[str, ...] = ()
+    prepared: tuple[str, ...] = ()  # all, as one that fails may be followed by one that was finished before
     for number, words in enumerate(trial.prepare):
         name = f"prepare/{number + 1}"
-        jobs.append(Job(name, words, last, name, None, _prepared(words)))
-        last = (name,)
+        jobs.append(Job(name, words, prepared, name, None, _prepared(words)))
+        prepared += (name,)
     for seed in trial.seeds:
         for stage in trial.stages.values():
             for arm, flags in stage.flags.items():
                 folder = run_folder(runs, stage.name, arm, seed)
                 own = {"output_dir": str(folder), "run_name": folder.name, "seed": seed, "data_seed": seed}
-                after = last
+                after = prepared
                 if stage.after is not None:
                     parent = run_folder(runs, stage.after, stage.parents[arm], seed)
-                    own["model_name_or_path"], after = str(parent), (parent.name,)
+                    own["model_name_or_path"], after = str(parent), (parent.name, *prepared)
                 words = (stage.program, *flag_words({**flags, **own}))
                 jobs.append(Job(folder.name, words, after, stage.name, folder))
         for number, measure in enumerate(trial.measures):
@@ -128,8 +128,8 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
                 place = 2 if measure.words[0] == "probe" else 1
                 words = (*measure.words[:place], "--model_name_or_path", str(folder), *measure.words[place:])
                 name = f"{folder.name}/{'-'.join(measure.words[:place])}-{number + 1}"
-                receipt = folder / "measured" / f"{number + 1}.json"
-                jobs.append(Job(name, words, (folder.name,), f"{stage_name}/measure-{number + 1}", folder, receipt))
+                kind, receipt = f"{stage_name}/measure-{number + 1}", folder / "measured" / f"{number + 1}.json"
+                jobs.append(Job(name, words, (folder.name, *prepared), kind, folder, receipt))
     return jobs
 
 

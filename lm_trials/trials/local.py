@@ -111,6 +111,7 @@ class LocalHandle:
 def work(job: Job, runs: Path, more: Mapping[str, str]) -> None:
     """Be the process of one job, with more environment variables."""
     os.environ.update(more)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the engine ends this one, with SIGTERM
     redirect_output(log_of(runs, job))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

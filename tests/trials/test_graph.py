@@ -21,12 +21,14 @@ def test_each_lineage_has_one_root_seed(jobs):
     by_name = {job.name: job for job in jobs}
     assert len(jobs) == 2 + 2 * (2 + 2 + 2)
     more = by_name["more-plain-s1"]
-    assert more.after == ("pretrain-plain-s1",)
+    prepared = ("prepare/1", "prepare/2")  # also the first: the second can be there from another trial
+    assert more.after == ("pretrain-plain-s1", *prepared)
     flags = dict(zip(more.words[1::2], more.words[2::2], strict=True))
     assert (flags["--seed"], flags["--data_seed"]) == ("1", "1")
     assert flags["--model_name_or_path"] == "runs/decay/pretrain-plain-s1"
     assert flags["--output_dir"] == "runs/decay/more-plain-s1"
-    assert by_name["pretrain-plain-s0"].after == ("prepare/2",)
+    assert by_name["pretrain-plain-s0"].after == prepared
+    assert by_name["more-plain-s1/evaluate-1"].after == ("more-plain-s1", *prepared)
     assert by_name["prepare/2"].after == ("prepare/1",)
     assert by_name["more-plain-s1/evaluate-1"].words[:3] == (
         "evaluate",

@@ -153,6 +153,20 @@ def test_twenty_kills_at_random_change_no_bit():
 
 
 @pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_a_checkpoint():
+    """It reaches the engine and its jobs at once, and the engine ends the jobs: for a training one signal, not two."""
+    long = tiny_trial()
+    long["stages"]["pretrain"] |= {"save_strategy": "no", "max_steps": 100_000}
+    write_trial(Path("decay.yaml"), long)
+    process = start("run", "decay.yaml", "--workers", "1", "--threads", "1")
+    log = Path("runs/decay/logs/pretrain-plain-s0.log")
+    wait_for(lambda: log.is_file() and "/100000" in log.read_text().replace("100k", "/100000"))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+    assert list(Path("runs/decay/pretrain-plain-s0").glob("checkpoint-*")), log.read_text()
+
+
+@pytest.mark.slow
 def test_two_engines_share_the_jobs_of_a_trial():
     write_trial(Path("decay.yaml"), tiny_trial(seeds=(0, 1)))
     both = [start("run", "decay.yaml", "--workers", "1", "--threads", "1") for _ in range(2)]
