@@ -50,24 +50,21 @@ class StageDifference:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a trial took: hours of cores and GPUs of all attempts, and hours of training alone.
+    """What a trial took: hours of cores and GPUs of all attempts, and of cores in trainings alone.
 
     Attributes:
-        killed: attempts without an end, whose time is not known and not counted.
+        open: attempts that were killed or still run, whose time is not counted.
     """
 
     core_hours: float
+    training_core_hours: float
     gpu_hours: float
-    training_hours: float
-    killed: int
+    open: int
 
     def __str__(self) -> str:
-        text = f"{self.core_hours:.2f} core-hours" if self.core_hours else ""
+        text = f"{self.core_hours:.2f} core-hours, {self.training_core_hours:.2f} of them for training"
         text += f", {self.gpu_hours:.2f} GPU-hours" if self.gpu_hours else ""
-        text = f"{text}, of which {self.training_hours:.2f} hours are training" if text else (
-            f"{self.training_hours:.2f} hours of training"
-        )  # fmt: skip
-        return text + (f"; {self.killed} attempts were killed and are not counted" if self.killed else "")
+        return text + (f"; not counted: attempts that were killed or still run ({self.open})" if self.open else "")
 
 
 def lineage(trial: Trial, arm: ArmName) -> dict[str, str]:
@@ -136,6 +133,8 @@ def all_deviations(
             found.append(f"{len(before)} jobs were finished before the registration, {before[0]} for example")
     for contrast in trial.contrasts:
         for each in stage_differences(trial, contrast, of_arms):
+            if not each.variables:
+                found.append(f"{each.stage}.{each.arms[0]} and {each.stage}.{each.arms[1]} differ in nothing")
             if each.unstated:
                 found.append(
                     f"{each.stage}.{each.arms[0]} and {each.stage}.{each.arms[1]} differ in more than the file states: "
@@ -238,9 +237,10 @@ def parsed_flags(words: Sequence[str]) -> dict[str, Any]:
     raise AssertionError(f"{words[0]} ran")
 
 
-def cost(runs: Path, everyone: Sequence[Run]) -> Cost:
+def cost(runs: Path) -> Cost:
     """Return what the attempts under a trial's folder took."""
     tried = read_attempts(runs)
     ended = [attempt for attempt in tried if "seconds" in attempt]
     cores, gpus = (sum(each["seconds"] * each[what] for each in ended) / 3600 for what in ("cpus", "gpus"))
-    return Cost(cores, gpus, sum(run.training_seconds for run in everyone) / 3600, len(tried) - len(ended))
+    training = sum(each["seconds"] * each["cpus"] for each in ended if "/" not in each["job"]) / 3600
+    return Cost(cores, training, gpus, len(tried) - len(ended))

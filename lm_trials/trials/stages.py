@@ -14,7 +14,7 @@ from lm_trials.console import UsageError, did_you_mean
 from lm_trials.files import name_fault, plain_name
 from lm_trials.flags import recipe_file
 from lm_trials.trials.differences import GROUPS
-from lm_trials.trials.entries import TRAINING, as_command, as_list, as_mapping
+from lm_trials.trials.entries import TRAINING, as_command, as_list, as_mapping, as_number
 from lm_trials.trials.trial import Stage
 
 STAGE_KEYS = ("program", "after", "arms", "parameters", "varies")
@@ -71,7 +71,9 @@ def _check_arms(key: str, flags: Mapping[str, Mapping[str, Any]], parents: Mappi
             raise UsageError(f"{key}: config {of['config']} is not a file; give a recipe's name or a YAML file")
         if own_flag := next((flag for flag in of if flag.replace("-", "_") in own_flags), None):
             raise UsageError(f"{key}: {own_flag} of {arm} is set by the trial itself; remove it")
-        same = seen.setdefault((parents.get(arm), frozenset((flag, str(value)) for flag, value in of.items())), arm)
+        numbers = {flag: as_number(value) for flag, value in of.items()}  # 1e-3 is 0.001
+        values = frozenset((flag, str(value) if (n := numbers[flag]) is None else n) for flag, value in of.items())
+        same = seen.setdefault((parents.get(arm), values), arm)
         if same != arm:
             raise UsageError(f"{key}: the arms {same} and {arm} have the same flags; change a flag, or remove one arm")
 

@@ -90,7 +90,7 @@ def collect(trial: Trial, runs: Path, command: str) -> Report:
         registration,
         [*all_deviations(trial, registration, of_arms), *other_commands(jobs)],
         of_arms,
-        cost(runs, everyone),
+        cost(runs),
     )
 
 
@@ -226,8 +226,8 @@ def blocks_of(
     about += [part for part in re.split(r"\n\s*\n", trial.description) if part.strip()]
     given = report.registration
     registered = given and f"registered {given['time']}, digest {code(str(given.get('digest')))}"
-    noted = "; deviations from the registration are listed below" if report.deviations else ""
-    blocks: list[Block] = [Banner(report.verdict.word, report.verdict.reason + noted), *map(Text, about)]
+    noted = ", with deviations from the registration" if report.deviations else ""
+    blocks: list[Block] = [Banner(report.verdict.word + noted, report.verdict.reason), *map(Text, about)]
     blocks += [
         Text(
             f"Trial {code(trial.name)}, {registered or 'not registered'}; {len(trial.seeds)} root seeds "
@@ -237,6 +237,8 @@ def blocks_of(
     columns, cells = contrast_cells(report)
     if cells:
         blocks += [Heading("Registered contrasts"), Table(columns, cells, covers(report))]
+    if not any(contrast.role == "control" for contrast in trial.contrasts):
+        blocks.append(Text("No controls were registered."))
     if "forest" in figures:
         blocks.append(Picture("forest", "Each registered contrast with its 95 % interval and the claimed range"))
     notes = [f"{row['contrast']}: {row['notes']}" for row in rows if row["notes"]]
@@ -262,7 +264,7 @@ def _differences(report: Report) -> list[Block]:
         [
             each.stage,
             " and ".join(each.arms),
-            ", ".join(each.variables) or "seeds alone",
+            ", ".join(each.variables) or "nothing",
             ", ".join(each.unstated) or "none",
         ]
         for each in found
@@ -312,5 +314,5 @@ def _reproduction(report: Report, folder: Path, command: str) -> list[Block]:
     return [
         Text("Run the trial again from its file, or from this folder with a comparison of every number:"),
         Code(f"{command}\nlm-trials reproduce {shlex.quote(str(folder))}"),
-        Text(f"Code revision `{everyone[0].outcome.get('code_revision')}`; {shown}."),
+        Text(f"Code revision `{everyone[0].outcome.get('code_revision')}`, a hash of the package's sources; {shown}."),
     ]

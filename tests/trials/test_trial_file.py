@@ -110,7 +110,7 @@ def test_a_changed_recipe_is_another_registration(tmp_path):
         ("stages.pretrain.varies", "learning_rate", "varies says learning_rate; the arms differ in weight_decay"),
         ("stages.more.arms", {"third": {}}, "stages.more.arms.third.after: the arm that it follows is missing"),
         ("stages.more.arms", {"third": {"after": "plane"}}, "plane is not an arm of the stage before; did you mean plain?"),  # noqa: E501
-        ("stages.pretrain.arms", {"a": {"x": 0.1}, "b": {"x": "0.1"}}, "the arms a and b have the same flags"),
+        ("stages.pretrain.arms", {"a": {"x": 0.1}, "b": {"x": "1.0e-1"}}, "the arms a and b have the same flags"),
         ("stages.more.arms", {"a": {"after": "plain"}, "b": {"after": "plain"}}, "the arms a and b have the same flags"),  # noqa: E501
         ("stages.pretrain.parameters", {"lr": {"min": 0, "max": 1}}, "parameters.lr: give `value: X`"),
         ("prepare", ["rm -rf data"], "prepare: rm is not a program that can be used here"),

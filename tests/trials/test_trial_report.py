@@ -114,7 +114,7 @@ def test_changes_after_the_registration_are_listed(file, capsys):
     assert len(report.deviations) == 2
     assert "test.seeds: [0, 1, 2, 3], now [0, 1, 2]" in report.deviations[0]
     page = Path("results/t/README.md").read_text()
-    assert "claimed: above 0.01; deviations from the registration are listed below" in page
+    assert "holds, with deviations from the registration" in page
     assert json.loads(Path("results/t/registration.json").read_text())["digest"] in page
     assert "margin: 0.05, now 0.01" in report.deviations[1]
     assert "margin: 0.05, now 0.01" in Path("results/t/README.md").read_text()
