@@ -121,14 +121,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     jobs = jobs_of(trial, runs)
     workers, threads, gpus = resources(args.workers, args.threads)
     show_graph(trial)
-    if not args.rehearse:
-        return {}
     from lm_trials.trials.local import LocalExecutor
 
     executor = LocalExecutor(threads, gpus)
     first = distinct(jobs, trial)
     note("checking the flags of all programs ...")
-    checked = zip(first, executor.check(first), strict=True)
+    checked = list(zip(first, executor.check(first), strict=True))
+    if not args.rehearse:
+        return {}
     parsed = {job.name: flags for job, flags in checked if job.receipt is None}
     if unknown := [name for name, flags in parsed.items() if int(flags["max_steps"]) < 1]:
         raise UsageError(f"{unknown[0]} has no max_steps, so its minutes are unknown; give max_steps in its stage")
@@ -155,6 +155,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def show_graph(trial: Trial) -> None:
     """Print the arms of each stage with what they start from and what they change, and the measures."""
+    from lm_trials.trials.verdict import claim_text
+
     rows = []
     for stage in trial.stages.values():
         for arm, flags in stage.flags.items():
@@ -169,8 +171,8 @@ def show_graph(trial: Trial) -> None:
         facts[f"measure {number}"] = f"{shlex.join(measure.words)} (of {', '.join(map('-'.join, measure.arms))})"
     for role in ("primary", "secondary", "control"):
         for number, contrast in enumerate(trial.of(role), 1):
-            facts[f"{role} {number}"] = f"{contrast.name}, expected {contrast.expect}, margin {contrast.margin:g}"
-    show_facts("registered", facts)
+            facts[f"{role} {number}"] = f"{contrast.name}; claimed: {claim_text(contrast)}"
+    show_facts("to be registered by the first run", facts)
 
 
 def show_costs(jobs: list[Job], seconds: Mapping[str, float], workers: int) -> None:

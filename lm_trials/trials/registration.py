@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lm_trials.console import UsageError
-from lm_trials.files import flat, read_object, write_json
+from lm_trials.files import read_object, write_json
 from lm_trials.trials.graph import jobs_of
 from lm_trials.trials.trial import Trial
 
@@ -48,9 +48,18 @@ def deviations(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> deviations({"seeds": [0, 1], "margin": 0.1}, {"seeds": [0, 1, 2], "margin": 0.1})
     ['seeds: [0, 1], now [0, 1, 2]']
     """
-    old, new = flat(_named(before)), flat(_named(now))
-    changed = [name for name in old | new if old.get(name) != new.get(name)]
-    return [f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed]
+    return list(_changes(_named(before), _named(now)))
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key in old | new:
+        name, was, now = f"{above}{key}", old.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _changes(was, now, f"{name}.")
+        elif isinstance(was, Mapping) or isinstance(now, Mapping):  # a contrast or an arm, in one line
+            yield f"{name}: {'removed' if isinstance(was, Mapping) else 'added'}"
+        elif was != now:
+            yield f"{name}: {was}, now {now}"
 
 
 def _named(values: Any) -> Any:

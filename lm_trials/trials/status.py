@@ -7,6 +7,7 @@ lm-trials status trials/deletion_recovery.yaml
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 
 from lm_trials.console import UsageError, script, show_facts, show_table
@@ -17,6 +18,7 @@ from lm_trials.trials.run import TrialArguments, again, opened, planned_seconds,
 from lm_trials.trials.screen import clock
 from lm_trials.trials.slurm import Queued, jobs_in, read_queue
 
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that saved a checkpoint
 STATES = ("finished", "running", "queued", "failed", "open")
 
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
             states[job.name] = "running"
         elif job.name in queue:
             states[job.name] = "queued" if queue[job.name].state == "PENDING" else "running"
-        elif statuses.get(job.name) not in (0, None):
+        elif statuses.get(job.name) not in (0, None, *INTERRUPTED):
             states[job.name] = "failed"
     counts: dict[str, Counter[str]] = {}
     for job in jobs:
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         facts["Slurm"] = f"the trial was submitted to Slurm, and its queued jobs are shown as open: {unknown}"
     workers = sum(state == "running" for state in states.values()) if queue else resources(None, None)[0]
     left = Forecast.of(jobs, runs, planned_seconds(runs)).left(unfinished, {}, workers)
+    facts["runs"] = str(runs)
     facts["finished"] = f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs"
     if unfinished:
         facts["time left"] = f"{clock(left)} with {max(workers, 1)} at a time"

@@ -239,6 +239,11 @@ def test_other_runs_of_a_registered_trial_are_refused_and_other_tests_are_not():
     assert deviations(first["registered"], again.registered) == [
         "test.contrasts.loss on generated: plain - decayed.margin: 0.01, now 0.5"
     ]
+    swapped = read_trial(write_trial(Path("decay.yaml"), changed("primary.contrast", "decayed - plain")))
+    assert deviations(first["registered"], swapped.registered) == [
+        "test.contrasts.loss on generated: plain - decayed: removed",
+        "test.contrasts.loss on generated: decayed - plain: added",
+    ]
     other = read_trial(write_trial(Path("decay.yaml"), changed("stages.pretrain.max_steps", 7)))
     with pytest.raises(UsageError, match=r"has the runs of another registration.*max_steps: 6, now 7"):
         register(other, runs)
