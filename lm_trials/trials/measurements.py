@@ -184,7 +184,7 @@ def _values(there: Mapping[str, Any]) -> str:
 def _is_of(model: str, folder: Path) -> bool:
     """Whether a model's name in a table, the last components of its path, names a folder.
 
-    >>> _is_of("runs/a", Path("/work/runs/a")), _is_of("a", Path("/work/runs/a")), _is_of("a", Path("/work/runs/ba"))
+    >>> _is_of("runs/a", Path("/home/runs/a")), _is_of("a", Path("/home/runs/a")), _is_of("a", Path("/home/runs/ba"))
     (True, True, False)
     """
     parts = Path(model).parts
