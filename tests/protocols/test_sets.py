@@ -225,7 +225,7 @@ def labelled_by_hash(records):
     return records
 
 
-@pytest.mark.parametrize("vocabulary", ["trained", "tok8192"])
+@pytest.mark.parametrize("vocabulary", ["trained", pytest.param("tok8192", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["real", pytest.param("generated", marks=pytest.mark.slow)])
 def test_real_and_generated_stories_with_trained_and_published_tokenizers(shared_data, tmp_path, kind, vocabulary):
     if kind == "real":

@@ -32,6 +32,7 @@ def trajectory(train_flags, tmp_path):
     return run
 
 
+@pytest.mark.slow  # 15 s; test_train_gpt2 has two processes in the default suite
 def test_the_same_examples_in_each_update_and_the_same_losses(trajectory):
     losses, examples = trajectory("one", *LARGE)
     others = {
