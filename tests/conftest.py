@@ -26,12 +26,8 @@ END_TO_END_PLACES = (
     *("protocols/test_set_commands.py", "models/test_model_folders.py", "probing/test_other_families.py"),
     *("reporting/test_layer_figures.py", "evaluation/test_matrix.py", "tokens/test_streams.py"),
     *("stories/generated/test_detectors.py", "training/test_tuning_flags.py", "evaluation/test_remote_judge.py"),
-    *(
-        "stories/test_pieces.py",
-        "trials/test_trial_report.py",
-        "trials/test_publish.py",
-        "evaluation/test_constraints.py",
-    ),
+    *("stories/test_pieces.py", "stories/test_splits.py", "trials/test_trial_report.py", "trials/test_publish.py"),
+    *("evaluation/test_constraints.py", "metrics/test_tables.py", "metrics/test_describe.py"),
 )
 END_TO_END_FIXTURES = {"train_flags", "tune_flags", "tiny_base", "shared_data"}
 
