@@ -52,7 +52,7 @@ def deviations(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    for key in old | new:
+    for key in {**old, **new}:
         name, was, now = f"{above}{key}", old.get(key), new.get(key)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             yield from _changes(was, now, f"{name}.")
