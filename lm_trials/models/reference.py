@@ -322,16 +322,17 @@ def _neutral_generation(reference: ModelReference, config: PretrainedConfig) -> 
             given = {name: value for name, value in given.items() if name in known and not hasattr(text, name)}
         break
     ids = {name: getattr(text, name, None) for name in TOKEN_IDS}
-    ids |= {name: given[name] for name in TOKEN_IDS if _is_ids(given.get(name))}
-    ids = {name: number for name, number in ids.items() if _is_ids(number)}
+    ids |= {name: given[name] for name in TOKEN_IDS if _is_id_of(name, given.get(name))}
+    ids = {name: number for name, number in ids.items() if _is_id_of(name, number)}
     neutral = known | GenerationConfig._get_default_generation_params()
     others = {name: value for name, value in given.items() if name not in METADATA and ids.get(name) != value}
     set_aside += [name for name, value in others.items() if (value or None) != (neutral.get(name) or None)]
     return GenerationConfig(**ids), set_aside
 
 
-def _is_ids(value: Any) -> bool:
-    numbers = value if isinstance(value, list) else [value]
+def _is_id_of(name: str, value: Any) -> bool:
+    """Whether a value is a token id, or of the end of a text several."""
+    numbers = value if isinstance(value, list) and name == "eos_token_id" else [value]
     return bool(numbers) and all(type(number) is int and number >= 0 for number in numbers)
 
 

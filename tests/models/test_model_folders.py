@@ -199,6 +199,7 @@ def plain(tmp_path_factory):
 @example({"watermarking_config": {"bias": 5.0}, "stop_strings": ["a"], "max_time": 0.0}, "generation_config.json")
 @example({"cache_implementation": "quantized", "top_h": 0.1, "use_mtp": True}, "generation_config.json")
 @example({"temperature": 0.1, "do_sample": False, "eos_token_id": "</s>"}, "generation_config.json")
+@example({"pad_token_id": [5]}, "generation_config.json")
 def test_a_text_follows_the_flags_alone_whatever_a_folder_says(plain, given, file):
     folder, expected, config = plain
     if file == "config.json":  # what configurations of transformers 3 had, beside what a configuration has
