@@ -22,7 +22,7 @@ ROOMS = {
     "evaluation": DATA | {"models"},
     "latent_city": DATA | {"models", "evaluation"},
     "training": DATA | {"models", "evaluation", "metrics", "reporting"},
-    "probing": DATA | {"models", "evaluation", "latent_city", "metrics", "training", "reporting"},
+    "probing": DATA | {"models", "evaluation", "latent_city", "metrics", "training", "trials", "reporting"},
     "metrics": DATA | {"models", "evaluation", "reporting"},
     "reporting": set(),
     "trials": {"reporting", "cli"},  # it runs programs by their names

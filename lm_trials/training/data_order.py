@@ -22,6 +22,8 @@ from lm_trials.training.order_flags import DataOrdering
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
+    from lm_trials.data.datasets import DataSet
+
 
 @dataclass
 class OrderArguments:
@@ -62,10 +64,12 @@ class DataOrder(ABC):
 
     Attributes:
         names: of the parts of the data.
+        members: the data sets that are these parts.
         metrics: the metrics that order or filter its records.
     """
 
     names: list[str]
+    members: tuple[DataSet, ...]
     metrics: list[str]
     block_size: int
 
@@ -106,6 +110,7 @@ class RunOrder(DataOrder):
     """
 
     def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
+        from lm_trials.data.datasets import dataset_of
         from lm_trials.training.flags import DataArguments
         from lm_trials.training.stores import open_stores
 
@@ -126,7 +131,7 @@ class RunOrder(DataOrder):
         if stores.described != self.outcome["data"]:
             names = [key for key, value in self.outcome["data"].items() if stores.described.get(key) != value]
             raise _changed(folder, ", ".join(names))
-        self.names = [part.name for part in stores.parts]
+        self.names, self.members = [part.name for part in stores.parts], dataset_of(data_args).members
         self.metrics, self.parts = data_args.metrics, stores.metrics
         num_blocks = self.num_steps * self.blocks_per_step
         self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"], self.blocks_per_step)
@@ -169,10 +174,11 @@ class TuningOrder(DataOrder):
         self.store = ExampleStore(examples, "train")
         if self.store.counts != data["counts"]:
             raise _changed(folder, str(examples))
+        self.members = (open_prepared(data["name"], place, "dataset_name"),)
         flags = DataOrdering(**{field.name: self.outcome.get(field.name) for field in fields(DataOrdering)})
         self.metrics, phases = flags.metrics, None
         if flags.phases:
-            table = open_table(flags, open_prepared(data["name"], place, "dataset_name"))
+            table = open_table(flags, self.members[0])
             if table.described != data.get("metrics", {}):
                 raise _changed(folder, "metrics")
             self.part = example_part(data["name"], self.store, table)
