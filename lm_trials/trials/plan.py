@@ -40,7 +40,7 @@ from lm_trials.trials.screen import Screen, clock
 from lm_trials.trials.trial import Trial
 
 REHEARSED = 20  # updates; the first ones are slower
-SAVED = ("checkpoint_ladder", "snapshot", "snapshot_samples")  # flags that need checkpoints, which a rehearsal has not
+SNAPSHOT = ("snapshot", "snapshot_samples")  # they need checkpoints, which a rehearsal has of a ladder alone
 STATE = 3  # times the weights: AdamW's two moments, and the weights themselves
 
 
@@ -53,12 +53,18 @@ class PlanArguments(RunTrialArguments):
 
 def rehearsed(trial: Trial) -> Trial:
     """Return the trial with few updates and one seed, not a registered one: its results would be seen."""
-    few: dict[str, Any] = {"max_steps": REHEARSED, "eval_strategy": "no", "save_strategy": "no"}
+    few: dict[str, Any] = {"max_steps": REHEARSED, "eval_strategy": "no", "load_best_model_at_end": False}
+
+    def short(flags: Mapping[str, Any]) -> dict[str, Any]:
+        if flags.get("checkpoint_ladder"):  # for measurements that read several checkpoints
+            return {**flags, **few, "save_strategy": "steps", "save_steps": REHEARSED}
+        kept = {flag: value for flag, value in flags.items() if flag not in SNAPSHOT}
+        return {**kept, **few, "save_strategy": "no"}
+
     stages = {}
     for name, stage in trial.stages.items():
-        own = few | ({"dense_eval_steps": 0} if stage.program == "train" else {})
-        kept = {arm: {flag: flags[flag] for flag in flags if flag not in SAVED} for arm, flags in stage.flags.items()}
-        stages[name] = replace(stage, flags={arm: {**flags, **own} for arm, flags in kept.items()})
+        own = {"dense_eval_steps": 0} if stage.program == "train" else {}
+        stages[name] = replace(stage, flags={arm: short(flags) | own for arm, flags in stage.flags.items()})
     return replace(trial, seeds=(max(trial.seeds) + 1,), stages=stages)
 
 
@@ -82,10 +88,15 @@ def seconds_of(trial: Trial, runs: Path, flags: Iterable[Mapping[str, Any]]) -> 
         steps = int(of["max_steps"])
         total = took[job.name] - training + training / REHEARSED * steps + evaluation * evaluations(of, steps)
         found[job.kind] = max(total, found.get(job.kind, 0.0))
-        model = sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
-        num_bytes += sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
-        num_bytes += STATE * model * checkpoints(of, steps)
+        saved = _size(job.folder / f"checkpoint-{REHEARSED}")
+        each = saved or STATE * sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
+        num_bytes += _size(job.folder) - sum(map(_size, job.folder.glob("checkpoint-*")))
+        num_bytes += each * checkpoints(of, steps)
     return found, num_bytes
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def evaluations(flags: Mapping[str, Any], steps: int) -> int:

@@ -98,14 +98,21 @@ def test_a_trial_that_is_killed_and_started_again_ends_with_the_same_bits():
     assert len(set(weights().values())) == 2  # the stages differ
 
 
-def test_a_rehearsal_saves_no_checkpoint_and_a_ladder_is_in_the_disk_space():
+def test_a_rehearsal_saves_the_checkpoints_of_a_ladder_alone_and_they_are_in_the_disk_space():
     given = changed("stages.pretrain.checkpoint_ladder", True)
     given["stages"]["pretrain"] |= {"snapshot": "attention", "save_steps": 50}
     trial = read_trial(write_trial(Path("decay.yaml"), given))
-    short = plan.rehearsed(trial).stages["pretrain"].flags["plain"]
-    assert {"checkpoint_ladder", "snapshot"} == trial.stages["pretrain"].flags["plain"].keys() - short.keys()
-    assert short["save_strategy"] == "no"
     flags = trial.stages["pretrain"].flags["plain"]
+    short = plan.rehearsed(trial).stages["pretrain"].flags["plain"]
+    assert {name: short[name] for name in ("save_strategy", "save_steps")} == {
+        "save_strategy": "steps",
+        "save_steps": 20,
+    }
+    assert flags.keys() - short.keys() == set()
+    given["stages"]["pretrain"]["checkpoint_ladder"] = False
+    short = plan.rehearsed(read_trial(write_trial(Path("decay.yaml"), given))).stages["pretrain"].flags["plain"]
+    assert flags.keys() - short.keys() == {"snapshot"}
+    assert short["save_strategy"] == "no"
     assert plan.checkpoints(flags, 200) == 13  # 0, 1, 2, ..., 128 and 50, 100, 150, 200
     assert plan.checkpoints({**flags, "checkpoint_ladder": False}, 200) == 4
 
