@@ -178,7 +178,7 @@ def _excludes(control: Finding, primary: Sequence[Finding]) -> bool:
     """Whether a control's interval excludes the smallest primary effect in its unit; True where it has no direction."""
     assert control.test is not None
     found, (low, high) = control.test.difference, claimed_range(control.contrast.expect, control.contrast.margin)
-    effects = [each.test.difference for each in primary if each.test]
+    effects = [each.test.difference for each in primary if each.test and each.contrast.expect in ("greater", "less")]
     size = min((abs(each.estimate) for each in effects if each.unit == found.unit), default=math.inf)
     if math.isinf(size) or (math.isfinite(low) and math.isfinite(high)):
         return True
