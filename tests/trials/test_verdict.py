@@ -241,6 +241,7 @@ def test_a_control_that_does_not_exclude_the_primary_effect_is_named(differences
     assert said.word == HOLDS
     assert ("the control control does not exclude an effect of this size: " in said.reason) == named
     same = judged([[0.001], [0.002], [0.001], [0.002]], "primary", "equivalent", 0.05)  # claims no effect
-    assert verdict(SimpleNamespace(seeds=(0, 1, 2, 3)), [primary, same, control]).reason == said.reason
+    with_same = verdict(SimpleNamespace(seeds=(0, 1, 2, 3)), [primary, same, control])
+    assert ("the control control does not exclude" in with_same.reason) == named
     undecided = verdict(SimpleNamespace(seeds=(0, 1, 2, 3)), [judged([[-1.0], [1.0], [0.5]], "primary"), control])
     assert (undecided.word, "exclude" in undecided.reason) == (UNDECIDED, False)
