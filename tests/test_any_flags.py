@@ -45,7 +45,7 @@ from lm_trials.trials.run import RunTrialArguments, TrialArguments
 from lm_trials.trials.sweeps import ExportArguments
 from lm_trials.trials.trial_report import ReportArguments
 
-RUN, OTHER = "../models/run", "../models/other"
+RUN, OTHER, SAVED = "../models/run", "../models/other", "../models/saved"
 DATA = {"data_cache_dir": "../data"}
 ONE, TWO = {"model_name_or_path": RUN}, {"model_name_or_path": f"{RUN} {OTHER}"}
 TINY, SHORT = {"corpus": "tiny", **DATA}, {"corpus": "short", "vocab_size": 400, **DATA}
@@ -119,6 +119,7 @@ OF_PROBES = {
     | {"features": "Twist", "pooling": "mean"},
     "lens": {**ONE, **TEXTS, "lens_steps": 1, "max_train_samples": 8},
     "patching": {**TWO, **TEXTS, "components": "residual"},
+    "saturation": {"model_name_or_path": SAVED, **TEXTS, "max_new_tokens": 2, "window_records": 10, "metrics": "words"},
     "similarity": {**TWO, "candidate_tokens": "any", "num_queries": 2},
     "weights": {**TWO, **TEXTS, "directions": 1, "prune_shares": 0.5, "random_draws": 2, "ranking_samples": 4}
     | {"draws": 2},
@@ -130,7 +131,11 @@ for probe, base in OF_PROBES.items():
 
 # Flags that name where results go, and the folders of results without them.
 PLACES = {"output_dir", "tables_dir", "matrix_dir", "merge_output", "output", "json", "runs_dir"}
-RESULTS = ("work/out", "work/runs", *(f"models/{run}/{to}" for run in ("run", "other") for to in ("eval", "probes")))
+RESULTS = (
+    "work/out",
+    "work/runs",
+    *(f"models/{run}/{to}" for run in ("run", "other", "saved") for to in ("eval", "probes")),
+)
 WRITE_DATA = ("prepare", "cache", "train", "tune")  # into --data_cache_dir
 # Flags that set how much is computed: within their bounds they stay small.
 WORK = {
@@ -167,6 +172,9 @@ def world(tiny_data, tiny_base, tmp_path_factory):
     (world / "short").mkdir()
     for name in ("run", "other"):
         shutil.copytree(tiny_base, world / "models" / name)
+    shutil.copytree(tiny_base, world / "models" / "saved")
+    for step in (1, 30):
+        shutil.copytree(tiny_base, world / "models" / "saved" / f"checkpoint-{step}")
     for name in ("tiny", "tok400"):
         shutil.copytree(tiny_data / name, world / "data" / name)
     texts = [f"One day, {name} saw a {thing}. It was red." for name in ("Lily", "Tom", "Mia") for thing in "abcdefghij"]

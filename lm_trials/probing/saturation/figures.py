@@ -109,5 +109,7 @@ def _words(metric: str) -> str:
 def _updates(axes: Axes) -> None:
     """Scale the horizontal axis as log2, with update 0."""
     axes.set_xscale("symlog", base=2, linthresh=1)
+    most = axes.dataLim.x1
+    axes.set_xticks([0, *(4**power for power in range(16) if 4**power <= most)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
     axes.set_xlim(left=0)

@@ -153,8 +153,8 @@ def measure_run(
             scored.append(story_sums(model, subject, records, args.by, batch, seed))
     *written, other = written
     for name in metrics:
-        values = [each[name] for each in written]
-        found.append(text_series("output", name, UNITS[name], plan.updates, values, paired=True, seed=seed))
+        columns = [each[name] for each in written]
+        found.append(text_series("output", name, UNITS[name], plan.updates, columns, paired=True, seed=seed))
     again = {
         name: bootstrap_mean(known, UNITS[name], seed)
         for name in metrics
@@ -209,10 +209,10 @@ def step_rows(runs: Sequence[Measured], found: Mapping[Any, Saturation | None], 
     for run in runs:
         for one in run.series:
             when = found[run.plan.label, one.side, one.slice, one.metric]
-            step = float("nan") if when is None else when.time.update
+            step = (when.time.update, when.lower, when.upper) if when else (float("nan"),) * 3
             about = {"side": one.side, "slice": one.slice, "metric": one.metric, "quantity": STEP}
             rows.add(
-                Estimate(step, float("nan"), float("nan"), one.estimates[-1].n, UPDATES),
+                Estimate(*step, one.estimates[-1].n, UPDATES),
                 {**run.plan.about, "role": "finding", **about},
                 changed=when is not None,
                 censored=when and when.time.censored,
@@ -262,7 +262,8 @@ def arm_rows(runs: Sequence[Measured], found: Mapping[Any, Saturation | None]) -
             shared = [root for root in times[one] if root in times[other]]
             if len(shared) < 2:
                 continue
-            test = log_ratio_difference(*([times[key][root] for root in shared] for key in (one, other)))
+            first, second = ([times[key][root] for root in shared] for key in (one, other))
+            test = log_ratio_difference(first, second)
             about = {"side": one[0], "slice": "all", "metric": one[2], "quantity": RATIO}
             pairs.add(
                 test.difference, {"model": None, "arm": arm, "role": "finding", **about},
@@ -283,14 +284,16 @@ def _mean_time(found: Sequence[Saturation | None]) -> ThresholdTime:
 def step_text(row: Mapping[str, Any] | None) -> str:
     """Return a saturation step as text.
 
-    >>> step_text({"changed": True, "censored": False, "estimate": 64.0}), step_text({"changed": False})
-    ('64', 'no change')
+    >>> row = {"changed": True, "estimate": 64.0, "lower": 32.0, "upper": float("inf")}
+    >>> print(step_text(row), step_text(row | {"changed": False}))
+    64
+    [32, inf] no change
     """
     if row is None:
         return "-"
     if not row["changed"]:
         return "no change"
-    return f"from {row['horizon']:,} or later" if row["censored"] else f"{row['estimate']:,.0f}"
+    return f"{row['estimate']:,.0f}\n[{row['lower']:,.0f}, {row['upper']:,.0f}]"
 
 
 def show_steps(rows: ProbeTable) -> None:
@@ -298,7 +301,8 @@ def show_steps(rows: ProbeTable) -> None:
     steps = rows.where(quantity=STEP, slice="all")
     lines = {f"{side}: {metric}": {"side": side, "metric": metric} for side, metric in steps.distinct("side", "metric")}
     columns = {label: {"model": label} for label in steps.distinct("model")}
-    caption = "no change: the start and the end differ by no more than sampling noise"
+    caption = "[first, last checkpoint that it may be]; inf: open, give more --num_samples or a later horizon\n"
+    caption += "no change: the start and the end differ by no more than sampling noise"
     steps.show("Saturation step, in updates", "side: metric", lines, columns, caption, step_text)
     pairs = [row for row in rows.where(quantity=RATIO) if row["p_holm"] < 0.05]
     if pairs:

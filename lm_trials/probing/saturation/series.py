@@ -3,7 +3,7 @@
 The rule is registered: the first checkpoint from which on a metric stays within delta of its end value, the end being
 fixed before the runs.  Change-point methods move with the end.  Delta is a share of the change from the first
 checkpoint to the end.  Sampling noise alone moves a metric, so a checkpoint counts as away from the end only if it is
-further away than chance explains, too.
+further away than chance explains, too.  The limits of a step are those of checkpoints that are away, or near, for sure.
 
 Shape suffixes: C = checkpoints, N = texts, K = sums kept per story.
 """
@@ -62,11 +62,15 @@ class Saturation:
 
     Attributes:
         time: the update of the first settled checkpoint; censored if that is the last, which is settled by definition.
+        lower, upper: the first and the last checkpoint that it may be, given the noise; inf: the noise, or a late
+            change, leaves it open.
         after: the last checkpoint that is away from the end.
         tolerance: how near that checkpoint would have had to be: delta times the change, or the noise if that is more.
     """
 
     time: ThresholdTime
+    lower: float
+    upper: float
     after: int
     tolerance: float
 
@@ -75,19 +79,27 @@ def saturation(series: Series, delta: float) -> Saturation | None:
     """Return when a series settles; None where it does not change by more than noise, so that nothing saturates.
 
     >>> estimates = tuple(Estimate(value, 0, 0, 64, "grade") for value in (9.0, 4.0, 2.1, 2.0))
-    >>> saturation(Series("output", "gunning_fog", (1, 2, 4, 8), estimates, np.full(4, 0.001)), delta=0.1)
-    Saturation(time=ThresholdTime(update=4.0, censored=False, early=False), after=2, tolerance=0.7000000000000001)
+    >>> found = saturation(Series("output", "gunning_fog", (1, 2, 4, 8), estimates, np.full(4, 0.001)), delta=0.1)
+    >>> found.time.update, found.lower, found.upper, found.after, round(found.tolerance, 3)
+    (4.0, 4.0, 4.0, 2, 0.7)
     """
-    distances_C = np.abs(series.values_C - series.values_C[-1])
-    change = float(distances_C[0])
-    if not change > series.noise_C[0]:
+    # A checkpoint without a value, or after the change if that is unknown, is away.
+    distances_C = np.nan_to_num(np.abs(series.values_C - series.values_C[-1]), nan=np.inf)
+    change, noise_C = float(distances_C[0]), series.noise_C
+    if not noise_C[0] < change < np.inf:
         return None
-    tolerances_C = np.maximum(delta * change, series.noise_C)
-    near_C = distances_C <= tolerances_C  # not where a checkpoint has no value
-    near_C[-1] = True
-    last = int(np.flatnonzero(~near_C)[-1])
-    time = ThresholdTime(float(series.updates[last + 1]), censored=last + 2 == len(series.updates))
-    return Saturation(time, series.updates[last], float(tolerances_C[last]))
+
+    def settled(tolerances_C: np.ndarray) -> int:
+        """Return the first checkpoint of those that are within the tolerance up to the last, which is."""
+        away_C = distances_C[:-1] > tolerances_C[:-1]
+        return int(np.flatnonzero(away_C)[-1]) + 1 if away_C.any() else 0
+
+    tolerances_C = np.maximum(delta * change, noise_C)
+    place, last = settled(tolerances_C), len(series.updates) - 1
+    lower, upper = settled(delta * change + noise_C), settled(delta * change - noise_C)
+    time = ThresholdTime(float(series.updates[place]), censored=place == last)
+    limits = float(series.updates[lower]), float(series.updates[upper]) if upper < last else np.inf
+    return Saturation(time, *limits, series.updates[place - 1], float(tolerances_C[place - 1]))
 
 
 def text_series(
