@@ -30,7 +30,12 @@ COMMANDS = [
 ]
 # What these commands read names the flags of another: a run those of its training, a recipe those of its entries, and a
 # trial file has the flags of compare that select a table as keys, which the messages then name.
-FLAGS_OF = {("order",): ("train",), ("cache", "recipe"): ("cache", "fetch"), ("cache",): ("cache", "fetch")}
+FLAGS_OF = {
+    ("order",): ("train",),
+    ("probe", "saturation"): ("train",),
+    ("cache", "recipe"): ("cache", "fetch"),
+    ("cache",): ("cache", "fetch"),
+}
 FLAGS_OF |= {("report",): ("compare",), ("reproduce",): ("compare",)}
 # Texts with flags that are not the command's own: (function, flag), and why.
 EXCEPTIONS = {
