@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         prog="lm-trials train",
         check=lambda data_args, model_args: check_reading(data_args),
     )
+    from lm_trials.data.datasets import dataset_of
     from lm_trials.models.reference import load_model, load_on, positions_of, resolve_model
     from lm_trials.training import hub
     from lm_trials.training.callbacks import CheckpointLadder, DenseEvaluation, GenerationPlan
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.snapshots import check_saved_arguments, choose_snapshots, saved_facts, story_texts
     from lm_trials.training.stores import open_stores, sets_to_write_for
     from lm_trials.training.trainer import StoryTrainer
+    from lm_trials.training.window_metrics import choose_window_metrics
 
     check_best(args, data_args)
     check_saved_arguments(args, model_args)
@@ -109,6 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         initial.check_memory(args)
     name_run(args, model_args.config_name or initial.name, data_args)
     with args.main_process_first(desc="the data"):
+        members = dataset_of(data_args).members
+        windows = choose_window_metrics(model_args.window_metrics, members, data_args.streaming)
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 
     documents_apart = not data_args.attention_across_documents
@@ -161,6 +165,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.add_callback(
         DenseEvaluation(data_args.dense_eval_steps, data_args.dense_eval_spacing, args.eval_steps, plan.num_steps)
     )
+    if windows:
+        windows.add_to(trainer)
     if model_args.checkpoint_ladder:
         trainer.add_callback(CheckpointLadder(trainer))
     if args.do_train:

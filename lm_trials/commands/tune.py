@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     import torch
 
+    from lm_trials.data.datasets import open_prepared
     from lm_trials.models.reference import load_on, read_run
     from lm_trials.training import hub
     from lm_trials.training.callbacks import CheckpointLadder
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.snapshots import check_saved_arguments, choose_snapshots, example_texts, saved_facts
     from lm_trials.training.tuning_examples import choose_padding, open_examples, plan_fine_tuning
     from lm_trials.training.tuning_trainer import tuner
+    from lm_trials.training.window_metrics import choose_window_metrics
 
     check_processes(args.distributed_state)
     check_saved_arguments(args, adapter_args)
@@ -81,6 +83,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     name_run(args, base.name, pair_args)
     with args.main_process_first(desc="the data"):
         examples = open_examples(pair_args, args, base.tokenizer, base.config)
+        dataset = open_prepared(examples.folder.parent.name, pair_args.data_cache_dir, "dataset_name")
+        windows = choose_window_metrics(adapter_args.window_metrics, [dataset])
     plan, rows = plan_fine_tuning(args, pair_args, examples, examples.rows(args))
     model = load_base(base, args, adapter_args)
     check_tunable(model, base, args)
@@ -122,6 +126,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         max_eval_samples=pair_args.max_eval_samples,
     )
     trainer.run_identity, trainer.snapshots = identity, snapshots
+    if windows:
+        windows.add_to(trainer)
     if adapter_args.checkpoint_ladder:
         trainer.add_callback(CheckpointLadder(trainer))
     if args.should_save and args.do_train:

@@ -53,20 +53,34 @@ def open_table(flags: DataOrdering, dataset: DataSet) -> Table:
     Raises:
         UsageError: naming the flag, for a metric that does not exist.
     """
+    flag_of: dict[str, str] = {}
+    for phase in flags.phases:
+        for name in phase.metrics:
+            flag = "order_schedule" if flags.order_schedule else "order_by" if name == phase.order_by else "keep"
+            flag_of.setdefault(name, flag)
+    return read_table(flag_of, dataset)
+
+
+def read_table(flag_of: Mapping[str, str], dataset: DataSet) -> Table:
+    """Read metrics of the training split of a data set, each named by a flag; those that need no table are left out.
+
+    Raises:
+        UsageError: naming the flag, for a metric that does not exist.
+    """
     record_ids: pa.ChunkedArray | None = None
     values: dict[str, np.ndarray] = {}
     described: dict[str, Any] = {}
-    for phase in flags.phases:
-        for name in (name for name in phase.metrics if name not in (OWN_METRIC, *values)):
-            flag = "order_schedule" if flags.order_schedule else "order_by" if name == phase.order_by else "keep"
-            try:
-                found = open_metrics(dataset, "train", [name], f"--{flag}")
-            except UsageError as error:
-                where = "" if str(error).startswith(f"--{flag}") else f"--{flag} {name}: "
-                raise UsageError(f"{where}{error} (the metric {OWN_METRIC} needs no table)") from None
-            record_ids, values[name] = found.table["record_id"], found.values(name)
-            content = hashlib.sha256(values[name].tobytes()).hexdigest()[:16]
-            described[name] = {**found.described[name], "values": content}
+    for name, flag in flag_of.items():
+        if name == OWN_METRIC:
+            continue
+        try:
+            found = open_metrics(dataset, "train", [name], f"--{flag}")
+        except UsageError as error:
+            where = "" if str(error).startswith(f"--{flag}") else f"--{flag} {name}: "
+            raise UsageError(f"{where}{error} (the metric {OWN_METRIC} needs no table)") from None
+        record_ids, values[name] = found.table["record_id"], found.values(name)
+        content = hashlib.sha256(values[name].tobytes()).hexdigest()[:16]
+        described[name] = {**found.described[name], "values": content}
     return Table(record_ids, values, described)
 
 

@@ -10,7 +10,9 @@ The order follows from `run.json` and the data; changed data is refused.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
     from lm_trials.data.datasets import DataSet
+    from lm_trials.training.arrangements import Part, Table
 
 
 @dataclass
@@ -74,13 +77,17 @@ class DataOrder(ABC):
     block_size: int
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
-        from lm_trials.tokens.tokenizers import load_tokenizer
-
-        self.outcome, self.replicate = run["outcome"], run["replicate"]
+        self.folder, self.outcome, self.replicate = folder, run["outcome"], run["replicate"]
         self.started_in = Path(run["environment"].get("working_directory", "."))
         self.num_steps: int = self.outcome["max_steps"]
         self.blocks_per_step: int = self.outcome["total_train_batch_size"]
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(with_tokenizer(folder))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The run's tokenizer; a fine-tuning has none in its folder before its first checkpoint."""
+        from lm_trials.tokens.tokenizers import load_tokenizer
+
+        return load_tokenizer(with_tokenizer(self.folder))
 
     def parts_of(self, step: int) -> list[ReadDocument]:
         """Return the documents of an update, block by block, in the order of the training.
@@ -96,6 +103,10 @@ class DataOrder(ABC):
     @abstractmethod
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
         """Return the documents of block `index` of the run, which is at `place` in its update."""
+
+    @abstractmethod
+    def with_metrics(self, tables: Sequence[Table]) -> dict[str, Part]:
+        """Return by name the parts of the data, with the metrics of their documents from a table each."""
 
     def text_of(self, part: ReadDocument) -> str:
         """Return the text of a part."""
@@ -133,9 +144,17 @@ class RunOrder(DataOrder):
             raise _changed(folder, ", ".join(names))
         self.names, self.members = [part.name for part in stores.parts], dataset_of(data_args).members
         self.metrics, self.parts = data_args.metrics, stores.metrics
+        self.trained: list[Any] = [part.train for part in stores.parts]
         num_blocks = self.num_steps * self.blocks_per_step
         self.blocks = stores.blocks(data_args, num_blocks, self.replicate["data_seed"], self.blocks_per_step)
         self.block_size = self.blocks.block_size
+
+    def with_metrics(self, tables: Sequence[Table]) -> dict[str, Part]:
+        """Return the parts, each with the metrics of its documents."""
+        from lm_trials.training.arrangements import part_of
+
+        of_part = zip(self.names, self.trained, tables, strict=True)
+        return {name: part_of(name, train.record_ids(), train.lengths_N, table) for name, train, table in of_part}
 
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
         pass_index, pieces = self.blocks.pieces(index)
@@ -192,6 +211,13 @@ class TuningOrder(DataOrder):
         self.passes = row_passes(len(self.rows), phases or (), self.blocks_per_step)
         count = self.num_steps * self.blocks_per_step
         self.order = row_order(len(self.rows), count, self.replicate["data_seed"], self.passes)
+
+    def with_metrics(self, tables: Sequence[Table]) -> dict[str, Part]:
+        """Return the one part, with the metrics of its examples."""
+        from lm_trials.training.arrangements import example_part
+
+        (name,), (table,) = self.names, tables
+        return {name: example_part(name, self.store, table)}
 
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
         pass_index, _ = self.passes.locate(index)

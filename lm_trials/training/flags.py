@@ -92,7 +92,7 @@ def check_reading(data_args: DataArguments) -> None:
 
 @dataclass(kw_only=True)
 class SavedArguments:
-    """What is saved besides a checkpoint every `--save_steps` updates."""
+    """What is saved besides a checkpoint every `--save_steps` updates, and logged besides the loss."""
 
     flag_group: ClassVar[str] = "output"
 
@@ -105,9 +105,20 @@ class SavedArguments:
         "activations; as a,b.",
     )
     snapshot_samples: int = option(4, least=1, needs="snapshot", help="Number of these stories.")
+    window_metrics: list[str] = option(
+        [],
+        distinct=True,
+        help="Also log the means of these metrics of `lm-trials prepare metadata` over the records read since the last "
+        "log line; as a,b.",
+    )
 
     def __post_init__(self) -> None:
-        self.snapshot = [name.strip() for given in self.snapshot for name in given.split(",") if name.strip()]
+        self.snapshot, self.window_metrics = _words(self.snapshot), _words(self.window_metrics)
+
+
+def _words(given: list[str]) -> list[str]:
+    """Return the different words of lists as `a,b`."""
+    return list(dict.fromkeys(word.strip() for each in given for word in each.split(",") if word.strip()))
 
 
 @dataclass

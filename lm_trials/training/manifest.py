@@ -51,7 +51,8 @@ LOGISTICS = frozenset(
         *("accept_other_code", "streaming", "max_train_tokens", "sentences_with"),
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
         *("num_generations", "generation_tokens", "model_name_or_path", "adapter_name_or_path", "merge_output"),
-        *("dataset_num_proc", "checkpoint_ladder", "snapshot", "snapshot_samples", *RECOMPUTATION),
+        *("dataset_num_proc", "checkpoint_ladder", "snapshot", "snapshot_samples", "window_metrics"),
+        *RECOMPUTATION,
     }
 )
 # With the best of several checkpoints, the schedule of evaluations selects the final weights.

@@ -18,7 +18,8 @@ def records_between(run: str | Path, first: int, last: int, data_cache_dir: str 
     stored, as `lm-trials order` computes them: the data order follows from `run.json`.  Stored ids would take 32 bytes
     for each record that is read.
 
-    Columns: update, block, part (of a mixture), record_id, token (position of the first of them in the record), tokens.
+    Columns: update, block, part (of a mixture), record_id, token (position of the first of them in the record), tokens,
+    and the metrics that order or filter the records of the run.
 
     Raises:
         UsageError: for updates that the run does not have, missing or changed data.
@@ -27,8 +28,8 @@ def records_between(run: str | Path, first: int, last: int, data_cache_dir: str 
 
     order = open_order(Path(run), data_cache_dir)
     rows = [
-        (update, part.block, part.corpus, part.record_id, part.first, len(part.ids))
+        (update, part.block, part.corpus, part.record_id, part.first, len(part.ids), *part.values)
         for update in range(first, last + 1)
         for part in order.parts_of(update)
     ]
-    return pd.DataFrame(rows, columns=["update", "block", "part", "record_id", "token", "tokens"])
+    return pd.DataFrame(rows, columns=["update", "block", "part", "record_id", "token", "tokens", *order.metrics])

@@ -17,6 +17,9 @@ from lm_trials.models.shapes import count_parameters, text_config
 PEAK_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 PEAK_BF16 |= {"A10G": 70e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
+WINDOW = "window_"
+"""Before the names of the metrics of `--window_metrics` in a log."""
+
 
 def peak_flops(device: torch.device) -> float:
     """Return the dense bf16 peak of one device in FLOP/s; 0 where it is unknown, as for CPUs."""
@@ -85,6 +88,8 @@ class RunProgress(ProgressCallback):
             shown.append(f"{tqdm.format_sizeof(logs['tokens_seen'])} tokens")
         if "mfu" in logs:
             shown.append(f"MFU {logs['mfu']:.1%}")
+        windows = {name.removeprefix(WINDOW): logs[name] for name in logs if name.startswith(WINDOW)}
+        shown += [f"{name} {value:.3g}" for name, value in windows.items()]
         self.training_bar.set_postfix_str("  ".join(shown))
 
     def on_evaluate(
