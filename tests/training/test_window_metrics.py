@@ -1,7 +1,6 @@
 """Metrics of the records read since the last log line: right, the same after a resume, no effect on training."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -25,8 +24,7 @@ def measured(tiny_data):
     prepare_tinystories.main(
         ["metadata", "--dataset_name", "tiny", "--data_cache_dir", str(tiny_data), "--sentiment", "False"]
     )
-    yield by_record(open_prepared("tiny", tiny_data, "dataset_name"))
-    shutil.rmtree(next((tiny_data / "tiny").glob("metrics-*")))  # other tests have the same data
+    return by_record(open_prepared("tiny", tiny_data, "dataset_name"))
 
 
 def by_record(dataset):
@@ -70,14 +68,13 @@ def test_the_log_has_the_means_of_the_records_read_and_the_same_after_a_resume(m
     assert logged(tmp_path / "run") == rows
 
 
-def test_a_fine_tuning_logs_them_too(tune_flags, tiny_data, tmp_path):
-    flags = tune_flags("first", "--max_steps", "1")
-    sft_lora.main(flags)  # it prepares the pairs
-    name = json.loads((tmp_path / "first" / "run.json").read_text())["outcome"]["data"]["name"]
-    pairs = ["--dataset_name", name, "--data_cache_dir", str(tiny_data), "--sentiment", "False"]
+def test_a_fine_tuning_logs_them_too(tune_flags, tiny_pairs, tmp_path):
+    data = tmp_path / "data"
+    name = open_dataset(str(tiny_pairs), data, validation_split_percentage=10).as_prepared().name
+    pairs = ["--dataset_name", name, "--data_cache_dir", str(data), "--sentiment", "False"]
     prepare_tinystories.main(["metadata", *pairs])
-    metrics = by_record(open_dataset(name, tiny_data))
-    sft_lora.main(tune_flags("run", "--logging_steps", "2", "--packing", "True", *ASKED))
+    metrics = by_record(open_dataset(name, data))
+    sft_lora.main(tune_flags("run", "--logging_steps", "2", "--packing", "True", "--data_cache_dir", str(data), *ASKED))
     run = tmp_path / "run"
     assert windows(logged(run)) == pytest.approx([expected(run, metrics, *span) for span in ((1, 2), (3, 4))])
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from lm_trials.console import UsageError, note, progress
 from lm_trials.data.datasets import DataSet
 from lm_trials.metrics.tables import open_metrics
-from lm_trials.metrics.texts import Measures, text_metrics
+from lm_trials.metrics.texts import SENTIMENT, Measures, text_metrics
 from lm_trials.training.data_order import DataOrder
 
 Records = dict[str, list[str]]
@@ -61,7 +61,8 @@ def read_inputs(
 
 def record_metrics(dataset: DataSet, wanted: Sequence[str], names: Collection[str]) -> dict[str, np.ndarray]:
     """Return the metrics of training records by their ids, each (N,) float64; NaN for a record that is not there."""
-    own = Measures().described()
+    measures = measures_of(names)
+    own = measures.described()
     try:
         table = open_metrics(dataset, "train", list(names))
         if all(table.described[name] == own[name] for name in names):
@@ -71,8 +72,13 @@ def record_metrics(dataset: DataSet, wanted: Sequence[str], names: Collection[st
         note(f"note: {error}. The metrics of the records are measured here")
     texts, there = dataset.as_prepared().texts(), set(wanted)
     read = [text for text in texts.read("train", 0, texts.num_rows["train"]) if text.record_id in there]
-    measured = text_metrics([text.text for text in read], [text.prompt for text in read])
+    measured = text_metrics([text.text for text in read], [text.prompt for text in read], measures)
     return _chosen(pa.array([text.record_id for text in read], pa.string()), measured, wanted)
+
+
+def measures_of(names: Collection[str]) -> Measures:
+    """Return how metrics are measured; sentiment takes most of the time and is left out where nobody asks for it."""
+    return Measures(sentiment=not set(SENTIMENT).isdisjoint(names))
 
 
 def _chosen(ids: pa.Array, values: dict[str, np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:

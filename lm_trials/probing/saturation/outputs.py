@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from lm_trials.estimates import Estimate
+from lm_trials.evaluation.example_losses import example_sums, loss_estimates
 from lm_trials.evaluation.feature_scores import cut_story, next_example_begins
 from lm_trials.evaluation.losses import StoryLoss, story_losses
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, trained_mode
 from lm_trials.evaluation.summary import LossSummary, record_documents
 from lm_trials.models.reference import separator_of
+from lm_trials.pairs.examples import ExampleStore
 from lm_trials.probing.subjects import Subject
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import document_marks
@@ -23,7 +26,6 @@ from lm_trials.tokens.tokenizers import batch_encoder
 from lm_trials.training.data_order import DataOrder
 
 BATCH = 64  # texts generated at once; does not change them
-STATISTIC_SUMS = 4  # nats, tokens, correct, bytes
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,25 @@ def write_texts(
     return [cut_story(str(subject.tokenizer.decode(story, skip_special_tokens=True))) for story in stories]
 
 
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a checkpoint on N stories or completions.
+
+    Attributes:
+        estimates: by slice and metric.
+        sums_NK: nats, tokens and correct tokens of each, and perhaps more.
+        slices: those that each belongs to.
+    """
+
+    estimates: dict[tuple[str, str], Estimate]
+    sums_NK: np.ndarray
+    slices: list[tuple[str, ...]]
+
+
 def story_sums(
     model: PreTrainedModel, subject: Subject, records: Sequence[Record], by: Sequence[str], batch_size: int, seed: int
-) -> tuple[LossSummary, np.ndarray, list[tuple[str, ...]]]:
-    """Return the summary of stories' losses, the (N, 4) nats, tokens, correct tokens and bytes, and the slices."""
+) -> Losses:
+    """Return the losses of stories, as `lm-trials evaluate` computes them."""
     candidate = subject.candidate
     marks = document_marks(subject.tokenizer, candidate.append_eos, separator_of(candidate.run))
     documents = record_documents(records, batch_encoder(subject.tokenizer), marks, by)
@@ -79,6 +96,16 @@ def story_sums(
         summary.add(story)
         if story.tokens:
             scored.append(story)
-    sums = [(story.nats, story.tokens, story.correct, story.document.num_bytes) for story in scored]
-    sums_NK = np.array(sums, dtype=np.float64).reshape(-1, STATISTIC_SUMS)
-    return summary, sums_NK, [story.document.groups for story in scored]
+    summary.drop_unknown_features()
+    found = {(name, metric): one for name in summary.tokens for metric, one in summary.estimates(name).items()}
+    sums_NK = np.array([(story.nats, story.tokens, story.correct) for story in scored], dtype=np.float64)
+    return Losses(found, sums_NK, [story.document.groups for story in scored])
+
+
+def completion_sums(
+    model: PreTrainedModel, store: ExampleStore, limit: int | None, batch_size: int, seed: int
+) -> Losses:
+    """Return the losses of the completions of a fine-tuning's examples, as its training evaluates them."""
+    sums_NK = example_sums(model, store, limit, batch_size)
+    found = {("all", metric): one for metric, one in loss_estimates(sums_NK, seed)["completion"].items()}
+    return Losses(found, sums_NK[:, :3], [("all",)] * len(sums_NK))

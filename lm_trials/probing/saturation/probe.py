@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     plans = report.find_plans(subject_args.model_name_or_path, args.horizon)
     given = None if text_args.data_cache_dir == type(text_args).data_cache_dir else text_args.data_cache_dir
     records = []
-    if text_args.dataset_name or not report.is_tuned(plans[0]):
+    if text_args.dataset_name or not all(map(report.is_tuned, plans)):
         choose_texts(text_args, subject_args)
         records = read_stories(text_args)
     else:
-        note("note: --dataset_name is not given, and the first run is a fine-tuning; no losses are measured")
+        note("note: --dataset_name is not given; the losses are those of the validation completions of each run")
     runs = [report.measure_run(plan, records, subject_args, text_args, args, given) for plan in plans]
 
     values = report.value_rows(runs)

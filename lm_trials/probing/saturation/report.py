@@ -16,11 +16,12 @@ from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.summary import STATISTICS
 from lm_trials.metrics.texts import text_metrics
 from lm_trials.models.reference import checkpoints, read_run
+from lm_trials.pairs.examples import ExampleStore
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.flags import SubjectArguments, TextArguments, short_names
 from lm_trials.probing.saturation.flags import UNITS, SaturationArguments
-from lm_trials.probing.saturation.inputs import read_inputs
-from lm_trials.probing.saturation.outputs import find_prompts, story_sums, write_texts
+from lm_trials.probing.saturation.inputs import measures_of, read_inputs
+from lm_trials.probing.saturation.outputs import Losses, completion_sums, find_prompts, story_sums, write_texts
 from lm_trials.probing.saturation.series import Saturation, Series, loss_series, saturation, text_series
 from lm_trials.probing.subjects import find_subjects, load_subject
 from lm_trials.probing.tables import ProbeTable, Row, by_values, interval
@@ -30,7 +31,6 @@ from lm_trials.trials.paired import holm
 from lm_trials.trials.runs import read_run as read_trial_run
 from lm_trials.trials.thresholds import ThresholdTime, bounded_mean, log_ratio_difference
 
-KEYS = ("estimate", "lower", "upper", "n", "unit")
 LOSSES = ("loss", "perplexity", "accuracy")
 STEP, MEAN, RATIO, AGAIN = "saturation_step", "mean_log2_step", "log2_ratio", "sampled_again"
 UPDATES, LOG_UPDATES = "updates", "log2 updates"
@@ -122,7 +122,10 @@ def measure_run(
     args: SaturationArguments,
     data_cache_dir: str | None,
 ) -> Measured:
-    """Measure what a run read and what each of its checkpoints writes, and their losses on the `records`."""
+    """Measure what a run read and what each of its checkpoints writes, and their losses on the `records`.
+
+    Without records, which only fine-tunings may lack, the losses are those of their validation examples.
+    """
     seed, metrics = subject_args.seed, args.metrics
     order = open_order(Path(plan.name), data_cache_dir)
     later = [update for update in plan.updates if update]
@@ -132,25 +135,31 @@ def measure_run(
     prompts = find_prompts(order, plan.run, args.num_samples)
     names = [str(path) for path in plan.checkpoints]
     subjects = find_subjects(replace(subject_args, model_name_or_path=names), block_size=text_args.block_size)
+    examples = None
+    if not records:
+        folder = order.members[0].texts().folder / plan.run["outcome"]["data"]["examples"]
+        examples = ExampleStore(folder, "validation")
     written: list[dict[str, np.ndarray]] = []
     rows: list[Row] = []
-    scored = []
+    scored: list[Losses] = []
     for update, subject in zip(plan.updates, subjects, strict=True):
         model = load_subject(subject, subject_args)
         draws = [seed] if update < plan.updates[-1] else [seed, seed + 1]
         for draw in draws:
             sampling = Sampling(args.temperature, seed=draw)
             texts = write_texts(model, subject, prompts, args.max_new_tokens, sampling)
-            values = text_metrics(texts, prompts.texts)
+            values = text_metrics(texts, prompts.texts, measures_of(metrics))
             written.append({name: values[name].astype(np.float64) for name in metrics})
             rows += [
                 {**plan.about, "update": update, "sampling_seed": draw, "prompt": prompt, "text": text}
                 | {name: float(values[name][place]) for name in metrics}
                 for place, (prompt, text) in enumerate(zip(prompts.texts, texts, strict=True))
             ]
+        batch, limit = text_args.per_device_eval_batch_size, text_args.max_eval_samples
         if records:
-            batch = text_args.per_device_eval_batch_size
             scored.append(story_sums(model, subject, records, args.by, batch, seed))
+        elif examples:
+            scored.append(completion_sums(model, examples, limit, batch, seed))
     *written, other = written
     for name in metrics:
         columns = [each[name] for each in written]
@@ -170,16 +179,12 @@ def _known(values_N: np.ndarray) -> np.ndarray:
     return values_N[~np.isnan(values_N)]
 
 
-def _validation(plan: RunPlan, scored: Sequence[tuple[Any, np.ndarray, list[tuple[str, ...]]]]) -> Iterator[Series]:
-    for summary, _, _ in scored:
-        summary.drop_unknown_features()
-    first, _, groups = scored[0]
-    rows = [{(row["slice"], row["metric"]): row for row in summary.rows()} for summary, _, _ in scored]
-    for name in first.tokens:
-        members_N = np.array([name in of for of in groups])
-        sums = [sums_NK[members_N] for _, sums_NK, _ in scored]
+def _validation(plan: RunPlan, scored: Sequence[Losses]) -> Iterator[Series]:
+    for name in dict.fromkeys(name for name, _ in scored[0].estimates):
+        members_N = np.array([name in of for of in scored[0].slices])
+        sums = [each.sums_NK[members_N] for each in scored]
         for metric in LOSSES:
-            estimates = [Estimate(*(row[name, metric][key] for key in KEYS)) for row in rows]
+            estimates = [each.estimates[name, metric] for each in scored]
             yield loss_series(metric, STATISTICS[metric].of_sums, plan.updates, estimates, sums, name)
 
 
