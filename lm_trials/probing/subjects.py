@@ -33,6 +33,7 @@ SHAPE = {
     "vocab_size": ("tokens", "vocabulary"),
 }
 """Configuration values that compared models may have to share: what they count, and the name of the quantity."""
+FAR_FROM_ANY_RUNS_SEED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ def untrained(subject: Subject, args: SubjectArguments, seed: int | None = None)
     config = load_config(subject.reference)
     model = build_model(config, args.seed if seed is None else seed, config.dtype or torch.float32)
     return with_weights_in(on_device(model, args), getattr(torch, args.dtype)).eval()
+
+
+def unrelated(subject: Subject, args: SubjectArguments) -> PreTrainedModel:
+    """Return an untrained model that is also the initial model of no run, and so similar to none."""
+    return untrained(subject, args, FAR_FROM_ANY_RUNS_SEED + args.seed)
 
 
 def with_weights_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

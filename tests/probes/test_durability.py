@@ -1,4 +1,4 @@
-"""`probes/durability.py` from its command line: two models on common stories, a user's metric, and what it refuses."""
+"""`probes/durability.py` from its command line: models on common stories, their drift, and what it refuses."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def test_two_models_are_compared_on_common_stories(models, tiny_data, tmp_path):
     difference = row(rows, quantity="loss difference", role="finding")
     assert (difference["model"], difference["minus"]) == ("second", "first")
     assert difference["estimate"] == pytest.approx(by_model["second"] - by_model["first"], abs=1e-5) != 0
-    narrow = row(rows, role="equivalence")
+    narrow = row(rows, quantity="loss difference, 90 % interval")
     assert difference["lower"] < narrow["lower"] < narrow["upper"] < difference["upper"]
     assert narrow["equivalent"] == "yes"
     for metric in (FLESCH, "words"):
@@ -82,11 +82,46 @@ def test_a_metric_of_the_users_is_read_from_its_table(models, tiny_data, tmp_pat
     assert "--metric leters: tiny has no such metric; did you mean letters?" in line
 
 
+def test_checkpoints_are_compared_with_the_first_run_and_within_their_run(models, tiny_data, tmp_path):
+    tokenizer = load_tokenizer(models / "first")
+    for run, seeds in (("shuffled", (0, 1, 2)), ("sorted", (0, 3, 4)), ("other", (0, 5, 6))):
+        for seed, name in zip(seeds, ("checkpoint-1", "checkpoint-2", ""), strict=True):
+            model = tiny_model("llama", vocab_size=len(tokenizer), positions=512, seed=seed)
+            model.save_pretrained(tmp_path / run / name)
+            tokenizer.save_pretrained(tmp_path / run / name)
+    runs = [tmp_path / name for name in ("shuffled", "sorted")]
+    control = ["--control_model", str(tmp_path / "other"), "--all_checkpoints"]
+    rows = durability.main(flags(tiny_data, tmp_path / "out", *runs, max_eval_samples=12) + control)
+    whole = [r for r in rows if r.get("layer") == "all" and r["module"] == "MLP" and r["quantity"] == "weight distance"]
+    compared = {(r["model"], r["against"], r["minus"], r["role"]) for r in whole}
+    assert compared == {
+        *(("sorted" + at, "first run", "shuffled" + at, "finding") for at in ("/checkpoint-1", "/checkpoint-2", "")),
+        *(("other" + at, "first run", "shuffled" + at, "control") for at in ("/checkpoint-1", "/checkpoint-2", "")),
+        *((run + at, "first checkpoint", f"{run}/checkpoint-1", role) for at in ("/checkpoint-2", "")
+          for run, role in (("shuffled", "finding"), ("sorted", "finding"), ("other", "control"))),
+        *((run + at, "checkpoint before", run + before, role)
+          for at, before in (("/checkpoint-2", "/checkpoint-1"), ("", "/checkpoint-2"))
+          for run, role in (("shuffled", "finding"), ("sorted", "finding"), ("other", "control"))),
+        ("random weights", "first run", "shuffled", "control"),
+    }  # fmt: skip
+    by_place = {(r["model"], r["against"]): r["estimate"] for r in whole}
+    assert by_place["sorted/checkpoint-1", "first run"] == 0  # of the same seed
+    assert by_place["sorted/checkpoint-2", "first run"] > 1
+    assert by_place["sorted", "first checkpoint"] != by_place["sorted", "checkpoint before"]
+    losses = [(r["model"], r["control"]) for r in rows if r["quantity"] == "loss difference"]
+    assert losses == [(f"{run}/checkpoint-{n}" if n < 3 else run, {"other": "other order"}.get(run))
+                      for n in (1, 2, 3) for run in ("sorted", "other")]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        f"durability{end}.png" for end in ("", "_apart", "_drift", "_tenths")
+    }
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
         ({"margin": 0.1}, "--margin 0.1 compares runs, but one is given"),
         ({"metric": "words words"}, "--metric words is given twice"),
+        ({"load_in_8bit": "True"}, "--load_in_8bit: the distance of quantized weights is rounding"),
     ],
 )
 def test_what_is_refused(models, tiny_data, tmp_path, capsys, more, expected):

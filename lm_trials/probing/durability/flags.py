@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lm_trials.console import UsageError
 from lm_trials.flags import option
@@ -21,7 +21,12 @@ class DurabilityArguments:
         distinct=True,
         help="Metrics of the stories, as of `prepare metadata`; the slope of the loss over each is measured.",
     )
-    all_checkpoints: bool = option(False, help="Measure all checkpoints of the runs.")
+    all_checkpoints: bool = option(
+        False, help="Measure all checkpoints of the runs, and how far each is from the first and the previous one."
+    )
+    control_model: list[str] = option(
+        [], help="Controls: runs as the first one with another --data_seed, which show what any other order changes."
+    )
     margin: float | None = option(
         None,
         above=0,
@@ -43,6 +48,9 @@ def check_arguments(subject: SubjectArguments, args: DurabilityArguments) -> Non
     Traceback (most recent call last):
     lm_trials.console.UsageError: --margin 0.01 compares runs, but one is given; name more, or remove the flag
     """
-    check_subjects(subject, PROBE)
-    if args.margin is not None and len(subject.model_name_or_path) < 2:
+    check_subjects(replace(subject, model_name_or_path=[*subject.model_name_or_path, *args.control_model]), PROBE)
+    for flag in ("load_in_8bit", "load_in_4bit"):
+        if getattr(subject, flag):
+            raise UsageError(f"--{flag}: the distance of quantized weights is rounding; remove the flag")
+    if args.margin is not None and len(subject.model_name_or_path + args.control_model) < 2:
         raise UsageError(f"--margin {args.margin:g} compares runs, but one is given; name more, or remove the flag")

@@ -40,14 +40,12 @@ from lm_trials.probing.similarity.curves import (
 from lm_trials.probing.similarity.figures import cka_figure, rank_figure, similarity_figure
 from lm_trials.probing.similarity.flags import SimilarityArguments
 from lm_trials.probing.similarity.prompts import TermPlan
-from lm_trials.probing.subjects import Subject, check_alike, find_subjects, load_subject, untrained
+from lm_trials.probing.subjects import Subject, check_alike, find_subjects, load_subject, unrelated
 from lm_trials.probing.tables import ProbeTable, Row, interval
 
 Curves = Mapping[tuple[str, str], Curve]
 Checks = dict[str, CaptureCheck]
 MIXED = "stories mixed up"
-FAR_FROM_ANY_RUNS_SEED = 1 << 20
-"""With a run's own seed the untrained control would be that run's initial model, and similar to it."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,7 @@ def read_layers(
         if each is not None:
             label, model = each.subject.label, load_subject(each.subject, subject_args)
         else:
-            seed = FAR_FROM_ANY_RUNS_SEED + subject_args.seed
-            label, model = UNTRAINED, untrained(compared[0].subject, subject_args, seed)
+            label, model = UNTRAINED, unrelated(compared[0].subject, subject_args)
         checks[label] = check_capture(model, documents[0].tolist(), ["hidden"], label)
         rows = pooled_stories(model, documents, pooling, text_args.per_device_eval_batch_size, label)
         layers[label] = [Features.of(rows_ND) for rows_ND in rows]

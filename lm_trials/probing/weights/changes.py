@@ -116,8 +116,13 @@ def read_weights(subject: Subject, args: SubjectArguments) -> tuple[PreTrainedMo
 
         with_weights_in(model.cpu(), torch.float64)
         model = merged(model, f"--model_name_or_path {subject.reference.name}")
-    weights = {name: tensor.detach().cpu().to(torch.float64, copy=True) for name, tensor in model.named_parameters()}
+    weights = weights_of(model)
     return on_device(with_weights_in(model, getattr(torch, args.dtype)), args).eval(), weights
+
+
+def weights_of(model: PreTrainedModel) -> Weights:
+    """Return float64 copies of a model's parameters."""
+    return {name: tensor.detach().cpu().to(torch.float64, copy=True) for name, tensor in model.named_parameters()}
 
 
 def check_same_shape(name: str, weights: Weights, other: str, theirs: Weights) -> None:
