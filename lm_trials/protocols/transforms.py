@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_trials.console import UsageError, did_you_mean
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.variety import split_sentences
 
 if TYPE_CHECKING:  # records imports datasets, and the help of `--transform` needs this module
@@ -54,6 +55,21 @@ def drop_labels(record: Record, draw: int, probability: float) -> Record:
     """
     number = random.Random(draw).random
     return {**record, "features": [feature for feature in record["features"] if number() >= probability]}
+
+
+def swap_labels(record: Record, draw: int, probability: float) -> Record:
+    """Replace each feature label with probability P by another one that the record does not have.
+
+    A larger P swaps the same labels, for the same others, and more.
+    """
+    number = random.Random(draw).random
+    others = [feature for feature in FEATURES if feature not in record["features"]]
+    swapped = []
+    for feature in record["features"]:
+        # Drawn whether or not the label is swapped, so that each label has its own.
+        chance, other = number(), others.pop(int(number() * len(others))) if others else feature
+        swapped.append(other if chance < probability else feature)
+    return {**record, "features": swapped}
 
 
 def _spans(story: str, sentences: Iterable[str]) -> list[tuple[int, int]]:
@@ -121,6 +137,7 @@ TRANSFORMS: dict[str, Transform] = {
     "shuffle_words": Transform(shuffle_words, "story"),
     "truncate_story": Transform(truncate_story, "story", "N", whole_number),
     "drop_labels": Transform(drop_labels, "labels", "P", probability),
+    "swap_labels": Transform(swap_labels, "labels", "P", probability),
 }
 
 

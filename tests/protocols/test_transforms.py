@@ -1,5 +1,6 @@
 """Named transforms: what each does to a record, what depends on what, and what a wrong one is told."""
 
+import collections
 import itertools
 import re
 from pathlib import Path
@@ -14,12 +15,13 @@ from lm_trials.protocols import transforms
 from lm_trials.protocols.instructions import apply_protocol
 from lm_trials.protocols.protocols import parse_protocol, protocol_from_dict
 from lm_trials.protocols.transforms import TRANSFORMS, Transform, parse_transforms, transforms_help, usage_of
+from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.generator import generate_stories
 from lm_trials.stories.records import RECORD_SCHEMA, make_record, record_from_row
 
 RECORDS = [record_from_row(story) for story in generate_stories(200, seed=9)]
 STORY = "One day, Tim ran. He fell!\n\nTim cried. The end."
-EXAMPLES = {"truncate_story": "truncate_story:2", "drop_labels": "drop_labels:0.4"}
+EXAMPLES = {"truncate_story": "truncate_story:2", "drop_labels": "drop_labels:0.4", "swap_labels": "swap_labels:0.4"}
 EVERY = [EXAMPLES.get(name, name) for name in TRANSFORMS]
 
 
@@ -71,6 +73,34 @@ def test_labels_are_dropped_with_the_probability_and_more_at_a_higher_one():
     total = sum(map(len, batch.values()))
     assert sum(map(len, kept[1]["features"])) == pytest.approx(0.7 * total, abs=4 * (0.21 * total) ** 0.5)
     assert kept[2]["story"] == [record["story"] for record in RECORDS]
+
+
+def test_labels_are_swapped_for_others_with_the_probability_and_more_at_a_higher_one():
+    before = [record["features"] for record in RECORDS]
+    swapped = [applied(f"swap_labels:{p}")["features"] for p in ("0.0", "0.3", "0.7", "1.0")]
+    assert swapped[0] == before
+    with_others = [len(old) <= 3 for old in before]
+    kept = [bool(set(old) & set(new)) for old, new in zip(before, swapped[3], strict=True)]
+    assert not any(itertools.compress(kept, with_others))
+    assert sum(with_others) > 150
+    for fewer, more in itertools.pairwise(swapped):
+        for old, few, many, every in zip(before, fewer, more, swapped[3], strict=True):
+            assert len(set(many)) == len(many) == len(old)
+            # Each label is the record's own or the one that it is swapped for, and a swapped one stays swapped.
+            assert all(m == e if f != o else m in (o, e) for o, f, m, e in zip(old, few, many, every, strict=True))
+    pairs = [pair for pair, all_swapped in zip(zip(before, swapped[1], strict=True), with_others, strict=True)
+             if all_swapped]  # fmt: skip
+    total = sum(len(old) for old, _ in pairs)
+    changed = sum(o != n for old, new in pairs for o, n in zip(old, new, strict=True))
+    assert changed == pytest.approx(0.3 * total, abs=4 * (0.21 * total) ** 0.5)
+    counts = collections.Counter(label for labels in swapped[3] for label in labels)
+    assert set(counts) == set(FEATURES)
+
+
+def test_a_record_with_most_features_keeps_those_for_which_no_other_is_left():
+    record = make_record(STORY, features=FEATURES[:5])
+    (labels,) = applied("swap_labels:1", records=[record])["features"]
+    assert labels == [FEATURES[5], *FEATURES[1:5]]
 
 
 @settings(deadline=None, max_examples=25)
@@ -227,6 +257,7 @@ def test_a_name_that_no_file_system_takes_is_cut_and_still_tells_protocols_apart
 def test_kinds_are_those_declared():
     assert {name: entry.changes for name, entry in TRANSFORMS.items()} == {
         "shuffle_sentences": "story", "shuffle_words": "story", "truncate_story": "story", "drop_labels": "labels",
+        "swap_labels": "labels",
     }  # fmt: skip
     assert parse_protocol(transform=["drop_labels:0.5", "shuffle_words"]).changes_story
     assert not parse_protocol(transform=["drop_labels:0.5"]).changes_story
