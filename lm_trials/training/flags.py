@@ -1,5 +1,7 @@
 """Flags of `lm-trials train`, and the common flags of `TrainingArguments` for `--help`; no torch."""
 
+import json
+import re
 from argparse import SUPPRESS
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -9,7 +11,7 @@ from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading
 from lm_trials.snapshots import SNAPSHOTS
 from lm_trials.stories.features import FEATURES
-from lm_trials.training.order_flags import DataOrdering, check_order
+from lm_trials.training.order_flags import DataOrdering, PhaseOrder, check_order
 
 RATE: dict[str, Any] = {"least": 0, "most": 100, "why": "5e4 is not 5e-4"}
 STEPS: dict[str, Any] = {"above": 0, "whole": True}
@@ -31,6 +33,13 @@ class DataArguments(DataReading, DataOrdering):
     data_mix_unit: Literal["tokens", "documents"] = option("tokens", help="Unit of --data_mix.")
     stop_when: Literal["first_exhausted", "all_exhausted"] = option(
         "first_exhausted", help="End of a pass over a mixture; all_exhausted repeats parts that end early."
+    )
+    inject: str | None = option(
+        None,
+        filled=True,
+        not_with=("order_schedule", "order_by", "order", "keep", "dataset_config_name"),
+        why="it is short for an --order_schedule",
+        help="NAME@FIRST-LAST[:SHARE]: read the data set NAME in these updates, alone or as a share of the tokens.",
     )
     validation_split_percentage: float | None = option(
         None, above=0, most=50, help="Percentage held out as the validation split where there is none, by hash."
@@ -69,8 +78,10 @@ def check_reading(data_args: DataArguments) -> None:
     """Check the order of the data, and write its defaults out, in place; see `order_flags.check_order`.
 
     Raises:
-        UsageError: for an order or a filter of a stream, or a shuffle buffer without effect.
+        UsageError: for an order or a filter of a stream, a shuffle buffer without effect, or a wrong injection.
     """
+    if data_args.inject:
+        _write_injection(data_args, data_args.inject)
     check_order(data_args)
     buffer, streaming = data_args.shuffle_buffer_size, data_args.streaming
     given = next((name for name in ("order_by", "keep", "order_schedule") if getattr(data_args, name)), None)
@@ -88,6 +99,28 @@ def check_reading(data_args: DataArguments) -> None:
             f"--shuffle_buffer_size {buffer} has no effect, because --order_by sorts all records; remove it, or give "
             "--order_window"
         )
+
+
+def _write_injection(data_args: DataArguments, given: str) -> None:
+    """Write an injection as the mixture and the schedule that it is short for, in place."""
+    name, data_args.inject = data_args.dataset_name, None
+    if "+" in name:
+        raise UsageError(f"--inject {given}: --dataset_name {name} is a mixture; write the phases in --order_schedule")
+    found = re.fullmatch(r"(.+)@(\d+(?:-\d*)?)(?::(\d*\.?\d+))?", given)
+    share = float(found[3] or 1) if found else 2
+    if not found or share > 1:
+        raise UsageError(
+            f"--inject {given} is not NAME@FIRST-LAST or NAME@FIRST-LAST:SHARE; give, for example, facts@101-110:.5"
+        )
+    try:
+        first, last = PhaseOrder(updates=found[2]).span
+    except UsageError as error:
+        raise UsageError(f"--inject {given}: {error}") from None
+    before = [{"updates": f"1-{first - 1}", "data_mix": "1,0"}] if first > 1 else []
+    after = [{"updates": f"{last + 1}-", "data_mix": "1,0"}] if last else []
+    injected = {"updates": found[2], "data_mix": f"{1 - share:g},{share:g}"}
+    data_args.dataset_name = f"{name}+{found[1]}"
+    data_args.order_schedule = json.dumps([*before, injected, *after])
 
 
 @dataclass(kw_only=True)

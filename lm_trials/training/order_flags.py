@@ -231,6 +231,6 @@ def check_covers(phases: list[PhaseOrder], reached: int) -> None:
     if reached < first or (last is not None and reached > last):
         covered = f"begins at {first:,}" if reached < first else f"ends at {last:,}"
         raise UsageError(
-            f"--order_schedule: its last phase {covered}, and the {unit} of the run end at {reached:,}; change the "
-            "schedule, or the length of the run"
+            f"--order_schedule or --inject: its last phase {covered}, and the {unit} of the run end at "
+            f"{reached:,}; change the schedule, or the length of the run"
         )

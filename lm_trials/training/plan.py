@@ -132,7 +132,9 @@ def settle_schedule(arguments: RunArguments, flags: DataOrdering, passes: Passes
     by_updates = phases[0].unit == "updates"
     if arguments.max_steps <= 0:
         if by_updates:
-            raise UsageError("--order_schedule counts updates; give their number with --max_steps, or count passes")
+            raise UsageError(
+                "--order_schedule or --inject counts updates; give their number with --max_steps, or count passes"
+            )
         arguments.max_steps = int(passes.blocks_in(arguments.num_train_epochs) / per_step)
     last_block = max(arguments.max_steps * per_step - 1, 0)
     check_covers(phases, arguments.max_steps if by_updates else passes.locate(last_block)[0] + 1)

@@ -33,8 +33,8 @@ class RunStores:
         parts: training data, one part or those of a mixture.
         mix: shares of the parts; None for one part.
         validation: validation documents, of a mixture in its proportions.
-        named: further stores to evaluate: the parts of a mixture; or, with `--eval_datasets`, the train and test splits
-            and each of those data sets.
+        named: further stores to evaluate: the parts of a mixture, and the training records of a part after the first
+            that a phase leaves out; or, with `--eval_datasets`, the train and test splits and each of those data sets.
         described: fields for `run.json` that identify the training data.
         sets: names of data sets whose validation records have prompts.
         phases: which training records are read when, and in which order; none: all, in the seeded order.
@@ -136,6 +136,9 @@ def open_stores(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, nu
         found = {part.name: table.described for part, table in zip(parts, tables, strict=True) if table.described}
         described |= {"metrics": found if mix else found[parts[0].name]} if found else {}
     phases = arrange(data_args, metrics, dataset.weights, mix)
+    # What is read in some updates only, as facts, is learned and forgotten: its own records show it.
+    left_out = [place for place in range(1, len(parts)) if any(place not in phase.places for phase in phases)]
+    named |= {f"{parts[place].name}-train": parts[place].train for place in left_out}
     sets = tuple(name for name, other in {dataset.name: dataset, **named_sets}.items() if other.has_prompts)
     return RunStores(parts, mix, validation, named, described, sets, phases, tuple(metrics))
 

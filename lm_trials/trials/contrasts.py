@@ -90,20 +90,31 @@ def arm_named(text: str, key: str, stages: Mapping[str, Stage], stage: str) -> A
 
 
 def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str) -> Any:
-    """Return a threshold with its arms as [stage, arm]: a number, or reference + share x (value at 0 - reference)."""
+    """Return a threshold: a number; reference + share x (value at 0 - reference), with the arms as [stage, arm]; or
+    a share of what an injection took off the metric of each run.
+    """
     if (number := as_number(given)) is not None:
         return number
     if given is not None and not isinstance(given, dict):
         raise UsageError(f"{key}: {given} is not a number; give one, or reference, from and share")
     about, needed = dict(as_mapping(given, key)), ("reference", "from", "share")
+    if "injection" in about:
+        check_keys(about, ("injection", "share"), f"{key}: ")
+        one_of(about["injection"], ("learned", "forgotten"), f"{key}.injection")
+        return {**about, "share": _share(about.get("share"), key)}
     check_keys(about, (*needed, "reference_metric"), f"{key}: ")
     if missing := next((each for each in needed if each not in about), None):
         raise UsageError(f"{key}: {missing} is missing; give a number, or {', '.join(needed)}")
-    share = as_number(about["share"])
-    if share is None or not 0 < share < 1:
-        raise UsageError(f"{key}.share: {about['share']} is not a share; give a number between 0 and 1")
+    share = _share(about["share"], key)
     arms = {each: list(arm_named(str(about[each]), f"{key}.{each}", stages, stage)) for each in needed[:2]}
     return {**about, **arms, "share": share}
+
+
+def _share(given: Any, key: str) -> float:
+    share = as_number(given)
+    if share is None or not 0 < share < 1:
+        raise UsageError(f"{key}.share: {given} is not a share; give a number between 0 and 1")
+    return share
 
 
 def _outcome_name(outcome: Mapping[str, Any]) -> str:
@@ -149,7 +160,8 @@ def _check_outcome(contrast: Contrast, stages: Mapping[str, Stage], measures: Se
                     f"{role}: no `measure` writes {outcome['table']} for {shown}; add the command that does"
                 )
         else:
-            _check_logged(role, str(outcome["metric"]), stages, arm)
+            injected = "injection" in threshold if isinstance(threshold := outcome["threshold"], dict) else False
+            _check_logged(role, str(outcome["metric"]), stages, arm, several=injected)
     if "worth" in outcome:
         if contrast.second is None:
             raise UsageError(f"{role}: worth: {contrast.name} has no second arm, whose tokens count; write `a - b`")

@@ -23,7 +23,7 @@ from lm_trials.trials.graph import run_folder
 from lm_trials.trials.measurements import read_measurement
 from lm_trials.trials.paired import SAME, TestedDifference
 from lm_trials.trials.runs import Run, read_run
-from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_to_threshold
+from lm_trials.trials.thresholds import UNIT, ThresholdTime, log_ratio_difference, time_of_injection, time_to_threshold
 from lm_trials.trials.trial import ArmName, Contrast
 from lm_trials.trials.two_way import two_way
 
@@ -238,6 +238,9 @@ def _times(
 
 def _time(contrast: Contrast, runs: TrialRuns, run: Run, seed: int) -> ThresholdTime:
     metric, threshold = str(contrast.outcome["metric"]), contrast.outcome["threshold"]
+    if isinstance(threshold, Mapping) and "injection" in threshold:
+        horizon = contrast.outcome.get("horizon")
+        return time_of_injection(run, metric, threshold["injection"], float(threshold["share"]), horizon)
     if isinstance(threshold, Mapping):
         (reference, start) = (runs.run(tuple(threshold[key]), seed) for key in ("reference", "from"))
         step, first = start.logged(metric)[0]

@@ -8,6 +8,7 @@ Shape suffixes: E = evaluations of a run, S = root seeds.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from lm_trials.console import UsageError
 from lm_trials.estimates import NO_INTERVAL, Estimate, t_test
 from lm_trials.trials.paired import TestedDifference
+from lm_trials.trials.runs import Run
 
 UNIT = "log2 ratio of updates"
 
@@ -86,6 +88,46 @@ def time_to_threshold(
         return ThresholdTime(float(steps[last]), censored=True)
     share = gaps[last] / (gaps[last] - gaps[last + 1])
     return ThresholdTime(float(steps[last] * (steps[last + 1] / steps[last]) ** share), censored=False)
+
+
+def time_of_injection(run: Run, metric: str, which: str, share: float, horizon: float | None = None) -> ThresholdTime:
+    """Return how fast a run learned or forgot what was injected into its data (`train --inject`), by its own curve.
+
+    The threshold is what the metric was before the injection, minus a share of what it fell by at its end.
+
+    Args:
+        which: "learned": updates of the injection until the metric stays below the threshold; "forgotten": updates
+            after it until the metric stays above.
+        horizon: updates after the injection; default: to the end of the run.
+
+    Raises:
+        UsageError: for a run without one injection, or a metric that was not logged just before it and at its end.
+    """
+    first, last = _injection(run)
+    curve = dict(run.logged(metric))
+    if missing := [step for step in (first - 1, last) if step not in curve]:
+        raise UsageError(
+            f"{run.name} logged no {metric} at update {missing[0]}, just before or at the end of its injection; choose "
+            "eval_steps that divide both"
+        )
+    before, after = curve[first - 1], curve[last]
+    threshold, (steps, values) = before + share * (after - before), zip(*sorted(curve.items()), strict=True)
+    steps_E, values_E = np.array(steps), np.array(values)
+    if which == "learned":
+        within_E = steps_E <= last
+        return time_to_threshold(steps_E[within_E] - (first - 1), values_E[within_E], threshold, last - (first - 1))
+    return time_to_threshold(steps_E - last, -values_E, -threshold, horizon or float(steps_E[-1] - last))
+
+
+def _injection(run: Run) -> tuple[int, int]:
+    """Return the first and the last update of the phase of a run's schedule that reads the second part of its data."""
+    phases = json.loads(str(run.outcome.get("order_schedule") or "[]"))
+    shares = [float(str(phase.get("data_mix") or "1,0").split(",")[1]) for phase in phases]
+    spans = [phase["updates"] for phase, share in zip(phases, shares, strict=True) if share and "updates" in phase]
+    if len(spans) != 1:
+        raise UsageError(f"{run.name} has {len(spans) or 'no'} injections; a time needs one, as of `inject: NAME@9-20`")
+    first, _, last = str(spans[0]).partition("-")
+    return int(first), int(last or first)
 
 
 def log_ratio_difference(

@@ -13,6 +13,7 @@ from lm_trials.metrics.tables import make_metrics, open_metrics
 from lm_trials.metrics.texts import Measures
 from lm_trials.training import data_order
 from lm_trials.training.data_order import open_order
+from lm_trials.training.flags import DataArguments, check_reading
 from lm_trials.trials.compare import compare_runs
 
 # Some six stories in each update.
@@ -121,6 +122,34 @@ def test_a_part_is_injected_by_a_schedule(train_flags, tiny_data, tmp_path):
     assert facts[0].values < facts[-1].values
 
 
+def test_an_injection_is_short_for_its_schedule(train_flags, tiny_data, tmp_path):
+    """Its records are read in its updates alone, and their own loss is logged; the run is that of the schedule."""
+    rows = [{"story": f"Number {n} is a fact. {'It is true. ' * n}"} for n in range(60)]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = str(tmp_path / "facts.jsonl")
+    more = (*QUICK, "--validation_split_percentage", "20", "--eval_strategy", "steps", "--eval_steps", "1")
+    train_gpt2.main(train_flags("run", *more, "--inject", f"{facts}@2-3:.75"))
+    order = open_order(tmp_path / "run")
+    tokens = [{part.corpus: 0 for part in order.parts_of(step)} for step in (1, 2, 3, 4)]
+    for step, counted in enumerate(tokens, start=1):
+        for part in order.parts_of(step):
+            counted[part.corpus] += len(part.ids)
+    (injected,) = tokens[1].keys() - {"tiny"}
+    assert [counted.keys() for counted in tokens] == [{"tiny"}, {"tiny", injected}, {"tiny", injected}, {"tiny"}]
+    assert tokens[1][injected] / sum(tokens[1].values()) == pytest.approx(0.75, abs=0.1)
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in log if f"eval_{injected}-train_loss" in row] == [1, 2, 3, 4]
+    phases = [{"updates": "1", "data_mix": "1,0"}, {"updates": "2-3", "data_mix": ".25,.75"},
+              {"updates": "4-", "data_mix": "1,0"}]  # fmt: skip
+    written = ("--dataset_name", f"tiny+{facts}", "--order_schedule", json.dumps(phases))
+    train_gpt2.main(train_flags("written", *more, *written))
+    assert outcome(tmp_path / "written") == outcome(tmp_path / "run")
+    alone = DataArguments(dataset_name="tiny", inject="facts@2-")
+    check_reading(alone)
+    assert (alone.dataset_name, alone.inject) == ("tiny+facts", None)
+    assert [(phase.span, phase.data_mix) for phase in alone.phases] == [((1, 1), "1,0"), ((2, None), "0,1")]
+
+
 def test_passes_of_a_schedule_may_differ_in_length(train_flags, measured, tmp_path):
     words, _ = measured
     short = sorted(words.values())[30]
@@ -156,6 +185,18 @@ WRONG = [
     (schedule({"updates": "1-", "data_mix": "1,0"}), "--order_schedule: phase 1: data_mix: tiny is one"),
     (schedule({"updates": "1-2"}), "its last phase ends at 2, and the updates of the run end at 4"),
     (schedule({"updates": "1-"}, max_steps="-1"), "give their number with --max_steps"),
+    (["--inject", "facts"], "--inject facts is not NAME@FIRST-LAST or NAME@FIRST-LAST:SHARE; give, for example, facts"),
+    (["--inject", "facts@2-3:1.5"], "--inject facts@2-3:1.5 is not NAME@FIRST-LAST"),
+    (["--inject", "facts@3-2"], "--inject facts@3-2: updates 3-2 is no range"),
+    (["--inject", "facts@2-3"], "facts is not a local path"),
+    (
+        ["--inject", "x@2-3", "--dataset_name", "a+b"],
+        "--inject x@2-3: --dataset_name a+b is a mixture; write the phases",
+    ),
+    (
+        ["--inject", "x@2-3", "--order", "file"],
+        "--inject x@2-3 and --order cannot be combined (it is short for an --order_schedule)",
+    ),
     (schedule({"passes": "1"}, {"passes": "2-"}), "its last phase begins at 2, and the passes of the run end at 1"),
 ]
 

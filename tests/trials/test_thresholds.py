@@ -1,6 +1,8 @@
 """Times to a threshold against known curves, and the comparison of arms against scipy and by simulation."""
 
+import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lm_trials.console import UsageError
-from lm_trials.trials.thresholds import ThresholdTime, bounded_mean, log_ratio_difference, time_to_threshold
+from lm_trials.trials.thresholds import (
+    ThresholdTime,
+    bounded_mean,
+    log_ratio_difference,
+    time_of_injection,
+    time_to_threshold,
+)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8, unique=True), st.floats(1.5, 290))
@@ -142,3 +150,59 @@ def test_with_any_censoring_p_and_limits_are_wrong_in_at_most_5_and_2_5_percent(
         assert np.mean([test.p < 0.05 for test in found]) <= 0.055
         assert np.mean([test.difference.lower > null for test in found]) <= 0.03
         assert np.mean([test.difference.upper < null for test in found]) <= 0.03
+
+
+@dataclass
+class Injected:
+    """A run with a schedule and a curve, as far as a time of its injection needs them."""
+
+    outcome: dict
+    curve: list
+    name: str = "run"
+
+    def logged(self, metric):
+        assert metric == "eval_facts_loss"
+        return self.curve
+
+
+def injected(curve, *phases):
+    data = [{"updates": updates, "data_mix": mix} for updates, mix in phases]
+    return Injected({"order_schedule": json.dumps(data), "max_steps": 60}, curve)
+
+
+BURST = ("1-10", "1,0"), ("11-18", "0,1"), ("19-", "1,0")
+
+
+def test_what_was_injected_is_learned_and_forgotten_by_half():
+    curve = [(0, 9.0), (10, 6.0), (12, 4.0), (14, 3.0), (18, 2.0), (20, 3.0), (22, 5.0), (26, 4.5), (60, 5.5)]
+    learned, forgotten = (time_of_injection(injected(curve, *BURST), "eval_facts_loss", which, 0.5)
+                          for which in ("learned", "forgotten"))  # fmt: skip
+    # Half of the fall from 6 to 2 is 4: reached after 2 updates, below it from then on; and halfway from 3 to 5.
+    assert learned == ThresholdTime(pytest.approx(2), censored=False)
+    assert forgotten == ThresholdTime(pytest.approx(2 * 2**0.5), censored=False)
+    # Three quarters of the rise, to 5, and that for good.
+    most = time_of_injection(injected(curve, *BURST), "eval_facts_loss", "forgotten", 0.25)
+    assert most.update == pytest.approx(8 * (42 / 8) ** 0.5)
+    kept = [(step, min(loss, 3.9) if step > 18 else loss) for step, loss in curve]
+    assert time_of_injection(injected(kept, *BURST), "eval_facts_loss", "forgotten", 0.5) == ThresholdTime(42, True)
+    assert time_of_injection(injected(kept, *BURST), "eval_facts_loss", "forgotten", 0.5, 8) == ThresholdTime(8, True)
+
+
+def test_an_injection_may_be_one_update_or_a_share_and_at_the_start():
+    curve = [(0, 6.0), (1, 2.0), (2, 3.0), (4, 5.0)]
+    found = time_of_injection(injected(curve, ("1", ".5,.5"), ("2-", "1,0")), "eval_facts_loss", "forgotten", 0.5)
+    assert found.update == pytest.approx(3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([("1-60", "1,0")], "run has no injections; a time needs one"),
+        ([("1-10", "0,1"), ("11-20", "1,0"), ("21-", ".5,.5")], "run has 2 injections"),
+        ([("1-11", "1,0"), ("12-18", "0,1"), ("19-", "1,0")], "logged no eval_facts_loss at update 11, just before or"),
+        ([("1-10", "1,0"), ("11-17", "0,1"), ("18-", "1,0")], "logged no eval_facts_loss at update 17"),
+    ],
+)
+def test_a_run_without_the_numbers_of_an_injection_is_refused(phases, message):
+    with pytest.raises(UsageError, match=message):
+        time_of_injection(injected([(0, 9.0), (10, 6.0), (18, 2.0)], *phases), "eval_facts_loss", "learned", 0.5)

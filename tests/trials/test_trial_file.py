@@ -165,6 +165,23 @@ def test_worth_needs_the_learning_curve_of_the_second_arm(tmp_path):
         read(tmp_path, trial)
 
 
+def test_the_time_of_an_injection_needs_a_learning_curve(tmp_path):
+    trial = {**copy.deepcopy(TRIAL), "secondary": copy.deepcopy(INJECTED)}
+    with pytest.raises(UsageError, match=r"eval_loss of more.plain is no learning curve"):
+        read(tmp_path, trial)
+    trial["stages"]["more"]["eval_strategy"] = "steps"
+    assert read(tmp_path, trial).contrasts[1].outcome["threshold"] == {"injection": "learned", "share": 0.5}
+    wrong = {
+        "threshold.injection lost": {"injection": "lost"},
+        "share: 1 is not": {"share": 1},
+        "key from": {"from": "a"},
+    }
+    for line, change in wrong.items():
+        trial["secondary"]["threshold"] = {**INJECTED["threshold"], **change}
+        with pytest.raises(UsageError, match=line):
+            read(tmp_path, trial)
+
+
 def test_equivalence_needs_a_margin(tmp_path):
     trial = changed("primary.expect", "equivalent")
     trial["primary"]["margin"] = 0
@@ -232,16 +249,23 @@ def paths_of(place, above=""):
 
 TIMES = {"measure": "updates_to_threshold", "metric": "eval_loss", "contrast": "plain - decayed", "horizon": 3}
 TIMES["threshold"] = {"reference": "plain", "from": "decayed", "share": 0.5}
+INJECTED = {**TIMES, "threshold": {"injection": "learned", "share": 0.5}, "metric": "eval_loss"}
 TABLE = {"measure": "table", "table": "eval/generated/x.csv", "where": {"a": "b"}, "contrast": "plain - decayed"}
 ODD = (None, True, 0, -1.5, "", " ", ".", "a - b - c", "1e-3", float("nan"), [], {}, [None], [["a"]], [{"a": 1}],
        {"a": "b"}, {"a": ["b"]}, {0: {}}, {None: None}, {"after": ["a"]})  # fmt: skip
 
 
-@pytest.mark.parametrize("secondary", [TIMES, TABLE, {**TRIAL["primary"], "unit": "bits per byte", "stage": "more"}])
+@pytest.mark.parametrize(
+    "secondary", [TIMES, INJECTED, TABLE, {**TRIAL["primary"], "unit": "bits per byte", "stage": "more"}]
+)
 def test_any_value_in_any_place_is_read_or_is_one_line(tmp_path, secondary):
     path = tmp_path / "decay.yaml"
     base = copy.deepcopy({**TRIAL, "secondary": secondary})
-    base["stages"]["more"] |= {"parameters": {"x": {"values": [1]}}, "varies": ["weight_decay"]}
+    base["stages"]["more"] |= {
+        "eval_strategy": "steps",
+        "parameters": {"x": {"values": [1]}},
+        "varies": ["weight_decay"],
+    }
     base["measure"] = {"command": "evaluate --dataset_name generated", "arms": ["more"]}
     draw, lines = random.Random(0), []
     for name in paths_of(base):
