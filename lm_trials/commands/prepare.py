@@ -130,6 +130,7 @@ def derive(args: DeriveArguments) -> dict[str, Any]:
     """Make a corpus of another; returns its manifest."""
     from lm_trials.protocols.derived import derive_corpus
     from lm_trials.protocols.protocols import parse_filtering
+    from lm_trials.protocols.transforms import parse_transforms
 
     folder = Path(args.data_cache_dir) / args.dataset_name
     watch = lambda records: progress(records, "writing stories", "stories")  # noqa: E731
@@ -141,6 +142,7 @@ def derive(args: DeriveArguments) -> dict[str, Any]:
         args.resample_words,
         args.seed,
         watch,
+        parse_transforms(args.transform),
     )
     describe_corpus(folder, manifest)
     return manifest

@@ -66,17 +66,18 @@ class IngestArguments(CorpusArguments):
 
 @dataclass
 class DeriveArguments(CorpusArguments):
-    """Make a corpus from another: filtered, cut to documents of equal length, or with its words drawn anew."""
+    """Make a corpus from another: filtered, transformed, cut to documents of equal length, or its words drawn anew."""
 
     dataset_name: str = option("", required="NAME", folder_name=True, help="Name of the new corpus.")
     filtering: str | None = option(None, help="Keep only stories that meet all of: features=Twist,words!=dog.")
+    transform: list[str] = option([], help=f"Transforms of each story, applied in this order. {transforms_help()}")
     words_per_story: int | None = option(
         None, least=1, help="Cut each story into documents of this many words; a shorter rest is dropped."
     )
     resample_words: bool = option(
         False, help="Replace each word by one drawn from the word frequencies of the train split."
     )
-    seed: int = option(0, **SEED, help="Seed of the order of the stories, and of the words drawn for each.")
+    seed: int = option(0, **SEED, help="Seed of the order of the stories, and of what is drawn for each.")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Derived corpora: the stories of a corpus, filtered, cut to documents of equal length, or with their words drawn anew.
+"""Derived corpora: the stories of a corpus, filtered, transformed, cut to equal length, or with their words drawn anew.
 
 They make arms that differ in one variable: two corpora with documents of one length, or a corpus and one with the same
 words without their order.  A record depends on the corpus, the options and the seed alone.
@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_trials.protocols.columns import RecordColumns, filtered
-from lm_trials.protocols.protocols import Condition
+from lm_trials.protocols.columns import RecordColumns, filtered, transform_columns
+from lm_trials.protocols.protocols import Condition, Protocol
+from lm_trials.protocols.transforms import TransformStep
 from lm_trials.stories.corpora import check_free, open_records, read_manifest, write_corpus
 from lm_trials.stories.draws import draw_integers, record_keys
 from lm_trials.stories.records import SPLITS, Record, make_record
@@ -68,6 +69,7 @@ def derive_corpus(
     resample: bool = False,
     seed: int = 0,
     watch: Watch = iter,
+    transforms: Sequence[TransformStep] = (),
 ) -> dict[str, Any]:
     """Write the corpus `folder` of the stories of another for which all `conditions` hold; return its manifest.
 
@@ -77,12 +79,15 @@ def derive_corpus(
     Args:
         num_words: cut each story into documents of so many words (`cut`); None for whole stories.
         resample: replace each word by one drawn from the unigram distribution of the corpus's train split.
+        transforms: change each story first.  It keeps its record id and its place, so that corpora which differ in the
+            transforms alone have the same stories in the same order.
 
     Raises:
         UsageError: if `folder` exists, or no train story is left.
     """
     check_free(folder, "--dataset_name")
     splits = open_records(corpus)
+    protocol = Protocol(filtering=tuple(conditions), transforms=tuple(transforms), seed=seed)
     unigrams = Unigrams(_column(splits["train"], "story")) if resample else None
 
     def documents(split: str, first: bool) -> Iterator[Record]:
@@ -91,8 +96,11 @@ def derive_corpus(
         records = records.select(np.argsort(draw_integers(keys_N, seed, "order"), kind="stable"))
         for batch in records.iter(READ_BATCH):
             columns = RecordColumns.of(batch)
-            for number in np.flatnonzero(filtered(columns, conditions)).tolist():
-                yield from _documents(columns.row(number), num_words, first)
+            found: Iterable[Any] = map(columns.row, np.flatnonzero(filtered(columns, conditions)).tolist())
+            if transforms:
+                found = transform_columns(columns, protocol).records or ()
+            for record in found:
+                yield from _documents(record, num_words, first)
 
     def written() -> Iterator[tuple[int, Record]]:
         for place, split in enumerate(SPLITS):
@@ -100,13 +108,15 @@ def derive_corpus(
                 for record in documents(split, first):
                     yield place, record if unigrams is None else _resampled(record, unigrams, seed)
 
-    options = {
+    options: dict[str, Any] = {
         "content": read_manifest(corpus, "content")["content"],
         "filtering": list(map(str, conditions)),
         "words_per_story": num_words,
         "resample_words": resample,
         "seed": seed,
     }
+    if transforms:  # the fingerprints of corpora without any stay as they are
+        options["transforms"] = [f"{step} v{step.transform.version}" for step in transforms]
     fingerprint = hashlib.sha256(repr(options).encode()).hexdigest()[:16]
     origin = {"reference": f"prepare derive --corpus {corpus.name}", "fingerprint": fingerprint, **options}
     return write_corpus(watch(written()), folder, origin, "source")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lm_trials.console import UsageError, did_you_mean
 from lm_trials.stories.features import FEATURES
+from lm_trials.stories.generated.pairing import ACTIVITIES
 from lm_trials.stories.variety import split_sentences
 
 if TYPE_CHECKING:  # records imports datasets, and the help of `--transform` needs this module
@@ -70,6 +71,15 @@ def swap_labels(record: Record, draw: int, probability: float) -> Record:
         chance, other = number(), others.pop(int(number() * len(others))) if others else feature
         swapped.append(other if chance < probability else feature)
     return {**record, "features": swapped}
+
+
+def pair_activities(record: Record, draw: int, probability: float) -> Record:
+    """Give the hero, with probability P, an activity that fits the pairing of generated stories, else its partner.
+
+    0.5 is balanced.  A larger P pairs the same stories and more.
+    """
+    fits = random.Random(draw).random() < probability
+    return {**record, "story": ACTIVITIES.paired(record["story"], fits)}
 
 
 def _spans(story: str, sentences: Iterable[str]) -> list[tuple[int, int]]:
@@ -138,6 +148,7 @@ TRANSFORMS: dict[str, Transform] = {
     "truncate_story": Transform(truncate_story, "story", "N", whole_number),
     "drop_labels": Transform(drop_labels, "labels", "P", probability),
     "swap_labels": Transform(swap_labels, "labels", "P", probability),
+    "pair_activities": Transform(pair_activities, "story", "P", probability),
 }
 
 
