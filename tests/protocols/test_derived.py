@@ -67,6 +67,21 @@ def test_resampled_stories_keep_the_words_frequencies_and_lose_their_order(deriv
     assert held_out.isdisjoint(" ".join(again["validation"]["story"]).split())
 
 
+def test_transformed_corpora_have_the_same_stories_in_the_same_order(derive, tiny):
+    plain, cut, dropped = (derive(f"t{number}", *flags) for number, flags in enumerate((
+        (), ("--transform", "truncate_story:2"), ("--transform", "truncate_story:2", "drop_labels:1.0")
+    )))  # fmt: skip
+    for split, rows in plain.items():
+        for field in ("record_id", "words", "features"):
+            assert cut[split][field] == rows[field]
+        pairs = list(zip(cut[split]["story"], rows["story"], strict=True))
+        assert all(story.startswith(start) for start, story in pairs)
+        assert any(start != story for start, story in pairs)
+        assert dropped[split]["story"] == cut[split]["story"]
+        assert not any(dropped[split]["features"])
+    assert any(map(len, tiny["train"]["features"]))
+
+
 def test_what_a_story_becomes_depends_on_no_other_story(derive, tiny):
     flags = ("--resample_words", "True", "--seed", "2")
     everything, some = derive("every", *flags), derive("some", *flags, "--filtering", "features=Twist,words!=dog")

@@ -17,11 +17,17 @@ from lm_trials.protocols.protocols import parse_protocol, protocol_from_dict
 from lm_trials.protocols.transforms import TRANSFORMS, Transform, parse_transforms, transforms_help, usage_of
 from lm_trials.stories.features import FEATURES
 from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.stories.generated.pairing import ACTIVITIES
 from lm_trials.stories.records import RECORD_SCHEMA, make_record, record_from_row
 
 RECORDS = [record_from_row(story) for story in generate_stories(200, seed=9)]
 STORY = "One day, Tim ran. He fell!\n\nTim cried. The end."
-EXAMPLES = {"truncate_story": "truncate_story:2", "drop_labels": "drop_labels:0.4", "swap_labels": "swap_labels:0.4"}
+EXAMPLES = {
+    "truncate_story": "truncate_story:2",
+    "drop_labels": "drop_labels:0.4",
+    "swap_labels": "swap_labels:0.4",
+    "pair_activities": "pair_activities:0.9",
+}
 EVERY = [EXAMPLES.get(name, name) for name in TRANSFORMS]
 
 
@@ -101,6 +107,23 @@ def test_a_record_with_most_features_keeps_those_for_which_no_other_is_left():
     record = make_record(STORY, features=FEATURES[:5])
     (labels,) = applied("swap_labels:1", records=[record])["features"]
     assert labels == [FEATURES[5], *FEATURES[1:5]]
+
+
+def test_a_larger_share_pairs_the_same_stories_and_more_and_leaves_the_words_as_they_are():
+    shares = (0.0, 0.5, 0.95, 1.0)
+    stories = [applied(f"pair_activities:{p}")["story"] for p in shares]
+    shown = [[ACTIVITIES.shown(story) for story in each] for each in stories]
+    there = [place for place, fits in enumerate(shown[0]) if fits is not None]
+    assert len(there) == pytest.approx(0.44 * len(RECORDS), abs=4 * (0.25 * len(RECORDS)) ** 0.5)
+    for p, few, many in zip(shares[1:], shown, shown[1:], strict=False):
+        assert [place for place, fits in enumerate(many) if fits is not None] == there
+        assert all(many[place] for place in there if few[place])
+        counted = sum(many[place] for place in there)
+        assert counted == pytest.approx(p * len(there), abs=4 * (p * (1 - p) * len(there)) ** 0.5)
+    assert not any(shown[0])
+    activities = "|".join(activity for pair in ACTIVITIES.pairs for activity in pair)
+    others = [[re.sub(activities, "", story) for story in each] for each in ([r["story"] for r in RECORDS], *stories)]
+    assert all(each == others[0] for each in others)
 
 
 @settings(deadline=None, max_examples=25)

@@ -37,7 +37,9 @@ class Pairing:
     @cached_property
     def _fitting(self) -> dict[str, str]:
         """The pronoun that each activity fits."""
-        return {one: group for pair in self.pairs + self.unrelated for one, group in zip(pair, self.groups, strict=True)}
+        return {
+            one: group for pair in self.pairs + self.unrelated for one, group in zip(pair, self.groups, strict=True)
+        }
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:

@@ -1,0 +1,105 @@
+"""Report of the bias probe: its rows, the table on the terminal, and the finding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lm_trials.estimates import StoryBootstrap, bootstrap_mean, proportion
+from lm_trials.evaluation.judges import balanced_accuracy
+from lm_trials.probing.bias.measures import NORMED, Shifts, share_difference
+from lm_trials.probing.findings import Finding
+from lm_trials.probing.tables import ProbeTable, Row, interval, one_more
+from lm_trials.stories.generated.pairing import Pairing
+
+PAIRED, UNRELATED = "paired", "unrelated"
+OVERT, PREFERENCE, DECODING = "overt", "preference", "decoding"
+UNITS = {OVERT: "share of stories", PREFERENCE: "nats", DECODING: "of the attribute's separation"}
+SHUFFLED, UNTRAINED = "shuffled labels", "random weights"
+
+
+def overt_rows(model: str, stories: Sequence[str], pairing: Pairing) -> ProbeTable:
+    """Return the share of the stories in which the pairing occurs, the opposite occurs, and their difference."""
+    rows = ProbeTable()
+    for attribute in (PAIRED, UNRELATED):
+        shown = [pairing.shown(story, attribute == UNRELATED) for story in stories]
+        fits, opposite = shown.count(True), shown.count(False)
+        about = _about(model, attribute, OVERT)
+        rows.add(share_difference(fits, opposite, len(stories), UNITS[OVERT]), about)
+        for name, count in (("fits", fits), ("opposite", opposite)):
+            rows.add(proportion(count, len(stories), UNITS[OVERT]), about | {"measure": f"{OVERT}, {name}"})
+    return rows
+
+
+def preference_row(model: str, attribute: str, odds_C: np.ndarray, seed: int) -> ProbeTable:
+    """Return the mean log odds ratio over contexts."""
+    rows = ProbeTable()
+    rows.add(bootstrap_mean(odds_C, UNITS[PREFERENCE], seed), _about(model, attribute, PREFERENCE))
+    return rows
+
+
+def decoding_rows(model: str, attribute: str, found: Mapping[str, Shifts], seed: int) -> ProbeTable:
+    """Return for each layer the shift by the group in units of the separation of the attributes, and its control.
+
+    The row `named` has the probe's accuracy where the attribute is named: without it, the shift has no meaning.
+    """
+    rows = ProbeTable()
+    for layer, shifts in found.items():
+        about = _about(model, attribute, DECODING) | {"layer": layer}
+        ratio = StoryBootstrap(seed)
+        ratio.update(np.stack([shifts.shifts_SC[0], shifts.separations_C], axis=1))
+        rows.add(ratio.estimate(lambda sums: sums[..., 0] / sums[..., 1], UNITS[DECODING]), about)
+        shuffled = one_more(shifts.shifts_SC[1:].mean(axis=1) / shifts.separations_C.mean(), UNITS[DECODING])
+        rows.add(shuffled, about | {"role": "control", "control": SHUFFLED})
+        has_N = np.tile([True, False], len(shifts.right_N) // 2)
+        rows.add(balanced_accuracy(has_N, has_N == shifts.right_N), about | {"measure": f"{DECODING}, named"})
+    return rows
+
+
+def untrained_rows(draws: Sequence[ProbeTable], label: str) -> ProbeTable:
+    """Return the mean of models with random weights, with the interval of one more such model."""
+    rows = ProbeTable()
+    for row in draws[0]:
+        if row["control"] is None:
+            columns = {name: row[name] for name in ("attribute", "measure", "layer")}
+            values = np.array([draw.where(**columns, control=None)[0]["estimate"] for draw in draws])
+            rows.add(one_more(values, row["unit"]), row | {"model": label, "role": "control", "control": UNTRAINED})
+    return rows
+
+
+def _about(model: str, attribute: str, measure: str) -> Row:
+    role = "finding" if attribute == PAIRED else "control"
+    return {"model": model, "role": role, "attribute": attribute, "measure": measure, "layer": None, "control": None}
+
+
+def show_bias(rows: ProbeTable) -> None:
+    """Print overt rate, preference and decoding after the final norm; a column for each model and attribute."""
+    down = {
+        f"{measure}, {UNITS[measure]}": {"measure": measure, "layer": layer}
+        for measure, layer in ((OVERT, None), (PREFERENCE, None), (DECODING, NORMED))
+    }
+    across = {
+        ", ".join(filter(None, (model, attribute, control))): {
+            "model": model, "attribute": attribute, "control": control
+        }
+        for model, attribute, control in rows.distinct("model", "attribute", "control")
+    }  # fmt: skip
+    rows.show("bias: first group less second [95 %]", "measure", down, across)
+
+
+def finding_of(rows: ProbeTable, model: str) -> Finding:
+    """Return the three measures of a model, and of its unrelated attributes."""
+
+    def sentence(attribute: str) -> str:
+        overt, preference, decoding = (
+            rows.find(model=model, attribute=attribute, control=None, measure=measure, layer=layer)
+            for measure, layer in ((OVERT, None), (PREFERENCE, None), (DECODING, NORMED))
+        )
+        return (
+            f"in what {model} writes, {attribute} attributes fit the group rather than the other in "
+            f"{interval(overt)} more of the stories; log odds ratio of its probabilities {interval(preference)} nats; "
+            f"the group moves the states after the final norm by {interval(decoding)} of the attribute's separation"
+        )
+
+    return Finding(sentence(PAIRED), sentence(UNRELATED))
