@@ -81,5 +81,5 @@ def test_a_file_that_is_no_pairing_is_refused_in_one_line(tmp_path, change, told
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="--pairing .*none.json"):
+    with pytest.raises(UsageError, match=r"--pairing .*none.json"):
         read_pairing(str(tmp_path / "none.json"))

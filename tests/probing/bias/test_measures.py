@@ -1,5 +1,7 @@
 """Measures of a pairing: intervals of rare outcomes, exact probabilities, and a planted shift of hidden states."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def context(*leads):
 def test_the_preference_is_the_log_odds_ratio_of_the_models_own_probabilities(subject):
     found, model = subject
     words = TEXT.split()
-    contexts = [context(f"One {one},", f"One {other},") for one, other in zip(words[2:14], words[3:15], strict=True)]
+    contexts = [context(f"One {one},", f"One {other},") for one, other in itertools.pairwise(words[2:15])]
     pairs = [("cat sat", "fox jumps"), ("dog", "mat on a")]
     odds_C = preferences(found, model, contexts, pairs, batch=5)
 
@@ -70,7 +72,7 @@ def test_the_preference_is_the_log_odds_ratio_of_the_models_own_probabilities(su
 
 
 def planted(bias, draws, contexts=200, width=16, centred=True):
-    """States with a large direction of the group, one of the attribute, and a group that moves them along the second."""
+    """States with a large direction of the group, and one of the attribute, along which the group moves them too."""
     group_D, attribute_D = np.eye(width)[:2] * [[9.0], [2.0]]
     group_D = group_D + bias * attribute_D
 
@@ -83,7 +85,9 @@ def planted(bias, draws, contexts=200, width=16, centred=True):
     first_N = np.tile([True, False], 2 * contexts)
     group_N = np.arange(len(first_N)) // 2 % 2
     shuffled = [draws.permutation(first_N) for _ in range(3)]
-    return read_shifts(train_ND, cued_ND, bare_ND, [first_N, *shuffled], group_N if centred else 0 * group_N)
+    return read_shifts(
+        train_ND, cued_ND, bare_ND, [first_N, *shuffled], group_N if centred else draws.permutation(group_N)
+    )
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5, -1.0])
