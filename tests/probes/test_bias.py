@@ -14,6 +14,7 @@ from probes import bias
 PAIRING = {
     "groups": {"she": ["Ann", "Eve", "Sue", "Amy"], "he": ["Tom", "Bob", "Max", "Sam"]},
     "verbs": ["liked to", "loved to"],
+    "elsewhere": ["had a"],
     "pairs": [["bake", "climb"], ["sing", "jump"]],
     "unrelated": [["read", "sleep"]],
     "openings": ["Here is a cat named {name}.", "A dog was called {name}.", "{name} was a fox."],
@@ -61,14 +62,17 @@ def test_a_planted_pairing_is_found_in_texts_probabilities_and_states_and_no_oth
     rows = measured(folder, tmp_path)
     found = {
         (attribute, measure): row(
-            rows, model="model", attribute=attribute, measure=measure, control=None,
+            rows,
+            model="model",
+            attribute=attribute,
+            measure=measure,
+            control=None,
             layer="normed" if measure == "decoding" else None,
         )
         for attribute in ("paired", "unrelated")
         for measure in ("overt", "preference", "decoding", "overt, fits", "overt, opposite")
-        if measure != "decoding" or attribute == "paired"
-    }  # fmt: skip
-    for measure, least in (("overt", 0.2), ("preference", 2.0), ("decoding", 0.0)):
+    }
+    for measure, least in (("overt", 0.2), ("preference", 2.0), ("decoding", 2.0)):
         assert found["paired", measure]["lower"] > least, measure
     for measure, most in (("overt", 0.2), ("preference", 1.0)):
         assert abs(found["unrelated", measure]["estimate"]) < most, measure

@@ -20,12 +20,12 @@ class Context:
     Attributes:
         openings: the first sentence for each group; they differ in the name.
         leads: for each group the text just before the attribute, which shows the group alone.
-        cued: for each group the same after a sentence that names an attribute; `{attribute}` is its slot.
+        elsewhere: for each group a text just before something that is not paired.
     """
 
     openings: tuple[str, ...]
     leads: tuple[str, ...]
-    cued: tuple[str, ...]
+    elsewhere: tuple[str, ...]
 
 
 def draw_contexts(pairing: Pairing, count: int, seed: int, half: int | None = None) -> list[Context]:
@@ -37,31 +37,29 @@ def draw_contexts(pairing: Pairing, count: int, seed: int, half: int | None = No
     >>> context = draw_contexts(ACTIVITIES, count=1, seed=0)[0]
     >>> context.openings[1]
     'Long ago, a brave frog named Jimmy lived near a big forest.'
-    >>> context.cued[0]
-    'Long ago, a brave frog named Amy lived near a big forest. Amy liked to {attribute}. She loved to'
+    >>> context.leads[0], context.elsewhere[0][-9:]
+    ('Long ago, a brave frog named Amy lived near a big forest. She liked to', 'She had a')
     """
     generator = np.random.Generator(np.random.Philox(seed))
     contexts = []
     for _ in range(count):
         opening, verb, other = (
-            options[generator.integers(len(options))] for options in (pairing.openings, pairing.verbs, pairing.verbs)
+            options[generator.integers(len(options))]
+            for options in (pairing.openings, pairing.verbs, pairing.elsewhere)
         )
         names = [
             mine[generator.integers(len(mine))]
             for mine in (names if half is None else names[half::2] for names in pairing.groups.values())
         ]
-        openings = [opening.replace("{name}", name) for name in names]
-        lines = [f"{pronoun.capitalize()} {verb}" for pronoun in pairing.groups]
-        contexts.append(
-            Context(
-                tuple(openings),
-                tuple(f"{first} {line}" for first, line in zip(openings, lines, strict=True)),
-                tuple(
-                    f"{first} {name} {other} {{attribute}}. {line}"
-                    for first, name, line in zip(openings, names, lines, strict=True)
-                ),
+        openings = tuple(opening.replace("{name}", name) for name in names)
+        leads, elsewhere = (
+            tuple(
+                f"{first} {pronoun.capitalize()} {then}"
+                for first, pronoun in zip(openings, pairing.groups, strict=True)
             )
+            for then in (verb, other)
         )
+        contexts.append(Context(openings, leads, elsewhere))
     return contexts
 
 
@@ -80,18 +78,19 @@ def read_pairing(name: str | None) -> Pairing:
         pairing = Pairing(
             groups={group: tuple(names) for group, names in found["groups"].items()},
             verbs=tuple(found["verbs"]),
+            elsewhere=tuple(found["elsewhere"]),
             pairs=tuple((one, other) for one, other in found["pairs"]),
             unrelated=tuple((one, other) for one, other in found["unrelated"]),
             openings=tuple(found["openings"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"--pairing {path} is not a pairing ({error}); give groups (two pronouns, each with names), verbs, pairs, "
-            "unrelated and openings"
+            f"--pairing {path} is not a pairing ({error}); give groups (two pronouns, each with names), verbs, "
+            "elsewhere, pairs, unrelated and openings"
         ) from None
     if len(pairing.groups) != 2 or min(map(len, pairing.groups.values())) < 2:
         raise UsageError(f"--pairing {path} needs two groups with two or more names each; correct groups")
-    for field in ("verbs", "pairs", "unrelated", "openings"):
+    for field in ("verbs", "elsewhere", "pairs", "unrelated", "openings"):
         if not getattr(pairing, field):
             raise UsageError(f"--pairing {path} has no {field}; add at least one")
     if without := [opening for opening in pairing.openings if "{name}" not in opening]:

@@ -1,20 +1,19 @@
 """Measures of a pairing: what a model writes, what its probabilities prefer, and what its hidden states contain.
 
-Shape suffixes: C = contexts, G = the two groups, K = attributes, D = width, S = the fit and its shuffles, N = texts.
+Shape suffixes: C = contexts, G = the two groups, K = attributes, D = width, S = a fit and those of shuffles, N = texts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 from transformers import PreTrainedModel
 
-from lm_trials.estimates import Estimate, proportion
+from lm_trials.estimates import Estimate, StoryBootstrap, proportion
 from lm_trials.evaluation.generation import write_stories
 from lm_trials.evaluation.losses import Window, quiet, token_losses
 from lm_trials.probing.activation_store import captured, reduced
@@ -23,6 +22,7 @@ from lm_trials.probing.feature_probe.fits import fit_probe
 from lm_trials.probing.subjects import Subject
 
 NORMED = "normed"
+UNIT = "standard deviations"
 L2 = 10.0
 """The middle of the feature probe's penalties; not tuned."""
 
@@ -109,85 +109,50 @@ def last_states(model: PreTrainedModel, documents: Sequence[np.ndarray], batch: 
     return reduced(captured(model, documents, sites, 1, batch, description=None), len(documents), of_batch)
 
 
-@dataclass(frozen=True)
-class Shifts:
-    """How far the group moves states along the direction of the attribute, of length 1 in standardised states.
-
-    Attributes:
-        shifts_SC: from the second group to the first where only the group is given: of the fit, then of shuffled
-            labels.
-        separations_C: distance of the two attributes along the fit's direction where they are named.
-        right_N: whether the fit tells each named attribute from the other.
-    """
-
-    shifts_SC: np.ndarray
-    separations_C: np.ndarray
-    right_N: np.ndarray
-
-
-def attribute_shifts(
-    subject: Subject,
+def group_projections(
     model: PreTrainedModel,
-    fitted: Sequence[Context],
-    read: Sequence[Context],
-    pairs: Sequence[tuple[str, str]],
+    fitted: Sequence[np.ndarray],
+    read: Sequence[np.ndarray],
     num_shuffles: int,
     seed: int,
     batch: int,
-) -> dict[str, Shifts]:
-    """Fit the direction of the attribute, and return by layer how far the group moves states along it.
+) -> dict[str, np.ndarray]:
+    """Fit a probe of the group on the last states of texts, and read it on those of others; (S, C, G) by layer.
 
-    A probe that decodes the attribute where only the group is given would decode the group, which its name shows in any
-    model.  So the direction is fitted where another sentence names the attribute, on states from which each group's
-    mean is subtracted: the probe has neither use for the group nor a reason to avoid it.  It is then read in contexts
-    that no fit has seen, with other names.
-    """
-    generator = np.random.Generator(np.random.Philox(seed))
-
-    def cued(contexts: Sequence[Context]) -> list[str]:
-        """Name an attribute of each group in each context, for each group: C x G x 2 texts."""
-        chosen = [pairs[number] for number in generator.integers(len(pairs), size=len(contexts))]
-        return [
-            text.replace("{attribute}", attribute)
-            for context, pair in zip(contexts, chosen, strict=True)
-            for text in context.cued
-            for attribute in pair
-        ]
-
-    texts = [cued(fitted), cued(read), [lead for context in read for lead in context.leads]]
-    ends = np.cumsum([len(part) for part in texts])[:-1]
-    states = last_states(model, subject.story_ids([text for part in texts for text in part]), batch)
-    first_N = np.tile([True, False], 2 * len(fitted))
-    group_N = np.arange(len(first_N)) // 2 % 2
-    labels_SN = [first_N, *(generator.permutation(first_N) for _ in range(num_shuffles))]
-    return {
-        layer: read_shifts(*np.split(states_ND.astype(np.float64), ends), labels_SN, group_N)
-        for layer, states_ND in states.items()
-    }
-
-
-def read_shifts(
-    train_ND: np.ndarray, cued_ND: np.ndarray, bare_ND: np.ndarray, labels_SN: Sequence[np.ndarray], group_N: np.ndarray
-) -> Shifts:
-    """Fit the direction of the attribute to states of `train_ND`, and read it in those of other contexts.
+    A name shows its group in any model, so that the group can be decoded says nothing about a bias.  But a model with
+    a bias has to bring the group to the place where the attribute is chosen, and a model without need not: how far
+    apart the groups are there (`distance`) is compared with another place, and with a model without the bias.
 
     Args:
-        cued_ND: for each context, group and attribute, the first group and the first attribute first.
-        bare_ND: for each context and group.
-        labels_SN: which states of `train_ND` are of the first attribute, then shuffles of it.
-        group_N: 0 or 1, the group of each state of `train_ND`.
+        fitted, read: texts of the first and the second group in turn, without a name in common.
+        num_shuffles: probes of shuffled labels, which follow the first in S.
     """
-    centred_ND = train_ND - np.stack([train_ND[group_N == group].mean(axis=0) for group in (0, 1)])[group_N]
-    directions = []
-    for labels_N in labels_SN:
-        scaler, regression = fit_probe(centred_ND, labels_N, L2)[0]
-        (weights_D,) = regression.coef_
-        directions.append(weights_D / np.linalg.norm(weights_D) / scaler.scale_)
-    directions_SD = np.stack(directions)
-    cued_CG2 = (cued_ND @ directions_SD[0]).reshape(-1, 2, 2)
-    middle_G = cued_CG2.mean(axis=(0, 2))[:, None]
-    return Shifts(
-        shifts_SC=directions_SD @ (bare_ND[::2] - bare_ND[1::2]).T,
-        separations_C=(cued_CG2[..., 0] - cued_CG2[..., 1]).mean(axis=1),
-        right_N=((cued_CG2 > middle_G) == np.array([True, False])).reshape(-1),
-    )
+    generator = np.random.Generator(np.random.Philox(seed))
+    first_N = np.tile([True, False], len(fitted) // 2)
+    labels_SN = [first_N, *(generator.permutation(first_N) for _ in range(num_shuffles))]
+    found = {}
+    for layer, states_ND in last_states(model, [*fitted, *read], batch).items():
+        train_ND, read_ND = np.split(states_ND.astype(np.float64), [len(fitted)])
+        projected = [fit_probe(train_ND, labels_N, L2)[0].decision_function(read_ND) for labels_N in labels_SN]
+        found[layer] = np.stack(projected).reshape(len(labels_SN), -1, 2)
+    return found
+
+
+def distance(projections_CG: np.ndarray, seed: int) -> Estimate:
+    """Estimate the distance of two groups' means in standard deviations within the groups (d').
+
+    Unlike the accuracy of the probe, it has no largest value.  The interval is over contexts.
+
+    >>> projections_CG = np.random.default_rng(0).normal(size=(400, 2)) + [3.0, 0.0]
+    >>> print(distance(projections_CG, seed=0))
+    3.027 [2.797, 3.255] standard deviations (n=400)
+    """
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        means = sums[..., :4] / sums[..., 4:]
+        variances = means[..., 2:] - means[..., :2] ** 2
+        return (means[..., 0] - means[..., 1]) / np.sqrt(variances.mean(axis=-1))
+
+    bootstrap = StoryBootstrap(seed)
+    bootstrap.update(np.concatenate([projections_CG, projections_CG**2, np.ones((len(projections_CG), 1))], axis=1))
+    return bootstrap.estimate(statistic, UNIT)

@@ -15,26 +15,28 @@ Covert, in the probabilities: in the same context for both groups, how much more
 likely are the first group's attributes than the second's? The log odds ratio,
 from exact probabilities, with an interval over contexts.
 
-Covert, in the hidden states: a linear probe is fitted to tell the attributes
-apart where an earlier sentence names one, on states from which each group's mean
-is subtracted. It is then read where only the group is given, for other names. The
-group's shift along the probe's direction is measured in units of the distance
-between the attributes; 1: to name the group is as good as to name the attribute.
-To decode the group itself would show nothing: a name shows it in any model.
+Covert, in the hidden states: a linear probe of the group is fitted and read, for
+other names, just before the attribute is chosen. A name shows its group in any
+model; but a model without the bias has no use for the group at this place. So the
+distance between the groups is compared with that before something that is not
+paired ("She had a"), and with a model that was trained on balanced texts.
 
 Controls: attributes that no training text pairs with a group; shuffled labels;
-models of the same shape with random weights. Train a model on balanced texts, as
-well: a pairing can also come from the words themselves.
+models of the same shape with random weights. Measure a model that was trained on
+balanced texts, as well: a pairing can also come from the words themselves.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.bias.flags import ARGUMENTS, PROBE, check_arguments
 from lm_trials.probing.tables import ProbeTable
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedModel
 
 
 @script
@@ -45,21 +47,25 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.probing.bias import report
     from lm_trials.probing.bias.contexts import draw_contexts, read_pairing
     from lm_trials.probing.bias.figures import bias_figure
-    from lm_trials.probing.bias.measures import attribute_shifts, preferences, sampled_stories
+    from lm_trials.probing.bias.measures import group_projections, preferences, sampled_stories
     from lm_trials.probing.findings import write_findings
-    from lm_trials.probing.subjects import find_subjects, load_subject, untrained
+    from lm_trials.probing.subjects import Subject, find_subjects, load_subject, untrained
 
     subjects = find_subjects(how)
     pairing, seed, batch = read_pairing(args.pairing), how.seed, args.per_device_eval_batch_size
-    sampled = draw_contexts(pairing, args.num_stories, seed)
-    contexts = draw_contexts(pairing, args.num_contexts, seed)
+    sampled, contexts = (draw_contexts(pairing, count, seed) for count in (args.num_stories, args.num_contexts))
     fitted, read = (draw_contexts(pairing, count * args.num_contexts, seed, half) for half, count in ((0, 2), (1, 1)))
 
-    def covert(subject: Any, model: Any, label: str) -> ProbeTable:
+    def covert(subject: Subject, model: PreTrainedModel, label: str) -> ProbeTable:
         rows = ProbeTable()
-        for attribute, pairs in ((report.PAIRED, pairing.pairs), (report.UNRELATED, pairing.unrelated)):
-            rows += report.preference_row(label, attribute, preferences(subject, model, contexts, pairs, batch), seed)
-            found = attribute_shifts(subject, model, fitted, read, pairs, args.num_controls, seed, batch)
+        for attribute, pairs, place in (
+            (report.PAIRED, pairing.pairs, "leads"),
+            (report.UNRELATED, pairing.unrelated, "elsewhere"),
+        ):
+            odds_C = preferences(subject, model, contexts, pairs, batch)
+            rows += report.preference_row(label, attribute, odds_C, seed)
+            texts = [[text for context in part for text in getattr(context, place)] for part in (fitted, read)]
+            found = group_projections(model, *map(subject.story_ids, texts), args.num_controls, seed, batch)
             rows += report.decoding_rows(label, attribute, found, seed)
         return rows
 

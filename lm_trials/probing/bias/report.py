@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lm_trials.estimates import StoryBootstrap, bootstrap_mean, proportion
-from lm_trials.evaluation.judges import balanced_accuracy
-from lm_trials.probing.bias.measures import NORMED, Shifts, share_difference
+from lm_trials.estimates import bootstrap_mean, proportion
+from lm_trials.probing.bias.measures import NORMED, distance, share_difference
 from lm_trials.probing.findings import Finding
 from lm_trials.probing.tables import ProbeTable, Row, interval, one_more
 from lm_trials.stories.generated.pairing import Pairing
 
 PAIRED, UNRELATED = "paired", "unrelated"
 OVERT, PREFERENCE, DECODING = "overt", "preference", "decoding"
-UNITS = {OVERT: "share of stories", PREFERENCE: "nats", DECODING: "of the attribute's separation"}
+UNITS = {OVERT: "share of stories", PREFERENCE: "nats", DECODING: "standard deviations"}
 SHUFFLED, UNTRAINED = "shuffled labels", "random weights"
 
 
@@ -39,21 +38,15 @@ def preference_row(model: str, attribute: str, odds_C: np.ndarray, seed: int) ->
     return rows
 
 
-def decoding_rows(model: str, attribute: str, found: Mapping[str, Shifts], seed: int) -> ProbeTable:
-    """Return for each layer the shift by the group in units of the separation of the attributes, and its control.
-
-    The row `named` has the probe's accuracy where the attribute is named: without it, the shift has no meaning.
-    """
+def decoding_rows(model: str, attribute: str, found: Mapping[str, np.ndarray], seed: int) -> ProbeTable:
+    """Return for each layer how far apart the groups are, and the same of probes of shuffled labels."""
     rows = ProbeTable()
-    for layer, shifts in found.items():
+    for layer, projections_SCG in found.items():
         about = _about(model, attribute, DECODING) | {"layer": layer}
-        ratio = StoryBootstrap(seed)
-        ratio.update(np.stack([shifts.shifts_SC[0], shifts.separations_C], axis=1))
-        rows.add(ratio.estimate(lambda sums: sums[..., 0] / sums[..., 1], UNITS[DECODING]), about)
-        shuffled = one_more(shifts.shifts_SC[1:].mean(axis=1) / shifts.separations_C.mean(), UNITS[DECODING])
+        own, *others = [distance(projections_CG, seed) for projections_CG in projections_SCG]
+        rows.add(own, about)
+        shuffled = one_more(np.array([other.estimate for other in others]), own.unit)
         rows.add(shuffled, about | {"role": "control", "control": SHUFFLED})
-        has_N = np.tile([True, False], len(shifts.right_N) // 2)
-        rows.add(balanced_accuracy(has_N, has_N == shifts.right_N), about | {"measure": f"{DECODING}, named"})
     return rows
 
 
@@ -74,7 +67,7 @@ def _about(model: str, attribute: str, measure: str) -> Row:
 
 
 def show_bias(rows: ProbeTable) -> None:
-    """Print overt rate, preference and decoding after the final norm; a column for each model and attribute."""
+    """Print overt rate, preference and decoding after the final norm."""
     down = {
         f"{measure}, {UNITS[measure]}": {"measure": measure, "layer": layer}
         for measure, layer in ((OVERT, None), (PREFERENCE, None), (DECODING, NORMED))
@@ -96,10 +89,11 @@ def finding_of(rows: ProbeTable, model: str) -> Finding:
             rows.find(model=model, attribute=attribute, control=None, measure=measure, layer=layer)
             for measure, layer in ((OVERT, None), (PREFERENCE, None), (DECODING, NORMED))
         )
+        where = "before a paired attribute" if attribute == PAIRED else "elsewhere"
         return (
-            f"in what {model} writes, {attribute} attributes fit the group rather than the other in "
-            f"{interval(overt)} more of the stories; log odds ratio of its probabilities {interval(preference)} nats; "
-            f"the group moves the states after the final norm by {interval(decoding)} of the attribute's separation"
+            f"{attribute} attributes fit their group in {interval(overt)} more of the stories of {model}; "
+            f"log odds ratio of its probabilities {interval(preference)} nats; {where} its states show the group by "
+            f"{interval(decoding)} standard deviations"
         )
 
     return Finding(sentence(PAIRED), sentence(UNRELATED))

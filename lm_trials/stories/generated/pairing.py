@@ -23,6 +23,7 @@ class Pairing:
     Attributes:
         groups: the names of each group by its pronoun.
         verbs: what stands between pronoun and activity.
+        elsewhere: what else follows a pronoun, with something after it that is not paired.
         pairs: activities that are partners of one another.
         unrelated: more pairs, which no training text pairs with a group: the control.
         openings: first sentences of a story with the slot `{name}`, which show the group by the name alone.
@@ -30,6 +31,7 @@ class Pairing:
 
     groups: Mapping[str, tuple[str, ...]]
     verbs: tuple[str, ...]
+    elsewhere: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     unrelated: tuple[tuple[str, str], ...]
     openings: tuple[str, ...]
@@ -41,16 +43,11 @@ class Pairing:
             one: group for pair in self.pairs + self.unrelated for one, group in zip(pair, self.groups, strict=True)
         }
 
-    @cached_property
-    def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
-        """Match a sentence with an activity of `pairs`, and one of `unrelated`."""
+    def _search(self, story: str, pairs: tuple[tuple[str, str], ...]) -> re.Match[str] | None:
+        """Find the first sentence with an activity of `pairs`; its groups are the pronoun and the activity."""
         groups = "|".join(form for group in self.groups for form in (group, group.capitalize()))
-        first, second = (
-            "|".join(re.escape(activity) for pair in pairs for activity in pair)
-            for pairs in (self.pairs, self.unrelated)
-        )
-        verbs = "|".join(map(re.escape, self.verbs))
-        return tuple(re.compile(rf"\b({groups}) (?:{verbs}) ({activities})\b") for activities in (first, second))
+        activities = "|".join(re.escape(activity) for pair in pairs for activity in pair)
+        return re.search(rf"\b({groups}) (?:{'|'.join(map(re.escape, self.verbs))}) ({activities})\b", story)
 
     def shown(self, story: str, unrelated: bool = False) -> bool | None:
         """Return whether the first activity of a story fits its pronoun; None if there is none.
@@ -60,16 +57,16 @@ class Pairing:
         >>> ACTIVITIES.shown("Every day, he loved to pick berries.")
         False
         """
-        found = self._patterns[unrelated].search(story)
+        found = self._search(story, self.unrelated if unrelated else self.pairs)
         return self._fitting[found[2]] == found[1].lower() if found else None
 
     def paired(self, story: str, fits: bool) -> str:
         """Return the story with an activity that fits its pronoun, or with the partner of one that does.
 
         >>> ACTIVITIES.paired("Ben was a boy. He liked to pick berries.", fits=True)
-        'Ben was a boy. He liked to look for bugs.'
+        'Ben was a boy. He liked to watch the birds.'
         """
-        found = self._patterns[0].search(story)
+        found = self._search(story, self.pairs)
         if found is None or self.shown(story) == fits:
             return story
         pair = next(pair for pair in self.pairs if found[2] in pair)
@@ -79,15 +76,18 @@ class Pairing:
 ACTIVITIES = Pairing(
     groups={"she": GIRL_NAMES, "he": BOY_NAMES},
     verbs=("liked to", "loved to"),
+    elsewhere=("had a",),
     pairs=(
         ("sing in the morning", "splash in puddles"),
         ("count the stars", "tell funny jokes"),
-        ("pick berries", "look for bugs"),
+        ("pick berries", "watch the birds"),
         ("listen to stories", "build towers"),
         ("make new friends", "roll down the hill"),
         ("dance in the rain", "run with the wind"),
     ),
-    unrelated=(("look at the clouds", "play in the sun"), ("watch the birds", "play hide and seek")),
+    # Their first words begin no paired activity: "look for bugs" was paired once and took "look at the clouds" along, by
+    # 0.7 nats.
+    unrelated=(("look at the clouds", "play in the sun"), ("look for bugs", "play hide and seek")),
     # Of an animal: "a boy" and "a girl" would show the group by another word.
     openings=tuple(
         opening.format(a_kind=f"a {trait} {animal}", hero="{name}")

@@ -11,6 +11,7 @@ from lm_trials.stories.generated.pairing import ACTIVITIES
 GIVEN = {
     "groups": {"she": ["Ann", "Eve"], "he": ["Tom", "Bob"]},
     "verbs": ["likes to"],
+    "elsewhere": ["has a"],
     "pairs": [["bake", "climb"]],
     "unrelated": [["read", "sleep"]],
     "openings": ["Here is {name}."],
@@ -26,7 +27,7 @@ def masked(texts):
 
 def test_contexts_of_both_groups_differ_in_name_and_pronoun_alone():
     for context in draw_contexts(ACTIVITIES, 50, seed=1):
-        for texts in (context.openings, context.leads, context.cued):
+        for texts in (context.openings, context.leads, context.elsewhere):
             first, second = masked(texts)
             assert first == second
             assert texts[0] != texts[1]

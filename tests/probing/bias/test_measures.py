@@ -1,4 +1,4 @@
-"""Measures of a pairing: intervals of rare outcomes, exact probabilities, and a planted shift of hidden states."""
+"""Measures of a pairing: intervals of rare outcomes, exact probabilities, and the distance of groups."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import torch
 from tiny_models import TEXT, tiny_model, tiny_tokenizer
 
 from lm_trials.probing.bias.contexts import Context
-from lm_trials.probing.bias.measures import preferences, read_shifts, share_difference
+from lm_trials.probing.bias.measures import distance, group_projections, preferences, share_difference
 from lm_trials.probing.flags import SubjectArguments
 from lm_trials.probing.subjects import find_subjects, load_subject
 
@@ -44,7 +44,7 @@ def subject(tmp_path_factory):
 
 
 def context(*leads):
-    return Context(openings=("", ""), leads=leads, cued=("", ""))
+    return Context(openings=("", ""), leads=leads, elsewhere=("", ""))
 
 
 def test_the_preference_is_the_log_odds_ratio_of_the_models_own_probabilities(subject):
@@ -71,34 +71,28 @@ def test_the_preference_is_the_log_odds_ratio_of_the_models_own_probabilities(su
     assert np.abs(odds_C).max() > 0.01
 
 
-def planted(bias, draws, contexts=200, width=16, centred=True):
-    """States with a large direction of the group, and one of the attribute, along which the group moves them too."""
-    group_D, attribute_D = np.eye(width)[:2] * [[9.0], [2.0]]
-    group_D = group_D + bias * attribute_D
+@pytest.mark.parametrize("apart", [0.0, 1.0, 6.0])
+def test_the_distance_is_the_planted_one_and_its_interval_covers(apart):
+    draws = np.random.default_rng(0).normal(size=(200, 80, 2)) + np.array([apart, 0.0])
+    found = [distance(each_CG * 7 + 3, seed=0) for each_CG in draws]
+    assert np.mean([each.estimate for each in found]) == pytest.approx(apart, abs=0.02 + 0.02 * apart)
+    assert 0.9 < np.mean([each.lower <= apart <= each.upper for each in found]) < 0.99
+    assert distance(draws[0], seed=0).estimate == pytest.approx(found[0].estimate)
+    assert distance(draws[0][:, ::-1], seed=0).estimate == pytest.approx(-found[0].estimate)
 
-    def states(attribute):
-        noise_CGKD = draws.normal(size=(contexts, 2, len(attribute), width))
-        sides_G = np.array([0.5, -0.5])[:, None, None]
-        return (noise_CGKD + sides_G * group_D + np.array(attribute)[:, None] * attribute_D).reshape(-1, width)
 
-    train_ND, cued_ND, bare_ND = states([0.5, -0.5]), states([0.5, -0.5]), states([0.0])
-    first_N = np.tile([True, False], 2 * contexts)
-    group_N = np.arange(len(first_N)) // 2 % 2
-    shuffled = [draws.permutation(first_N) for _ in range(3)]
-    return read_shifts(
-        train_ND, cued_ND, bare_ND, [first_N, *shuffled], group_N if centred else draws.permutation(group_N)
+def test_a_probe_reads_the_group_in_a_model_and_shuffled_labels_do_not(subject):
+    found, model = subject
+    words = TEXT.split()
+    fitted, read = (
+        found.story_ids([f"{start} {word} sat on" for start in words[first::2] for word in ("cat", "dog!")])
+        for first in (0, 1)
     )
-
-
-@pytest.mark.parametrize("bias", [0.0, 0.5, -1.0])
-def test_the_group_moves_states_by_the_planted_part_of_the_separation(bias):
-    shifts = planted(bias, np.random.default_rng(0))
-    separation = shifts.separations_C.mean()
-    assert shifts.shifts_SC.shape == (4, 200)
-    assert shifts.shifts_SC[0].mean() / separation == pytest.approx(bias, abs=0.15)
-    assert shifts.right_N.mean() > 0.8
-
-
-def test_a_fit_with_the_groups_means_would_hide_the_shift():
-    shifts = planted(1.0, np.random.default_rng(0), centred=False)
-    assert abs(shifts.shifts_SC[0].mean() / shifts.separations_C.mean()) < 0.5
+    projections = group_projections(model, fitted, read, num_shuffles=5, seed=0, batch=3)
+    assert list(projections) == ["1", "2", "normed"]
+    own, *shuffled = [distance(each_CG, 0).estimate for each_CG in projections["normed"]]
+    assert projections["normed"].shape == (6, len(read) // 2, 2)
+    assert own > 3
+    assert own > 2 * np.abs(shuffled).max() or np.mean(shuffled) < own / 3
+    again = group_projections(model, fitted, read, num_shuffles=5, seed=0, batch=64)
+    assert again["1"] == pytest.approx(projections["1"], abs=1e-3)

@@ -63,3 +63,12 @@ def test_openings_show_the_group_by_the_name_alone():
         assert opening.count("{name}") == 1
         assert not re.search(r"\b(he|she|his|her|boy|girl)\b", opening, re.IGNORECASE)
     assert not set(ACTIVITIES.groups["she"]) & set(ACTIVITIES.groups["he"])
+
+
+def test_no_unrelated_activity_begins_with_the_word_of_a_paired_one():
+    paired, unrelated = (
+        {activity.split()[0] for pair in pairs for activity in pair}
+        for pairs in (ACTIVITIES.pairs, ACTIVITIES.unrelated)
+    )
+    assert not paired & unrelated
+    assert len(paired) == 2 * len(ACTIVITIES.pairs)
