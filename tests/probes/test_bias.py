@@ -66,7 +66,7 @@ def test_a_planted_pairing_is_found_in_texts_probabilities_and_states_and_no_oth
             model="model",
             attribute=attribute,
             measure=measure,
-            control=None,
+            control=None if attribute == "paired" else "unrelated",
             layer="normed" if measure == "decoding" else None,
         )
         for attribute in ("paired", "unrelated")

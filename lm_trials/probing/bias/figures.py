@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from lm_trials.probing.bias.report import named
 from lm_trials.probing.tables import ProbeTable
 from lm_trials.reporting.figure_style import COLORS, CONTROL_COLORS, draw_curve, dress, legend, new_figure, numbers
 
@@ -17,14 +18,14 @@ def bias_figure(rows: ProbeTable, title: str, measures: dict[str, str]) -> Figur
     """
     figure, panels = new_figure(title, len(measures), (3.8, 3.2))
     series = rows.distinct("model", "attribute", "control")
-    colors, greys = iter(COLORS), iter(CONTROL_COLORS * len(series))
-    shades = {one: next(greys) if one[1] == "unrelated" or one[2] else next(colors) for one in series}
+    colors, greys = (iter(some * len(series)) for some in (COLORS, CONTROL_COLORS))
+    shades = {one: next(greys if one[2] else colors) for one in series}
     for axes, (measure, unit) in zip(panels, measures.items(), strict=True):
         layers = [layer for layer in rows.where(measure=measure).distinct("layer") if layer is not None]
         for place, (one, color) in enumerate(shades.items()):
             model, attribute, control = one
             line = rows.where(model=model, attribute=attribute, control=control, measure=measure)
-            label, control_line = ", ".join(filter(None, one)), attribute == "unrelated" or control is not None
+            label, control_line = named(one), control is not None
             if layers:
                 draw_curve(axes, range(len(line)), line, color, label, control_line)
             elif line:

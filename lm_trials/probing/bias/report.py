@@ -16,6 +16,8 @@ PAIRED, UNRELATED = "paired", "unrelated"
 OVERT, PREFERENCE, DECODING = "overt", "preference", "decoding"
 UNITS = {OVERT: "share of stories", PREFERENCE: "nats", DECODING: "standard deviations"}
 SHUFFLED, UNTRAINED = "shuffled labels", "random weights"
+OWN = {PAIRED: None, UNRELATED: UNRELATED}
+"""The column `control` of what is measured of a model itself: the unrelated attributes are a control."""
 
 
 def overt_rows(model: str, stories: Sequence[str], pairing: Pairing) -> ProbeTable:
@@ -54,16 +56,26 @@ def untrained_rows(draws: Sequence[ProbeTable], label: str) -> ProbeTable:
     """Return the mean of models with random weights, with the interval of one more such model."""
     rows = ProbeTable()
     for row in draws[0]:
-        if row["control"] is None:
-            columns = {name: row[name] for name in ("attribute", "measure", "layer")}
-            values = np.array([draw.where(**columns, control=None)[0]["estimate"] for draw in draws])
+        if row["control"] == OWN[row["attribute"]]:
+            columns = {name: row[name] for name in ("attribute", "measure", "layer", "control")}
+            values = np.array([draw.where(**columns)[0]["estimate"] for draw in draws])
             rows.add(one_more(values, row["unit"]), row | {"model": label, "role": "control", "control": UNTRAINED})
     return rows
 
 
 def _about(model: str, attribute: str, measure: str) -> Row:
     role = "finding" if attribute == PAIRED else "control"
-    return {"model": model, "role": role, "attribute": attribute, "measure": measure, "layer": None, "control": None}
+    about = {"model": model, "role": role, "attribute": attribute, "measure": measure}
+    return about | {"layer": None, "control": OWN[attribute]}
+
+
+def named(series: tuple[str | None, ...]) -> str:
+    """Return the name of a model, attribute and control.
+
+    >>> named(("demo", "unrelated", "unrelated")), named(("demo", "paired", None))
+    ('demo, unrelated', 'demo, paired')
+    """
+    return ", ".join(dict.fromkeys(filter(None, series)))
 
 
 def show_bias(rows: ProbeTable) -> None:
@@ -72,12 +84,8 @@ def show_bias(rows: ProbeTable) -> None:
         f"{measure}, {UNITS[measure]}": {"measure": measure, "layer": layer}
         for measure, layer in ((OVERT, None), (PREFERENCE, None), (DECODING, NORMED))
     }
-    across = {
-        ", ".join(filter(None, (model, attribute, control))): {
-            "model": model, "attribute": attribute, "control": control
-        }
-        for model, attribute, control in rows.distinct("model", "attribute", "control")
-    }  # fmt: skip
+    series = rows.distinct("model", "attribute", "control")
+    across = {named(one): dict(zip(("model", "attribute", "control"), one, strict=True)) for one in series}
     rows.show("bias: first group less second [95 %]", "measure", down, across)
 
 
@@ -86,7 +94,7 @@ def finding_of(rows: ProbeTable, model: str) -> Finding:
 
     def sentence(attribute: str) -> str:
         overt, preference, decoding = (
-            rows.find(model=model, attribute=attribute, control=None, measure=measure, layer=layer)
+            rows.find(model=model, attribute=attribute, control=OWN[attribute], measure=measure, layer=layer)
             for measure, layer in ((OVERT, None), (PREFERENCE, None), (DECODING, NORMED))
         )
         where = "before a paired attribute" if attribute == PAIRED else "elsewhere"

@@ -85,8 +85,8 @@ ACTIVITIES = Pairing(
         ("make new friends", "roll down the hill"),
         ("dance in the rain", "run with the wind"),
     ),
-    # Their first words begin no paired activity: "look for bugs" was paired once and took "look at the clouds" along, by
-    # 0.7 nats.
+    # Their first words begin no paired activity: when "look for bugs" was paired, it took "look at the clouds" along,
+    # by 0.7 nats.
     unrelated=(("look at the clouds", "play in the sun"), ("look for bugs", "play hide and seek")),
     # Of an animal: "a boy" and "a girl" would show the group by another word.
     openings=tuple(
