@@ -85,7 +85,7 @@ def test_a_probe_reads_the_group_in_a_model_and_shuffled_labels_do_not(subject):
     found, model = subject
     words = TEXT.split()
     fitted, read = (
-        found.story_ids([f"{start} {word} sat on" for start in words[first::2] for word in ("cat", "dog!")])
+        found.story_ids([f"{start} sat on a {word}" for start in words[first::2] for word in ("cat", "dog")])
         for first in (0, 1)
     )
     projections = group_projections(model, fitted, read, num_shuffles=5, seed=0, batch=3)
@@ -93,6 +93,6 @@ def test_a_probe_reads_the_group_in_a_model_and_shuffled_labels_do_not(subject):
     own, *shuffled = [distance(each_CG, 0).estimate for each_CG in projections["normed"]]
     assert projections["normed"].shape == (6, len(read) // 2, 2)
     assert own > 3
-    assert own > 2 * np.abs(shuffled).max() or np.mean(shuffled) < own / 3
+    assert abs(np.mean(shuffled)) < own / 3
     again = group_projections(model, fitted, read, num_shuffles=5, seed=0, batch=64)
     assert again["1"] == pytest.approx(projections["1"], abs=1e-3)
