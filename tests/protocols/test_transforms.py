@@ -280,7 +280,7 @@ def test_a_name_that_no_file_system_takes_is_cut_and_still_tells_protocols_apart
 def test_kinds_are_those_declared():
     assert {name: entry.changes for name, entry in TRANSFORMS.items()} == {
         "shuffle_sentences": "story", "shuffle_words": "story", "truncate_story": "story", "drop_labels": "labels",
-        "swap_labels": "labels",
+        "swap_labels": "labels", "pair_activities": "story",
     }  # fmt: skip
     assert parse_protocol(transform=["drop_labels:0.5", "shuffle_words"]).changes_story
     assert not parse_protocol(transform=["drop_labels:0.5"]).changes_story
