@@ -56,10 +56,12 @@ def rehearsed(trial: Trial) -> Trial:
     few: dict[str, Any] = {"max_steps": REHEARSED, "eval_strategy": "no", "load_best_model_at_end": False}
 
     def short(flags: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {flag: value for flag, value in flags.items() if flag != "order_schedule"}
+        if "inject" in flags:  # in the few updates, as those of the trial come later
+            kept["inject"] = f"{str(flags['inject']).rpartition('@')[0]}@1-{REHEARSED // 2}"
         if flags.get("checkpoint_ladder"):  # for measurements that read several checkpoints
-            return {**flags, **few, "save_strategy": "steps", "save_steps": REHEARSED}
-        kept = {flag: value for flag, value in flags.items() if flag not in SNAPSHOT}
-        return {**kept, **few, "save_strategy": "no"}
+            return {**kept, **few, "save_strategy": "steps", "save_steps": REHEARSED}
+        return {flag: value for flag, value in kept.items() if flag not in SNAPSHOT} | few | {"save_strategy": "no"}
 
     stages = {}
     for name, stage in trial.stages.items():

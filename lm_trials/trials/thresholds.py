@@ -111,12 +111,12 @@ def time_of_injection(run: Run, metric: str, which: str, share: float, horizon: 
             "eval_steps that divide both"
         )
     before, after = curve[first - 1], curve[last]
-    threshold, (steps, values) = before + share * (after - before), zip(*sorted(curve.items()), strict=True)
-    steps_E, values_E = np.array(steps), np.array(values)
+    threshold, points = before + share * (after - before), sorted(curve.items())
     if which == "learned":
-        within_E = steps_E <= last
-        return time_to_threshold(steps_E[within_E] - (first - 1), values_E[within_E], threshold, last - (first - 1))
-    return time_to_threshold(steps_E - last, -values_E, -threshold, horizon or float(steps_E[-1] - last))
+        steps, values = zip(*((step - (first - 1), value) for step, value in points if step <= last), strict=True)
+        return time_to_threshold(steps, values, threshold, last - (first - 1))
+    steps, values = zip(*((step - last, -value) for step, value in points), strict=True)
+    return time_to_threshold(steps, values, -threshold, horizon or steps[-1])
 
 
 def _injection(run: Run) -> tuple[int, int]:

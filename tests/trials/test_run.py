@@ -117,6 +117,15 @@ def test_a_rehearsal_saves_the_checkpoints_of_a_ladder_alone_and_they_are_in_the
     assert plan.checkpoints({**flags, "checkpoint_ladder": False}, 200) == 4
 
 
+def test_a_rehearsal_reads_an_injection_in_its_few_updates():
+    given = changed("stages.pretrain.inject", "facts@101-120:.5")
+    short = plan.rehearsed(read_trial(write_trial(Path("decay.yaml"), given))).stages["pretrain"].flags["plain"]
+    assert (short["inject"], short["max_steps"]) == ("facts@1-10", 20)
+    given = changed("stages.pretrain.order_schedule", '[{"updates": "1-100"}, {"updates": "101-"}]')
+    short = plan.rehearsed(read_trial(write_trial(Path("decay.yaml"), given))).stages["pretrain"].flags["plain"]
+    assert "order_schedule" not in short
+
+
 @pytest.mark.slow
 def test_a_rehearsal_forecasts_the_time_and_leaves_no_run(capsys):
     write_trial(Path("decay.yaml"), tiny_trial())
