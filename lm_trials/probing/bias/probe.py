@@ -64,8 +64,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         ):
             odds_C = preferences(subject, model, contexts, pairs, batch)
             rows += report.preference_row(label, attribute, odds_C, seed)
-            texts = [[text for context in part for text in getattr(context, place)] for part in (fitted, read)]
-            found = group_projections(model, *map(subject.story_ids, texts), args.num_controls, seed, batch)
+            texts = ([text for context in part for text in getattr(context, place)] for part in (fitted, read))
+            ids_fitted, ids_read = map(subject.story_ids, texts)
+            found = group_projections(model, ids_fitted, ids_read, args.num_controls, seed, batch)
             rows += report.decoding_rows(label, attribute, found, seed)
         return rows
 

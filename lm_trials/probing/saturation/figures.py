@@ -39,11 +39,12 @@ def curves_figure(rows: Sequence[Row], steps: Sequence[Row]) -> Figure:
     texts = [row for row in rows if row["side"] in SIDES]
     losses = distinct([row for row in rows if row["side"] == "validation"], "metric")
     metrics, constant = _changing(texts)
-    places = [(side, metric) for metric in metrics for side in SIDES]
+    places = [(side, metric) for metric in metrics or constant for side in SIDES]
     places += [("validation", metric) for metric in losses]
     labels = distinct(rows, "model")
-    title = "Metrics of what goes in (records read since the checkpoint before) and of what comes out (sampled texts)"
-    if constant:
+    title = "Metrics of what goes in (records read since the checkpoint before) and of what comes out (sampled texts); "
+    title += "dotted: the saturation step"
+    if metrics and constant:
         title += f"; not drawn because they do not vary: {', '.join(map(_words, constant))}"
     figure, panels = new_figure(title, len(places), (3.0, 2.4), columns=4)
     for axes, (side, metric) in zip(panels, places, strict=True):
@@ -80,7 +81,7 @@ def minmax_figure(rows: Sequence[Row]) -> Figure:
         for place, metric in enumerate(names):
             own = [row for row in rows if (row["model"], row["side"], row["metric"]) == (label, side, metric)]
             values = np.array(numbers(own, "estimate"))
-            if not len(own) or not np.ptp(values[~np.isnan(values)]) > 0:
+            if len(np.unique(values[~np.isnan(values)])) < 2:
                 continue
             scaled = (values - np.nanmin(values)) / (np.nanmax(values) - np.nanmin(values))
             axes.plot(
@@ -88,7 +89,8 @@ def minmax_figure(rows: Sequence[Row]) -> Figure:
                 markersize=3, linewidth=1.4, linestyle="-" if place < len(COLORS) else "--",
             )  # fmt: skip
         _updates(axes)
-        dress(axes, f"{label}: {SIDES[side]}", "update" if axes in lowest(panels) else "", "share of the range")
+        left = "share of the range" if side == "input" else ""
+        dress(axes, f"{label}: {SIDES[side]}", "update" if axes in lowest(panels) else "", left)
     legend(figure)
     return figure
 

@@ -39,12 +39,12 @@ class Prompts:
 def find_prompts(order: DataOrder, run: dict[str, Any], count: int) -> Prompts:
     """Return prompts as in the run's training: of its validation records, else of its training records.
 
-    With fewer records than `count` they repeat, with other random numbers.  A pretraining on plain stories has none:
-    each text begins like a story.
+    Those of a mixture are its first part's.  With fewer records than `count` they repeat, with other random numbers.  A
+    pretraining on plain stories has none: each text begins like a story.
     """
     member, mode = order.members[0], trained_mode(run) or "completion"
     texts: list[str] = []
-    if len(order.members) == 1 and (member.has_prompts or mode != "completion"):
+    if member.has_prompts or mode != "completion":
         prepared = member.as_prepared().texts()
         for split in ("validation", "train"):
             if not texts:

@@ -327,28 +327,17 @@ def finding_of(runs: Sequence[Measured], rows: ProbeTable) -> Finding:
     """Write the finding and that of the control."""
     sentences = []
     for arm, members in by_values(runs, lambda run: run.plan.arm).items():
-        labels = [run.plan.label for run in members]
-        output = rows.where(quantity=STEP, side="output", model=labels)
-        known = [row for row in output if row["changed"] and not row["censored"]]
         roots = len({run.plan.root for run in members})
-        name = arm if len(members) == 1 else f"{arm} and {len(members) - 1} more"
-        text = f"{name}: {len(known)} of {len(output)} metrics of the texts settle before the horizon"
-        if known:
-            first, last = (min(known, key=_step), max(known, key=_step))
-            text += f", from {first['metric']} at update {first['estimate']:,.0f} to {last['metric']} at "
-            text += f"{last['estimate']:,.0f}"
-        sentences.append(text)
-        if roots < 2:
-            sentences.append(f"{name} has one root seed, so nothing can be said about new seeds")
+        if roots > 1:
+            sentences.append(_arm_sentence(arm, roots, rows))
             continue
-        means = rows.where(quantity=MEAN, arm=arm, side=["output", "validation"], slice="all")
-        if loss := means.find(metric="loss"):
-            sentences.append(f"over {loss['n']} root seeds the loss settles at log2(update) {interval(loss)}")
-        pairs = rows.where(quantity=RATIO, arm=arm)
-        sure = [row for row in pairs if row["p_holm"] < 0.05]
-        sentences.append(
-            f"{len(sure)} of {len(pairs)} pairs of metrics settle in a significant order over {roots} root seeds (Holm)"
-        )
+        steps = rows.where(quantity=STEP, side="output", model=[run.plan.label for run in members])
+        known = sorted((row for row in steps if row["changed"] and not row["censored"]), key=_estimate)
+        text = f"{arm}: {len(known)} of {len(steps)} metrics of the texts settle before the horizon"
+        if known:
+            ends = [f"{row['metric']} at update {row['estimate']:,.0f}" for row in (known[0], known[-1])]
+            text += f", from {' to '.join(ends)}"
+        sentences.append(f"{text}; it has one root seed, so nothing can be said about new seeds")
     again = [row for row in rows.where(quantity=AGAIN) if row["changed"]]
     within = sum(abs(row["estimate"]) <= row["tolerance"] for row in again)
     control = (
@@ -358,5 +347,24 @@ def finding_of(runs: Sequence[Measured], rows: ProbeTable) -> Finding:
     return Finding.of(sentences, [control])
 
 
-def _step(row: Row) -> float:
+def _arm_sentence(arm: str, roots: int, rows: ProbeTable) -> str:
+    means = rows.where(quantity=MEAN, arm=arm, slice="all")
+    texts = sorted(means.where(side="output"), key=_estimate)
+    ends = [*texts[:1], *texts[1:][-1:], *means.where(side="validation", metric="loss")]
+    pairs = rows.where(quantity=RATIO, arm=arm)
+    sure = sum(row["p_holm"] < 0.05 for row in pairs)
+    return (
+        f"{arm} and the others of its arm, over {roots} root seeds: {', '.join(map(_mean_text, ends))}; {sure} of "
+        f"{len(pairs)} pairs of metrics settle in a significant order (Holm)"
+    )
+
+
+def _mean_text(row: Row) -> str:
+    """Return a mean log2 step as the geometric mean of the updates."""
+    mean, lower, upper = (2 ** row[name] for name in ("estimate", "lower", "upper"))
+    limits = "[no interval]" if np.isnan(lower) else f"[{lower:,.0f}, {upper:,.0f}]"
+    return f"{row['metric']} settles at update {mean:,.0f} {limits}"
+
+
+def _estimate(row: Row) -> float:
     return float(row["estimate"])
