@@ -106,6 +106,8 @@ def stage_differences(
             if variable.name not in ENVIRONMENT
         ]
         stated = set(stage.varies)
+        if "order" in stated:
+            stated.add("shuffle_buffer_size")  # what `--order file` is recorded as
         if stage.parents.get(first[name]) != stage.parents.get(second[name]):
             stated.add("initial_model.name_or_path")
         # A recipe of flags (`config`) states all that it sets.

@@ -34,6 +34,16 @@ def test_arms_that_differ_in_more_are_named_with_the_variable(make_trial):
     ]
 
 
+@pytest.mark.parametrize(("flag", "unstated"), [("order: file", 0), ("weight_decay: 0.1", 1)])
+def test_the_order_of_the_file_is_recorded_as_a_buffer_of_one(make_trial, flag, unstated):
+    arms = f"learning_rate: 0.004, arms: {{seen: {{}}, never: {{{flag}}}}}}}\nmeasure"
+    text = TRIAL.replace("learning_rate: 0.004}\nmeasure", arms)
+    changes = {f"recover-never-s{seed}": {"shuffle_buffer_size": 1} for seed in range(4)}
+    found = deviations_of(make_trial, text=text, changes=changes)
+    line = "recover.seen and recover.never differ in more than the file states: shuffle_buffer_size"
+    assert found == [line] * unstated
+
+
 def test_runs_of_one_arm_that_differ_are_named(make_trial):
     (found,) = deviations_of(make_trial, changes={"recover-never-s2": {"weight_decay": 0.3}})
     assert found == "the runs of recover.never differ in more than their seeds: weight_decay"
