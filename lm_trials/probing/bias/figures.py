@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lm_trials.probing.bias.report import named
+from lm_trials.probing.bias.report import SHUFFLED, named
 from lm_trials.probing.tables import ProbeTable
 from lm_trials.reporting.figure_style import COLORS, CONTROL_COLORS, draw_curve, dress, legend, new_figure, numbers
 
@@ -12,12 +12,14 @@ from lm_trials.reporting.figure_style import COLORS, CONTROL_COLORS, draw_curve,
 def bias_figure(rows: ProbeTable, title: str, measures: dict[str, str]) -> Figure:
     """Draw each measure on its own scale: points for what models write and prefer, decoding by layer.
 
+    Shuffled labels are in the table alone; their bands would hide the others.
+
     Args:
         rows: of `bias.csv`.
         measures: the unit of each measure.
     """
     figure, panels = new_figure(title, len(measures), (3.8, 3.2))
-    series = rows.distinct("model", "attribute", "control")
+    series = [one for one in rows.distinct("model", "attribute", "control") if one[2] != SHUFFLED]
     colors, greys = (iter(some * len(series)) for some in (COLORS, CONTROL_COLORS))
     shades = {one: next(greys if one[2] else colors) for one in series}
     for axes, (measure, unit) in zip(panels, measures.items(), strict=True):
