@@ -106,6 +106,8 @@ def stage_differences(
             if variable.name not in ENVIRONMENT
         ]
         stated = set(stage.varies)
+        if "inject" in stated:
+            stated.add("order_schedule")  # which it is short for
         if stage.parents.get(first[name]) != stage.parents.get(second[name]):
             stated.add("initial_model.name_or_path")
         # A recipe of flags (`config`) states all that it sets.
