@@ -30,6 +30,8 @@ FOLDER = {"output_dir", "run_name"}
 SHOWN = {"dataset_name", "dataset_split", "matrix_dir", "block_size", "append_eos"}
 # Of the whole trial, reported once: not of a pair of arms.
 ENVIRONMENT = ("code_revision", "versions")
+RECORDED_AS = {"order": "shuffle_buffer_size", "inject": "order_schedule"}
+"""Flags that run.json contains as another: `--order file` and `--inject`."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,7 @@ def stage_differences(
             if variable.name not in ENVIRONMENT
         ]
         stated = set(stage.varies)
-        if "order" in stated:
-            stated.add("shuffle_buffer_size")  # what `--order file` is recorded as
+        stated |= {field for flag, field in RECORDED_AS.items() if flag in stated}
         if stage.parents.get(first[name]) != stage.parents.get(second[name]):
             stated.add("initial_model.name_or_path")
         # A recipe of flags (`config`) states all that it sets.
