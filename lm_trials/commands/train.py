@@ -28,7 +28,7 @@ from pathlib import Path
 
 from lm_trials.console import load_libraries, note, script
 from lm_trials.flags import check_given, parse_arguments
-from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments, check_reading
+from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments, check_training
 
 
 def run_arguments() -> type:
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         common=CommonTrainingArguments,
         full=run_arguments,
         prog="lm-trials train",
-        check=lambda data_args, model_args: check_reading(data_args),
+        check=check_training,
     )
     from lm_trials.data.datasets import dataset_of
     from lm_trials.models.reference import load_model, load_on, positions_of, resolve_model
@@ -111,8 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         initial.check_memory(args)
     name_run(args, model_args.config_name or initial.name, data_args)
     with args.main_process_first(desc="the data"):
-        members = dataset_of(data_args).members
-        windows = choose_window_metrics(model_args.window_metrics, members, data_args.streaming)
+        windows = choose_window_metrics(model_args.window_metrics, dataset_of(data_args).members)
         stores = open_stores(data_args, initial.tokenizer, args.dataloader_num_workers)
 
     documents_apart = not data_args.attention_across_documents

@@ -179,6 +179,16 @@ class ModelArguments(SavedArguments):
     accept_other_code: bool = option(False, help="Resume although the code or a library has changed.")
 
 
+def check_training(data_args: DataArguments, model_args: ModelArguments) -> None:
+    """Check the order of the data (see `check_reading`), and refuse metrics of a stream."""
+    check_reading(data_args)
+    if model_args.window_metrics and data_args.streaming != "False":
+        raise UsageError(
+            f"--window_metrics {','.join(model_args.window_metrics)} with --streaming {data_args.streaming}: a stream "
+            "has no table of metrics; remove one of them"
+        )
+
+
 @dataclass
 class CommonTrainingArguments:
     """Common flags of transformers.TrainingArguments; `--help_all` shows all."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from lm_trials.console import UsageError
 from lm_trials.data.datasets import DataSet
 from lm_trials.training.arrangements import Part, read_table
 from lm_trials.training.data_order import DataOrder, open_order
@@ -74,17 +73,10 @@ class WindowMetrics(TrainerCallback):
         return found
 
 
-def choose_window_metrics(
-    names: Sequence[str], members: Sequence[DataSet], streaming: str = "False"
-) -> WindowMetrics | None:
+def choose_window_metrics(names: Sequence[str], members: Sequence[DataSet]) -> WindowMetrics | None:
     """Return what `--window_metrics` asks for; None without it.
 
     Raises:
-        UsageError: for a metric that does not exist, and for a stream.
+        UsageError: for a metric that does not exist.
     """
-    if names and streaming != "False":
-        raise UsageError(
-            f"--window_metrics {','.join(names)} with --streaming {streaming}: a stream has no table of metrics; "
-            "remove one of them"
-        )
     return WindowMetrics(names, members) if names else None
