@@ -90,31 +90,29 @@ def arm_named(text: str, key: str, stages: Mapping[str, Stage], stage: str) -> A
 
 
 def _threshold(given: Any, key: str, stages: Mapping[str, Stage], stage: str) -> Any:
-    """Return a threshold: a number; reference + share x (value at 0 - reference), with the arms as [stage, arm]; or
-    a share of what an injection took off the metric of each run.
+    """Return a threshold, with its arms as [stage, arm].
+
+    It is a number, reference + share x (value at 0 - reference), or a share of what an injection taught.
     """
     if (number := as_number(given)) is not None:
         return number
     if given is not None and not isinstance(given, dict):
         raise UsageError(f"{key}: {given} is not a number; give one, or reference, from and share")
-    about, needed = dict(as_mapping(given, key)), ("reference", "from", "share")
+    about = dict(as_mapping(given, key))
+    needed: tuple[str, ...] = ("reference", "from", "share")
+    more: tuple[str, ...] = ("reference_metric",)
     if "injection" in about:
-        check_keys(about, ("injection", "share"), f"{key}: ")
+        needed, more = ("injection", "reference", "share"), ()
         one_of(about["injection"], ("learned", "forgotten"), f"{key}.injection")
-        return {**about, "share": _share(about.get("share"), key)}
-    check_keys(about, (*needed, "reference_metric"), f"{key}: ")
+    check_keys(about, (*needed, *more), f"{key}: ")
     if missing := next((each for each in needed if each not in about), None):
         raise UsageError(f"{key}: {missing} is missing; give a number, or {', '.join(needed)}")
-    share = _share(about["share"], key)
-    arms = {each: list(arm_named(str(about[each]), f"{key}.{each}", stages, stage)) for each in needed[:2]}
-    return {**about, **arms, "share": share}
-
-
-def _share(given: Any, key: str) -> float:
-    share = as_number(given)
+    share = as_number(about["share"])
     if share is None or not 0 < share < 1:
-        raise UsageError(f"{key}.share: {given} is not a share; give a number between 0 and 1")
-    return share
+        raise UsageError(f"{key}.share: {about['share']} is not a share; give a number between 0 and 1")
+    named = [each for each in ("reference", "from") if each in needed]
+    arms = {each: list(arm_named(str(about[each]), f"{key}.{each}", stages, stage)) for each in named}
+    return {**about, **arms, "share": share}
 
 
 def _outcome_name(outcome: Mapping[str, Any]) -> str:

@@ -31,6 +31,9 @@ SHOWN = {"dataset_name", "dataset_split", "matrix_dir", "block_size", "append_eo
 # Of the whole trial, reported once: not of a pair of arms.
 ENVIRONMENT = ("code_revision", "versions")
 
+RECORDED_AS = {"order": "shuffle_buffer_size", "inject": "order_schedule"}
+"""Flags that a run records as what they are short for: `--order file`, and an injection."""
+
 
 @dataclass(frozen=True)
 class StageDifference:
@@ -106,8 +109,7 @@ def stage_differences(
             if variable.name not in ENVIRONMENT
         ]
         stated = set(stage.varies)
-        if "order" in stated:
-            stated.add("shuffle_buffer_size")  # what `--order file` is recorded as
+        stated |= {RECORDED_AS[flag] for flag in stage.varies if flag in RECORDED_AS}
         if stage.parents.get(first[name]) != stage.parents.get(second[name]):
             stated.add("initial_model.name_or_path")
         # A recipe of flags (`config`) states all that it sets.

@@ -239,8 +239,8 @@ def _times(
 def _time(contrast: Contrast, runs: TrialRuns, run: Run, seed: int) -> ThresholdTime:
     metric, threshold = str(contrast.outcome["metric"]), contrast.outcome["threshold"]
     if isinstance(threshold, Mapping) and "injection" in threshold:
-        horizon = contrast.outcome.get("horizon")
-        return time_of_injection(run, metric, threshold["injection"], float(threshold["share"]), horizon)
+        reference, horizon = runs.run(tuple(threshold["reference"]), seed), contrast.outcome.get("horizon")
+        return time_of_injection(run, reference, metric, threshold["injection"], float(threshold["share"]), horizon)
     if isinstance(threshold, Mapping):
         (reference, start) = (runs.run(tuple(threshold[key]), seed) for key in ("reference", "from"))
         step, first = start.logged(metric)[0]

@@ -90,33 +90,38 @@ def time_to_threshold(
     return ThresholdTime(float(steps[last] * (steps[last + 1] / steps[last]) ** share), censored=False)
 
 
-def time_of_injection(run: Run, metric: str, which: str, share: float, horizon: float | None = None) -> ThresholdTime:
-    """Return how fast a run learned or forgot what was injected into its data (`train --inject`), by its own curve.
+def time_of_injection(
+    run: Run, reference: Run, metric: str, which: str, share: float, horizon: float | None = None
+) -> ThresholdTime:
+    """Return how fast a run learned or forgot what was injected into its data (`train --inject`).
 
-    The threshold is what the metric was before the injection, minus a share of what it fell by at its end.
+    What it learned is how far its metric is below that of a run without the injection, at the same update: the metric
+    falls in both, as both learn from the other data.
 
     Args:
-        which: "learned": updates of the injection until the metric stays below the threshold; "forgotten": updates
-            after it until the metric stays above.
+        which: "learned": updates of the injection until this share of what it has taught at its end stays learned;
+            "forgotten": updates after it until this share stays forgotten.
         horizon: updates after the injection; default: to the end of the run.
 
     Raises:
-        UsageError: for a run without one injection, or a metric that was not logged just before it and at its end.
+        UsageError: for a run without one injection, a metric that was not logged at its end, or an injection without
+            effect.
     """
     first, last = _injection(run)
-    curve = dict(run.logged(metric))
-    if missing := [step for step in (first - 1, last) if step not in curve]:
+    values, others = dict(run.logged(metric)), dict(reference.logged(metric))
+    gaps = {step: others[step] - value for step, value in values.items() if step in others}
+    if last not in gaps:
         raise UsageError(
-            f"{run.name} logged no {metric} at update {missing[0]}, just before or at the end of its injection; choose "
-            "eval_steps that divide both"
+            f"{run.name} or {reference.name} logged no {metric} at update {last}, the end of the injection; choose "
+            "eval_steps that divide it"
         )
-    before, after = curve[first - 1], curve[last]
-    threshold, points = before + share * (after - before), sorted(curve.items())
+    if not (taught := gaps[last]) > 0:
+        raise UsageError(f"{run.name}: the injection did not lower {metric} below that of {reference.name}")
     if which == "learned":
-        steps, values = zip(*((step - (first - 1), value) for step, value in points if step <= last), strict=True)
-        return time_to_threshold(steps, values, threshold, last - (first - 1))
-    steps, values = zip(*((step - last, -value) for step, value in points), strict=True)
-    return time_to_threshold(steps, values, -threshold, horizon or steps[-1])
+        steps, learned = zip(*((step - first + 1, -gap) for step, gap in gaps.items() if step <= last), strict=True)
+        return time_to_threshold(steps, learned, -share * taught, last - first + 1)
+    steps = tuple(step - last for step in gaps)
+    return time_to_threshold(steps, tuple(gaps.values()), (1 - share) * taught, horizon or steps[-1])
 
 
 def _injection(run: Run) -> tuple[int, int]:

@@ -171,38 +171,50 @@ def injected(curve, *phases):
 
 
 BURST = ("1-10", "1,0"), ("11-18", "0,1"), ("19-", "1,0")
+STEPS = (0, 10, 12, 14, 18, 20, 22, 26, 60)
+TAUGHT = (0.0, 0.1, 1.0, 3.0, 4.0, 3.0, 1.0, 2.5, 0.5)  # how far the loss is below that of the run without an injection
+
+
+def time_in(taught, which, share=0.5, horizon=None, phases=BURST, trend=1.0):
+    """The time for losses that fall by themselves, too: what was taught does not depend on that."""
+    other = [(step, 9 * math.exp(-trend * step / 60)) for step in STEPS]
+    own = [(step, loss - gap) for (step, loss), gap in zip(other, taught, strict=True)]
+    return time_of_injection(injected(own, *phases), injected(other), "eval_facts_loss", which, share, horizon)
 
 
 def test_what_was_injected_is_learned_and_forgotten_by_half():
-    curve = [(0, 9.0), (10, 6.0), (12, 4.0), (14, 3.0), (18, 2.0), (20, 3.0), (22, 5.0), (26, 4.5), (60, 5.5)]
-    learned, forgotten = (time_of_injection(injected(curve, *BURST), "eval_facts_loss", which, 0.5)
-                          for which in ("learned", "forgotten"))  # fmt: skip
-    # Half of the fall from 6 to 2 is 4: reached after 2 updates, below it from then on; and halfway from 3 to 5.
-    assert learned == ThresholdTime(pytest.approx(2), censored=False)
-    assert forgotten == ThresholdTime(pytest.approx(2 * 2**0.5), censored=False)
-    # Three quarters of the rise, to 5, and that for good.
-    most = time_of_injection(injected(curve, *BURST), "eval_facts_loss", "forgotten", 0.25)
-    assert most.update == pytest.approx(8 * (42 / 8) ** 0.5)
-    kept = [(step, min(loss, 3.9) if step > 18 else loss) for step, loss in curve]
-    assert time_of_injection(injected(kept, *BURST), "eval_facts_loss", "forgotten", 0.5) == ThresholdTime(42, True)
-    assert time_of_injection(injected(kept, *BURST), "eval_facts_loss", "forgotten", 0.5, 8) == ThresholdTime(8, True)
+    # Half of 4 is 2: between updates 2 and 4 of the injection, and for good between updates 8 and 42 after it.
+    learned, forgotten = time_in(TAUGHT, "learned"), time_in(TAUGHT, "forgotten")
+    assert learned == ThresholdTime(pytest.approx(2 * 2**0.5), censored=False)
+    assert forgotten == ThresholdTime(pytest.approx(8 * (42 / 8) ** 0.25), censored=False)
+    for which, found in (("learned", learned), ("forgotten", forgotten)):
+        assert time_in(TAUGHT, which, trend=4.0).update == pytest.approx(found.update)
+    assert time_in(TAUGHT, "learned", 0.75) == ThresholdTime(pytest.approx(4), censored=False)
+    assert time_in(TAUGHT, "forgotten", 0.25).update == pytest.approx(2)
+    assert time_in(TAUGHT, "forgotten", horizon=4).update == pytest.approx(2 * 2**0.5)
+    kept = [*TAUGHT[:5], 2.1, 2.1, 2.1, 2.1]
+    assert time_in(kept, "forgotten") == ThresholdTime(42, censored=True)
+    assert time_in(kept, "forgotten", horizon=8) == ThresholdTime(8, censored=True)
 
 
-def test_an_injection_may_be_one_update_or_a_share_and_at_the_start():
-    curve = [(0, 6.0), (1, 2.0), (2, 3.0), (4, 5.0)]
-    found = time_of_injection(injected(curve, ("1", ".5,.5"), ("2-", "1,0")), "eval_facts_loss", "forgotten", 0.5)
-    assert found.update == pytest.approx(3**0.5)
+def test_an_injection_may_be_one_update_or_a_share():
+    assert time_in(TAUGHT, "forgotten", phases=[("1-17", "1,0"), ("18", ".5,.5"), ("19-", "1,0")]).update > 8
+    assert time_in(TAUGHT, "learned", phases=[("1-11", "1,0"), ("12-18", "0,1"), ("19-", "1,0")]).update < 3
 
 
 @pytest.mark.parametrize(
-    ("phases", "message"),
+    ("taught", "phases", "message"),
     [
-        ([("1-60", "1,0")], "run has no injections; a time needs one"),
-        ([("1-10", "0,1"), ("11-20", "1,0"), ("21-", ".5,.5")], "run has 2 injections"),
-        ([("1-11", "1,0"), ("12-18", "0,1"), ("19-", "1,0")], "logged no eval_facts_loss at update 11, just before or"),
-        ([("1-10", "1,0"), ("11-17", "0,1"), ("18-", "1,0")], "logged no eval_facts_loss at update 17"),
+        (TAUGHT, [("1-60", "1,0")], "run has no injections; a time needs one"),
+        (TAUGHT, [("1-10", "0,1"), ("11-20", "1,0"), ("21-", ".5,.5")], "run has 2 injections"),
+        (
+            TAUGHT,
+            [("1-10", "1,0"), ("11-17", "0,1"), ("18-", "1,0")],
+            "logged no eval_facts_loss at update 17, the end",
+        ),
+        ([-gap for gap in TAUGHT], BURST, "run: the injection did not lower eval_facts_loss below that of run"),
     ],
 )
-def test_a_run_without_the_numbers_of_an_injection_is_refused(phases, message):
+def test_a_run_without_the_numbers_of_an_injection_is_refused(taught, phases, message):
     with pytest.raises(UsageError, match=message):
-        time_of_injection(injected([(0, 9.0), (10, 6.0), (18, 2.0)], *phases), "eval_facts_loss", "learned", 0.5)
+        time_in(taught, "learned", phases=phases)

@@ -170,7 +170,8 @@ def test_the_time_of_an_injection_needs_a_learning_curve(tmp_path):
     with pytest.raises(UsageError, match=r"eval_loss of more.plain is no learning curve"):
         read(tmp_path, trial)
     trial["stages"]["more"]["eval_strategy"] = "steps"
-    assert read(tmp_path, trial).contrasts[1].outcome["threshold"] == {"injection": "learned", "share": 0.5}
+    found = read(tmp_path, trial).contrasts[1].outcome["threshold"]
+    assert found == {"injection": "learned", "reference": ["more", "plain"], "share": 0.5}
     wrong = {
         "threshold.injection lost": {"injection": "lost"},
         "share: 1 is not": {"share": 1},
@@ -249,7 +250,7 @@ def paths_of(place, above=""):
 
 TIMES = {"measure": "updates_to_threshold", "metric": "eval_loss", "contrast": "plain - decayed", "horizon": 3}
 TIMES["threshold"] = {"reference": "plain", "from": "decayed", "share": 0.5}
-INJECTED = {**TIMES, "threshold": {"injection": "learned", "share": 0.5}, "metric": "eval_loss"}
+INJECTED = {**TIMES, "threshold": {"injection": "learned", "reference": "plain", "share": 0.5}, "metric": "eval_loss"}
 TABLE = {"measure": "table", "table": "eval/generated/x.csv", "where": {"a": "b"}, "contrast": "plain - decayed"}
 ODD = (None, True, 0, -1.5, "", " ", ".", "a - b - c", "1e-3", float("nan"), [], {}, [None], [["a"]], [{"a": 1}],
        {"a": "b"}, {"a": ["b"]}, {0: {}}, {None: None}, {"after": ["a"]})  # fmt: skip
