@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale
 from plotly.subplots import make_subplots
 
 from lm_trials.reporting.figure_style import COLORS, CONTROL_COLORS, Row, distinct, number, numbers, wrapped
@@ -124,11 +125,13 @@ def attention_figure(weights_TT: np.ndarray, tokens: Sequence[str], most: int = 
     roots = np.rint(255 * np.sqrt(np.clip(shown, 0, 1))).astype(np.uint8)
     every = -(-len(names) // 24)
     ticks = {"tickvals": list(range(0, len(names), every)), "ticktext": names[::every]}
+    _, *colours = get_colorscale("Cividis")
+    scale = [[0, "rgba(0, 0, 0, 0)"], [1 / 255, "#00224e"], *colours]  # what no token may look at is no colour
     marks = [0, 0.01, 0.05, 0.2, 0.5, 1]
-    scale = {"title": "weight", "tickvals": [255 * math.sqrt(mark) for mark in marks], "ticktext": marks, "thickness": 12}
+    bar = {"title": "weight", "tickvals": [255 * math.sqrt(mark) for mark in marks], "ticktext": marks, "thickness": 12}
     figure = go.Figure(
         go.Heatmap(
-            z=roots, zmin=0, zmax=255, colorscale="Cividis", colorbar=scale, customdata=_small(shown.round(3)),
+            z=roots, zmin=0, zmax=255, colorscale=scale, colorbar=bar, customdata=_small(shown.round(3)),
             hovertemplate="%{customdata:.3f}<br>from token %{y}<br>to token %{x}<extra></extra>",
         )
     )  # fmt: skip
@@ -208,26 +211,33 @@ def forest_figure(rows: Sequence[Row], values: Sequence[Row]) -> go.Figure:
     )
     for panel, unit in enumerate(units, start=1):
         own = [row for row in shown if row["unit"] == unit]
+        seeds = {row["contrast"]: _of_seeds(values, row["contrast"]) for row in own}
+        ends = [number(row[key]) for row in own for key in ("estimate", "lower", "upper", "above", "below")]
+        ends = [0.0, *(end for end in ends if math.isfinite(end)), *(each for of in seeds.values() for each in of)]
+        room = 0.06 * (max(ends) - min(ends) or 1.0)
+        limits = min(ends) - room, max(ends) + room
         for place, row in enumerate(own):
-            _contrast(figure, row, place, values, panel)
-        figure.update_xaxes(title=unit, zeroline=True, zerolinecolor="#888", row=panel, col=1)
+            _contrast(figure, row, place, seeds[row["contrast"]], limits, {"row": panel, "col": 1})
+        figure.update_xaxes(title=unit, range=limits, row=panel, col=1)
         figure.update_yaxes(visible=False, range=[len(own) - 0.4, -0.9], row=panel, col=1)
     figure = styled(figure, 110 * len(units) + 95 * len(shown), legend=False)
     return figure.update_xaxes(zeroline=True, zerolinecolor="#888")
 
 
-def _contrast(figure: go.Figure, row: Row, place: int, values: Sequence[Row], panel: int) -> None:
+def _of_seeds(values: Sequence[Row], contrast: str) -> list[float]:
+    rows = {row["seed"]: row for row in values if row["contrast"] == contrast}
+    return [each for each in numbers(rows.values(), "difference") if math.isfinite(each)]
+
+
+def _contrast(
+    figure: go.Figure, row: Row, place: int, seeds: list[float], limits: tuple[float, float], where: dict[str, int]
+) -> None:
     control = row["role"] == "control"
     color = CONTROL_COLORS[0] if control else RESULT_COLORS.get(str(row["result"]), CONTROL_COLORS[0])
     estimate, lower, upper, above, below = (number(row[key]) for key in ("estimate", "lower", "upper", "above", "below"))
-    where = {"row": panel, "col": 1}
-    ends = [end for end in (0.0, estimate, lower, upper, above, below) if math.isfinite(end)]
-    seeds = numbers({each["seed"]: each for each in values if each["contrast"] == row["contrast"]}.values(), "difference")
-    ends += [seed for seed in seeds if math.isfinite(seed)]
-    room = 0.1 * (max(ends) - min(ends) or 1.0)
     figure.add_shape(
-        type="rect", y0=place - 0.25, y1=place + 0.25, x0=above if math.isfinite(above) else min(ends) - room,
-        x1=below if math.isfinite(below) else max(ends) + room, line_width=0, layer="below",
+        type="rect", y0=place - 0.25, y1=place + 0.25, line_width=0, layer="below",
+        x0=above if math.isfinite(above) else limits[0], x1=below if math.isfinite(below) else limits[1],
         fillcolor=_faint(CONTROL_COLORS[1] if control else CLAIM, 0.3), **where,
     )  # fmt: skip
     figure.add_scatter(
@@ -235,17 +245,17 @@ def _contrast(figure: go.Figure, row: Row, place: int, values: Sequence[Row], pa
         hovertemplate="a root seed: %{x:.4g}<extra></extra>", **where,
     )  # fmt: skip
     known = math.isfinite(lower) and math.isfinite(upper)
-    around = {"type": "data", "symmetric": False, "array": [upper - estimate], "arrayminus": [estimate - lower]}
-    text = f"{row['contrast']}: {estimate:.3g}" + (f" [{lower:.3g}, {upper:.3g}]" if known else "")
+    around = {"symmetric": False, "array": [upper - estimate], "arrayminus": [estimate - lower], "visible": known}
+    text = f"{estimate:.3g}" + (f" [{lower:.3g}, {upper:.3g}]" if known else "")
     figure.add_scatter(
-        x=[estimate], y=[place], mode="markers", marker={"color": color, "size": 10, "symbol": "diamond" if control else "square"},
-        error_x={**around, "thickness": 2.5, "color": color, "visible": known}, hovertemplate=f"{text}<extra></extra>", **where,
+        x=[estimate], y=[place], mode="markers", error_x={**around, "thickness": 2.5, "color": color},
+        marker={"color": color, "size": 10, "symbol": "diamond" if control else "square"},
+        hovertemplate=f"{text}<extra></extra>", **where,
     )  # fmt: skip
     name = escape(wrapped(f"{row['contrast']} ({row['role']}): {row['result']}", 46)).replace("\n", "<br>")
-    axis = figure.get_subplot(panel, 1)
     figure.add_annotation(
-        text=name, x=0, xref=f"{axis.xaxis.plotly_name.replace('axis', '')} domain", y=place - 0.34, xanchor="left",
-        yref=axis.yaxis.plotly_name.replace("axis", ""), yanchor="bottom", showarrow=False, align="left",
+        text=name, x=0, xref="x domain", y=place - 0.34, xanchor="left", yanchor="bottom", showarrow=False,
+        align="left", **where,
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ class Shown:
 
     Attributes:
         title: a sentence.
-        figure: below it.
+        figure: below it, and below `lead`.
+        lead: HTML above the figure: the verdict of a trial.
         html: below the figure: tables, frames.
         note: how to read it, in small letters.
     """
@@ -35,11 +36,12 @@ class Shown:
     figure: go.Figure | None = None
     html: str = ""
     note: str = ""
+    lead: str = ""
 
     @property
     def head(self) -> str:
-        """The title as HTML."""
-        return f'<h2 class="sentence">{escape(self.title)}</h2>'
+        """What is above the figure, as HTML."""
+        return f'<h2 class="sentence">{escape(self.title)}</h2>{self.lead}'
 
     @property
     def foot(self) -> str:
@@ -74,7 +76,8 @@ class Page:
         lede: what it is for.
         pickers: labels.
         choices: given the view and what is chosen in the pickers before, what the next one offers.
-        draw: given the view and what is chosen.
+        draw: given the view and what is chosen; a UsageError is shown as the page's sentence.
+        number: the label of a picker that offers whole numbers.
     """
 
     name: str
@@ -82,34 +85,36 @@ class Page:
     pickers: Sequence[str]
     choices: Callable[..., Choices]
     draw: Callable[..., Shown]
+    number: str = ""
 
-    def settled(self, view: View, given: Sequence[Any]) -> tuple[list[Choices], list[Any]]:
-        """Return what each picker offers, and its value: the given one where it is offered, else the default.
 
-        Raises:
-            UsageError: where there is nothing to choose from.
-        """
-        offered: list[Choices] = []
-        chosen: list[Any] = []
-        for _, value in zip(self.pickers, given, strict=True):
-            choices = self.choices(view, *chosen)
+def answer(
+    view: View, page: Page, given: Sequence[Any] | None = None
+) -> tuple[list[Choices], list[Any], Shown]:
+    """Return what each picker offers, its value, and what the page shows.
+
+    A picker keeps the `given` value where it is offered, else it takes the first.  Where there is nothing to choose
+    from or a file is damaged, the page shows the reason.
+    """
+    offered: list[Choices] = []
+    chosen: list[Any] = []
+    try:
+        for value in given or [None] * len(page.pickers):
+            choices = page.choices(view, *chosen)
             offered.append(choices)
-            chosen.append(value if value in choices or isinstance(choices, range) and value is not None else choices[0])
-        return offered, chosen
-
-    def show(self, view: View, chosen: Sequence[Any]) -> Shown:
-        """Return what the page shows; what is wrong with a file is its sentence."""
-        try:
-            return self.draw(view, *chosen)
-        except (UsageError, OSError) as error:  # OSError: removed while it was read
-            return Shown(str(error))
+            keep = value is not None if isinstance(choices, range) else value in choices
+            chosen.append(value if keep else choices[0])
+        return offered, chosen, page.draw(view, *chosen)
+    except (UsageError, OSError) as error:  # OSError: removed while it was read
+        missing = len(page.pickers) - len(offered)
+        return [*offered, *([""] * missing)], [*chosen, *([None] * (len(page.pickers) - len(chosen)))], Shown(str(error))
 
 
 def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
     """Return rows as an HTML table that scrolls by itself, also with the keyboard.
 
     >>> table_html([{"run": "a<b", "loss": 0.12345678}])
-    '<div class="table" tabindex="0" role="region" aria-label="table"><table><thead><tr><th>run</th><th>loss</th></tr></thead><tbody><tr><td>a&lt;b</td><td class="number">0.1235</td></tr></tbody></table></div>'
+    '<div class="rows" tabindex="0" role="region" aria-label="table"><table><thead><tr><th>run</th><th>loss</th></tr></thead><tbody><tr><td>a&lt;b</td><td class="number">0.1235</td></tr></tbody></table></div>'
     """
     if not rows:
         return ""
@@ -118,7 +123,7 @@ def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
     body = "".join("<tr>" + "".join(map(_cell, (row.get(name) for name in names))) + "</tr>" for row in rows[:most])
     left = f'<p class="note">The first {most:,} of {len(rows):,} rows.</p>' if len(rows) > most else ""
     return (
-        '<div class="table" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
+        '<div class="rows" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>{left}"
     )
 
@@ -231,7 +236,7 @@ def _sides(view: View, name: str, metric: str, scale: str) -> Shown:
 # Snapshots ----------------------------------------------------------------------------------------------------------
 
 TRAIN = "Train with: lm-trials train --save_steps 100 --checkpoint_ladder True --snapshot {}"
-UPDATE = "update {:,}"
+AT = "update {:,}"
 
 
 def _snapshots(view: View, kind: str) -> list[str]:
@@ -241,7 +246,7 @@ def _snapshots(view: View, kind: str) -> list[str]:
 
 def _updates(view: View, name: str) -> list[str]:
     """Return the checkpoints with snapshots, the last first, so that it is the default."""
-    return [UPDATE.format(step) for step in reversed(tables.snapshots_of(view.run(name).folder).steps)]
+    return [AT.format(step) for step in reversed(tables.snapshots_of(view.run(name).folder).steps)]
 
 
 def _checkpoint(view: View, name: str, update: str) -> Path:
@@ -343,7 +348,7 @@ def _layers(view: View, name: str, other: str, what: str, update: str) -> Shown:
         cka_LL = tables.layer_similarity(own[step], against[step])
         title = f"At update {step:,}, the layers of {name} and of {other} are similar by {np.diag(cka_LL).mean():.2f} (mean CKA)"
         return Shown(title, figures.layers_figure(cka_LL, name, other), note=note)
-    found = {step: np.diag(tables.layer_similarity(own[step], against[step])) for step in shared}
+    found = {step: tables.layer_similarity(own[step], against[step], same=True) for step in shared}
     labels = [f"layer {layer}" if layer else "embeddings" for layer in range(len(found[shared[0]]))]
     rows = [
         {"name": label, "step": step, "estimate": float(found[step][layer])}
@@ -443,10 +448,10 @@ def _trials(view: View, name: str) -> Shown:
     kept = ("contrast", "role", "result", "estimate", "lower", "upper", "unit", "root_seeds", "p", "p_holm", "method")
     table = table_html([{key: row.get(key) for key in kept} for row in trial.contrasts])
     note = f"{registered} Shaded: the claimed range; grey: what would invalidate the trial. Bars: 95 % intervals; dots: root seeds."
-    return Shown(trial.claim, figures.forest_figure(trial.contrasts, trial.values), verdict + table, note)
+    return Shown(trial.claim, figures.forest_figure(trial.contrasts, trial.values), table, note, verdict)
 
 
-RUN, CHECKPOINT, UPDATE_NUMBER = "Run", "Checkpoint", "Update"
+RUN, CHECKPOINT, UPDATE = "Run", "Checkpoint", "Update"
 PAGES = (
     Page("Runs", "What was trained, and how far it came.", ("Metric", "Curves of"), _runs_choices, _runs),
     Page("Input and output", "When does what a model writes become like what it reads?",
@@ -457,7 +462,7 @@ PAGES = (
     Page("Layers", "How similar the layers of two checkpoints are.",
          (RUN, "Compared with", "Shows", CHECKPOINT), _layers_choices, _layers),
     Page("Data", "Which stories were in an update, and how they differ from the others.",
-         (RUN, UPDATE_NUMBER, "Metric"), _data_choices, _data),
+         (RUN, UPDATE, "Metric"), _data_choices, _data, number=UPDATE),
     Page("Tables", "Everything that evaluations and probes wrote.", (RUN, "Table"), _tables_choices, _tables),
     Page("Trials", "What was claimed beforehand, and what came out.", ("Trial",), _trials_choices, _trials),
 )  # fmt: skip

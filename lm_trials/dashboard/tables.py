@@ -302,14 +302,18 @@ def vocabulary(run: Path) -> dict[int, str]:
 
 @lru_cache(maxsize=32)
 def _features(checkpoint: Path) -> list[np.ndarray]:
-    """Return the centred (N, D) hidden states of each layer, over the tokens of all stories of a snapshot."""
+    """Return the centred (N, D) hidden states of each layer, over the tokens of all stories, scaled to a CKA of 1."""
     stories = snapshot_of(checkpoint).read("activations").values()  # (L + 1, T, D) each
     states_LND = np.concatenate(list(stories), axis=1).astype(np.float64)
-    return list(states_LND - states_LND.mean(axis=1, keepdims=True))
+    states_LND -= states_LND.mean(axis=1, keepdims=True)
+    return [states_ND / np.sqrt(np.linalg.norm(states_ND.T @ states_ND)) for states_ND in states_LND]
 
 
-def layer_similarity(first: Path, second: Path) -> np.ndarray:
+def layer_similarity(first: Path, second: Path, same: bool = False) -> np.ndarray:
     """Return the linear CKA of each layer of a checkpoint (rows) with each layer of another one (columns).
+
+    Args:
+        same: of the same layers only, as a vector.
 
     Raises:
         UsageError: for checkpoints whose snapshots are of other stories.
@@ -318,17 +322,9 @@ def layer_similarity(first: Path, second: Path) -> np.ndarray:
     if one != other:
         raise UsageError(f"the snapshots of {first} and {second} are of other stories or tokens; choose another run")
     rows, columns = _features(first), _features(second)
-
-    def squares(left: np.ndarray, right: np.ndarray) -> float:
-        return float(np.square(left.T @ right).sum())
-
-    own = [[np.sqrt(squares(layer, layer)) for layer in layers] for layers in (rows, columns)]
-    return np.array(
-        [
-            [squares(row, column) / (size * width) for column, width in zip(columns, own[1], strict=True)]
-            for row, size in zip(rows, own[0], strict=True)
-        ]
-    )
+    if same:
+        return np.array([np.square(left.T @ right).sum() for left, right in zip(rows, columns, strict=True)])
+    return np.array([[np.square(left.T @ right).sum() for right in columns] for left in rows])
 
 
 @lru_cache(maxsize=4)
