@@ -7,7 +7,7 @@ transparent and `style.css` colours the texts, so that one figure is readable in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,6 @@ def styled(figure: go.Figure, height: int = 420, legend: bool = True) -> go.Figu
         showlegend=legend,
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         hoverlabel={"namelength": -1},
-        uirevision="kept",  # zoom and hidden curves stay when a run that is followed logs more
     )
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
@@ -93,11 +92,12 @@ def _curve(
     )  # fmt: skip
 
 
-def sides_figure(rows: Sequence[Row], unit: str, scaled: bool = False) -> go.Figure:
+def sides_figure(rows: Sequence[Row], unit: str, settled: Mapping[str, float], scaled: bool = False) -> go.Figure:
     """Draw a metric of what went in and of what comes out over the updates, one above the other.
 
     Args:
         rows: of one metric: side, step, estimate, lower, upper.
+        settled: by side, its saturation step, drawn as a vertical line; NaN for none.
         scaled: both in one panel, each from its smallest (0) to its largest value (1).
     """
     sides = distinct(rows, "side")
@@ -112,12 +112,14 @@ def sides_figure(rows: Sequence[Row], unit: str, scaled: bool = False) -> go.Fig
         color = SIDES.get(str(side), CONTROL_COLORS[0])
         panel = 1 if scaled else place + 1
         _curve(figure, own, str(side), color, row=panel, col=1)
+        if math.isfinite(settled.get(str(side), math.nan)):
+            figure.add_vline(settled[str(side)], line={"color": color, "dash": "dot"}, row=panel, col=1)
         figure.update_yaxes(title="share of its range" if scaled else f"{side}: {unit}", row=panel, col=1)
     figure.update_xaxes(title="updates", row=1 if scaled else len(sides), col=1)
     return styled(figure, 420 if scaled else 200 + 190 * len(sides))
 
 
-def attention_figure(weights_TT: np.ndarray, tokens: Sequence[str], most: int = 96) -> go.Figure:
+def attention_figure(weights_TT: np.ndarray, tokens: Sequence[str], most: int = 64) -> go.Figure:
     """Draw one head's attention: rows are the tokens that look, columns those that are looked at."""
     shown = weights_TT[:most, :most]
     names = [f"{place}  {token}" for place, token in enumerate(tokens[: len(shown)])]
@@ -131,8 +133,8 @@ def attention_figure(weights_TT: np.ndarray, tokens: Sequence[str], most: int = 
     bar = {"title": "weight", "tickvals": [255 * math.sqrt(mark) for mark in marks], "ticktext": marks, "thickness": 12}
     figure = go.Figure(
         go.Heatmap(
-            z=roots, zmin=0, zmax=255, colorscale=scale, colorbar=bar, customdata=_small(shown.round(3)),
-            hovertemplate="%{customdata:.3f}<br>from token %{y}<br>to token %{x}<extra></extra>",
+            z=roots, zmin=0, zmax=255, colorscale=scale, colorbar=bar, customdata=np.rint(100 * shown).astype(np.uint8),
+            hovertemplate="%{customdata} %<br>from token %{y}<br>to token %{x}<extra></extra>",
         )
     )  # fmt: skip
     figure.update_xaxes(title="token that is looked at", tickangle=-60, **ticks)
@@ -163,7 +165,7 @@ def embeddings_figure(
     room = 0.05 * (high - low)
     for axis, which in ((figure.update_xaxes, 0), (figure.update_yaxes, 1)):
         limits = [float(low[which] - room[which]), float(high[which] + room[which])]
-        axis(title=f"axis {which + 1} of all checkpoints ({shares_K[which]:.0%} of the variance)", range=limits)
+        axis(title=f"axis {which + 1} ({shares_K[which]:.0%} of the variance)", range=limits)
     return styled(figure, 520, legend=False)
 
 

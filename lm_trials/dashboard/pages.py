@@ -87,6 +87,13 @@ class Page:
     draw: Callable[..., Shown]
     number: str = ""
 
+    def show(self, view: View, chosen: Sequence[Any]) -> Shown:
+        """Draw what is chosen; zoom and hidden curves stay when a run that is followed logs more."""
+        shown = self.draw(view, *chosen)
+        if shown.figure:
+            shown.figure.update_layout(uirevision=f"{self.name} {chosen}")
+        return shown
+
 
 def answer(
     view: View, page: Page, given: Sequence[Any] | None = None
@@ -104,7 +111,7 @@ def answer(
             offered.append(choices)
             keep = value is not None if isinstance(choices, range) else value in choices
             chosen.append(value if keep else choices[0])
-        return offered, chosen, page.draw(view, *chosen)
+        return offered, chosen, page.show(view, chosen)
     except (UsageError, OSError) as error:  # OSError: removed while it was read
         missing = len(page.pickers) - len(offered)
         return [*offered, *([""] * missing)], [*chosen, *([None] * (len(page.pickers) - len(chosen)))], Shown(str(error))
@@ -218,19 +225,25 @@ def _with(view: View, has: Callable[[Run], Any], advice: str) -> list[str]:
 
 def _sides_choices(view: View, *chosen: str) -> Choices:
     if not chosen:
-        advice = f"Make it with: lm-trials probe saturation {view.run(view.names[0]).name}" if view.names else ""
-        return _with(view, lambda run: (run.folder / "probes" / "saturation").is_dir(), advice)
-    return distinct(tables.saturation(view.run(chosen[0])), "metric") if len(chosen) == 1 else SCALES
+        advice = "Make it with: lm-trials probe saturation --model_name_or_path RUN"
+        return _with(view, lambda run: (run.folder / tables.SATURATION / "checkpoints.csv").is_file(), advice)
+    return distinct(tables.saturation(view.run(chosen[0]))[0], "metric") if len(chosen) == 1 else SCALES
 
 
 def _sides(view: View, name: str, metric: str, scale: str) -> Shown:
-    rows = [row for row in tables.saturation(view.run(name)) if row["metric"] == metric]
-    unit = str(rows[0].get("unit") or metric)
-    ends = [(side, [row for row in rows if row["side"] == side][-1]) for side in distinct(rows, "side")]
-    said = ", ".join(f"{side} {number(row['estimate']):.4g}" for side, row in ends)
-    title = f"{metric} of what {name} reads and writes: {said} {unit} at update {ends[0][1]['step']}"
-    note = "Input: records since the checkpoint before. Output: texts sampled at the checkpoint. Bands: 95 % intervals."
-    return Shown(title, figures.sides_figure(rows, unit, scale == SCALES[1]), note=note)
+    rows, steps = ([row for row in of if row["metric"] == metric] for of in tables.saturation(view.run(name)))
+    settled = {row["side"]: number(row["estimate"]) for row in steps}
+    said = [f"{side} at update {step:,.0f}" if np.isfinite(step) else f"{side} does not" for side, step in settled.items()]
+    title = f"When {metric} settles in {name}: {', '.join(said) or 'not measured'}"
+    note = (
+        "Input: the records since the checkpoint before. Output: texts sampled at the checkpoint. Dotted: the saturation "
+        "step. Bands: 95 % intervals."
+    )
+    figure = figures.sides_figure(rows, str(rows[0].get("unit") or metric), settled, scale == SCALES[1])
+    return Shown(title, figure, table_html([{key: row[key] for key in STEP if key in row} for row in steps]), note)
+
+
+STEP = ("side", "metric", "estimate", "lower", "upper", "unit", "start", "end", "tolerance", "censored")
 
 
 # Snapshots ----------------------------------------------------------------------------------------------------------
@@ -288,7 +301,7 @@ def _attention(view: View, name: str, update: str, story: str, head: str) -> Sho
     weights_TT = tables.attention(checkpoint, place)[layer, which]
     first = float(weights_TT[1:, 0].mean())
     title = f"{head.capitalize()} of {name}, {update}: {first:.0%} of the attention goes to the first token, on average"
-    note = "The model's own attention probabilities; colours by their square root. At most 96 tokens are shown."
+    note = "The model's own attention probabilities; colours by their square root. At most 64 tokens are shown."
     return Shown(title, figures.attention_figure(weights_TT, tokens), note=note)
 
 

@@ -29,6 +29,7 @@ from lm_trials.trials.runs import STATE_FILE, Run, arm_label, log_history, read_
 if TYPE_CHECKING:  # torch takes seconds to import
     from lm_trials.training.data_order import DataOrder
 
+SATURATION = "probes/saturation"
 DEPTH = 3  # of runs below the folder; those of a trial are in runs/<trial>/<run>
 POINTS = 400  # of a curve; more cannot be told apart on a screen
 # What Trainer logs once, and what is no result.
@@ -253,16 +254,20 @@ def table_files(run: Run) -> dict[str, Path]:
     return {file.relative_to(run.folder).as_posix(): file for file in files}
 
 
-def saturation(run: Run) -> list[Row]:
-    """Return the rows of the saturation probe: step, metric, side (input or output), estimate, lower, upper.
+def saturation(run: Run) -> tuple[list[Row], list[Row]]:
+    """Return the tables of the saturation probe: a row for each side, metric and checkpoint, and for each step.
+
+    A metric of a slice of the stories has the slice in its name.
 
     Raises:
-        UsageError: for a run without them.
+        UsageError: for a damaged table.
     """
-    for name, file in table_files(run).items():
-        if name.startswith("probes/saturation") and {"step", "side", "metric"} <= (rows := read_table(file) or [{}])[0].keys():
-            return rows
-    raise UsageError(f"{run.name} has no saturation table; make it with: lm-trials probe saturation {run.name}")
+    tables = []
+    for name in ("checkpoints.csv", "saturation.csv"):
+        rows = read_table(run.folder / SATURATION / name)
+        named = (row["metric"] if row["slice"] == "all" else f"{row['metric']}, {row['slice']}" for row in rows)
+        tables.append([{**row, "metric": name, "step": row.get("update")} for row, name in zip(rows, named, strict=True)])
+    return tables[0], [row for row in tables[1] if row["quantity"] == "saturation_step"]
 
 
 @lru_cache(maxsize=8)
