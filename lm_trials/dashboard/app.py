@@ -22,28 +22,20 @@ from lm_trials.dashboard.tables import Listing, RunsFolder
 if TYPE_CHECKING:  # torch takes seconds to import
     from lm_trials.evaluation.storytellers import Storyteller
 
-HOST = "127.0.0.1"
 SECONDS = 5  # between two looks at the folder
 FONTS = ("system-ui", "sans-serif")  # the system's: none is fetched
 PROMPT = "One day, a girl named Lily"
 
 
-def serve(folder: RunsFolder, port: int, host: str = HOST) -> gr.Blocks:
-    """Serve the app of a folder in the background, and return it.
-
-    Raises:
-        UsageError: for a port in use.
-    """
+def serve(folder: RunsFolder, host: str, port: int) -> gr.Blocks:
+    """Serve the app of a folder in the background, and return it."""
     app = build(folder)
     style = files("lm_trials.dashboard").joinpath("style.css").read_text(encoding="utf-8")
-    try:
-        app.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, run_history=False,
-            enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, footer_links=[], css=style,
-            theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
-        )  # fmt: skip
-    except OSError:
-        raise UsageError(f"--port {port} is in use; give another one, such as --port {port + 1}") from None
+    app.launch(
+        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, run_history=False,
+        enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, footer_links=[], css=style,
+        theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
+    )  # fmt: skip
     return app
 
 
@@ -54,7 +46,9 @@ def build(folder: RunsFolder) -> gr.Blocks:
     with gr.Blocks(title=f"lm_trials: {folder.folder}", analytics_enabled=False, fill_width=True) as app:
         head = gr.HTML(_head(folder, listing))
         with gr.Row():
-            arms = gr.Dropdown(list(listing.arms), value=[], multiselect=True, label="Arms", info="select all their runs")
+            arms = gr.Dropdown(
+                list(listing.arms), value=[], multiselect=True, label="Arms", info="select all their runs"
+            )
             runs = gr.Dropdown(list(listing.runs), value=names, multiselect=True, label="Runs", scale=3)
         state, opened = gr.State(listing.state), gr.State(PAGES[0].name)
         with gr.Tabs(overflow_behavior="wrap"):
@@ -135,7 +129,9 @@ def _playground(folder: RunsFolder, listing: Listing) -> None:
     with gr.Row():
         sides = [gr.Dropdown(names, value=names[place], label=label, min_width=240)
                  for label, place in (("Left", 0), ("Right", min(1, len(names) - 1)))]  # fmt: skip
-    prompt = gr.Textbox(PROMPT, label="Beginning, or an instruction for a model that was trained on instructions", lines=2)
+    prompt = gr.Textbox(
+        PROMPT, label="Beginning, or an instruction for a model that was trained on instructions", lines=2
+    )
     with gr.Row():
         temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature (0: the likeliest token each time)")
         length = gr.Slider(1, 400, 100, step=1, label="New tokens at most")
@@ -145,7 +141,14 @@ def _playground(folder: RunsFolder, listing: Listing) -> None:
         texts = [gr.Textbox(label=label, lines=8, min_width=300) for label in ("Left", "Right")]
     for side, text in zip(sides, texts, strict=True):
         inputs = [side, prompt, temperature, length, seed]
-        gr.on([button.click, prompt.submit], partial(_write, folder), inputs, text, concurrency_limit=1, concurrency_id="models")
+        gr.on(
+            [button.click, prompt.submit],
+            partial(_write, folder),
+            inputs,
+            text,
+            concurrency_limit=1,
+            concurrency_id="models",
+        )
 
 
 def _write(folder: RunsFolder, name: str, prompt: str, temperature: float, length: int, seed: int) -> str:

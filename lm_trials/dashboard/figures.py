@@ -69,9 +69,7 @@ def curves_figure(rows: Sequence[Row], unit: str, x_title: str = "updates") -> g
     return styled(figure.update_xaxes(title=x_title).update_yaxes(title=unit))
 
 
-def _curve(
-    figure: go.Figure, rows: Sequence[Row], name: str, color: str, dash: str = "solid", **where: Any
-) -> None:
+def _curve(figure: go.Figure, rows: Sequence[Row], name: str, color: str, dash: str = "solid", **where: Any) -> None:
     steps, values = numbers(rows, "step"), numbers(rows, "estimate")
     lower, upper = numbers(rows, "lower"), numbers(rows, "upper")
     band = np.isfinite(lower) & np.isfinite(upper)
@@ -184,7 +182,8 @@ def layers_figure(cka_LL: np.ndarray, rows: str, columns: str) -> go.Figure:
 def metric_figure(whole_N: np.ndarray, chosen_N: np.ndarray, metric: str) -> go.Figure:
     """Draw the distribution of a metric over all records, and the records of one update as marks below."""
     whole_N, chosen_N = (values[np.isfinite(values)] for values in (whole_N, chosen_N))
-    counts, edges = np.histogram(whole_N, bins=50, range=tuple(np.percentile(whole_N, (0.1, 99.9))))
+    limits = np.percentile(whole_N, (0.1, 99.9))  # some texts are far out; the bars at the ends have them
+    counts, edges = np.histogram(np.clip(whole_N, *limits), bins=50)
     figure = go.Figure()
     figure.add_bar(
         x=_small((edges[:-1] + edges[1:]) / 2), y=_small(counts / len(whole_N)), width=float(edges[1] - edges[0]),
@@ -236,7 +235,9 @@ def _contrast(
 ) -> None:
     control = row["role"] == "control"
     color = CONTROL_COLORS[0] if control else RESULT_COLORS.get(str(row["result"]), CONTROL_COLORS[0])
-    estimate, lower, upper, above, below = (number(row[key]) for key in ("estimate", "lower", "upper", "above", "below"))
+    estimate, lower, upper, above, below = (
+        number(row[key]) for key in ("estimate", "lower", "upper", "above", "below")
+    )
     figure.add_shape(
         type="rect", y0=place - 0.25, y1=place + 0.25, line_width=0, layer="below",
         x0=above if math.isfinite(above) else limits[0], x1=below if math.isfinite(below) else limits[1],

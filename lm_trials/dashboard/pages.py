@@ -91,13 +91,11 @@ class Page:
         """Draw what is chosen; zoom and hidden curves stay when a run that is followed logs more."""
         shown = self.draw(view, *chosen)
         if shown.figure:
-            shown.figure.update_layout(uirevision=f"{self.name} {chosen}")
+            shown.figure.update_layout(uirevision=" ".join(map(str, (self.name, *chosen))))
         return shown
 
 
-def answer(
-    view: View, page: Page, given: Sequence[Any] | None = None
-) -> tuple[list[Choices], list[Any], Shown]:
+def answer(view: View, page: Page, given: Sequence[Any] | None = None) -> tuple[list[Choices], list[Any], Shown]:
     """Return what each picker offers, its value, and what the page shows.
 
     A picker keeps the `given` value where it is offered, else it takes the first.  Where there is nothing to choose
@@ -108,13 +106,19 @@ def answer(
     try:
         for value in given or [None] * len(page.pickers):
             choices = page.choices(view, *chosen)
+            if not choices:
+                raise UsageError("No run is chosen. Choose a run above.")
             offered.append(choices)
             keep = value is not None if isinstance(choices, range) else value in choices
             chosen.append(value if keep else choices[0])
         return offered, chosen, page.show(view, chosen)
     except (UsageError, OSError) as error:  # OSError: removed while it was read
         missing = len(page.pickers) - len(offered)
-        return [*offered, *([""] * missing)], [*chosen, *([None] * (len(page.pickers) - len(chosen)))], Shown(str(error))
+        return (
+            [*offered, *([""] * missing)],
+            [*chosen, *([None] * (len(page.pickers) - len(chosen)))],
+            Shown(str(error)),
+        )
 
 
 def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
@@ -155,10 +159,10 @@ EACH = ("each arm", "each run")
 
 
 def _runs_choices(view: View, *chosen: str) -> Choices:
-    if chosen:
-        return EACH if any(len(names) > 1 for names in view.listing.arms.values()) else EACH[::-1]
+    if chosen:  # arms first, if one has several of the runs
+        return EACH if len({view.listing.arm_of(name) for name in view.names}) < len(view.names) else EACH[::-1]
     metrics = tables.metrics_of(tables.log_of(view.run(name)) for name in view.names)
-    return metrics or [""]
+    return metrics or [""] * bool(view.names)
 
 
 def _runs(view: View, metric: str, each: str) -> Shown:
@@ -233,7 +237,9 @@ def _sides_choices(view: View, *chosen: str) -> Choices:
 def _sides(view: View, name: str, metric: str, scale: str) -> Shown:
     rows, steps = ([row for row in of if row["metric"] == metric] for of in tables.saturation(view.run(name)))
     settled = {row["side"]: number(row["estimate"]) for row in steps}
-    said = [f"{side} at update {step:,.0f}" if np.isfinite(step) else f"{side} does not" for side, step in settled.items()]
+    said = [
+        f"{side} at update {step:,.0f}" if np.isfinite(step) else f"{side} does not" for side, step in settled.items()
+    ]
     title = f"When {metric} settles in {name}: {', '.join(said) or 'not measured'}"
     note = (
         "Input: the records since the checkpoint before. Output: texts sampled at the checkpoint. Dotted: the saturation "
@@ -386,8 +392,10 @@ VARIES = ("model", "minus", "measure", "metric", "side", "dataset", "feature", "
 
 def _tables(view: View, name: str, file: str) -> Shown:
     rows = tables.read_table(tables.table_files(view.run(name))[file])
-    title = f"{len(rows):,} rows of {file}, {name}"
-    along = next((key for key in ("step", "layer") if len({row.get(key) for row in rows} - {None, ""}) > 1), None)
+    title = f"{file} of {name} has {len(rows):,} rows"
+    along = next(
+        (key for key in ("step", "update", "layer") if len({row.get(key) for row in rows} - {None, ""}) > 1), None
+    )
     figure = None
     if along and "estimate" in rows[0]:
         parts = [key for key in VARIES if len({row.get(key) for row in rows}) > 1]
@@ -452,9 +460,15 @@ def _trials(view: View, name: str) -> Shown:
     trial = tables.read_trial(name, tables.trials_of(view.folder)[name])
     registered = f"Registered {trial.registered}."
     if not trial.contrasts:
-        runs = [run for at, run in view.listing.runs.items() if name in (at.split("/")[0], view.folder.folder.resolve().name)]
+        runs = [
+            run
+            for at, run in view.listing.runs.items()
+            if name in (at.split("/")[0], view.folder.folder.resolve().name)
+        ]
         done = sum(run.finished for run in runs)
-        verdict = f'<p class="verdict"><b>no verdict yet</b>{done} of {len(runs)} runs are finished. {registered} Then: '
+        verdict = (
+            f'<p class="verdict"><b>no verdict yet</b>{done} of {len(runs)} runs are finished. {registered} Then: '
+        )
         return Shown(trial.claim, html=f"{verdict}<code>lm-trials report trials/{escape(name)}.yaml</code></p>")
     kind = {"holds": "yes", "does not hold": "no"}.get(trial.verdict, "open")
     verdict = f'<p class="verdict {kind}"><b>{escape(trial.verdict)}</b>{escape(trial.sentence)}</p>'

@@ -33,8 +33,8 @@ import os
 from lm_trials.dashboard.app import serve
 from lm_trials.dashboard.tables import RunsFolder
 
-port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
-serve(RunsFolder("runs"), port, os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0")).block_thread()
+host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), os.environ.get("GRADIO_SERVER_PORT", "7860")
+serve(RunsFolder("runs"), host, int(port)).block_thread()
 '''
 README = """---
 title: {title}
@@ -69,7 +69,9 @@ def write_space(folder: RunsFolder, space: Path) -> Path:
         shutil.copytree(package, unfinished / "lm_trials", ignore=shutil.ignore_patterns("__pycache__"))
         pins = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        about = README.format(title=folder.folder.resolve().name, gradio=version("gradio"), python=python, count=len(runs))
+        about = README.format(
+            title=folder.folder.resolve().name, gradio=version("gradio"), python=python, count=len(runs)
+        )
         for name, text in (("app.py", APP), ("requirements.txt", pins), ("README.md", about)):
             write_file(unfinished / name, text)
     size = sum(file.stat().st_size for file in space.rglob("*") if file.is_file())

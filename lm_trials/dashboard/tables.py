@@ -236,7 +236,9 @@ def thinned(rows: Sequence[Any], most: int = POINTS) -> list[Any]:
     >>> thinned(range(10), 4)
     [0, 3, 6, 9]
     """
-    return list(rows) if len(rows) <= most else [rows[place] for place in np.linspace(0, len(rows) - 1, most, dtype=int)]
+    return (
+        list(rows) if len(rows) <= most else [rows[place] for place in np.linspace(0, len(rows) - 1, most, dtype=int)]
+    )
 
 
 def read_table(path: Path) -> list[Row]:
@@ -266,7 +268,9 @@ def saturation(run: Run) -> tuple[list[Row], list[Row]]:
     for name in ("checkpoints.csv", "saturation.csv"):
         rows = read_table(run.folder / SATURATION / name)
         named = (row["metric"] if row["slice"] == "all" else f"{row['metric']}, {row['slice']}" for row in rows)
-        tables.append([{**row, "metric": name, "step": row.get("update")} for row, name in zip(rows, named, strict=True)])
+        tables.append(
+            [{**row, "metric": name, "step": row.get("update")} for row, name in zip(rows, named, strict=True)]
+        )
     return tables[0], [row for row in tables[1] if row["quantity"] == "saturation_step"]
 
 
@@ -389,7 +393,11 @@ def update_records(run: Run, update: int) -> tuple[list[Row], dict[str, np.ndarr
                 if place is not None:
                     known[record][metric] = float(values[place])
     rows = [
-        {"block": part.block + 1, "record": part.record_id, "tokens": f"{part.first:,} to {part.first + len(part.ids) - 1:,}"}
+        {
+            "block": part.block + 1,
+            "record": part.record_id,
+            "tokens": f"{part.first:,} to {part.first + len(part.ids) - 1:,}",
+        }
         | ({"part": part.corpus} if len(order.names) > 1 else {})
         | known[part.record_id]
         | {"text": order.text_of(part)}
@@ -444,7 +452,9 @@ def checkpoints_of(listing: Listing) -> dict[str, Path]:
     """Return the folders with weights by name: each run's final model, then its checkpoints."""
     found = {}
     for name, run in listing.runs.items():
-        numbered = {int(path.name.split("-")[1]): path for path in run.folder.glob("checkpoint-*") if path.name[11:].isdecimal()}
+        numbered = {
+            int(path.name.split("-")[1]): path for path in run.folder.glob("checkpoint-*") if path.name[11:].isdecimal()
+        }
         places = {name: run.folder} | {f"{name}, update {step:,}": numbered[step] for step in sorted(numbered)}
         found |= {label: place for label, place in places.items() if any(place.glob("*model*.safetensors"))}
     return found

@@ -85,7 +85,11 @@ def test_a_run_that_trains_is_followed(training, runs, view):
     folder = RunsFolder(runs)
     before = folder.list()
     run = before.runs["going-s0"]
-    assert [(row["step"], row["estimate"]) for row in tables.curve(tables.log_of(run), "loss")] == [(1, 5), (2, 4), (3, 3)]
+    assert [(row["step"], row["estimate"]) for row in tables.curve(tables.log_of(run), "loss")] == [
+        (1, 5),
+        (2, 4),
+        (3, 3),
+    ]
     assert tables.curve(tables.log_of(run), "eval_loss")[0]["estimate"] == 2.5
     assert tables.steps_of(run) == 3 and not run.finished
     assert folder.list().state == before.state
@@ -129,7 +133,9 @@ def test_the_band_of_an_arm_is_students_over_its_root_seeds():
 
 def test_similarity_of_layers_is_cka_by_its_definition(runs):
     first, last = (runs / "tiny-s0" / f"checkpoint-{step}" for step in (0, 4))
-    states = [np.concatenate(list(tables.snapshot_of(each).read("activations").values()), axis=1) for each in (first, last)]
+    states = [
+        np.concatenate(list(tables.snapshot_of(each).read("activations").values()), axis=1) for each in (first, last)
+    ]
 
     def hsic(left, right):  # of Gram matrices over tokens, centred as matrices
         centre = np.eye(len(left)) - 1 / len(left)

@@ -1,0 +1,116 @@
+"""The exported page in a real browser, opened as a file: all pages and pickers, without a network."""
+
+import json
+
+import pytest
+from browser import CHROMIUM, Browser
+
+from lm_trials.dashboard import export as exported
+from lm_trials.dashboard import tables
+from lm_trials.dashboard.pages import PAGES, answer
+from lm_trials.dashboard.tables import RunsFolder
+from dashboard_runs import RESULTS
+
+STORY = "</script><script>fail()</script><!-- {{data}}"
+
+
+@pytest.fixture(scope="module")
+def page(trained, tmp_path_factory):
+    """The page of the trained runs, with a story that tries to end its script."""
+    read = tables.update_records
+
+    def with_story(run, update):
+        rows, whole = read(run, update)
+        return [{**rows[0], "text": STORY}, *rows[1:]], whole
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "update_records", with_story)
+        return exported.export(
+            RunsFolder(trained / "runs", RESULTS), tmp_path_factory.mktemp("page") / "a" / "page.html"
+        )
+
+
+def content(page):
+    text = page.read_text(encoding="utf-8")
+    data = text[text.index('id="data">') + len('id="data">') :]
+    return text, json.loads(data[: data.index("</script>")])
+
+
+def leaf(data, name, chosen):
+    """Return what a page shows for some choices; those that are not named are the first."""
+    tree, chosen = next(page["tree"] for page in data["pages"] if page["name"] == name), list(chosen)
+    while not isinstance(tree, int):
+        tree = dict(tree)[chosen.pop(0)] if chosen else tree[0][1]
+    return data["shown"][tree]
+
+
+def test_it_has_what_the_app_shows(page, trained, view):
+    _, data = content(page)
+    looked = view(trained / "runs")
+    for each in PAGES:
+        _, chosen, shown = answer(looked, each)
+        found = leaf(data, each.name, list(map(str, chosen)))
+        assert found["head"] == shown.head, each.name
+        assert found["figure"] == json.loads(shown.figure.to_json()), each.name
+    attention = leaf(data, "Attention", ["tiny-s1", "update 2", "story 1", "layer 1, head 2"])
+    assert "Layer 1, head 2 of tiny-s1, update 2" in attention["head"]
+    assert [choice for choice, _ in dict(next(p for p in data["pages"] if p["name"] == "Data")["tree"])["tiny-s0"]] == [
+        "1", "2", "4",
+    ]  # fmt: skip
+
+
+def test_it_loads_nothing_and_no_text_ends_its_script(page):
+    text, data = content(page)
+    assert "default-src 'none'" in text
+    assert (
+        text.count("<script") == 3 + text[text.index("<script>") : text.index('<script type="app')].count("<script") - 1
+    )
+    assert STORY not in text and "&lt;/script&gt;" in json.dumps(leaf(data, "Data", ["tiny-s0", "1"])["foot"])
+
+
+def test_few_choices_keep_the_default_and_the_last():
+    assert exported.few("Checkpoint", [str(n) for n in range(50)]) == ["0", "9", "19", "29", "39", "49"]
+    assert exported.few("Scale", ["a"] * 50) == ["a"] * 50
+    assert exported.few("Update", range(1, 2)) == [1]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install Debian's package chromium")
+def test_it_opens_from_a_file_and_every_picker_works(page):
+    browser = Browser(390, 844)
+    try:
+        browser.open(page.as_uri())
+        browser.wait("document.querySelector('.main-svg') !== null")
+        for each in PAGES:
+            browser.js(
+                f"[...document.querySelectorAll('nav button')].find(e => e.textContent === {json.dumps(each.name)}).focus()"
+            )
+            browser.key("Enter")
+            browser.wait(f"document.querySelector('[aria-current]').textContent === {json.dumps(each.name)}")
+            assert browser.js("document.documentElement.scrollWidth") <= 390, each.name
+            for place in range(browser.js("document.querySelectorAll('select').length")):
+                before = browser.js(
+                    f"(() => {{ const s = document.querySelectorAll('select')[{place}]; s.focus(); return s.value; }})()"
+                )
+                browser.key("ArrowDown")
+                chosen = browser.js(f"document.querySelectorAll('select')[{place}].value")
+                assert chosen != before, (each.name, place)
+                assert browser.js(f"document.activeElement === document.querySelectorAll('select')[{place}]")
+            assert browser.js("document.querySelector('#head h2').textContent.length") > 20
+            assert browser.js(
+                "document.querySelector('#figure').hidden || document.querySelector('#figure .main-svg') !== null"
+            )
+        browser.js("[...document.querySelectorAll('nav button')].find(e => e.textContent === 'Data').click()")
+        assert STORY.replace("{{data}}", "") in browser.js("document.querySelector('#foot').textContent")
+        assert browser.problems == []
+        assert browser.hosts == {""}
+    finally:
+        browser.close()
+
+
+def test_a_dark_page_and_a_heat_map_the_right_way_up(page):
+    _, data = content(page)
+    figure = leaf(data, "Attention", ["tiny-s0", "update 4"])["figure"]
+    assert figure["layout"]["yaxis"]["autorange"] == "reversed" and figure["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)"
+    revisions = [each["figure"]["layout"]["uirevision"] for each in data["shown"] if each["figure"]]
+    assert len(set(revisions)) == len(revisions)  # the zoom of one figure is not kept for another
+    assert len(revisions) > 50
