@@ -109,7 +109,7 @@ def _settings(update: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(folder: RunsFolder, page: Page, names: Sequence[str], *given: Any) -> list[Any]:
-    """Return the updates of a page's components; none for a page that is not open, whose name is the last of `given`."""
+    """Return the updates of a page's components; none where the last of `given` names another page, the open one."""
     if len(given) > len(page.pickers) and given[-1] != page.name:
         return [gr.skip()] * (len(page.pickers) + 3)
     listing = folder.list()

@@ -18,7 +18,7 @@ from lm_trials.dashboard.tables import RunsFolder, thinned
 from lm_trials.files import write_file
 
 RUNS = 24  # in a page; it has each combination of choices, so it grows with their product
-# The most choices of a picker; evenly spaced, the default and the last among them.  All stories would be ten times more.
+# The most choices of a picker; evenly spaced, the default and the last among them.  All would be hundreds of MB.
 FEW = {"Story": 1, "Checkpoint": 6, "Head": 24, "Metric": 5, "Run": 12, "Table": 20}
 PLACE = re.compile(r"\{\{(\w+)\}\}")
 

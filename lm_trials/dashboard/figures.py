@@ -155,7 +155,8 @@ def embeddings_figure(
         )  # fmt: skip
     bar = {"title": "distance<br>moved", "thickness": 12}
     figure.add_scatter(
-        x=_small(now[:, 0]), y=_small(now[:, 1]), mode="markers", text=list(tokens), hovertemplate="%{text}<extra></extra>",
+        x=_small(now[:, 0]), y=_small(now[:, 1]), mode="markers", text=list(tokens),
+        hovertemplate="%{text}<extra></extra>",
         marker={"size": 6, "color": _small(moved), "colorscale": "Cividis", "colorbar": bar, "cmin": 0,
                 "cmax": float(np.linalg.norm(points_CVK[-1] - points_CVK[0], axis=1).max()) or 1.0},
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Pages of the dashboard: for each its pickers, and what it shows for what is chosen; the app and the export use them."""
+"""Pages of the dashboard: their pickers, and what they show for what is chosen; the app and the export use them."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -124,8 +125,8 @@ def answer(view: View, page: Page, given: Sequence[Any] | None = None) -> tuple[
 def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
     """Return rows as an HTML table that scrolls by itself, also with the keyboard.
 
-    >>> table_html([{"run": "a<b", "loss": 0.12345678}])
-    '<div class="rows" tabindex="0" role="region" aria-label="table"><table><thead><tr><th>run</th><th>loss</th></tr></thead><tbody><tr><td>a&lt;b</td><td class="number">0.1235</td></tr></tbody></table></div>'
+    >>> table_html([{"run": "a<b", "loss": 0.12345678}])[-75:]
+    '<td>a&lt;b</td><td class="number">0.1235</td></tr></tbody></table></div>'
     """
     if not rows:
         return ""
@@ -141,10 +142,8 @@ def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else str(value)
-    try:
+    with contextlib.suppress(ValueError):
         value = float(text) if isinstance(value, str) and not text.isdecimal() else value
-    except ValueError:
-        pass
     if isinstance(value, float):
         return f'<td class="number">{"" if np.isnan(value) else f"{value:.4g}"}</td>'
     if isinstance(value, int) or text.isdecimal():
@@ -242,8 +241,8 @@ def _sides(view: View, name: str, metric: str, scale: str) -> Shown:
     ]
     title = f"When {metric} settles in {name}: {', '.join(said) or 'not measured'}"
     note = (
-        "Input: the records since the checkpoint before. Output: texts sampled at the checkpoint. Dotted: the saturation "
-        "step. Bands: 95 % intervals."
+        "Input: the records since the checkpoint before. Output: texts sampled at the checkpoint. Dotted: the "
+        "saturation step. Bands: 95 % intervals."
     )
     figure = figures.sides_figure(rows, str(rows[0].get("unit") or metric), settled, scale == SCALES[1])
     return Shown(title, figure, table_html([{key: row[key] for key in STEP if key in row} for row in steps]), note)
@@ -299,7 +298,8 @@ def _attention_pages(run: Run) -> dict[str, Path]:
 def _attention(view: View, name: str, update: str, story: str, head: str) -> Shown:
     if page := _attention_pages(view.run(name)).get(update):
         # A frame without an address keeps the page's styles apart, and needs no server.
-        frame = f'<iframe class="probe" title="attention probe" srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>'
+        text = escape(page.read_text(encoding="utf-8"))
+        frame = f'<iframe class="probe" title="attention probe" srcdoc="{text}"></iframe>'
         return Shown(f"The attention probe's page of {name}", html=frame)
     checkpoint, place = _checkpoint(view, name, update), int(story.split()[1]) - 1
     tokens = tables.snapshot_of(checkpoint).texts[place]["tokens"]
@@ -328,10 +328,11 @@ def _embeddings(view: View, name: str, update: str) -> Shown:
     points_CVK, tokens = points_CVK[:, ids], [names[token] for token in ids]
     moved = np.linalg.norm(points_CVK[place] - points_CVK[0], axis=1)
     farthest = ", ".join(repr(tokens[token]) for token in np.argsort(-moved)[:5])
-    title = f"From update {steps[0]} to {update.removeprefix('update ')}, the embeddings of {farthest} moved farthest in this plane"
+    until = update.removeprefix("update ")
+    title = f"From update {steps[0]} to {until}, the embeddings of {farthest} moved farthest in this plane"
     note = (
         "Principal axes of the embeddings of all checkpoints together: one basis, so positions can be compared. "
-        f"The {len(tokens):,} tokens with the smallest ids, without single bytes; red: the way of the five that moved farthest."
+        f"The {len(tokens):,} tokens with the smallest ids, without single bytes; red: the five that moved farthest."
     )
     return Shown(title, figures.embeddings_figure(points_CVK, shares_K, place, tokens, steps), note=note)
 
@@ -358,14 +359,15 @@ def _layers(view: View, name: str, other: str, what: str, update: str) -> Shown:
     if not shared:
         raise UsageError(f"{name} and {other} have no snapshots at the same updates; choose another run")
     note = (
-        "Linear CKA over the tokens of the snapshots' stories, a description without an interval. For one with stories as "
-        "samples: lm-trials probe similarity --measure cka"
+        "Linear CKA over the tokens of the snapshots' stories, a description without an interval. For one with stories "
+        "as samples: lm-trials probe similarity --measure cka"
     )
     if what == ALL_PAIRS:
         step = int(update.split()[1].replace(",", ""))
         step = step if step in shared else shared[-1]
         cka_LL = tables.layer_similarity(own[step], against[step])
-        title = f"At update {step:,}, the layers of {name} and of {other} are similar by {np.diag(cka_LL).mean():.2f} (mean CKA)"
+        mean = np.diag(cka_LL).mean()
+        title = f"At update {step:,}, the layers of {name} and of {other} have a mean CKA of {mean:.2f}"
         return Shown(title, figures.layers_figure(cka_LL, name, other), note=note)
     found = {step: tables.layer_similarity(own[step], against[step], same=True) for step in shared}
     labels = [f"layer {layer}" if layer else "embeddings" for layer in range(len(found[shared[0]]))]
@@ -452,7 +454,8 @@ def _trials_choices(view: View, *chosen: str) -> Choices:
     if found := list(tables.trials_of(view.folder)):
         return found
     raise UsageError(
-        f"There are no trials in {view.folder.results} or {view.folder.folder}. Start one with: lm-trials new trials/my_claim.yaml"
+        f"There are no trials in {view.folder.results} or {view.folder.folder}. "
+        "Start one with: lm-trials new trials/my_claim.yaml"
     )
 
 
@@ -474,7 +477,10 @@ def _trials(view: View, name: str) -> Shown:
     verdict = f'<p class="verdict {kind}"><b>{escape(trial.verdict)}</b>{escape(trial.sentence)}</p>'
     kept = ("contrast", "role", "result", "estimate", "lower", "upper", "unit", "root_seeds", "p", "p_holm", "method")
     table = table_html([{key: row.get(key) for key in kept} for row in trial.contrasts])
-    note = f"{registered} Shaded: the claimed range; grey: what would invalidate the trial. Bars: 95 % intervals; dots: root seeds."
+    note = (
+        f"{registered} Shaded: the claimed range; grey: what would invalidate the trial. Bars: 95 % intervals; dots: "
+        "root seeds."
+    )
     return Shown(trial.claim, figures.forest_figure(trial.contrasts, trial.values), table, note, verdict)
 
 

@@ -145,7 +145,7 @@ def shared_name(names: Sequence[str]) -> str:
     >>> shared_name(["never-s0", "never-s1"]), shared_name(["demo"])
     ('never-s*', 'demo')
     """
-    return names[0] if len(names) == 1 else commonprefix(names) + "*"
+    return names[0] if len(names) == 1 else commonprefix(names) + "*"  # noqa: RUF071  # of letters
 
 
 def log_of(run: Run) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ def refused(capsys, *words):
     with pytest.raises(SystemExit) as left:
         command.main(list(words))
     lines = capsys.readouterr().err.splitlines()
-    assert left.value.code == 2 and len(lines) == 1
+    assert left.value.code == 2
+    assert len(lines) == 1
     return lines[0]
 
 
@@ -42,7 +43,8 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys, monkeypatch):
 
 def test_it_writes_a_page_and_a_space(runs, tmp_path, capsys):
     command.main([str(runs / "tiny-s0"), "--export", str(tmp_path / "new" / "page.html")])
-    assert (tmp_path / "new" / "page.html").stat().st_size > 4e6 and "opens offline" in capsys.readouterr().out
+    assert (tmp_path / "new" / "page.html").stat().st_size > 4e6
+    assert "opens offline" in capsys.readouterr().out
     command.main([str(runs), "--space", str(tmp_path / "space")])
     assert "hf upload YOUR_NAME/space" in capsys.readouterr().out
 
@@ -69,4 +71,6 @@ def test_it_serves_until_it_is_interrupted(runs):
                 time.sleep(0.2)
         process.send_signal(2)
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and err == "" and f"open  http://127.0.0.1:{port}/" in out
+    assert process.returncode == 0
+    assert err == ""
+    assert f"open  http://127.0.0.1:{port}/" in out

@@ -4,12 +4,12 @@ import json
 
 import pytest
 from browser import CHROMIUM, Browser
+from dashboard_runs import RESULTS
 
 from lm_trials.dashboard import export as exported
 from lm_trials.dashboard import tables
 from lm_trials.dashboard.pages import PAGES, answer
 from lm_trials.dashboard.tables import RunsFolder
-from dashboard_runs import RESULTS
 
 STORY = "</script><script>fail()</script><!-- {{data}}"
 
@@ -65,7 +65,8 @@ def test_it_loads_nothing_and_no_text_ends_its_script(page):
     assert (
         text.count("<script") == 3 + text[text.index("<script>") : text.index('<script type="app')].count("<script") - 1
     )
-    assert STORY not in text and "&lt;/script&gt;" in json.dumps(leaf(data, "Data", ["tiny-s0", "1"])["foot"])
+    assert STORY not in text
+    assert "&lt;/script&gt;" in json.dumps(leaf(data, "Data", ["tiny-s0", "1"])["foot"])
 
 
 def test_few_choices_keep_the_default_and_the_last():
@@ -82,15 +83,15 @@ def test_it_opens_from_a_file_and_every_picker_works(page):
         browser.wait("document.querySelector('.main-svg') !== null")
         for each in PAGES:
             browser.js(
-                f"[...document.querySelectorAll('nav button')].find(e => e.textContent === {json.dumps(each.name)}).focus()"
+                f"[...document.querySelectorAll('nav button')].find(e => e.textContent === '{each.name}').focus()"
             )
             browser.key("Enter")
-            browser.wait(f"document.querySelector('[aria-current]').textContent === {json.dumps(each.name)}")
+            browser.wait(f"document.querySelector('[aria-current]').textContent === '{each.name}'")
             assert browser.js("document.documentElement.scrollWidth") <= 390, each.name
             for place in range(browser.js("document.querySelectorAll('select').length")):
-                before = browser.js(
-                    f"(() => {{ const s = document.querySelectorAll('select')[{place}]; s.focus(); return s.value; }})()"
-                )
+                select = f"document.querySelectorAll('select')[{place}]"
+                browser.js(f"{select}.focus()")
+                before = browser.js(f"{select}.value")
                 browser.key("ArrowDown")
                 chosen = browser.js(f"document.querySelectorAll('select')[{place}].value")
                 assert chosen != before, (each.name, place)
@@ -110,7 +111,8 @@ def test_it_opens_from_a_file_and_every_picker_works(page):
 def test_a_dark_page_and_a_heat_map_the_right_way_up(page):
     _, data = content(page)
     figure = leaf(data, "Attention", ["tiny-s0", "update 4"])["figure"]
-    assert figure["layout"]["yaxis"]["autorange"] == "reversed" and figure["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)"
+    assert figure["layout"]["yaxis"]["autorange"] == "reversed"
+    assert figure["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)"
     revisions = [each["figure"]["layout"]["uirevision"] for each in data["shown"] if each["figure"]]
     assert len(set(revisions)) == len(revisions)  # the zoom of one figure is not kept for another
     assert len(revisions) > 50

@@ -21,7 +21,8 @@ def test_a_curve_has_its_band_of_its_colour():
     assert set(found) == {("a", "toself"), ("a", None), ("b", None)}  # no interval, no band
     assert found["a", None].y.tolist() == [2, 1]
     assert found["a", "toself"].y.tolist() == [1.5, 0.5, 1.5, 2.5]  # there and back
-    assert found["a", None].text == ("2 [1.5, 2.5]", "1 [0.5, 1.5]") and found["b", None].text == ("2",)
+    assert found["a", None].text == ("2 [1.5, 2.5]", "1 [0.5, 1.5]")
+    assert found["b", None].text == ("2",)
     assert found["a", None].line.color != found["b", None].line.color
 
 
@@ -32,8 +33,8 @@ def test_a_ladder_of_updates_has_a_logarithmic_axis(steps, kind):
 
 
 def test_input_and_output_have_a_panel_each_or_one_scale():
-    rows = [ROW | {"side": side, "step": step, "estimate": place + step} for place, side in ((0, "input"), (100, "output"))
-            for step in (1, 3)]  # fmt: skip
+    sides = {"input": 0, "output": 100}
+    rows = [ROW | {"side": side, "step": step, "estimate": sides[side] + step} for side in sides for step in (1, 3)]
     own = figures.sides_figure(rows, "words", {"input": 3.0, "output": float("nan")})
     assert {trace.yaxis for trace in own.data} == {"y", "y2"}
     assert [axis.title.text for axis in (own.layout.yaxis, own.layout.yaxis2)] == ["input: words", "output: words"]
@@ -59,7 +60,8 @@ def test_embeddings_show_one_checkpoint_on_limits_of_all():
     figure = figures.embeddings_figure(points_CVK, np.array([0.5, 0.25]), 1, list("abcdef"), [0, 8])
     *ways, cloud = figure.data
     assert [way.name for way in ways] == list("fedcb")  # farthest first
-    assert ways[0].x.tolist() == [0, 10] and cloud.y.tolist() == [1, 3, 5, 7, 9, 11]
+    assert ways[0].x.tolist() == [0, 10]
+    assert cloud.y.tolist() == [1, 3, 5, 7, 9, 11]
     first = figures.embeddings_figure(points_CVK, np.array([0.5, 0.25]), 0, list("abcdef"), [0, 8])
     assert first.layout.xaxis.range == figure.layout.xaxis.range
     assert figure.layout.xaxis.title.text == "axis 1 (50% of the variance)"
@@ -82,15 +84,20 @@ def test_a_forest_has_the_claimed_range_and_zero_in_its_panels():
     json.loads(figure.to_json())
     claimed, invalid = figure.layout.shapes
     low, high = figure.layout.xaxis.range
-    assert low < 0 and (claimed.x0, claimed.x1) == (0.1, high)
-    assert invalid.x1 == -1 and invalid.x0 < -1
+    assert low < 0
+    assert (claimed.x0, claimed.x1) == (0.1, high)
+    assert invalid.x1 == -1
+    assert invalid.x0 < -1
     assert claimed.fillcolor != invalid.fillcolor
     seeds, estimate, _, of_control = figure.data
-    assert list(seeds.x) == [0.3, 0.4] and list(estimate.x) == [0.3]
-    assert estimate.error_x.visible and not of_control.error_x.visible
+    assert list(seeds.x) == [0.3, 0.4]
+    assert list(estimate.x) == [0.3]
+    assert estimate.error_x.visible
+    assert not of_control.error_x.visible
     assert figure.layout.annotations[0].text == "a &lt; b (primary): holds"
 
 
 def test_a_metric_has_its_distribution_and_the_records_of_the_update():
     bars, marks = figures.metric_figure(np.array([1.0, 1.0, 2.0, np.nan]), np.array([2.0, np.nan]), "words").data
-    assert bars.y.sum() == pytest.approx(1) and marks.x.tolist() == [2]
+    assert bars.y.sum() == pytest.approx(1)
+    assert marks.x.tolist() == [2]

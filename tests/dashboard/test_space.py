@@ -30,9 +30,8 @@ def test_it_has_the_runs_without_what_only_training_needs(space, trained):
     assert not [name for name in files if name.endswith((".pt", ".pth", ".bin", ".pyc")) or "tfevents" in name]
     for name in files:
         if name.startswith("runs/") and name.endswith("run.json"):
-            assert (
-                str(trained) not in (space / name).read_text() and "working_directory" not in (space / name).read_text()
-            )
+            assert str(trained) not in (space / name).read_text()
+            assert "working_directory" not in (space / name).read_text()
     assert str(trained) in (trained / "runs" / "tiny-s0" / "run.json").read_text()
     shown = RunsFolder(space / "runs").list()
     assert [list(names) for names in shown.arms.values()] == [["tiny-s0", "tiny-s1"]]
@@ -42,9 +41,11 @@ def test_its_head_and_requirements(space):
     import gradio
 
     head = (space / "README.md").read_text().split("---")[1]
-    assert f"sdk: gradio\nsdk_version: {gradio.__version__}\n" in head and "app_file: app.py" in head
+    assert f"sdk: gradio\nsdk_version: {gradio.__version__}\n" in head
+    assert "app_file: app.py" in head
     pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
-    assert pins["torch"].count("+") == 0 and set(pins) == set(REQUIREMENTS)
+    assert pins["torch"].count("+") == 0
+    assert set(pins) == set(REQUIREMENTS)
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     needed = {line.split(">")[0].split("=")[0].strip() for line in setup["options"]["install_requires"].splitlines()}
@@ -54,7 +55,7 @@ def test_its_head_and_requirements(space):
 
 
 def test_a_folder_that_exists_is_refused(space, trained):
-    with pytest.raises(UsageError, match="--space .* exists; remove it, or give another folder"):
+    with pytest.raises(UsageError, match=r"--space .* exists; remove it, or give another folder"):
         write_space(RunsFolder(trained / "runs"), space)
 
 

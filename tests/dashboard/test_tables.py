@@ -37,7 +37,8 @@ def test_a_quick_look_at_a_run_reads_the_same_as_a_slow_one(runs, tmp_path, monk
     described["outcome"]["initial_model"] = {**base, "run": {"run_name": "tiny-s0", "replicate": {"seed": 0}}}
     (child / "run.json").write_text(json.dumps(described))
     slow = read_run(str(child))
-    assert "initial_model.recipe" in slow.outcome and slow.steps == 4
+    assert "initial_model.recipe" in slow.outcome
+    assert slow.steps == 4
     assert read_run(str(child), quick=True) == slow
     monkeypatch.setattr("lm_trials.trials.runs.weights_digest", None)
     monkeypatch.setattr("lm_trials.trials.runs.read_object", forbidding(child / "trainer_state.json"))
@@ -66,7 +67,8 @@ def test_a_damaged_run_is_a_line_and_the_others_are_shown(runs, view):
     assert list(listing.runs) == ["tiny-s1"]
     first, second = listing.faults
     assert first.startswith("odd is not shown: run.json has unexpected fields")
-    assert second.startswith("tiny-s0 is not shown: ") and "cannot be read as JSON" in second
+    assert second.startswith("tiny-s0 is not shown: ")
+    assert "cannot be read as JSON" in second
 
 
 def test_runs_of_a_trial_and_a_run_itself_are_found(runs, tmp_path, view):
@@ -91,7 +93,8 @@ def test_a_run_that_trains_is_followed(training, runs, view):
         (3, 3),
     ]
     assert tables.curve(tables.log_of(run), "eval_loss")[0]["estimate"] == 2.5
-    assert tables.steps_of(run) == 3 and not run.finished
+    assert tables.steps_of(run) == 3
+    assert not run.finished
     assert folder.list().state == before.state
     from torch.utils.tensorboard import SummaryWriter
 
@@ -106,12 +109,14 @@ def test_a_curve_has_what_was_logged_at_each_update_and_its_interval(runs):
     run = read_run(str(runs / "tiny-s0"))
     logged = {row["step"]: row["eval_loss"] for row in log_history(run.folder) if "eval_loss" in row}
     found = tables.curve(tables.log_of(run), "eval_loss")
-    assert {row["step"]: row["estimate"] for row in found} == logged and list(logged) == [2, 4]
+    assert {row["step"]: row["estimate"] for row in found} == logged
+    assert list(logged) == [2, 4]
     assert tables.metrics_of([tables.log_of(run)])[:2] == ["eval_loss", "loss"]
     log = [{"step": 4, "eval_loss": 2.0, "eval_loss_lower": 1.0, "eval_loss_upper": 4.0}, {"step": 2, "eval_loss": 3}]
     first, second = tables.curve(log, "eval_loss")
     assert second == {"step": 4, "estimate": 2.0, "lower": 1.0, "upper": 4.0}
-    assert first["estimate"] == 3 and np.isnan([first["lower"], first["upper"]]).all()
+    assert first["estimate"] == 3
+    assert np.isnan([first["lower"], first["upper"]]).all()
 
 
 def test_the_band_of_an_arm_is_students_over_its_root_seeds():
@@ -186,10 +191,11 @@ def test_the_records_of_an_update_have_their_metrics(runs, trained):
 
 
 def test_embeddings_and_tokens(runs):
-    points_CVK, shares_K = tables.embeddings(runs / "tiny-s0", (0, 1, 2, 4))
+    points_CVK, _shares_K = tables.embeddings(runs / "tiny-s0", (0, 1, 2, 4))
     assert (points_CVK == open_snapshots(runs / "tiny-s0").embeddings()[0]).all()
     names = tables.vocabulary(runs / "tiny-s0")
-    assert "␣the" in names.values() and not any(name.startswith("<0x") for name in names.values())
+    assert "␣the" in names.values()
+    assert not any(name.startswith("<0x") for name in names.values())
 
 
 @pytest.mark.parametrize("text", ["a,b\n1\n", 'a,b\n"1,2\n', "a,b\n1,2,3\n"])
@@ -205,12 +211,17 @@ def test_trials_are_reported_or_registered(runs, view):
     looked = view(runs)
     shutil.copytree(REPOSITORY / "results" / "diversity", runs / "mine", ignore=shutil.ignore_patterns("*.csv", "*.md"))
     found = tables.trials_of(looked.folder)
-    assert found["mine"] == runs / "mine" and found["diversity"] == REPOSITORY / "results" / "diversity"
+    assert found["mine"] == runs / "mine"
+    assert found["diversity"] == REPOSITORY / "results" / "diversity"
     trial = tables.read_trial("diversity", found["diversity"])
-    assert trial.verdict == "holds" and trial.claim.startswith("Half PubMed, half patents")
-    assert "claimed: below 0" in trial.sentence and len(trial.contrasts) == 6
+    assert trial.verdict == "holds"
+    assert trial.claim.startswith("Half PubMed, half patents")
+    assert "claimed: below 0" in trial.sentence
+    assert len(trial.contrasts) == 6
     mine = tables.read_trial("mine", found["mine"])
-    assert mine.claim == trial.claim and not mine.contrasts and not mine.verdict
+    assert mine.claim == trial.claim
+    assert not mine.contrasts
+    assert not mine.verdict
 
 
 def test_folders_with_weights(runs, view):
