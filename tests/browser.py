@@ -123,7 +123,7 @@ class Browser:
 
     def key(self, name: str, text: str = "") -> None:
         """Press a key, such as Tab, Enter, ArrowDown or a letter."""
-        codes = {"Tab": 9, "Enter": 13, "ArrowDown": 40, "ArrowRight": 39, "Escape": 27, " ": 32}
+        codes = {"Tab": 9, "Enter": 13, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "Escape": 27, " ": 32}
         both = {"key": name, "code": name, "windowsVirtualKeyCode": codes.get(name, 0)}
         text = text or {"Enter": "\r", " ": " "}.get(name, "")
         self.call("Input.dispatchKeyEvent", type="keyDown", **both, **({"text": text} if text else {}))

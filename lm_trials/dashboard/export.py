@@ -12,8 +12,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from lm_trials.console import UsageError
-from lm_trials.dashboard.pages import PAGES, Choices, Page, Shown, View
+from lm_trials.dashboard.pages import FAULTS, PAGES, Choices, Page, Shown, View, reason
 from lm_trials.dashboard.tables import RunsFolder, thinned
 from lm_trials.files import write_file
 
@@ -51,8 +50,8 @@ def _tree(view: View, page: Page, chosen: Sequence[Any], shown: list[dict[str, A
             choices = few(page.pickers[len(chosen)], page.choices(view, *chosen))
             return [[str(choice), _tree(view, page, (*chosen, choice), shown)] for choice in choices]
         what = page.show(view, chosen)
-    except (UsageError, OSError) as error:
-        what = Shown(str(error))
+    except FAULTS as error:
+        what = Shown(reason(error))
     figure = what.figure and json.loads(what.figure.to_json())
     shown.append({"head": what.head, "figure": figure, "foot": what.foot})
     return len(shown) - 1

@@ -112,14 +112,22 @@ def answer(view: View, page: Page, given: Sequence[Any] | None = None) -> tuple[
             offered.append(choices)
             keep = value is not None if isinstance(choices, range) else value in choices
             chosen.append(value if keep else choices[0])
-        return offered, chosen, page.show(view, chosen)
-    except (UsageError, OSError) as error:  # OSError: removed while it was read
-        missing = len(page.pickers) - len(offered)
-        return (
-            [*offered, *([""] * missing)],
-            [*chosen, *([None] * (len(page.pickers) - len(chosen)))],
-            Shown(str(error)),
-        )
+        shown = page.show(view, chosen)
+    except FAULTS as error:
+        shown = Shown(reason(error))
+    missing = len(page.pickers) - len(chosen)
+    return [*offered, *[[]] * missing], [*chosen, *[None] * missing], shown
+
+
+FAULTS = (OSError, LookupError, TypeError, ValueError)
+"""What reading files raises: a UsageError, removed while it was read, columns or fields that are missing."""
+
+
+def reason(error: Exception) -> str:
+    """Return one of `FAULTS` as a sentence."""
+    if isinstance(error, (UsageError, OSError)):
+        return str(error)
+    return f"A file of this page has unexpected content ({error!r}); restore it, or write it again"
 
 
 def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
@@ -210,7 +218,7 @@ def _overview(view: View, name: str) -> Row:
         "parameters": run.parameters,
         "data": run.outcome.get("dataset_name"),
         "started from": run.outcome.get("initial_model.name_or_path") or "random weights",
-        "minutes": run.training_seconds / 60 if run.finished else None,
+        "minutes": max((row.get("train_runtime", 0) for row in tables.log_of(run)), default=0) / 60 or None,
     }
 
 

@@ -155,8 +155,13 @@ def log_of(run: Run) -> list[dict[str, Any]]:
         UsageError: for a damaged file.
     """
     if run.steps is not None:
-        return log_history(run.folder)
+        return _history(run.folder, (run.folder / STATE_FILE).stat().st_mtime_ns)
     return [row for file in _events(run.folder) for row in _logged(file, file.stat().st_size)]
+
+
+@lru_cache(maxsize=32)
+def _history(folder: Path, time: int) -> list[dict[str, Any]]:
+    return log_history(folder)
 
 
 @lru_cache(maxsize=32)

@@ -72,7 +72,7 @@ class Served:
         box = f"[...({within}).querySelectorAll('input[role=combobox]')].find(e => e.ariaLabel === {json.dumps(label)})"
         self.browser.js(f"{box}.focus()")
         options = "[...document.querySelectorAll('li[role=option]')]"
-        offered = self.browser.wait(f"{options}.length && {options}.map(each => each.ariaLabel)", 10)
+        offered = self.browser.wait(f"{options}.length && {options}.map(each => each.ariaLabel)")
         option = option or offered[-1]
         for _ in range(len(offered) + 1):
             if self.browser.js(f"{options}.find(each => each.matches('.active'))?.ariaLabel") == option:
@@ -80,7 +80,7 @@ class Served:
             self.browser.key("ArrowDown")
         self.browser.key("Enter")
         if within == PANEL:
-            self.browser.wait(f"{box}.value === {json.dumps(option)}", 10)
+            self.browser.wait(f"{box}.value === {json.dumps(option)}")
 
 
 @pytest.fixture

@@ -75,37 +75,54 @@ def test_few_choices_keep_the_default_and_the_last():
     assert exported.few("Update", range(1, 2)) == [1]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install Debian's package chromium")
-def test_it_opens_from_a_file_and_every_picker_works(page):
-    browser = Browser(390, 844)
-    try:
-        browser.open(page.as_uri())
-        browser.wait("document.querySelector('.main-svg') !== null")
-        for each in PAGES:
-            browser.js(
-                f"[...document.querySelectorAll('nav button')].find(e => e.textContent === '{each.name}').focus()"
-            )
-            browser.key("Enter")
-            browser.wait(f"document.querySelector('[aria-current]').textContent === '{each.name}'")
+@pytest.fixture
+def browser(page):
+    """A narrow window with the page, opened as a file."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium; install Debian's package chromium")
+    found = Browser(390, 844)
+    found.open(page.as_uri())
+    found.wait("document.querySelector('.main-svg') !== null")
+    yield found
+    found.close()
+
+
+def open_page(browser, name):
+    """Open a page with the keyboard."""
+    browser.js(f"[...document.querySelectorAll('nav button')].find(e => e.textContent === '{name}').focus()")
+    browser.key("Enter")
+    browser.wait(f"document.querySelector('[aria-current]').textContent === '{name}'")
+
+
+def test_it_opens_from_a_file_and_asks_for_nothing(browser):
+    open_page(browser, "Data")
+    assert STORY.replace("{{data}}", "") in browser.js("document.querySelector('#foot').textContent")
+    browser.js("document.querySelectorAll('select')[1].focus()")
+    browser.key("ArrowDown")
+    assert browser.js("document.querySelector('h2').textContent").startswith("Update 2 of tiny-s0 read ")
+    assert browser.js("document.activeElement.value") == "2"
+    assert browser.js("document.documentElement.scrollWidth") <= 390
+    assert browser.problems == []
+    assert browser.hosts == {""}
+
+
+@pytest.mark.slow
+def test_every_page_and_picker_of_it_works(browser):
+    for each in PAGES:
+        open_page(browser, each.name)
+        for place in range(browser.js("document.querySelectorAll('select').length")):
+            select = f"document.querySelectorAll('select')[{place}]"
+            browser.js(f"{select}.focus()")
+            before, last = browser.js(f"[{select}.value, {select}.selectedIndex === {select}.length - 1]")
+            browser.key("ArrowUp" if last else "ArrowDown")
+            assert browser.js(f"{select}.value") != before, (each.name, place)
+            assert browser.js(f"document.activeElement === {select}")
             assert browser.js("document.documentElement.scrollWidth") <= 390, each.name
-            for place in range(browser.js("document.querySelectorAll('select').length")):
-                select = f"document.querySelectorAll('select')[{place}]"
-                browser.js(f"{select}.focus()")
-                before = browser.js(f"{select}.value")
-                browser.key("ArrowDown")
-                chosen = browser.js(f"document.querySelectorAll('select')[{place}].value")
-                assert chosen != before, (each.name, place)
-                assert browser.js(f"document.activeElement === document.querySelectorAll('select')[{place}]")
-            assert browser.js("document.querySelector('#head h2').textContent.length") > 20
-            assert browser.js(
-                "document.querySelector('#figure').hidden || document.querySelector('#figure .main-svg') !== null"
-            )
-        browser.js("[...document.querySelectorAll('nav button')].find(e => e.textContent === 'Data').click()")
-        assert STORY.replace("{{data}}", "") in browser.js("document.querySelector('#foot').textContent")
-        assert browser.problems == []
-        assert browser.hosts == {""}
-    finally:
-        browser.close()
+        assert len(browser.js("document.querySelector('#head h2').textContent")) > 20
+        drawn = "document.querySelector('#figure').hidden || document.querySelector('#figure .main-svg') !== null"
+        assert browser.js(drawn), each.name
+    assert browser.problems == []
+    assert browser.hosts == {""}
 
 
 def test_a_dark_page_and_a_heat_map_the_right_way_up(page):

@@ -126,6 +126,7 @@ def test_trials_with_and_without_a_verdict(runs, view):
         ("Embeddings", "checkpoint-4/snapshot/embeddings.safetensors", "is damaged: snapshot/embeddings.safetensors"),
         ("Layers", "checkpoint-4/snapshot/texts.json", "is damaged: snapshot/texts.json"),
         ("Input and output", "probes/saturation/checkpoints.csv", "checkpoints.csv cannot be read"),
+        ("Tables", "probes/saturation/checkpoints.csv", "checkpoints.csv cannot be read"),
         ("Runs", "trainer_state.json", "trainer_state.json cannot be read as JSON"),
     ],
 )
@@ -137,6 +138,12 @@ def test_a_damaged_file_is_the_sentence_of_its_page(runs, view, page, damage, me
     shown = answer(looked, PAGE[page])[2]
     assert message in shown.title
     assert shown.figure is None
+
+
+def test_a_table_without_its_columns_is_a_sentence_too(runs, view):
+    (runs / "tiny-s0" / "probes" / "saturation" / "saturation.csv").write_text("a,b\n1,2\n")
+    shown = answer(view(runs), PAGE["Input and output"])[2]
+    assert re.match(r"A file of this page has unexpected content \(KeyError\('metric'\)\); restore it", shown.title)
 
 
 @pytest.mark.parametrize("page", [page.name for page in PAGES if page.name not in ("Runs", "Data", "Trials")])
