@@ -72,7 +72,11 @@ def build(folder: RunsFolder) -> gr.Blocks:
 
 def _head(folder: RunsFolder, listing: Listing) -> str:
     training = sum(not run.finished for run in listing.runs.values())
-    said = f"{len(listing.runs)} runs in {len(listing.arms)} arms" + (f", {training} not finished" if training else "")
+    runs, arms = (
+        f"{len(found)} {word}{'s' * (len(found) != 1)}"
+        for found, word in ((listing.runs, "run"), (listing.arms, "arm"))
+    )
+    said = f"{runs} in {arms}" + (f", {training} not finished" if training else "")
     faults = "".join(f'<p class="fault">{escape(fault)}</p>' for fault in listing.faults)
     return f'<h1 class="sentence">{escape(str(folder.folder))}: {said}</h1>{faults}'
 

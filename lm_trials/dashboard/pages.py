@@ -191,11 +191,13 @@ def _runs(view: View, metric: str, each: str) -> Shown:
         curves = {name: tables.thinned(rows) for name, rows in curves.items()}
     rows = [{"name": name, **row} for name, own in curves.items() for row in own]
     ends = {name: own[-1] for name, own in curves.items() if own}
-    good = max if "accuracy" in metric else min
-    best = good(ends, key=lambda name: ends[name]["estimate"])
-    what = {"eval_loss": "validation loss", "loss": "training loss"}.get(metric, metric)
-    word = "highest" if good is max else "lowest"
-    end = ends[best]
+    if not ends:
+        return Shown(
+            "The runs of the chosen arms have no update in common yet. Choose curves of each run.", html=overview
+        )
+    word, pick = ("highest", max) if "accuracy" in metric else ("lowest", min)
+    best = pick(ends, key=lambda name: ends[name]["estimate"])
+    what, end = {"eval_loss": "validation loss", "loss": "training loss"}.get(metric, metric), ends[best]
     title = f"The last {what} is {word} in {best}: {end['estimate']:.4g}{_between(end)} {unit}, update {end['step']:,}"
     band = "Bands: 95 % intervals, of an arm over its root seeds (Student's t), of a single run over its stories."
     return Shown(title, figures.curves_figure(rows, unit), overview, band)

@@ -93,7 +93,7 @@ def served(runs):
 @needs_browser
 def test_the_first_page_is_shown_and_a_picker_changes_it(served):
     served.open()
-    assert served.browser.js("document.querySelector('h1').textContent") == f"{served.name}: 2 runs in 1 arms"
+    assert served.browser.js("document.querySelector('h1').textContent") == f"{served.name}: 2 runs in 1 arm"
     served.sentence("The last validation loss is lowest in A  tiny-s*")
     served.choose("Curves of", "each run")
     served.sentence("The last validation loss is lowest in tiny-s")

@@ -75,6 +75,6 @@ def test_its_app_serves_the_copied_package(space):
                 except OSError:
                     assert process.poll() is None
                     time.sleep(0.2)
-            assert "2 runs in 1 arms" in json.dumps(config)
+            assert "2 runs in 1 arm" in json.dumps(config)
         finally:
             process.terminate()
