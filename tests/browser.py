@@ -65,7 +65,7 @@ class Browser:
         message = {"id": self.number, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
         os.write(self.send, json.dumps(message).encode() + b"\0")
-        while (answer := self._next(60)).get("id") != self.number:
+        while (answer := self._next(180)).get("id") != self.number:
             self._record(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
@@ -112,7 +112,7 @@ class Browser:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:500])
         return answer["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 60) -> Any:
+    def wait(self, expression: str, seconds: float = 180) -> Any:
         """Wait until an expression is true; return its value."""
         end = time.monotonic() + seconds
         while not (value := self.js(expression)):

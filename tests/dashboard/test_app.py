@@ -57,10 +57,10 @@ class Served:
         self.browser.wait(f"{named}.ariaSelected === 'true'")
         return "" if name == "Playground" else self.sentence(" ")
 
-    def sentence(self, part, seconds=60):
+    def sentence(self, part):
         """Wait until the sentence of the open page contains a text; return the sentence."""
         found = f"({PANEL}?.querySelector('h2.sentence')?.textContent || '')"
-        return self.browser.wait(f"{found}.includes({json.dumps(part)}) && {found}", seconds)
+        return self.browser.wait(f"{found}.includes({json.dumps(part)}) && {found}")
 
     def pickers(self):
         """Return the labels of the open page's pickers."""
@@ -81,6 +81,10 @@ class Served:
         self.browser.key("Enter")
         if within == PANEL:
             self.browser.wait(f"{box}.value === {json.dumps(option)}")
+        time.sleep(0.3)  # until the page has asked for its next figure; then until it has it
+        self.browser.wait(
+            "[...document.querySelectorAll('[data-testid=status-tracker]')].every(e => e.matches('.hide'))"
+        )
 
 
 @pytest.fixture
@@ -187,11 +191,11 @@ def test_a_run_that_trains_is_followed_without_a_reload(training, served):
     served.browser.wait("document.querySelector('h1').textContent.includes('3 runs in 2 arms, 1 not finished')")
     with SummaryWriter(training / "runs" / "later") as writer:
         writer.add_scalar("eval/loss", 0.125, 4)
-    served.sentence("lowest in A  going-s0: 0.125 nats per token, update 4", 90)
+    served.sentence("lowest in A  going-s0: 0.125 nats per token, update 4")
     shutil.copytree(training.parent / "tiny-s0", training.parent / "new-s0")
-    served.browser.wait("document.querySelector('h1').textContent.includes('4 runs')", 90)
+    served.browser.wait("document.querySelector('h1').textContent.includes('4 runs')")
     (training / "run.json").write_text("{")
-    served.browser.wait("document.querySelector('.fault')?.textContent.includes('going-s0 is not shown')", 90)
+    served.browser.wait("document.querySelector('.fault')?.textContent.includes('going-s0 is not shown')")
     assert served.browser.problems == []
 
 
