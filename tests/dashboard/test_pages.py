@@ -143,7 +143,7 @@ def test_a_damaged_file_is_the_sentence_of_its_page(runs, view, page, damage, me
 def test_a_table_without_its_columns_is_a_sentence_too(runs, view):
     (runs / "tiny-s0" / "probes" / "saturation" / "saturation.csv").write_text("a,b\n1,2\n")
     shown = answer(view(runs), PAGE["Input and output"])[2]
-    assert re.match(r"A file of this page has unexpected content \(KeyError\('metric'\)\); restore it", shown.title)
+    assert re.match(r"A file of this page has unexpected content \(KeyError\('slice'\)\); restore it", shown.title)
 
 
 @pytest.mark.parametrize("page", [page.name for page in PAGES if page.name not in ("Runs", "Data", "Trials")])
