@@ -41,6 +41,7 @@ COMMANDS = {
     "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
     "power": ("lm_trials.trials.power", "how many root seeds decide a difference, or show equivalence"),
     "order": ("lm_trials.training.data_order", "list the documents of each update of a run"),
+    "dashboard": ("lm_trials.dashboard.command", "see runs in the browser: curves, snapshots, data, trials"),
     "probe": ("lm_trials.probing", "analyze a model's hidden states, attention or weights"),
 }
 

@@ -32,6 +32,7 @@ COMMANDS = [
 # trial file has the flags of compare that select a table as keys, which the messages then name.
 FLAGS_OF = {
     ("order",): ("train",),
+    ("dashboard",): ("order",),
     ("probe", "saturation"): ("train",),
     ("cache", "recipe"): ("cache", "fetch"),
     ("cache",): ("cache", "fetch"),
@@ -44,6 +45,9 @@ EXCEPTIONS = {
     ("lm_trials.trials.slurm.SlurmArguments", "--executor"): "of run, which reproduce runs",
     ("lm_trials.trials.sweep_file._program", "--flag"): "any flag, in a sweep file",
     ("lm_trials.trials.contrasts._check_evaluated", "--dataset_name"): "of evaluate, in a trial file",
+    ("lm_trials.dashboard.space.write_space", "--repo"): "of hf upload",
+    ("lm_trials.evaluation.storytellers.Storyteller.room", "--max_new_tokens"): "the dashboard has a slider for it",
+    ("lm_trials.evaluation.storytellers.open_storyteller", "--max_new_tokens"): "the dashboard has a slider for it",
     ("lm_trials.training.launch.check_launch", "--config_file"): "of accelerate launch",
     ("lm_trials.training.launch.check_launch", "--cpu"): "of accelerate launch",
     ("lm_trials.training.launch.check_launch", "--num_processes"): "of accelerate launch",

@@ -8,12 +8,14 @@ import json
 import math
 import os
 import shutil
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -25,6 +27,7 @@ from transformers import Trainer
 from lm_trials import cli
 from lm_trials.commands import cache as cache_command
 from lm_trials.commands import demo, prepare
+from lm_trials.dashboard.command import DashboardArguments
 from lm_trials.evaluation.constraint_flags import ConstraintArguments
 from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generate import GenerationArguments
@@ -88,6 +91,7 @@ COMMANDS = {
     "compare": ((CompareArguments,), {"runs": f"{RUN} {OTHER}"}),
     "power": ((PowerArguments,), {"difference": 0.02, "spread": 0.022}),
     "order": ((OrderArguments,), {"run": RUN, **DATA}),
+    "dashboard": ((DashboardArguments,), {"runs_dir": "../models"}),
 }
 OF_PREPARE = {
     "generate": {"corpus": "new", "num_stories": 200, **DATA},
@@ -130,7 +134,7 @@ for probe, base in OF_PROBES.items():
     COMMANDS[f"probe {probe}"] = (import_module(f"lm_trials.probing.{probe}.flags").ARGUMENTS, base)
 
 # Flags that name where results go, and the folders of results without them.
-PLACES = {"output_dir", "tables_dir", "matrix_dir", "merge_output", "output", "json", "runs_dir"}
+PLACES = {"output_dir", "tables_dir", "matrix_dir", "merge_output", "output", "json", "runs_dir", "export", "space"}
 RESULTS = (
     "work/out",
     "work/runs",
@@ -219,6 +223,7 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         patch.setattr(demo, "steps", start)
         patch.setattr(LocalExecutor, "__init__", start)
         patch.setattr(trial_tables, "collect", start)
+        patch.setitem(sys.modules, "lm_trials.dashboard.app", SimpleNamespace(serve=start))
         yield world
 
 

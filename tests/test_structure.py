@@ -26,6 +26,7 @@ ROOMS = {
     "metrics": DATA | {"models", "evaluation", "reporting"},
     "reporting": set(),
     "trials": {"reporting", "cli"},  # it runs programs by their names
+    "dashboard": DATA | {"models", "evaluation", "metrics", "training", "reporting", "trials"},
 }
 ROOMS["commands"] = {*ROOMS, "cli"}
 TORCH = {"torch", "evaluate", "peft", "trl", "accelerate"}
@@ -34,6 +35,7 @@ FORBIDDEN = {
     **dict.fromkeys(DATA, (set(), TORCH)),
     "reporting": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
     "trials": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
+    "dashboard": (set(), TORCH | {"transformers", "datasets"}),  # the playground loads a model when it is used
 }
 SCRIPTS = ("train_gpt2", "sft_lora", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, to_rgba
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+
+if TYPE_CHECKING:  # half a second, for those that only want colours and numbers
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Row = Mapping[str, Any]
 
@@ -55,6 +57,8 @@ def new_figure(
     >>> len(panels), len(figure.get_suptitle().splitlines())
     (4, 2)
     """
+    from matplotlib.figure import Figure
+
     columns = min(columns, panels)
     lines = -(-panels // columns)
     figure = Figure(figsize=(max(least_width, size[0] * columns), 1.2 + size[1] * lines), layout="constrained")
@@ -100,6 +104,8 @@ def draw_band(
     axes: Axes, xs: Sequence[float], lower: Sequence[float], upper: Sequence[float], color: Any, alpha: float = 0.15
 ) -> None:
     """Draw a band with edges, so that overlapping bands stay distinguishable; nothing if no bound is finite."""
+    from matplotlib.colors import to_rgba
+
     if not np.isfinite([lower, upper]).any():
         return
     if len(xs) == 1:  # a band over one point would have no width
@@ -132,6 +138,8 @@ def heat_map(
         texts: texts in cells, by row and column.
         most_ticks: largest number of ticks of an axis.
     """
+    from matplotlib.colors import Normalize
+
     shade = norm or Normalize(*limits)
     image = axes.imshow(
         np.ma.masked_invalid(values), cmap=cmap, norm=shade, aspect="auto", origin="lower" if upwards else "upper"

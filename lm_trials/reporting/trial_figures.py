@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from lm_trials.reporting.figure_style import (
     COLORS,
@@ -24,6 +22,10 @@ from lm_trials.reporting.figure_style import (
     numbers,
     wrapped,
 )
+
+if TYPE_CHECKING:  # half a second, for those that only want colours
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CLAIM = "#59a14f"
 WIDTH = 5.2  # inches: small enough to be read on a phone

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lm_trials.console import UsageError, did_you_mean
-from lm_trials.files import flat, read_object, weights_digest
+from lm_trials.files import SEALS, flat, read_object, sealed_sums, weights_digest
 from lm_trials.run_fields import BOOKKEEPING, RUN_FILE, lineage_of, names_in, run_file
 
 STATE_FILE = "trainer_state.json"
@@ -146,8 +148,12 @@ def read_runs(names: Sequence[str]) -> list[Run]:
     return [read_run(name) for name in names]
 
 
-def read_run(name: str) -> Run:
+def read_run(name: str, quick: bool = False) -> Run:
     """Read one run folder.
+
+    Args:
+        quick: read no weights and no log, for a list of many runs: the weights of the run that it started from are
+            known by the checksums that training wrote, and the steps by the beginning of `trainer_state.json`.
 
     Raises:
         UsageError: for a folder without a `run.json` of this project, or with one that cannot be read.
@@ -161,7 +167,7 @@ def read_run(name: str) -> Run:
         raise UsageError(f"{name}/{RUN_FILE} has no outcome and replicate fields; name a run of this project")
     outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
     logistics = flat(described.get("logistics", {}))
-    if (base := _initial_run(described["outcome"].get("initial_model"))) is not None:
+    if (base := _initial_run(described["outcome"].get("initial_model"), quick)) is not None:
         # Their difference is then one of seeds, as in the deletion study: three pretrainings, each deleted and
         # recovered.
         # Replicates of a fine-tuning may start from replicates of one pretraining: then they share its recipe.
@@ -182,7 +188,7 @@ def read_run(name: str) -> Run:
         outcome | versions,
         replicate,
         logistics | {"device": device},
-        read_object(state).get("global_step") if state.is_file() else None,
+        _steps(state, quick) if state.is_file() else None,
         count_parameters(folder),
         _root(described),
     )
@@ -201,13 +207,31 @@ def _root(described: Mapping[str, Any]) -> int | str | None:
     return first.get("weights_sha256") or first.get("commit") or first.get("model")
 
 
-def _initial_run(initial: Mapping[str, Any] | None) -> Run | None:
+def _steps(state: Path, quick: bool) -> int | None:
+    # Its keys are sorted, so the number of steps stands before the log.
+    with state.open("rb") as file:
+        found = re.search(rb'"global_step": (\d+)', file.read(1024)) if quick else None
+    return int(found[1]) if found else read_object(state).get("global_step")
+
+
+def _initial_run(initial: Mapping[str, Any] | None, quick: bool) -> Run | None:
     """Return the run that another started from, or from a checkpoint of, if the folder still has these weights."""
     if not initial or "run" not in initial:
         return None
     start = Path(initial["name_or_path"])
     file = run_file(start)
-    return read_run(str(file.parent)) if file and weights_digest(start) == initial.get("weights_sha256") else None
+    digest = _sealed_digest if quick else weights_digest
+    return read_run(str(file.parent), quick) if file and digest(start) == initial.get("weights_sha256") else None
+
+
+def _sealed_digest(folder: Path) -> str:
+    """Return `weights_digest` from the checksums of a run or checkpoint, without reading the weights."""
+    digest = hashlib.sha256()
+    for seal in (folder / name for name in SEALS if (folder / name).is_file()):
+        for name, entry in sorted(sealed_sums(seal).items()):
+            if fnmatch(name, "*.safetensors") and "/" not in name:
+                digest.update(bytes.fromhex(entry["sha256"]))
+    return digest.hexdigest()
 
 
 def count_parameters(folder: Path) -> int | None:
