@@ -59,6 +59,9 @@ EXCEPTIONS = {
     ("lm_trials.stories.corpora.ingest", "--split_by"): "only where --split_by was given",
     ("lm_trials.models.shapes.build_model", "--config_name"): "only train builds a model",
     ("lm_trials.models.shapes.build_model", "--config_overrides"): "only train builds a model",
+    ("lm_trials.training.plan.settle_schedule", "--inject"): "of train, beside the flag of both",
+    ("lm_trials.training.order_flags.check_covers", "--inject"): "of train, beside the flag of both",
+    ("lm_trials.probing.durability.report.measure", "--append_eos"): "of train, which made the runs",
     ("lm_trials.stories.records.record_from_row", "--text_column"): "the others read no stories of other columns",
 }
 

@@ -51,7 +51,7 @@ def captured(
         UsageError: for no texts, an empty one, or one that is longer than the model's positions.
     """
     if not len(documents):
-        raise UsageError("no texts to read; choose a data set with texts, or raise --max_eval_samples")
+        raise UsageError("no texts to read; choose a data set with texts, or more of them")
     if not isinstance(positions, int | None) and len(positions) != len(documents):
         raise UsageError(f"positions are given for {len(positions)} of {len(documents)} texts; give them for each text")
     order = sorted(range(len(documents)), key=lambda number: -len(documents[number]))

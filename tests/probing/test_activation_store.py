@@ -140,7 +140,7 @@ def test_padding_is_zero_and_masked():
 
 
 @pytest.mark.parametrize(("documents", "more", "said"), [
-    ([], {}, "no texts to read; choose a data set with texts, or raise --max_eval_samples"),
+    ([], {}, "no texts to read; choose a data set with texts, or more of them"),
     ([np.array([5]), np.array([], dtype=int)], {}, "a text has no tokens"),
     ([np.array([5])], {"sites": ["hidden", "attention"]}, "attention weights of texts have no common shape; "
      "read them batch by batch (`captured`)"),
