@@ -99,7 +99,7 @@ def _page(page: Page, first: Sequence[Any] | None) -> list[Any]:
     """Lay out a page, with `first` updates or empty; return its pickers, title, figure and what is below."""
     gr.HTML(f'<p class="note">{page.lede}</p>')
     *of_pickers, title, figure, foot = first or [*[{"visible": False}] * len(page.pickers), "", {"visible": False}, ""]
-    kinds = [gr.Number if label == page.number else gr.Dropdown for label in page.pickers]
+    kinds: list[Any] = [gr.Number if label == page.number else gr.Dropdown for label in page.pickers]
     with gr.Row():
         pickers = [
             kind(label=label, min_width=140, **({"precision": 0} if kind is gr.Number else {}), **_settings(update))

@@ -223,7 +223,7 @@ def arm_curve(curves: Sequence[Sequence[Row]], roots: Sequence[Any], unit: str) 
         return thinned(curves[0])
     values = [{row["step"]: row["estimate"] for row in rows} for rows in curves]
     shared = sorted(set.intersection(*({*each} for each in values)))
-    rows = []
+    rows: list[Row] = []
     for step in thinned(shared):
         of_root: dict[Any, list[float]] = {}
         for root, each in zip(roots, values, strict=True):
@@ -249,7 +249,7 @@ def thinned(rows: Sequence[Any], most: int = POINTS) -> list[Any]:
 def read_table(path: Path) -> list[Row]:
     """Read a CSV file; a UsageError where it cannot be read as one."""
     with readable(str(path), "write it again with the command that made it"):
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines(), strict=True))
+        rows: list[Row] = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines(), strict=True))
         if any(None in row or None in row.values() for row in rows):
             raise ValueError("rows of different lengths")
     return rows
@@ -269,7 +269,7 @@ def saturation(run: Run) -> tuple[list[Row], list[Row]]:
     Raises:
         UsageError: for a damaged table.
     """
-    tables = []
+    tables: list[list[Row]] = []
     for name in ("checkpoints.csv", "saturation.csv"):
         rows = read_table(run.folder / SATURATION / name)
         named = (row["metric"] if row["slice"] == "all" else f"{row['metric']}, {row['slice']}" for row in rows)
@@ -397,7 +397,7 @@ def update_records(run: Run, update: int) -> tuple[list[Row], dict[str, np.ndarr
             for record, place in zip(known, places, strict=True):
                 if place is not None:
                     known[record][metric] = float(values[place])
-    rows = [
+    rows: list[Row] = [
         {
             "block": part.block + 1,
             "record": part.record_id,
@@ -444,18 +444,19 @@ def read_trial(name: str, place: Path) -> ShownTrial:
         UsageError: for a damaged file.
     """
     registration = read_registration(place) or {"time": "unknown", "registered": {"test": {}}}
-    about = (name, str(registration["registered"]["test"].get("claim", "")), str(registration["time"]))
+    claim, time = str(registration["registered"]["test"].get("claim", "")), str(registration["time"])
     if not (place / "contrasts.csv").is_file():
-        return ShownTrial(*about)
+        return ShownTrial(name, claim, time)
     page = place / "README.md"
     found = re.search(r"^\*\*Verdict: (.*?)\.?\*\* (.*)$", page.read_text() if page.is_file() else "", re.MULTILINE)
     values = read_table(place / "values.csv") if (place / "values.csv").is_file() else []
-    return ShownTrial(*about, *(found.groups() if found else ("", "")), read_table(place / "contrasts.csv"), values)
+    verdict, sentence = found.groups() if found else ("", "")
+    return ShownTrial(name, claim, time, verdict, sentence, read_table(place / "contrasts.csv"), values)
 
 
 def checkpoints_of(listing: Listing) -> dict[str, Path]:
     """Return the folders with weights by name: each run's final model, then its checkpoints."""
-    found = {}
+    found: dict[str, Path] = {}
     for name, run in listing.runs.items():
         numbered = {
             int(path.name.split("-")[1]): path for path in run.folder.glob("checkpoint-*") if path.name[11:].isdecimal()
