@@ -119,7 +119,7 @@ OF_PROBES = {
     "bias": {**ONE, "num_stories": 64, "num_contexts": 10, "max_new_tokens": 3, "num_controls": 2},
     "diversity": {**ONE, **DATA, "dataset_name": "short", "num_batches": 3, "num_control_batches": 0, "batch_size": 2}
     | {"max_length": 8, "finetune_steps": 1, "fisher_draws": 2},
-    "durability": {**TWO, **TEXTS, "metric": "flesch_kincaid_grade"},
+    "durability": {**TWO, **DATA, "dataset_name": "tiny", "max_eval_samples": 20, "metric": "words"},
     "embeddings": {**ONE, **DATA, "max_tokens": 40, "permutations": 20},
     "feature_probe": {**ONE, **DATA, "dataset_name": "short", "num_train_stories": 120, "num_shuffles": 2, "l2": 1}
     | {"features": "Twist", "pooling": "mean"},
