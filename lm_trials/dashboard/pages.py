@@ -133,7 +133,7 @@ def reason(error: Exception) -> str:
 def table_html(rows: Sequence[Row], most: int = ROWS) -> str:
     """Return rows as an HTML table that scrolls by itself, also with the keyboard.
 
-    >>> table_html([{"run": "a<b", "loss": 0.12345678}])[-75:]
+    >>> table_html([{"run": "a<b", "loss": 0.12345678}])[-72:]
     '<td>a&lt;b</td><td class="number">0.1235</td></tr></tbody></table></div>'
     """
     if not rows:

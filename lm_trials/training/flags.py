@@ -150,8 +150,8 @@ class SavedArguments:
 
 
 def _words(given: list[str]) -> list[str]:
-    """Return the different words of lists as `a,b`."""
-    return list(dict.fromkeys(word.strip() for each in given for word in each.split(",") if word.strip()))
+    """Return the words of lists as `a,b`."""
+    return [word.strip() for each in given for word in each.split(",") if word.strip()]
 
 
 @dataclass

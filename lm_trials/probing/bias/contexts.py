@@ -36,9 +36,9 @@ def draw_contexts(pairing: Pairing, count: int, seed: int, half: int | None = No
 
     >>> context = draw_contexts(ACTIVITIES, count=1, seed=0)[0]
     >>> context.openings[1]
-    'Long ago, a brave frog named Jimmy lived near a big forest.'
+    'Once upon a time, there lived a shy dog whose name was Sam.'
     >>> context.leads[0], context.elsewhere[0][-9:]
-    ('Long ago, a brave frog named Amy lived near a big forest. She liked to', 'She had a')
+    ('Once upon a time, there lived a shy dog whose name was Zoe. She liked to', 'She had a')
     """
     generator = np.random.Generator(np.random.Philox(seed))
     contexts = []

@@ -145,7 +145,7 @@ def distance(projections_CG: np.ndarray, seed: int) -> Estimate:
 
     >>> projections_CG = np.random.default_rng(0).normal(size=(400, 2)) + [3.0, 0.0]
     >>> print(distance(projections_CG, seed=0))
-    3.027 [2.797, 3.255] standard deviations (n=400)
+    2.912 [2.693, 3.098] standard deviations (n=400)
     """
 
     def statistic(sums: np.ndarray) -> np.ndarray:
