@@ -17,6 +17,7 @@ from lm_trials.dashboard.pages import PAGES
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install Debian's package chromium")
 PANEL = "[...document.querySelectorAll('[role=tabpanel]')].find(each => each.offsetParent)"
+NUMBER = f"({PANEL}).querySelector('input[type=number]')"
 
 
 class Served:
@@ -74,14 +75,20 @@ class Served:
         options = "[...document.querySelectorAll('li[role=option]')]"
         offered = self.browser.wait(f"{options}.length && {options}.map(each => each.ariaLabel)")
         option = option or offered[-1]
+        active = f"({options}.find(each => each.matches('.active'))?.ariaLabel ?? null)"
         for _ in range(len(offered) + 1):
-            if self.browser.js(f"{options}.find(each => each.matches('.active'))?.ariaLabel") == option:
+            if (before := self.browser.js(active)) == option:
                 break
             self.browser.key("ArrowDown")
+            self.browser.wait(f"{active} !== {json.dumps(before)}")
         self.browser.key("Enter")
         if within == PANEL:
             self.browser.wait(f"{box}.value === {json.dumps(option)}")
-        time.sleep(0.3)  # until the page has asked for its next figure; then until it has it
+        self.settle()
+
+    def settle(self):
+        """Wait until the page has asked for its next figure, and then until it has it."""
+        time.sleep(0.5)
         self.browser.wait(
             "[...document.querySelectorAll('[data-testid=status-tracker]')].every(e => e.matches('.hide'))"
         )
@@ -129,11 +136,12 @@ def test_every_tab_and_picker(served):
     served.choose("Checkpoint", "update 1")
     served.sentence("At update 1, the layers of")
     served.tab("Data")
-    served.browser.js(f"({PANEL}).querySelector('input[type=number]').select()")
+    served.settle()
+    served.browser.js(f"{NUMBER}.focus(), {NUMBER}.select()")
     served.browser.type("3")
     served.browser.key("Enter")
     served.sentence("Update 3 of")
-    served.browser.js(f"({PANEL}).querySelector('input[type=number]').select()")
+    served.browser.js(f"{NUMBER}.focus(), {NUMBER}.select()")
     served.browser.type("9")
     served.browser.key("Enter")
     served.sentence("the run has updates 1 to 4")

@@ -201,7 +201,9 @@ def test_a_set_of_another_version_of_a_transform_or_an_unknown_one_is_refused(ti
     with pytest.raises(UsageError, match="older was prepared with transform_versions=1, not 2; give another"):
         make_sets(tiny_data / "tiny", tokenizer, protocol, tiny_data)
     monkeypatch.delitem(TRANSFORMS, "drop_labels")
-    with pytest.raises(UsageError, match=r"--transform drop_labels:0.25: drop_labels is not a transform; did you mean swap_labels"):
+    with pytest.raises(
+        UsageError, match=r"--transform drop_labels:0.25: drop_labels is not a transform; did you mean swap_labels"
+    ):
         open_set("older", tiny_data, tokenizer, "train")
 
 
