@@ -281,7 +281,7 @@ def metadata(args: MetadataArguments) -> list[Path]:
     scorer = None
     if args.model_name_or_path:
         load_libraries()
-        from lm_trials.metrics.model_losses import ModelLosses
+        from lm_trials.evaluation.model_losses import ModelLosses
 
         scorer = ModelLosses(args.model_name_or_path, args.use_cpu, args.per_device_eval_batch_size)
     datasets = [member.as_prepared() for member in dataset_of(args).members]
