@@ -105,23 +105,11 @@ def write_for(
     Raises:
         UsageError: if no prompt is left.
     """
-    prompts = task_prompts(teller, tasks)
-    # Half of the positions, so that at least as many remain for the story. Convention, not measured.
-    longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
-    fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
-    if not fits:
-        raise UsageError(
-            f"--max_new_tokens: the shortest of {len(prompts)} prompts has {min(map(len, prompts)):,} tokens, and the "
-            f"{teller.positions:,} positions of {teller.name} have room for {max(longest, 0):,}; give a smaller "
-            "--max_new_tokens or shorter prompts"
-        )
-    if len(fits) < len(tasks):
-        note(f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts are left out (more than {longest:,} tokens)")
-    limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(len(prompts[place]) for place in fits))
+    tasks, prompts, limit = fitting(teller, tasks, max_new_tokens)
     by_seed = [
         teller.write(
-            [prompts[place] for place in fits],
-            [tasks[place].record_id for place in fits],
+            prompts,
+            [task.record_id for task in tasks],
             limit,
             replace(sampling, seed=seed),
             batch_size,
@@ -136,7 +124,32 @@ def write_for(
         # A story that fills its limit did not end by itself. LoRA on a base that never saw EOS ended 0.345 of its
         # stories; all weights trained, 0.995.
         stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
-    return Written(teller.name, teller.seed, teller.mode, [tasks[place] for place in fits], stories_PS, limit)
+    return Written(teller.name, teller.seed, teller.mode, tasks, stories_PS, limit)
+
+
+def fitting(
+    teller: Storyteller, tasks: list[Task], max_new_tokens: int | None
+) -> tuple[list[Task], list[list[int]], int]:
+    """Return the tasks whose prompts leave room for a story, their prompts' ids, and the limit of all stories.
+
+    Raises:
+        UsageError: if no prompt is left.
+    """
+    prompts = task_prompts(teller, tasks)
+    # Half of the positions, so that at least as many remain for the story. Convention, not measured.
+    longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
+    fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
+    if not fits:
+        raise UsageError(
+            f"--max_new_tokens: the shortest of {len(prompts)} prompts has {min(map(len, prompts)):,} tokens, and the "
+            f"{teller.positions:,} positions of {teller.name} have room for {max(longest, 0):,}; give a smaller "
+            "--max_new_tokens or shorter prompts"
+        )
+    if len(fits) < len(tasks):
+        note(f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts are left out (more than {longest:,} tokens)")
+    prompts = [prompts[place] for place in fits]
+    limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(map(len, prompts)))
+    return [tasks[place] for place in fits], prompts, limit
 
 
 def story_values(
