@@ -43,7 +43,10 @@ def test_the_table_has_stories_and_cheats_by_rewards_and_judges(data, tiny_base,
         (["--reward_funcs", "word"], "--reward_funcs word: unknown reward; did you mean words?"),
         (["--reward_funcs", "words", "--reward_weights", "1", "2"], "--reward_weights has 2 weights and"),
         (["--reward_funcs", "words", "--base_name_or_path", "./nowhere"], "nowhere"),
-        (["--reward_funcs", "words", "--dataset_name", "tiny"], "--dataset_name: tiny is a corpus of stories and has no prompts"),
+        (
+            ["--reward_funcs", "words", "--dataset_name", "tiny"],
+            "--dataset_name: tiny is a corpus of stories and has no prompts",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(flags, message, data, capsys):
