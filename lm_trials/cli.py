@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": ("lm_trials.commands.evaluate", "loss, perplexity and accuracy of checkpoints on data sets"),
     "generate": ("lm_trials.evaluation.generate", "generate stories with a model, or chat with it"),
     "constraints": ("lm_trials.evaluation.constraints", "score whether stories follow their instructions"),
+    "rewards": ("lm_trials.rewards.command", "score stories by rewards, beside texts that cheat them"),
     "latent-city": ("lm_trials.latent_city.evaluate", "ask a model about distances to a hidden city"),
     "new": ("lm_trials.trials.new", "write a commented trial file to start from"),
     "plan": ("lm_trials.trials.plan", "show a trial's runs, and what they cost, from a short rehearsal"),

@@ -306,7 +306,8 @@ def test_prompts_of_a_file_are_scored_by_length_and_end(name, data, tmp_path):
     text = "- One day, a cat\n- A dog\n" if name.endswith("yaml") else "One day, a cat\n\nA dog\n"
     (tmp_path / name).write_text(text)
     rows = run(data, "--prompts", tmp_path / name, "--mode", "completion", out=f"file-{name}")
-    assert {row["metric"] for row in rows if not row["metric"].startswith("has_")} == {"length", "ended"}
+    judges = {"distinct_2", "repeated_4grams", "copied_prompt"}
+    assert {row["metric"] for row in rows if not row["metric"].startswith("has_")} == {"length", "ended", *judges}
     assert {row["judged"] for row in rows} == {WRITTEN}
     written = pq.read_table(data / f"file-{name}" / "stories.parquet").to_pylist()
     assert [story["prompt"] for story in written] == ["One day, a cat", "A dog"]
