@@ -33,6 +33,7 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generate import GenerationArguments
 from lm_trials.flags import LARGEST
 from lm_trials.latent_city.flags import LatentCityArguments
+from lm_trials.rewards.flags import RewardArguments
 from lm_trials.stories import download
 from lm_trials.training.data_order import OrderArguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
@@ -73,6 +74,7 @@ COMMANDS = {
         (ConstraintArguments,),
         {**ONE, **DATA, "dataset_name": "pairs", "num_prompts": 2, "max_new_tokens": 3, "mode": "instruct"},
     ),
+    "rewards": ((RewardArguments,), {**DATA, "dataset_name": "pairs", "reward_funcs": "words", "num_prompts": 2}),
     "latent-city": (
         (LatentCityArguments,),
         {**ONE, **DATA, "dataset_name": "cities", "num_samples": 1, "seeds": 0, "num_choices": 1, "max_known": 3}
@@ -102,6 +104,18 @@ OF_PREPARE = {
     "pretokenize": {**TINY, "vocab_size": 400},
     "protocol_set": {**SHORT, "dry_run": True},
     "instruct": TINY,
+    "preferences": {
+        **ONE,
+        **DATA,
+        "dataset_name": "pairs",
+        "reward_funcs": "length:3",
+        "num_samples": 3,
+        "margin": 0.001,
+        "num_prompts": 4,
+        "max_new_tokens": 3,
+        "temperature": 1,
+        "mode": "instruct",
+    },
     "metadata": {"dataset_name": "../stories.jsonl", "sentiment": False, **DATA},
     "describe": {**TINY, "max_stories": 20, "max_held_out": 5},
 }

@@ -23,13 +23,12 @@ from lm_trials.evaluation.model_losses import weights_of
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller, open_storyteller
 from lm_trials.models.reference import resolve_model
-from lm_trials.pairs.pairs import PairSet, Row, is_blank, write_pairs
+from lm_trials.pairs.pairs import SIDES, PairSet, Row, is_blank, write_pairs
 from lm_trials.rewards.flags import PreferenceArguments
 from lm_trials.rewards.functions import Reward, open_rewards, reward_values, totals
 from lm_trials.stories.corpora import check_free
 from lm_trials.stories.records import SPLITS, Split
 
-SIDES = ("chosen", "rejected")
 REASONS = {
     "too_long": "prompt too long",
     "in_another_split": "prompt is in another split",
@@ -153,7 +152,7 @@ def preferred(
         best, worst = (choose(places, key=lambda place: scores_N[place]) for choose in (max, min))
         difference = round(float(scores_N[best] - scores_N[worst]), DIGITS)
         largest = max(largest, difference)
-        if difference < args.margin:
+        if difference < args.margin or texts_N[best] == texts_N[worst]:  # equal but for their ends
             counts[split]["below_margin"] += 1
             continue
         counts[split]["pairs"] += 1
