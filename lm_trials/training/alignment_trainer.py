@@ -180,6 +180,15 @@ def reward_line(metrics: Mapping[str, float]) -> str:
     return f"{shown}, n = {int(metrics['eval_samples']):,} prompts"
 
 
+def as_answer(prompt: Any, text: str) -> Any:
+    """Return a completion as trl gives it to rewards: to messages a message.
+
+    >>> as_answer("Write.", "A cat."), as_answer([{"role": "user", "content": "Write."}], "A cat.")
+    ('A cat.', [{'role': 'assistant', 'content': 'A cat.'}])
+    """
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
 class RewardTuner(AdapterTrainer, GRPOTrainer):
     """`trl.GRPOTrainer` on tokenized prompts.
 
@@ -289,8 +298,7 @@ class RewardTuner(AdapterTrainer, GRPOTrainer):
         texts_PS: list[list[Any]] = []
         for row, of in zip(rows, ids_PS, strict=True):
             texts = tokenizer.batch_decode(of, skip_special_tokens=True)
-            is_text = isinstance(row["prompt"], str)
-            texts_PS.append(texts if is_text else [[{"role": "assistant", "content": text}] for text in texts])
+            texts_PS.append([as_answer(row["prompt"], text) for text in texts])
         return rows, texts_PS, ids_PS
 
     def progress(self) -> dict[str, Any]:
