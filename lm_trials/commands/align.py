@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_tunable(model, base, args)
     choose_padding(base.tokenizer, model)
     more: dict[str, Any] = {"ref_model": load_reference(reference, base, args, adapter_args)} if is_dpo else {}
-    rewards = []
+    rewards: list[Any] = []
     if not is_dpo:
         ends = ends_of_answers(base, model, data)
         rewards, held_out = choose_rewards(method_args, args, data_args, data, ends)
@@ -126,8 +126,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         announce_alignment(args, adapter_args, model, base, plan, data, data_args, reference, rewards)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
+    kind: type[Any] = PreferenceTuner if is_dpo else RewardTuner
     trainer = make_trainer(
-        PreferenceTuner if is_dpo else RewardTuner,
+        kind,
         model=model,
         args=args,
         train_dataset=rows,

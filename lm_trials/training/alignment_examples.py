@@ -178,6 +178,7 @@ def plan_rewards(arguments: GrpoRunArguments, data: AlignmentData) -> tuple[Plan
         UsageError: for epochs that do not make one update, or evaluations without validation prompts.
     """
     per_step, store = blocks_per_update(arguments), data.train
+    assert arguments.num_generations is not None  # its bound is at least 2
     repeats = arguments.num_generations * arguments.num_iterations
     steps = settle_length(arguments, len(store) * repeats)
     check_held_out(arguments, data.pairs.name, len(data.validation))
