@@ -246,7 +246,7 @@ def _preferences(
     """Yield the name of each preference, and its ids as those of two examples that share the prompt's."""
     first, *others = tee(rows, 3)
     sides = [
-        _examples((side_row(row, side) for row in each), tokenizer, layout)
+        _examples(map(partial(side_row, side=side), each), tokenizer, layout)
         for side, each in zip(SIDES, others, strict=True)
     ]
     for (name, (prompt,)), *answered in zip(_prompts(first, tokenizer, layout), *sides, strict=True):

@@ -70,7 +70,7 @@ class DpoRunArguments(RunArguments, DPOConfig):  # type: ignore[misc]  # RunArgu
 
 @dataclass
 class GrpoRunArguments(RunArguments, GRPOConfig):  # type: ignore[misc]
-    """`trl.GRPOConfig` with `TrainingArguments`' defaults, as `DpoRunArguments`; one completion of a held-out prompt."""
+    """`trl.GRPOConfig` with `TrainingArguments`' defaults, and one completion of each held-out prompt."""
 
     declared: ClassVar[type] = CommonGrpoArguments
     packing: ClassVar[bool] = False
@@ -96,9 +96,10 @@ class GrpoRunArguments(RunArguments, GRPOConfig):  # type: ignore[misc]
             if "must be divisible by num_generations" not in str(error):
                 raise
             raise UsageError(
-                f"--num_generations {self.num_generations} does not divide the {self.generation_batch_size} completions "
-                f"that are sampled together (--per_device_train_batch_size {self.per_device_train_batch_size} x "
-                f"{self.world_size} processes x --steps_per_generation {self.steps_per_generation}); change one of them"
+                f"--num_generations {self.num_generations} does not divide the {self.generation_batch_size} "
+                "completions that are sampled together (--per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} x {self.world_size} processes x --steps_per_generation "
+                f"{self.steps_per_generation}); change one of them"
             ) from None
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:

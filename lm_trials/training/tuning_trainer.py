@@ -54,6 +54,11 @@ class AdapterTrainer(ExactResume):
     def _send_telemetry(self) -> None:
         """Send nothing: trl reports each Trainer to the Hub."""
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, without warnings of trl in each forward pass of a reference."""
+        with without_noise():
+            return super().train(*args, **kwargs)
+
     def log_evaluation(self, metrics: dict[str, float], first: str) -> dict[str, float]:
         """Log an evaluation, once, and call its callbacks; `first` is a metric that every evaluation has."""
         if not self.is_logged(first):  # a resumed run's log may have it from its checkpoint
