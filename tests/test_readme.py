@@ -16,6 +16,7 @@ import pytest
 from lm_trials.cli import COMMANDS, command_of, probes
 from lm_trials.console import UsageError
 from lm_trials.flags import ParsedError, parse_arguments, parsing_only
+from lm_trials.probing.flags import MODEL
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
@@ -68,7 +69,9 @@ def parse_command(words: list[str]) -> None:
     if module.endswith(".probe"):
         flags = importlib.import_module(module.removesuffix("probe") + "flags")
         kinds = get_type_hints(flags.check_arguments).values()
-        flags.check_arguments(*(given for given in parse_arguments(rest, flags.ARGUMENTS, "") if type(given) in kinds))
+        flags.check_arguments(
+            *(given for given in parse_arguments(rest, flags.ARGUMENTS, "", first=MODEL) if type(given) in kinds)
+        )
     else:
         with parsing_only(), pytest.raises(ParsedError):
             inspect.unwrap(program)(rest)

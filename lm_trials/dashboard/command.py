@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,13 +64,11 @@ def main(argv: list[str] | None = None) -> None:
         _check_port(args.port)
         from lm_trials.dashboard.app import serve
 
-        app = serve(folder, HOST, args.port)
-        show_facts("dashboard", {"open": f"{app.local_url} (Ctrl-C ends it)", "runs": str(args.runs_dir)})
-        try:
+        with suppress(KeyboardInterrupt):  # the way to end it, and no failure
+            app = serve(folder, HOST, args.port)
+            show_facts("dashboard", {"open": f"{app.local_url} (Ctrl-C ends it)", "runs": str(args.runs_dir)})
             while True:
                 time.sleep(3600)
-        except KeyboardInterrupt:
-            app.close()
 
 
 def _check_port(port: int) -> None:

@@ -12,6 +12,8 @@ from lm_trials.files import check_writable
 from lm_trials.flags import SEED, option
 from lm_trials.shared_flags import DataReading, Device, Quantization
 
+MODEL = "model_name_or_path"  # the flag of the words that stand before any flag of a probe
+
 
 @dataclass
 class SubjectArguments(Quantization, Device):

@@ -149,10 +149,11 @@ def _check_outcome(contrast: Contrast, stages: Mapping[str, Stage], measures: Se
         commands = [measure.words for measure in measures if arm in measure.arms]
         shown = ".".join(arm)
         if outcome["measure"] == "loss":
-            _check_evaluated(contrast, shown, commands)
+            _check_evaluated(contrast, arm, commands, stages[arm[0]])
         elif outcome["measure"] == "table":
             top, *rest = [*Path(str(outcome["table"])).parts, ""]
-            wanted = {"probes": ("probe", *rest[:1]), "eval": ("evaluate",)}.get(top)
+            scores = rest[0].startswith("constraints-")
+            wanted = {"probes": ("probe", *rest[:1]), "eval": ("constraints" if scores else "evaluate",)}.get(top)
             if not any(words[: len(wanted)] == wanted for words in commands if wanted):
                 raise UsageError(
                     f"{role}: no `measure` writes {outcome['table']} for {shown}; add the command that does"
@@ -166,19 +167,24 @@ def _check_outcome(contrast: Contrast, stages: Mapping[str, Stage], measures: Se
         _check_logged(role, str(outcome["worth"]), stages, contrast.second, several=True)
 
 
-def _check_evaluated(contrast: Contrast, arm: str, commands: Sequence[Sequence[str]]) -> None:
-    """Check that a command evaluates an arm on the data sets of a loss, with the sentences that it asks for."""
+def _check_evaluated(contrast: Contrast, arm: ArmName, commands: Sequence[Sequence[str]], stage: Stage) -> None:
+    """Check that a command evaluates an arm on the data sets of a loss, with the sentences that it asks for.
+
+    A fine-tuning evaluates the completions of its own validation examples.
+    """
     feature = contrast.outcome.get("sentences_with")
     needs = f" --sentences_with {feature}" if feature else ""
+    trained = plain_name(str(stage.flags[arm[1]].get("dataset_name")))
+    own = f"{trained}-completions" if stage.program == "tune" else None
     for name in as_list(contrast.outcome["dataset"]):
         if not any(
             words[0] == "evaluate"
             and _evaluates(words, str(name))
             and (not feature or str(feature) in flags_of(words).get("sentences_with", []))
             for words in commands
-        ):
+        ) and (feature or name != own):
             raise UsageError(
-                f"{contrast.role}: no `measure` evaluates {arm} on {name}{needs and f' with{needs}'}; "
+                f"{contrast.role}: no `measure` evaluates {'.'.join(arm)} on {name}{needs and f' with{needs}'}; "
                 f"add: evaluate --dataset_name {name}{needs}"
             )
 

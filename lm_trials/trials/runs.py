@@ -167,15 +167,14 @@ def read_run(name: str, quick: bool = False) -> Run:
         raise UsageError(f"{name}/{RUN_FILE} has no outcome and replicate fields; name a run of this project")
     outcome, replicate = flat(described["outcome"]), flat(described["replicate"])
     logistics = flat(described.get("logistics", {}))
-    if (base := _initial_run(described["outcome"].get("initial_model"), quick)) is not None:
+    if (found := _initial_run(described["outcome"].get("initial_model"), folder, quick)) is not None:
+        base, step = found
         # Their difference is then one of seeds, as in the deletion study: three pretrainings, each deleted and
         # recovered.
         # Replicates of a fine-tuning may start from replicates of one pretraining: then they share its recipe.
         # An adapter that the run started with is not part of that recipe and stays.
         of_base = {key for key in outcome if key.startswith("initial_model.") and key != ADAPTER}
         outcome = {key: value for key, value in outcome.items() if key not in of_base}
-        start = Path(described["outcome"]["initial_model"]["name_or_path"])
-        step = "" if start == base.folder else start.name  # of a checkpoint: another one is another recipe
         outcome["initial_model.name_or_path"] = base.name
         outcome["initial_model.recipe"] = hashlib.sha256((base.identity_text + step).encode()).hexdigest()[:16]
         replicate["initial"] = base.seeds
@@ -214,14 +213,23 @@ def _steps(state: Path, quick: bool) -> int | None:
     return int(found[1]) if found else read_object(state).get("global_step")
 
 
-def _initial_run(initial: Mapping[str, Any] | None, quick: bool) -> Run | None:
-    """Return the run that another started from, or from a checkpoint of, if the folder still has these weights."""
+def _initial_run(initial: Mapping[str, Any] | None, folder: Path, quick: bool) -> tuple[Run, str] | None:
+    """Return the run that another started from, if its folder still has these weights.
+
+    The folder is where `run.json` says, or beside that of the other run, where both were moved, or are named from
+    another working directory.
+
+    Returns:
+        The run, and the name of its checkpoint, since another checkpoint is another recipe; "" for its last weights.
+    """
     if not initial or "run" not in initial:
         return None
-    start = Path(initial["name_or_path"])
-    file = run_file(start)
-    digest = _sealed_digest if quick else weights_digest
-    return read_run(str(file.parent), quick) if file and digest(start) == initial.get("weights_sha256") else None
+    start, digest = Path(initial["name_or_path"]), _sealed_digest if quick else weights_digest
+    for place in (start, folder.parent / start.name, folder.parent / start.parent.name / start.name):
+        file = run_file(place)
+        if file and digest(place) == initial.get("weights_sha256"):
+            return read_run(str(file.parent), quick), "" if file.parent == place else place.name
+    return None
 
 
 def _sealed_digest(folder: Path) -> str:

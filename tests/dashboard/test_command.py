@@ -1,9 +1,9 @@
 """The command: each mistake is one line, and nothing heavy is imported for `--help`."""
 
+import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
@@ -61,16 +61,10 @@ def test_the_way_in_is_light():
 def test_it_serves_until_it_is_interrupted(runs):
     port = free_port()
     words = [sys.executable, "-m", "lm_trials.cli", "dashboard", str(runs), "--port", str(port)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.2)
+    own = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **own) as process:
+        assert any(f"open  http://127.0.0.1:{port}/" in line for line in process.stdout)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
         process.send_signal(2)
-        out, err = process.communicate(timeout=60)
+        assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 0
-    assert err == ""
-    assert f"open  http://127.0.0.1:{port}/" in out

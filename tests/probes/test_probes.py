@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from lm_trials import cli
+
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = {path.parent.name for path in (REPOSITORY / "lm_trials/probing").glob("*/__init__.py")}
 
@@ -36,3 +40,13 @@ def test_a_list_of_probes_would_be_found():
     assert lists('PROBES = ["lens", "weights"]') == {"lens", "weights"}
     assert lists("from lm_trials.probing.lens.flags import ARGUMENTS") == {"lens"}
     assert lists("the weights of a lens") == set()
+
+
+@pytest.mark.parametrize("name", sorted({*cli.probes()} - {"diversity"}))  # which reads a corpus
+def test_words_before_the_flags_are_models(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["probe", name, "runs/none-s0", "--seed", "x"])
+    assert "argument --seed: invalid int value: 'x'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["probe", name])
+    assert "--model_name_or_path" in capsys.readouterr().err

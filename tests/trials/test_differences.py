@@ -158,6 +158,21 @@ def test_fine_tunings_from_one_checkpoint_of_each_replicate_are_one_arm(make_run
     assert arms == [([f"runs/fine1{of}", f"runs/fine2{of}"], (1, 2)) for of in ("", "-50", "-60")]
 
 
+def test_bases_are_found_beside_their_fine_tunings_after_a_move(make_run, monkeypatch):
+    tuned = []
+    for seed in (1, 2):
+        base = Path(make_run(f"base{seed}", seed))
+        (base / "checkpoint-50").mkdir()
+        shutil.copy(base / "model.safetensors", base / "checkpoint-50")
+        tuned += [fine_tuned(make_run, f"fine{seed}{of}", str(base / of)) for of in ("", "checkpoint-50")]
+    monkeypatch.chdir("runs")
+    names = [Path(name).name for name in tuned]
+    arms = [tuple(run.name for run in arm.runs) for arm in group_arms(read_runs(names))]
+    assert arms == [("fine1", "fine2"), ("fine1checkpoint-50", "fine2checkpoint-50")]
+    Path("base2", "model.safetensors").write_bytes(b"another model of this name")
+    assert [len(arm.runs) for arm in group_arms(read_runs(names[::2]))] == [1, 1]
+
+
 def test_parameters_are_counted_from_the_headers_of_all_shards(make_run):
     folder = Path(make_run("a"))
     assert count_parameters(folder) == 400 * 32 + 7

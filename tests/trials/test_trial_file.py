@@ -63,6 +63,27 @@ def test_several_contrasts_of_one_outcome(tmp_path):
     assert [contrast.second for contrast in trial.of("primary")] == [("more", "decayed"), ("pretrain", "plain")]
 
 
+def test_a_fine_tuning_measures_its_completions_and_constraints_their_scores(tmp_path):
+    pairs = "generated-instruct-prompt"
+    tuned = {"program": "tune", "after": "pretrain", "dataset_name": pairs, "max_steps": 2}
+    loss = {"measure": "loss", "dataset": f"{pairs}-completions", "contrast": "plain - decayed"}
+    scores = {
+        "measure": "table", "table": f"eval/constraints-{pairs}-validation-instruct/constraint_scores.csv",
+        "contrast": "plain - decayed",
+    }  # fmt: skip
+    measure = [f"constraints --dataset_name {pairs}"]
+    trial = {**changed("stages.more", tuned), "primary": loss, "secondary": [scores], "measure": measure}
+    assert [contrast.second for contrast in read(tmp_path, trial).contrasts] == [("more", "decayed")] * 2
+    for wrong in (
+        {"primary": {**loss, "dataset": "other-completions"}},
+        {"primary": {**loss, "stage": "pretrain"}},
+        {"measure": [f"evaluate --dataset_name {pairs}"]},
+        {"primary": {**loss, "sentences_with": "Twist"}},
+    ):
+        with pytest.raises(UsageError, match=r"no `measure` (evaluates|writes)"):
+            read(tmp_path, {**trial, **wrong})
+
+
 def test_the_registration_changes_with_what_matters_and_not_with_words(tmp_path):
     digest = read(tmp_path).digest
     assert read(tmp_path, {**TRIAL, "description": "more words"}).digest == digest

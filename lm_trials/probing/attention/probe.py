@@ -35,12 +35,15 @@ from typing import Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.attention.flags import ARGUMENTS, check_arguments
+from lm_trials.probing.flags import MODEL
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure every head of every model on a text and on stories; returns the table's rows."""
-    which, stories, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe attention")
+    which, stories, args = parse_arguments(
+        argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe attention", first=MODEL
+    )
     check_arguments(which, stories, args)
     from lm_trials.probing.attention.report import Results
     from lm_trials.probing.attention.statistics import head_to_draw, measure, plan_texts, run_of

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.bias.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.tables import ProbeTable
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -42,7 +43,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure each model and the controls; return the rows of the table."""
-    how, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe bias")
+    how, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe bias", first=MODEL)
     check_arguments(how, args)
     from lm_trials.probing.bias import report
     from lm_trials.probing.bias.contexts import draw_contexts, read_pairing

@@ -6,7 +6,7 @@ slope over a metric of the stories.  A model that was trained on difficult stori
 last should have a flatter slope.  One run, or several beside the first, with a run
 in another random order as the control:
 
-    lm-trials probe durability --model_name_or_path runs/sorted \\
+    lm-trials probe durability runs/sorted \\
         --dataset_name generated --metric flesch_kincaid_grade
     lm-trials probe durability --dataset_name generated --margin 0.01 \\
         --model_name_or_path runs/shuffled runs/sorted \\
@@ -18,7 +18,7 @@ norm of their difference, representations by CKA over the stories, by module.
 Over training; each checkpoint is then also compared with the first and the
 previous one of its run:
 
-    lm-trials probe durability --model_name_or_path runs/shuffled runs/sorted \\
+    lm-trials probe durability runs/shuffled runs/sorted \\
         --dataset_name generated --all_checkpoints
 
 Intervals are over stories, for these models; whether an order has an effect is a
@@ -33,13 +33,16 @@ from typing import Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.durability.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.tables import ProbeTable
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure the losses of each model; returns the rows of the table."""
-    models, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe durability")
+    models, texts, args = parse_arguments(
+        argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe durability", first=MODEL
+    )
     check_arguments(models, args)
     from lm_trials.probing.durability import report
     from lm_trials.probing.durability.figures import drift_figure, tenths_figure, trajectories_figure

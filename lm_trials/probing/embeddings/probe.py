@@ -38,13 +38,14 @@ from typing import Any
 from lm_trials.console import note, script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.embeddings.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.tables import ProbeTable
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure the separation of categories and the movement of tokens; return the rows of the table."""
-    subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe embeddings")
+    subject_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe embeddings", first=MODEL)
     check_arguments(subject_args, args)
     from lm_trials.probing.embeddings import report
     from lm_trials.probing.embeddings.categories import categories_of, check_nearest, separation

@@ -53,12 +53,15 @@ from typing import Any
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
 from lm_trials.probing.feature_probe.flags import ARGUMENTS, PROBE, check_arguments
+from lm_trials.probing.flags import MODEL
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Fit the probes of each model and control, score and compare them; returns the table's rows."""
-    how, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe feature_probe")
+    how, texts, args = parse_arguments(
+        argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe feature_probe", first=MODEL
+    )
     check_arguments(how, texts, args)
     from lm_trials.probing.feature_probe import report
     from lm_trials.probing.feature_probe.fits import Reading, distinct_steps, read_models, read_texts, sites_of

@@ -38,7 +38,7 @@ from typing import Any
 
 from lm_trials.console import note, script
 from lm_trials.flags import parse_arguments
-from lm_trials.probing.flags import probe_folder
+from lm_trials.probing.flags import MODEL, probe_folder
 from lm_trials.probing.lens.flags import ARGUMENTS, check_arguments
 from lm_trials.probing.tables import ProbeTable
 
@@ -46,7 +46,7 @@ from lm_trials.probing.tables import ProbeTable
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure each model's layers with each lens; returns the rows of the table."""
-    models, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe lens")
+    models, texts, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe lens", first=MODEL)
     check_arguments(models, args)
     from lm_trials.probing.anatomy import check_hidden
     from lm_trials.probing.findings import file_name, write_findings

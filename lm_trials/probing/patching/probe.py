@@ -44,6 +44,7 @@ from typing import Any
 
 from lm_trials.console import UsageError, script
 from lm_trials.flags import parse_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.patching.flags import ARGUMENTS, check_arguments
 from lm_trials.probing.tables import ProbeTable
 
@@ -51,7 +52,7 @@ from lm_trials.probing.tables import ProbeTable
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Swap each component in each direction, with its controls; returns the table's rows."""
-    parsed = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe patching")
+    parsed = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe patching", first=MODEL)
     check_arguments(*parsed)
     subject_args, text_args, args = parsed
     from lm_trials.probing.capture import cached_blocks, check_capture

@@ -8,13 +8,13 @@ with checkpoints at updates 0, 1, 2, 4, 8, ...:
     lm-trials train --dataset_name generated --vocab_size 1000 \\
         --config_name demo --max_steps 512 --checkpoint_ladder True
     lm-trials prepare metadata --dataset_name generated
-    lm-trials probe saturation --model_name_or_path runs/demo
+    lm-trials probe saturation runs/demo
 
 Several seeds of one arm, or other models and data sets:
 
-    lm-trials probe saturation --model_name_or_path runs/a-s0 runs/a-s1 \\
+    lm-trials probe saturation runs/a-s0 runs/a-s1 \\
         runs/a-s2 --output_dir out/saturation
-    lm-trials probe saturation --model_name_or_path runs/gpt2 runs/llama \\
+    lm-trials probe saturation runs/gpt2 runs/llama \\
         --dataset_name generated --by features
 
 A metric is settled from the first checkpoint on after which it stays within
@@ -35,6 +35,7 @@ from typing import Any
 
 from lm_trials.console import note, script
 from lm_trials.flags import parse_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.saturation.flags import ARGUMENTS, PROBE, check_arguments
 from lm_trials.probing.tables import ProbeTable
 
@@ -42,7 +43,9 @@ from lm_trials.probing.tables import ProbeTable
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure the runs; return the rows of the table."""
-    subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe saturation")
+    subject_args, text_args, args = parse_arguments(
+        argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe saturation", first=MODEL
+    )
     check_arguments(subject_args, text_args, args)
     from lm_trials.probing.findings import write_findings
     from lm_trials.probing.saturation import report

@@ -39,13 +39,16 @@ from typing import Any
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.similarity.flags import ARGUMENTS, check_arguments
 
 
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare the terms and the layers of the models, with their controls; returns the rows of the table."""
-    subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe similarity")
+    subject_args, text_args, args = parse_arguments(
+        argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe similarity", first=MODEL
+    )
     check_arguments(subject_args, text_args, args)
     from lm_trials.probing.findings import Finding, write_findings
     from lm_trials.probing.similarity import report

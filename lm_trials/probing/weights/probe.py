@@ -37,6 +37,7 @@ from typing import Any
 
 from lm_trials.console import script
 from lm_trials.flags import parse_arguments
+from lm_trials.probing.flags import MODEL
 from lm_trials.probing.tables import ProbeTable
 from lm_trials.probing.weights.flags import ARGUMENTS, PROBE, check_arguments
 
@@ -44,7 +45,9 @@ from lm_trials.probing.weights.flags import ARGUMENTS, PROBE, check_arguments
 @script
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare the weights, then undo parts of the change and prune; returns the rows of the table."""
-    subject_args, text_args, args = parse_arguments(argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe weights")
+    subject_args, text_args, args = parse_arguments(
+        argv, ARGUMENTS, __doc__ or "", prog="lm-trials probe weights", first=MODEL
+    )
     check_arguments(subject_args)
     from lm_trials.probing.anatomy import anatomy_of
     from lm_trials.probing.findings import write_findings
