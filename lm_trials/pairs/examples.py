@@ -233,6 +233,12 @@ def asked_of(row: dict[str, Any]) -> tuple[list[layouts.Message], layouts.Option
     >>> asked_of({"record_id": "a", "prompt": "How far?", "chosen": "12 km", "rejected": "Far."})
     ([{'role': 'user', 'content': 'How far?'}], {})
     """
+    if "columns" in row:
+        if isinstance(row["prompt"], str):
+            return [{"role": "user", "content": row["prompt"]}], {}
+        further = json.loads(row.get("further") or "{}")
+        fields = further.pop("messages", [{}] * len(row["prompt"]))
+        return [{**text, **more} for text, more in zip(row["prompt"], fields, strict=False)], further
     if "rejected" in row:
         row = side_row(row, "chosen")
     messages, num_prompt, options = layouts.as_conversation(row)

@@ -30,11 +30,15 @@ from lm_trials.stories.shards import kind_of
 from lm_trials.stories.sources import Source
 from lm_trials.stories.splits import split_for
 
-Kind = Literal["pairs", "conversations", "texts", "preferences", "conversation_preferences"]
+Kind = Literal[
+    "pairs", "conversations", "texts", "preferences", "conversation_preferences", "prompts", "conversation_prompts"
+]
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 PREFERENCES = ("preferences", "conversation_preferences")
 """The kinds with two completions of each prompt."""
+PROMPTS = ("prompts", "conversation_prompts")
+"""The kinds of a source that is read for its prompts, with all its columns for rewards."""
 FOLDER = "pairs"
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -47,13 +51,16 @@ COLUMNS: dict[Kind, Features] = {
     "conversation_preferences": Features(
         {"record_id": Value("string"), **{name: MESSAGES for name in ("prompt", *SIDES)}}
     ),
+    # columns: JSON of the row's other columns.
+    "prompts": Features({name: Value("string") for name in ("record_id", "prompt", "columns")}),
+    "conversation_prompts": Features({"record_id": Value("string"), "prompt": MESSAGES, "columns": Value("string")}),
 }
 """Columns of each kind; rows may have more, such as `ended`, or `ended_chosen` (bool): whether EOS follows."""
 OPTIONS = ("tools", "documents")
 """Columns beside messages that chat templates can render."""
 FURTHER = Features({"further": Value("string")})
 """JSON of what messages and chat templates have beside roles and texts: the messages' own fields, and `OPTIONS`."""
-TAKEN = {
+TAKEN: dict[Kind, set[str]] = {
     "pairs": {"prompt", "completion"},
     "conversations": {"prompt", "completion", "messages", *OPTIONS},
     "texts": {"text"},
@@ -145,19 +152,28 @@ def holds_pairs(source: Source) -> bool:
 
 
 def prepare_pairs(
-    source: Source, label: str, data_cache_dir: Path, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter
+    source: Source,
+    label: str,
+    data_cache_dir: Path,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    prompts: bool = False,
 ) -> Path:
-    """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
+    """Read a source into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
 
     Rows with an empty prompt, answer or text are left out.  Notes count them and name the columns that are not used.
+
+    Args:
+        prompts: read the prompts of the rows, with all other columns, instead of pairs.
 
     Raises:
         UsageError: for rows that are not pairs, naming their columns; for preferences whose two sides are equal.
     """
-    folder = data_cache_dir / f"{plain_name(label)}-{FOLDER}-{source.fingerprint()[:8]}"
+    what = "prompts" if prompts else FOLDER
+    folder = data_cache_dir / f"{plain_name(label)}-{what}-{source.fingerprint()[:8]}"
     if not is_pairs(folder):
         source.check_splits()
         facts: dict[str, Any] = {"source": source.origin(), "left_out": {"rows": 0}, "unused_columns": []}
+        facts |= {"columns": []} if prompts else {}
         rows = _source_rows(source, watch, facts)
         kind = next(rows)
         try:
@@ -193,11 +209,14 @@ def _source_rows(
                 if part.path is None or kind_of(part.path) == "parquet":
                     row = _without_nulls(row)
                 try:
-                    this, pair = read_row(row)
+                    this, pair = read_prompt(row) if "columns" in facts else read_row(row)
                 except UsageError as error:
                     raise UsageError(f"{name}: {place}: {error}") from None
-                unused = [column for column in row if column not in TAKEN[this] and row[column] is not None]
-                facts["unused_columns"].extend(sorted(set(unused) - set(facts["unused_columns"])))
+                found, known = facts["unused_columns"], TAKEN.get(this, set())
+                if this in PROMPTS:
+                    found, known = facts["columns"], {"prompt", "record_id"}
+                others = [column for column in row if column not in known and row[column] is not None]
+                found.extend(sorted(set(others) - set(found)))
                 if _is_empty(pair):
                     facts["left_out"]["rows"] += 1
                     facts["left_out"].setdefault("first", f"{name}: {place}")
@@ -240,6 +259,9 @@ def is_blank(text: str | None) -> bool:
 
 def _is_empty(row: Row) -> bool:
     """Whether a text, a prompt or an answer is blank; an answer may consist of other fields, such as tool calls."""
+    if "columns" in row:
+        asked = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        return is_blank(asked)
     if isinstance(row.get("prompt"), list):
         return any(_is_empty(side_row(row, side)) for side in SIDES)
     if "messages" not in row:
@@ -311,6 +333,34 @@ def read_row(row: Any) -> tuple[Kind, Row]:
         f"no columns prompt and completion, messages, text, or prompt, chosen and rejected; the columns are {columns}; "
         f"{advice}"
     )
+
+
+def read_prompt(row: Any) -> tuple[Kind, Row]:
+    """Return the kind of a row that is read for its prompt, and its prompt; `columns` is JSON of all others.
+
+    Raises:
+        UsageError: for a row without a prompt, or with one of another type.
+
+    >>> read_prompt({"prompt": "Use cat.", "words": ["cat"]})[1]["columns"]
+    '{"words": ["cat"]}'
+    """
+    if not isinstance(row, Mapping) or row.get("prompt") is None:
+        kind, pair = read_row(row)  # raises where there are no messages either
+        if kind != "conversations":
+            raise UsageError(f"no column prompt, or messages; the columns are {', '.join(map(str, row))}; rename them")
+        last = max(place for place, message in enumerate(pair["messages"]) if message["role"] == "assistant")
+        asked = {"prompt": pair["messages"][:last], "further": pair.get("further")}
+        kind = "conversation_prompts"
+    elif isinstance(row["prompt"], str):
+        kind, asked = "prompts", {"prompt": row["prompt"]}
+    else:
+        # An answer, which is none of the prompt, lets `tools` and fields of messages be read as in a conversation.
+        messages = _messages(row["prompt"], "prompt")
+        whole = _conversation([*messages, {"role": "assistant", "content": ""}], len(messages), row)
+        kind, asked = "conversation_prompts", {"prompt": _texts(messages), "further": whole.get("further")}
+    others = {name: row[name] for name in row if name not in ("prompt", "record_id") and row[name] is not None}
+    columns = json.dumps(others, ensure_ascii=False, default=str)
+    return kind, _named({**{name: value for name, value in asked.items() if value is not None}, "columns": columns})
 
 
 def _preference(row: Mapping[str, Any]) -> tuple[Kind, Row]:

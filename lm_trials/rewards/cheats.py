@@ -80,7 +80,7 @@ def reward_rows(
         for reward, values_N in zip(rewards, values_NF.T, strict=True)
     ]
     found.append(("sum", "rewards", prompt_means(totals(rewards, values_NF), texts_PS), "reward"))
-    judged = (held_out or HeldOut()).values(tasks, texts_PS)
+    judged = (held_out or HeldOut()).values(tasks, [list(map(text_of, of)) for of in texts_PS])
     found += [("judge", name, values_P, UNITS[name]) for name, values_P in judged.items()]
     estimates = [(role, name, over_prompts(values_P, unit, seed)) for role, name, values_P, unit in found]
     return [{"role": role, "metric": name, **estimate.row()} for role, name, estimate in estimates if estimate]

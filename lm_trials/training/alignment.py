@@ -104,8 +104,6 @@ def describe_alignment(described: dict[str, Any], reference: InitialModel | None
     Models and files of rewards are outcomes by their content, and logistics by their names.
     """
     outcome, logistics = described["outcome"], described["logistics"]
-    for name in ("reward_funcs", "ref_model_name_or_path"):
-        logistics[name] = outcome.pop(name)
     outcome["reference_model"] = reference.describe() if reference else None
     outcome["rewards"] = [{**reward.described, "weight": reward.weight} for reward in rewards]
     if rewards:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,23 @@ class AlignmentData(TokenizedPairs):
     def asked_rows(self, split: str) -> Dataset:
         """Return a split's rows with the columns that rewards read, `prompt` (text or messages) and `prompt_ids`."""
         ids = getattr(self, split).rows.select_columns(["prompt_ids"])
-        return concatenate_datasets([self.pairs.splits[split], ids], axis=1).with_transform(with_prompts)
+        rows = concatenate_datasets([self.pairs.splits[split], ids], axis=1)
+        return rows.with_transform(partial(with_prompts, names=self.pairs.manifest.get("columns", ())))
 
 
-def with_prompts(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return a batch of rows, conversations with the messages that a model is to answer as their prompt.
+def with_prompts(batch: dict[str, list[Any]], names: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """Return a batch of rows with the columns `names`, conversations with the messages to answer as their prompt.
 
     >>> messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     >>> with_prompts({"messages": [messages], "num_prompt": [0]})["prompt"]
     [[{'role': 'user', 'content': 'Hi'}]]
+    >>> with_prompts({"prompt": ["Use cat."], "columns": ['{"words": ["cat"]}']}, names=["words", "city"])
+    {'prompt': ['Use cat.'], 'words': [['cat']], 'city': [None]}
     """
+    if "columns" in batch:
+        given = [json.loads(columns) for columns in batch["columns"]]
+        own = {name: values for name, values in batch.items() if name not in ("columns", "further")}
+        return own | {name: [of.get(name) for of in given] for name in names}
     if "prompt" in batch:
         return batch
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -85,7 +93,7 @@ def open_alignment(
     is_dpo = isinstance(arguments, DpoRunArguments)
     if isinstance(arguments, DpoRunArguments):
         arguments.max_length = chosen_window(arguments.max_length, base.config, "--max_length")
-    pairs = read_pairs(dataset_of(data_args), data_args)
+    pairs = read_pairs(dataset_of(data_args), data_args, prompts=not is_dpo)
     check_kind(pairs, is_dpo)
     conversations = "conversation" in pairs.kind
     if conversations and not tokenizer.chat_template:
@@ -109,8 +117,8 @@ def check_kind(pairs: PairSet, is_dpo: bool) -> None:
     """Refuse a data set without what the method reads (UsageError)."""
     if is_dpo and pairs.kind not in PREFERENCES:
         raise UsageError(
-            f"--method dpo: {pairs.name} has {pairs.kind} and no columns chosen and rejected; make preferences with "
-            "lm-trials prepare preferences, or learn from these with lm-trials tune"
+            f"--method dpo: {pairs.name} has {pairs.kind.replace('_', ' ')} and no columns chosen and rejected; make "
+            "preferences with lm-trials prepare preferences, or learn from these with lm-trials tune"
         )
     if pairs.kind == "texts":
         raise UsageError(f"--method grpo: {pairs.name} has texts and no prompts; give a data set with a column prompt")
@@ -179,18 +187,24 @@ def plan_rewards(arguments: GrpoRunArguments, data: AlignmentData) -> tuple[Plan
     steps = settle_length(arguments, len(store) * repeats)
     check_held_out(arguments, data.pairs.name, len(data.validation))
     assert arguments.max_completion_length is not None  # settle_completions sets it
-    generations = num_generated(steps, arguments.gradient_accumulation_steps, vars(arguments))
-    count = generations * arguments.generation_batch_size // arguments.num_generations
+    count = generation_prompts(steps, arguments.gradient_accumulation_steps, vars(arguments))[-1] + 1
     order = row_order(len(store), count, arguments.data_seed)
     most = steps * per_step * arguments.max_completion_length  # completions end earlier
     plan = Plan(steps, per_step, data.max_length, len(store) * repeats, most, num_completion_tokens=most)
     return plan, data.asked_rows("train").select(order)
 
 
-def num_generated(steps: int, accumulated: int, settings: Any) -> int:
-    """Return how often completions are sampled within some updates of `accumulated` batches each.
+def generation_prompts(step: int, accumulated: int, settings: Mapping[str, Any]) -> range:
+    """Return the places, in the order of all passes, of the prompts whose completions an update may read.
 
-    >>> num_generated(3, 2, {"steps_per_generation": 4, "num_iterations": 1})
-    2
+    Completions are sampled for several updates at once where `steps_per_generation` times `num_iterations` is more than
+    the `accumulated` batches of an update, and shuffled.
+
+    >>> settings = {"steps_per_generation": 4, "num_iterations": 1, "generation_batch_size": 16, "num_generations": 8}
+    >>> [generation_prompts(step, 2, settings) for step in (1, 2, 3)]
+    [range(0, 2), range(0, 2), range(2, 4)]
     """
-    return math.ceil(steps * accumulated / (settings["steps_per_generation"] * settings["num_iterations"]))
+    lasts = settings["steps_per_generation"] * settings["num_iterations"]
+    first, last = (step - 1) * accumulated // lasts, (step * accumulated - 1) // lasts
+    prompts = settings["generation_batch_size"] // settings["num_generations"]
+    return range(first * prompts, (last + 1) * prompts)

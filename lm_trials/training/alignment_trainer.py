@@ -168,11 +168,15 @@ def preference_line(metrics: Mapping[str, float]) -> str:
 
 
 def reward_line(metrics: Mapping[str, float]) -> str:
-    """Return an evaluation of rewards in one line: their sum, each, and the held-out judges."""
-    names = [name for name in metrics if f"{name}_lower" in metrics]
-    shown = ", ".join(
-        f"{name.removeprefix('eval_').partition('/')[2] or 'reward'} {_shown(metrics, name)}" for name in names
-    )
+    """Return an evaluation of rewards in one line: their sum, each, and the held-out judges.
+
+    >>> estimate = Estimate(0.5, 0.4, 0.6, 9, "reward")
+    >>> reward_line(metrics_of({"reward": estimate, "rewards/words/mean": estimate}, "eval"))
+    'reward 0.500 [0.400, 0.600], words 0.500 [0.400, 0.600], n = 9 prompts'
+    """
+    names = {name: name.removeprefix("eval_") for name in metrics if f"{name}_lower" in metrics}
+    words = {name: word.partition("/")[2].removesuffix("/mean") or word for name, word in names.items()}
+    shown = ", ".join(f"{word} {_shown(metrics, name)}" for name, word in words.items())
     return f"{shown}, n = {int(metrics['eval_samples']):,} prompts"
 
 

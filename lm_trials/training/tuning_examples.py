@@ -25,7 +25,7 @@ from lm_trials.files import readable
 from lm_trials.models.reference import chosen_window
 from lm_trials.pairs.examples import ExampleStore, asked_of, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
-from lm_trials.pairs.pairs import PREFERENCES, PairSet
+from lm_trials.pairs.pairs import PREFERENCES, PROMPTS, PairSet
 from lm_trials.stories.corpora import read_manifest
 from lm_trials.tokens.phases import Passes, Phase
 from lm_trials.tokens.tokenizers import load_tokenizer
@@ -208,10 +208,11 @@ def open_examples(
         check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
     dataset = dataset_of(pair_args)
     pairs = read_pairs(dataset, pair_args)
-    if pairs.kind in PREFERENCES:
+    if pairs.kind in PREFERENCES + PROMPTS:
+        method = "dpo" if pairs.kind in PREFERENCES else "grpo"
         raise UsageError(
-            f"--dataset_name {pairs.name} has preferences (chosen and rejected); learn from them with lm-trials align "
-            "--method dpo, or rename chosen to completion"
+            f"--dataset_name {pairs.name} has {pairs.kind.replace('_', ' ')} and no completions; learn from them with "
+            f"lm-trials align --method {method}, or give columns prompt and completion"
         )
     if arguments.chat_template_path:
         tokenizer.chat_template = template
@@ -243,9 +244,10 @@ def open_examples(
     return replace(examples, phases=arrange(pair_args, [part], [1.0]), metrics=table.described)
 
 
-def read_pairs(dataset: DataSet, pair_args: PairData) -> PairSet:
-    """Return the pairs of a data set; a note if few of a file are held out."""
-    pairs = dataset.pairs(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
+def read_pairs(dataset: DataSet, pair_args: PairData, prompts: bool = False) -> PairSet:
+    """Return the pairs of a data set, or its prompts with all columns; a note if few of a file are held out."""
+    read = dataset.prompts if prompts else dataset.pairs
+    pairs = read(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
     if isinstance(dataset, RawSource) and dataset.source.kind != "hub" and not dataset.has_own_validation():
         note_few_examples(pairs.described["rows"], pair_args.validation_split_percentage)
     return pairs
