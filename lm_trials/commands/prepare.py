@@ -283,7 +283,7 @@ def preferences(args: PreferenceArguments) -> dict[str, Any]:
     from lm_trials.rewards.preferences import make_preferences, show_preferences
 
     manifest = make_preferences(args)
-    show_preferences(manifest, args.folder)
+    show_preferences(manifest, args)
     return manifest
 
 

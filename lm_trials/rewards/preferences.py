@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Features, Value
 
-from lm_trials.console import UsageError, show_facts, show_pairs
+from lm_trials.console import UsageError, command_line, show_facts, show_pairs
 from lm_trials.evaluation.constraint_scores import fitting
 from lm_trials.evaluation.constraint_tasks import Task, open_asked
 from lm_trials.evaluation.judges import open_judges
@@ -218,8 +218,8 @@ def preferred(
     return found, largest
 
 
-def show_preferences(manifest: dict[str, Any], folder: Path) -> None:
-    """Print the counts, why prompts have no pair, and two pairs."""
+def show_preferences(manifest: dict[str, Any], args: PreferenceArguments) -> None:
+    """Print the counts, why prompts have no pair, the next command, and two pairs."""
     counts = manifest["counts"]
     total: Counter[str] = sum(counts.values(), Counter())
     without = [f"{total[name]:,} {reason}" for name, reason in REASONS.items() if total[name]]
@@ -227,7 +227,14 @@ def show_preferences(manifest: dict[str, Any], folder: Path) -> None:
         "pairs": ", ".join(f"{of['pairs']:,} {split}" for split, of in counts.items()),
         "prompts": ", ".join(f"{of['prompts']:,} {split}" for split, of in counts.items()),
         "without a pair": ", ".join(without) or "none",
-        "folder": str(folder),
+        "folder": str(args.folder),
+        "next": command_line(
+            "align",
+            method="dpo",
+            model_name_or_path=args.model_name_or_path or "RUN",
+            dataset_name=args.folder.name,
+            data_cache_dir=args.data_cache_dir,
+        ),
     }
     show_facts(f"preferences of {manifest['source']['dataset']}", facts)
     show_pairs("two pairs", SIDES, [(row["chosen"], row["rejected"]) for _, row in manifest["examples"]])
