@@ -38,7 +38,7 @@ FORBIDDEN = {
     "trials": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
     "dashboard": (set(), TORCH | {"transformers", "datasets"}),  # the playground loads a model when it is used
 }
-SCRIPTS = ("train_gpt2", "sft_lora", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
+SCRIPTS = ("train_gpt2", "sft_lora", "align_lora", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
 
 
 def imports(source: str) -> list[tuple[str, bool]]:
@@ -207,6 +207,7 @@ BEHAVIOURS = {
     "test_published_commands.py",
     "test_readme.py",
     "test_structure.py",
+    "training/test_alignment_exact.py",
     "training/test_diverged.py",
     "training/test_eos_is_trained.py",
     "training/test_evaluate_first.py",
