@@ -499,7 +499,7 @@ def refused(run, tmp_path, capfd):
         (["--dataset_name", "stories.jsonl"], "would be written to out/llama/stories"),
         (["--tokenizer_name", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
         (["--data_mix", ".5,.5"], "--data_mix .5,.5: stories.jsonl is one data set"),
-        (["--all_checkpoints"], "--all_checkpoints: llama holds no checkpoint-N folder"),
+        (["--all_checkpoints"], "--all_checkpoints: llama holds no checkpoint-N folder; remove the flag"),
         (["--modl_dir", "x"], "unrecognized flag --modl_dir; did you mean --model_dir?"),
     ],
 )

@@ -73,7 +73,8 @@ def expand_models(names: list[str], all_checkpoints: bool) -> list[str]:
     for name in names:
         steps = checkpoints(Path(name))
         if not steps:
-            raise UsageError(f"--all_checkpoints: {name} holds no checkpoint-N folder; remove the flag")
+            advice = "remove the flag" if Path(name).is_dir() else "it is no folder here; name a run"
+            raise UsageError(f"--all_checkpoints: {name} holds no checkpoint-N folder; {advice}")
         final = any((Path(name) / file).is_file() for file in CONFIG_FILES)
         expanded += [str(step) for step in steps] + ([name] if final else [])
     return expanded

@@ -159,7 +159,8 @@ def test_a_run_and_its_checkpoints_know_their_steps(tiny_base, tmp_path):
     assert [subject.step for subject in steps] == [5, 10, 30]
     assert [subject.window for subject in steps] == [16, 16, 16]
     assert torch.equal(logits(load_subject(steps[1], flags)), logits(loaded(run)))
-    assert "holds no checkpoint-N folder" in refused(find_subjects, SubjectArguments([str(tiny_base)]), True)
+    assert "N folder; remove the flag" in refused(find_subjects, SubjectArguments([str(tiny_base)]), True)
+    assert "N folder; it is no folder here" in refused(find_subjects, SubjectArguments(["runs/nowhere"]), True)
 
 
 def test_stories_begin_as_in_training_and_end_at_the_window(tiny_base):
