@@ -20,7 +20,8 @@ completions for fine-tuning, and a description of what is prepared:
     lm-trials prepare describe filter-adv-Twist
     lm-trials prepare describe --corpus generated
 
-Pairs of a better and a worse story that a run writes for a prompt, by rewards:
+Pairs of a better and a worse story for a prompt, by rewards, that a run writes, or
+without one of the data set's own stories:
 
     lm-trials prepare preferences --model_name_or_path runs/teller \
         --dataset_name generated-instruct-prompt \
@@ -277,12 +278,12 @@ def instruct(args: InstructArguments) -> dict[str, Any]:
 
 
 def preferences(args: PreferenceArguments) -> dict[str, Any]:
-    """Write pairs of a better and a worse story of a run, by rewards; returns their manifest."""
+    """Write pairs of a better and a worse story for each prompt, by rewards; returns their manifest."""
     load_libraries()
     from lm_trials.rewards.preferences import make_preferences, show_preferences
 
     manifest = make_preferences(args)
-    show_preferences(manifest, args.folder)
+    show_preferences(manifest, args)
     return manifest
 
 

@@ -23,19 +23,11 @@ class RewardFunctions(FeatureJudge):
         distinct=True,
         help="Rewards: words, features, feature:NAME, length:N, ends, or FILE.py:NAME, a function of yours.",
     )
-
-
-@dataclass(kw_only=True)
-class WeightedRewards(RewardFunctions):
-    """The rewards with their weights, of which trl's configuration has its own flag."""
-
-    flag_group: ClassVar[str] = "rewards"
-
     reward_weights: list[float] = option([], help="Weight of each reward. Default: 1 each.")
 
 
 @dataclass
-class RewardArguments(DataFolder, WeightedRewards, Device):
+class RewardArguments(DataFolder, RewardFunctions, Device):
     """Score a data set's own stories and texts that cheat, by each reward and by judges that no reward is made of."""
 
     dataset_name: str = option("", required="PAIRS", help="Data set of pairs, made with `lm-trials prepare instruct`.")
@@ -49,24 +41,36 @@ class RewardArguments(DataFolder, WeightedRewards, Device):
 
 
 @dataclass
-class PreferenceArguments(DataFolder, WeightedRewards, TokenSampling, Quantization, Device):
-    """Sample several stories for each prompt from a run; pair the best with the worst by rewards."""
+class PreferenceArguments(DataFolder, RewardFunctions, TokenSampling, Quantization, Device):
+    """Pair the best and the worst of several stories for each prompt, by rewards; a run writes them."""
 
-    model_name_or_path: str = option("", required="RUN", help="Run, checkpoint, adapter or Hub model to sample from.")
-    tokenizer_name: str | None = option(None, help="Tokenizer to use instead of the model's own.")
+    model_name_or_path: str | None = option(
+        None,
+        filled=True,
+        help="Run, checkpoint, adapter or Hub model that writes the stories. Without one: the record's own story and "
+        "those of other records.",
+    )
+    tokenizer_name: str | None = option(
+        None, needs="model_name_or_path", help="Tokenizer to use instead of the model's own."
+    )
     dataset_name: str = option("", required="PAIRS", help="Data set with the prompts, prepared with its splits.")
     output_name: str | None = option(
         None, folder_name=True, help="Name of the new data set. Default: <data set>-preferences."
     )
-    num_samples: int = option(4, least=2, help="Stories sampled for each prompt.")
+    num_samples: int = option(4, least=2, help="Stories for each prompt.")
     margin: float = option(0.1, above=0, help="Least difference of the summed rewards of the best and the worst story.")
     num_prompts: int | None = option(None, least=1, help="Most prompts of each split, from its start. Default: all.")
-    mode: Mode | None = option(None, help="How the model is prompted. Default: as trained, else instruct.")
-    max_new_tokens: int | None = option(
-        None, least=1, help="Maximum tokens per story. Default: what fits the positions, up to 400."
+    mode: Mode | None = option(
+        None, needs="model_name_or_path", help="How the model is prompted. Default: as trained, else instruct."
     )
-    batch_size: int = option(32, least=1, help="Stories per batch; no effect on results.")
-    seed: int = option(0, **SEED, help="Seed of the samples and of the classifiers.")
+    max_new_tokens: int | None = option(
+        None,
+        least=1,
+        needs="model_name_or_path",
+        help="Maximum tokens per story. Default: what fits the positions, up to 400.",
+    )
+    batch_size: int = option(32, least=1, needs="model_name_or_path", help="Stories per batch; no effect on results.")
+    seed: int = option(0, **SEED, help="Seed of the stories and of the classifiers.")
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """Rewards by hand, called as trl calls them, and every way in which a user's function can fail."""
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +114,10 @@ def test_a_judge_that_does_not_know_a_feature_leaves_it_out():
     assert reward(prompts=["p"] * 2, completions=["They had a fight."] * 2, **columns) == [1.0, None]
     assert open_rewards(["features"])[0](prompts=["p"] * 2, completions=[TWIST] * 2, **columns) == [0.5, 1.0]
     assert set(FEATURES) >= {"Twist", "Conflict"}
+
+
+def test_the_function_of_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs/rewards.md").read_text()
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    (reward,) = open_rewards([f"{tmp_path}/mine.py:questions"])
+    assert reward_values([reward], ROWS, ["Who?", "Me."], [[], []]).tolist() == [[1.0], [0.0]]

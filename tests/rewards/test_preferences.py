@@ -14,6 +14,8 @@ from lm_trials.pairs.pairs import open_pairs, write_pairs
 from lm_trials.rewards import preferences
 from lm_trials.rewards.flags import PreferenceArguments
 from lm_trials.rewards.preferences import make_preferences
+from lm_trials.stories.generated.generator import generate_stories
+from lm_trials.stories.records import SPLITS
 from lm_trials.tokens.tokenizers import load_tokenizer
 
 SPLIT_OF = {"train": range(8), "validation": range(8, 12), "test": range(12, 15)}
@@ -104,7 +106,8 @@ def test_the_manifest_says_what_made_them(data):
     assert on_disk["content"] != json.loads((data / "data/facts-other/manifest.json").read_text())["content"]
     assert [(reward["reward"], reward["weight"]) for reward in on_disk["rewards"]] == [("length:10", 1), ("vowels", 1)]
     assert len(on_disk["rewards"][1]["sha256"]) == 64
-    assert on_disk["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    assert on_disk["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    assert on_disk["seed"] == 0
     assert (on_disk["num_samples"], on_disk["margin"], on_disk["max_new_tokens"]) == (3, 0.1, 16)
     assert on_disk["source"]["dataset"] == "made"
 
@@ -130,6 +133,35 @@ def test_a_blank_story_is_in_no_pair_and_of_equal_ones_the_first_is_taken(data, 
         made(data, "never", reward_funcs=["length:4"], num_samples=2)
 
 
+def test_without_a_model_a_records_own_story_is_paired_with_one_of_its_split(data):
+    columns = ("prompt", "words", "features")
+    made_of = [
+        (
+            split,
+            {"record_id": f"{9 * seed + place:016x}" + "0" * 16, "completion": record["story"]}
+            | {name: record[name] for name in columns},
+        )
+        for seed, split in enumerate(SPLITS)
+        for place, record in enumerate(generate_stories(9, seed=seed))
+    ]
+    stories = {split: [row["completion"] for of, row in made_of if of == split] for split in SPLITS}
+    more = Features({"words": List(Value("string")), "features": List(Value("string"))})
+    write_pairs(made_of, data / "data/generated", "pairs", {"source": "test"}, more)
+    flags = {"dataset_name": "generated", "model_name_or_path": None, "max_new_tokens": None, "reward_funcs": ["words"]}
+    manifest, splits = made(data, "of-others", **flags, num_samples=3, margin=0.5)
+    again, _ = made(data, "of-others-again", **flags, num_samples=3, margin=0.5)
+    other, _ = made(data, "of-others-other", **flags, num_samples=3, margin=0.5, seed=1)
+    assert manifest["content"] == again["content"] != other["content"]
+    assert manifest["model"] is None
+    for split in SPLITS:
+        assert len(splits[split]) > 4
+        for row in splits[split]:
+            assert row["chosen"] in stories[split]
+            assert row["rejected"] in stories[split]
+            assert row["score_chosen"] == 1
+            assert row["chosen"] == made_of[int(row["record_id"][:16], 16)][1]["completion"]
+
+
 def test_a_story_that_was_cut_is_marked(data):
     _, splits = made(data, "cut", max_new_tokens=4, margin=1e-6)
     ended = [row["ended_chosen"] for row in splits["train"]] + [row["ended_rejected"] for row in splits["train"]]
@@ -146,7 +178,7 @@ def test_a_story_that_was_cut_is_marked(data):
         ("--reward_funcs words ends --reward_weights 1", "--reward_weights has 1 weights and --reward_funcs 2"),
         ("--reward_funcs words --margin 0", "--margin 0 must be above 0"),
         ("--reward_funcs words --num_samples 1", "--num_samples 1 must be at least 2"),
-        ("--reward_funcs words --output_name made", "made"),
+        ("--reward_funcs words --output_name made", "made already"),
         ("--reward_funcs words --model_name_or_path ./nowhere", "nowhere"),
     ],
 )
