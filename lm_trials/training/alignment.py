@@ -78,11 +78,13 @@ def choose_start(adapter_args: Adapter) -> InitialModel:
 
 
 def check_method(args: DpoRunArguments | GrpoRunArguments, adapter_args: Adapter, method_args: MethodArguments) -> None:
-    """Refuse flags that have no effect with the others.
+    """Refuse flags that have no effect with the others, and unknown rewards.
 
     Raises:
-        UsageError: for dropout that trl switches off, or a reference beside which none is read.
+        UsageError: for dropout that trl switches off; as `open_rewards`.
     """
+    if isinstance(args, GrpoRunArguments):
+        open_rewards(method_args.reward_funcs, args.reward_weights)
     if adapter_args.lora_dropout and args.disable_dropout:
         raise UsageError(
             f"--lora_dropout {adapter_args.lora_dropout:g} has no effect with --disable_dropout True, the default of "

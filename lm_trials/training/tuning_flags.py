@@ -20,7 +20,7 @@ class PairData:
         "",
         required="NAME_OR_PATH",
         help="A prepared data set in --data_cache_dir, else a file or folder, else a Hub data set, with columns prompt "
-        "and completion, messages, or text.",
+        "and completion, messages, or text; for lm-trials align prompt, chosen and rejected, or prompt.",
     )
     dataset_config_name: str | None = option(None, help="Configuration of a Hub data set, or part of a folder.")
     validation_split_percentage: float | None = option(

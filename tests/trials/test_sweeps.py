@@ -132,6 +132,8 @@ def test_a_sweep_is_a_trial_of_one_stage_without_outcome():
     tuned = {**SWEEP, "command": ["${env}", "python", "${program}", "--bf16", "--modules=a", "b", "${args}"]}
     stage = read_trial(write_trial(Path("t.yaml"), {**tuned, "program": "clone/sft_lora.py"})).stages["t"]
     assert stage.program == "tune"
+    aligned = read_trial(write_trial(Path("t.yaml"), {**tuned, "program": "clone/align_lora.py"})).stages["t"]
+    assert aligned.program == "align"
     assert stage.flags["0.1"]["bf16"] is True
     assert stage.flags["0.1"]["modules"] == ["a", "b"]
 
