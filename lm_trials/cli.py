@@ -27,7 +27,7 @@ COMMANDS = {
     "cache": ("lm_trials.commands.cache", "fetch data sets; list and verify prepared data"),
     "train": ("lm_trials.commands.train", "pretrain a model or continue its training"),
     "tune": ("lm_trials.commands.tune", "fine-tune on prompts and completions: LoRA, QLoRA or all weights"),
-    "align": ("lm_trials.commands.align", "learn from preferences (DPO) or from rewards of completions (GRPO)"),
+    "align": ("lm_trials.commands.align", "learn from preferences (DPO) or rewards (GRPO)"),
     "evaluate": ("lm_trials.commands.evaluate", "loss, perplexity and accuracy of checkpoints on data sets"),
     "generate": ("lm_trials.evaluation.generate", "generate stories with a model, or chat with it"),
     "constraints": ("lm_trials.evaluation.constraints", "score whether stories follow their instructions"),

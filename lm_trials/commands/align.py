@@ -1,11 +1,11 @@
 r"""Learn from preferences (DPO) or from rewards of sampled completions (GRPO).
 
-With a LoRA adapter on a run, a model or an 8-bit base, or from an adapter of lm-trials tune:
+With a LoRA adapter on a run, a model or an 8-bit base; an adapter is trained further:
 
     lm-trials align --method dpo --model_name_or_path runs/teller \
         --dataset_name teller-preferences
-    lm-trials align --method dpo --model_name_or_path runs/demo \
-        --adapter_name_or_path runs/teller-lora8 --dataset_name preferences.jsonl
+    lm-trials align --method dpo --model_name_or_path runs/teller-lora8 \
+        --dataset_name preferences.jsonl
     lm-trials align --method grpo --model_name_or_path runs/teller \
         --dataset_name generated-instruct-prompt \
         --reward_funcs words ends mine.py:rhymes --reward_weights 1 0.5 0.5
@@ -60,24 +60,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         check_method,
         choose_reference,
         choose_rewards,
+        choose_start,
         describe_alignment,
         ends_of_answers,
         evaluation_line,
         finish_alignment,
         load_reference,
     )
-    from lm_trials.training.alignment_examples import (
-        open_alignment,
-        plan_preferences,
-        plan_rewards,
-        with_own_tokenizer,
-    )
+    from lm_trials.training.alignment_examples import open_alignment, plan_preferences, plan_rewards
     from lm_trials.training.alignment_trainer import PreferenceTuner, RewardTuner
     from lm_trials.training.fine_tuning import (
         begin,
         carry_out,
         check_tunable,
-        choose_base,
         describe_tuning,
         finished_weights,
         load_base,
@@ -96,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_method(args, adapter_args, method_args)
     hub.check_push(args)
     quantized(args, adapter_args)  # refused before the data are prepared
-    base = with_own_tokenizer(choose_base(adapter_args))
+    base = choose_start(adapter_args)
     reference = choose_reference(method_args, base)
     if adapter_args.full_finetune and args.do_train:
         base.check_memory(args)
@@ -108,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_tunable(model, base, args)
     choose_padding(base.tokenizer, model)
     more: dict[str, Any] = {"ref_model": load_reference(reference, base, args, adapter_args)} if is_dpo else {}
-    rewards = []
+    rewards: list[Any] = []
     if not is_dpo:
         ends = ends_of_answers(base, model, data)
         rewards, held_out = choose_rewards(method_args, args, data_args, data, ends)
@@ -117,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     given = [data_args, adapter_args, method_args]
     described = describe_run(args, given, model.config, plan, {}, base.describe())
     describe_tuning(described, data, base, plan)
-    describe_alignment(described, reference, rewards)
+    describe_alignment(described, base, reference, rewards)
     start, identity = begin(args, adapter_args, described)
     folder = Path(args.output_dir)
     if args.do_train and start.finished and is_merged(adapter_args, args.output_dir):
@@ -131,8 +126,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         announce_alignment(args, adapter_args, model, base, plan, data, data_args, reference, rewards)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
+    kind: type[Any] = PreferenceTuner if is_dpo else RewardTuner
     trainer = make_trainer(
-        PreferenceTuner if is_dpo else RewardTuner,
+        kind,
         model=model,
         args=args,
         train_dataset=rows,

@@ -82,14 +82,15 @@ def choose_layout(
         name = tokenizer.name_or_path or "this tokenizer"
         if not tokenizer.chat_template:
             raise UsageError(
-                f"--prompt_layout chat: {name} has no chat template; give --chat_template_path, or another layout"
+                f"--prompt_layout chat: {name} has no chat template; give one with lm-trials tune "
+                "--chat_template_path, or give another layout"
             )
         layouts.check_template(tokenizer, None, f"the chat template of {name}")
         with suppress(UsageError):  # a template that begins with a system message takes none that does not
             if layouts.turn_end(tokenizer, followed=False) is None:
                 note(
                     f"note: the chat template of {name} ends no answer with a token, so the model does not learn to "
-                    "end; write {{ eos_token }} after an answer in a template for --chat_template_path"
+                    "end; write {{ eos_token }} after an answer in a template for lm-trials tune --chat_template_path"
                 )
     return layout
 
@@ -140,7 +141,7 @@ def make_examples(
     kind = Prompt if prompts_only else Preference if pairs.kind in PREFERENCES else Example
     columns = {name: List(Value("uint8")) if name == "completion_mask" else ids for name in kind._fields}
     schema = Features({"record_id": Value("string"), **columns})
-    tokenized = {Prompt: _prompts, Preference: _preferences, Example: _examples}[kind]
+    tokenized: Any = {Prompt: _prompts, Preference: _preferences, Example: _examples}[kind]
     counts: dict[str, dict[str, int]] = {}
     digest = hashlib.sha256()
     with suppress(MadeMeanwhileError), finished_folder(place) as unfinished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,66 @@ from lm_trials.console import UsageError, show_facts
 from lm_trials.evaluation.held_out import HeldOut
 from lm_trials.evaluation.judges import open_judges
 from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.files import read_object
 from lm_trials.models.adapters import merged
-from lm_trials.models.reference import load_config, load_model, load_tokenizer_of, resolve_model
+from lm_trials.models.reference import (
+    ADAPTER_FILE,
+    load_config,
+    load_model,
+    load_tokenizer_of,
+    read_run,
+    resolve_model,
+)
 from lm_trials.rewards.functions import Reward, open_rewards, reward_values
+from lm_trials.run_fields import lineage_of
 from lm_trials.tokens.tokenizers import tokenizer_hash
 from lm_trials.training.alignment_examples import AlignmentData
 from lm_trials.training.alignment_flags import MethodArguments
 from lm_trials.training.alignment_run_arguments import DpoRunArguments, GrpoRunArguments
-from lm_trials.training.alignment_trainer import PreferenceTuner, RewardTuner, preference_line, reward_line
-from lm_trials.training.fine_tuning import held_out_fact, model_facts, note_untrained_end, quantized
+from lm_trials.training.alignment_trainer import (
+    PreferenceTuner,
+    RewardTuner,
+    as_answer,
+    preference_line,
+    reward_line,
+)
+from lm_trials.training.fine_tuning import choose_base, held_out_fact, model_facts, note_untrained_end, quantized
 from lm_trials.training.hub import push
 from lm_trials.training.initial import InitialModel
 from lm_trials.training.merging import is_merged, merge_adapter
 from lm_trials.training.plan import Plan
 from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, write_end
 from lm_trials.training.tuning_flags import Adapter, PairData
+
+LORA_FLAGS = {"r": "lora_r", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
+
+
+def choose_start(adapter_args: Adapter) -> InitialModel:
+    """Return the base and the initial adapter; an adapter as the model is trained further, in place of its base.
+
+    In place, `adapter_args` then name its base, and get its settings where they are at their defaults.
+
+    Raises:
+        UsageError: as `choose_base`, and for an adapter whose weights are all to be trained.
+    """
+    given = resolve_model(adapter_args.model_name_or_path or "")
+    if given.base is not None:
+        if asked := [name for name in ("full_finetune", "adapter_name_or_path") if getattr(adapter_args, name)]:
+            raise UsageError(
+                f"--{asked[0]}: --model_name_or_path {given.name} is an adapter already; remove --{asked[0]}, or merge "
+                "the adapter first (lm-trials tune --merge_output)"
+            )
+        adapter_args.model_name_or_path, adapter_args.adapter_name_or_path = given.base, given.name
+        defaults, saved = Adapter(), read_object(Path(given.path) / ADAPTER_FILE)
+        own = {flag: saved.get(name, getattr(defaults, flag)) for name, flag in LORA_FLAGS.items()}
+        if isinstance(saved.get("target_modules"), list):
+            own["lora_target_modules"] = sorted(saved["target_modules"])
+        for flag, value in own.items():
+            if getattr(adapter_args, flag) == getattr(defaults, flag):
+                setattr(adapter_args, flag, value)
+    base = choose_base(adapter_args)
+    # An adapter may have another chat template than its base.
+    return replace(base, tokenizer=load_tokenizer_of(base.adapter)) if base.adapter else base
 
 
 def check_method(args: DpoRunArguments | GrpoRunArguments, adapter_args: Adapter, method_args: MethodArguments) -> None:
@@ -87,7 +133,7 @@ def choose_rewards(
     rewards = open_rewards(method_args.reward_funcs, args.reward_weights, judge, ends)
     rows = data.asked_rows("train").remove_columns(["prompt_ids"])
     first = [rows[number] for number in range(min(2, len(rows)))]
-    answers = [row.get("completion") or row.get("chosen") or "A cat sat." for row in first]
+    answers = [row.get("completion") or row.get("chosen") or as_answer(row["prompt"], "A cat sat.") for row in first]
     reward_values(rewards, first, answers, [[ends[0]]] * len(first))  # before the model is trained for an hour
     always = tuple(name for reward in rewards for name in reward.features)
     return rewards, HeldOut(others[0] if others else None, None, always)
@@ -98,12 +144,21 @@ def ends_of_answers(base: InitialModel, model: Any, data: AlignmentData) -> list
     return Storyteller(base.name, model, base.tokenizer, "chat" if data.layout == "chat" else "instruct").ends
 
 
-def describe_alignment(described: dict[str, Any], reference: InitialModel | None, rewards: Sequence[Reward]) -> None:
+def describe_alignment(
+    described: dict[str, Any], base: InitialModel, reference: InitialModel | None, rewards: Sequence[Reward]
+) -> None:
     """Complete the `run.json` fields of `describe_tuning` for an alignment, in place.
 
     Models and files of rewards are outcomes by their content, and logistics by their names.
     """
     outcome, logistics = described["outcome"], described["logistics"]
+    if base.adapter:  # whose run is the stage before, and not its base's
+        outcome["initial_model"]["name_or_path"] = base.adapter.name
+        run = read_run(Path(base.adapter.path)) or {}
+        own = {"run": {"run_name": run.get("run_name"), "replicate": run.get("replicate")}} if run else {}
+        outcome["initial_model"] = {k: v for k, v in outcome["initial_model"].items() if k != "run"} | own
+        del described["lineage"]
+        described["lineage"] = lineage_of(described)
     outcome["reference_model"] = reference.describe() if reference else None
     outcome["rewards"] = [{**reward.described, "weight": reward.weight} for reward in rewards]
     if rewards:

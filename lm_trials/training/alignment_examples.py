@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import dataset_of
-from lm_trials.models.reference import chosen_window, load_tokenizer_of, positions_of, read_run
+from lm_trials.models.reference import chosen_window, positions_of, read_run
 from lm_trials.pairs.examples import PromptStore, asked_of, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE
 from lm_trials.pairs.pairs import PREFERENCES, PairSet
@@ -132,11 +132,6 @@ def trained_layout(base: InitialModel) -> Any:
     return layout if layout in ("instruct", "chat") else "auto"
 
 
-def with_own_tokenizer(base: InitialModel) -> InitialModel:
-    """Return the base with the tokenizer of its initial adapter, which may have another chat template."""
-    return replace(base, tokenizer=load_tokenizer_of(base.adapter)) if base.adapter else base
-
-
 def settle_completions(arguments: GrpoRunArguments, data: AlignmentData, positions: int | None) -> None:
     """Put the default of `max_completion_length` into `arguments`, in place.
 
@@ -183,6 +178,7 @@ def plan_rewards(arguments: GrpoRunArguments, data: AlignmentData) -> tuple[Plan
         UsageError: for epochs that do not make one update, or evaluations without validation prompts.
     """
     per_step, store = blocks_per_update(arguments), data.train
+    assert arguments.num_generations is not None  # its bound is at least 2
     repeats = arguments.num_generations * arguments.num_iterations
     steps = settle_length(arguments, len(store) * repeats)
     check_held_out(arguments, data.pairs.name, len(data.validation))

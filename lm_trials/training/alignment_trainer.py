@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ class PreferenceTuner(AdapterTrainer, DPOTrainer):
         """Return the (N, 2) nats of the chosen and the rejected completions, float64; every process calls it."""
         assert self.eval_store is not None
         count = min(len(self.eval_store), self.max_eval_samples or len(self.eval_store))
-        windows, prompts = [], []
+        windows: list[Window] = []
+        prompts: list[int] = []  # tokens of each
         for number in range(count):
             prompt, *sides = self.eval_store.tokens(number)
             for side in sides:
@@ -87,7 +88,7 @@ class PreferenceTuner(AdapterTrainer, DPOTrainer):
             return float(nats_T[prompts[int(window.owners_T[0])] - 1 :].sum())
 
         model: Any = self.accelerator.unwrap_model(self.model)
-        adapter = nullcontext()
+        adapter: AbstractContextManager[None] = nullcontext()
         if reference and self.ref_model is not None:
             model = self.accelerator.unwrap_model(self.ref_model)
         elif reference:
@@ -180,6 +181,15 @@ def reward_line(metrics: Mapping[str, float]) -> str:
     return f"{shown}, n = {int(metrics['eval_samples']):,} prompts"
 
 
+def as_answer(prompt: Any, text: str) -> Any:
+    """Return a completion as trl gives it to rewards: to messages a message.
+
+    >>> as_answer("Write.", "A cat."), as_answer([{"role": "user", "content": "Write."}], "A cat.")
+    ('A cat.', [{'role': 'assistant', 'content': 'A cat.'}])
+    """
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
 class RewardTuner(AdapterTrainer, GRPOTrainer):
     """`trl.GRPOTrainer` on tokenized prompts.
 
@@ -194,6 +204,11 @@ class RewardTuner(AdapterTrainer, GRPOTrainer):
         initial_adapter: whether the adapter is one that was trained before, which is the reference.
         kwargs: `GRPOTrainer`'s; `reward_funcs` are `rewards.functions.Reward`.
     """
+
+    args: Any
+    reward_funcs: Any
+    _logs: dict[str, Any]
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -289,8 +304,7 @@ class RewardTuner(AdapterTrainer, GRPOTrainer):
         texts_PS: list[list[Any]] = []
         for row, of in zip(rows, ids_PS, strict=True):
             texts = tokenizer.batch_decode(of, skip_special_tokens=True)
-            is_text = isinstance(row["prompt"], str)
-            texts_PS.append(texts if is_text else [[{"role": "assistant", "content": text}] for text in texts])
+            texts_PS.append([as_answer(row["prompt"], text) for text in texts])
         return rows, texts_PS, ids_PS
 
     def progress(self) -> dict[str, Any]:
