@@ -16,10 +16,11 @@ from trl.trainer import base_trainer
 import sft_lora
 from lm_trials.models.adapters import LoraSpec, add_lora, check_adapter_state, load_adapter_weights, without_noise
 from lm_trials.models.reference import load_model, resolve_model
+from lm_trials.training.alignment_trainer import PreferenceTuner, RewardTuner
 from lm_trials.training.checkpoints import SUMS, seal
 from lm_trials.training.data_order import main as tell_order
 from lm_trials.training.data_order import open_order
-from lm_trials.training.tuning_trainer import FineTuner
+from lm_trials.training.tuning_trainer import AdapterTrainer, FineTuner
 
 SAVED = ("--max_steps", "8", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "3")
 ARMS = {
@@ -238,7 +239,9 @@ def test_nothing_is_reported_to_anybody(tune_flags, tmp_path, monkeypatch):
     monkeypatch.setattr(base_trainer, "send_telemetry", lambda **facts: calls.append(facts))
     sft_lora.main(tune_flags("run", "--max_steps", "1"))
     assert not calls
-    monkeypatch.delattr(FineTuner, "_send_telemetry")
+    ours = {kind._send_telemetry for kind in (FineTuner, PreferenceTuner, RewardTuner)}
+    assert ours == {AdapterTrainer._send_telemetry}
+    monkeypatch.delattr(AdapterTrainer, "_send_telemetry")
     sft_lora.main(tune_flags("stock", "--max_steps", "1"))
     assert calls
 
