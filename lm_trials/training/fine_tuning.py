@@ -16,7 +16,7 @@ from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
 from lm_trials.evaluation.losses import documents_apart
 from lm_trials.files import read_object, weights_digest
-from lm_trials.models.adapters import LoraSpec, add_lora, describe_layers, load_adapter_weights
+from lm_trials.models.adapters import LoraSpec, add_lora, default_layers, describe_layers, load_adapter_weights
 from lm_trials.models.quantization import quantization
 from lm_trials.models.reference import (
     ADAPTER_FILE,
@@ -135,8 +135,11 @@ def lora_spec(adapter_args: AdapterArguments) -> LoraSpec:
 def choose_base(adapter_args: AdapterArguments) -> InitialModel:
     """Return the base of a fine-tuning and its initial adapter.
 
+    In place, `--lora_target_modules default` becomes the names of the layers, so that both are one arm.
+
     Raises:
-        UsageError: for a base that is an adapter itself, or an initial adapter of another base, rank or scale.
+        UsageError: for a base that is an adapter itself, a model type without default layers, or an initial adapter of
+            another base, rank or scale.
     """
     reference = resolve_model(adapter_args.model_name_or_path or "")
     if reference.base is not None:
@@ -144,6 +147,9 @@ def choose_base(adapter_args: AdapterArguments) -> InitialModel:
             f"--model_name_or_path {reference.name} is an adapter; to continue training it give --model_name_or_path "
             f"{reference.base} --adapter_name_or_path {reference.name}, or merge it first (--merge_output)"
         )
+    config = load_config(reference)
+    if adapter_args.target_modules == ("default",):
+        adapter_args.lora_target_modules = default_layers(config)
     adapter = None
     if adapter_args.adapter_name_or_path:
         adapter = resolve_model(adapter_args.adapter_name_or_path)
@@ -152,7 +158,7 @@ def choose_base(adapter_args: AdapterArguments) -> InitialModel:
                 f"--adapter_name_or_path {adapter.name} is not a folder with an adapter_config.json; give one"
             )
         _check_adapter(adapter, reference, lora_spec(adapter_args))
-    return InitialModel(load_config(reference), load_tokenizer_of(reference), reference, adapter)
+    return InitialModel(config, load_tokenizer_of(reference), reference, adapter)
 
 
 def _check_adapter(adapter: ModelReference, base: ModelReference, spec: LoraSpec) -> None:
