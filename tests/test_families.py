@@ -281,7 +281,7 @@ def cell(kind, promise):
 
 def read_page():
     """The table of the page: the cells of each type, with the reasons that its numbers stand for."""
-    text = PAGE.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8").partition("| model type |")[2]
     reasons = {number: reason for number, reason in re.findall(r"^(\d+)\. `(.*)`$", text, re.MULTILINE)}
     rows = re.findall(r"^\| `(\S+)` \| (.*) \|$", text, re.MULTILINE)
     return {

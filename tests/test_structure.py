@@ -206,6 +206,7 @@ BEHAVIOURS = {
     "test_published_commands.py",
     "test_readme.py",
     "test_structure.py",
+    "test_tuned_families.py",
     "training/test_diverged.py",
     "training/test_eos_is_trained.py",
     "training/test_evaluate_first.py",

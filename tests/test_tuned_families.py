@@ -3,21 +3,28 @@
 `docs/families.md` shows the result; `python tests/test_tuned_families.py` writes its table.
 """
 
+import gc
 import io
 import json
+import re
 import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 import torch
-from killed_runs import outcome, stopped_after
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from killed_runs import Training, kill_and_go_on, outcome, stopped_after
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from tiny_models import tiny_tokenizer
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 import eval_checkpoint
+import prepare_tinystories
 import sft_lora
 from lm_trials.evaluation import generate
 from lm_trials.evaluation.conversation import Conversation
@@ -28,9 +35,13 @@ from lm_trials.models.reference import load_model, resolve_model
 from lm_trials.models.shapes import build_model
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.pairs.layouts import chat_example, completion_prompts, turn_end
+from lm_trials.pairs.pairs import open_pairs
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.data_order import open_order
 from lm_trials.training.tuning_examples import row_order
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+
 
 class Family(NamedTuple):
     """A family: what is its own in a tiny model, its special tokens, and a chat template in its style."""
@@ -59,19 +70,20 @@ FAMILIES = {
         ("<|im_end|>", ONE),
     ),
     # A window in every other layer, norms before and behind, tied embeddings, capped logits; a turn ends with a token
-    # that is not EOS.
+    # that is not EOS, and that the pretrained model's generation_config.json does not name.
     "gemma3_text": Family(
         {
-            "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 8,
+            "tie_word_embeddings": True,
             "final_logit_softcapping": 8.0,
-        },  # fmt: skip
+        },
         "{{ bos_token }}{% for m in messages %}"
         "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
         "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
         "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
         {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
         ("<start_of_turn>", "<end_of_turn>"),
-        ("<eos>", "<end_of_turn>"),
     ),
     # Layers without rotations; no BOS, and EOS for padding.
     "smollm3": Family(
@@ -178,13 +190,15 @@ class Bench:
     @cached_property
     def full(self):
         """All weights, until the answer is known by heart."""
-        return self.tune("full", "--full_finetune", "True", "--max_steps", 40)
+        return self.tune("full", "--full_finetune", "True", "--max_steps", 50)
 
     @cached_property
     def lora(self):
-        """The default layers, with what a resumed run must restore."""
+        """Adapters on PEFT's layers of the family, else on all, with what a resumed run must restore."""
+        layers = "default" if self.kind in PEFT_DEFAULTS else "all-linear"
         saved = ("--save_strategy", "steps", "--save_steps", 2, "--logging_steps", 3, "--lora_dropout", 0.1)
-        return self.tune("lora", *saved, "--max_steps", 4, "--merge_output", self.folder / "merged")
+        merged = ("--max_steps", 4, "--merge_output", self.folder / "merged")
+        return self.tune("lora", "--lora_target_modules", layers, *saved, *merged)
 
 
 @torch.no_grad()
@@ -213,6 +227,12 @@ def load(folder):
     return load_model(resolve_model(str(folder)))
 
 
+def ends_named(model):
+    """Return the tokens at which transformers ends what the model writes."""
+    named = model.generation_config.eos_token_id
+    return named if isinstance(named, list) else [named]
+
+
 def learns(bench):
     """Full fine-tuning: the first loss and the last evaluation by hand; every weight changes."""
     run, metrics = bench.full
@@ -229,23 +249,30 @@ def learns(bench):
 
 
 def adapts(bench):
-    """LoRA: the first loss by hand, and adapters on every linear layer but the head."""
+    """LoRA on all linear layers but the head: the first loss by hand, and every adapter is trained."""
     run, _ = bench.tune("first", "--max_steps", 1)
-    store = bench.store(run, "train")
-    expected = exact_loss(load(bench.base), answers_of(store, row_order(len(store), 4, data_seed=42)))
+    base, adapted, store = load(bench.base), load(run), bench.store(run, "train")
+    expected = exact_loss(base, answers_of(store, row_order(len(store), 4, data_seed=42)))
     assert first_loss(run) == pytest.approx(expected, abs=1e-5)
-    base = load(bench.base)
-    linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
-    linear = {name for name in linear if base.get_submodule(name) is not base.get_output_embeddings()}
-    assert set(adapted_layers(load(run).get_base_model())) == linear
+    head = base.get_output_embeddings()
+    linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = adapted_layers(adapted.get_base_model())
+    assert set(layers) == {name for name in linear if base.get_submodule(name) is not head}
+    assert all(layer.lora_B["default"].weight.abs().max() > 0 for layer in layers.values())
 
 
 def adapts_own_layers(bench):
-    """LoRA on the layers that PEFT names for the family, which are then those of `run.json`."""
-    run, _ = bench.tune("own", "--lora_target_modules", "default", "--max_steps", 1)
-    names = {name.rpartition(".")[2] for name in adapted_layers(load(run))}
-    assert names == set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[bench.kind])
-    assert set(json.loads((run / "run.json").read_text())["outcome"]["lora_target_modules"]) == names
+    """LoRA on the layers that PEFT names for the family, which are then those of `run.json`; the last loss by hand."""
+    if bench.kind not in PEFT_DEFAULTS:
+        bench.tune("refused", "--lora_target_modules", "default")
+    run, metrics = bench.lora
+    adapted, store = load(run), bench.store(run, "validation")
+    names = json.loads((run / "run.json").read_text())["outcome"]["lora_target_modules"]
+    assert names == PEFT_DEFAULTS[bench.kind]
+    assert {name.rpartition(".")[2] for name in adapted_layers(adapted)} == set(names)
+    expected = exact_loss(adapted, answers_of(store, range(len(store))))
+    assert metrics["eval_completion_loss"] == pytest.approx(expected, abs=1e-5)
+    return " ".join(names)
 
 
 def adapts_8_bit(bench):
@@ -258,6 +285,7 @@ def adapts_8_bit(bench):
     kinds = {name: type(module).__name__ for name, module in quantized.named_modules()}
     assert {kinds[name] for name in adapted_layers(load(run).get_base_model())} == {"Linear8bitLt"}
     assert AutoModelForCausalLM.from_pretrained(bench.folder / "merged8").dtype == torch.float32
+    return "close"
 
 
 def merges(bench):
@@ -268,6 +296,7 @@ def merges(bench):
         expected = load(run)(ids, use_cache=False).logits
         assert torch.allclose(merged(ids, use_cache=False).logits, expected, atol=1e-4)
         assert (base(ids, use_cache=False).logits - expected).abs().max() > 1e-2
+    assert turn_end(load_tokenizer(str(run))) in ends_named(merged)
     tied = [model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in (base, merged)]
     assert tied == [bool(base.config.tie_word_embeddings)] * 2
 
@@ -289,6 +318,7 @@ def chats(bench):
         assert trained[end] == turn_end(teller.tokenizer)
         assert mask[len(asked) - 1 : end + 1] == [0] + [1] * (len(written) + 1)
     assert [message["content"] for message in talk.messages[1::2]] == [ANSWER] * TURNS
+    assert turn_end(teller.tokenizer) in ends_named(AutoModelForCausalLM.from_pretrained(run))
 
 
 def generates(bench):
@@ -354,16 +384,130 @@ COLUMNS = {
     "resume": resumes,
     "packing": packs,
 }
+ALWAYS = ("gemma3_text", "gpt_neox")  # with every column by default; the others with LoRA alone
+REASON = re.compile(r"^error: (.*?);", re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_x(kind, tmp_path):
-    bench = Bench(kind, tmp_path)
-    import time
-    for name, column in COLUMNS.items():
-        t = time.time()
+def cell(bench, column):
+    """What a column returns, by default `exact`, or why a command is refused, in which the family is called TYPE."""
+    shown, status = io.StringIO(), 0
+    with redirect_stdout(shown), redirect_stderr(shown):
         try:
-            column(bench)
-        except SystemExit:
-            print("@@", kind, name, "refused")
-        print("@@", kind, name, round(time.time() - t, 2))
+            return COLUMNS[column](bench) or "exact"
+        except SystemExit as stop:
+            status = stop.code
+    (reason,) = REASON.findall(shown.getvalue())
+    assert status == 2
+    assert not (bench.folder / "refused").exists()
+    return f"refused: {reason.replace(bench.kind, 'TYPE')}"
+
+
+def read_page():
+    """The table of the page: the cells of each family, with the reasons that its letters stand for."""
+    text = PAGE.read_text(encoding="utf-8").partition(HEAD)[2].partition("\n## ")[0]
+    reasons = {f"refused ({letter})": f"refused: {reason}" for letter, reason in re.findall(r"\((.)\) `(.*)`", text)}
+    rows = re.findall(r"^\| `(\S+)` \| (.*) \|$", text, re.MULTILINE)
+    return {
+        kind: dict(zip(COLUMNS, (reasons.get(found, found) for found in cells.split(" | ")), strict=True))
+        for kind, cells in rows
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Keep the libraries' objects out of garbage collections, of which each training makes one of 0.3 s."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+FULL = [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ALWAYS)) for kind in FAMILIES]
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_every_family_does_what_the_page_says(kind, tmp_path):
+    bench = Bench(kind, tmp_path)
+    assert {column: cell(bench, column) for column in COLUMNS} == read_page()[kind]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind not in ALWAYS])
+def test_an_adapter_is_trained_on_every_family(kind, tmp_path):
+    bench = Bench(kind, tmp_path)
+    assert cell(bench, "LoRA") == read_page()[kind]["LoRA"] == "exact"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_killed_run_ends_with_the_same_bits(kind, tmp_path):
+    bench = Bench(kind, tmp_path)
+    saved = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 8, "--logging_steps", 3)
+    argv, folder = bench.flags("run", *saved, "--full_finetune", "True"), tmp_path / "run"
+    Training(argv, folder, function="tune").finish()
+    straight = outcome(folder)
+    assert kill_and_go_on(argv, folder, 0, after=folder / "checkpoint-4", function="tune")
+    assert outcome(folder) == straight
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_data):
+    """The name of conversations of three turns, a story, its summary and its words."""
+    data = ("--corpus", "tiny", "--vocab_size", "400", "--max_length", "512", "--data_cache_dir", str(tiny_data))
+    prepare_tinystories.main(["instruct", *data, "--conversational", "True", "--turns", "3", "--dataset_name", "chat"])
+    return "chat"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_prepared_conversations_are_trained_and_asked_as_they_are(kind, prepared, tiny_data, tmp_path):
+    """Stories with quotes and line ends: each question of a conversation is a beginning of the example in training."""
+    bench = Bench(kind, tmp_path)
+    more = ("--dataset_name", prepared, "--data_cache_dir", tiny_data, "--max_length", 1024, "--max_steps", 1)
+    run, _ = bench.tune("run", *more)
+    data = json.loads((run / "run.json").read_text())["outcome"]["data"]
+    store = ExampleStore(tiny_data / data["name"] / data["examples"], "train")
+    rows = open_pairs(prepared, tiny_data).splits["train"]
+    numbers = row_order(len(store), 4, data_seed=42)
+    assert first_loss(run) == pytest.approx(exact_loss(load(bench.base), answers_of(store, numbers)), abs=1e-5)
+    teller = open_storyteller(str(run))
+    asked = 0
+    places = {row["record_id"]: row["messages"] for row in rows}
+    for number in numbers.tolist():
+        messages = places[store.record_id(number)]
+        for length in range(1, len(messages), 2):
+            prompt, mask = teller.conversation(messages[:length]), store.completion_mask(number)
+            assert store.input_ids(number)[: len(prompt)].tolist() == prompt
+            assert (mask[len(prompt) - 1], mask[len(prompt)]) == (0, 1)
+            asked += 1
+    assert asked > 4
+
+
+def test_the_page_has_every_family_and_what_is_refused():
+    page = read_page()
+    assert list(page) == list(FAMILIES)
+    assert page["mistral"]["PEFT's layers"] == "q_proj v_proj"
+    assert page["olmo2"]["PEFT's layers"].startswith("refused: --lora_target_modules default: PEFT has no default")
+
+
+def main():
+    """Write the table of the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(HEAD)
+    lines, letters = [HEAD + "| --- " * (len(COLUMNS) + 1) + "|"], {}
+    for kind in FAMILIES:
+        with TemporaryDirectory() as folder:
+            bench = Bench(kind, Path(folder))
+            cells = [cell(bench, column) for column in COLUMNS]
+        for reason in [found for found in cells if found.startswith("refused: ")]:
+            letters.setdefault(reason, f"refused ({'abcdefgh'[len(letters)]})")
+        lines.append(f"| `{kind}` | {' | '.join(letters.get(found, found) for found in cells)} |")
+        print(lines[-1], file=sys.stderr)
+    reasons = [f"({shown[-2]}) `{reason.removeprefix('refused: ')}`" for reason, shown in letters.items()]
+    after = "## " + rest.partition("\n## ")[2]
+    PAGE.write_text(before + "\n".join([*lines, "", *reasons, "", after]), encoding="utf-8")
+
+
+HEAD = f"| family | {' | '.join(COLUMNS)} |\n"
+
+
+if __name__ == "__main__":
+    main()
