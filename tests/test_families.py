@@ -185,12 +185,16 @@ def trains(model):
         trainer.train()
         trainer.save_model()
         loaded = load_model(resolve_model(folder))
+        other = build_model(model.config, seed=1)
+        resumed = StoryTrainer(model=other, args=args, train_dataset=blocks, eval_block_size=32)
+        resumed._load_from_checkpoint(folder)
     logged = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     unchanged = [name for name, tensor in model.named_parameters() if torch.equal(tensor, before[name])]
     ids = stories(1, 20, 21)[0]
     assert same(logged, expected), (logged, expected)
     assert unchanged == []
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    for saved in (loaded, other):
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in saved.state_dict().items())
     assert same(logits(loaded, ids), logits(model.eval(), ids))
 
 

@@ -13,12 +13,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 from killed_runs import Training, kill_and_go_on, outcome, stopped_after
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
+from refusals import usage_error
 from tiny_models import tiny_tokenizer
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
@@ -32,12 +34,14 @@ from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import open_storyteller
 from lm_trials.models.adapters import adapted_layers
 from lm_trials.models.reference import load_model, resolve_model
-from lm_trials.models.shapes import build_model
+from lm_trials.models.shapes import build_config, build_model
 from lm_trials.pairs.examples import ExampleStore
 from lm_trials.pairs.layouts import chat_example, completion_prompts, turn_end
 from lm_trials.pairs.pairs import open_pairs
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.data_order import open_order
+from lm_trials.training.fine_tuning import check_tunable
+from lm_trials.training.initial import InitialModel
 from lm_trials.training.tuning_examples import row_order
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
@@ -172,7 +176,7 @@ class Bench:
     def flags(self, name, *more):
         given = {
             "model_name_or_path": self.base, "dataset_name": self.folder / "talk.jsonl", "lora_r": 2,
-            "validation_split_percentage": 20, "data_cache_dir": self.folder / "data", "max_length": 256,
+            "data_cache_dir": self.folder / "data", "max_length": 256,
             "per_device_train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1,
             "save_strategy": "no", "report_to": "none", "output_dir": self.folder / name,
         }  # fmt: skip
@@ -180,7 +184,8 @@ class Bench:
 
     def tune(self, name, *more):
         """Fine-tune as the command does; returns the folder of the run and its metrics."""
-        metrics = sft_lora.main(self.flags(name, *more))
+        held_out = () if "--dataset_name" in more else ("--validation_split_percentage", 20)
+        metrics = sft_lora.main(self.flags(name, *held_out, *more))
         return self.folder / name, metrics
 
     def store(self, run, split):
@@ -190,7 +195,8 @@ class Bench:
     @cached_property
     def full(self):
         """All weights, until the answer is known by heart."""
-        return self.tune("full", "--full_finetune", "True", "--max_steps", 50)
+        saved = ("--save_strategy", "steps", "--save_steps", 25, "--logging_steps", 3, "--logging_first_step", "True")
+        return self.tune("full", "--full_finetune", "True", "--max_steps", 50, *saved)
 
     @cached_property
     def lora(self):
@@ -350,13 +356,14 @@ def evaluates(bench):
 
 
 def resumes(bench):
-    """Stopped after a checkpoint between two log lines, a run ends with the same bits."""
-    run, _ = bench.lora
-    straight = outcome(run)
-    stopped_after(run, 2)
-    shutil.rmtree(bench.folder / "merged")
-    del bench.lora
-    assert outcome(bench.lora[0]) == straight
+    """Stopped after a checkpoint between two log lines, runs end with the same bits."""
+    for name, step in (("full", 25), ("lora", 2)):
+        run, _ = getattr(bench, name)
+        straight = outcome(run)
+        stopped_after(run, step)
+        shutil.rmtree(bench.folder / "merged", ignore_errors=True)
+        delattr(bench, name)
+        assert outcome(getattr(bench, name)[0]) == straight
 
 
 def packs(bench):
@@ -442,6 +449,7 @@ def test_an_adapter_is_trained_on_every_family(kind, tmp_path):
 def test_a_killed_run_ends_with_the_same_bits(kind, tmp_path):
     bench = Bench(kind, tmp_path)
     saved = ("--save_strategy", "steps", "--save_steps", 2, "--max_steps", 8, "--logging_steps", 3)
+    saved = (*saved, "--validation_split_percentage", 20)
     argv, folder = bench.flags("run", *saved, "--full_finetune", "True"), tmp_path / "run"
     Training(argv, folder, function="tune").finish()
     straight = outcome(folder)
@@ -480,6 +488,29 @@ def test_prepared_conversations_are_trained_and_asked_as_they_are(kind, prepared
             assert (mask[len(prompt) - 1], mask[len(prompt)]) == (0, 1)
             asked += 1
     assert asked > 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "reason"),
+    [
+        ("recurrent_gemma", ",num_hidden_layers=3,w_init_variance_scale=1.0,logits_soft_cap=0.02", r"[\d.]+ nats"),
+        ("llama4_text", ",num_hidden_layers=2,num_local_experts=2,intermediate_size_mlp=16", ".* no attribute .*"),
+        ("gemma3_text", ",num_hidden_layers=2,final_logit_softcapping=0.02", None),
+    ],
+)
+def test_a_loss_that_trl_computes_otherwise_is_refused(kind, overrides, reason):
+    shape = f"hidden_size=16,num_attention_heads=2{overrides}"
+    tokens = {"vocab_size": 64, "block_size": 32, "bos_token_id": 1, "eos_token_id": 2}
+    model = build_model(build_config(kind, None, shape, **tokens), seed=0)
+    base = InitialModel(model.config, tiny_tokenizer(), SimpleNamespace(name="x"))
+    args = SimpleNamespace(device=torch.device("cpu"), packing=False, padding_free=False)
+    forward = model.forward
+    if reason is None:
+        check_tunable(model, base, args)
+    else:
+        line = usage_error(check_tunable, model, base, args)
+        assert re.match(rf"x: the loss of trl is not that of a {kind} \({reason}\), so it cannot be fine-tuned", line)
+    assert model.forward == forward
 
 
 def test_the_page_has_every_family_and_what_is_refused():
