@@ -61,6 +61,22 @@ class Device:
 
 
 @dataclass(kw_only=True)
+class FeatureJudge:
+    """How a story's features are judged."""
+
+    flag_group: ClassVar[str] = "judges"
+
+    feature_judge: Literal["detector", "classifier"] = option(
+        "detector",
+        needs={"classifier": "judge_corpus"},
+        help="Judge of the stories' features: the detectors, or classifiers trained on --judge_corpus.",
+    )
+    judge_corpus: str | None = option(
+        None, help="Corpus with features: trains the classifiers, which also judge beside the detectors."
+    )
+
+
+@dataclass(kw_only=True)
 class TokenSampling:
     """How the tokens of an answer are chosen."""
 

@@ -36,7 +36,7 @@ END_TO_END_PLACES = (
     *("stories/test_pieces.py", "stories/test_splits.py", "trials/test_trial_report.py", "trials/test_publish.py"),
     *("evaluation/test_constraints.py", "metrics/test_tables.py", "metrics/test_describe.py"),
 )
-END_TO_END_FIXTURES = {"train_flags", "tune_flags", "tiny_base", "shared_data"}
+END_TO_END_FIXTURES = {"train_flags", "tune_flags", "align_flags", "tiny_base", "shared_data"}
 
 
 settings.register_profile("quick", max_examples=20)  # of the tests that name no number of their own
@@ -168,6 +168,54 @@ def tune_flags(tiny_base, tiny_pairs, tiny_data, tmp_path):
             "report_to": "none",
             "output_dir": tmp_path / name,
         }
+        return [word for key, value in given.items() for word in (f"--{key}", str(value))] + list(more)
+
+    return flags
+
+
+REWARD = """
+def letters(prompts, completions, **columns):
+    return [text.count("a") / 10 for text in completions]
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_preferences(tiny_data, tiny_pairs) -> Path:
+    """A file of the prompts of `tiny_pairs`, whose completions are preferred to others."""
+    rows = [json.loads(line) for line in tiny_pairs.read_text().splitlines()]
+    rows = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "A dog ran." * (1 + number % 2)}
+        for number, row in enumerate(rows)
+    ]
+    path = tiny_data / "preferences.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def align_flags(tiny_base, tiny_pairs, tiny_preferences, tiny_data, tmp_path):
+    """Return the flags of an alignment of a second into `tmp_path / name`, with more flags after them."""
+    (tmp_path / "mine.py").write_text(REWARD)
+
+    def flags(method: str, name: str, *more: str) -> list[str]:
+        given = {
+            "method": method,
+            "model_name_or_path": tiny_base,
+            "dataset_name": tiny_preferences if method == "dpo" else tiny_pairs,
+            "validation_split_percentage": 10,
+            "data_cache_dir": tiny_data,
+            "lora_r": 2,
+            "per_device_train_batch_size": 4,
+            "max_steps": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "output_dir": tmp_path / name,
+        }
+        if method == "grpo":
+            given |= {"num_generations": 4, "max_completion_length": 8}
+            more = ("--reward_funcs", "length:5", f"{tmp_path / 'mine.py'}:letters", *more)
         return [word for key, value in given.items() for word in (f"--{key}", str(value))] + list(more)
 
     return flags

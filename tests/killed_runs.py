@@ -12,12 +12,14 @@ from pathlib import Path
 
 from fork_server import fork_server
 
+import align_lora
 import sft_lora
 import train_gpt2
 
 RESULT = (
     *("loss", "grad_norm", "learning_rate", "eval_loss", "train_loss", "tokens_seen", "share_a", "share_b"),
     *("entropy", "mean_token_accuracy", "num_tokens", "eval_unmasked_loss"),
+    *("rewards/margins", "eval_rewards/margins", "reward", "kl", "completions/mean_length", "eval_reward"),
 )
 
 
@@ -34,6 +36,34 @@ def call(module: str, function: str, *arguments) -> None:
 def tune(argv: list[str]) -> None:
     """Fine-tune as the command does."""
     sft_lora.main(argv)
+
+
+def align(argv: list[str]) -> None:
+    """Learn from preferences or rewards as the command does."""
+    align_lora.main(argv)
+
+
+def align_and_keep(argv: list[str], kept: str) -> None:
+    """Learn as the command does, and keep the ids of the pairs, or of the prompts, batch by batch."""
+    from lm_trials.training.alignment_trainer import PreferenceTuner, RewardTuner
+
+    seen, compute, tokenize = [], PreferenceTuner.compute_loss, RewardTuner._tokenize_prompts
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)
+        seen.append([[token for token, seen in zip(*row, strict=True) if seen] for row in rows])
+        return compute(self, model, inputs, *args, **kwargs)
+
+    def tokenize_prompts(self, prompts):
+        seen.append(tokenize(self, prompts)[0])
+        return tokenize(self, prompts)
+
+    PreferenceTuner.compute_loss, RewardTuner._tokenize_prompts = compute_loss, tokenize_prompts
+    try:
+        align_lora.main(argv)
+    finally:
+        PreferenceTuner.compute_loss, RewardTuner._tokenize_prompts = compute, tokenize
+    Path(f"{kept}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
 
 
 def tune_and_keep(argv: list[str], kept: str) -> None:

@@ -170,9 +170,11 @@ def sources():
 @cache
 def help_of(command: tuple[str, ...]) -> str:
     """Return what a command prints about itself, with all its flags."""
-    every = "--help_all" if command in (("train",), ("tune",)) else "--help"
-    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
-        cli.main([*command, every])
+    every = "--help_all" if command in (("train",), ("tune",), ("align",)) else "--help"
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        for more in [["--method", "dpo"], ["--method", "grpo"]] if command == ("align",) else [[]]:
+            with contextlib.suppress(SystemExit):
+                cli.main([*command, *more, every])
     return shown.getvalue()
 
 

@@ -33,10 +33,12 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generate import GenerationArguments
 from lm_trials.flags import LARGEST
 from lm_trials.latent_city.flags import LatentCityArguments
+from lm_trials.rewards.flags import RewardArguments
 from lm_trials.stories import download
+from lm_trials.training.alignment_flags import CommonAlignmentArguments, MethodArguments
 from lm_trials.training.data_order import OrderArguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
-from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
+from lm_trials.training.tuning_flags import Adapter, AdapterArguments, CommonSftArguments, PairArguments, PairData
 from lm_trials.trials import trial_tables
 from lm_trials.trials.compare import CompareArguments
 from lm_trials.trials.local import LocalExecutor
@@ -67,12 +69,17 @@ COMMANDS = {
         (PairArguments, AdapterArguments, CommonSftArguments),
         {**ONE, **TRAINING, "dataset_name": "../pairs.jsonl", "max_length": 64, "lora_r": 2},
     ),
+    "align": (
+        (PairData, Adapter, MethodArguments, CommonAlignmentArguments),
+        {**ONE, **TRAINING, "method": "dpo", "dataset_name": "../preferences.jsonl", "max_length": 64, "lora_r": 2},
+    ),
     "evaluate": ((EvaluationArguments,), ONE | TEXTS),
     "generate": ((GenerationArguments,), ONE | {"max_new_tokens": 3}),
     "constraints": (
         (ConstraintArguments,),
         {**ONE, **DATA, "dataset_name": "pairs", "num_prompts": 2, "max_new_tokens": 3, "mode": "instruct"},
     ),
+    "rewards": ((RewardArguments,), {**DATA, "dataset_name": "pairs", "reward_funcs": "words", "num_prompts": 2}),
     "latent-city": (
         (LatentCityArguments,),
         {**ONE, **DATA, "dataset_name": "cities", "num_samples": 1, "seeds": 0, "num_choices": 1, "max_known": 3}
@@ -102,6 +109,18 @@ OF_PREPARE = {
     "pretokenize": {**TINY, "vocab_size": 400},
     "protocol_set": {**SHORT, "dry_run": True},
     "instruct": TINY,
+    "preferences": {
+        **ONE,
+        **DATA,
+        "dataset_name": "pairs",
+        "reward_funcs": "length:3",
+        "num_samples": 3,
+        "margin": 0.001,
+        "num_prompts": 4,
+        "max_new_tokens": 3,
+        "temperature": 1,
+        "mode": "instruct",
+    },
     "metadata": {"dataset_name": "../stories.jsonl", "sentiment": False, **DATA},
     "describe": {**TINY, "max_stories": 20, "max_held_out": 5},
 }
@@ -142,7 +161,7 @@ RESULTS = (
     "work/runs",
     *(f"models/{run}/{to}" for run in ("run", "other", "saved") for to in ("eval", "probes")),
 )
-WRITE_DATA = ("prepare", "cache", "train", "tune")  # into --data_cache_dir
+WRITE_DATA = ("prepare", "cache", "train", "tune", "align")  # into --data_cache_dir
 # Flags that set how much is computed: within their bounds they stay small.
 WORK = {
     "num_stories", "num_documents", "num_questions", "num_samples", "num_generations", "num_untrained", "num_batches",
@@ -190,6 +209,8 @@ def world(tiny_data, tiny_base, tmp_path_factory):
         write_rows(world / "short" / f"{split}.jsonl", rows)
     write_rows(world / "stories.jsonl", [{"text": text} for text in texts])
     write_rows(world / "pairs.jsonl", [{"prompt": f"Write of {n} cats.", "completion": "A cat."} for n in range(40)])
+    preferences = [{"prompt": f"Write of {n} cats.", "chosen": "A cat.", "rejected": "No."} for n in range(40)]
+    write_rows(world / "preferences.jsonl", preferences)
     shutil.copy(EXAMPLE, world / "trial.yaml")
     (world / "reported").mkdir()
     shutil.copy(EXAMPLE, world / "reported" / "trial.yaml")
@@ -338,7 +359,7 @@ def check_command(world, command, found, in_file=False):
         if status == 2:
             assert said.splitlines()[-1] == errors[0]
             # What a training has read is prepared for the next one.
-            kept = world / "data" if command in ("train", "tune") else None
+            kept = world / "data" if command in ("train", "tune", "align") else None
             assert not {p for p in changed if kept not in p.parents}, (errors, changed)
         return errors[0] if errors else None
     finally:

@@ -32,6 +32,7 @@ MAX_README_LINES = 150
 SCRIPTS = {
     "train_gpt2.py": "train",
     "sft_lora.py": "tune",
+    "align_lora.py": "align",
     "eval_checkpoint.py": "evaluate",
     "prepare_tinystories.py": "prepare",
     "cache_datasets.py": "cache",

@@ -21,7 +21,8 @@ ROOMS = {
     "models": DATA,
     "evaluation": DATA | {"models"},
     "latent_city": DATA | {"models", "evaluation"},
-    "training": DATA | {"models", "evaluation", "metrics", "reporting"},
+    "rewards": DATA | {"models", "evaluation", "metrics"},
+    "training": DATA | {"models", "evaluation", "metrics", "rewards", "reporting"},
     "probing": DATA | {"models", "evaluation", "latent_city", "metrics", "training", "trials", "reporting"},
     "metrics": DATA | {"models", "evaluation", "reporting"},
     "reporting": set(),
@@ -37,7 +38,7 @@ FORBIDDEN = {
     "trials": ({"torch", "transformers", "accelerate", "peft", "trl"}, set()),
     "dashboard": (set(), TORCH | {"transformers", "datasets"}),  # the playground loads a model when it is used
 }
-SCRIPTS = ("train_gpt2", "sft_lora", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
+SCRIPTS = ("train_gpt2", "sft_lora", "align_lora", "eval_checkpoint", "prepare_tinystories", "cache_datasets")
 
 
 def imports(source: str) -> list[tuple[str, bool]]:
@@ -207,6 +208,7 @@ BEHAVIOURS = {
     "test_readme.py",
     "test_structure.py",
     "test_tuned_families.py",
+    "training/test_alignment_exact.py",
     "training/test_diverged.py",
     "training/test_eos_is_trained.py",
     "training/test_evaluate_first.py",

@@ -20,6 +20,12 @@ completions for fine-tuning, and a description of what is prepared:
     lm-trials prepare describe filter-adv-Twist
     lm-trials prepare describe --corpus generated
 
+Pairs of a better and a worse story that a run writes for a prompt, by rewards:
+
+    lm-trials prepare preferences --model_name_or_path runs/teller \
+        --dataset_name generated-instruct-prompt \
+        --reward_funcs words ends --num_samples 4 --margin 0.3
+
 Metrics of each text, for --order_by and --keep of training, and their distributions:
 
     lm-trials prepare metadata --dataset_name generated \
@@ -31,7 +37,7 @@ Metrics of each text, for --order_by and --keep of training, and their distribut
 Each of these commands has its own --help.  They write to --data_cache_dir:
 data/<corpus>/records, data/tok<N>, data/<corpus>/tokens-<tokenizer>,
 data/<set>/manifest.json, data/<corpus>-instruct-<style>/pairs,
-data/<name>/metrics-<hash>.
+data/<pairs>-preferences/pairs, data/<name>/metrics-<hash>.
 """
 
 from __future__ import annotations
@@ -68,6 +74,7 @@ from lm_trials.data.prepare_flags import (
     TrainVocabArguments,
 )
 from lm_trials.flags import parse_arguments, show_commands
+from lm_trials.rewards.flags import PreferenceArguments
 
 
 def generate(args: GenerateArguments) -> dict[str, Any]:
@@ -269,6 +276,16 @@ def instruct(args: InstructArguments) -> dict[str, Any]:
     return manifest
 
 
+def preferences(args: PreferenceArguments) -> dict[str, Any]:
+    """Write pairs of a better and a worse story of a run, by rewards; returns their manifest."""
+    load_libraries()
+    from lm_trials.rewards.preferences import make_preferences, show_preferences
+
+    manifest = make_preferences(args)
+    show_preferences(manifest, args.folder)
+    return manifest
+
+
 def metadata(args: MetadataArguments) -> list[Path]:
     """Measure the texts of a data set; returns the folder of its table, of a mixture those of its data sets."""
     from lm_trials.data.datasets import dataset_of
@@ -281,7 +298,7 @@ def metadata(args: MetadataArguments) -> list[Path]:
     scorer = None
     if args.model_name_or_path:
         load_libraries()
-        from lm_trials.metrics.model_losses import ModelLosses
+        from lm_trials.evaluation.model_losses import ModelLosses
 
         scorer = ModelLosses(args.model_name_or_path, args.use_cpu, args.per_device_eval_batch_size)
     datasets = [member.as_prepared() for member in dataset_of(args).members]
@@ -393,6 +410,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "pretokenize": (PretokenizeArguments, pretokenize),
     "protocol_set": (ProtocolSetArguments, protocol_set),
     "instruct": (InstructArguments, instruct),
+    "preferences": (PreferenceArguments, preferences),
     "metadata": (MetadataArguments, metadata),
     "describe": (DescribeArguments, describe),
 }

@@ -48,12 +48,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     import torch
 
     from lm_trials.data.datasets import open_prepared
-    from lm_trials.models.reference import load_on, read_run
+    from lm_trials.models.reference import load_on
     from lm_trials.training import hub
     from lm_trials.training.callbacks import CheckpointLadder
-    from lm_trials.training.checkpoints import run_identity
     from lm_trials.training.fine_tuning import (
         announce_tuning,
+        begin,
+        carry_out,
         check_tunable,
         choose_base,
         describe_tuning,
@@ -63,14 +64,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         quantized,
     )
     from lm_trials.training.launch import check_processes
-    from lm_trials.training.manifest import check_resumable, continued, describe_run, write_run
-    from lm_trials.training.merging import check_merge, is_merged
+    from lm_trials.training.manifest import describe_run
+    from lm_trials.training.merging import is_merged
     from lm_trials.training.plan import name_run
-    from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
-    from lm_trials.training.session import say_finished, train_from
+    from lm_trials.training.session import say_finished
     from lm_trials.training.snapshots import check_saved_arguments, choose_snapshots, example_texts, saved_facts
     from lm_trials.training.tuning_examples import choose_padding, end_at_turns, open_examples, plan_fine_tuning
-    from lm_trials.training.tuning_trainer import tuner
+    from lm_trials.training.tuning_trainer import FineTuner, make_trainer
     from lm_trials.training.window_metrics import choose_window_metrics
 
     check_processes(args.distributed_state)
@@ -92,16 +92,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     end_at_turns(base.tokenizer, model)
     described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
     describe_tuning(described, examples, base, plan)
-    folder, start = Path(args.output_dir), Start(finished=not args.do_train)
-    if args.do_train:
-        models = (adapter_args.model_name_or_path, adapter_args.adapter_name_or_path)
-        again = adapter_args.overwrite_output_dir, adapter_args.accept_other_code
-        start = claim_output_dir(args, described, *again, models)
-    else:
-        check_resumable(folder, described, adapter_args.accept_other_code)
-    goes_on = start.finished or start.checkpoint  # perhaps under other names of the same content
-    identity = run_identity((read_run(folder) if goes_on else None) or described)
-    check_merge(adapter_args, args.output_dir, identity)
+    start, identity = begin(args, adapter_args, described)
+    folder = Path(args.output_dir)
     if args.do_train and start.finished and is_merged(adapter_args, args.output_dir):
         metrics = say_finished(folder, examples.prompt())
         hub.push_finished(args)
@@ -117,7 +109,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         announce_tuning(args, adapter_args, model, base, plan, examples, pair_args, saved)
     hub.open_repository(args)
     args.distributed_state.wait_for_everyone()  # every process has checked the folder before one changes it
-    trainer = tuner(
+    trainer = make_trainer(
+        FineTuner,
         model=model,
         args=args,
         train_dataset=rows,
@@ -131,13 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         windows.add_to(trainer)
     if adapter_args.checkpoint_ladder:
         trainer.add_callback(CheckpointLadder(trainer))
-    if args.should_save and args.do_train:
-        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
-        prepare_output_dir(args, start)
-        write_run(folder, described)
-    if args.do_train:
-        train_from(trainer, start.checkpoint)
-        trainer.save_model()
+    carry_out(trainer, start, described)
     return finish_tuning(trainer, adapter_args, examples)
 
 

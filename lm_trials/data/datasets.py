@@ -23,7 +23,16 @@ from lm_trials.data.contents import content_name, contents_of, files_digest, hub
 from lm_trials.data.documents import Documents, Tokenising, corpus_documents, set_documents, source_documents
 from lm_trials.files import plain_name
 from lm_trials.pairs.layouts import as_conversation
-from lm_trials.pairs.pairs import PairSet, holds_pairs, is_pairs, open_pairs, prepare_pairs
+from lm_trials.pairs.pairs import (
+    PREFERENCES,
+    PROMPTS,
+    PairSet,
+    holds_pairs,
+    is_pairs,
+    open_pairs,
+    prepare_pairs,
+    side_row,
+)
 from lm_trials.protocols.set_texts import SetText, resolve_set, set_texts
 from lm_trials.protocols.sets import is_set
 from lm_trials.stories.corpora import is_corpus, open_records, prepare_source, read_manifest
@@ -181,6 +190,10 @@ class DataSet:
         name = shlex.quote(self.label) if isinstance(self, Corpus) else "CORPUS"
         advice = f"make pairs of a corpus with lm-trials prepare instruct --corpus {name}"
         raise self._unfit("prompts with completions", advice)
+
+    def prompts(self, watch: Watch = iter) -> PairSet:
+        """Return its prompts with all its other columns, prepared if they are not yet; raises as `pairs`."""
+        return self.pairs(watch)
 
     def train_texts(self) -> tuple[Iterator[Sequence[str]], int | None]:
         """Return batches of the texts that a model trained on it learns to write, and their number if known."""
@@ -346,6 +359,8 @@ class PreparedPairs(DataSet):
         """Return what a model learns to write: completions, the assistant's messages, or the texts."""
         opened = self.pairs()
         rows = opened.splits["train"]
+        if opened.kind in PREFERENCES + PROMPTS:
+            return ([text.text] for text in self.texts().read("train", 0, len(rows))), len(rows)
         if opened.kind != "conversations":
             return _columns(rows, "completion" if opened.kind == "pairs" else "text")
         return (
@@ -354,7 +369,7 @@ class PreparedPairs(DataSet):
         ), len(rows)
 
     def texts(self) -> PreparedTexts:
-        """Return its completions, texts, or a conversation's answers; the prompt is all that is not trained on."""
+        """Return its completions (of preferences the chosen), texts, or answers; the prompt is all else."""
         opened = self.pairs()
 
         def read(split: Split, start: int, stop: int) -> Iterator[Text]:
@@ -363,7 +378,12 @@ class PreparedPairs(DataSet):
                 if opened.kind == "texts":
                     yield Text(row["record_id"], row["text"], "", [])
                     continue
-                messages, num_prompt, _ = as_conversation(row)
+                if opened.kind in PROMPTS:
+                    messages = [{"content": row["prompt"]}] if opened.kind == "prompts" else row["prompt"]
+                    yield Text(row["record_id"], "", "\n".join(m["content"] or "" for m in messages), [])
+                    continue
+                pair = side_row(row, "chosen") if opened.kind in PREFERENCES else row
+                messages, num_prompt, _ = as_conversation(pair)
                 answers = [m for m in messages[num_prompt:] if m["role"] == "assistant"]
                 others = [m for m in messages if m not in answers]
                 text, prompt = ("\n".join(m.get("content") or "" for m in part) for part in (answers, others))
@@ -462,6 +482,11 @@ class RawSource(DataSet):
     def pairs(self, watch: Watch = iter) -> PairSet:
         """Prepare its prompts and completions, conversations or texts once, and open them."""
         return open_pairs(prepare_pairs(self.source, self.label, self.place, watch).name, self.place, self.name)
+
+    def prompts(self, watch: Watch = iter) -> PairSet:
+        """Prepare its prompts with all its other columns once, and open them."""
+        folder = prepare_pairs(self.source, self.label, self.place, watch, prompts=True)
+        return open_pairs(folder.name, self.place, self.name)
 
     def as_prepared(self) -> DataSet:
         """Prepare it once, as pairs if its rows are pairs or conversations, else as a corpus."""

@@ -8,11 +8,11 @@ from typing import Literal
 from lm_trials.console import UsageError
 from lm_trials.evaluation.sampling import Mode, Sampling
 from lm_trials.flags import SEED, option
-from lm_trials.shared_flags import DataFolder, Device, Quantization, TokenSampling, read_seeds
+from lm_trials.shared_flags import DataFolder, Device, FeatureJudge, Quantization, TokenSampling, read_seeds
 
 
 @dataclass
-class ConstraintArguments(DataFolder, TokenSampling, Quantization, Device):
+class ConstraintArguments(DataFolder, TokenSampling, FeatureJudge, Quantization, Device):
     """Which models generate for which prompts, and how the stories are judged."""
 
     model_name_or_path: list[str] = option(
@@ -33,13 +33,13 @@ class ConstraintArguments(DataFolder, TokenSampling, Quantization, Device):
     mode: Mode | None = option(
         None, help="How the model is prompted. Default: as trained, else instruct, with --prompts completion."
     )
-    feature_judge: Literal["detector", "classifier"] = option(
-        "detector",
-        needs={"classifier": "judge_corpus"},
-        help="Judge of the stories' features: the detectors, or classifiers trained on --judge_corpus.",
-    )
-    judge_corpus: str | None = option(None, help="Prepared corpus with features, to train and evaluate the judge on.")
     coverage: str | None = option(None, help="Prepared data set in whose train split the prompts' words are counted.")
+    base_name_or_path: str | None = option(
+        None,
+        filled=True,
+        group="judges",
+        help="Model whose loss judges the stories; start: the model that each run's lineage starts from.",
+    )
     max_new_tokens: int | None = option(
         None, least=1, help="Maximum tokens per story. Default: what fits the positions, up to 400."
     )

@@ -1,7 +1,8 @@
 """Constraint scores: whether a story has the requested words and features, its length, and whether the model ended it.
 
 Each score has two controls: the data set's own stories, judged alike, and the model's stories judged against the
-constraints of other prompts, which is the score of a model that ignores its prompt.
+constraints of other prompts, which is the score of a model that ignores its prompt.  The judges of `held_out` stand
+beside them.
 
 Shape suffixes: P = prompts, S = sampling seeds.
 """
@@ -18,6 +19,8 @@ import numpy as np
 from lm_trials.console import UsageError, note
 from lm_trials.estimates import Estimate, bootstrap_mean, mean_over_seeds, proportion, scale_of
 from lm_trials.evaluation.constraint_tasks import Coverage, Task, task_prompts
+from lm_trials.evaluation.held_out import UNITS as HELD_OUT_UNITS
+from lm_trials.evaluation.held_out import HeldOut
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
 from lm_trials.evaluation.sampling import Sampling
@@ -27,6 +30,7 @@ from lm_trials.evaluation.storytellers import Storyteller
 WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
 CONSTRAINTS = {"words_used": "share of words", "features_present": "share of features", "satisfied": "share of stories"}
 UNITS = {**CONSTRAINTS, "ended": "share of stories", "length": "words", "length_ratio": "ratio to the record's story"}
+UNITS |= HELD_OUT_UNITS
 # Other prompts that a story is judged against; with more, the control is no more exact than the prompts vary.
 NUM_OTHERS = 10
 # Records of the generated corpus have 124 words on average; 400 tokens is room for more than twice as long.
@@ -101,23 +105,11 @@ def write_for(
     Raises:
         UsageError: if no prompt is left.
     """
-    prompts = task_prompts(teller, tasks)
-    # Half of the positions, so that at least as many remain for the story. Convention, not measured.
-    longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
-    fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
-    if not fits:
-        raise UsageError(
-            f"--max_new_tokens: the shortest of {len(prompts)} prompts has {min(map(len, prompts)):,} tokens, and the "
-            f"{teller.positions:,} positions of {teller.name} have room for {max(longest, 0):,}; give a smaller "
-            "--max_new_tokens or shorter prompts"
-        )
-    if len(fits) < len(tasks):
-        note(f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts are left out (more than {longest:,} tokens)")
-    limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(len(prompts[place]) for place in fits))
+    tasks, prompts, limit = fitting(teller, tasks, max_new_tokens)
     by_seed = [
         teller.write(
-            [prompts[place] for place in fits],
-            [tasks[place].record_id for place in fits],
+            prompts,
+            [task.record_id for task in tasks],
             limit,
             replace(sampling, seed=seed),
             batch_size,
@@ -132,11 +124,36 @@ def write_for(
         # A story that fills its limit did not end by itself. LoRA on a base that never saw EOS ended 0.345 of its
         # stories; all weights trained, 0.995.
         stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
-    return Written(teller.name, teller.seed, teller.mode, [tasks[place] for place in fits], stories_PS, limit)
+    return Written(teller.name, teller.seed, teller.mode, tasks, stories_PS, limit)
+
+
+def fitting(
+    teller: Storyteller, tasks: list[Task], max_new_tokens: int | None
+) -> tuple[list[Task], list[list[int]], int]:
+    """Return the tasks whose prompts leave room for a story, their prompts' ids, and the limit of all stories.
+
+    Raises:
+        UsageError: if no prompt is left.
+    """
+    prompts = task_prompts(teller, tasks)
+    # Half of the positions, so that at least as many remain for the story. Convention, not measured.
+    longest = teller.positions - max_new_tokens if max_new_tokens else teller.positions // 2
+    fits = [place for place, prompt in enumerate(prompts) if len(prompt) <= longest]
+    if not fits:
+        raise UsageError(
+            f"--max_new_tokens: the shortest of {len(prompts)} prompts has {min(map(len, prompts)):,} tokens, and the "
+            f"{teller.positions:,} positions of {teller.name} have room for {max(longest, 0):,}; give a smaller "
+            "--max_new_tokens or shorter prompts"
+        )
+    if len(fits) < len(tasks):
+        note(f"note: {len(tasks) - len(fits)} of {len(tasks)} prompts are left out (more than {longest:,} tokens)")
+    prompts = [prompts[place] for place in fits]
+    limit = max_new_tokens or min(LONGEST_STORY, teller.positions - max(map(len, prompts)))
+    return [tasks[place] for place in fits], prompts, limit
 
 
 def story_values(
-    tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str]
+    tasks: Sequence[Task], stories_PS: Sequence[Sequence[Story]], known: Sequence[str], held_out: HeldOut
 ) -> dict[str, np.ndarray]:
     """Return for each metric the (P,) means over a prompt's stories; NaN for a prompt without a value."""
     constraints = _means([[s.constraints(t, known) for s in of] for t, of in zip(tasks, stories_PS, strict=True)])
@@ -148,6 +165,7 @@ def story_values(
         "ended": np.mean(ended_PS, axis=1),
         "length": lengths_P,
         "length_ratio": lengths_P / own_P,
+        **held_out.values(tasks, [[story.text for story in of] for of in stories_PS]),
         **{
             f"has_{name}": np.mean([[name in story.features for story in of] for of in stories_PS], axis=1)
             for name in known
@@ -186,6 +204,7 @@ def score_rows(
     known: Sequence[str],
     groups: Mapping[str, np.ndarray],
     seed: int = 0,
+    held_out: HeldOut | None = None,
 ) -> list[dict[str, Any]]:
     """Score a model's stories beside the control, over all prompts and over each group.
 
@@ -196,7 +215,7 @@ def score_rows(
     Returns:
         Rows of judged, slice, metric, estimate, lower, upper, n (prompts), unit.
     """
-    written = story_values(tasks, stories_PS, known)
+    written = story_values(tasks, stories_PS, known, held_out or HeldOut())
     rows = _rows(WRITTEN, written, tasks, groups, seed)
     if len(tasks) > 1 and any(task.words or task.features for task in tasks):
         others = values_for_others(tasks, stories_PS, known, seed)
@@ -207,13 +226,17 @@ def score_rows(
 
 
 def record_rows(
-    tasks: Sequence[Task], judge: Judge, groups: Mapping[str, np.ndarray], seed: int = 0
+    tasks: Sequence[Task],
+    judge: Judge,
+    groups: Mapping[str, np.ndarray],
+    seed: int = 0,
+    held_out: HeldOut | None = None,
 ) -> list[dict[str, Any]]:
     """Score the data set's own stories in the same way; [] for prompts without a story."""
     if not all(task.story for task in tasks):
         return []
     stories = judged([task.story for task in tasks], judge, [None] * len(tasks))
-    values = story_values(tasks, [[story] for story in stories], judge.known)
+    values = story_values(tasks, [[story] for story in stories], judge.known, held_out or HeldOut())
     values = {metric: of for metric, of in values.items() if metric not in ("ended", "length_ratio")}
     return _rows(RECORDS, values, tasks, groups, seed)
 
@@ -278,19 +301,31 @@ def arm_rows(rows_of_models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
     return arm
 
 
-def score(written: list[Written], judge: Judge, coverage: Coverage | None, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of the table: each model's, of several models their arm's, and the data set's own stories'."""
+def score(
+    written: list[Written],
+    judge: Judge,
+    coverage: Coverage | None,
+    seed: int,
+    held_out: Sequence[HeldOut] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of the table: each model's, of several models their arm's, and the data set's own stories'.
+
+    Args:
+        held_out: the judges of each model's stories.
+    """
+    held_out = held_out or [HeldOut()] * len(written)
 
     def groups(tasks: list[Task]) -> dict[str, np.ndarray]:
         return coverage.groups_of(tasks) if coverage else {}
 
     rows, of_models = [], []
-    for one in written:
-        of_models.append(score_rows(one.tasks, one.stories_PS, judge.known, groups(one.tasks), seed))
+    for one, judges in zip(written, held_out, strict=True):
+        of_models.append(score_rows(one.tasks, one.stories_PS, judge.known, groups(one.tasks), seed, judges))
         shared = {"row": "model", "model": one.model, "seed": one.seed, "models": 1}
         rows += [{**shared, **row} for row in of_models[-1]]
     if len(written) > 1:
         rows += [{"row": "arm", "model": f"mean of {len(written)} models", **row} for row in arm_rows(of_models)]
     tasks = max(written, key=lambda one: len(one.tasks)).tasks
-    own = record_rows(tasks, judge, groups(tasks), seed)
+    one_base = all(judges.base is held_out[0].base for judges in held_out)
+    own = record_rows(tasks, judge, groups(tasks), seed, held_out[0] if one_base else replace(held_out[0], base=None))
     return rows + [{"row": "records", "model": "records' own stories", **row} for row in own]

@@ -40,6 +40,11 @@ SHOWN_METRICS = {
     "length": "length, words",
     "length_ratio": "length /\nrecord's",
     "ended": "ended by\nthe model",
+    "distinct_2": "distinct\nword pairs",
+    "repeated_4grams": "repeated\n4-grams",
+    "copied_prompt": "4-grams of the\nprompt copied",
+    "other_judge": "features, by\nother judge",
+    "base_loss": "loss under\nthe base",
 }
 HEADERS = {WRITTEN: "model", OTHERS: "other\nprompts", LISTENING: "difference", RECORDS: "records'\nstories"}
 
@@ -50,7 +55,7 @@ class ConstraintResult:
 
     Attributes:
         rows: of row (model, arm or records), model, seed, models, judged, slice, metric, and an estimate's columns.
-        quality: the judge's balanced accuracy by feature; empty without a labelled corpus.
+        quality: each judge's balanced accuracy by feature; empty without a labelled corpus.
         seeds: of sampling.
     """
 
@@ -109,10 +114,10 @@ def show_result(result: ConstraintResult, folder: Path, args: ConstraintArgument
         _show_coverage(result, result.coverage)
     if result.quality:
         show_table(
-            f"the judge ({args.feature_judge}) on held-out records of {args.judge_corpus}",
-            ["feature", "balanced accuracy", "with it", "without"],
-            [[row["feature"], _cell(row), str(row["with"]), str(row["without"])] for row in result.quality],
-            "chance is 0.5; [95 % interval over stories]",
+            f"the judges on held-out records of {args.judge_corpus}",
+            ["judge", "feature", "balanced accuracy", "with it", "without"],
+            [[r["judge"], r["feature"], _cell(r), str(r["with"]), str(r["without"])] for r in result.quality],
+            f"the {args.feature_judge} scores; chance is 0.5; [95 % interval over stories]",
         )
     tasks = result.written[0].tasks
     silent = sum(bool(task.words) and not names_words(task) for task in tasks)

@@ -56,18 +56,44 @@ def pair_tasks(name: str, data_cache_dir: Path, split: str, count: int) -> list[
     Raises:
         UsageError: for another data set, a split without prompts, or pairs without words and features.
     """
-    pairs = open_prepared(name, data_cache_dir, "dataset_name", "make it with lm-trials prepare instruct").pairs()
-    if split not in pairs.splits:
-        raise UsageError(f"--dataset_split {split}: {did_you_mean(split, pairs.splits)}")
-    rows = pairs.splits[split]
+    pairs = open_asked(name, data_cache_dir)
+    rows = _split(pairs, split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise UsageError(
             f"--dataset_name {name} has no column {' and '.join(missing)}; make it with lm-trials prepare "
             "instruct, or give --prompts FILE to score length and end alone"
         )
-    if not len(rows):
-        raise UsageError(f"--dataset_name {name}: its {split} split has no prompt; prepare more stories")
     return [_task(pairs, row) for row in rows.select(range(min(count, len(rows))))]
+
+
+def open_asked(name: str, data_cache_dir: Path) -> PairSet:
+    """Open a prepared data set of prompts with stories.
+
+    Raises:
+        UsageError: for a name that is none.
+    """
+    return open_prepared(name, data_cache_dir, "dataset_name", "make it with lm-trials prepare instruct").pairs()
+
+
+def split_rows(name: str, data_cache_dir: Path, split: str, count: int) -> list[dict[str, Any]]:
+    """Return the first `count` rows of a split of a data set of pairs, with all their columns.
+
+    Raises:
+        UsageError: for another data set, or a split without prompts.
+    """
+    pairs = open_asked(name, data_cache_dir)
+    if pairs.kind != "pairs":
+        raise UsageError(f"--dataset_name {name} has {pairs.kind}; give a data set of prompts and completions")
+    rows = _split(pairs, split)
+    return list(rows.select(range(min(count, len(rows)))))
+
+
+def _split(pairs: PairSet, split: str) -> Any:
+    if split not in pairs.splits:
+        raise UsageError(f"--dataset_split {split}: {did_you_mean(split, pairs.splits)}")
+    if not len(pairs.splits[split]):
+        raise UsageError(f"--dataset_name {pairs.name}: its {split} split has no prompt; prepare more stories")
+    return pairs.splits[split]
 
 
 def _task(pairs: PairSet, row: dict[str, Any]) -> Task:

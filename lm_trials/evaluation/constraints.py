@@ -8,7 +8,12 @@
 
 Each score has two controls: the data set's own stories, judged alike, and the
 model's stories judged against the constraints of other prompts, which is the
-score of a model that ignores its prompt.
+score of a model that ignores its prompt.  Beside the scores are judges that no
+score is made of: distinct word pairs, repeated and copied sequences, with
+--judge_corpus a second judge of features, with --base_name_or_path the loss:
+
+    lm-trials constraints --model runs/aligned --dataset_name tiny-prompt \\
+        --judge_corpus tiny --base_name_or_path start
 """
 
 from __future__ import annotations
@@ -23,7 +28,6 @@ from lm_trials.flags import parse_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from lm_trials.evaluation.constraint_tasks import Task
-    from lm_trials.evaluation.judges import Judge
 
 
 @script
@@ -34,13 +38,22 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     from lm_trials.evaluation.constraint_scores import score, write_for
     from lm_trials.evaluation.constraint_tables import ConstraintResult, show_result, write_result
     from lm_trials.evaluation.constraint_tasks import coverage_of, training_words
+    from lm_trials.evaluation.held_out import HeldOut, open_bases
+    from lm_trials.evaluation.judges import judge_quality, open_judges
     from lm_trials.evaluation.storytellers import open_storyteller
     from lm_trials.files import check_writable
 
     check_writable("--output_dir", results_home(args))
     tasks = _tasks(args)
-    judge, quality = _judge(args)
+    judges = open_judges(args.feature_judge, args.judge_corpus, Path(args.data_cache_dir), args.seed)
+    judge, *others = judges.values()
+    quality = [
+        {"judge": name, **row}
+        for name, each in judges.items()
+        for row in (judge_quality(each, args.judge_corpus, Path(args.data_cache_dir)) if args.judge_corpus else ())
+    ]
     coverage = coverage_of(tasks, training_words(args.coverage, Path(args.data_cache_dir))) if args.coverage else None
+    bases = open_bases(args.base_name_or_path, args.model_name_or_path, args.use_cpu, args.batch_size)
     written = []
     for name in args.model_name_or_path:
         teller = open_storyteller(
@@ -53,7 +66,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             use_cpu=args.use_cpu,
         )
         written.append(write_for(teller, tasks, judge, sampling, seeds, args.max_new_tokens, args.batch_size))
-    result = ConstraintResult(written, score(written, judge, coverage, args.seed), quality, coverage, seeds)
+    held_out = [HeldOut(others[0] if others else None, base) for base in bases]
+    rows = score(written, judge, coverage, args.seed, held_out)
+    result = ConstraintResult(written, rows, quality, coverage, seeds)
     about = Path(args.prompts).stem.replace(" ", "_") if args.prompts else f"{args.dataset_name}-{args.dataset_split}"
     folder = results_home(args)
     if not args.output_dir:
@@ -72,16 +87,6 @@ def _tasks(args: ConstraintArguments) -> list[Task]:
     if len(tasks) < args.num_prompts:
         note(f"note: {args.dataset_name} has {len(tasks)} {args.dataset_split} prompts, fewer than {args.num_prompts}")
     return tasks
-
-
-def _judge(args: ConstraintArguments) -> tuple[Judge, list[dict[str, Any]]]:
-    """Return the judge, and its accuracy by feature if there is a labelled corpus."""
-    from lm_trials.evaluation.judges import DetectorJudge, corpus_judge, judge_quality
-
-    place = Path(args.data_cache_dir)
-    classifier = args.feature_judge == "classifier"
-    judge = corpus_judge(args.judge_corpus or "", place, args.seed) if classifier else DetectorJudge()
-    return judge, judge_quality(judge, args.judge_corpus, place) if args.judge_corpus else []
 
 
 def results_home(args: ConstraintArguments) -> Path:

@@ -96,7 +96,7 @@ def train_classifiers(stories: Sequence[str], features: Sequence[Sequence[str]],
     if not enough:
         raise UsageError(
             f"--judge_corpus: no feature has {FEWEST} of {len(stories):,} records with it and {FEWEST} without; give a "
-            "corpus with features, or --feature_judge detector"
+            "corpus with features"
         )
     # Quotation marks and final punctuation can show a feature (Dialogue), so punctuation marks are tokens too.
     vectorizer = TfidfVectorizer(
@@ -136,6 +136,17 @@ def corpus_judge(name: str, data_cache_dir: Path, seed: int = 0) -> ClassifierJu
     """
     train = _records(name, data_cache_dir, ("train",), TRAIN_RECORDS)
     return train_classifiers([story for story, _ in train], [features for _, features in train], seed)
+
+
+def open_judges(feature_judge: str, judge_corpus: str | None, data_cache_dir: Path, seed: int = 0) -> dict[str, Judge]:
+    """Return the judge of features that scores, and after it the other one, if there is a corpus to train it on.
+
+    They err on different stories: the detectors match phrases, the classifiers weigh all words of a story.
+    """
+    judges: dict[str, Judge] = {"detector": DetectorJudge()}
+    if judge_corpus is not None:
+        judges["classifier"] = corpus_judge(judge_corpus, data_cache_dir, seed)
+    return {name: judges[name] for name in sorted(judges, key=lambda name: name != feature_judge)}
 
 
 def judge_quality(judge: Judge, name: str, data_cache_dir: Path) -> list[dict[str, Any]]:

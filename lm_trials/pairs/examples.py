@@ -1,6 +1,8 @@
 """Tokens of pairs: the examples of fine-tuning, tokenized once for a tokenizer, a layout and a length.
 
 data/<set>/examples-<hash>/   DatasetDict: record_id, input_ids, completion_mask; memory-mapped
+
+Of preferences record_id, prompt_ids, chosen_ids, rejected_ids; of prompts that a model answers record_id, prompt_ids.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ from lm_trials.console import UsageError, note
 from lm_trials.files import MadeMeanwhileError, file_sums, finished_folder, write_json
 from lm_trials.pairs import layouts
 from lm_trials.pairs.layouts import Example, Layout
-from lm_trials.pairs.pairs import PairSet
+from lm_trials.pairs.pairs import PREFERENCES, SIDES, PairSet, side_row
 from lm_trials.stories.arrow_files import ArrowFile
 from lm_trials.stories.corpora import MANIFEST, load_splits, read_manifest, save_splits
 from lm_trials.stories.records import SPLITS
@@ -35,6 +37,23 @@ if TYPE_CHECKING:  # transformers takes a second to import
 
 BATCH = 1000
 Overlong = Literal["drop", "cut"]
+
+
+class Preference(NamedTuple):
+    """A tokenized preference: the ids that a model answers, and those of each answer."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class Prompt(NamedTuple):
+    """The ids that a model answers."""
+
+    prompt_ids: list[int]
+
+
+Tokens = Example | Preference | Prompt
 
 
 def choose_layout(
@@ -54,22 +73,24 @@ def choose_layout(
         return "text"
     if asked == "text":
         raise UsageError(f"--prompt_layout text: {pairs.name} has prompts; give instruct or chat")
-    if pairs.kind == "conversations" and asked == "instruct":
+    conversations = "conversation" in pairs.kind
+    if conversations and asked == "instruct":
         raise UsageError(f"--prompt_layout instruct: {pairs.name} has conversations; remove the flag, or give chat")
-    is_chat = pairs.kind == "conversations" or bool(tokenizer.chat_template)
+    is_chat = conversations or bool(tokenizer.chat_template)
     layout: Layout = asked if asked != "auto" else "chat" if is_chat else "instruct"
     if layout == "chat":
         name = tokenizer.name_or_path or "this tokenizer"
         if not tokenizer.chat_template:
             raise UsageError(
-                f"--prompt_layout chat: {name} has no chat template; give --chat_template_path, or another layout"
+                f"--prompt_layout chat: {name} has no chat template; give one with lm-trials tune --chat_template_path, "
+                "or another layout"
             )
         layouts.check_template(tokenizer, None, f"the chat template of {name}")
         with suppress(UsageError):  # a template that begins with a system message takes none that does not
             if layouts.turn_end(tokenizer, followed=False) is None:
                 note(
                     f"note: the chat template of {name} ends no answer with a token, so the model does not learn to "
-                    "end; write {{ eos_token }} after an answer in a template for --chat_template_path"
+                    "end; write {{ eos_token }} after an answer in a template for lm-trials tune --chat_template_path"
                 )
     return layout
 
@@ -79,16 +100,19 @@ def make_examples(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     layout: Layout,
-    max_length: int,
+    max_length: int | None,
     overlong: Overlong,
     watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda rows, total, split: rows,
+    prompts_only: bool = False,
 ) -> Path:
     """Tokenize a data set of pairs, once, and return the folder of its examples.
 
     Args:
         folder: of the data set, `data/<set>`.
-        max_length: most tokens of an example; longer ones are counted, and dropped or cut.
+        max_length: most tokens of an example, of a preference those of its longer side; longer ones are counted, and
+            dropped or cut.  None for no limit.
         watch: may wrap the rows of a split with a progress bar.
+        prompts_only: write the prompts that a model is to answer, one for each row.
 
     Raises:
         UsageError: if no example of the train split fits.
@@ -107,20 +131,24 @@ def make_examples(
         "max_length": max_length,
         "overlong": overlong,
         "content": pairs.described["content"],
+        **({"prompts_only": True} if prompts_only else {}),
     }
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"examples-{name}"
     if (place / MANIFEST).is_file():
         return place
     ids = store_schema(num_ids_of(tokenizer))["input_ids"]
-    schema = Features({"record_id": Value("string"), "input_ids": ids, "completion_mask": List(Value("uint8"))})
+    kind = Prompt if prompts_only else Preference if pairs.kind in PREFERENCES else Example
+    columns = {name: List(Value("uint8")) if name == "completion_mask" else ids for name in kind._fields}
+    schema = Features({"record_id": Value("string"), **columns})
+    tokenized = {Prompt: _prompts, Preference: _preferences, Example: _examples}[kind]
     counts: dict[str, dict[str, int]] = {}
     digest = hashlib.sha256()
     with suppress(MadeMeanwhileError), finished_folder(place) as unfinished:
         for split in SPLITS:
             rows = watch(pairs.splits[split], len(pairs.splits[split]), split)
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
-                counts[split] = _write(file, _examples(rows, tokenizer, layout), max_length, overlong, digest)
+                counts[split] = _write(file, tokenized(rows, tokenizer, layout), max_length, overlong, digest)
         if not counts["train"]["examples"]:
             shortest = counts["train"]["shortest"]
             raise UsageError(
@@ -134,26 +162,102 @@ def make_examples(
 
 
 def _write(
-    file: ArrowFile, examples: Iterable[tuple[str, Example]], max_length: int, overlong: Overlong, digest: Any
+    file: ArrowFile, examples: Iterable[tuple[str, Tokens]], max_length: int | None, overlong: Overlong, digest: Any
 ) -> dict[str, int]:
     names = ("examples", "tokens", "completion_tokens", "overlong", "dropped", "cut", "shortest")
     counts = dict.fromkeys(names, 0)
     for identifier, example in examples:
-        length = len(example.input_ids)
+        length = _length(example)
         counts["shortest"] = min(counts["shortest"] or length, length)
-        kept = layouts.fitted(example, max_length, overlong)
+        kept = example if max_length is None else _fitted(example, max_length, overlong)
         if kept is not example:
             counts["overlong"] += 1
             counts["dropped" if kept is None else "cut"] += 1
         if kept is None:
             continue
         counts["examples"] += 1
-        counts["tokens"] += len(kept.input_ids)
-        # The first token of an example is predicted from nothing and counts in no loss.
-        counts["completion_tokens"] += sum(kept.completion_mask[1:])
-        digest.update(np.array([len(kept.input_ids), *kept.input_ids, *kept.completion_mask], dtype="<i4").tobytes())
+        counts["tokens"] += sum(map(len, _sequences(kept)))
+        counts["completion_tokens"] += _num_completion(kept)
+        digest.update(np.array([*map(len, kept[:-1]), *chain.from_iterable(kept)], dtype="<i4").tobytes())
         file.write({"record_id": identifier, **kept._asdict()})
     return counts
+
+
+def _sequences(example: Tokens) -> list[list[int]]:
+    """Return what a model reads of an example, of a preference each side after the prompt."""
+    if isinstance(example, Preference):
+        return [example.prompt_ids + example.chosen_ids, example.prompt_ids + example.rejected_ids]
+    return [example[0]]
+
+
+def _length(example: Tokens) -> int:
+    return max(map(len, _sequences(example)))
+
+
+def _num_completion(example: Tokens) -> int:
+    if isinstance(example, Example):  # its first token is predicted from nothing and counts in no loss
+        return sum(example.completion_mask[1:])
+    return sum(map(len, example[1:]))
+
+
+def _fitted(example: Tokens, max_length: int, overlong: Overlong) -> Tokens | None:
+    """Return an example as `layouts.fitted`; a preference is dropped if a side is, or if its sides are equal then."""
+    if isinstance(example, Example):
+        return layouts.fitted(example, max_length, overlong)
+    if _length(example) <= max_length:
+        return example
+    room = max_length - len(example.prompt_ids)
+    if overlong == "drop" or room < 1 or not isinstance(example, Preference):
+        return None
+    cut = Preference(example.prompt_ids, example.chosen_ids[:room], example.rejected_ids[:room])
+    return None if cut.chosen_ids == cut.rejected_ids else cut
+
+
+def _prompts(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> Iterator[tuple[str, Prompt]]:
+    """Yield the name and the prompt of each row; a conversation's is all before its last answer."""
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH)):
+        names = [row["record_id"] for row in batch]
+        if layout == "instruct":
+            prompts = layouts.instruct_prompts(tokenizer, [row["prompt"] for row in batch])
+        else:
+            asked = map(asked_of, batch)
+            prompts = [layouts.chat_prompt(tokenizer, messages, **options) for messages, options in asked]
+        yield from zip(names, map(Prompt, prompts), strict=True)
+
+
+def asked_of(row: dict[str, Any]) -> tuple[list[layouts.Message], layouts.Options]:
+    """Return the messages that a model is to answer, of a row of any kind with prompts, and their options.
+
+    >>> asked_of({"record_id": "a", "prompt": "How far?", "chosen": "12 km", "rejected": "Far."})
+    ([{'role': 'user', 'content': 'How far?'}], {})
+    """
+    if "columns" in row:
+        if isinstance(row["prompt"], str):
+            return [{"role": "user", "content": row["prompt"]}], {}
+        further = json.loads(row.get("further") or "{}")
+        fields = further.pop("messages", [{}] * len(row["prompt"]))
+        return [{**text, **more} for text, more in zip(row["prompt"], fields, strict=False)], further
+    if "rejected" in row:
+        row = side_row(row, "chosen")
+    messages, num_prompt, options = layouts.as_conversation(row)
+    last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[: num_prompt or last], options
+
+
+def _preferences(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> Iterator[tuple[str, Preference]]:
+    """Yield the name of each preference, and its ids as those of two examples that share the prompt's."""
+    first, *others = tee(rows, 3)
+    sides = [
+        _examples(map(partial(side_row, side=side), each), tokenizer, layout)
+        for side, each in zip(SIDES, others, strict=True)
+    ]
+    for (name, (prompt,)), *answered in zip(_prompts(first, tokenizer, layout), *sides, strict=True):
+        yield name, Preference(prompt, *(example.input_ids[len(prompt) :] for _, example in answered))
 
 
 def _examples(
@@ -236,6 +340,38 @@ class ExampleStore:
         # From a column named `completion_mask`, trl would compute labels of its own.
         rows = self.rows.with_format(None).rename_column("completion_mask", "of_completion")
         return rows.with_transform(partial(with_labels, completion_only=completion_only))
+
+
+class PromptStore:
+    """The prompts, or the preferences, of one split, in the order of the data set; memory-mapped."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = folder
+        self.counts: dict[str, int] = read_manifest(folder, "counts")["counts"][split]
+        self.rows: Dataset = load_splits(folder)[split]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record_id(self, number: int) -> str:
+        """Return the name of a row."""
+        return str(self.rows[number]["record_id"])
+
+    def tokens(self, number: int) -> Preference | Prompt:
+        """Return the ids of a row."""
+        row = self.rows[number]
+        kind = Preference if "chosen_ids" in row else Prompt
+        return kind(**{name: row[name] for name in kind._fields})
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (N,) tokens of each prompt, and the (N,) tokens of its answers: 0 without any."""
+        table = self.rows.with_format("arrow")[:]
+        of = {
+            name: pc.list_value_length(table[name]).to_numpy().astype(np.int64)
+            for name in self.rows.column_names
+            if name != "record_id"
+        }
+        return of.pop("prompt_ids"), np.array(sum(of.values(), np.zeros(len(self), dtype=np.int64)))
 
 
 def _counted(masks: pa.ListArray) -> np.ndarray:

@@ -1,18 +1,18 @@
-"""Pairs: prompts with completions, conversations, or plain texts, prepared for fine-tuning.
+"""Pairs: prompts with completions, conversations, plain texts, or preferences, prepared for fine-tuning.
 
     data/<name>/pairs/          DatasetDict with train, validation and test
     data/<name>/manifest.json   kind, counts, content, source
 
 A data set of pairs is made here (`lm-trials prepare instruct`, `lm-trials cache distances`) or read from any
 file, folder, saved data set or the Hub.  Its columns determine its kind: `prompt` and `completion` (texts, or lists of
-messages), `messages`, or `text`.
+messages), `messages`, `text`, or `prompt`, `chosen` and `rejected` (texts, or lists of messages).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,15 @@ from lm_trials.stories.shards import kind_of
 from lm_trials.stories.sources import Source
 from lm_trials.stories.splits import split_for
 
-Kind = Literal["pairs", "conversations", "texts"]
+Kind = Literal[
+    "pairs", "conversations", "texts", "preferences", "conversation_preferences", "prompts", "conversation_prompts"
+]
+Side = Literal["chosen", "rejected"]
+SIDES: tuple[Side, Side] = ("chosen", "rejected")
+PREFERENCES = ("preferences", "conversation_preferences")
+"""The kinds with two completions of each prompt."""
+PROMPTS = ("prompts", "conversation_prompts")
+"""The kinds of a source that is read for its prompts, with all its columns for rewards."""
 FOLDER = "pairs"
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -39,16 +47,25 @@ COLUMNS: dict[Kind, Features] = {
     # num_prompt: the number of messages that are the prompt, whose answers count in no loss.
     "conversations": Features({"record_id": Value("string"), "messages": MESSAGES, "num_prompt": Value("int32")}),
     "texts": Features({"record_id": Value("string"), "text": Value("string")}),
+    "preferences": Features({name: Value("string") for name in ("record_id", "prompt", *SIDES)}),
+    "conversation_preferences": Features(
+        {"record_id": Value("string"), **{name: MESSAGES for name in ("prompt", *SIDES)}}
+    ),
+    # columns: JSON of the row's other columns.
+    "prompts": Features({name: Value("string") for name in ("record_id", "prompt", "columns")}),
+    "conversation_prompts": Features({"record_id": Value("string"), "prompt": MESSAGES, "columns": Value("string")}),
 }
-"""Columns of each kind; rows may have more, such as `ended` (bool): whether EOS follows."""
+"""Columns of each kind; rows may have more, such as `ended`, or `ended_chosen` (bool): whether EOS follows."""
 OPTIONS = ("tools", "documents")
 """Columns beside messages that chat templates can render."""
 FURTHER = Features({"further": Value("string")})
 """JSON of what messages and chat templates have beside roles and texts: the messages' own fields, and `OPTIONS`."""
-TAKEN = {
+TAKEN: dict[Kind, set[str]] = {
     "pairs": {"prompt", "completion"},
     "conversations": {"prompt", "completion", "messages", *OPTIONS},
     "texts": {"text"},
+    "preferences": {"prompt", *SIDES},
+    "conversation_preferences": {"prompt", *SIDES, *OPTIONS},
 }
 
 Row = dict[str, Any]
@@ -129,29 +146,38 @@ def holds_pairs(source: Source) -> bool:
         for _, _, rows in source.rows(part):
             for _, row in rows:
                 columns = row.keys() if isinstance(row, Mapping) and not source.text_column else set()
-                is_pair = "messages" in columns or {"prompt", "completion"} <= columns
+                is_pair = any(of <= columns for of in ({"messages"}, {"prompt", "completion"}, {"prompt", *SIDES}))
                 return is_pair and columns.isdisjoint({"story", "text"})
     return False
 
 
 def prepare_pairs(
-    source: Source, label: str, data_cache_dir: Path, watch: Callable[[Iterable[Any]], Iterable[Any]] = iter
+    source: Source,
+    label: str,
+    data_cache_dir: Path,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    prompts: bool = False,
 ) -> Path:
-    """Read a source of pairs into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
+    """Read a source into `data_cache_dir`, once; return the folder, whose name contains its fingerprint.
 
     Rows with an empty prompt, answer or text are left out.  Notes count them and name the columns that are not used.
 
+    Args:
+        prompts: read the prompts of the rows, with all other columns, instead of pairs.
+
     Raises:
-        UsageError: for rows that are not pairs, naming their columns.
+        UsageError: for rows that are not pairs, naming their columns; for preferences whose two sides are equal.
     """
-    folder = data_cache_dir / f"{plain_name(label)}-{FOLDER}-{source.fingerprint()[:8]}"
+    what = "prompts" if prompts else FOLDER
+    folder = data_cache_dir / f"{plain_name(label)}-{what}-{source.fingerprint()[:8]}"
     if not is_pairs(folder):
         source.check_splits()
         facts: dict[str, Any] = {"source": source.origin(), "left_out": {"rows": 0}, "unused_columns": []}
+        facts |= {"columns": []} if prompts else {}
         rows = _source_rows(source, watch, facts)
         kind = next(rows)
         try:
-            write_pairs(rows, folder, kind, facts, FURTHER if kind == "conversations" else None)
+            write_pairs(rows, folder, kind, facts, FURTHER if "conversation" in kind else None)
         except UsageError:
             if not is_pairs(folder):  # else another process was faster
                 raise
@@ -171,6 +197,7 @@ def _source_rows(
 ) -> Iterator[Any]:
     """Yield first the kind of a source's rows, then each with its split; complete `left_out` and `unused_columns`."""
     kind: Kind | None = None
+    equal: list[str] = []
     percent, own = source.validation_split_percentage, source.has_own_splits()
     for part in source.parts_of():
         for name, _, rows in source.rows(part):
@@ -182,11 +209,14 @@ def _source_rows(
                 if part.path is None or kind_of(part.path) == "parquet":
                     row = _without_nulls(row)
                 try:
-                    this, pair = read_row(row)
+                    this, pair = read_prompt(row) if "columns" in facts else read_row(row)
                 except UsageError as error:
                     raise UsageError(f"{name}: {place}: {error}") from None
-                unused = [column for column in row if column not in TAKEN[this] and row[column] is not None]
-                facts["unused_columns"].extend(sorted(set(unused) - set(facts["unused_columns"])))
+                found, known = facts["unused_columns"], TAKEN.get(this, set())
+                if this in PROMPTS:
+                    found, known = facts["columns"], {"prompt", "record_id"}
+                others = [column for column in row if column not in known and row[column] is not None]
+                found.extend(sorted(set(others) - set(found)))
                 if _is_empty(pair):
                     facts["left_out"]["rows"] += 1
                     facts["left_out"].setdefault("first", f"{name}: {place}")
@@ -196,9 +226,16 @@ def _source_rows(
                     yield kind
                 if this != kind:
                     raise UsageError(f"{name}: {place}: a row of {this} after rows of {kind}; give one kind")
+                if this in PREFERENCES and side_row(pair, "chosen") == side_row(pair, "rejected"):
+                    equal.append(f"{name}: {place}")
                 split = split_for(part.split if own else None, pair["record_id"], percent)
                 if split is not None:
                     yield split, pair
+    if equal:
+        raise UsageError(
+            f"{equal[0]}: chosen and rejected are equal, and nothing is preferred; {len(equal):,} such "
+            f"row{'s' if len(equal) > 1 else ''}: remove them"
+        )
     if kind is None:
         empty = "only rows with an empty prompt, answer or text" if facts["left_out"]["rows"] else "no rows"
         raise UsageError(f"{source.reference} has {empty}; give another data set")
@@ -222,25 +259,49 @@ def is_blank(text: str | None) -> bool:
 
 def _is_empty(row: Row) -> bool:
     """Whether a text, a prompt or an answer is blank; an answer may consist of other fields, such as tool calls."""
+    if "columns" in row:
+        asked = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        return is_blank(asked)
+    if isinstance(row.get("prompt"), list):
+        return any(_is_empty(side_row(row, side)) for side in SIDES)
     if "messages" not in row:
         return any(is_blank(row[column]) for column in row if column != "record_id")
     messages = [message for message in as_conversation(row)[0] if message["role"] in ("user", "assistant")]
     return any(message.keys() <= {"role", "content"} and is_blank(message.get("content")) for message in messages)
 
 
+def side_row(row: Row, side: Side) -> Row:
+    """Return one side of a preference as a row of pairs or of conversations.
+
+    >>> side_row({"record_id": "a", "prompt": "How far?", "chosen": "12 km", "rejected": "Far."}, "chosen")
+    {'record_id': 'a', 'prompt': 'How far?', 'completion': '12 km', 'ended': None}
+    """
+    if isinstance(row["prompt"], str):
+        own = {"completion": row[side], "ended": row.get(f"ended_{side}")}
+        return {"record_id": row["record_id"], "prompt": row["prompt"], **own}
+    further = json.loads(row.get("further") or "{}").get(side)
+    messages = row["prompt"] + row[side]
+    return {
+        "record_id": row["record_id"], "messages": messages, "num_prompt": len(row["prompt"]), "further": further,
+    }  # fmt: skip
+
+
 def read_row(row: Any) -> tuple[Kind, Row]:
     """Return the kind of a row of any data set, and its columns in one form.
 
     Raises:
-        UsageError: for a row without prompt and completion, messages or text, or with one of another type.
+        UsageError: for a row without prompt and completion, messages, text, or chosen and rejected, or with one of
+            another type.
 
     >>> read_row({"prompt": "How far?", "completion": "12 km", "city": "Rome"})[1]["completion"]
     '12 km'
     """
     if not isinstance(row, Mapping):
         raise UsageError(f"{row!r:.60} is not an object; give rows with prompt and completion")
-    known = [column for column in ("prompt", "completion", "messages", "text") if column in row]
+    known = [column for column in ("prompt", "completion", "messages", "text", *SIDES) if column in row]
     given = [column for column in known if row[column] is not None]
+    if {"prompt", *SIDES} <= set(given):
+        return _preference(row)
     if {"prompt", "completion"} <= set(given):
         texts = [column for column in ("prompt", "completion") if isinstance(row[column], str)]
         if len(texts) == 2:
@@ -265,8 +326,73 @@ def read_row(row: Any) -> tuple[Kind, Row]:
         advice = f"rename it to messages, each with role ({', '.join(ROLES)}) and content"
     if "story" in row:
         advice = "make pairs of stories with lm-trials prepare ingest and instruct"
+    if set(SIDES) <= set(given):
+        advice = "move what both sides share to a column prompt"
     columns = ", ".join(map(str, row)) or "none"
-    raise UsageError(f"no columns prompt and completion, messages, or text; the columns are {columns}; {advice}")
+    raise UsageError(
+        f"no columns prompt and completion, messages, text, or prompt, chosen and rejected; the columns are {columns}; "
+        f"{advice}"
+    )
+
+
+def read_prompt(row: Any) -> tuple[Kind, Row]:
+    """Return the kind of a row that is read for its prompt, and its prompt; `columns` is JSON of all others.
+
+    Raises:
+        UsageError: for a row without a prompt, or with one of another type.
+
+    >>> read_prompt({"prompt": "Use cat.", "words": ["cat"]})[1]["columns"]
+    '{"words": ["cat"]}'
+    """
+    if not isinstance(row, Mapping) or row.get("prompt") is None:
+        kind, pair = read_row(row)  # raises where there are no messages either
+        if kind != "conversations":
+            raise UsageError(f"no column prompt, or messages; the columns are {', '.join(map(str, row))}; rename them")
+        last = max(place for place, message in enumerate(pair["messages"]) if message["role"] == "assistant")
+        asked = {"prompt": pair["messages"][:last], "further": pair.get("further")}
+        kind = "conversation_prompts"
+    elif isinstance(row["prompt"], str):
+        kind, asked = "prompts", {"prompt": row["prompt"]}
+    else:
+        # An answer, which is none of the prompt, lets `tools` and fields of messages be read as in a conversation.
+        messages = _messages(row["prompt"], "prompt")
+        whole = _conversation([*messages, {"role": "assistant", "content": ""}], len(messages), row)
+        kind, asked = "conversation_prompts", {"prompt": _texts(messages), "further": whole.get("further")}
+    others = {name: row[name] for name in row if name not in ("prompt", "record_id") and row[name] is not None}
+    columns = json.dumps(others, ensure_ascii=False, default=str)
+    return kind, _named({**{name: value for name, value in asked.items() if value is not None}, "columns": columns})
+
+
+def _preference(row: Mapping[str, Any]) -> tuple[Kind, Row]:
+    columns = ("prompt", *SIDES)
+    texts = [column for column in columns if isinstance(row[column], str)]
+    if len(texts) == len(columns):
+        return "preferences", _named({column: row[column] for column in columns})
+    if texts:
+        other = next(column for column in columns if column not in texts)
+        raise UsageError(
+            f"{texts[0]} is text and {other} is {type(row[other]).__name__}; prompt, chosen and rejected must all be "
+            "text, or all messages"
+        )
+    prompt = _messages(row["prompt"], "prompt")
+    found: Row = {"prompt": _texts(prompt)}
+    further = {}
+    for side in SIDES:
+        messages = _messages(row[side], side)
+        if others := [message["role"] for message in messages if message["role"] != "assistant"]:
+            raise UsageError(
+                f"{side} has a message of role {others[0]}; move what both sides share to prompt, and leave the "
+                "assistant's messages"
+            )
+        found[side] = _texts(messages)
+        further[side] = _conversation(prompt + messages, len(prompt), row).get("further")
+    if any(further.values()):
+        found["further"] = json.dumps(further, ensure_ascii=False)
+    return "conversation_preferences", _named(found)
+
+
+def _texts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _named(row: Row) -> Row:
@@ -281,8 +407,7 @@ def _conversation(messages: list[dict[str, Any]], num_prompt: int, row: Mapping[
         raise UsageError("a conversation has no answer; add a last message of role assistant")
     fields = [{name: message[name] for name in message if name not in ("role", "content")} for message in messages]
     options = {name: _objects(row[name], name) for name in OPTIONS if row.get(name)}
-    texts = [{"role": message["role"], "content": message["content"]} for message in messages]
-    named: Row = {"messages": texts, "num_prompt": num_prompt}
+    named: Row = {"messages": _texts(messages), "num_prompt": num_prompt}
     if options or any(fields):
         named["further"] = json.dumps({"messages": fields, **options}, ensure_ascii=False, default=str)
     return _named(named)

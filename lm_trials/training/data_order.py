@@ -89,6 +89,15 @@ class DataOrder(ABC):
 
         return load_tokenizer(with_tokenizer(self.folder))
 
+    def examples_folder(self, run: dict[str, Any], data_cache_dir: str | None) -> Path:
+        """Return the folder of a fine-tuning's examples; a UsageError where it is gone."""
+        data, given = self.outcome["data"], Path(data_cache_dir or run["logistics"]["data_cache_dir"])
+        place = given if given.exists() else self.started_in / given
+        examples = place / data["name"] / data["examples"]
+        if not examples.is_dir():
+            raise UsageError(f"{examples} does not exist; give --data_cache_dir, or prepare the data set again")
+        return examples
+
     def parts_of(self, step: int) -> list[ReadDocument]:
         """Return the documents of an update, block by block, in the order of the training.
 
@@ -97,8 +106,12 @@ class DataOrder(ABC):
         """
         if not 1 <= step <= self.num_steps:
             raise UsageError(f"--step {step}: the run has updates 1 to {self.num_steps:,}")
-        first = (step - 1) * self.blocks_per_step
-        return [part for place in range(self.blocks_per_step) for part in self._documents_of(first + place, place)]
+        blocks = enumerate(self.blocks_of(step))
+        return [part for place, index in blocks for part in self._documents_of(index, place)]
+
+    def blocks_of(self, step: int) -> range:
+        """Return the blocks of the run that an update reads."""
+        return range((step - 1) * self.blocks_per_step, step * self.blocks_per_step)
 
     @abstractmethod
     def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
@@ -185,15 +198,11 @@ class TuningOrder(DataOrder):
         super().__init__(folder, run)
         data = self.outcome["data"]
         self.block_size, self.names = self.outcome["block_size"], [data["name"]]
-        given = Path(data_cache_dir or run["logistics"]["data_cache_dir"])
-        place = given if given.exists() else self.started_in / given
-        examples = place / data["name"] / data["examples"]
-        if not examples.is_dir():
-            raise UsageError(f"{examples} does not exist; give --data_cache_dir, or prepare the data set again")
+        examples = self.examples_folder(run, data_cache_dir)
         self.store = ExampleStore(examples, "train")
         if self.store.counts != data["counts"]:
             raise _changed(folder, str(examples))
-        self.members = (open_prepared(data["name"], place, "dataset_name"),)
+        self.members = (open_prepared(data["name"], examples.parent.parent, "dataset_name"),)
         flags = DataOrdering(**{field.name: self.outcome.get(field.name) for field in fields(DataOrdering)})
         self.metrics, phases = flags.metrics, None
         if flags.phases:
@@ -229,6 +238,57 @@ class TuningOrder(DataOrder):
         return parts
 
 
+class AlignmentOrder(DataOrder):
+    """The order of the pairs or the prompts of a run of `lm-trials align`.
+
+    A block is a pair, both of whose sides are shown, or a prompt whose completions an update may read.
+
+    Raises:
+        UsageError: for missing or changed examples.
+    """
+
+    def __init__(self, folder: Path, data_cache_dir: str | None = None) -> None:
+        from lm_trials.data.datasets import open_prepared
+        from lm_trials.pairs.examples import PromptStore
+        from lm_trials.training.tuning_examples import row_order, row_passes
+
+        run = _run_of(folder)
+        super().__init__(folder, run)
+        examples = self.examples_folder(run, data_cache_dir)
+        self.store = PromptStore(examples, "train")
+        if self.store.counts != self.outcome["data"]["counts"]:
+            raise _changed(folder, str(examples))
+        name = self.outcome["data"]["name"]
+        self.block_size, self.metrics = self.outcome["block_size"], []
+        self.members = (open_prepared(name, examples.parent.parent, "dataset_name"),)
+        self.names = [name] if self.outcome["method"] == "grpo" else ["chosen", "rejected"]
+        self.accumulated: int = run["logistics"]["gradient_accumulation_steps"]
+        self.passes = row_passes(len(self.store))
+        self.order = row_order(len(self.store), self.blocks_of(self.num_steps)[-1] + 1, self.replicate["data_seed"])
+        self.blocks_per_step = len(self.blocks_of(1))
+
+    def with_metrics(self, tables: Sequence[Table]) -> dict[str, Part]:
+        """Return nothing: an alignment logs no metrics of its records."""
+        return {}
+
+    def blocks_of(self, step: int) -> range:
+        """Return the pairs of an update, or the prompts whose completions it may read."""
+        from lm_trials.training.alignment_examples import generation_prompts
+
+        sampled = self.outcome["method"] == "grpo"
+        return generation_prompts(step, self.accumulated, self.outcome) if sampled else super().blocks_of(step)
+
+    def _documents_of(self, index: int, place: int) -> list[ReadDocument]:
+        pass_index, _ = self.passes.locate(index)
+        number = int(self.order[index])
+        prompt, *sides = self.store.tokens(number)
+        record_id = self.store.record_id(number)
+        return [
+            ReadDocument(pass_index, place, name, number, record_id, 0, tuple(prompt + side))
+            for name, side in zip(self.names, sides or [[]], strict=True)
+        ]
+
+
 def _run_of(folder: Path) -> dict[str, Any]:
     from lm_trials.models.reference import read_run
 
@@ -251,12 +311,13 @@ def with_tokenizer(folder: Path) -> Path:
 
 
 def open_order(folder: Path, data_cache_dir: str | None = None) -> DataOrder:
-    """Return the data order of a pretraining or fine-tuning run.
+    """Return the data order of a pretraining, fine-tuning or alignment run.
 
     Raises:
         UsageError: for a folder without a run, or missing or changed data.
     """
-    kind = TuningOrder if "num_examples" in _run_of(folder)["outcome"] else RunOrder
+    outcome = _run_of(folder)["outcome"]
+    kind = AlignmentOrder if "method" in outcome else TuningOrder if "num_examples" in outcome else RunOrder
     return kind(folder, data_cache_dir)
 
 

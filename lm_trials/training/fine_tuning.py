@@ -31,13 +31,17 @@ from lm_trials.models.reference import (
 )
 from lm_trials.models.shapes import set_causal_loss
 from lm_trials.tokens.tokenizers import tokenizer_hash
+from lm_trials.training.checkpoints import run_identity
 from lm_trials.training.hub import push
 from lm_trials.training.initial import InitialModel, check_trainable
-from lm_trials.training.merging import merge_output
+from lm_trials.training.manifest import check_resumable, continued, write_run
+from lm_trials.training.merging import check_merge, merge_output
 from lm_trials.training.plan import Plan
-from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, order_facts, write_end
-from lm_trials.training.tuning_examples import Examples
-from lm_trials.training.tuning_flags import AdapterArguments, PairArguments
+from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.run_folder import Start, claim_output_dir, prepare_output_dir
+from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, order_facts, train_from, write_end
+from lm_trials.training.tuning_examples import Examples, TokenizedPairs
+from lm_trials.training.tuning_flags import Adapter, AdapterArguments, PairArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
@@ -48,7 +52,7 @@ SETTINGS = (
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora")  # of init_lora_weights; the last is lora_ga
 
 
-def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterArguments) -> PreTrainedModel | PeftModel:
+def load_base(base: InitialModel, args: RunArguments, adapter_args: Adapter) -> PreTrainedModel | PeftModel:
     """Load a base, quantized if asked, and add the adapter unless all weights are trained.
 
     Raises:
@@ -75,13 +79,13 @@ def load_base(base: InitialModel, args: SftRunArguments, adapter_args: AdapterAr
     return adapted
 
 
-def quantized(args: SftRunArguments, adapter_args: AdapterArguments) -> BitsAndBytesConfig | None:
+def quantized(args: RunArguments, adapter_args: Adapter) -> BitsAndBytesConfig | None:
     """Return how the base is quantized; None for full precision; a UsageError where this device cannot."""
     computed_in = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     return quantization(adapter_args.load_in_8bit, adapter_args.load_in_4bit, args.device.type, computed_in)
 
 
-def check_tunable(model: Any, base: InitialModel, args: SftRunArguments) -> None:
+def check_tunable(model: Any, base: InitialModel, args: Any) -> None:
     """Check on eight tokens that a model can be trained, and keeps apart the examples that are joined.
 
     Raises:
@@ -146,7 +150,7 @@ def _reference(base: InitialModel) -> ModelReference:
     return base.reference
 
 
-def _init_kwargs(args: SftRunArguments) -> dict[str, Any]:
+def _init_kwargs(args: Any) -> dict[str, Any]:
     kwargs = args.model_init_kwargs or {}
     kwargs = json.loads(kwargs) if isinstance(kwargs, str) else dict(kwargs)
     for name in ("dtype", "torch_dtype", "quantization_config", "revision", "trust_remote_code"):
@@ -155,13 +159,13 @@ def _init_kwargs(args: SftRunArguments) -> dict[str, Any]:
     return kwargs
 
 
-def lora_spec(adapter_args: AdapterArguments) -> LoraSpec:
+def lora_spec(adapter_args: Adapter) -> LoraSpec:
     """Return the settings of the adapter."""
     numbers = adapter_args.lora_r, adapter_args.lora_alpha, adapter_args.lora_dropout
     return LoraSpec(*numbers, adapter_args.target_modules, adapter_args.use_dora, adapter_args.use_rslora)
 
 
-def choose_base(adapter_args: AdapterArguments) -> InitialModel:
+def choose_base(adapter_args: Adapter) -> InitialModel:
     """Return the base of a fine-tuning and its initial adapter.
 
     In place, `--lora_target_modules default` becomes the names of the layers, so that both are one arm.
@@ -221,6 +225,58 @@ def _check_settings(adapted: PeftModel, adapter: ModelReference) -> None:
         )
 
 
+def begin(args: RunArguments, adapter_args: Adapter, described: dict[str, Any]) -> tuple[Start, str]:
+    """Return how a run starts and its identity, after checking the folders that it writes to; changes nothing.
+
+    Raises:
+        UsageError: as `claim_output_dir`, `check_resumable` and `check_merge`.
+    """
+    folder, start = Path(args.output_dir), Start(finished=not args.do_train)
+    if args.do_train:
+        models = (adapter_args.model_name_or_path, adapter_args.adapter_name_or_path)
+        again = adapter_args.overwrite_output_dir, adapter_args.accept_other_code
+        start = claim_output_dir(args, described, *again, models)
+    else:
+        check_resumable(folder, described, adapter_args.accept_other_code)
+    goes_on = start.finished or start.checkpoint  # perhaps under other names of the same content
+    identity = run_identity((read_run(folder) if goes_on else None) or described)
+    check_merge(adapter_args, args.output_dir, identity)
+    return start, identity
+
+
+def carry_out(trainer: Any, start: Start, described: dict[str, Any]) -> None:
+    """Write the run's folder, train and save; nothing where only an evaluation is asked for."""
+    args = trainer.args
+    if not args.do_train:
+        return
+    if args.should_save:
+        described = continued(described, Path(start.checkpoint)) if start.checkpoint else described
+        prepare_output_dir(args, start)
+        write_run(Path(args.output_dir), described)
+    train_from(trainer, start.checkpoint)
+    trainer.save_model()
+
+
+def model_facts(model: Any, adapter_args: Adapter) -> dict[str, str]:
+    """Return the lines about a base, its adapter and what is trained."""
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    kind = "8-bit" if adapter_args.load_in_8bit else "4-bit (nf4)" if adapter_args.load_in_4bit else adapter_args.dtype
+    adapter = "none: all weights are trained"
+    if isinstance(model, PeftModel):
+        numbers = f"r = {adapter_args.lora_r}, alpha = {adapter_args.lora_alpha:g}"
+        adapter = f"LoRA, {numbers}, dropout = {adapter_args.lora_dropout:g}, on {describe_layers(model)}"
+    return {
+        "base": f"{model.config.model_type}, {kind}, {model.get_memory_footprint() / 1e6:,.1f} MB",
+        "adapter": adapter,
+        "parameters": f"{trainable:,} trained of {total:,} ({trainable / total:.2%})",
+    }
+
+
+def held_out_fact(count: int, unit: str, limit: int | None) -> str:
+    """Return the number of validation examples, and how many of them are evaluated."""
+    return f"{count:,} {unit}" + (f", the first {limit:,} are evaluated" if limit is not None and limit < count else "")
+
+
 def announce_tuning(
     args: SftRunArguments,
     adapter_args: AdapterArguments,
@@ -232,32 +288,20 @@ def announce_tuning(
     saved: dict[str, str],
 ) -> None:
     """Show the model, data and length of a fine-tuning before it starts; `saved` is `snapshots.saved_facts`."""
-    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
-    kind = "8-bit" if adapter_args.load_in_8bit else "4-bit (nf4)" if adapter_args.load_in_4bit else adapter_args.dtype
-    adapter = "none: all weights are trained"
-    if isinstance(model, PeftModel):
-        numbers = f"r = {adapter_args.lora_r}, alpha = {adapter_args.lora_alpha:g}"
-        adapter = f"LoRA, {numbers}, dropout = {adapter_args.lora_dropout:g}, on {describe_layers(model)}"
     counts, share = examples.train.counts, plan.num_completion_tokens / plan.num_tokens
     what = "of the completions" if examples.completion_only else "all but each example's first"
-    validation = f"{len(examples.validation):,} examples"
-    max_eval_samples = pair_args.max_eval_samples
-    if max_eval_samples is not None and max_eval_samples < len(examples.validation):
-        validation += f", the first {max_eval_samples:,} are evaluated"
     too_long = f"{counts['overlong']:,} examples: {counts['dropped']:,} dropped, {counts['cut']:,} cut"
     rows = "packed rows" if args.packing else "examples"
     passes = "" if plan.passes is None else f", {plan.passes:.2f} passes"
     show_facts(
         f"{args.run_name}: fine-tuning {_reference(base).name}",
         {
-            "base": f"{model.config.model_type}, {kind}, {model.get_memory_footprint() / 1e6:,.1f} MB",
-            "adapter": adapter,
-            "parameters": f"{trainable:,} trained of {total:,} ({trainable / total:.2%})",
+            **model_facts(model, adapter_args),
             "training data": f"{counts['examples']:,} examples, {counts['tokens']:,} tokens, layout {examples.layout}",
             f"over {examples.max_length:,} tokens": too_long if counts["overlong"] else "no examples",
             **order_facts(pair_args, examples.phases, [len(examples.train)]),
             "tokens in the loss": f"{plan.num_completion_tokens:,} of {plan.num_tokens:,} ({share:.1%}), {what}",
-            "validation data": validation,
+            "validation data": held_out_fact(len(examples.validation), "examples", pair_args.max_eval_samples),
             "updates": f"{plan.num_steps:,} of {plan.blocks_per_step} {rows}{passes}",
             **saved,
             "device": device_facts(args),
@@ -267,7 +311,7 @@ def announce_tuning(
     note_untrained_end(base, adapter_args)
 
 
-def note_untrained_end(base: InitialModel, adapter_args: AdapterArguments) -> None:
+def note_untrained_end(base: InitialModel, adapter_args: Adapter) -> None:
     """Warn about LoRA on a base trained without EOS: it ended 34.5 % of its stories, full fine-tuning 99.5 %."""
     reference = _reference(base)
     run = read_run(Path(reference.path)) or {"outcome": {}}
@@ -308,7 +352,9 @@ def finish_tuning(trainer: FineTuner, adapter_args: AdapterArguments, examples: 
     return metrics
 
 
-def describe_tuning(described: dict[str, Any], examples: Examples, base: InitialModel, plan: Plan) -> dict[str, Any]:
+def describe_tuning(
+    described: dict[str, Any], examples: TokenizedPairs, base: InitialModel, plan: Plan
+) -> dict[str, Any]:
     """Complete the `run.json` fields of `describe_run` for a fine-tuning, in place, and return them.
 
     The number of tokens depends on the order of the examples, and so on the seed: the number of examples is the

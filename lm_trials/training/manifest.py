@@ -52,11 +52,16 @@ LOGISTICS = frozenset(
         *("max_eval_samples", "eval_datasets", "dense_eval_steps", "dense_eval_spacing", "generate_every"),
         *("num_generations", "generation_tokens", "model_name_or_path", "adapter_name_or_path", "merge_output"),
         *("dataset_num_proc", "checkpoint_ladder", "snapshot", "snapshot_samples", "window_metrics"),
+        *("num_generations_eval", "log_completions", "num_completions_to_print", "log_unique_prompts"),
+        *("reward_funcs", "ref_model_name_or_path"),
         *RECOMPUTATION,
     }
 )
 # With the best of several checkpoints, the schedule of evaluations selects the final weights.
-CHOICE_OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples")
+CHOICE_OF_THE_BEST = (
+    *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "max_eval_samples"),
+    "num_generations_eval",
+)
 # Never written: `run.json` is pushed to the Hub.
 SECRET = frozenset({"hub_token"})
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "peft", "trl", "bitsandbytes")

@@ -17,11 +17,11 @@ from lm_trials.models.adapters import merged
 from lm_trials.models.reference import load_model, load_tokenizer_of, read_run, resolve_model
 from lm_trials.run_fields import RUN_FILE
 from lm_trials.training.tuning_examples import end_at_turns
-from lm_trials.training.tuning_flags import AdapterArguments
+from lm_trials.training.tuning_flags import Adapter
 from lm_trials.training.tuning_trainer import FineTuner
 
 
-def check_merge(adapter_args: AdapterArguments, output_dir: str, identity: str) -> None:
+def check_merge(adapter_args: Adapter, output_dir: str, identity: str) -> None:
     """Check `--merge_output` before anything is trained, for a run of this `checkpoints.run_identity`.
 
     Raises:
@@ -44,14 +44,14 @@ def _merged_from(destination: Path) -> dict[str, Any]:
     return (run or {}).get("merged_from", {})
 
 
-def is_merged(adapter_args: AdapterArguments, output_dir: str) -> bool:
+def is_merged(adapter_args: Adapter, output_dir: str) -> bool:
     """Return whether there is nothing left to merge."""
     if not adapter_args.merge_output:
         return True
     return _merged_from(Path(adapter_args.merge_output)).get("adapter_sha256") == weights_digest(Path(output_dir))
 
 
-def merge_output(trainer: FineTuner, adapter_args: AdapterArguments) -> dict[str, str]:
+def merge_output(trainer: FineTuner, adapter_args: Adapter) -> dict[str, str]:
     """Merge the adapter and measure the change in validation loss; returns facts to show."""
     if not adapter_args.merge_output:
         return {}

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,6 +108,13 @@ class RunArguments(TrainingArguments):
         return tuple(STATISTICS), True
 
 
+def refuse_without_effect(arguments: Any, flags: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse the first flag that is not at its default, where it would have no effect; `flags`: (default, advice)."""
+    for name, (value, instead) in flags.items():
+        if getattr(arguments, name) not in (value, None):
+            raise UsageError(f"--{name} {getattr(arguments, name)} has no effect here; {instead}")
+
+
 def check_json(arguments: RunArguments, names: Sequence[str]) -> None:
     """Refuse text that is neither a JSON object nor, where allowed, the path of a file with one."""
     for name in names:
@@ -161,7 +168,7 @@ def check_metric(arguments: RunArguments) -> None:
     if name not in names and not (may_be_longer and name.endswith(tuple(f"_{known}" for known in names))):
         raise UsageError(f"--metric_for_best_model {metric}: {did_you_mean(name, names)}")
     if arguments.greater_is_better is None:  # Trainer's default keeps the greatest perplexity
-        arguments.greater_is_better = name.endswith("accuracy")
+        arguments.greater_is_better = name.endswith("accuracy") or name.startswith("reward")
 
 
 def check_accelerator(arguments: RunArguments) -> None:

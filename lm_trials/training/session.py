@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,18 @@ def next_command(folder: Path, prompt: str | None = None) -> str:
     return command_line("evaluate", model_name_or_path=folder, **own)
 
 
-def say_finished(folder: Path, prompt: str | None = None) -> dict[str, float]:
-    """Show that the run is finished and the next commands; returns its final metrics."""
+def loss_line(metrics: dict[str, float]) -> str:
+    """Return the validation loss of a finished run."""
+    return f"{metrics['eval_loss']:.4f} nats per token" if metrics else "no validation data"
+
+
+def say_finished(
+    folder: Path, prompt: str | None = None, line: Callable[[dict[str, float]], str] = loss_line
+) -> dict[str, float]:
+    """Show that the run is finished and the next commands; returns its final metrics, shown by `line`."""
     try:
         metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
-        loss = f"{metrics['eval_loss']:.4f} nats per token" if metrics else "no validation data"
+        shown = line(metrics)
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{folder / 'eval_results.json'} cannot be read; write it again with the same command and --do_eval True "
@@ -163,7 +170,7 @@ def say_finished(folder: Path, prompt: str | None = None) -> dict[str, float]:
     show_facts(
         f"{folder} is already finished",
         {
-            "validation loss": loss,
+            "validation loss" if line is loss_line else "validation": shown,
             "next": next_command(folder, prompt),
             "train again": "the same command with --overwrite_output_dir",
         },

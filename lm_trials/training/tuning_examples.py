@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,18 +21,19 @@ from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
 from lm_trials.console import UsageError, note, progress
-from lm_trials.data.datasets import RawSource, dataset_of, find_prepared
+from lm_trials.data.datasets import DataSet, RawSource, dataset_of, find_prepared
 from lm_trials.files import readable
 from lm_trials.models.reference import chosen_window
-from lm_trials.pairs.examples import ExampleStore, choose_layout, make_examples
+from lm_trials.pairs.examples import ExampleStore, asked_of, choose_layout, make_examples
 from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template, turn_end
-from lm_trials.pairs.pairs import PairSet
+from lm_trials.pairs.pairs import PREFERENCES, PROMPTS, PairSet
 from lm_trials.stories.corpora import read_manifest
 from lm_trials.tokens.phases import Passes, Phase
 from lm_trials.tokens.tokenizers import load_tokenizer
 from lm_trials.training.arrangements import arrange, example_part, open_table
 from lm_trials.training.plan import Plan, blocks_per_update, settle_length, settle_schedule
-from lm_trials.training.tuning_flags import PairArguments
+from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.tuning_flags import PairArguments, PairData
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 
 PROMPT_WIDTH = 60
@@ -41,22 +43,52 @@ PACKED_TOGETHER = 1000  # trl packs each 1,000 examples by themselves; another n
 PACKED_AT_ONCE = 16 * PACKED_TOGETHER  # bounds the memory
 
 
-@dataclass(frozen=True)
-class Examples:
-    """The tokenized data set of a fine-tuning.
+@dataclass(frozen=True, kw_only=True)
+class TokenizedPairs(ABC):
+    """A data set of pairs and its tokens.
 
     Attributes:
-        folder: the examples' folder.
-        completion_only: leave prompts out of the loss.
-        phases: which training examples are read when, and in which order; none: all, in the seeded order.
-        metrics: what determines the metrics of these examples.
+        folder: of the tokens.
+        max_length: most tokens of an example; of prompts that are answered, the model's positions.
     """
 
     pairs: PairSet
     folder: Path
     layout: Layout
-    completion_only: bool
     max_length: int
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """The number of training examples, and of their tokens."""
+
+    def prompt(self) -> str:
+        """Return the first validation prompt, else training prompt, as one short line for a command."""
+        splits = self.pairs.splits
+        row = splits["validation" if len(splits["validation"]) else "train"][0]
+        messages = [] if "text" in row else asked_of(row)[0]
+        text = row["text"] if "text" in row else next((m["content"] for m in messages if m["role"] == "user"), "Hello")
+        return shorten(text, PROMPT_WIDTH, placeholder="") or text.strip()[:PROMPT_WIDTH]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields for `run.json` that identify the data."""
+        manifest = read_manifest(self.folder, "chat_template")
+        # The hash of all ids and masks: whatever determines them, it is seen. Examples of older versions have none.
+        tokens = {"chat_template": manifest["chat_template"], "token_ids": manifest.get("token_ids")}
+        return {**self.pairs.described, "examples": self.folder.name, "counts": self.counts, **tokens}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples(TokenizedPairs):
+    """The tokenized data set of a fine-tuning.
+
+    Attributes:
+        completion_only: leave prompts out of the loss.
+        phases: which training examples are read when, and in which order; none: all, in the seeded order.
+        metrics: what determines the metrics of these examples.
+    """
+
+    completion_only: bool
     phases: tuple[Phase, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,22 +102,14 @@ class Examples:
         """The validation split; it may be empty."""
         return ExampleStore(self.folder, "validation")
 
-    def prompt(self) -> str:
-        """Return the first validation prompt, else training prompt, as one short line for a command."""
-        splits = self.pairs.splits
-        row = splits["validation" if len(splits["validation"]) else "train"][0]
-        text = row["prompt"] if self.pairs.kind == "pairs" else row.get("text")
-        if text is None:
-            text = next((m["content"] for m in row["messages"] if m["role"] == "user"), "Hello")
-        return shorten(text, PROMPT_WIDTH, placeholder="") or text.strip()[:PROMPT_WIDTH]
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of training examples, and of their tokens."""
+        return self.train.counts
 
     def describe(self) -> dict[str, Any]:
         """Return the fields for `run.json` that identify the data."""
-        manifest = read_manifest(self.folder, "chat_template")
-        # The hash of all ids and masks: whatever determines them, it is seen. Examples of older versions have none.
-        tokens = {"chat_template": manifest["chat_template"], "token_ids": manifest.get("token_ids")}
-        metrics = {"metrics": self.metrics} if self.metrics else {}
-        return {**self.pairs.described, "examples": self.folder.name, "counts": self.train.counts, **tokens, **metrics}
+        return {**super().describe(), **({"metrics": self.metrics} if self.metrics else {})}
 
     def rows(self, arguments: SftRunArguments) -> Rows:
         """Return the rows that batches are made of: labelled examples, or packed rows of them."""
@@ -184,9 +208,13 @@ def open_examples(
         template = _template(arguments.chat_template_path)
         check_template(tokenizer, template, f"--chat_template_path {arguments.chat_template_path}")
     dataset = dataset_of(pair_args)
-    pairs = dataset.pairs(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
-    if isinstance(dataset, RawSource) and dataset.source.kind != "hub" and not dataset.has_own_validation():
-        note_few_examples(pairs.described["rows"], pair_args.validation_split_percentage)
+    pairs = read_pairs(dataset, pair_args)
+    if pairs.kind in PREFERENCES + PROMPTS:
+        method = "dpo" if pairs.kind in PREFERENCES else "grpo"
+        raise UsageError(
+            f"--dataset_name {pairs.name} has {pairs.kind.replace('_', ' ')} and no completions; learn from them with "
+            f"lm-trials align --method {method}, or give columns prompt and completion"
+        )
     if arguments.chat_template_path:
         tokenizer.chat_template = template
     if pairs.kind == "conversations" and not tokenizer.chat_template:
@@ -195,13 +223,10 @@ def open_examples(
     if arguments.chat_template_path:
         _check_layout_of_template(arguments.chat_template_path, layout)
 
-    def watch(rows: Iterable[Any], total: int, split: str) -> Iterable[Any]:
-        return progress(rows, f"tokenizing {split}", "examples", total)
-
     place = Path(pair_args.data_cache_dir) / pairs.described["name"]
     prepared = find_prepared(pairs.described["name"], place.parent) if isinstance(dataset, RawSource) else dataset
     table = open_table(pair_args, prepared or dataset)
-    folder = make_examples(pairs, place, tokenizer, layout, max_length, pair_args.overlong, watch)
+    folder = make_examples(pairs, place, tokenizer, layout, max_length, pair_args.overlong, watch_tokens)
     if layout == "instruct":
         tokenizer.chat_template = STORY_CHAT_TEMPLATE  # gives the same ids, so that chat programs can use the model
     completion_only = arguments.completion_only_loss
@@ -211,11 +236,27 @@ def open_examples(
             "and completion"
         )
     completion_only = layout != "text" if completion_only is None else completion_only
-    examples = Examples(pairs, folder, layout, completion_only, max_length)
+    examples = Examples(
+        pairs=pairs, folder=folder, layout=layout, max_length=max_length, completion_only=completion_only
+    )
     if not pair_args.phases:
         return examples
     part = example_part(pairs.name, examples.train, table)
     return replace(examples, phases=arrange(pair_args, [part], [1.0]), metrics=table.described)
+
+
+def read_pairs(dataset: DataSet, pair_args: PairData, prompts: bool = False) -> PairSet:
+    """Return the pairs of a data set, or its prompts with all columns; a note if few of a file are held out."""
+    read = dataset.prompts if prompts else dataset.pairs
+    pairs = read(lambda rows: progress(rows, f"reading {pair_args.dataset_name}", "rows"))
+    if isinstance(dataset, RawSource) and dataset.source.kind != "hub" and not dataset.has_own_validation():
+        note_few_examples(pairs.described["rows"], pair_args.validation_split_percentage)
+    return pairs
+
+
+def watch_tokens(rows: Iterable[Any], total: int, split: str) -> Iterable[Any]:
+    """Show the progress of `make_examples`."""
+    return progress(rows, f"tokenizing {split}", "examples", total)
 
 
 def note_few_examples(rows: Mapping[str, int], percent: float | None) -> None:
@@ -294,16 +335,21 @@ def plan_fine_tuning(
         settle_schedule(arguments, pair_args, passes)
     per_pass: int | None = int(passes.blocks_in(1))
     steps = settle_length(arguments, per_pass)
-    if not len(examples.validation) and (arguments.eval_strategy != "no" or arguments.load_best_model_at_end):
-        raise UsageError(
-            f"--eval_strategy {arguments.eval_strategy.value}: {examples.pairs.name} has no validation examples; give "
-            "--validation_split_percentage 5, or remove it"
-        )
+    check_held_out(arguments, examples.pairs.name, len(examples.validation))
     order = row_order(len(rows.data), steps * per_step, arguments.data_seed, passes)
     tokens, counted = (int(values_N[order].sum()) for values_N in (rows.lengths_N, rows.counted_N))
     per_pass = None if pair_args.order_schedule else per_pass
     plan = Plan(steps, per_step, examples.max_length, per_pass, num_tokens=tokens, num_completion_tokens=counted)
     return plan, rows.data.select(order)
+
+
+def check_held_out(arguments: RunArguments, name: str, count: int) -> None:
+    """Refuse evaluations during training of a data set without validation examples (UsageError)."""
+    if not count and (arguments.eval_strategy != "no" or arguments.load_best_model_at_end):
+        raise UsageError(
+            f"--eval_strategy {arguments.eval_strategy.value}: {name} has no validation examples; give "
+            "--validation_split_percentage 5, or remove it"
+        )
 
 
 def row_passes(num_rows: int, phases: tuple[Phase, ...] = (), rows_per_update: int = 1) -> Passes:

@@ -11,7 +11,7 @@ from lm_trials.training.order_flags import DataOrdering, check_order
 
 
 @dataclass
-class PairArguments(DataOrdering):
+class PairData:
     """The training data."""
 
     flag_group: ClassVar[str] = "data"
@@ -37,7 +37,14 @@ class PairArguments(DataOrdering):
 
 
 @dataclass
-class AdapterArguments(Quantization, SavedArguments):
+class PairArguments(PairData, DataOrdering):
+    """The training data, and its order."""
+
+    flag_group: ClassVar[str] = "data"
+
+
+@dataclass
+class Adapter(Quantization):
     """The base model and its adapter."""
 
     flag_group: ClassVar[str] = "model"
@@ -86,16 +93,21 @@ class AdapterArguments(Quantization, SavedArguments):
         return tuple(name for given in self.lora_target_modules for name in given.split(",") if name.strip())
 
 
+@dataclass
+class AdapterArguments(Adapter, SavedArguments):
+    """The base model and its adapter, and what is saved."""
+
+
 def check_tuning(pair_args: PairArguments, adapter_args: AdapterArguments) -> None:
     """Check the adapter's layers and the order of the data; see `check_targets` and `order_flags.check_order`."""
-    check_targets(pair_args, adapter_args)
+    check_targets(adapter_args)
     check_order(pair_args)
 
 
-def check_targets(pair_args: PairArguments, adapter_args: AdapterArguments) -> None:
+def check_targets(adapter_args: Adapter) -> None:
     """Refuse `--lora_target_modules` without layers, or with layers beside all-linear or default.
 
-    >>> check_targets(PairArguments(), AdapterArguments(lora_target_modules=["all-linear", "q_proj"]))
+    >>> check_targets(Adapter(lora_target_modules=["all-linear", "q_proj"]))
     Traceback (most recent call last):
     lm_trials.console.UsageError: --lora_target_modules all-linear q_proj: give all-linear alone, or layers
     """

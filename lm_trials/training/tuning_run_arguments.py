@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from lm_trials.console import UsageError
 from lm_trials.evaluation.example_losses import KINDS, loss_estimates
-from lm_trials.training.run_arguments import RunArguments
+from lm_trials.training.run_arguments import RunArguments, refuse_without_effect
 from lm_trials.training.tuning_flags import CommonSftArguments
 
 # (default, advice) of flags without effect: trl gets tokenized, labelled and ordered examples.
@@ -47,9 +47,7 @@ class SftRunArguments(RunArguments, SFTConfig):  # type: ignore[misc]  # RunArgu
     remove_unused_columns: bool = field(default=False, metadata={"help": "No effect: no column is unused."})
 
     def __post_init__(self) -> None:
-        for name, (value, instead) in WITHOUT_EFFECT.items():
-            if getattr(self, name) not in (value, None):
-                raise UsageError(f"--{name} {getattr(self, name)} has no effect here; {instead}")
+        refuse_without_effect(self, WITHOUT_EFFECT)
         if self.assistant_only_loss:  # a conversation's completions are the assistant's turns
             if self.completion_only_loss is False:
                 raise UsageError("--assistant_only_loss True and --completion_only_loss False: remove one of them")

@@ -1,10 +1,14 @@
-"""The Trainer of fine-tuning: trl's `SFTTrainer` with exact resumption and evaluation, without telemetry."""
+"""The Trainer of fine-tuning: trl's `SFTTrainer` with exact resumption and evaluation, without telemetry.
+
+`AdapterTrainer` is what it shares with the Trainers of `alignment_trainer`.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -25,60 +29,39 @@ from lm_trials.pairs.examples import ExampleStore
 from lm_trials.stories.shards import first_line
 from lm_trials.training.resumption import ExactResume
 
+Trained = TypeVar("Trained", bound=ExactResume)
 
-class FineTuner(ExactResume, SFTTrainer):
-    """`trl.SFTTrainer` on tokenized and labelled examples.
 
-    Args:
+class AdapterTrainer(ExactResume):
+    """A mixin for trl's Trainers: exact resumption with an adapter, without telemetry.
+
+    Attributes:
         eval_store: validation examples; None or empty for no evaluation.
-        completion_only: leave prompts out of `eval_loss`, as out of the training loss.
         max_eval_samples: examples to evaluate, in the store's order; None for all.
-        kwargs: `SFTTrainer`'s.
     """
 
     processing_class: PreTrainedTokenizerBase
+    eval_store: Any = None
+    max_eval_samples: int | None = None
+    _metrics: dict[str, Any]
 
-    def __init__(
-        self, *, eval_store: ExampleStore | None, completion_only: bool, max_eval_samples: int | None, **kwargs: Any
-    ) -> None:
-        arguments = kwargs["args"]
-        arguments.dataset_kwargs = {"skip_prepare_dataset": True}
-        arguments.remove_unused_columns = False  # rows are computed on access, from columns that Trainer would remove
-        arguments.chat_template_path = None  # `tuning_examples.open_examples` has applied it
-        arguments.max_length = None if arguments.padding_free and not arguments.packing else arguments.max_length
+    def __init__(self, **kwargs: Any) -> None:
         adapter = as_trained(kwargs["model"]) if isinstance(kwargs["model"], PeftModel) else {}
-        if eval_store:
-            kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer requires one
         with without_noise():
             super().__init__(**kwargs)
         restore_trained(self.model, adapter)
-        self.eval_store = eval_store
-        self.completion_only = completion_only
-        self.max_eval_samples = max_eval_samples
-        self.sums_NK: Any = None  # of the last evaluation
-        self.watch(lambda: self._total_train_tokens, lambda metrics: [both_losses(metrics)])
 
     def _send_telemetry(self) -> None:
         """Send nothing: trl reports each Trainer to the Hub."""
 
-    def evaluation_sums(self, model: Any = None) -> Any:
-        """Return `example_sums` of the validation examples, by this model or another; every process calls it."""
-        assert self.eval_store is not None
-        model = self.accelerator.unwrap_model(self.model) if model is None else model
-        sizes = self.max_eval_samples, self.args.per_device_eval_batch_size
-        return example_sums(model, self.eval_store, *sizes, self.processes())
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, without warnings of trl in each forward pass of a reference."""
+        with without_noise():
+            return super().train(*args, **kwargs)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Evaluate on the validation examples: loss of completions and of all tokens, with intervals over examples."""
-        if eval_dataset is not None:
-            raise ValueError("a fine-tuning evaluates its own validation examples; use lm-trials evaluate for others")
-        started = time.perf_counter()
-        self.sums_NK = self.evaluation_sums()
-        metrics = loss_metrics(self.sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
-        if not self.is_logged(f"{metric_key_prefix}_loss"):  # a resumed run's log may have it from its checkpoint
+    def log_evaluation(self, metrics: dict[str, float], first: str) -> dict[str, float]:
+        """Log an evaluation, once, and call its callbacks; `first` is a metric that every evaluation has."""
+        if not self.is_logged(first):  # a resumed run's log may have it from its checkpoint
             was_training = self.model.training
             self.model.eval()  # by the mode, trl chooses the metrics that it adds to a log line
             self.log(metrics)
@@ -90,7 +73,7 @@ class FineTuner(ExactResume, SFTTrainer):
         return super().final_metrics() if self.eval_store else {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens per second, without padding, to training logs; trl adds entropy, accuracy and tokens."""
+        """Add tokens per second, without padding, to training logs; trl adds its own metrics."""
         if "loss" in logs:
             logs["tokens_per_second"] = self.clock.per_second()
         if "train_loss" in logs:  # trl's training metrics, also for a resumed run without updates left
@@ -135,12 +118,61 @@ class FineTuner(ExactResume, SFTTrainer):
             check_adapter_state(model, folder, weights=state_dict)
 
 
-def tuner(**kwargs: Any) -> FineTuner:
-    """Return `FineTuner(**kwargs)`; flags that transformers or trl refuse raise a UsageError and leave no folder."""
+class FineTuner(AdapterTrainer, SFTTrainer):
+    """`trl.SFTTrainer` on tokenized and labelled examples.
+
+    Args:
+        eval_store: validation examples; None or empty for no evaluation.
+        completion_only: leave prompts out of `eval_loss`, as out of the training loss.
+        max_eval_samples: examples to evaluate, in the store's order; None for all.
+        kwargs: `SFTTrainer`'s.
+    """
+
+    eval_store: ExampleStore | None
+
+    def __init__(
+        self, *, eval_store: ExampleStore | None, completion_only: bool, max_eval_samples: int | None, **kwargs: Any
+    ) -> None:
+        arguments = kwargs["args"]
+        arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+        arguments.remove_unused_columns = False  # rows are computed on access, from columns that Trainer would remove
+        arguments.chat_template_path = None  # `tuning_examples.open_examples` has applied it
+        arguments.max_length = None if arguments.padding_free and not arguments.packing else arguments.max_length
+        if eval_store:
+            kwargs["eval_dataset"] = eval_store.labelled(completion_only)  # Trainer requires one
+        super().__init__(**kwargs)
+        self.eval_store = eval_store
+        self.completion_only = completion_only
+        self.max_eval_samples = max_eval_samples
+        self.sums_NK: Any = None  # of the last evaluation
+        self.watch(lambda: self._total_train_tokens, lambda metrics: [both_losses(metrics)])
+
+    def evaluation_sums(self, model: Any = None) -> Any:
+        """Return `example_sums` of the validation examples, by this model or another; every process calls it."""
+        assert self.eval_store is not None
+        model = self.accelerator.unwrap_model(self.model) if model is None else model
+        sizes = self.max_eval_samples, self.args.per_device_eval_batch_size
+        return example_sums(model, self.eval_store, *sizes, self.processes())
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on the validation examples: loss of completions and of all tokens, with intervals over examples."""
+        if eval_dataset is not None:
+            raise ValueError("a fine-tuning evaluates its own validation examples; use lm-trials evaluate for others")
+        started = time.perf_counter()
+        self.sums_NK = self.evaluation_sums()
+        metrics = loss_metrics(self.sums_NK, KINDS[0] if self.completion_only else KINDS[1], metric_key_prefix)
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
+        return self.log_evaluation(metrics, f"{metric_key_prefix}_loss")
+
+
+def make_trainer(kind: Callable[..., Trained], **kwargs: Any) -> Trained:
+    """Return `kind(**kwargs)`; flags that transformers or trl refuse raise a UsageError and leave no folder."""
     folder = Path(kwargs["args"].output_dir)
     was_there = folder.exists()
     try:
-        return FineTuner(**kwargs)
+        return kind(**kwargs)
     except (ValueError, ImportError) as error:  # trl's errors about flags
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -10,11 +10,12 @@ from typing import Any
 
 from lm_trials.console import UsageError, did_you_mean
 
-TRAINING = ("train", "tune")
+TRAINING = ("train", "tune", "align")
 # The scripts of a clone, and the commands that run the same code.
 SCRIPTS = {
     "train_gpt2.py": "train",
     "sft_lora.py": "tune",
+    "align_lora.py": "align",
     "eval_checkpoint.py": "evaluate",
     "cache_datasets.py": "cache",
     "prepare_tinystories.py": "prepare",

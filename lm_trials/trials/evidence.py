@@ -21,7 +21,7 @@ from lm_trials.trials.graph import FINISHED, Job, without_place
 from lm_trials.trials.measurements import FREE, recorded_flags
 from lm_trials.trials.outcomes import ArmName, TrialRuns
 from lm_trials.trials.registration import deviations
-from lm_trials.trials.runs import RUN_FILE, Run
+from lm_trials.trials.runs import ADAPTER, RUN_FILE, Run
 from lm_trials.trials.trial import Contrast, Trial
 
 # Flags of a training that name its folder, which the reader of runs checks.
@@ -110,7 +110,7 @@ def stage_differences(
         stated = set(stage.varies)
         stated |= {field for flag, field in RECORDED_AS.items() if flag in stated}
         if stage.parents.get(first[name]) != stage.parents.get(second[name]):
-            stated.add("initial_model.name_or_path")
+            stated |= {"initial_model.name_or_path", ADAPTER}
         # A recipe of flags (`config`) states all that it sets.
         unstated = [
             variable.name
@@ -147,7 +147,9 @@ def all_deviations(
     for arm, runs in of_arms.items():
         variables = [each.name for each in find_variables([run.outcome for run in runs])] if runs else []
         # What each run started from is a run of the stage before: `other_commands` compares it with that.
-        known = (*ENVIRONMENT, "model_name_or_path") if trial.stages[arm[0]].after else ENVIRONMENT
+        known = (
+            (*ENVIRONMENT, "model_name_or_path", "adapter_name_or_path") if trial.stages[arm[0]].after else ENVIRONMENT
+        )
         if names := [name for name in variables if name not in known]:
             found.append(f"the runs of {'.'.join(arm)} differ in more than their seeds: {', '.join(names)}")
     for name in sorted({name for run in everyone for name in run.outcome}):
@@ -180,7 +182,8 @@ def _made_otherwise(job: Job) -> Iterator[str]:
         if changed := _changes(*({name: of[name] for name in of.keys() - FOLDER} for of in given)):
             yield f"trained by another command than the file's: {changed}"
     initial, parent = described["outcome"].get("initial_model") or {}, job.folder.parent / "".join(job.after[:1])
-    if any(parent.glob("*.safetensors")) and initial.get("weights_sha256") != weights_digest(parent):
+    started = [initial.get("weights_sha256"), initial.get("adapter")]
+    if any(parent.glob("*.safetensors")) and weights_digest(parent) not in started:
         yield f"not trained from the weights that {parent.name} has now"
     sums = sealed_sums(job.folder / FINISHED) if job.finished() else {}
     for fault in damaged(job.folder, {name: sums[name] for name in sums if (job.folder / name).is_file()}):

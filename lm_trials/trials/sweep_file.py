@@ -53,7 +53,8 @@ def _program(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     place = next((place for place, program in enumerate(programs) if program in TRAINING), None)
     if place is None:
         raise UsageError(
-            f"command: {shlex.join(words)} runs none of lm-trials train, lm-trials tune, train_gpt2.py and sft_lora.py"
+            f"command: {shlex.join(words)} runs none of lm-trials train, tune and align, and of train_gpt2.py, "
+            "sft_lora.py and align_lora.py"
         )
     flags = flags_of([word for word in words[place + 1 :] if not word.startswith("${")])
     if stray := flags.pop(""):

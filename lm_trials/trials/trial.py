@@ -19,7 +19,7 @@ class Stage:
     """One grid of runs: each arm with each root seed.
 
     Attributes:
-        program: train or tune.
+        program: train, tune or align.
         flags: of each arm, by the program's names.
         parents: the arm of `after` that each arm starts from; empty for the first stage of a lineage.
         varies: the flags in which the arms differ.

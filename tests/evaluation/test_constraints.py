@@ -253,6 +253,28 @@ def test_the_command_writes_scores_stories_and_what_judged_them(data, capsys):
     assert "balanced accuracy" in shown.out
 
 
+def test_held_out_judges_stand_beside_the_scores_in_one_table(data):
+    flags = ["--dataset_name", "made", "--num_prompts", 8, "--judge_corpus", "tiny"]
+    run(data, *flags, "--base_name_or_path", "start", model="model other", out="judged")
+    table = (
+        pd.read_csv(data / "judged/constraint_scores.csv").query("slice == 'all'").set_index(["row", "model", "judged"])
+    )
+    judges = {"distinct_2", "repeated_4grams", "copied_prompt", "other_judge"}
+    for name in ("model", "other"):
+        own = table.loc[("model", str(data / name), WRITTEN)].set_index("metric")
+        assert judges | {"words_used", "base_loss"} <= {*own.index}
+        assert own.loc["base_loss", "unit"] == "nats per token"
+        assert not (judges | {"base_loss"}) & {*table.loc[("model", str(data / name), LISTENING), "metric"]}
+    records = table.loc[("records", "records' own stories", RECORDS)].set_index("metric")["estimate"]
+    assert judges <= {*records.index}
+    assert "base_loss" not in records  # each model has another base
+    assert records["copied_prompt"] < 0.1
+    assert {*pd.read_csv(data / "judged/judge.csv")["judge"]} == {"detector", "classifier"}
+    run(data, *flags, "--base_name_or_path", data / "other", out="judged")
+    table = pd.read_csv(data / "judged/constraint_scores.csv").query("metric == 'base_loss' and slice == 'all'")
+    assert {*table["judged"]} == {WRITTEN, RECORDS}
+
+
 def test_the_same_command_gives_the_same_files_whatever_the_batch(data):
     flags = ["--dataset_name", "made", "--num_prompts", 9, "--temperature", 1]
     run(data, *flags, out="first")
@@ -306,7 +328,8 @@ def test_prompts_of_a_file_are_scored_by_length_and_end(name, data, tmp_path):
     text = "- One day, a cat\n- A dog\n" if name.endswith("yaml") else "One day, a cat\n\nA dog\n"
     (tmp_path / name).write_text(text)
     rows = run(data, "--prompts", tmp_path / name, "--mode", "completion", out=f"file-{name}")
-    assert {row["metric"] for row in rows if not row["metric"].startswith("has_")} == {"length", "ended"}
+    judges = {"distinct_2", "copied_prompt"}  # the stories are too short to repeat four words
+    assert {row["metric"] for row in rows if not row["metric"].startswith("has_")} == {"length", "ended", *judges}
     assert {row["judged"] for row in rows} == {WRITTEN}
     written = pq.read_table(data / f"file-{name}" / "stories.parquet").to_pylist()
     assert [story["prompt"] for story in written] == ["One day, a cat", "A dog"]

@@ -3,10 +3,19 @@
 import json
 
 import pytest
+from tiny_models import tiny_tokenizer
 
 from lm_trials.console import UsageError
-from lm_trials.pairs.examples import make_examples
-from lm_trials.pairs.pairs import FURTHER, open_pairs, write_pairs
+from lm_trials.data.datasets import open_dataset
+from lm_trials.pairs.examples import PromptStore, make_examples
+from lm_trials.pairs.layouts import (
+    STORY_CHAT_TEMPLATE,
+    chat_example,
+    chat_prompt,
+    instruct_examples,
+    instruct_prompts,
+)
+from lm_trials.pairs.pairs import FURTHER, SIDES, open_pairs, write_pairs
 from lm_trials.tokens.tokenizers import load_tokenizer
 
 TEMPLATE = (
@@ -76,3 +85,69 @@ def test_the_row_whose_field_is_not_rendered_is_named(tokenizer, made, tmp_path)
     thinking = "{{ message['reasoning_content'] }}{{ message['content'] }}"
     tokenizer.chat_template = TEMPLATE.replace("{{ message['content'] }}", thinking)
     assert made(tokenizer, "3 km", "4 km", "5 km", further=further).is_dir()
+
+
+PREFERRED = [
+    {"prompt": f"Write about {number} cats.", "chosen": " The cat sat. " * (1 + number % 3), "rejected": "A dog ran."}
+    for number in range(6)
+]
+CHATS = [
+    {
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        **{side: [{"role": "assistant", "content": row[side]}] for side in SIDES},
+    }
+    for row in PREFERRED
+]
+
+
+@pytest.mark.parametrize("layout", ["instruct", "chat"])
+def test_sides_of_a_preference_follow_the_prompt_as_completions_do(tmp_path, layout):
+    """Whose tokens are those that a model is prompted with, and fine-tuned on."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (PREFERRED if layout == "instruct" else CHATS)))
+    pairs = open_dataset(str(path), tmp_path / "data").pairs()
+    stores = [
+        PromptStore(make_examples(pairs, pairs.folder, tokenizer, layout, 64, "drop", prompts_only=only), "train")
+        for only in (False, True)
+    ]
+    for number, row in enumerate(pairs.splits["train"]):
+        prompt, *sides = stores[0].tokens(number)
+        (alone,) = stores[1].tokens(number)
+        for side, ids in zip(SIDES, sides, strict=True):
+            if layout == "chat":
+                assert prompt == alone == chat_prompt(tokenizer, row["prompt"])
+                assert prompt + ids == chat_example(tokenizer, row["prompt"] + row[side]).input_ids
+            else:
+                assert prompt == alone == instruct_prompts(tokenizer, [row["prompt"]])[0]
+                assert prompt + ids == instruct_examples(tokenizer, [row["prompt"]], [row[side]])[0].input_ids
+            assert tokenizer.decode(ids).strip().startswith("The cat" if side == "chosen" else "A dog")
+    prompts_N, answers_N = stores[0].lengths()
+    assert answers_N.tolist() == [sum(map(len, stores[0].tokens(number)[1:])) for number in range(len(answers_N))]
+    assert prompts_N.tolist() == stores[1].lengths()[0].tolist()
+
+
+def test_a_preference_is_dropped_or_cut_with_both_its_sides(tmp_path):
+    """And dropped where a cut would leave the same of both."""
+    tokenizer = tiny_tokenizer()
+    long = {"prompt": "a cat", "chosen": "a cat sat on a mat. " * 40, "rejected": "a cat sat on a mat. " * 39}
+    rows = [("train", {"record_id": str(number), **row}) for number, row in enumerate([*PREFERRED, long])]
+    write_pairs(rows, tmp_path / "set", "preferences", {})
+    pairs = open_pairs("set", tmp_path)
+    sizes = {}
+    for overlong in ("drop", "cut"):
+        for most in (64, 30, 500):
+            store = PromptStore(make_examples(pairs, tmp_path / "set", tokenizer, "instruct", most, overlong), "train")
+            counts = store.counts
+            assert counts["examples"] == len(rows) - counts["dropped"] == len(store)
+            tokens = [store.tokens(number) for number in range(len(store))]
+            lengths = [len(prompt) + len(side) for prompt, *sides in tokens for side in sides]
+            assert max(lengths) <= most
+            assert counts["tokens"] == sum(lengths)
+            assert all(chosen != rejected for _, chosen, rejected in tokens)
+            sizes[overlong, most] = counts["dropped"], counts["cut"]
+    assert sizes["drop", 500] == sizes["cut", 500] == (0, 0)
+    assert sizes["drop", 64] == (1, 0)
+    assert sizes["cut", 64] == (1, 0)  # what is left of the long one is the same twice
+    assert sizes["cut", 30][1] > 0

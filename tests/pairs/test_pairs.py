@@ -4,12 +4,13 @@ import json
 
 import pytest
 from datasets import Dataset, DatasetDict
+from refusals import usage_error
 
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import open_dataset
 from lm_trials.pairs import pairs
 from lm_trials.pairs.layouts import as_conversation
-from lm_trials.pairs.pairs import MESSAGES, read_row, write_pairs
+from lm_trials.pairs.pairs import MESSAGES, read_row, side_row, write_pairs
 from lm_trials.stories.records import SPLITS, split_of
 
 PAIRS = [{"prompt": f"How far is city {n}?\n", "completion": f" {n}.5 km\nor so, 'é'"} for n in range(40)]
@@ -19,7 +20,21 @@ TURNS = [
 ]
 PROMPTED = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in TURNS]
 TEXTS = [{"text": f"City {n} is far,\n\nvery far."} for n in range(40)]
-KINDS = {"pairs": PAIRS, "turns": TURNS, "prompted": PROMPTED, "texts": TEXTS}
+PREFERRED = [
+    {"prompt": f"How far is city {n}?\n", "chosen": f" {n}.5 km", "rejected": f"Far, 'é' {n}"} for n in range(40)
+]
+CHATS = [
+    {
+        "prompt": row["messages"][:1],
+        "chosen": row["messages"][1:],
+        "rejected": [{"role": "assistant", "content": "No"}],
+    }
+    for row in TURNS
+]
+KINDS = {
+    **{"pairs": PAIRS, "turns": TURNS, "prompted": PROMPTED, "texts": TEXTS},
+    **{"preferences": PREFERRED, "conversation_preferences": CHATS},
+}
 
 
 def write_as(form, rows, folder):
@@ -55,7 +70,7 @@ def everything(prepared):
 FORMS = [(form, kind) for form in ("jsonl", "json", "parquet", "saved") for kind in KINDS]
 
 
-@pytest.mark.parametrize(("form", "kind"), [*FORMS, ("csv", "pairs"), ("csv", "texts")])
+@pytest.mark.parametrize(("form", "kind"), [*FORMS, ("csv", "pairs"), ("csv", "texts"), ("csv", "preferences")])
 def test_every_kind_is_read_from_every_form(tmp_path, form, kind):
     rows = KINDS[kind]
     prepared = open_dataset(str(write_as(form, rows, tmp_path)), tmp_path / "data").pairs()
@@ -100,7 +115,9 @@ def test_rows_with_nothing_to_learn_are_left_out_and_told(tmp_path, capsys, kind
     def emptied(text):
         return json.loads(json.dumps(KINDS[kind][0]).replace(json.dumps(text), json.dumps(empty)))
 
-    texts = {"pairs": list(PAIRS[0].values()), "texts": list(TEXTS[0].values())}.get(kind, ["Hello 0", "Hi 0"])
+    texts = (
+        ["Hello 0", "Hi 0"] if kind in ("turns", "prompted", "conversation_preferences") else [*KINDS[kind][0].values()]
+    )
     rows = [*KINDS[kind][1:], *map(emptied, texts)]
     path = write_as(form, rows, tmp_path)
     prepared = open_dataset(str(path), tmp_path / "data").pairs()
@@ -225,7 +242,10 @@ def test_a_source_without_a_validation_split_takes_one_by_hash(tmp_path):
 
 
 DAMAGED = [
-    ({"prompt": "How far?"}, "no columns prompt and completion, messages, or text; the columns are prompt; "),
+    (
+        {"prompt": "How far?"},
+        "no columns prompt and completion, messages, text, or prompt, chosen and rejected; the columns are prompt; ",
+    ),
     ({"question": "a", "answer": "b"}, "the columns are question, answer; rename them"),
     ({"story": "One day."}, "are story; make pairs of stories with lm-trials prepare ingest and instruct"),
     ({"prompt": "a", "completion": 3}, "prompt is text and completion is int; both must be text, or both messages"),
@@ -273,6 +293,39 @@ def test_prompts_and_answers_that_are_of_two_kinds_are_refused():
         read_row({"prompt": answer, "completion": "b"})
     with pytest.raises(UsageError, match="prompt is 3; it must be text"):
         read_row({"prompt": 3, "completion": answer})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"chosen": TURNS[0]["messages"], "rejected": TURNS[1]["messages"]}, "move what both sides share to a column"),
+        ({**CHATS[0], "prompt": "Hello"}, "prompt is text and chosen is list; prompt, chosen and rejected must all be"),
+        ({**CHATS[0], "rejected": TURNS[0]["messages"]}, "rejected has a message of role user; move what both sides"),
+    ],
+)
+def test_preferences_of_another_form_are_refused(row, reason):
+    assert reason in usage_error(read_row, row)
+
+
+@pytest.mark.parametrize("kind", ["preferences", "conversation_preferences"])
+def test_preferences_with_two_equal_sides_are_refused(tmp_path, kind):
+    rows = [{**row, "rejected": row["chosen"]} if n in (3, 7) else row for n, row in enumerate(KINDS[kind])]
+    path = write_as("jsonl", rows, tmp_path)
+    line = usage_error(open_dataset(str(path), tmp_path / "data").pairs)
+    assert line.startswith(f"{path}: line 4: chosen and rejected are equal, and nothing is preferred; 2 such rows: ")
+    assert not list((tmp_path / "data").glob("*"))
+
+
+def test_a_side_of_a_preference_is_a_pair_or_a_conversation():
+    """With the tools of a message, which is no role and no text."""
+    assert side_row({**PREFERRED[0], "record_id": "a", "ended_rejected": False}, "rejected") == {
+        **{"record_id": "a", "prompt": PREFERRED[0]["prompt"], "completion": PREFERRED[0]["rejected"], "ended": False}
+    }
+    called = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    _, row = read_row({**CHATS[0], "chosen": called, "tools": [{"name": "far"}]})
+    assert as_conversation(side_row(row, "chosen")) == ([*CHATS[0]["prompt"], *called], 1, {"tools": [{"name": "far"}]})
+    rejected = [*CHATS[0]["prompt"], *CHATS[0]["rejected"]]
+    assert as_conversation(side_row(row, "rejected")) == (rejected, 1, {"tools": [{"name": "far"}]})
 
 
 def test_what_is_prepared_is_read_once(tmp_path, monkeypatch):

@@ -193,16 +193,16 @@ def test_no_layer_and_no_share_are_refused_first():
     base = {"model_name_or_path": "runs/demo"}
     pairs = PairArguments(dataset_name="far")
     layers = ["", ","]
-    assert "names no layer" in refused(check_targets, pairs, AdapterArguments(**base, lora_target_modules=layers))
+    assert "names no layer" in refused(check_targets, AdapterArguments(**base, lora_target_modules=layers))
     layers = ["all-linear,q_proj"]
-    assert "all-linear alone" in refused(check_targets, pairs, AdapterArguments(**base, lora_target_modules=layers))
+    assert "all-linear alone" in refused(check_targets, AdapterArguments(**base, lora_target_modules=layers))
     layers = ["q_proj", "default"]
-    assert "default alone" in refused(check_targets, pairs, AdapterArguments(**base, lora_target_modules=layers))
+    assert "default alone" in refused(check_targets, AdapterArguments(**base, lora_target_modules=layers))
     share = PairArguments(dataset_name="far", validation_split_percentage=150)
     assert "--validation_split_percentage 150 must be" in refused(check_flags, share)
     adapter = AdapterArguments(**base)
     check_flags(pairs, adapter)
-    check_targets(pairs, adapter)
+    check_targets(adapter)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,8 @@ def far(tmp_path_factory):
 @pytest.fixture(scope="module")
 def examples(far, tokenizer):
     pairs = open_pairs("far", far)
-    return Examples(pairs, make_examples(pairs, far / "far", tokenizer, "instruct", 64, "drop"), "instruct", True, 64)
+    folder = make_examples(pairs, far / "far", tokenizer, "instruct", 64, "drop")
+    return Examples(pairs=pairs, folder=folder, layout="instruct", completion_only=True, max_length=64)
 
 
 def opened(far, tokenizer, arguments, positions=64, **more):
@@ -416,11 +417,11 @@ def test_what_trl_refuses_is_one_line_and_faults_of_ours_keep_their_traceback(tm
     for error in (ValueError("packing and loss do not go together"), ImportError("liger is missing")):
         refuse(error)
         with pytest.raises(UsageError, match=str(error)):
-            sft_trainer.tuner(args=arguments)
+            sft_trainer.make_trainer(sft_trainer.FineTuner, args=arguments)
         assert not (tmp_path / "run").exists()
     refuse(AttributeError("no such thing"))
     with pytest.raises(AttributeError, match="no such thing"):
-        sft_trainer.tuner(args=arguments)
+        sft_trainer.make_trainer(sft_trainer.FineTuner, args=arguments)
 
 
 # Ranges of the flags of transformers and trl, checked before these are loaded

@@ -12,12 +12,18 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.losses import check_causal, story_losses
 from lm_trials.evaluation.summary import record_documents
 from lm_trials.files import weights_digest
-from lm_trials.models.reference import default_device, load_on, separator_of
+from lm_trials.models.reference import ModelReference, default_device, load_on, separator_of
 from lm_trials.stories.records import Record
 from lm_trials.tokens.stores import document_marks
 from lm_trials.tokens.tokenizers import batch_encoder, tokenizer_hash
 
 VERSION = 1
+
+
+def weights_of(reference: ModelReference) -> list[str] | str:
+    """Return the digests of a local model's weights, of an adapter also its base's; of a Hub model, its name."""
+    folders = [Path(place) for place in (reference.path, reference.base) if place and Path(place).is_dir()]
+    return [weights_digest(folder) for folder in folders] or reference.name
 
 
 class ModelLosses:
@@ -36,10 +42,9 @@ class ModelLosses:
     def described(self) -> dict[str, dict[str, Any]]:
         """Return what determines the losses; a local model is named by its weights, whatever its folder."""
         reference, candidate = self.candidate.reference, self.candidate
-        folders = [Path(place) for place in (reference.path, reference.base) if place and Path(place).is_dir()]
         settings = {
             "version": VERSION,
-            "weights": [weights_digest(folder) for folder in folders] or reference.name,
+            "weights": weights_of(reference),
             "tokenizer_hash": tokenizer_hash(candidate.tokenizer),
             "block_size": candidate.block_size,
             "append_eos": candidate.append_eos,

@@ -13,7 +13,7 @@ import eval_checkpoint
 import prepare_tinystories
 from lm_trials.console import UsageError
 from lm_trials.data.datasets import open_dataset
-from lm_trials.metrics.model_losses import ModelLosses
+from lm_trials.evaluation.model_losses import ModelLosses
 from lm_trials.metrics.tables import open_metrics
 from lm_trials.stories.corpora import open_records
 
