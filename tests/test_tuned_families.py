@@ -6,6 +6,7 @@
 import gc
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -28,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, G
 import eval_checkpoint
 import prepare_tinystories
 import sft_lora
+from lm_trials.commands import align
 from lm_trials.evaluation import generate
 from lm_trials.evaluation.conversation import Conversation
 from lm_trials.evaluation.sampling import Sampling
@@ -134,6 +136,7 @@ SHAPE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "initializer_range": 0.2,
 }  # fmt: skip
+UNEVALUATED = ("--do_eval", "False")
 ANSWER = "The cat sat on a mat."
 TURNS = 2
 
@@ -195,7 +198,7 @@ class Bench:
     @cached_property
     def full(self):
         """All weights, until the answer is known by heart."""
-        saved = ("--save_strategy", "steps", "--save_steps", 25, "--logging_steps", 3, "--logging_first_step", "True")
+        saved = ("--save_strategy", "steps", "--save_steps", 40, "--logging_steps", 3, "--logging_first_step", "True")
         return self.tune("full", "--full_finetune", "True", "--max_steps", 50, *saved)
 
     @cached_property
@@ -256,7 +259,7 @@ def learns(bench):
 
 def adapts(bench):
     """LoRA on all linear layers but the head: the first loss by hand, and every adapter is trained."""
-    run, _ = bench.tune("first", "--max_steps", 1)
+    run, _ = bench.tune("first", "--max_steps", 1, *UNEVALUATED)
     base, adapted, store = load(bench.base), load(run), bench.store(run, "train")
     expected = exact_loss(base, answers_of(store, row_order(len(store), 4, data_seed=42)))
     assert first_loss(run) == pytest.approx(expected, abs=1e-5)
@@ -290,7 +293,9 @@ def adapts_8_bit(bench):
     quantized = load_model(resolve_model(str(bench.base)), quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     kinds = {name: type(module).__name__ for name, module in quantized.named_modules()}
     assert {kinds[name] for name in adapted_layers(load(run).get_base_model())} == {"Linear8bitLt"}
-    assert AutoModelForCausalLM.from_pretrained(bench.folder / "merged8").dtype == torch.float32
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(bench.folder / "merged8").eval()(IDS).logits
+        assert torch.allclose(merged, load(run)(IDS).logits, atol=1e-4)
     return "close"
 
 
@@ -357,7 +362,7 @@ def evaluates(bench):
 
 def resumes(bench):
     """Stopped after a checkpoint between two log lines, runs end with the same bits."""
-    for name, step in (("full", 25), ("lora", 2)):
+    for name, step in (("full", 40), ("lora", 2)):
         run, _ = getattr(bench, name)
         straight = outcome(run)
         stopped_after(run, step)
@@ -370,11 +375,40 @@ def packs(bench):
     """Examples joined in a row or a batch, each longer than a window: the loss is that of each by itself."""
     base = load(bench.base)
     for flag in ("packing", "padding_free"):
-        run, _ = bench.tune(flag, f"--{flag}", "True", "--max_steps", 1, "--max_length", 256)
+        run, _ = bench.tune(flag, f"--{flag}", "True", "--max_steps", 1, *UNEVALUATED)
         store = bench.store(run, "train")
         numbers = [part.document for part in open_order(run).parts_of(1)]
         assert len(numbers) > 4 or flag == "padding_free"
         assert first_loss(run) == pytest.approx(exact_loss(base, answers_of(store, numbers)), abs=1e-5)
+
+
+def prefers(bench):
+    """DPO of an adapter: the first loss is that of no difference, and the last evaluation is equation 7 by hand."""
+    file = bench.folder / "preferences.jsonl"
+    rows = [
+        {"prompt": turns(number)[:1], **{side: [answer(number, side)] for side in ("chosen", "rejected")}}
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = bench.flags("dpo", "--method", "dpo", "--max_steps", 3, "--validation_split_percentage", 20)
+    metrics = align.main([*argv, "--dataset_name", str(file), "--beta", "0.5"])
+    run = bench.folder / "dpo"
+    assert first_loss(run) == pytest.approx(math.log(2), abs=1e-6)
+    data = json.loads((run / "run.json").read_text())["outcome"]["data"]["name"]
+    kept = open_pairs(data, bench.folder / "data").splits["validation"]
+    tokenizer, models = load_tokenizer(str(bench.base)), (load(run), load(bench.base))
+    losses = []
+    for row in kept:
+        sides = [chat_example(tokenizer, [*row["prompt"], *row[side]], 1) for side in ("rejected", "chosen")]
+        (by_model, by_base) = (nats(model, *sides[0])[0] - nats(model, *sides[1])[0] for model in models)
+        losses.append(math.log1p(math.exp(-0.5 * (by_model - by_base))))
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert metrics["eval_loss"] < 0.68 < first_loss(run)
+
+
+def answer(number, side):
+    """Return the answer of a preference: the one of every conversation, or another."""
+    return {"role": "assistant", "content": ANSWER if side == "chosen" else f"The dog {number}"}
 
 
 IDS = torch.arange(3, 40)[None]
@@ -390,6 +424,7 @@ COLUMNS = {
     "evaluate": evaluates,
     "resume": resumes,
     "packing": packs,
+    "DPO": prefers,
 }
 ALWAYS = ("gemma3_text", "gpt_neox")  # with every column by default; the others with LoRA alone
 REASON = re.compile(r"^error: (.*?);", re.MULTILINE)
