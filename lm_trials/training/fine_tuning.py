@@ -116,7 +116,7 @@ def _check_fused_loss(model: Any, name: str) -> None:
 
     RecurrentGemma and xLSTM cap them under names of their own; in Llama 4 trl does not find the layers below the head.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     ids_BT = torch.arange(1, 9, device=model.device)[None]
     forward = vars(inner).get("forward")  # accelerate's, of a quantized model
     add_fused_lm_head(inner)
