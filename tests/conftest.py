@@ -21,7 +21,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Tests of these places and with these fixtures train models, run probes from the command line, read real stories or
 # take seconds.
 END_TO_END_PLACES = (
-    *("probes", "benchmarks", "test_families.py", "models/test_families.py", "models/test_adapters.py"),
+    *(
+        "probes",
+        "benchmarks",
+        "test_families.py",
+        "test_tuned_families.py",
+        "models/test_families.py",
+        "models/test_adapters.py",
+    ),
     *("probing/test_activation_store.py", "probing/patching/test_swaps.py", "commands/test_train.py"),
     *("protocols/test_set_commands.py", "models/test_model_folders.py", "probing/test_other_families.py"),
     *("reporting/test_layer_figures.py", "evaluation/test_matrix.py", "tokens/test_streams.py"),

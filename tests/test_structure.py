@@ -207,6 +207,7 @@ BEHAVIOURS = {
     "test_published_commands.py",
     "test_readme.py",
     "test_structure.py",
+    "test_tuned_families.py",
     "training/test_alignment_exact.py",
     "training/test_diverged.py",
     "training/test_eos_is_trained.py",

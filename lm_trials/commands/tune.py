@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from lm_trials.training.plan import name_run
     from lm_trials.training.session import say_finished
     from lm_trials.training.snapshots import check_saved_arguments, choose_snapshots, example_texts, saved_facts
-    from lm_trials.training.tuning_examples import choose_padding, open_examples, plan_fine_tuning
+    from lm_trials.training.tuning_examples import choose_padding, end_at_turns, open_examples, plan_fine_tuning
     from lm_trials.training.tuning_trainer import FineTuner, make_trainer
     from lm_trials.training.window_metrics import choose_window_metrics
 
@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = load_base(base, args, adapter_args)
     check_tunable(model, base, args)
     choose_padding(base.tokenizer, model)
+    end_at_turns(base.tokenizer, model)
     described = describe_run(args, [pair_args, adapter_args], model.config, plan, {}, base.describe())
     describe_tuning(described, examples, base, plan)
     start, identity = begin(args, adapter_args, described)

@@ -49,8 +49,19 @@ class Conversation:
             note("(stopped)")
         answer = str(self.teller.tokenizer.decode(ids)).strip()
         self.num_answers += 1
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        self.messages = [*messages, self._answered(answer)]
         return answer
+
+    def _answered(self, answer: str) -> Message:
+        """Return an answer as a message; thoughts before it are a field where the template has thoughts.
+
+        Left in the content, they would be text beside the template's own thoughts (Qwen3).
+        """
+        thoughts, mark, rest = answer.partition("</think>")
+        if not mark or mark not in self.teller.tokenizer.get_chat_template():
+            return {"role": "assistant", "content": answer}
+        thoughts = thoughts.removeprefix("<think>").strip()
+        return {"role": "assistant", "content": rest.strip(), "reasoning_content": thoughts}
 
     def _fitting(self, messages: list[Message]) -> tuple[list[int], list[Message]]:
         """Return the ids of the newest turns that leave room for an answer, and those turns."""

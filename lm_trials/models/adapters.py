@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
@@ -186,6 +187,29 @@ def check_targets(model: PreTrainedModel, names: Sequence[str]) -> None:
                 f"--lora_target_modules {name} is the output head, whose adapter trl's fused loss would not train; "
                 f"valid: {', '.join(known)}"
             )
+
+
+def default_layers(config: PretrainedConfig) -> list[str]:
+    """Return the names of the layers that PEFT adapts in a model type where none are named.
+
+    Raises:
+        UsageError: for a type of which PEFT names none.
+
+    >>> from transformers import OlmoConfig, PhiConfig
+    >>> default_layers(PhiConfig())
+    ['q_proj', 'v_proj', 'fc1', 'fc2']
+    >>> default_layers(OlmoConfig())
+    Traceback (most recent call last):
+    lm_trials.console.UsageError: --lora_target_modules default: PEFT has no default layers for the model type olmo; \
+give all-linear, or layers, for example q_proj v_proj
+    """
+    kind = text_config(config).model_type
+    if kind not in PEFT_DEFAULTS:
+        raise UsageError(
+            f"--lora_target_modules default: PEFT has no default layers for the model type {kind}; give all-linear, or "
+            "layers, for example q_proj v_proj"
+        )
+    return list(PEFT_DEFAULTS[kind])
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:

@@ -260,6 +260,8 @@ def load_model(
         keep_4bit_weights(model)
     check_finite(model, reference.name)
     set_causal_loss(model)
+    # The row of a pad token gets no gradient, and EOS is the pad token of models without a spare one (Phi, SmolLM3).
+    model.get_input_embeddings().padding_idx = None
     return model.eval()
 
 

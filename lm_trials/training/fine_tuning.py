@@ -11,12 +11,13 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
 
 from lm_trials.console import UsageError, note, show_facts
 from lm_trials.evaluation.example_losses import write_examples
-from lm_trials.evaluation.losses import documents_apart
+from lm_trials.evaluation.losses import documents_apart, quiet, rounding_of
 from lm_trials.files import read_object, weights_digest
-from lm_trials.models.adapters import LoraSpec, add_lora, describe_layers, load_adapter_weights
+from lm_trials.models.adapters import LoraSpec, add_lora, default_layers, describe_layers, load_adapter_weights
 from lm_trials.models.quantization import quantization
 from lm_trials.models.reference import (
     ADAPTER_FILE,
@@ -88,13 +89,15 @@ def check_tunable(model: Any, base: InitialModel, args: Any) -> None:
     """Check on eight tokens that a model can be trained, and keeps apart the examples that are joined.
 
     Raises:
-        UsageError: as `check_trainable`, or for a model that attends to the examples before one's own.
+        UsageError: as `check_trainable`, for a model whose loss trl computes otherwise, or for one that attends to the
+            examples before one's own.
     """
     if is_deepspeed_zero3_enabled() or is_fsdp_enabled():  # no process has all weights
         return
     if not getattr(model, "is_quantized", False):
         model.to(args.device)  # flash attention has no CPU kernels
     check_trainable(model, _reference(base).name, documents_apart=False)
+    _check_fused_loss(model, _reference(base).name)
     if not args.packing and not args.padding_free:
         return
     examples = [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [1, 5, 6, 7]}]
@@ -105,6 +108,32 @@ def check_tunable(model: Any, base: InitialModel, args: Any) -> None:
         raise UsageError(
             f"{flag}: the tokens of a {model.config.model_type} attend to the examples before theirs in a row; remove "
             "the flag or give another model type"
+        )
+
+
+def _check_fused_loss(model: Any, name: str) -> None:
+    """Refuse a model whose logits are more than its head's outputs in a way that trl's fused loss leaves out.
+
+    RecurrentGemma and xLSTM cap them under names of their own; in Llama 4 trl does not find the layers below the head.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    ids_BT = torch.arange(1, 9, device=model.device)[None]
+    forward = vars(inner).get("forward")  # accelerate's, of a quantized model
+    add_fused_lm_head(inner)
+    try:
+        with quiet(model):
+            expected = float(model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss)
+            found = float(model(input_ids=ids_BT, labels=ids_BT, fused_lm_head=True).loss)
+        reason = "" if abs(found - expected) <= rounding_of(model) * max(1.0, expected) else f"{found:.4f} nats"
+    except AttributeError as error:
+        reason = str(error)
+    finally:
+        del inner.forward
+        vars(inner).update({"forward": forward} if forward else {})
+    if reason:
+        raise UsageError(
+            f"{name}: the loss of trl is not that of a {model.config.model_type} ({reason}), so it cannot be "
+            "fine-tuned here; give another model type"
         )
 
 
@@ -139,8 +168,11 @@ def lora_spec(adapter_args: Adapter) -> LoraSpec:
 def choose_base(adapter_args: Adapter) -> InitialModel:
     """Return the base of a fine-tuning and its initial adapter.
 
+    In place, `--lora_target_modules default` becomes the names of the layers, so that both are one arm.
+
     Raises:
-        UsageError: for a base that is an adapter itself, or an initial adapter of another base, rank or scale.
+        UsageError: for a base that is an adapter itself, a model type without default layers, or an initial adapter of
+            another base, rank or scale.
     """
     reference = resolve_model(adapter_args.model_name_or_path or "")
     if reference.base is not None:
@@ -148,6 +180,9 @@ def choose_base(adapter_args: Adapter) -> InitialModel:
             f"--model_name_or_path {reference.name} is an adapter; to continue training it give --model_name_or_path "
             f"{reference.base} --adapter_name_or_path {reference.name}, or merge it first (--merge_output)"
         )
+    config = load_config(reference)
+    if adapter_args.target_modules == ("default",):
+        adapter_args.lora_target_modules = default_layers(config)
     adapter = None
     if adapter_args.adapter_name_or_path:
         adapter = resolve_model(adapter_args.adapter_name_or_path)
@@ -156,7 +191,7 @@ def choose_base(adapter_args: Adapter) -> InitialModel:
                 f"--adapter_name_or_path {adapter.name} is not a folder with an adapter_config.json; give one"
             )
         _check_adapter(adapter, reference, lora_spec(adapter_args))
-    return InitialModel(load_config(reference), load_tokenizer_of(reference), reference, adapter)
+    return InitialModel(config, load_tokenizer_of(reference), reference, adapter)
 
 
 def _check_adapter(adapter: ModelReference, base: ModelReference, spec: LoraSpec) -> None:

@@ -16,6 +16,7 @@ from lm_trials.files import finished_folder, read_object, weights_digest
 from lm_trials.models.adapters import merged
 from lm_trials.models.reference import load_model, load_tokenizer_of, read_run, resolve_model
 from lm_trials.run_fields import RUN_FILE
+from lm_trials.training.tuning_examples import end_at_turns
 from lm_trials.training.tuning_flags import Adapter
 from lm_trials.training.tuning_trainer import FineTuner
 
@@ -83,9 +84,11 @@ def merge_adapter(adapter: Path, destination: Path, identity: str, dtype: torch.
     model = merged(load_model(reference, dtype), str(adapter))
     fresh = destination.with_name(f"{destination.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)  # from a merge that was killed between the last two steps
+    tokenizer = load_tokenizer_of(reference)
+    end_at_turns(tokenizer, model)
     with finished_folder(fresh) as unfinished:
         model.save_pretrained(unfinished)
-        load_tokenizer_of(reference).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         if (adapter / RUN_FILE).is_file():
             run = read_object(adapter / RUN_FILE)
             digest = weights_digest(adapter)

@@ -26,7 +26,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from lm_trials.console import UsageError, note
 from lm_trials.evaluation.losses import NotFiniteError, Processes
 from lm_trials.files import finite
-from lm_trials.models.reference import checkpoints
+from lm_trials.models.reference import checkpoints, load_model, resolve_model
 from lm_trials.models.shapes import not_finite
 from lm_trials.stories.shards import first_line
 from lm_trials.training.checkpoints import STATE_FILE, UNFINISHED, remove, rotate, seal, sealed_facts, unfinished_folder
@@ -224,6 +224,25 @@ class ExactResume(HubPush):
             super()._save(output_dir, state_dict)
         finally:
             config.use_cache = self.args.use_cache
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint by the names of the model's modules.
+
+        GPT-NeoX, Mixtral and others are saved under other names, and Trainer would keep such weights as they are: a
+        resumed GPT-NeoX had the output head of its base.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # their files have the names of modules
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        target.load_state_dict(load_model(resolve_model(resume_from_checkpoint)).state_dict())
+
+    def _load_best_model(self) -> None:
+        """Load the best model as a checkpoint is loaded."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save this process's random state and `progress`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -24,7 +25,7 @@ from lm_trials.data.datasets import DataSet, RawSource, dataset_of, find_prepare
 from lm_trials.files import readable
 from lm_trials.models.reference import chosen_window
 from lm_trials.pairs.examples import ExampleStore, asked_of, choose_layout, make_examples
-from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template
+from lm_trials.pairs.layouts import STORY_CHAT_TEMPLATE, Layout, check_template, turn_end
 from lm_trials.pairs.pairs import PREFERENCES, PROMPTS, PairSet
 from lm_trials.stories.corpora import read_manifest
 from lm_trials.tokens.phases import Passes, Phase
@@ -301,6 +302,20 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
         spare = tokenizer.unk_token_id not in {*ends, None}
         tokenizer.pad_token = tokenizer.unk_token if spare else tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def end_at_turns(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Let a model end its texts, in transformers too, where its chat template ends an answer; in place.
+
+    Gemma's `<end_of_turn>` is not EOS, and the generation settings of a pretrained Gemma name EOS alone.
+    """
+    if not tokenizer.chat_template:
+        return
+    with suppress(UsageError):  # a template that takes no question and answer
+        named, end = model.generation_config.eos_token_id, turn_end(tokenizer)
+        ends = named if isinstance(named, list) else [named]
+        if end is not None and end not in ends:
+            model.generation_config.eos_token_id = [*(number for number in ends if number is not None), end]
 
 
 def plan_fine_tuning(

@@ -68,7 +68,10 @@ class Adapter(Quantization):
     lora_alpha: float = option(16.0, above=0, help="The adapter is scaled by alpha / r.")
     lora_dropout: float = option(0.0, least=0, below=1, help="Dropout on the adapter's input.")
     lora_target_modules: list[str] = option(
-        ["all-linear"], filled=True, distinct=True, help="Layers with adapters, as q_proj v_proj; or all-linear."
+        ["all-linear"],
+        filled=True,
+        distinct=True,
+        help="Layers with adapters, as q_proj v_proj; or all-linear; or default: PEFT's of the model type.",
     )
     # peft 0.21 and bitsandbytes 0.50: the second update finds no scales (`state.SCB` is None).
     use_dora: bool = option(
@@ -102,7 +105,7 @@ def check_tuning(pair_args: PairArguments, adapter_args: AdapterArguments) -> No
 
 
 def check_targets(adapter_args: Adapter) -> None:
-    """Refuse `--lora_target_modules` without layers, or with all-linear and layers.
+    """Refuse `--lora_target_modules` without layers, or with layers beside all-linear or default.
 
     >>> check_targets(Adapter(lora_target_modules=["all-linear", "q_proj"]))
     Traceback (most recent call last):
@@ -111,8 +114,9 @@ def check_targets(adapter_args: Adapter) -> None:
     names = adapter_args.target_modules
     if not names:
         raise UsageError("--lora_target_modules names no layer; give layers, for example q_proj v_proj, or all-linear")
-    if "all-linear" in names and len(names) > 1:
-        raise UsageError(f"--lora_target_modules {' '.join(names)}: give all-linear alone, or layers")
+    alone = [name for name in names if name in ("all-linear", "default")]
+    if alone and len(names) > 1:
+        raise UsageError(f"--lora_target_modules {' '.join(names)}: give {alone[0]} alone, or layers")
 
 
 @dataclass

@@ -85,6 +85,20 @@ def test_an_answer_ends_where_the_template_ends_it(written, end):
     assert len(answer) < len(tokenizer.decode(ids).strip())
 
 
+@pytest.mark.parametrize(("thoughts", "asked"), [("<think>{{ m.reasoning_content }}</think>", "A cat."), ("", None)])
+def test_thoughts_before_an_answer_are_those_of_the_template(thoughts, asked, monkeypatch):
+    """As text they would be sent back beside the template's own, and its line breaks would be others."""
+    tokenizer, said = tiny_tokenizer(), "<think>It sat.</think>A cat."
+    tokenizer.chat_template = TURNS.replace("{{ m['content'] }}", f"{thoughts}{{{{ m.content }}}}")
+    teller = Storyteller("tiny", tiny_model("llama", vocab_size=330, positions=400), tokenizer, "chat")
+    ids = tokenizer.encode(said, add_special_tokens=False)
+    monkeypatch.setattr(Storyteller, "write", lambda *_, **__: [ids])
+    conversation = Conversation(teller, Sampling(), 20, io.StringIO())
+    assert conversation.answer("a cat") == said
+    assert conversation.messages[-1]["content"] == (asked or said)
+    assert tokenizer.decode(teller.conversation(conversation.messages)).count("It sat.") == 1
+
+
 def test_an_empty_line_ends_it_and_new_begins_anew(conversation, capsys):
     answers = converse(conversation, ["a cat", "/new", "a cat", "", "not said"])
     assert len(answers) == 2

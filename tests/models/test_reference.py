@@ -252,3 +252,15 @@ def test_run_json_is_read_of_a_run_and_of_its_checkpoints_alone(tmp_path):
     assert read_run(tmp_path) is None
     (tmp_path / "run.json").write_text("{")
     assert "cannot be read as JSON" in refusal(read_run, tmp_path)
+
+
+def test_eos_is_trained_where_it_is_the_pad_token_too(saved):
+    """transformers gives the row of the pad token no gradient; a model without a spare token pads with EOS."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "pad_token_id": 2}))
+    changed = []
+    for model in (load_model(resolve_model(str(saved))), LlamaForCausalLM.from_pretrained(saved)):
+        ids = torch.tensor([[2, 5, 6]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        changed.append(bool(model.get_input_embeddings().weight.grad[2].any()))
+    assert changed == [True, False]

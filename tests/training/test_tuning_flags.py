@@ -196,6 +196,8 @@ def test_no_layer_and_no_share_are_refused_first():
     assert "names no layer" in refused(check_targets, AdapterArguments(**base, lora_target_modules=layers))
     layers = ["all-linear,q_proj"]
     assert "all-linear alone" in refused(check_targets, AdapterArguments(**base, lora_target_modules=layers))
+    layers = ["q_proj", "default"]
+    assert "default alone" in refused(check_targets, AdapterArguments(**base, lora_target_modules=layers))
     share = PairArguments(dataset_name="far", validation_split_percentage=150)
     assert "--validation_split_percentage 150 must be" in refused(check_flags, share)
     adapter = AdapterArguments(**base)
