@@ -2,7 +2,8 @@
 
 Each score has two controls: the data set's own stories, judged alike, and the model's stories judged against the
 constraints of other prompts, which is the score of a model that ignores its prompt.  The judges of `held_out` stand
-beside them.
+beside them, and the loss of the data set's own stories after their own prompts and after others: no story is sampled
+for it, so it shows earlier that a model reads its prompts.
 
 Shape suffixes: P = prompts, S = sampling seeds.
 """
@@ -23,14 +24,16 @@ from lm_trials.evaluation.held_out import UNITS as HELD_OUT_UNITS
 from lm_trials.evaluation.held_out import HeldOut
 from lm_trials.evaluation.inflections import StoryWords
 from lm_trials.evaluation.judges import Judge
+from lm_trials.evaluation.losses import Processes, Window, window_sums
 from lm_trials.evaluation.sampling import Sampling
 from lm_trials.evaluation.storytellers import Storyteller
+from lm_trials.tokens.tokenizers import batch_encoder
 
 # Values of the column `judged`.
 WRITTEN, OTHERS, LISTENING, RECORDS = "written", "others' constraints", "written less others'", "records' own"
 CONSTRAINTS = {"words_used": "share of words", "features_present": "share of features", "satisfied": "share of stories"}
 UNITS = {**CONSTRAINTS, "ended": "share of stories", "length": "words", "length_ratio": "ratio to the record's story"}
-UNITS |= HELD_OUT_UNITS
+UNITS |= {**HELD_OUT_UNITS, "record_loss": "nats per story"}
 # Other prompts that a story is judged against; with more, the control is no more exact than the prompts vary.
 NUM_OTHERS = 10
 # Records of the generated corpus have 124 words on average; 400 tokens is room for more than twice as long.
@@ -72,6 +75,7 @@ class Written:
         tasks: the P prompts that fit its positions.
         stories_PS: a story for each prompt and sampling seed.
         max_new_tokens: the limit of each story.
+        losses_P2: of `record_losses`; None for prompts without a story of their own.
     """
 
     model: str
@@ -80,6 +84,7 @@ class Written:
     tasks: list[Task]
     stories_PS: list[list[Story]]
     max_new_tokens: int
+    losses_P2: np.ndarray | None = None
 
 
 def judged(texts: Sequence[str], judge: Judge, ended: Iterable[bool | None]) -> list[Story]:
@@ -124,7 +129,33 @@ def write_for(
         # A story that fills its limit did not end by itself. LoRA on a base that never saw EOS ended 0.345 of its
         # stories; all weights trained, 0.995.
         stories_PS.append(judged(texts, judge, [len(ids) < limit for ids in ids_S]))
-    return Written(teller.name, teller.seed, teller.mode, tasks, stories_PS, limit)
+    losses_P2 = record_losses(teller, tasks, prompts) if all(task.story for task in tasks) else None
+    return Written(teller.name, teller.seed, teller.mode, tasks, stories_PS, limit, losses_P2)
+
+
+def record_losses(teller: Storyteller, tasks: Sequence[Task], prompts: Sequence[list[int]]) -> np.ndarray:
+    """Return (P, 2): the loss of each record's story after its own prompt and after the next one's, in nats per story.
+
+    All tokens of the story count; NaN where it does not fit the model's positions.  The two are equal for a model that
+    ignores its prompts.
+    """
+    stories = batch_encoder(teller.tokenizer)([task.story for task in tasks])
+    windows, sizes = [], []
+    for place, story in enumerate(stories):
+        for prompt in (prompts[place], prompts[(place + 1) % len(prompts)]):
+            ids = np.array([*prompt, *story])
+            fits = len(ids) <= teller.positions
+            windows += [Window(ids[:-1], ids[1:], np.full(len(ids) - 1, len(sizes)))] * fits
+            sizes.append(len(story) if fits else 0)
+    sums = window_sums(
+        teller.model,
+        windows,
+        16,  # not --batch_size: the last digits depend on it, and no other number of the table does
+        Processes(),
+        lambda window, nats_T, _: [float(nats_T[-sizes[int(window.owners_T[0])] :].sum())],
+    )
+    losses = iter(sums)
+    return np.array([next(losses)[0] if size else np.nan for size in sizes]).reshape(-1, 2)
 
 
 def fitting(
@@ -205,22 +236,28 @@ def score_rows(
     groups: Mapping[str, np.ndarray],
     seed: int = 0,
     held_out: HeldOut | None = None,
+    losses_P2: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Score a model's stories beside the control, over all prompts and over each group.
 
     Args:
         known: features that the judge can detect.
         groups: the (P,) membership of each group of prompts.
+        losses_P2: of `record_losses`.
 
     Returns:
         Rows of judged, slice, metric, estimate, lower, upper, n (prompts), unit.
     """
     written = story_values(tasks, stories_PS, known, held_out or HeldOut())
+    if losses_P2 is not None:
+        written["record_loss"] = losses_P2[:, 0]
     rows = _rows(WRITTEN, written, tasks, groups, seed)
     if len(tasks) > 1 and any(task.words or task.features for task in tasks):
         others = values_for_others(tasks, stories_PS, known, seed)
+        if losses_P2 is not None:
+            others["record_loss"] = losses_P2[:, 1]
         rows += _rows(OTHERS, others, tasks, groups, seed)
-        difference = {metric: written[metric] - others[metric] for metric in CONSTRAINTS}
+        difference = {metric: written[metric] - of for metric, of in others.items()}
         rows += _rows(LISTENING, difference, tasks, groups, seed, difference=True)
     return rows
 
@@ -320,7 +357,9 @@ def score(
 
     rows, of_models = [], []
     for one, judges in zip(written, held_out, strict=True):
-        of_models.append(score_rows(one.tasks, one.stories_PS, judge.known, groups(one.tasks), seed, judges))
+        of_models.append(
+            score_rows(one.tasks, one.stories_PS, judge.known, groups(one.tasks), seed, judges, one.losses_P2)
+        )
         shared = {"row": "model", "model": one.model, "seed": one.seed, "models": 1}
         rows += [{**shared, **row} for row in of_models[-1]]
     if len(written) > 1:

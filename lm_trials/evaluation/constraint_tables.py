@@ -45,6 +45,7 @@ SHOWN_METRICS = {
     "copied_prompt": "4-grams of the\nprompt copied",
     "other_judge": "features, by\nother judge",
     "base_loss": "loss under\nthe base",
+    "record_loss": "loss of the\nrecord's story",
 }
 HEADERS = {WRITTEN: "model", OTHERS: "other\nprompts", LISTENING: "difference", RECORDS: "records'\nstories"}
 
@@ -197,7 +198,7 @@ def _show_coverage(result: ConstraintResult, coverage: Coverage) -> None:
 def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
-    digits = 1 if row["unit"] == "words" else 3
+    digits = 1 if row["unit"] in ("words", "nats per story") else 3
     if math.isnan(row["lower"]):
         return f"{row['estimate']:.{digits}f}"
     lower, upper = (f"{row[side]:.{digits}f}" for side in ("lower", "upper"))

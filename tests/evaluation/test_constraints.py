@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Features, List, Value
 from tiny_models import tiny_model
 
@@ -19,6 +20,7 @@ from lm_trials.evaluation.constraint_scores import (
     WRITTEN,
     judged,
     over_prompts,
+    record_losses,
     record_rows,
     score,
     score_rows,
@@ -216,6 +218,25 @@ def test_one_who_listens_is_told_from_one_who_does_not(data):
     assert found(listening, WRITTEN, "ended")["estimate"] == 1
     long = scripted(data, lambda task: task.story + " the end" * 900)
     assert found(long, WRITTEN, "ended")["estimate"] == 0
+
+
+def test_the_loss_of_a_record_after_its_prompt_is_that_of_a_plain_pass(data):
+    tokenizer, model = load_tokenizer(data / "model"), tiny_model("llama", vocab_size=400, positions=400)
+    tasks = [Task("a", "Write.", story="A cat sat."), Task("b", "Write about a dog.", story="A red dog " * 3)]
+    teller = Storyteller("tiny", model, tokenizer, "instruct")
+    prompts = task_prompts(teller, tasks)
+    losses = record_losses(teller, tasks, prompts)
+    for place, task in enumerate(tasks):
+        story = tokenizer.encode(task.story, add_special_tokens=False)
+        for column, prompt in enumerate((prompts[place], prompts[1 - place])):
+            with torch.no_grad():
+                told = model(torch.tensor([[*prompt, *story]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            nats = -sum(told[at, token].item() for at, token in enumerate(story))
+            assert losses[place, column] == pytest.approx(nats, rel=1e-5)
+    assert losses[0, 0] != losses[0, 1]
+    assert np.allclose(record_losses(teller, tasks, [prompts[0], prompts[0]]).T[0], losses[[0, 1], [0, 1]])
+    model.config.max_position_embeddings = len(prompts[0]) + 5
+    assert np.isnan(record_losses(teller, tasks, prompts)[1]).all()
 
 
 def run(data, *more, model="model", out="out"):
