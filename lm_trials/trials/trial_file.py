@@ -27,7 +27,8 @@ from lm_trials.trials.stages import read_stages
 from lm_trials.trials.sweep_file import trial_of_sweep
 from lm_trials.trials.trial import ArmName, Measure, Stage, Trial
 
-KEYS = ("claim", "source", "seeds", "prepare", "stages", "measure", "primary", "secondary", "controls", "description")
+KEYS = ("claim", "source", "seeds", "per_seed", "prepare", "stages", "measure", "primary", "secondary", "controls")
+KEYS += ("description",)
 MEASURING = ("evaluate", "constraints", "latent-city", "probe")
 PREPARING = ("prepare", "cache")
 OWN_FLAGS = ("model_name_or_path", "model_dir", "output_dir")  # of a measure, set by the trial
@@ -73,6 +74,7 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
         source=str(given["source"]) if given.get("source") else None,
         description=str(given.get("description") or ""),
         text=text,
+        per_seed=_per_seed(given.get("per_seed"), seeds),
     )
 
 
@@ -86,6 +88,15 @@ def _seeds(given: Any) -> tuple[int, ...]:
         if seed in given[:place]:
             raise UsageError(f"seeds: {seed} is given twice; a root seed is one replicate")
     return tuple(map(int, given))
+
+
+def _per_seed(given: Any, seeds: Sequence[int]) -> dict[str, Mapping[int, Any]]:
+    found = {}
+    for name, values in {} if given is None else as_mapping(given, "per_seed").items():
+        found[str(name)] = as_mapping(values, f"per_seed.{name}")
+        if missing := [seed for seed in seeds if seed not in values]:
+            raise UsageError(f"per_seed.{name} has no value for seed {missing[0]}; add one")
+    return found
 
 
 def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
