@@ -93,6 +93,8 @@ def _seeds(given: Any) -> tuple[int, ...]:
 def _per_seed(given: Any, seeds: Sequence[int]) -> dict[str, Mapping[int, Any]]:
     found = {}
     for name, values in {} if given is None else as_mapping(given, "per_seed").items():
+        if name == "seed":
+            raise UsageError("per_seed.seed: {seed} is the root seed itself; choose another name")
         found[str(name)] = as_mapping(values, f"per_seed.{name}")
         if missing := [seed for seed in seeds if seed not in values]:
             raise UsageError(f"per_seed.{name} has no value for seed {missing[0]}; add one")

@@ -96,6 +96,7 @@ def test_the_registration_changes_with_what_matters_and_not_with_words(tmp_path)
         ("seeds", [0, 1, 2]),
         ("stages.pretrain.max_steps", 7),
         ("primary.contrast", "decayed - plain"),
+        ("per_seed", {"city": {0: "Rome", 1: "Oslo"}}),
     ):
         assert read(tmp_path, changed(path, value)).digest != digest, path
 
@@ -114,6 +115,9 @@ def test_a_changed_recipe_is_another_registration(tmp_path):
     ("path", "value", "line"),
     [
         ("claim", None, "claim is missing"),
+        ("per_seed", {"city": {0: "Rome"}}, "per_seed.city has no value for seed 1; add one"),
+        ("per_seed", {"city": "Rome"}, "per_seed.city is not a mapping"),
+        ("per_seed", {"seed": {0: 1, 1: 2}}, "{seed} is the root seed itself"),
         ("seeds", None, "seeds is missing; list the root seeds"),
         ("seeds", [], "seeds is missing"),
         ("seeds", [0, 0], "seeds: 0 is given twice"),
