@@ -27,8 +27,8 @@ from lm_trials.trials.stages import read_stages
 from lm_trials.trials.sweep_file import trial_of_sweep
 from lm_trials.trials.trial import ArmName, Measure, Stage, Trial
 
-KEYS = ("claim", "source", "seeds", "per_seed", "prepare", "stages", "measure", "primary", "secondary", "controls")
-KEYS += ("description",)
+KEYS = ("claim", "source", "seeds", "per_seed", "prepare", "stages", "measure", "primary", "secondary", "controls",
+        "description")  # fmt: skip
 MEASURING = ("evaluate", "constraints", "latent-city", "probe")
 PREPARING = ("prepare", "cache")
 OWN_FLAGS = ("model_name_or_path", "model_dir", "output_dir")  # of a measure, set by the trial
@@ -92,12 +92,13 @@ def _seeds(given: Any) -> tuple[int, ...]:
 
 def _per_seed(given: Any, seeds: Sequence[int]) -> dict[str, Mapping[int, Any]]:
     found = {}
-    for name, values in {} if given is None else as_mapping(given, "per_seed").items():
+    for name, about in {} if given is None else as_mapping(given, "per_seed").items():
         if name == "seed":
             raise UsageError("per_seed.seed: {seed} is the root seed itself; choose another name")
-        found[str(name)] = as_mapping(values, f"per_seed.{name}")
+        values: Mapping[Any, Any] = as_mapping(about, f"per_seed.{name}")
         if missing := [seed for seed in seeds if seed not in values]:
             raise UsageError(f"per_seed.{name} has no value for seed {missing[0]}; add one")
+        found[str(name)] = values
     return found
 
 
