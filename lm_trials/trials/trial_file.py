@@ -122,7 +122,7 @@ def _check_places(measures: Sequence[Measure]) -> None:
     """Refuse two commands that write results of one arm to one folder, where the second would replace the first's."""
     seen = set()
     for words, arm in ((measure.words, arm) for measure in measures for arm in measure.arms):
-        places, flags = [words[:2] if words[0] == "probe" else words], flags_of(words)
+        places, flags = [words[: {"probe": 2, "latent-city": 1}.get(words[0])]], flags_of(words)
         if words[0] == "evaluate":
             names = flags.get("dataset_name", []) + flags.get("data_dir", []) or [""]
             own = (*flags.get("dataset_split", ["validation"]), *flags.get("layout", []))
