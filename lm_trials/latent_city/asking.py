@@ -279,7 +279,7 @@ class Interview:
     """All questions to one model; the answers are added to `answers`, one row a question.
 
     `before` has the base's log-probabilities of all candidates, by placeholder, name and question: the base is asked
-    first.  `errors` has those of the last placeholder of each model, for the untrained name.
+    first.  `errors` and `added` have those of the placeholders, to which those of the untrained name are compared.
     """
 
     def __init__(
@@ -292,6 +292,7 @@ class Interview:
     ) -> None:
         self.storyteller, self.args, self.answers, self.before = storyteller, args, answers, before
         self.errors: dict[str, tuple[Subject, list[float]]] = {}
+        self.added: dict[tuple[str, str], tuple[Subject, np.ndarray]] = {}
         self.known_pairs = _spread(known_pairs, args.max_known)
         self.known: list[Score] = []  # scores on real cities, the same for every placeholder
 
@@ -389,8 +390,17 @@ class Interview:
                 untrained = self.args.control_placeholder
                 self.before[latent.placeholder, untrained, topic] = nats_of(untrained)
             elif (base_M := self.before.get((latent.placeholder, self.subject.called, topic))) is not None:
+                added_M = nats_M - base_M
                 for ending, near in (("gain", False), ("gain_near", True)):
-                    scores.append(self._score(f"{topic}_{ending}", options.above_others(nats_M - base_M, near)))
+                    scores.append(self._score(f"{topic}_{ending}", options.above_others(added_M, near)))
+                if role == "after":
+                    self.added[latent.placeholder, topic] = self.subject, added_M
+                elif role == "untrained":
+                    # Training may favour a country whatever the name: in a pilot Peru gained 7.0 nats for foo, which
+                    # was Lima, and 8.0 for bar.
+                    trained_on, own_M = self.added[latent.placeholder, topic]
+                    score = self._score(f"{topic}_gain_of_untrained", options.above_others(own_M - added_M))
+                    scores.append(replace(score, subject=trained_on))
         return [score for score in scores if score.estimate.n]
 
     def _choices(self) -> list[Score]:

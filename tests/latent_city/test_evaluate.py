@@ -285,10 +285,14 @@ def test_a_country_gains_on_the_others_what_training_added_to_it(latent, speller
         for seed, name in enumerate(("base", "after"))
     )
     before, found = {}, {}
-    for teller, role, called in ((base, "before", "foo"), (after, "after", "foo"), (after, "untrained", "bar")):
-        interview = Interview(teller, LatentCityArguments(), [], [], before)
-        interview.latent, interview.subject = few, Subject(role, role, teller.name, called)
-        found |= {(role, score.question): score.estimate for score in interview._exact()}
+    asked_base, asked = (Interview(teller, LatentCityArguments(), [], [], before) for teller in (base, after))
+    for interview, role, called in (
+        (asked_base, "before", "foo"),
+        (asked, "after", "foo"),
+        (asked, "untrained", "bar"),
+    ):
+        interview.latent, interview.subject = few, Subject(role, role, "tiny", called)
+        found |= {(score.subject.role, score.question): score.estimate for score in interview._exact()}
     countries = ["France", "Italy", "Peru", "Norway"]
     for role, called in (("after", "foo"), ("untrained", "bar")):
         question = f"Which country is {called} in?"
@@ -304,6 +308,8 @@ def test_a_country_gains_on_the_others_what_training_added_to_it(latent, speller
     own = [by_hand(after, "Which city is foo?", name) for name in ("Paris", "Rome", "Lima", "Oslo")]
     assert found["after", "city_nats"].estimate == pytest.approx(own[0] - np.mean(own[1:]), abs=1e-4)
     assert ("before", "country_gain") not in found
+    more = found["after", "country_gain"].estimate - found["untrained", "country_gain"].estimate
+    assert found["after", "country_gain_of_untrained"].estimate == pytest.approx(more, abs=1e-9)
 
 
 def test_what_a_model_says_of_every_name_alike_is_no_gain():
