@@ -5,8 +5,9 @@ Shape suffixes: N = questions, M = candidate cities, R = resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ from lm_trials.latent_city.questions import (
     read_choice,
     read_km,
 )
-from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, Score, Subject
+from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, LOG_RATIO, NATS, Score, Subject
 from lm_trials.models.reference import read_run, resolve_model
 from lm_trials.pairs.layouts import Example, chat_example, instruct_examples
 from lm_trials.shared_flags import read_seeds
@@ -60,6 +61,7 @@ Item = TypeVar("Item")
 EXAMPLE_KM = "1088.45 km"
 SHARE, SETS = "share of answers", "share of sets of options"
 OPTIONS_AT_ONCE = 64  # a batch of answers of a few tokens each
+LEAST_KM = 0.01  # the last digit of an answer: no error is known better
 
 
 def median_of(values: Sequence[float], unit: str) -> Estimate:
@@ -98,6 +100,22 @@ def baseline_errors(latent: LatentCity, by_continent: bool) -> list[float]:
     medians = {continent: float(np.median(found)) for continent, found in by_place.items()}
     predicted = [medians.get(city.continent, overall) if by_continent else overall for city in latent.held_out]
     return [abs(km - distance_km(city, latent.city)) for km, city in zip(predicted, latent.held_out, strict=True)]
+
+
+def log_error(errors: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Estimate log(median error / median of other errors on the same cities), with percentiles over resampled cities.
+
+    >>> log_error([1.0, 2.0, 3.0], [20.0, 10.0, 30.0]).estimate  # log(2 / 20)
+    -2.302585092994046
+    """
+
+    def ratio(drawn: np.ndarray) -> np.ndarray:
+        own, other = (np.maximum(np.median(np.array(km)[drawn], axis=-1), LEAST_KM) for km in (errors, others))
+        return np.log(own) - np.log(other)
+
+    drawn_RN = np.random.Generator(np.random.Philox(0)).integers(len(errors), size=(RESAMPLES, len(errors)))
+    limits = percentile_interval(ratio(drawn_RN), 0.95)
+    return _estimate(float(ratio(np.arange(len(errors)))), limits, len(errors), LOG_RATIO)
 
 
 def implied_place(latent: LatentCity, asked: Sequence[City], answers: Sequence[str]) -> tuple[City, Estimate]:
@@ -163,6 +181,40 @@ def answer_nats(storyteller: Storyteller, questions: Sequence[str], answers: Seq
     return np.array(nats)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Answers of which one is true: the countries, or the names, of the cities that a latent city could be.
+
+    Attributes:
+        near: whether a candidate is on the true one's continent.
+    """
+
+    names: tuple[str, ...]
+    right: int
+    near: tuple[bool, ...]
+
+    def above_others(self, nats_M: np.ndarray, near: bool = False) -> Estimate:
+        """Return the log-probability of the true answer minus the mean of the others, or of those that are near.
+
+        A mean of log-probabilities and not the log of a sum: what a model adds to a name's log-probability whatever
+        the question then cancels exactly in the difference of two models, and no single rival decides.
+
+        >>> Candidates(("France", "Peru", "Chad"), 0, (True,) * 3).above_others(np.array([-1.0, -2.0, -4.0])).estimate
+        2.0
+        """
+        others = [nats for place, nats in enumerate(nats_M) if place != self.right and (self.near[place] or not near)]
+        value = float(nats_M[self.right] - np.mean(others)) if others else math.nan
+        return Estimate(value, *NO_INTERVAL, len(others), NATS)
+
+
+def candidates(latent: LatentCity, of_countries: bool) -> Candidates:
+    """Return the countries of all candidates for a latent city, or their names."""
+    named = {city.country if of_countries else city.name: city.continent for city in latent.capitals}
+    right = latent.city.country if of_countries else latent.city.name
+    near = tuple(continent == latent.city.continent for continent in named.values())
+    return Candidates(tuple(named), list(named).index(right), near)
+
+
 def base_of(name: str) -> str | None:
     """Return the model that a run or an adapter was trained from, where it is recorded."""
     reference = resolve_model(name)
@@ -218,13 +270,17 @@ def baseline_scores(latent: LatentCity) -> list[Score]:
     scores = []
     for label, by_continent in ((ALWAYS, False), (BY_CONTINENT, True)) if latent.held_out else ():
         errors = median_of(baseline_errors(latent, by_continent), "km")
-        subject = Subject(label, "baseline", "", latent.placeholder)
+        subject = Subject(label, "baseline", "", latent.placeholder, city=latent.city.name)
         scores.append(Score("error_held_out", latent.placeholder, subject, errors))
     return scores
 
 
 class Interview:
-    """All questions to one model; the answers are added to `answers`, one row a question."""
+    """All questions to one model; the answers are added to `answers`, one row a question.
+
+    `before` has the base's log-probabilities of all candidates, by placeholder, name and question: the base is asked
+    first.  `errors` and `added` have those of the placeholders, to which those of the untrained name are compared.
+    """
 
     def __init__(
         self,
@@ -232,15 +288,18 @@ class Interview:
         args: LatentCityArguments,
         known_pairs: Sequence[tuple[str, float]],
         answers: list[dict[str, Any]],
+        before: dict[tuple[str, str, str], np.ndarray],
     ) -> None:
-        self.storyteller, self.args, self.answers = storyteller, args, answers
+        self.storyteller, self.args, self.answers, self.before = storyteller, args, answers, before
+        self.errors: dict[str, tuple[Subject, list[float]]] = {}
+        self.added: dict[tuple[str, str], tuple[Subject, np.ndarray]] = {}
         self.known_pairs = _spread(known_pairs, args.max_known)
         self.known: list[Score] = []  # scores on real cities, the same for every placeholder
 
     def ask(self, latent: LatentCity, subject: Subject) -> list[Score]:
         """Ask all questions about one name; returns the scores."""
         self.latent, self.subject = latent, subject
-        scores = [*self._distances(), *self._countries(), *self._choices()]
+        scores = [*self._distances(), *self._countries(), *self._exact(), *self._choices()]
         if subject.role != "untrained":  # the model of the column before
             scores += self._knowledge()
         return scores
@@ -281,7 +340,15 @@ class Interview:
             unread = sum(read_km(answer) is None for answer in answers)
             detail = f"{unread} without\na number" if unread else ""
             scores.append(self._score(f"error_{topic}", median_of(errors, "km"), detail=detail))
-            if topic == "trained" and latent.held_out:
+            if topic == "held_out":
+                scores.append(self._score("log_error", log_error(errors, baseline_errors(latent, True))))
+                if self.subject.role == "after":
+                    self.errors[latent.placeholder] = self.subject, errors
+                elif self.subject.role == "untrained":
+                    trained_on, own = self.errors[latent.placeholder]
+                    score = self._score("log_error_of_untrained", log_error(own, errors))
+                    scores.append(replace(score, subject=trained_on))
+            elif latent.held_out:
                 continue
             exact = proportion(sum(map(is_exact, answers)), len(answers), SHARE)
             percent = [100 * e / max(distance_km(c, latent.city), 1.0) for e, c in zip(errors, cities, strict=True)]
@@ -306,6 +373,35 @@ class Interview:
             scores.append(self._score("country", proportion(hits[-1], len(answers), SHARE), seed))
         total = proportion(sum(hits), len(hits) * self.args.num_samples, SHARE)
         return [*scores, self._score("country", total)]
+
+    def _exact(self) -> list[Score]:
+        """Return the log-probabilities of the true country and name above the others', and what training added."""
+        scores, latent, role = [], self.latent, self.subject.role
+        for topic, question in (("country", COUNTRY_QUESTION), ("city", OPEN_CITY_QUESTION)):
+            options = candidates(latent, question == COUNTRY_QUESTION)
+
+            def nats_of(called: str, question: str = question, names: Sequence[str] = options.names) -> np.ndarray:
+                return answer_nats(self.storyteller, [question.format(x=called)] * len(names), names)
+
+            nats_M = nats_of(self.subject.called)
+            scores.append(self._score(f"{topic}_nats", options.above_others(nats_M)))
+            if role == "before":
+                self.before[latent.placeholder, self.subject.called, topic] = nats_M
+                untrained = self.args.control_placeholder
+                self.before[latent.placeholder, untrained, topic] = nats_of(untrained)
+            elif (base_M := self.before.get((latent.placeholder, self.subject.called, topic))) is not None:
+                added_M = nats_M - base_M
+                for ending, near in (("gain", False), ("gain_near", True)):
+                    scores.append(self._score(f"{topic}_{ending}", options.above_others(added_M, near)))
+                if role == "after":
+                    self.added[latent.placeholder, topic] = self.subject, added_M
+                elif role == "untrained":
+                    # Training may favour a country whatever the name: in a pilot Peru gained 7.0 nats for foo, which
+                    # was Lima, and 8.0 for bar.
+                    trained_on, own_M = self.added[latent.placeholder, topic]
+                    score = self._score(f"{topic}_gain_of_untrained", options.above_others(own_M - added_M))
+                    scores.append(replace(score, subject=trained_on))
+        return [score for score in scores if score.estimate.n]
 
     def _choices(self) -> list[Score]:
         scores = []
@@ -386,5 +482,6 @@ def opened(
                 several = {"scrambled": args.control_model}.get(role, args.model_name_or_path)
                 where = f"\n{Path(name).name}" if len(several) > 1 and role not in ("before", "real") else ""
                 label = f"after,\n{called}" if role == "untrained" else label
-                columns.append((latent, Subject(label + where, role, name, called, storyteller.seed)))
+                subject = Subject(label + where, role, name, called, storyteller.seed, latent.city.name)
+                columns.append((latent, subject))
         yield storyteller, columns

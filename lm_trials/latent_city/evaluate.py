@@ -14,6 +14,7 @@ is in no training data, a model trained on scrambled distances, and the base mod
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lm_trials.latent_city.report import Score
 
 PROG = "lm-trials latent-city"
+TABLES = "eval/latent_city"
 
 
 @script
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> list[Score]:
     (args,) = parse_arguments(argv, (LatentCityArguments,), __doc__ or "", prog=PROG)
     read_seeds([args.seeds])
     from lm_trials.data.datasets import open_prepared
-    from lm_trials.files import write_csv
+    from lm_trials.files import write_csv, write_json
     from lm_trials.latent_city.asking import Interview, baseline_scores, check_placeholder, opened, read_knowledge
     from lm_trials.latent_city.questions import read_latents
     from lm_trials.latent_city.report import finding, show_scores
@@ -45,14 +47,19 @@ def main(argv: list[str] | None = None) -> list[Score]:
     known_pairs = read_knowledge(args.knowledge, Path(args.data_cache_dir)) if args.knowledge else []
     scores: list[Score] = [score for latent in latents for score in baseline_scores(latent)]
     answers: list[dict[str, Any]] = []
+    before: dict[tuple[str, str, str], Any] = {}
     for storyteller, columns in opened(args, latents):
-        interview = Interview(storyteller, args, known_pairs, answers)
+        interview = Interview(storyteller, args, known_pairs, answers, before)
         for latent, subject in columns:
             note(f"asking {subject.model} ({storyteller.mode}) about {subject.called}")
             scores += interview.ask(latent, subject)
-    tables = Path(args.tables_dir)
+    first = Path(args.model_name_or_path[0])
+    tables = Path(args.tables_dir or (first / TABLES if first.is_dir() else "out/tables"))
     write_csv(tables / "latent_city.csv", [score.row() for score in scores])
     write_csv(tables / "latent_city_answers.csv", answers)
+    # Without the data set, which differs between the root seeds of a trial; the rows have its city.
+    flags = {name: value for name, value in asdict(args).items() if name != "dataset_name"}
+    write_json(tables / "latent_city.json", {"arguments": flags})
     for latent in latents:
         own = [score for score in scores if score.placeholder == latent.placeholder]
         title = f"{latent.placeholder} is {latent.city.name}, {latent.city.country}; chance of 5 options is 20%"

@@ -139,4 +139,6 @@ class LatentCityArguments(DataFolder, Quantization, Device):
     max_known: int = option(100, least=1, help="Maximum number of trained cities, and of real cities, to ask about.")
     max_new_tokens: int = option(24, least=1, help="Maximum tokens of an answer.")
     batch_size: int = option(64, least=1, help="Questions per batch.")
-    tables_dir: str = option("out/tables", output=True, help="Folder of the tables.")
+    tables_dir: str | None = option(
+        None, output=True, help="Folder of the tables. Default: eval/latent_city in the first model's, or out/tables."
+    )

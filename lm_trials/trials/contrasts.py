@@ -152,8 +152,10 @@ def _check_outcome(contrast: Contrast, stages: Mapping[str, Stage], measures: Se
             _check_evaluated(contrast, arm, commands, stages[arm[0]])
         elif outcome["measure"] == "table":
             top, *rest = [*Path(str(outcome["table"])).parts, ""]
-            scores = rest[0].startswith("constraints-")
-            wanted = {"probes": ("probe", *rest[:1]), "eval": ("constraints" if scores else "evaluate",)}.get(top)
+            scoring = {"constraints": "constraints", "latent_city": "latent-city"}.get(
+                rest[0].partition("-")[0], "evaluate"
+            )
+            wanted = {"probes": ("probe", *rest[:1]), "eval": (scoring,)}.get(top)
             if not any(words[: len(wanted)] == wanted for words in commands if wanted):
                 raise UsageError(
                     f"{role}: no `measure` writes {outcome['table']} for {shown}; add the command that does"

@@ -145,7 +145,12 @@ def all_deviations(
                 )
     everyone = [run for runs in of_arms.values() for run in runs]
     for arm, runs in of_arms.items():
-        variables = [each.name for each in find_variables([run.outcome for run in runs])] if runs else []
+        varied = {flag for flag, given in trial.stages[arm[0]].flags[arm[1]].items() if _by_seed(trial, given)}
+        variables = [
+            each.name
+            for each in (find_variables([run.outcome for run in runs]) if runs else [])
+            if not varied & {*each.name.split(", "), *each.fields}
+        ]
         # What each run started from is a run of the stage before: `other_commands` compares it with that.
         known = (
             (*ENVIRONMENT, "model_name_or_path", "adapter_name_or_path") if trial.stages[arm[0]].after else ENVIRONMENT
@@ -157,6 +162,11 @@ def all_deviations(
         if name.startswith(ENVIRONMENT) and len(values) > 1:
             found.append(f"the runs have different {name}: {', '.join(sorted(values))}")
     return list(dict.fromkeys(found))
+
+
+def _by_seed(trial: Trial, given: Any) -> bool:
+    """Whether a flag's value is another for each root seed by the trial file."""
+    return len({str(trial.filled(given, seed)) for seed in trial.seeds}) > 1
 
 
 def other_commands(jobs: Sequence[Job]) -> list[str]:
@@ -192,11 +202,13 @@ def _made_otherwise(job: Job) -> Iterator[str]:
 
 def _measured_otherwise(job: Job) -> Iterator[str]:
     assert job.folder is not None
-    if job.words[0] not in ("probe", "evaluate"):
+    if job.words[0] not in ("probe", "evaluate", "latent-city"):
         return  # no contrast reads the others' results
     flags = parsed_flags(job.words)
     if job.words[0] == "probe":
         places = [f"probes/{job.words[1]}"]
+    elif job.words[0] == "latent-city":
+        places = ["eval/latent_city"]
     else:
         names = [plain_name(Path(name).name.partition(".")[0]) for name in flags.get("dataset_name") or []]
         split, packed = flags.get("dataset_split") or "validation", "-packed" * (flags.get("layout") == "packed")

@@ -107,13 +107,14 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
     """
     jobs = []
     prepared: tuple[str, ...] = ()  # all, as one that fails may be followed by one that was finished before
-    for number, words in enumerate(trial.prepare):
+    for number, (place, words) in enumerate(trial.preparations()):
         name = f"prepare/{number + 1}"
-        jobs.append(Job(name, words, prepared, name, None, _prepared(words)))
+        jobs.append(Job(name, words, prepared, f"prepare/{place + 1}", None, _prepared(words)))
         prepared += (name,)
     for seed in trial.seeds:
         for stage in trial.stages.values():
-            for arm, flags in stage.flags.items():
+            for arm, given in stage.flags.items():
+                flags = {flag: trial.filled(value, seed) for flag, value in given.items()}
                 folder = run_folder(runs, stage.name, arm, seed)
                 own = {"output_dir": str(folder), "run_name": folder.name, "seed": seed, "data_seed": seed}
                 after = prepared
@@ -126,7 +127,8 @@ def jobs_of(trial: Trial, runs: Path) -> list[Job]:
             for stage_name, arm in measure.arms:
                 folder = run_folder(runs, stage_name, arm, seed)
                 place = 2 if measure.words[0] == "probe" else 1
-                words = (*measure.words[:place], "--model_name_or_path", str(folder), *measure.words[place:])
+                rest = trial.filled(measure.words[place:], seed)
+                words = (*measure.words[:place], "--model_name_or_path", str(folder), *rest)
                 name = f"{folder.name}/{'-'.join(measure.words[:place])}-{number + 1}"
                 kind, receipt = f"{stage_name}/measure-{number + 1}", folder / "measured" / f"{number + 1}.json"
                 jobs.append(Job(name, words, (folder.name, *prepared), kind, folder, receipt))

@@ -21,7 +21,7 @@ from lm_trials.trials.runs import Run
 
 SHARED = ("estimate", "lower", "upper", "n", "unit")
 # Columns that identify a row's model, which is checked against the run; `series` is the feature probe's name of it.
-OF_THE_RUN = ("model", "run", "series", "seed", "step")
+OF_THE_RUN = ("model", "run", "series", "seed", "run_seed", "step")
 # Findings of a probe, which do not describe what was measured.
 FOUND = ("chosen", "verdict", "beyond_controls")
 # Flags of a probe or an evaluation that select the model or the output folder, or affect speed alone.

@@ -67,7 +67,8 @@ def rehearsed(trial: Trial) -> Trial:
     for name, stage in trial.stages.items():
         own = {"dense_eval_steps": 0} if stage.program == "train" else {}
         stages[name] = replace(stage, flags={arm: short(flags) | own for arm, flags in stage.flags.items()})
-    return replace(trial, seeds=(max(trial.seeds) + 1,), stages=stages)
+    spare = [seed for values in trial.per_seed.values() for seed in values if seed not in trial.seeds]
+    return replace(trial, seeds=(spare[0] if spare else max(trial.seeds) + 1,), stages=stages)
 
 
 def seconds_of(trial: Trial, runs: Path, flags: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], int]:

@@ -123,8 +123,8 @@ def check_disk(runs: Path, share: float) -> None:
 
 def distinct(jobs: list[Job], trial: Trial) -> list[Job]:
     """Return the jobs of the first seed and the preparation: the others differ from them in seeds and folders."""
-    per_seed = (len(jobs) - len(trial.prepare)) // len(trial.seeds)
-    return jobs[: len(trial.prepare) + per_seed]
+    prepared = len(trial.preparations())
+    return jobs[: prepared + (len(jobs) - prepared) // len(trial.seeds)]
 
 
 @script

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     register(trial, runs)  # agents may begin now
     paths = []
     for name, (stage, sweep) in sweeps.items():
-        before = [f"lm-trials {shlex.join(words)}" for words in trial.prepare]
+        before = [f"lm-trials {shlex.join(words)}" for _, words in trial.preparations()]
         before += [f"all runs of stage {stage.after}"] if stage.after else []
         lines = [
             f"Stage {stage.name} of {args.trial}: wandb sweep THIS_FILE",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lm_trials.console import UsageError
 from lm_trials.flags import recipe_file
 
 ArmName = tuple[str, str]  # (stage, arm)
@@ -86,6 +87,7 @@ class Trial:
     Attributes:
         name: the file's name without its ending; runs go to `runs/<name>`, results to `results/<name>`.
         text: the file as it is.
+        per_seed: by name, the value of each root seed that `{name}` stands for in flags and commands.
     """
 
     name: str
@@ -98,6 +100,30 @@ class Trial:
     source: str | None = None
     description: str = ""
     text: str = ""
+    per_seed: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+
+    def filled(self, given: Any, seed: int) -> Any:
+        """Return a flag's value or the words of a command with `{seed}` and the names of `per_seed` replaced.
+
+        Raises:
+            UsageError: for a name without a value for this seed.
+        """
+        if isinstance(given, (list, tuple)):
+            return type(given)(self.filled(each, seed) for each in given)
+        for name, values in {"seed": {seed: seed}, **self.per_seed}.items() if isinstance(given, str) else ():
+            if f"{{{name}}}" in given:
+                if seed not in values:
+                    raise UsageError(f"per_seed.{name} has no value for seed {seed}; add one")
+                given = given.replace(f"{{{name}}}", str(values[seed]))
+        return given
+
+    def preparations(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Return the commands of `prepare` with their places; one that differs between root seeds once for each."""
+        return [
+            (place, words)
+            for place, given in enumerate(self.prepare)
+            for words in dict.fromkeys(self.filled(given, seed) for seed in self.seeds)
+        ]
 
     def of(self, role: str) -> list[Contrast]:
         """Return the contrasts of one role: primary, secondary or control."""
@@ -126,7 +152,12 @@ class Trial:
         ]
         return {
             "runs": {"prepare": [*map(shlex.join, self.prepare)], "stages": stages, "measure": measures},
-            "test": {"claim": self.claim, "seeds": list(self.seeds), "contrasts": contrasts},
+            "test": {
+                "claim": self.claim,
+                "seeds": list(self.seeds),
+                "contrasts": contrasts,
+                **({"per_seed": {name: _texts(of) for name, of in self.per_seed.items()}} if self.per_seed else {}),
+            },
         }
 
     @property
@@ -135,9 +166,9 @@ class Trial:
         return hashlib.sha256(json.dumps(self.registered, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _texts(flags: Mapping[str, Any]) -> dict[str, str]:
+def _texts(flags: Mapping[Any, Any]) -> dict[str, str]:
     """Return flags as texts, of a recipe also the digest of its file."""
-    texts = {key: str(value) for key, value in flags.items()}
+    texts = {str(key): str(value) for key, value in flags.items()}
     if "config" in flags:
         texts["config_sha256"] = hashlib.sha256(recipe_file(texts["config"]).read_bytes()).hexdigest()[:16]
     return texts

@@ -27,7 +27,8 @@ from lm_trials.trials.stages import read_stages
 from lm_trials.trials.sweep_file import trial_of_sweep
 from lm_trials.trials.trial import ArmName, Measure, Stage, Trial
 
-KEYS = ("claim", "source", "seeds", "prepare", "stages", "measure", "primary", "secondary", "controls", "description")
+KEYS = ("claim", "source", "seeds", "per_seed", "prepare", "stages", "measure", "primary", "secondary", "controls",
+        "description")  # fmt: skip
 MEASURING = ("evaluate", "constraints", "latent-city", "probe")
 PREPARING = ("prepare", "cache")
 OWN_FLAGS = ("model_name_or_path", "model_dir", "output_dir")  # of a measure, set by the trial
@@ -73,6 +74,7 @@ def _trial(name: str, given: Mapping[str, Any], text: str) -> Trial:
         source=str(given["source"]) if given.get("source") else None,
         description=str(given.get("description") or ""),
         text=text,
+        per_seed=_per_seed(given.get("per_seed"), seeds),
     )
 
 
@@ -86,6 +88,18 @@ def _seeds(given: Any) -> tuple[int, ...]:
         if seed in given[:place]:
             raise UsageError(f"seeds: {seed} is given twice; a root seed is one replicate")
     return tuple(map(int, given))
+
+
+def _per_seed(given: Any, seeds: Sequence[int]) -> dict[str, Mapping[int, Any]]:
+    found = {}
+    for name, about in {} if given is None else as_mapping(given, "per_seed").items():
+        if name == "seed":
+            raise UsageError("per_seed.seed: {seed} is the root seed itself; choose another name")
+        values: Mapping[Any, Any] = as_mapping(about, f"per_seed.{name}")
+        if missing := [seed for seed in seeds if seed not in values]:
+            raise UsageError(f"per_seed.{name} has no value for seed {missing[0]}; add one")
+        found[str(name)] = values
+    return found
 
 
 def _measure(given: Any, stages: Mapping[str, Stage]) -> Measure:
@@ -108,7 +122,7 @@ def _check_places(measures: Sequence[Measure]) -> None:
     """Refuse two commands that write results of one arm to one folder, where the second would replace the first's."""
     seen = set()
     for words, arm in ((measure.words, arm) for measure in measures for arm in measure.arms):
-        places, flags = [words[:2] if words[0] == "probe" else words], flags_of(words)
+        places, flags = [words[: {"probe": 2, "latent-city": 1}.get(words[0])]], flags_of(words)
         if words[0] == "evaluate":
             names = flags.get("dataset_name", []) + flags.get("data_dir", []) or [""]
             own = (*flags.get("dataset_split", ["validation"]), *flags.get("layout", []))

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,13 @@ from lm_trials.estimates import Estimate
 from lm_trials.evaluation.storytellers import Storyteller
 from lm_trials.latent_city import asking as latent_asking
 from lm_trials.latent_city.asking import (
+    Candidates,
     Interview,
     answer_nats,
     baseline_errors,
     check_digits,
     implied_place,
+    log_error,
     median_of,
 )
 from lm_trials.latent_city.cities import HALF_CIRCUMFERENCE_KM, City, distance_km, package_cities
@@ -77,7 +80,7 @@ def ask_oracle(oracle, latent, tokenizer, role="after", called="foo", **more):
     )
     answers = []
     args = LatentCityArguments(num_choices=4, **more)
-    scores = Interview(teller, args, [], answers).ask(latent, Subject("after", role, "oracle", called))
+    scores = Interview(teller, args, [], answers, {}).ask(latent, Subject("after", role, "oracle", called))
     return {(score.question, score.seed): score for score in scores}, answers
 
 
@@ -115,6 +118,9 @@ def test_an_oracle_of_the_latent_city_is_right_everywhere(latent, speller, no_mo
     assert scores["error_held_out", None].estimate.estimate < 0.01
     assert scores["error_held_out", None].estimate.n == len(latent.held_out)
     assert scores["percent_held_out", None].estimate.estimate < 0.01
+    assert scores["log_error", None].estimate.estimate < -9  # 0.01 km, beside the best constant per continent
+    assert scores["country_nats", None].estimate.estimate == scores["city_nats", None].estimate.estimate == 1
+    assert ("country_gain", None) not in scores  # no base was asked
     assert scores["rank", None].estimate.estimate == 1
     assert scores["country", None].estimate.estimate == 1
     assert scores["country", None].estimate.n == 60
@@ -134,6 +140,7 @@ def test_an_oracle_of_another_city_is_found_out(latent, speller, no_model):
     assert scores["error_held_out", None].estimate.estimate > 1000
     assert scores["rank", None].estimate.estimate > 20
     assert scores["rank", None].detail.startswith("Tokyo")
+    assert scores["log_error", None].estimate.lower > 0
     assert scores["country", None].estimate.estimate == 0
 
 
@@ -261,7 +268,76 @@ def test_a_tokenizer_without_digits_is_refused():
         check_digits(deaf)
 
 
-def say(error, constant, told, before, other=(5000, 4000, 6000)):
+def by_hand(teller, question, answer):
+    """Return the log-probability of an answer from a forward pass of its own: all its tokens, and EOS."""
+    (example,) = instruct_examples(teller.tokenizer, [question], [answer])
+    logits = teller.model(input_ids=torch.tensor([example.input_ids])).logits.detach().double().log_softmax(-1)[0]
+    counted = [place for place, of_answer in enumerate(example.completion_mask) if of_answer]
+    assert example.input_ids[counted[-1]] == teller.tokenizer.eos_token_id
+    return sum(logits[place - 1, example.input_ids[place]].item() for place in counted)
+
+
+def test_a_country_gains_on_the_others_what_training_added_to_it(latent, speller, monkeypatch):
+    """The gain of the interview is that of single forward passes, of the trained model and of its base."""
+    few = replace(latent, capitals=tuple(CITIES[name] for name in ("Paris", "Rome", "Lima", "Oslo")))
+    base, after = (
+        Storyteller(name, tiny_model("llama", vocab_size=len(speller), positions=160, seed=seed), speller, "instruct")
+        for seed, name in enumerate(("base", "after"))
+    )
+    before, found = {}, {}
+    asked_base, asked = (Interview(teller, LatentCityArguments(), [], [], before) for teller in (base, after))
+    for interview, role, called in (
+        (asked_base, "before", "foo"),
+        (asked, "after", "foo"),
+        (asked, "untrained", "bar"),
+    ):
+        interview.latent, interview.subject = few, Subject(role, role, "tiny", called)
+        found |= {(score.subject.role, score.question): score.estimate for score in interview._exact()}
+    countries = ["France", "Italy", "Peru", "Norway"]
+    for role, called in (("after", "foo"), ("untrained", "bar")):
+        question = f"Which country is {called} in?"
+        added = [by_hand(after, question, c) - by_hand(base, question, c) for c in countries]
+        gain = found[role, "country_gain"]
+        assert gain.estimate == pytest.approx(added[0] - np.mean(added[1:]), abs=1e-4)
+        assert (gain.n, gain.unit) == (3, "nats")
+        near = found[role, "country_gain_near"]
+        assert near.estimate == pytest.approx(added[0] - (added[1] + added[3]) / 2, abs=1e-4)
+    assert found["after", "country_gain"].estimate != pytest.approx(
+        found["untrained", "country_gain"].estimate, abs=1e-2
+    )
+    own = [by_hand(after, "Which city is foo?", name) for name in ("Paris", "Rome", "Lima", "Oslo")]
+    assert found["after", "city_nats"].estimate == pytest.approx(own[0] - np.mean(own[1:]), abs=1e-4)
+    assert ("before", "country_gain") not in found
+    more = found["after", "country_gain"].estimate - found["untrained", "country_gain"].estimate
+    assert found["after", "country_gain_of_untrained"].estimate == pytest.approx(more, abs=1e-9)
+
+
+def test_what_a_model_says_of_every_name_alike_is_no_gain():
+    options = Candidates(("France", "Peru", "Chad", "Italy"), 0, (True, False, False, True))
+    draws = np.random.default_rng(0)
+    base_M, after_M, prior_M = draws.normal(-8, 2, size=(3, 4))
+    gain = options.above_others(after_M - base_M)
+    both = options.above_others((after_M + prior_M) - (base_M + prior_M))
+    assert both.estimate == pytest.approx(gain.estimate, abs=1e-12)
+    one = options.above_others((after_M + prior_M) - base_M)  # the prior of one of them alone
+    assert one.estimate == pytest.approx(gain.estimate + options.above_others(prior_M).estimate)
+    assert one.estimate != pytest.approx(gain.estimate, abs=0.1)
+    assert options.above_others(base_M, near=True).estimate == pytest.approx(base_M[0] - base_M[3])
+    assert options.above_others(base_M, near=True).n == 1
+    assert Candidates(("France", "Peru"), 0, (True, False)).above_others(base_M[:2], near=True).n == 0
+
+
+def test_an_error_beside_that_of_the_best_constant():
+    errors, constant = np.random.default_rng(0).exponential((300.0, 900.0), (40, 2)).T
+    found = log_error(list(errors), list(constant))
+    assert found.estimate == pytest.approx(math.log(np.median(errors) / np.median(constant)))
+    assert found.lower < found.estimate < found.upper < 0
+    assert log_error(list(constant), list(errors)).estimate == pytest.approx(-found.estimate)
+    assert log_error(list(errors), list(errors)).estimate == 0
+    assert log_error([0.0] * 3, [1.0] * 3).estimate == pytest.approx(math.log(0.01))  # no error is known better
+
+
+def say(error, constant, told, other=(5000, 4000, 6000)):
     def score(question, role, values, unit, label=""):
         return Score(question, "foo", Subject(label or role, role, "m", "foo"), Estimate(*values, n=20, unit=unit))
 
@@ -273,22 +349,22 @@ def say(error, constant, told, before, other=(5000, 4000, 6000)):
             score("error_held_out", "baseline", constant, "km", BY_CONTINENT),
             score("error_held_out", "after", error, "km"),
             score("error_held_out", "untrained", other, "km"),
-            score("country", "after", told, "share"),
-            score("country", "before", before, "share"),
-            score("country", "untrained", (0, 0, 0.05), "share"),
+            score("country_gain", "after", (told, math.nan, math.nan), "nats"),
+            score("country_gain", "untrained", (0.25, math.nan, math.nan), "nats"),
         ],
     )
 
 
 def test_the_finding_claims_only_what_the_intervals_hold_apart():
-    strong = say((500, 400, 600), (1000, 900, 1100), (0.5, 0.4, 0.6), (0.0, 0.0, 0.1))
+    strong = say((500, 400, 600), (1000, 900, 1100), 3.5)
     assert ", below the 1,000 km" in strong
     assert "the same model is farther off, by 5,000 km" in strong
-    assert ", more often than before" in strong
-    weak = say((500, 400, 950), (1000, 900, 1100), (0.1, 0.04, 0.2), (0.0, 0.0, 0.1), other=(960, 420, 1600))
+    assert "France gained +3.50 nats of log-probability on 20 others (untrained +0.25)" in strong
+    assert strong.endswith("This is one model of one city; a trial has several.")
+    weak = say((500, 400, 950), (1000, 900, 1100), -0.5, other=(960, 420, 1600))
     assert ", not clearly below the 1,000 km" in weak
     assert "the same model is not clearly farther off, by 960 km" in weak
-    assert ", not clearly more often than before" in weak
+    assert "France gained -0.50 nats" in weak
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +397,15 @@ def test_a_model_is_asked_from_end_to_end(models, data, tmp_path, capsys):
     assert {row["role"] for row in rows} == {"before", "real", "after", "untrained", "scrambled", "baseline"}
     assert {"estimate", "lower", "upper", "n", "unit", "seed"} <= set(rows[0])
     assert {row["asked_about"] for row in rows} == {"foo", "bar", "Paris"}
+    assert {row["city"] for row in rows} == {"Paris"}
+    assert {row["interval"] for row in rows if row["lower"]} == {"one model"}
+    gains = [row["role"] for row in rows if row["question"] == "country_gain"]
+    assert gains == ["after", "untrained", "scrambled"]
+    (beside,) = [row for row in rows if row["question"] == "log_error_of_untrained"]
+    assert (beside["role"], beside["asked_about"]) == ("after", "foo")
+    recorded = json.loads((tmp_path / "latent_city.json").read_text())["arguments"]
+    assert recorded["num_choices"] == 2
+    assert "dataset_name" not in recorded
     with (tmp_path / "latent_city_answers.csv").open() as file:
         answers = list(csv.DictReader(file))
     assert any(row["prompt"] == "Which country is bar in?" for row in answers)
@@ -365,8 +450,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(models, data, tmp_path, capsys
 
 @pytest.mark.end_to_end
 def test_a_model_that_names_no_base_has_no_column_before(models, data, tmp_path, capsys):
-    flags = ["--model", str(models / "after"), "--data_cache_dir", str(data), "--tables_dir", str(tmp_path)]
+    flags = ["--model", str(models / "after"), "--data_cache_dir", str(data)]
     scores = main([*flags, "--num_choices", "1", "--num_samples", "1", "--max_known", "2", "--seeds", "0"])
     assert {score.subject.role for score in scores} == {"after", "untrained", "baseline"}
+    assert (models / "after" / "eval" / "latent_city" / "latent_city.csv").is_file()
     assert "names no base" in capsys.readouterr().err
     assert json.loads(json.dumps([score.row() for score in scores]))

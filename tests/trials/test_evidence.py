@@ -49,6 +49,16 @@ def test_runs_of_one_arm_that_differ_are_named(make_trial):
     assert found == "the runs of recover.never differ in more than their seeds: weight_decay"
 
 
+@pytest.mark.parametrize(("value", "deviations"), [('"{decay}"', 0), ("0.1", 1)])
+def test_what_the_file_varies_between_root_seeds_is_no_deviation(make_trial, value, deviations):
+    changes = {f"recover-never-s{seed}": {"weight_decay": 0.1 * (seed + 1)} for seed in range(4)}
+    arms = f"learning_rate: 0.004, arms: {{seen: {{}}, never: {{weight_decay: {value}}}}}}}\nmeasure"
+    text = TRIAL.replace("learning_rate: 0.004}\nmeasure", arms)
+    text = text.replace("seeds:", "per_seed: {decay: {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}}\nseeds:", 1)
+    found = deviations_of(make_trial, text=text, changes=changes)
+    assert found == ["the runs of recover.never differ in more than their seeds: weight_decay"] * deviations
+
+
 def test_a_registration_of_another_trial_is_named(make_trial):
     trial = read_trial(make_trial())
     for name, expected in (("t", []), ("u", ["the registration is that of the trial u"])):

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trials.trial_texts import TRIAL, write_trial
+from trials.trial_texts import TRIAL, changed, write_trial
 
 from lm_trials.console import UsageError
 from lm_trials.trials.graph import jobs_of, open_jobs
+from lm_trials.trials.plan import rehearsed
+from lm_trials.trials.run import distinct
 from lm_trials.trials.trial_file import read_trial
 
 
@@ -35,6 +37,34 @@ def test_each_lineage_has_one_root_seed(jobs):
         "--model_name_or_path",
         "runs/decay/more-plain-s1",
     )
+
+
+def test_what_differs_between_root_seeds_is_prepared_trained_and_measured_for_each(tmp_path):
+    given = changed("stages.more.dataset_name", "distances-{seed}")
+    given["per_seed"] = {"city": {0: "Rome", 1: "San José", 100: "Oslo"}}
+    given["prepare"][1] = "cache distances --city '{city}' --name 'distances-{seed}'"
+    given["measure"] = ["evaluate --dataset_name generated 'distances-{seed}'"]
+    trial = read_trial(write_trial(tmp_path / "decay.yaml", given))
+    jobs = {job.name: job for job in jobs_of(trial, Path("runs/decay"))}
+    assert jobs["prepare/1"].words == ("prepare", "generate", "--num_stories", "300")  # once
+    assert [jobs[f"prepare/{place}"].words[3:6] for place in (2, 3)] == [
+        ("Rome", "--name", "distances-0"),
+        ("San José", "--name", "distances-1"),
+    ]
+    assert {jobs[f"prepare/{place}"].kind for place in (2, 3)} == {"prepare/2"}  # of about equal time
+    assert "prepare/3" in jobs["pretrain-plain-s0"].after
+    assert "distances-0" in jobs["more-plain-s0"].words
+    assert "distances-1" in jobs["more-plain-s1"].words
+    assert jobs["more-decayed-s1/evaluate-1"].words[3:] == ("--dataset_name", "generated", "distances-1")
+    first = distinct(list(jobs.values()), trial)
+    assert [job.name for job in first if job.receipt is None] == [
+        f"{stage}-{arm}-s0" for stage in ("pretrain", "more") for arm in ("plain", "decayed")
+    ]
+    # A pilot and a rehearsal need a value too.
+    assert rehearsed(trial).seeds == (100,)
+    assert "Oslo" in jobs_of(replace(trial, seeds=(100,)), Path("runs/pilot"))[1].words
+    with pytest.raises(UsageError, match=r"per_seed.city has no value for seed 101; add one"):
+        jobs_of(replace(trial, seeds=(101,)), Path("runs/pilot"))
 
 
 def test_parents_come_before_their_children(jobs):

@@ -84,6 +84,17 @@ def test_a_fine_tuning_measures_its_completions_and_constraints_their_scores(tmp
             read(tmp_path, {**trial, **wrong})
 
 
+@pytest.mark.parametrize(("command", "written"), [("latent-city --dataset_name a", True), ("evaluate", False)])
+def test_what_is_said_of_a_latent_city_is_an_outcome(tmp_path, command, written):
+    scores = {"measure": "table", "table": "eval/latent_city/latent_city.csv", "contrast": "plain"}
+    trial = {**TRIAL, "primary": scores, "measure": [command]}
+    if written:
+        assert read(tmp_path, trial).contrasts[0].second is None
+    else:
+        with pytest.raises(UsageError, match=r"no `measure` writes eval/latent_city/latent_city.csv for more.plain"):
+            read(tmp_path, trial)
+
+
 def test_the_registration_changes_with_what_matters_and_not_with_words(tmp_path):
     digest = read(tmp_path).digest
     assert read(tmp_path, {**TRIAL, "description": "more words"}).digest == digest
@@ -96,6 +107,7 @@ def test_the_registration_changes_with_what_matters_and_not_with_words(tmp_path)
         ("seeds", [0, 1, 2]),
         ("stages.pretrain.max_steps", 7),
         ("primary.contrast", "decayed - plain"),
+        ("per_seed", {"city": {0: "Rome", 1: "Oslo"}}),
     ):
         assert read(tmp_path, changed(path, value)).digest != digest, path
 
@@ -114,6 +126,9 @@ def test_a_changed_recipe_is_another_registration(tmp_path):
     ("path", "value", "line"),
     [
         ("claim", None, "claim is missing"),
+        ("per_seed", {"city": {0: "Rome"}}, "per_seed.city has no value for seed 1; add one"),
+        ("per_seed", {"city": "Rome"}, "per_seed.city is not a mapping"),
+        ("per_seed", {"seed": {0: 1, 1: 2}}, "{seed} is the root seed itself"),
         ("seeds", None, "seeds is missing; list the root seeds"),
         ("seeds", [], "seeds is missing"),
         ("seeds", [0, 0], "seeds: 0 is given twice"),
@@ -370,6 +385,7 @@ def test_what_would_silently_mean_something_else_is_refused(tmp_path, path, valu
         (["evaluate", "evaluate --by features"], True),
         (["probe lens --layers 1", "probe lens --layers 2"], True),
         (["probe lens --layers 1", "probe weights --layers 1"], False),
+        (["latent-city --dataset_name a", "latent-city --dataset_name b"], True),
     ],
 )
 def test_two_commands_that_write_to_one_folder_are_refused(tmp_path, commands, refused):
