@@ -160,7 +160,8 @@ def _examples(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Iterator[tuple[str, Example]]:
     """Yield the name and the example of each row; a UsageError names the row that a chat template does not take."""
-    rows, checked = iter(rows), set()
+    rows = iter(rows)
+    checked: set[tuple[Any, ...]] = set()
     while batch := list(islice(rows, BATCH)):
         names = [row["record_id"] for row in batch]
         if layout == "text":
@@ -185,7 +186,7 @@ def _examples(
 
 
 def _chat_examples(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[layouts.Conversation], checked: set[tuple[str, ...]]
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[layouts.Conversation], checked: set[tuple[Any, ...]]
 ) -> list[Example]:
     for messages, _, options in conversations:
         # What a template renders depends on which roles and fields there are, and hardly on their texts.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -295,7 +295,10 @@ def _chat_examples(
     texts, through = texts[: len(wholes)], iter(texts[len(wholes) :])
     asked = iter(_rendered(tokenizer, template, prompts, options, add_generation_prompt=True))
     ids_of_wholes, encodings = _encoded(tokenizer, texts)
-    tokens = _fixed_tokens(tokenizer, ids_of_wholes[0] if ids_of_wholes else [])
+    added = tokenizer.added_tokens_decoder
+    # A normalizer reads a whole text, so a normalized token does not part what precedes it from what follows.
+    rendered = added.keys() & set(ids_of_wholes[0])
+    tokens = {added[number].content: number for number in rendered if not added[number].normalized}
     beginnings = []  # of each answer: its prompt, and the conversation through it
     for messages, numbers, text, encoding in zip(wholes, answers, texts, encodings, strict=True):
         for number in numbers:
@@ -338,7 +341,7 @@ def _margins(
     These tokens belong to the template, so a `conversation` (JSON) of stand-ins shows them: transformers cannot mark
     the assistant's tokens and sanitize the texts in one call.
     """
-    messages, how = json.loads(conversation), {"chat_template": chat_template}
+    messages, how = json.loads(conversation), dict[str, Any](chat_template=chat_template)
     marked = _apply(tokenizer, messages, **how, return_assistant_tokens_mask=True)["assistant_masks"]
     places = [place for place in range(len(_applied(tokenizer, messages[:-1], **how)), len(marked)) if marked[place]]
     if not places:
@@ -355,8 +358,8 @@ def _applied(
     **options: Any,
 ) -> list[int]:
     template = tokenizer.get_chat_template(chat_template, options.get("tools"))
-    conversations, options = _marked(tokenizer, template, [messages], options)
-    return _encoded(tokenizer, _rendered(tokenizer, template, conversations, options, add_generation_prompt))[0][0]
+    conversations, marked = _marked(tokenizer, template, [messages], options)
+    return _encoded(tokenizer, _rendered(tokenizer, template, conversations, marked, add_generation_prompt))[0][0]
 
 
 def _marked(
@@ -383,7 +386,8 @@ def _rendered(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     how = {**tokenizer.special_tokens_map, **options, "add_generation_prompt": add_generation_prompt}
-    return render_jinja_template(conversations, chat_template=template, **how)[0]
+    # With conversations, a list of texts and one of places, which its annotation does not say.
+    return cast("Any", render_jinja_template)(conversations, chat_template=template, **how)[0]
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> tuple[list[list[int]], list[Any]]:
@@ -394,7 +398,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> tup
     is_marked = [_CONTROL_TOKEN_START in text or _CONTROL_TOKEN_END in text for text in rendered]
     plain = [text for text, marked in zip(rendered, is_marked, strict=True) if not marked]
     how: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    encoded = iter(())
+    encoded: Iterator[tuple[list[int], Any]] = iter(())
     if plain:
         batch = tokenizer(plain, **how)
         encoded = zip(batch["input_ids"], batch.encodings or [None] * len(plain), strict=True)
@@ -414,20 +418,9 @@ def _tail(part: str, text: str, encoding: Any, tokens: Mapping[str, int]) -> tup
     if encoding is not None and text.startswith(part):
         start, token = max(((part.rfind(token), token) for token in tokens), default=(-1, ""))
         place = encoding.char_to_token(start) if start >= 0 else None
-        chars = (start, start + len(token))
-        if place is not None and encoding.ids[place] == tokens[token] and encoding.token_to_chars(place) == chars:
+        if place is not None and encoding.ids[place] == tokens[token]:
             return place, part[start:]
     return 0, part
-
-
-def _fixed_tokens(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[str, int]:
-    """Return the added tokens among `ids` that match regardless of their neighbours, with their ids."""
-    added, found = tokenizer.added_tokens_decoder, {}
-    for number in set(ids) & added.keys():
-        token = added[number]
-        if not (token.lstrip or token.rstrip or token.single_word or token.normalized):
-            found[token.content] = number
-    return found
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Mapping[str, list[int]]:
