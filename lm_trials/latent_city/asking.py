@@ -53,7 +53,7 @@ from lm_trials.latent_city.questions import (
 )
 from lm_trials.latent_city.report import ALWAYS, BY_CONTINENT, LOG_RATIO, NATS, Score, Subject
 from lm_trials.models.reference import read_run, resolve_model
-from lm_trials.pairs.layouts import Example, chat_example, instruct_examples
+from lm_trials.pairs.layouts import NO_OPTIONS, Example, chat_examples, instruct_examples
 from lm_trials.shared_flags import read_seeds
 from lm_trials.tokens.tokenizers import batch_encoder
 
@@ -157,10 +157,10 @@ def answer_nats(storyteller: Storyteller, questions: Sequence[str], answers: Seq
         examples = instruct_examples(tokenizer, questions, answers)
     elif storyteller.mode == "chat":
         turns = [
-            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            ([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], 1, NO_OPTIONS)
             for question, answer in zip(questions, answers, strict=True)
         ]
-        examples = [chat_example(tokenizer, turn, 1) for turn in turns]
+        examples = chat_examples(tokenizer, turns)
     else:
         prompts = storyteller.prompts(questions)
         opening = len(prompts[0]) - len(batch_encoder(tokenizer)([questions[0]])[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice, tee
@@ -264,7 +264,8 @@ def _examples(
     rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> Iterator[tuple[str, Example]]:
     """Yield the name and the example of each row; a UsageError names the row that a chat template does not take."""
-    rows, checked = iter(rows), set()
+    rows = iter(rows)
+    checked: set[tuple[Any, ...]] = set()
     while batch := list(islice(rows, BATCH)):
         names = [row["record_id"] for row in batch]
         if layout == "text":
@@ -274,17 +275,30 @@ def _examples(
             ended = [row.get("ended") is not False for row in batch]
             yield from zip(names, layouts.instruct_examples(tokenizer, prompts, completions, ended), strict=True)
         else:
-            for row in batch:
-                messages, num_prompt, options = layouts.as_conversation(row)
-                # What a template renders depends on which roles and fields there are, and hardly on their texts.
-                shape = (*((message["role"], *sorted(message)) for message in messages), *options)
-                try:
-                    if shape not in checked:
-                        layouts.check_conversation(tokenizer, messages, options)
-                        checked.add(shape)
-                    yield row["record_id"], layouts.chat_example(tokenizer, messages, num_prompt, options)
-                except UsageError as error:
-                    raise UsageError(f"the conversation {messages[0].get('content')!r:.60}: {error}") from None
+            conversations = [layouts.as_conversation(row) for row in batch]
+            try:
+                examples = _chat_examples(tokenizer, conversations, checked)
+            except UsageError:
+                for conversation in conversations:  # which of them
+                    try:
+                        _chat_examples(tokenizer, [conversation], checked)
+                    except UsageError as error:
+                        first = conversation[0][0].get("content")
+                        raise UsageError(f"the conversation {first!r:.60}: {error}") from None
+                raise
+            yield from zip(names, examples, strict=True)
+
+
+def _chat_examples(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[layouts.Conversation], checked: set[tuple[Any, ...]]
+) -> list[Example]:
+    for messages, _, options in conversations:
+        # What a template renders depends on which roles and fields there are, and hardly on their texts.
+        shape = (*((message["role"], *sorted(message)) for message in messages), *options)
+        if shape not in checked:
+            layouts.check_conversation(tokenizer, messages, options)
+            checked.add(shape)
+    return layouts.chat_examples(tokenizer, conversations)
 
 
 class ExampleStore:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from lm_trials.console import UsageError, note
@@ -31,6 +32,8 @@ Message = Mapping[str, Any]
 Options = Mapping[str, Any]
 """Columns that a chat template can render beside the messages: `tools`, `documents`."""
 NO_OPTIONS: Options = {}
+Conversation = tuple[Sequence[Message], int, Options]
+"""Messages, how many of them are the prompt, and options."""
 
 STORY_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -235,7 +238,12 @@ def chat_length(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
 def chat_example(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_prompt: int = 0, options: Options = NO_OPTIONS
 ) -> Example:
-    """Return a conversation's ids; its completion is the assistant's messages after the first `num_prompt` messages.
+    """Return the example of one conversation; see `chat_examples`."""
+    return chat_examples(tokenizer, [(messages, num_prompt, options)])[0]
+
+
+def chat_examples(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Example]:
+    """Return the ids of conversations; the completion is the assistant's messages after those of the prompt.
 
     A template can mark the completion with `{% generation %}`; else it is the assistant's turn without its opening.
 
@@ -243,32 +251,85 @@ def chat_example(
         UsageError: if the template renders the beginning of a conversation differently from the whole, so that
             training and inference would differ; if the assistant has no message, or the first one.
     """
-    ids = _applied(tokenizer, messages, **options)
-    mask = [0] * len(ids)
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant" or number < num_prompt:
-            continue
-        if number == 0:
+    examples: list[Example] = []
+    for options, group in groupby(conversations, key=lambda conversation: conversation[2]):
+        examples += _chat_examples(tokenizer, [(messages, first) for messages, first, _ in group], options)
+    return examples
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise what templates raise, for example for roles that they do not know, as a UsageError."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the chat template does not take this conversation ({error}); correct its roles and fields"
+        ) from None
+
+
+@_refusing()
+def _chat_examples(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Sequence[Message], int]], options: Options
+) -> list[Example]:
+    answers = []
+    for messages, num_prompt in conversations:
+        numbers = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= num_prompt]
+        if numbers[:1] == [0]:
             raise UsageError(
                 "a conversation begins with the assistant, so its first message has no prompt; add a message of role "
                 "user before it"
             )
-        prompt = chat_prompt(tokenizer, messages[:number], **options)
-        through = ids if number + 1 == len(messages) else _applied(tokenizer, messages[: number + 1], **options)
-        if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
-            raise UsageError(
-                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders the beginning of a "
-                "conversation differently from the whole, so the tokens of an answer cannot be located; fine-tune with "
-                "another template (lm-trials tune --chat_template_path)"
-            )
-        template = tokenizer.get_chat_template(tools=options.get("tools"))
-        stand_ins = [{**message, "content": "a"} if "content" in message else message for message in messages]
-        before, after = _margins(tokenizer, template, len(tokenizer), json.dumps(stand_ins[: number + 1]))
-        start, end = len(prompt) - before, len(through) - after
-        mask[start:end] = [1] * (end - start)
-    if not any(mask):
-        raise UsageError("a conversation has no answer; add a last message of role assistant")
-    return Example(ids, mask)
+        answers.append(numbers)
+    template = tokenizer.get_chat_template(tools=options.get("tools"))
+    wholes, options = _marked(tokenizer, template, [messages for messages, _ in conversations], options)
+    prompts, throughs = [], []
+    for messages, numbers in zip(wholes, answers, strict=True):
+        prompts += [messages[:number] for number in numbers]
+        throughs += [messages[: number + 1] for number in numbers if number + 1 < len(messages)]
+    texts = _rendered(tokenizer, template, [*wholes, *throughs], options)
+    texts, through = texts[: len(wholes)], iter(texts[len(wholes) :])
+    asked = iter(_rendered(tokenizer, template, prompts, options, add_generation_prompt=True))
+    ids_of_wholes, encodings = _encoded(tokenizer, texts)
+    added = tokenizer.added_tokens_decoder
+    # A normalizer reads a whole text, so a normalized token does not part what precedes it from what follows.
+    rendered = added.keys() & set(ids_of_wholes[0])
+    tokens = {added[number].content: number for number in rendered if not added[number].normalized}
+    beginnings = []  # of each answer: its prompt, and the conversation through it
+    for messages, numbers, text, encoding in zip(wholes, answers, texts, encodings, strict=True):
+        for number in numbers:
+            for part in (next(asked), text if number + 1 == len(messages) else next(through)):
+                beginnings.append(_tail(part, text, encoding, tokens))
+    tails = list(dict.fromkeys(tail for _, tail in beginnings))
+    ids_of_tails = dict(zip(tails, _encoded(tokenizer, tails)[0], strict=True))
+    is_marked, begun = bool(_GENERATION.search(template)), iter(beginnings)
+    examples = []
+    for (messages, _), numbers, ids in zip(conversations, answers, ids_of_wholes, strict=True):
+        mask = [0] * len(ids)
+        for number in numbers:
+            ends = []
+            for first, tail in (next(begun), next(begun)):
+                ends.append(first + len(ids_of_tails[tail]))
+                if ids[first : ends[-1]] != ids_of_tails[tail]:
+                    raise UsageError(
+                        f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders the beginning of a "
+                        "conversation differently from the whole, so the tokens of an answer cannot be located; "
+                        "fine-tune with another template (lm-trials tune --chat_template_path)"
+                    )
+            before = after = 0
+            if is_marked:
+                stand_ins = [{**each, "content": "a"} if "content" in each else each for each in messages]
+                before, after = _margins(tokenizer, template, len(tokenizer), json.dumps(stand_ins[: number + 1]))
+            start, end = ends[0] - before, ends[1] - after
+            mask[start:end] = [1] * (end - start)
+        if not any(mask):
+            raise UsageError("a conversation has no answer; add a last message of role assistant")
+        examples.append(Example(ids, mask))
+    return examples
 
 
 @lru_cache(maxsize=64)
@@ -280,9 +341,7 @@ def _margins(
     These tokens belong to the template, so a `conversation` (JSON) of stand-ins shows them: transformers cannot mark
     the assistant's tokens and sanitize the texts in one call.
     """
-    if not _GENERATION.search(chat_template):
-        return 0, 0
-    messages, how = json.loads(conversation), {"chat_template": chat_template}
+    messages, how = json.loads(conversation), dict[str, Any](chat_template=chat_template)
     marked = _apply(tokenizer, messages, **how, return_assistant_tokens_mask=True)["assistant_masks"]
     places = [place for place in range(len(_applied(tokenizer, messages[:-1], **how)), len(marked)) if marked[place]]
     if not places:
@@ -290,15 +349,78 @@ def _margins(
     return len(chat_prompt(tokenizer, messages[:-1], **how)) - places[0], len(marked) - 1 - places[-1]
 
 
-def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
-    from jinja2 import TemplateError
+@_refusing()
+def _applied(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    chat_template: str | None = None,
+    add_generation_prompt: bool = False,
+    **options: Any,
+) -> list[int]:
+    template = tokenizer.get_chat_template(chat_template, options.get("tools"))
+    conversations, marked = _marked(tokenizer, template, [messages], options)
+    return _encoded(tokenizer, _rendered(tokenizer, template, conversations, marked, add_generation_prompt))[0][0]
 
-    try:  # sanitized: "</s>" in a text is text, as in the instruct layout
-        return list(_apply(tokenizer, messages, **options, sanitize_control_tokens=True)["input_ids"])
-    except (TemplateError, TypeError, ValueError) as error:  # raised by templates for roles that they do not know
-        raise UsageError(
-            f"the chat template does not take this conversation ({error}); correct its roles and fields"
-        ) from None
+
+def _marked(
+    tokenizer: PreTrainedTokenizerBase, template: str, conversations: Sequence[Sequence[Message]], options: Options
+) -> tuple[list[list[Message]], Options]:
+    """Return conversations and options with transformers' marks around each control token that a text in them spells.
+
+    `_marked`, `_rendered` and `_encoded` are the steps of `apply_chat_template(..., sanitize_control_tokens=True)`,
+    for many conversations.
+    """
+    given = [[{k: v for k, v in message.items() if v is not None} for message in each] for each in conversations]
+    tools, documents = options.get("tools"), options.get("documents")
+    marked, tools, documents, _ = tokenizer._mark_chat_inputs(template, given, tools, documents, {}, True, False)
+    return marked, {"tools": tools, "documents": documents}
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    conversations: Sequence[Sequence[Message]],
+    options: Options,
+    add_generation_prompt: bool = False,
+) -> list[str]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    how = {**tokenizer.special_tokens_map, **options, "add_generation_prompt": add_generation_prompt}
+    # With conversations, a list of texts and one of places, which its annotation does not say.
+    return cast("Any", render_jinja_template)(conversations, chat_template=template, **how)[0]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> tuple[list[list[int]], list[Any]]:
+    """Return the ids of rendered texts, "</s>" in a message as text, and their encodings where they have one."""
+    from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
+
+    # Few texts have transformers' marks, and it encodes these slowly, one by one.
+    is_marked = [_CONTROL_TOKEN_START in text or _CONTROL_TOKEN_END in text for text in rendered]
+    plain = [text for text, marked in zip(rendered, is_marked, strict=True) if not marked]
+    how: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    encoded: Iterator[tuple[list[int], Any]] = iter(())
+    if plain:
+        batch = tokenizer(plain, **how)
+        encoded = zip(batch["input_ids"], batch.encodings or [None] * len(plain), strict=True)
+    pairs = [
+        (tokenizer(text, **how, sanitize_control_tokens=True)["input_ids"], None) if marked else next(encoded)
+        for text, marked in zip(rendered, is_marked, strict=True)
+    ]
+    return [ids for ids, _ in pairs], [encoding for _, encoding in pairs]
+
+
+def _tail(part: str, text: str, encoding: Any, tokens: Mapping[str, int]) -> tuple[int, str]:
+    """Return the last token of `tokens` in a text's beginning `part`: its place among the text's, and what it begins.
+
+    What stands before an added token has the same ids whatever follows. So only the rest of `part` is to be encoded,
+    and that is mostly `<|im_start|>assistant\\n`. Without such a token: 0 and the part.
+    """
+    if encoding is not None and text.startswith(part):
+        start, token = max(((part.rfind(token), token) for token in tokens), default=(-1, ""))
+        place = encoding.char_to_token(start) if start >= 0 else None
+        if place is not None and encoding.ids[place] == tokens[token]:
+            return place, part[start:]
+    return 0, part
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Mapping[str, list[int]]:
@@ -324,7 +446,7 @@ def fitted(example: Example, max_length: int, overlong: Literal["drop", "cut"]) 
     return cut if overlong == "cut" and any(cut.completion_mask) else None
 
 
-def as_conversation(row: Mapping[str, Any]) -> tuple[list[Message], int, Options]:
+def as_conversation(row: Mapping[str, Any]) -> Conversation:
     """Return the messages of a row of pairs or of conversations, how many of them are the prompt, and its options.
 
     >>> as_conversation({"prompt": "How far is Rome?", "completion": "1105.76 km"})

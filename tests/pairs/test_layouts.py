@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from lm_trials.console import UsageError
 from lm_trials.pairs.examples import choose_layout
@@ -15,6 +16,7 @@ from lm_trials.pairs.layouts import (
     Example,
     as_conversation,
     chat_example,
+    chat_examples,
     chat_length,
     chat_prompt,
     check_chat,
@@ -521,3 +523,83 @@ def test_further_fields_of_a_row_come_back_with_its_messages():
     assert kind == "conversations"
     assert as_conversation(row) == (messages, 0, {"tools": TOOLS})
     assert "further" not in read_row({"messages": written()[0]})[1]
+
+
+SPLITTING = CHATML.replace("message['content']", "message['content'].split('t') | join('t')")  # parts the marks
+CALLED = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '\n' if m['role'] == 'user' }}{% endfor %}"
+PREFIX_DEPENDENT = CHATML.replace("{{ message['content'] }}", "{{ message['content'] }}{{ '!' if loop.last }}")
+TEMPLATES = [STORY_CHAT_TEMPLATE, CHATML, MARKED_CHATML, *ENDED, *UNENDED, SPLITTING, CALLED, PREFIX_DEPENDENT]
+TOKENS = {
+    "plain": {},
+    "strips to the right": {"rstrip": True},
+    "strips to the left": {"lstrip": True},
+    "single words": {"single_word": True},
+    "normalized": {"normalized": True, "special": False},
+}
+
+
+def one_at_a_time(tokenizer, messages, num_prompt=0):
+    """Return the example of a conversation from texts that transformers renders and encodes one by one; None: refused.
+
+    Without margins of `{% generation %}`.
+    """
+
+    def ids(some, **how):
+        return tokenizer.apply_chat_template(some, **how, sanitize_control_tokens=True)["input_ids"]
+
+    whole = ids(messages)
+    mask = [0] * len(whole)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and number >= num_prompt:
+            asked = ids(messages[:number], add_generation_prompt=True)
+            through = ids(messages[: number + 1])
+            if whole[: len(asked)] != asked or whole[: len(through)] != through:
+                return None
+            mask[len(asked) : len(through)] = [1] * (len(through) - len(asked))
+    return Example(whole, mask) if any(mask) else None
+
+
+@pytest.fixture(scope="module", params=TOKENS)
+def several(request, tokenizer):
+    """The tokenizer with added tokens around each message, some of which read their neighbours."""
+    again = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **tokenizer.special_tokens_map)
+    how = {"special": True, **TOKENS[request.param]}
+    again.add_tokens([AddedToken(f"<|im_{side}|>", **how) for side in ("start", "end")])
+    return again
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    template=st.sampled_from(TEMPLATES),
+    turns=st.lists(st.tuples(TEXTS, TEXTS, st.integers(0, 2)), min_size=1, max_size=4),
+)
+def test_many_conversations_at_once_have_the_ids_of_each_by_itself(several, template, turns):
+    """Also where an added token reads its neighbours, or a message spells one."""
+    several.chat_template = template
+    said = [message for asked, answer, _ in turns for message in (user(asked), assistant(answer))]
+    conversations = [(said[: 2 * number + 2], first, {}) for number, (_, _, first) in enumerate(turns)]
+    expected = [one_at_a_time(several, messages, first) for messages, first, _ in conversations]
+    if None in expected:
+        with pytest.raises(UsageError, match=r"differently from the whole|no answer"):
+            chat_examples(several, conversations)
+        return
+    examples = chat_examples(several, conversations)
+    assert [example.input_ids for example in examples] == [example.input_ids for example in expected]
+    if "generation" not in template.split("add_")[0]:
+        assert examples == expected
+
+
+def test_the_tail_of_a_prompt_is_all_that_is_encoded_again(chatml):
+    """The control of the test above: most beginnings end as many others, in few tokens."""
+    conversations = [([user(f"Write {n}."), assistant(f"A cat sat {n} times.")], 0, {}) for n in range(50)]
+    encoded = []
+    call = type(chatml).__call__
+
+    class Counting(type(chatml)):
+        def __call__(self, texts, **how):
+            encoded.extend(texts)
+            return call(self, texts, **how)
+
+    chatml.__class__ = Counting
+    chat_examples(chatml, conversations)
+    assert len(encoded) == 50 + len({"<|im_start|>assistant\n", "<|im_end|>\n"})
