@@ -140,7 +140,8 @@ def record_losses(teller: Storyteller, tasks: Sequence[Task], prompts: Sequence[
     ignores its prompts.
     """
     stories = batch_encoder(teller.tokenizer)([task.story for task in tasks])
-    windows, sizes = [], []
+    windows: list[Window] = []
+    sizes: list[int] = []
     for place, story in enumerate(stories):
         for prompt in (prompts[place], prompts[(place + 1) % len(prompts)]):
             ids = np.array([*prompt, *story])
