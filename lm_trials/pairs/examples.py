@@ -244,7 +244,7 @@ def asked_of(row: dict[str, Any]) -> tuple[list[layouts.Message], layouts.Option
         row = side_row(row, "chosen")
     messages, num_prompt, options = layouts.as_conversation(row)
     last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[: num_prompt or last], options
+    return list(messages[: num_prompt or last]), options
 
 
 def _preferences(
