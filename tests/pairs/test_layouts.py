@@ -225,6 +225,10 @@ def test_a_template_that_renders_a_beginning_otherwise_is_refused(chatml):
     chatml.chat_template = CHATML.replace("assistant\n{% endif %}", "assistant: {% endif %}")
     with pytest.raises(UsageError, match="differently from the whole"):
         chat_example(chatml, [user("Write."), assistant("A cat.")])
+    # As long as the whole's beginning, and the same from the last added token on.
+    chatml.chat_template = "{{ 'a' if messages | length > 1 else 'b' }}" + CHATML
+    with pytest.raises(UsageError, match="differently from the whole"):
+        chat_example(chatml, [user("Write."), assistant("A cat.")])
 
 
 @pytest.mark.parametrize(
