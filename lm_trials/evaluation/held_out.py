@@ -40,7 +40,7 @@ class HeldOut:
         features: another judge of features than the one that scores: a classifier of words where the detectors, which
             match phrases, score; or the reverse.
         base: the model before fine-tuning.
-        always: features that are judged in each story; of others, those that the prompt asks for.
+        always: features that are judged in each story, instead of those that its prompt asks for.
     """
 
     features: Judge | None = None

@@ -73,7 +73,8 @@ def make_preferences(args: PreferenceArguments) -> dict[str, Any]:
     pairs = open_asked(args.dataset_name, place)
     if pairs.kind != "pairs":
         raise UsageError(f"--dataset_name {args.dataset_name} has {pairs.kind}; give prompts and completions")
-    judge = next(iter(open_judges(args.feature_judge, args.judge_corpus, place, args.seed).values()))
+    corpus = args.judge_corpus if args.feature_judge == "classifier" else None  # no held-out judge is needed
+    judge = open_judges(args.feature_judge, corpus, place, args.seed)[args.feature_judge]
     open_rewards(args.reward_funcs, args.reward_weights or None, judge)  # before a model is loaded
     teller = None
     if args.model_name_or_path is not None:
