@@ -69,7 +69,7 @@ class CommonGrpoArguments(CommonMethodArguments):
     temperature: float = option(1.0, above=0, help="grpo: sampling temperature.")
     top_p: float = option(1.0, above=0, most=1, help="grpo: sample among the likeliest tokens of this probability.")
     top_k: int = option(0, least=0, help="grpo: sample among the K likeliest tokens; 0: all.")
-    reward_weights: list[float] = option([], help="grpo: weight of each reward. Default: 1 each.")
+    reward_weights: list[float] = option(None, help="grpo: weight of each reward. Default: 1 each.")
     num_iterations: int = option(1, least=1, help="grpo: passes over the same completions.")
     steps_per_generation: int = option(
         None, least=1, help="grpo: batches sampled together. Default: --gradient_accumulation_steps."

@@ -12,6 +12,8 @@ from transformers import LlamaConfig
 import sft_lora
 from lm_trials.console import UsageError
 from lm_trials.training import checkpoints, manifest
+from lm_trials.training.alignment_flags import CommonDpoArguments, CommonGrpoArguments, MethodArguments
+from lm_trials.training.alignment_run_arguments import DpoRunArguments, GrpoRunArguments
 from lm_trials.training.flags import CommonTrainingArguments, DataArguments, ModelArguments
 from lm_trials.training.plan import Plan
 from lm_trials.training.run_arguments import RunArguments
@@ -19,7 +21,10 @@ from lm_trials.training.run_folder import Start, claim_output_dir
 from lm_trials.training.tuning_flags import AdapterArguments, CommonSftArguments, PairArguments
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 
-FLAGS = (RunArguments, DataArguments, ModelArguments, SftRunArguments, PairArguments, AdapterArguments)
+FLAGS = (
+    *(RunArguments, DataArguments, ModelArguments, SftRunArguments, PairArguments, AdapterArguments),
+    *(DpoRunArguments, GrpoRunArguments, MethodArguments),
+)
 FIELDS = {field.name for flags in FLAGS for field in dataclasses.fields(flags)}
 
 
@@ -38,13 +43,20 @@ def test_what_moves_the_weights_is_an_outcome():
 
 
 @pytest.mark.parametrize(
-    ("shown", "parsed"), [(CommonTrainingArguments, RunArguments), (CommonSftArguments, SftRunArguments)]
+    ("shown", "parsed"),
+    [
+        (CommonTrainingArguments, RunArguments),
+        (CommonSftArguments, SftRunArguments),
+        (CommonDpoArguments, DpoRunArguments),
+        (CommonGrpoArguments, GrpoRunArguments),
+    ],
 )
 def test_help_shows_flags_that_exist_with_their_real_defaults(shown, parsed):
     real = {field.name: field for field in dataclasses.fields(parsed)}
     for field in dataclasses.fields(shown):
         assert field.name in real, field.name
-        if field.name not in ("output_dir", "run_name"):  # those are filled in from the model and data
+        # Those are filled in from the model and data; the two methods have other betas.
+        if field.name not in ("output_dir", "run_name", "beta"):
             assert field.default == real[field.name].default, field.name
 
 
