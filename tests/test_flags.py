@@ -513,6 +513,7 @@ def test_a_check_that_does_not_exist_is_an_error_of_the_declaration():
 
 
 UNBOUNDED = {
+    "reward_weights": "a negative weight makes a reward a penalty",
     "layer": "counts from the end where negative; the model says how many there are",
     "layers": "as layer",
     "head": "as layer",
