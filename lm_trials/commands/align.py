@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import script
+from lm_trials.console import UsageError, script
 from lm_trials.flags import parse_arguments
 from lm_trials.training.alignment_flags import CommonAlignmentArguments, MethodArguments
 from lm_trials.training.tuning_flags import Adapter, PairData, check_targets
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def check(data_args: PairData, adapter_args: Adapter, method_args: MethodArguments) -> None:
         check_targets(adapter_args)
+        if method_args.method == "grpo" and data_args.overlong != "drop":
+            raise UsageError("--method grpo and --overlong cannot be combined; remove one of them")
         chosen.append(method_args.method)
 
     data_args, adapter_args, method_args, args = parse_arguments(

@@ -21,7 +21,7 @@ class MethodArguments(FeatureJudge):
         required="dpo, or grpo",
         one_of=("dpo", "grpo"),
         needs={"grpo": "reward_funcs"},
-        not_with={"dpo": ("reward_funcs", "judge_corpus"), "grpo": ("ref_model_name_or_path", "overlong")},
+        not_with={"dpo": ("reward_funcs", "judge_corpus"), "grpo": "ref_model_name_or_path"},
         help="dpo: learn from preferences (columns prompt, chosen, rejected); grpo: learn from rewards of sampled "
         "completions (column prompt).",
     )
