@@ -1,5 +1,6 @@
 """What every test needs before any library is imported, and where real data may lie."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(items):
         implied = implied or not places.isdisjoint([item.path, *item.path.parents])
         if implied and not item.get_closest_marker("quick"):
             item.add_marker("end_to_end")
+
+
+def pytest_collection_finish():
+    """Leave what the imports made out of each later collection of garbage, of which Trainer makes one in each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

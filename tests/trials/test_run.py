@@ -73,6 +73,7 @@ def test_a_trial_that_is_killed_and_started_again_ends_with_the_same_bits():
     """One lineage; the slow tests have several, and more kills."""
     one = tiny_trial()
     one["stages"]["pretrain"].pop("arms")
+    one["stages"]["pretrain"]["max_steps"] = 40  # 6 ended once before the kill
     write_trial(Path("decay.yaml"), {**one, "primary": None})
     process = start("run", "decay.yaml", "--workers", "1", "--threads", "1")
     wait_for(lambda: list(Path("runs/decay").glob("pretrain-*/checkpoint-2")))
