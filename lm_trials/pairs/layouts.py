@@ -296,9 +296,7 @@ def _chat_examples(
     asked = iter(_rendered(tokenizer, template, prompts, options, add_generation_prompt=True))
     ids_of_wholes, encodings = _encoded(tokenizer, texts)
     added = tokenizer.added_tokens_decoder
-    # A normalizer reads a whole text, so a normalized token does not part what precedes it from what follows.
-    rendered = added.keys() & set(ids_of_wholes[0])
-    tokens = {added[number].content: number for number in rendered if not added[number].normalized}
+    tokens = {added[number].content: number for number in added.keys() & set(ids_of_wholes[0])}
     beginnings = []  # of each answer: its prompt, and the conversation through it
     for messages, numbers, text, encoding in zip(wholes, answers, texts, encodings, strict=True):
         for number in numbers:

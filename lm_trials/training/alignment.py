@@ -224,7 +224,8 @@ def finish_alignment(
         return metrics
     if trainer.args.do_train:
         write_end(trainer, trainer.state.log_history)
-    facts = {"validation": evaluation_line(metrics), "adapter": str(folder)}
+    kind = "model" if adapter_args.full_finetune else "adapter"
+    facts = {"validation": evaluation_line(metrics), kind: str(folder)}
     if not is_merged(adapter_args, str(folder)):  # after finished.json: a merge that fails loses nothing
         destination = Path(str(adapter_args.merge_output))
         merge_adapter(folder, destination, trainer.run_identity, getattr(torch, adapter_args.dtype))

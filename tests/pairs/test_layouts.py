@@ -589,6 +589,7 @@ def test_many_conversations_at_once_have_the_ids_of_each_by_itself(several, temp
         return
     examples = chat_examples(several, conversations)
     assert [example.input_ids for example in examples] == [example.input_ids for example in expected]
+    assert examples == [chat_examples(several, [each])[0] for each in conversations]
     if "generation" not in template.split("add_")[0]:
         assert examples == expected
 
