@@ -36,6 +36,7 @@ END_TO_END_PLACES = (
     *("stories/generated/test_detectors.py", "training/test_tuning_flags.py", "evaluation/test_remote_judge.py"),
     *("stories/test_pieces.py", "stories/test_splits.py", "trials/test_trial_report.py", "trials/test_publish.py"),
     *("evaluation/test_constraints.py", "metrics/test_tables.py", "metrics/test_describe.py"),
+    *("dashboard/test_app.py", "dashboard/test_export.py", "rewards/test_preferences.py"),
 )
 END_TO_END_FIXTURES = {"train_flags", "tune_flags", "align_flags", "tiny_base", "shared_data"}
 
