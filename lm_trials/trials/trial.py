@@ -117,6 +117,12 @@ class Trial:
                 given = given.replace(f"{{{name}}}", str(values[seed]))
         return given
 
+    @property
+    def common_bases(self) -> tuple[str, ...]:
+        """The `model_name_or_path` of stages that name the same one for all root seeds."""
+        given = [of.get("model_name_or_path") for stage in self.stages.values() for of in stage.flags.values()]
+        return tuple(dict.fromkeys(str(name) for name in given if name is not None and "{" not in str(name)))
+
     def preparations(self) -> list[tuple[int, tuple[str, ...]]]:
         """Return the commands of `prepare` with their places; one that differs between root seeds once for each."""
         return [

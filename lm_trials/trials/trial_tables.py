@@ -202,6 +202,8 @@ def covers(report: Report) -> str:
         text += "Interval of losses: for new root seeds and new stories; of other outcomes: for new root seeds. "
     else:
         text += "Interval: for new root seeds. "
+    if bases := report.trial.common_bases:
+        text += f"All root seeds start from {' or '.join(bases)}: new seeds are new trainings of it, not new bases. "
     text += "p: two-sided, against the end of the claimed range (equivalence: two one-sided tests)."
     if sum(finding.contrast.role == "secondary" for finding in report.findings) > 1:
         text += " Secondary contrasts are one family, corrected by Holm."

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fake_trials import TRIAL
 from lm_trials.trials.registration import register
 from lm_trials.trials.trial_file import read_trial
 from lm_trials.trials.trial_report import main
+from lm_trials.trials.trial_tables import covers
 
 FILES = {"README.md", "index.html", "contrasts.csv", "values.csv", "curves.csv", "forest.png", "curves.png",
          "trial.yaml", "registration.json"}  # fmt: skip
@@ -120,6 +122,16 @@ def test_changes_after_the_registration_are_listed(file, capsys):
     assert "margin: 0.05, now 0.01" in Path("results/t/README.md").read_text()
     assert "margin: 0.05, now 0.01" in " ".join(capsys.readouterr().out.split())
     assert json.loads(Path("results/t/registration.json").read_text())["text"] == TRIAL
+
+
+@pytest.mark.parametrize("base, said", [("org/model", True), ("runs/geographer-s{seed}", False)])
+def test_one_base_of_all_root_seeds_is_said(file, base, said):
+    report = main([str(file)])
+    first = report.trial.stages["pretrain"]
+    flags = {arm: {**of, "model_name_or_path": base} for arm, of in first.flags.items()}
+    trial = replace(report.trial, stages={**report.trial.stages, "pretrain": replace(first, flags=flags)})
+    assert ("All root seeds start from org/model" in covers(replace(report, trial=trial))) == said
+    assert "start from" not in covers(report)
 
 
 def test_a_trial_that_was_registered_after_its_runs_says_so(file):
