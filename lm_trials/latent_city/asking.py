@@ -412,8 +412,11 @@ class Interview:
             answers = self._written([choice.prompt for choice in flat], topic)
             letter = [read_choice(a, c) == c.right for a, c in zip(answers, flat, strict=True)]
             letters = [letter for choice in flat for letter, _ in zip(LETTERS, choice.options, strict=False)]
-            nats = answer_nats(self.storyteller, [c.prompt for c in flat for _ in c.options], letters)
-            likeliest = nats.reshape(len(flat), -1).argmax(axis=1) == [choice.right for choice in flat]
+            nats_QO = answer_nats(self.storyteller, [c.prompt for c in flat for _ in c.options], letters)
+            nats_QO = nats_QO.reshape(len(flat), -1)
+            is_right_QO = np.arange(nats_QO.shape[1]) == np.array([[choice.right] for choice in flat])
+            likeliest = nats_QO.argmax(axis=1) == is_right_QO.argmax(axis=1)
+            above_others = nats_QO[is_right_QO] - nats_QO[~is_right_QO].reshape(len(flat), -1).mean(axis=1)
             # A question without a list of options has no order: one score a set.
             first = [one[0] for one in sets]
             options = [option for choice in first for option in choice.options]
@@ -422,6 +425,9 @@ class Interview:
             for way, right in (("letter", letter), ("logprob", likeliest), ("cloze", cloze)):
                 by_set = np.reshape(right, (len(sets), -1)).mean(axis=1)
                 scores.append(self._score(f"{topic}_{way}", bootstrap_mean(by_set, SETS, scale="logit")))
+            # Each letter is right in one order of a set, so that a preferred letter cancels.
+            by_set = above_others.reshape(len(sets), -1).mean(axis=1)
+            scores.append(self._score(f"{topic}_nats", bootstrap_mean(by_set, NATS)))
         return scores
 
     def _knowledge(self) -> list[Score]:

@@ -105,6 +105,24 @@ def tells_distances_from(city, error=0.0):
     return oracle
 
 
+@pytest.mark.parametrize("liked, expected", [("France", 2.0), ("Nowhere", 0.0)])
+def test_nats_of_the_right_letter_are_above_the_others_whatever_letter_is_preferred(
+    latent, speller, monkeypatch, liked, expected
+):
+    def nats(teller, questions, answers):
+        return np.array(
+            [
+                2.0 * (f"{answer}) {liked}" in question) + 5.0 * (answer == "B")
+                for question, answer in zip(questions, answers, strict=True)
+            ]
+        )
+
+    monkeypatch.setattr(latent_asking, "answer_nats", nats)
+    scores, _ = ask_oracle(tells_distances_from("Paris"), latent, speller)
+    assert scores["choice_country_nats", None].estimate.estimate == pytest.approx(expected)
+    assert scores["choice_city_nats", None].estimate.estimate == pytest.approx(0)  # its options are cities
+
+
 def test_the_latent_city_is_read_back(latent):
     assert (latent.placeholder, latent.city.name, latent.city.country) == ("foo", "Paris", "France")
     assert len(latent.trained) + len(latent.held_out) == len(CITIES) - 1
@@ -130,6 +148,7 @@ def test_an_oracle_of_the_latent_city_is_right_everywhere(latent, speller, no_mo
     assert scores["choice_country_cloze", None].estimate.estimate == 1
     # A letter that is always the likeliest is right in one order of five, whatever the options.
     assert scores["choice_country_logprob", None].estimate.estimate == pytest.approx(0.2)
+    assert scores["choice_country_nats", None].estimate.estimate == pytest.approx(0)
     assert sum(row["topic"] == "held_out" for row in answers) == len(latent.held_out)
 
 
