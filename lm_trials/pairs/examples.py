@@ -146,7 +146,8 @@ def make_examples(
     digest = hashlib.sha256()
     with suppress(MadeMeanwhileError), finished_folder(place) as unfinished:
         for split in SPLITS:
-            rows = watch(pairs.splits[split], len(pairs.splits[split]), split)
+            batches = pairs.splits[split].with_format("arrow").iter(BATCH)
+            rows = watch(chain.from_iterable(map(pa.Table.to_pylist, batches)), len(pairs.splits[split]), split)
             with ArrowFile(unfinished / f"{split}.arrow", schema) as file:
                 counts[split] = _write(file, tokenized(rows, tokenizer, layout), max_length, overlong, digest)
         if not counts["train"]["examples"]:
@@ -178,7 +179,7 @@ def _write(
         counts["examples"] += 1
         counts["tokens"] += sum(map(len, _sequences(kept)))
         counts["completion_tokens"] += _num_completion(kept)
-        digest.update(np.array([*map(len, kept[:-1]), *chain.from_iterable(kept)], dtype="<i4").tobytes())
+        digest.update(np.fromiter(chain(map(len, kept[:-1]), *kept), dtype="<i4").tobytes())
         file.write({"record_id": identifier, **kept._asdict()})
     return counts
 

@@ -3,6 +3,7 @@
 import json
 from importlib.resources import files
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -432,6 +433,26 @@ def test_a_column_that_the_template_renders_is_trained_and_another_is_refused(ch
         check_conversation(chatml, messages, options)
 
 
+@pytest.mark.parametrize("options", [{"tools": ["far"]}, {"documents": ["Rome is far."]}])
+def test_tools_and_documents_that_are_no_objects_are_refused(chatml, options):
+    chatml.chat_template = CALLING.replace("document['text']", "document")
+    with pytest.raises(UsageError, match=r"does not take this conversation .*(JSON schema|list of dicts)"):
+        chat_example(chatml, written()[0], options=options)
+    chat_example(chatml, written()[0], options={name: [{"text": "Rome is far."}] for name in options})
+
+
+def test_reasoning_has_the_names_of_other_libraries(chatml):
+    """As in `apply_chat_template`."""
+    chatml.chat_template = CALLING
+    messages, options = with_field("reasoning_content")
+    thinking, examples = messages[1].pop("reasoning_content"), []
+    for name in ("reasoning_content", "thinking", "reasoning", "thoughts"):
+        named = [messages[0], {**messages[1], name: thinking}, *messages[2:]]
+        examples.append(chat_example(chatml, named, options=options))
+        assert examples[-1].input_ids == chatml.apply_chat_template(named)["input_ids"]
+    assert examples[0] == examples[1] == examples[2] != examples[3]
+
+
 @pytest.mark.parametrize(
     ("template", "messages", "what"),
     [
@@ -594,17 +615,24 @@ def test_many_conversations_at_once_have_the_ids_of_each_by_itself(several, temp
         assert examples == expected
 
 
-def test_the_tail_of_a_prompt_is_all_that_is_encoded_again(chatml):
+def test_the_tail_of_a_prompt_is_all_that_is_encoded_again(chatml, monkeypatch):
     """The control of the test above: most beginnings end as many others, in few tokens."""
     conversations = [([user(f"Write {n}."), assistant(f"A cat sat {n} times.")], 0, {}) for n in range(50)]
-    encoded = []
-    call = type(chatml).__call__
-
-    class Counting(type(chatml)):
-        def __call__(self, texts, **how):
-            encoded.extend(texts)
-            return call(self, texts, **how)
-
-    chatml.__class__ = Counting
+    backend = Mock(wraps=chatml.backend_tokenizer)
+    monkeypatch.setattr(type(chatml), "backend_tokenizer", backend)
     chat_examples(chatml, conversations)
+    encoded = [text for call in backend.encode_batch_fast.call_args_list for text in call.args[0]]
     assert len(encoded) == 50 + len({"<|im_start|>assistant\n", "<|im_end|>\n"})
+
+
+def test_what_a_tokenizer_was_used_for_before_changes_no_conversation(chatml):
+    messages, _ = written()
+    example = chat_example(chatml, messages)
+    backend = chatml.backend_tokenizer
+    backend.enable_truncation(4)
+    backend.enable_padding(length=999)
+    backend.encode_special_tokens = True
+    (text,) = backend.encode_batch_fast([chatml.apply_chat_template(messages, tokenize=False)])
+    assert text.ids[:4] != example.input_ids[:4]
+    assert len(text.ids) == 999
+    assert chat_example(chatml, messages) == example
