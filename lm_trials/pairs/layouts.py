@@ -358,8 +358,8 @@ def _applied(
     **options: Any,
 ) -> list[int]:
     template = tokenizer.get_chat_template(chat_template, options.get("tools"))
-    (marked,), options = _marked(tokenizer, template, [messages], options)
-    text = _renderer(tokenizer, template, options)(messages=marked, add_generation_prompt=add_generation_prompt)
+    (marked,), given = _marked(tokenizer, template, [messages], options)
+    text = _renderer(tokenizer, template, given)(messages=marked, add_generation_prompt=add_generation_prompt)
     return _encoded(tokenizer, [text])[0]
 
 
