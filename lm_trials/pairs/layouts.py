@@ -395,13 +395,10 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, template: str, options: Option
 def _encoded(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[str]) -> list[list[int]]:
     """Return the ids of rendered texts, "</s>" in a message as text."""
     is_marked = [_is_marked(text) for text in rendered]
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = False
+    tokenizer("")  # which takes back truncation, padding and split_special_tokens of an earlier call
     # A call of the tokenizer would also return character offsets, and take 1.3 times as long.
     plain = [text for text, marked in zip(rendered, is_marked, strict=True) if not marked]
-    encodings = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
+    encodings = iter(tokenizer.backend_tokenizer.encode_batch_fast(plain, add_special_tokens=False))
     how: dict[str, Any] = {"add_special_tokens": False, "sanitize_control_tokens": True}
     # Few texts have transformers' marks, and it encodes these slowly, one by one.
     return [
