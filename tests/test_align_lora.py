@@ -188,6 +188,11 @@ def test_what_a_method_lacks_or_cannot_use_is_named(wrong, tiny_pairs, tiny_pref
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "A cat."}\n' * 9)
     assert "no column prompt, or messages; the columns are text" in wrong("grpo", "--dataset_name", str(texts))
+    for column in ("prompt_ids", "completions", "image"):  # the first would replace the prompt's tokens
+        rows = [{"prompt": f"Use {n} cats.", column: [5, 6]} for n in range(20)]
+        (tmp_path / "column.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        line = wrong("grpo", "--dataset_name", str(tmp_path / "column.jsonl"))
+        assert f"column.jsonl has a column {column}, a name that the Trainer gives to rewards or reads itself" in line
     for flag, value in (
         ("truncation_mode", "keep_end"),
         ("padding_free", "True"),

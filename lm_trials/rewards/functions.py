@@ -13,7 +13,6 @@ All are from 0 to 1.  Each docstring says what cheats it; `rewards.cheats` score
 from __future__ import annotations
 
 import hashlib
-import math
 import runpy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from lm_trials.evaluation.judges import DetectorJudge, Judge
 from lm_trials.files import readable
 from lm_trials.stories.features import canonical_feature
 
+LARGEST = float(np.finfo(np.float32).max)  # trl adds rewards in float32
 NAMES = ("words", "features", "feature:NAME", "length:N", "ends", "FILE.py:NAME")
 
 
@@ -138,6 +138,12 @@ class Reward:
                 f"--reward_funcs {self.given} reads the column {self.column}, which the data set does not have; make "
                 "it with lm-trials prepare instruct, or give another reward"
             )
+        for prompt, given in zip(prompts, columns.get(self.column, ()), strict=False):
+            if not isinstance(given, list | tuple | None):
+                raise UsageError(
+                    f"--reward_funcs {self.given} reads the column {self.column}, which is {given!r:.40} for the "
+                    f"prompt {text_of(prompt)[:60]!r}; it must be a list of texts"
+                )
         place, fault = 0, ""
         values: list[float | None] = []
         try:
@@ -145,9 +151,9 @@ class Reward:
             values = [None if value is None else float(value) for value in found]
         except UsageError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             fault = f"raises {type(error).__name__}: {error}"
-        wrong = [place for place, value in enumerate(values) if value is not None and not math.isfinite(value)]
+        wrong = [place for place, value in enumerate(values) if value is not None and not abs(value) <= LARGEST]
         if not fault and len(values) != len(completions):
             fault = f"returns {len(values)} values for {len(completions)} completions"
         elif wrong:
@@ -228,7 +234,7 @@ def _of_user(given: str) -> Reward:
         source = Path(file).read_bytes()
     try:
         function = runpy.run_path(file).get(name)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UsageError(f"--reward_funcs {file} raises {type(error).__name__}: {error}; correct it") from None
     if not callable(function):
         raise UsageError(f"--reward_funcs {given}: {file} has no function {name}; define it in this file")
@@ -256,10 +262,11 @@ def reward_values(
 
 
 def totals(rewards: Sequence[Reward], values_NF: np.ndarray) -> np.ndarray:
-    """Return the (N,) weighted sums, in which a reward that does not apply counts as 0, as in trl.
+    """Return the (N,) weighted sums, in which a reward that does not apply counts as 0, as in trl; NaN where none does.
 
     >>> rewards = open_rewards(["ends", "length:9"], [1, 2])
-    >>> totals(rewards, np.array([[1.0, 0.5], [1.0, np.nan]])).tolist()
-    [2.0, 1.0]
+    >>> totals(rewards, np.array([[1.0, 0.5], [1.0, np.nan], [np.nan, np.nan]])).tolist()
+    [2.0, 1.0, nan]
     """
-    return np.nansum(values_NF * np.array([reward.weight for reward in rewards]), axis=1)
+    sums_N = np.nansum(values_NF * np.array([reward.weight for reward in rewards]), axis=1)
+    return np.where(np.isnan(values_NF).all(axis=1), np.nan, sums_N)

@@ -38,7 +38,7 @@ Asked = tuple[Split, Row]
 REASONS = {
     "too_long": "prompt too long",
     "in_another_split": "prompt is in another split",
-    "blank": "fewer than two stories with a word",
+    "blank": "fewer than two stories with a word and a reward",
     "below_margin": "difference below the margin",
 }
 DIGITS = 9  # of a difference, so that 0.7 - 0.6 reaches a margin of 0.1
@@ -196,7 +196,7 @@ def preferred(
     largest = 0.0
     for place, (split, row) in enumerate(candidates.asked):
         texts, scores = texts_PS[place], scores_PS[place]
-        choices = [sample for sample, text in enumerate(texts) if not is_blank(text)]
+        choices = [sample for sample, text in enumerate(texts) if not (is_blank(text) or np.isnan(scores[sample]))]
         if len(choices) < 2:
             counts[split]["blank"] += 1
             continue

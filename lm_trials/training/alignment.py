@@ -201,7 +201,7 @@ def announce_alignment(
         )
     passes = "" if plan.passes is None else f", {plan.passes:.2f} passes"
     show_facts(
-        f"{args.run_name}: {'grpo' if rewards else 'dpo'} from {base.reference.name}",
+        f"{args.run_name}: {'grpo' if rewards else 'dpo'} from {(base.adapter or base.reference).name}",
         {
             **facts,
             "validation data": held_out_fact(len(data.validation), unit, data_args.max_eval_samples),
@@ -240,4 +240,4 @@ def evaluation_line(metrics: Mapping[str, float]) -> str:
     """Return the evaluation of either method in one line."""
     if not metrics:
         return "no validation data"
-    return reward_line(metrics) if "eval_reward" in metrics else preference_line(metrics)
+    return preference_line(metrics) if "eval_loss" in metrics else reward_line(metrics)

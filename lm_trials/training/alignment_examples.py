@@ -30,6 +30,11 @@ from lm_trials.training.tuning_examples import (
 from lm_trials.training.tuning_flags import PairData
 
 LONGEST_COMPLETION = 256  # trl's default
+# Columns that trl or this module gives to rewards or to the Trainer under these names, or reads as images.
+TAKEN = {
+    *("prompt_ids", "prompts", "completions", "completion_ids", "image", "images"),
+    *("trainer_state", "log_extra", "log_metric"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,12 @@ def check_kind(pairs: PairSet, is_dpo: bool) -> None:
         )
     if pairs.kind == "texts":
         raise UsageError(f"--method grpo: {pairs.name} has texts and no prompts; give a data set with a column prompt")
+    columns = {*pairs.manifest.get("columns", ()), *pairs.splits["train"].column_names}
+    if not is_dpo and (taken := sorted(columns & TAKEN)):
+        raise UsageError(
+            f"--method grpo: {pairs.name} has a column {taken[0]}, a name that the Trainer gives to rewards or reads "
+            "itself; rename or remove it"
+        )
 
 
 def trained_layout(base: InitialModel) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lm_trials.flags import option
+from lm_trials.flags import SUPPRESS, option
 from lm_trials.shared_flags import FeatureJudge
 from lm_trials.training.flags import RATE, CommonTrainingArguments
 
@@ -56,6 +56,7 @@ class CommonDpoArguments(CommonMethodArguments):
     max_length: int = option(
         None, least=3, help="dpo: most tokens of a prompt with one side. Default: the model's positions, at most 1024."
     )
+    label_smoothing: float = option(0.0, least=0, below=0.5, help=SUPPRESS)
 
 
 @dataclass
@@ -75,6 +76,8 @@ class CommonGrpoArguments(CommonMethodArguments):
         None, least=1, help="grpo: batches sampled together. Default: --gradient_accumulation_steps."
     )
     num_generations_eval: int = option(1, least=1, help="grpo: completions of each validation prompt.")
+    min_p: float = option(None, least=0, most=1, help=SUPPRESS)
+    repetition_penalty: float = option(1.0, above=0, help=SUPPRESS)
 
 
 @dataclass

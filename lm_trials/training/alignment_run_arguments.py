@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from trl import DPOConfig, GRPOConfig
 
-from lm_trials.console import UsageError
+from lm_trials.console import UsageError, did_you_mean
 from lm_trials.training.alignment_flags import CommonDpoArguments, CommonGrpoArguments
 from lm_trials.training.run_arguments import RunArguments, refuse_without_effect
 
@@ -21,6 +21,10 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "eval_on_start": (False, "--eval_steps sets the first evaluation"),
     "trust_remote_code": (False, "remote code is never run"),
     "label_smoothing_factor": (0.0, "a label is smoothed by --label_smoothing with --loss_type robust or exo_pair"),
+    # A checkpoint has no reference model, and an evaluation compares with the first one.
+    "sync_ref_model": (False, "the reference model does not change"),
+    "ref_model_mixup_alpha": (0.6, "the reference model does not change"),
+    "ref_model_sync_steps": (512, "the reference model does not change"),
 }
 OF_DPO: dict[str, tuple[Any, str]] = {
     **WITHOUT_EFFECT,
@@ -43,7 +47,32 @@ OF_GRPO: dict[str, tuple[Any, str]] = {
     "use_transformers_continuous_batching": (False, "a resumed run could not repeat its samples"),
     "use_transformers_paged": (False, "a resumed run could not repeat its samples"),
     "log_completions_hub_repo": (None, "--log_completions writes them into the run's folder"),
+    **{each.name: (each.default, "vLLM is not used") for each in fields(GRPOConfig) if each.name.startswith("vllm_")},
 }
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that read --label_smoothing
+# Words that trl checks at the first update.
+WORDS_OF_DPO: dict[str, tuple[str, ...]] = {
+    "loss_type": (
+        *("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sft"),
+        *("sigmoid_norm", *SMOOTHED),
+    ),
+    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+}
+WORDS_OF_GRPO: dict[str, tuple[str, ...]] = {
+    "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+
+
+def check_words(arguments: Any, words: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a word, or one of a list, that a flag does not know (UsageError)."""
+    for name, known in words.items():
+        value = getattr(arguments, name)
+        for each in value if isinstance(value, list) else [value]:
+            if each not in known:
+                raise UsageError(f"--{name} {each}: {did_you_mean(each, known)}")
 
 
 @dataclass
@@ -62,6 +91,12 @@ class DpoRunArguments(RunArguments, DPOConfig):  # type: ignore[misc]  # RunArgu
     def __post_init__(self) -> None:
         refuse_without_effect(self, OF_DPO)
         super().__post_init__()
+        check_words(self, WORDS_OF_DPO)
+        if self.label_smoothing and not {*SMOOTHED}.intersection(self.loss_type):
+            raise UsageError(
+                f"--label_smoothing {self.label_smoothing:g} has no effect with --loss_type "
+                f"{' '.join(self.loss_type)}; give one of {', '.join(SMOOTHED)}, or remove it"
+            )
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
         """Return the names for `--metric_for_best_model`."""
@@ -90,6 +125,8 @@ class GrpoRunArguments(RunArguments, GRPOConfig):  # type: ignore[misc]
         refuse_without_effect(self, OF_GRPO)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "reward"
+        # trl wants them to divide an evaluation's batch, and they are sampled here in batches of any size.
+        eval_generations, self.num_generations_eval = self.num_generations_eval, 1
         try:
             super().__post_init__()
         except ValueError as error:
@@ -101,6 +138,8 @@ class GrpoRunArguments(RunArguments, GRPOConfig):  # type: ignore[misc]
                 f"{self.per_device_train_batch_size} x {self.world_size} processes x --steps_per_generation "
                 f"{self.steps_per_generation}); change one of them"
             ) from None
+        self.num_generations_eval = eval_generations
+        check_words(self, WORDS_OF_GRPO)
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
         """Return the names for `--metric_for_best_model`."""

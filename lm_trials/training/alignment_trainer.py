@@ -107,7 +107,7 @@ class PreferenceTuner(AdapterTrainer, DPOTrainer):
         if self._reference_N2 is None:
             self._reference_N2 = self.pair_nats(reference=True)
         estimates = preference_estimates(self.pair_nats(reference=False), self._reference_N2, self.beta)
-        metrics = metrics_of(estimates, metric_key_prefix)
+        metrics = metrics_of(estimates, metric_key_prefix, len(self._reference_N2))
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
         return self.log_evaluation(metrics, f"{metric_key_prefix}_loss")
 
@@ -138,17 +138,17 @@ def preference_estimates(policy_N2: np.ndarray, reference_N2: np.ndarray, beta: 
     return {name: estimate for name, estimate in estimates.items() if estimate}
 
 
-def metrics_of(estimates: Mapping[str, Estimate], prefix: str) -> dict[str, float]:
+def metrics_of(estimates: Mapping[str, Estimate], prefix: str, count: int) -> dict[str, float]:
     """Return estimates with their intervals under Trainer's names, and the number of pairs or prompts.
 
-    >>> list(metrics_of({"reward": Estimate(0.5, 0.4, 0.6, 9, "reward")}, "eval"))
+    >>> list(metrics_of({"reward": Estimate(0.5, 0.4, 0.6, 9, "reward")}, "eval", 9))
     ['eval_reward', 'eval_reward_lower', 'eval_reward_upper', 'eval_samples']
     """
     metrics: dict[str, float] = {}
     for name, estimate in estimates.items():
         limits = {"": estimate.estimate, "_lower": estimate.lower, "_upper": estimate.upper}
         metrics |= {f"{prefix}_{name}{end}": value for end, value in limits.items()}
-    return {**metrics, f"{prefix}_samples": max(estimate.n for estimate in estimates.values())}
+    return {**metrics, f"{prefix}_samples": count}
 
 
 def _shown(metrics: Mapping[str, float], name: str) -> str:
@@ -160,7 +160,7 @@ def preference_line(metrics: Mapping[str, float]) -> str:
     """Return an evaluation of preferences in one line.
 
     >>> zeros_N2 = np.zeros((2, 2))
-    >>> preference_line(metrics_of(preference_estimates(zeros_N2, zeros_N2, 0.1), "eval"))
+    >>> preference_line(metrics_of(preference_estimates(zeros_N2, zeros_N2, 0.1), "eval", 2))
     'loss 0.693 [no interval], accuracy 0.000 [0.000, 0.658], margin 0.000 [no interval], n = 2 pairs'
     """
     names = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
@@ -172,7 +172,7 @@ def reward_line(metrics: Mapping[str, float]) -> str:
     """Return an evaluation of rewards in one line: their sum, each, and the held-out judges.
 
     >>> estimate = Estimate(0.5, 0.4, 0.6, 9, "reward")
-    >>> reward_line(metrics_of({"reward": estimate, "rewards/words/mean": estimate}, "eval"))
+    >>> reward_line(metrics_of({"reward": estimate, "rewards/words/mean": estimate}, "eval", 9))
     'reward 0.500 [0.400, 0.600], words 0.500 [0.400, 0.600], n = 9 prompts'
     """
     names = {name: name.removeprefix("eval_") for name in metrics if f"{name}_lower" in metrics}
@@ -256,7 +256,10 @@ class RewardTuner(AdapterTrainer, GRPOTrainer):
             raise ValueError("an alignment evaluates its own validation prompts")
         started = time.perf_counter()
         rows, texts_PS, ids_PS = self.completions()
-        found = reward_rows(self.reward_funcs, rows, texts_PS, ids_PS, self.held_out, self.args.seed)
+        try:
+            found = reward_rows(self.reward_funcs, rows, texts_PS, ids_PS, self.held_out, self.args.seed)
+        except UsageError as error:
+            raise UsageError(f"evaluation after update {self.state.global_step:,}: {error}") from None
         names = {"reward": "rewards/{}/mean", "sum": "reward", "judge": "judges/{}"}
         estimates = {
             names[row["role"]].format(row["metric"]): Estimate(
@@ -264,10 +267,11 @@ class RewardTuner(AdapterTrainer, GRPOTrainer):
             )
             for row in found
         }
-        estimates = {"reward": estimates.pop("reward"), **estimates}
-        metrics = metrics_of(estimates, metric_key_prefix)
+        # No sum if no reward applies to any prompt.
+        estimates = {name: estimates[name] for name in ("reward", *estimates) if name in estimates}
+        metrics = metrics_of(estimates, metric_key_prefix, len(rows))
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 4)
-        return self.log_evaluation(metrics, f"{metric_key_prefix}_reward")
+        return self.log_evaluation(metrics, f"{metric_key_prefix}_samples")
 
     def completions(self) -> tuple[list[dict[str, Any]], list[list[Any]], list[list[list[int]]]]:
         """Return the rows of the validation prompts with P x S completions and their ids, in every process."""

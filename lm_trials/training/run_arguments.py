@@ -149,6 +149,10 @@ def check_machine(arguments: RunArguments) -> None:
                 "--bf16 True: this GPU does not compute in bfloat16 (Apple's do from macOS 14 on); remove it"
             )
         return
+    if getattr(arguments, "activation_offloading", False):  # trl's
+        raise UsageError(
+            "--activation_offloading True moves activations from a GPU to the CPU, and there is no GPU; remove it"
+        )
     for name in ("fsdp", "deepspeed"):
         if getattr(arguments, name):
             raise UsageError(f"--{name} shards a model over GPUs, and this run has none; remove it")

@@ -57,10 +57,6 @@ class SftRunArguments(RunArguments, SFTConfig):  # type: ignore[misc]  # RunArgu
                 "--packing_strategy wrapped lets examples attend to earlier ones in their row; give bfd or bfd_split"
             )
         super().__post_init__()
-        if self.activation_offloading and self.device.type == "cpu":
-            raise UsageError(
-                "--activation_offloading True moves activations from a GPU to the CPU, and there is no GPU; remove it"
-            )
 
     def metrics_of_the_best(self) -> tuple[Sequence[str], bool]:
         """Return the names for `--metric_for_best_model`: the metrics of both losses."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import usage_error
 from trl import GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
@@ -61,6 +62,8 @@ def test_trl_calls_them_with_these_arguments_and_logs_these_names(tmp_path):
         ("return [float('-inf'), 0.0]", "returns -inf, for the prompt 'Use take"),
         ("return ['high', 'low']", "raises ValueError: could not convert string to float: 'high', for"),
         ("return 1.0", "raises TypeError: 'float' object is not iterable, for"),
+        ("return [0.0, 1e39]", "returns 1e+39, for the prompt 'Use dog.'"),  # infinite in float32
+        ("raise SystemExit(3)", "raises SystemExit: 3, for the prompt 'Use take"),
     ],
 )
 def test_a_function_that_fails_is_named_with_the_first_prompt(body, fault, tmp_path):
@@ -69,10 +72,26 @@ def test_a_function_that_fails_is_named_with_the_first_prompt(body, fault, tmp_p
     with pytest.raises(UsageError) as raised:
         reward_values(rewards, ROWS, ["a", "b"], [[], []])
     assert str(raised.value).startswith(f"--reward_funcs {tmp_path}/mine.py:score {fault}")
+
+
+def test_where_no_reward_applies_there_is_no_sum_as_in_trl(tmp_path):
     (tmp_path / "mine.py").write_text("def score(prompts, completions, **_):\n    return [None, 2]\n")
-    assert totals(
-        rewards, reward_values(open_rewards([f"{tmp_path}/mine.py:score"]), ROWS, ["a", "b"], [[], []])
-    ).tolist() == [0, 2]
+    for names, sums in (([], [np.nan, 2]), (["length:1"], [1, 3])):
+        rewards = open_rewards([f"{tmp_path}/mine.py:score", *names])
+        found = totals(rewards, reward_values(rewards, ROWS, ["a", "b"], [[], []]))
+        assert found.tolist() == pytest.approx(sums, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["words", "features"])
+def test_a_column_with_text_in_place_of_a_list_is_refused(name):
+    """Of "cat", the letters would be the required words."""
+    rows = [ROWS[0], {**ROWS[1], name: "cat"}]
+    line = usage_error(reward_values, open_rewards([name]), rows, ["a", "b"], [[], []])
+    assert line == (
+        f"--reward_funcs {name} reads the column {name}, which is 'cat' for the prompt 'Use dog.'; it must be a list "
+        "of texts"
+    )
+    assert len(reward_values(open_rewards([name]), ROWS, ["a", "b"], [[], []])) == 2
 
 
 class OneFeature(DetectorJudge):

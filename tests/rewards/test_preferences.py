@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from datasets import Features, List, Value
+from refusals import usage_error
 from tiny_models import tiny_model
 
 import prepare_tinystories
@@ -131,6 +132,30 @@ def test_a_blank_story_is_in_no_pair_and_of_equal_ones_the_first_is_taken(data, 
     monkeypatch.setattr(Scripted, "texts", ("", "one two"))
     with pytest.raises(UsageError, match="largest difference is 0;"):
         made(data, "never", reward_funcs=["length:4"], num_samples=2)
+
+
+def test_a_story_without_any_reward_is_in_no_pair(data, monkeypatch):
+    """Counted as 0 it would be the worst story of each prompt."""
+    texts = {0: "The cat ran.", 1: "A fox.", 2: "A dog sat down."}
+    monkeypatch.setattr(
+        preferences,
+        "stories_of_others",
+        lambda asked, args: preferences.Candidates(
+            list(asked),
+            [list(texts.values())] * len(asked),
+            [[[0]] * 3] * len(asked),
+            [[True] * 3] * len(asked),
+            {"model": None},
+        ),
+    )
+    (data / "some.py").write_text(
+        "def some(completions, **_): return [None if 'fox' in text else len(text) / 99 for text in completions]\n"
+    )
+    more = {"reward_funcs": [f"{data}/some.py:some"], "margin": 0.01, "model_name_or_path": None}
+    _, splits = made(data, "some", **more, max_new_tokens=None)
+    assert {(row["chosen"], row["rejected"]) for row in splits["train"]} == {(texts[2], texts[0])}
+    monkeypatch.setitem(texts, 0, "The fox ran.")
+    assert "largest difference is 0;" in usage_error(made, data, "none", **more, max_new_tokens=None)
 
 
 def test_without_a_model_a_records_own_story_is_paired_with_one_of_its_split(data):

@@ -14,6 +14,7 @@ from lm_trials.evaluation.held_out import HeldOut
 from lm_trials.models.adapters import LoraSpec, add_lora
 from lm_trials.pairs.examples import Preference, Prompt
 from lm_trials.rewards.functions import open_rewards
+from lm_trials.training.alignment import evaluation_line
 from lm_trials.training.alignment_run_arguments import DpoRunArguments, GrpoRunArguments
 from lm_trials.training.alignment_trainer import PreferenceTuner, RewardTuner
 
@@ -164,6 +165,8 @@ def grpo(tmp_path):
         "    return [len(ids) + 3 * len(of) + text.count('a') for ids, of, text in rows]\n"
         "def broken(completions, **columns):\n"
         "    return [float('nan')] * len(completions)\n"
+        "def silent(completions, **columns):\n"
+        "    return [None] * len(completions)\n"
     )
 
     def made(reward="scored", **more):
@@ -265,3 +268,17 @@ def test_a_reward_that_is_no_number_is_named_with_its_update(grpo):
     line = usage_error(trainer._generate_and_score_completions, [ROWS[0]] * 4)
     assert line.startswith("update 7: --reward_funcs ")
     assert "mine.py:broken returns nan, for the prompt 'One day, a'" in line
+    assert usage_error(trainer.evaluate).startswith("evaluation after update 6: --reward_funcs ")
+
+
+def test_prompts_without_any_reward_have_no_sum(grpo):
+    """In trl, too: their completions are in no mean, and their advantage is 0."""
+    trainer = grpo("silent")
+    metrics = trainer.evaluate()
+    assert "eval_reward" not in metrics
+    assert metrics["eval_samples"] == 2
+    assert "reward" not in evaluation_line(metrics)
+    trainer.model.train()
+    found = trainer._generate_and_score_completions([ROWS[0]] * 4)
+    assert found["advantages"].tolist() == [0] * 4
+    assert math.isnan(trainer._metrics["train"]["reward"][0])
