@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import shlex
@@ -78,10 +79,12 @@ def script(main: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def _prepare_process() -> None:
-    """Let every text be printed, whatever the terminal's encoding; check what launchers set."""
+    """Let every text be printed, whatever the terminal's encoding; check what launchers set; silence one warning."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # bitsandbytes warns at every import on a CPU with AVX512-BF16; its kernel from the Hub is never used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel("ERROR")
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         if not os.environ.get(name, "0").isdecimal():
             raise UsageError(f"{name}={os.environ[name]} is not a number; unset this environment variable")
@@ -139,13 +142,11 @@ def load_libraries() -> None:
     if "transformers" not in sys.modules:
         note("loading torch and transformers ...")
     import torch  # noqa: F401 - most of the time is torch's
-    from transformers.utils import logging
+    from transformers.utils.logging import set_tqdm_hook
 
-    logging.set_tqdm_hook(_bar)
-    # bitsandbytes warns at every import on a CPU with AVX512-BF16; its kernel from the Hub is never used here.
-    logging.logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel("ERROR")
+    set_tqdm_hook(_bar)
     # accelerate imports DeepSpeed wherever it is installed, which then prints the device that it has found.
-    logging.logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting "))
+    logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting "))
 
 
 def _bar(bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:

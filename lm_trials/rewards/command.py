@@ -13,17 +13,18 @@ or a judge that falls.  No model writes here.
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lm_trials.console import script, show_facts, show_table
+from lm_trials.console import command_line, script, show_facts, show_table
 from lm_trials.files import check_writable, write_csv
 from lm_trials.flags import parse_arguments
 from lm_trials.rewards.flags import RewardArguments
 
 TABLE = "rewards.csv"
+TABLES = {"rewards and their sum": ("reward", "sum"), "held-out judges": ("judge",)}
 LABELS = {
-    "rewards": "sum",
     "distinct_2": "distinct\npairs",
     "repeated_4grams": "repeated\n4-grams",
     "copied_prompt": "copied",
@@ -56,17 +57,23 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for row in reward_rows(rewards, rows, [[each] for each in texts], ended, held_out, args.seed)
     ]
     write_csv(Path(args.output_dir) / TABLE, found)
-    columns = list(dict.fromkeys(row["metric"] for row in found))
-    cells: dict[str, dict[str, str]] = {}
-    for row in found:
-        cells.setdefault(row["text"], {})[row["metric"]] = f"{row['estimate']:.2f}"
-    show_table(
-        f"{len(rows)} prompts of {args.dataset_name}: rewards, their sum, and held-out judges",
-        ["text", *(LABELS.get(name, name.replace(":", ":\n")) for name in columns)],
-        [[text, *(of.get(name, "") for name in columns)] for text, of in cells.items()],
-        f"means over prompts; intervals are in {TABLE}",
-    )
-    show_facts("results", {"table": str(Path(args.output_dir) / TABLE)})
+    for title, roles in TABLES.items():  # one table would be wider than a terminal
+        cells: dict[str, dict[tuple[str, str], str]] = {row["text"]: {} for row in found}
+        for row in found:
+            if row["role"] in roles:
+                cells[row["text"]][row["role"], row["metric"]] = f"{row['estimate']:.2f}"
+        columns = list(dict.fromkeys(chain.from_iterable(cells.values())))
+        labels = ["sum" if role == "sum" else LABELS.get(name, name.replace(":", ":\n")) for role, name in columns]
+        show_table(
+            f"{len(rows)} prompts of {args.dataset_name}: {title}",
+            ["text", *labels],
+            [[text, *(of.get(column, "") for column in columns)] for text, of in cells.items()],
+            f"means over prompts; intervals are in {TABLE}",
+        )
+    more = {"reward_funcs": args.reward_funcs, "reward_weights": args.reward_weights}
+    more |= {"dataset_name": args.dataset_name, "data_cache_dir": args.data_cache_dir}
+    following = command_line("align", method="grpo", model_name_or_path=args.base_name_or_path or "RUN", **more)
+    show_facts("results", {"table": str(Path(args.output_dir) / TABLE), "next": following})
     return found
 
 

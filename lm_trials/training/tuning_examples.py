@@ -266,7 +266,7 @@ def note_few_examples(rows: Mapping[str, int], percent: float | None) -> None:
     if held_out < FEW_EXAMPLES and better > (percent or 1):
         note(
             f"note: {held_out} of {total:,} examples {'is' if held_out == 1 else 'are'} held out for validation; for "
-            f"about {better * total // 100}, give --validation_split_percentage {better}"
+            f"about {max(better * total // 100, 1)}, give --validation_split_percentage {better}"
         )
 
 

@@ -34,6 +34,22 @@ def test_the_table_has_stories_and_cheats_by_rewards_and_judges(data, tiny_base,
     shown = " ".join(capsys.readouterr().out.split())
     assert "8 prompts of tiny-instruct-prompt" in shown
     assert "required words alone" in shown
+    assert "next lm-trials align --method grpo --model_name_or_path" in shown
+
+
+def test_its_tables_fit_a_terminal_of_80_columns(data, capsys, monkeypatch):
+    """A reward may have the name of the sum or of a judge."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("rewards", "distinct_2"):
+        (data / "mine.py").write_text(f"def {name}(completions, **_): return [0.25] * len(completions)\n")
+        run(data, "--reward_funcs", "words", "features", "length:120", "ends", f"{data}/mine.py:{name}")
+        out = capsys.readouterr().out
+        assert max(map(len, out.partition("results")[0].splitlines())) <= 80
+        rewards, judges = (line.split()[-6:] for line in out.splitlines() if "required words alone" in line)
+        assert rewards[4] == "0.25"
+        assert rewards[:2] == ["1.00", "0.00"]
+        assert float(rewards[5]) == pytest.approx(sum(map(float, rewards[:5])), abs=0.03)
+        assert judges[-2:] == ["1.00", "0.00"]
 
 
 @pytest.mark.parametrize(
