@@ -188,6 +188,11 @@ def test_what_a_method_lacks_or_cannot_use_is_named(wrong, tiny_pairs, tiny_pref
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "A cat."}\n' * 9)
     assert "no column prompt, or messages; the columns are text" in wrong("grpo", "--dataset_name", str(texts))
+    rows = [{"prompt": f"Use {n} cats.", "words": [], "city": "Rome"} for n in range(20)]
+    (tmp_path / "empty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = wrong("grpo", "--dataset_name", str(tmp_path / "empty.jsonl"), "--reward_funcs", "words")
+    assert "--reward_funcs words: the column words of" in line
+    assert "is empty in each of 1" in line
     for column in ("prompt_ids", "completions", "image"):  # the first would replace the prompt's tokens
         rows = [{"prompt": f"Use {n} cats.", column: [5, 6]} for n in range(20)]
         (tmp_path / "column.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

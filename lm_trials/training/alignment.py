@@ -128,7 +128,7 @@ def choose_rewards(
     """Return the rewards and the judges beside them.
 
     Raises:
-        UsageError: as `open_rewards`, and for a reward that cannot score the first two prompts.
+        UsageError: as `open_rewards`, and for a reward that cannot score the first two prompts, or applies to none.
     """
     folder = Path(data_args.data_cache_dir)
     judge, *others = open_judges(method_args.feature_judge, method_args.judge_corpus, folder, args.seed).values()
@@ -137,6 +137,12 @@ def choose_rewards(
     first = [rows[number] for number in range(min(2, len(rows)))]
     answers = [row.get("completion") or row.get("chosen") or as_answer(row["prompt"], "A cat sat.") for row in first]
     reward_values(rewards, first, answers, [[ends[0]]] * len(first))  # before the model is trained for an hour
+    for reward in rewards:
+        if reward.column and not any(row[reward.column] for row in rows):
+            raise UsageError(
+                f"--reward_funcs {reward.given}: the column {reward.column} of {data.pairs.name} is empty in each of "
+                f"{len(rows):,} training prompts, so nothing is rewarded; remove it, or give another data set"
+            )
     always = tuple(name for reward in rewards for name in reward.features)
     return rewards, HeldOut(others[0] if others else None, None, always)
 
