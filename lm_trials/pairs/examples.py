@@ -258,7 +258,13 @@ def _preferences(
         for side, each in zip(SIDES, others, strict=True)
     ]
     for (name, (prompt,)), *answered in zip(_prompts(first, tokenizer, layout), *sides, strict=True):
-        yield name, Preference(prompt, *(example.input_ids[len(prompt) :] for _, example in answered))
+        preference = Preference(prompt, *(example.input_ids[len(prompt) :] for _, example in answered))
+        if preference.chosen_ids == preference.rejected_ids:  # texts that a template trims, for example
+            raise UsageError(
+                f"chosen and rejected have the same tokens in the layout {layout}, and nothing is preferred, after the "
+                f"prompt {str(tokenizer.decode(prompt, skip_special_tokens=True))[:60]!r}; remove such rows"
+            )
+        yield name, preference
 
 
 def _examples(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from refusals import usage_error
 from tiny_models import tiny_tokenizer
 
 from lm_trials.console import UsageError
@@ -126,6 +127,24 @@ def test_sides_of_a_preference_follow_the_prompt_as_completions_do(tmp_path, lay
     prompts_N, answers_N = stores[0].lengths()
     assert answers_N.tolist() == [sum(map(len, stores[0].tokens(number)[1:])) for number in range(len(answers_N))]
     assert prompts_N.tolist() == stores[1].lengths()[0].tolist()
+
+
+def test_sides_that_a_template_makes_equal_are_refused(tmp_path):
+    """Their texts differ: a template that does not trim them takes them."""
+    tokenizer = tiny_tokenizer()
+    same = {**CHATS[0], "rejected": [{"role": "assistant", "content": CHATS[0]["chosen"][0]["content"] + " "}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*CHATS, same]))
+    pairs = open_dataset(str(path), tmp_path / "data").pairs()
+    tokenizer.chat_template = STORY_CHAT_TEMPLATE
+    make_examples(pairs, pairs.folder, tokenizer, "chat", 64, "drop")
+    tokenizer.chat_template = STORY_CHAT_TEMPLATE.replace("content'] ", "content'] | trim ")
+    assert tokenizer.chat_template != STORY_CHAT_TEMPLATE
+    line = usage_error(make_examples, pairs, pairs.folder, tokenizer, "chat", 64, "drop")
+    assert line.startswith(
+        "chosen and rejected have the same tokens in the layout chat, and nothing is preferred, after"
+    )
+    assert len(list(pairs.folder.glob("examples-*"))) == 1
 
 
 def test_a_preference_is_dropped_or_cut_with_both_its_sides(tmp_path):
