@@ -105,7 +105,7 @@ def tells_distances_from(city, error=0.0):
     return oracle
 
 
-@pytest.mark.parametrize("liked, expected", [("France", 2.0), ("Nowhere", 0.0)])
+@pytest.mark.parametrize(("liked", "expected"), [("France", 2.0), ("Nowhere", 0.0)])
 def test_nats_of_the_right_letter_are_above_the_others_whatever_letter_is_preferred(
     latent, speller, monkeypatch, liked, expected
 ):

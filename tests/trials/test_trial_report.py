@@ -124,7 +124,7 @@ def test_changes_after_the_registration_are_listed(file, capsys):
     assert json.loads(Path("results/t/registration.json").read_text())["text"] == TRIAL
 
 
-@pytest.mark.parametrize("base, said", [("org/model", True), ("runs/geographer-s{seed}", False)])
+@pytest.mark.parametrize(("base", "said"), [("org/model", True), ("runs/geographer-s{seed}", False)])
 def test_one_base_of_all_root_seeds_is_said(file, base, said):
     report = main([str(file)])
     first = report.trial.stages["pretrain"]
