@@ -11,6 +11,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +252,16 @@ def _notes(
     """Yield what else differs between the rows, and what is unknown of them."""
     ignored = {*SHARED[:3], *OF_THE_RUN, *FOUND, *conditions}
     for column in dict.fromkeys(column for row in rows for column in row):
-        values = [row.get(column, "") for row in rows]
-        if column in ignored or len(set(values)) < 2 or any(map(_is_measured, values)):
+        runs_of: dict[str, list[str]] = {}
+        for run, row in zip(runs, rows, strict=True):
+            runs_of.setdefault(row.get(column, ""), []).append(run.name)
+        if column in ignored or len(runs_of) < 2 or any(map(_is_measured, runs_of)):
             continue
-        shown = ", ".join(f"{run.name} {value or '(empty)'}" for run, value in zip(runs, values, strict=True))
+        shown = ", ".join(
+            f"{value or '(empty)'} in {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+            for value, names in islice(runs_of.items(), 3)
+        )
+        shown += f", {len(runs_of)} values in all" if len(runs_of) > 3 else ""
         if column == "role":
             raise UsageError(f"--where: a finding and a control would be compared ({shown}); add --where role=...")
         yield f"the rows differ in {column}: {shown}"

@@ -205,7 +205,7 @@ def test_one_row_stands_for_one_run(make_run):
     [
         ("seed", ("1", "2", "3", "1", "2", "9"), "has seed 9 and the run has 3; measure it again"),
         ("step", ("100", "", "", "50", "", ""), "has step 50 and the run has 100"),
-        ("role", ("finding",) * 5 + ("control",), "a finding and a control would be compared .runs/a-s1 finding"),
+        ("role", ("finding",) * 5 + ("control",), "a finding and a control would be compared .finding in runs/a-s1"),
     ],
 )
 def test_rows_of_another_run_or_role_are_refused(measured, column, values, message):
@@ -228,9 +228,16 @@ def test_what_else_differs_between_the_rows_is_told(measured, capsys):
         write_table(Path(run) / TABLE, rows, {"dataset_name": "tiny"}, [*COLUMNS, "place", "p"])
     notes = compared(measured).notes
     assert [note.split(":")[0] for note in notes] == ["the rows differ in n", "the rows differ in place"]
-    assert "runs/a-s1 first, runs/a-s2 last" in notes[1]
+    assert notes[1].endswith("first in runs/a-s1, last in runs/a-s2 and 4 more")
     main([*measured, "--table", TABLE, "--where", *WHERE])
-    assert "the rows differ in place: runs/a-s1 first" in " ".join(capsys.readouterr().out.split())
+    assert "the rows differ in place: first in runs/a-s1, last in" in " ".join(capsys.readouterr().out.split())
+
+
+def test_only_three_of_many_values_are_named(measured):
+    for place, run in enumerate(measured):
+        write_table(Path(run) / TABLE, [[*row, f"city {place}"] for row in rows_of(run, 1)], {}, [*COLUMNS, "city"])
+    (note,) = (note for note in compared(measured).notes if "city" in note)
+    assert note.endswith("city 0 in runs/a-s1, city 1 in runs/a-s2, city 2 in runs/a-s3, 6 values in all")
 
 
 def test_the_flags_of_a_probe_are_those_of_all_its_tables(measured):
