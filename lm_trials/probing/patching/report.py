@@ -42,7 +42,7 @@ CONTROLS = {
 # Components that are compared with others of their kind; the residual stream is everything below it at once.
 SINGLE = ("embeddings", "attention", "mlp")
 ALL = (*SINGLE, "heads", "residual")
-NAMED_SPOTS = ("all", "last", "prompt", "story")
+NAMED_SPOTS = ("all", "last", "different", "prompt", "story")
 UNTRAINED = "untrained donor"
 
 
