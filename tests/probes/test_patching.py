@@ -209,11 +209,15 @@ def test_the_tokens_in_which_prompts_differ_are_swapped_and_an_instruction_prece
     assert changed[0] != changed[1]
     assert task.spots[0].donor_N == task.spots[0].recipient_N == changed
     asked = ["--pairs", tmp_path / "pairs.jsonl", "--components", "embeddings", "residual", "--use_cpu", "True"]
+    results = {
+        where: run(folder, tmp_path / where, *asked, "--positions", where, models=("a",))
+        for where in ("different", "last")
+    }
+    assert "final norm" not in results["different"][1]["finding"]  # nothing after the last block reads those tokens
     there, after = (
         {row["block"] if row["component"] == "residual" else "embeddings": row["estimate"] for row in rows
          if row["quantity"] == "share of the gap" and row["run"] == "swap" and row["measure"] == "answer"}
-        for rows in (run(folder, tmp_path / where, *asked, "--positions", where, models=("a",))[0]
-                     for where in ("different", "last"))
+        for rows, _ in results.values()
     )  # fmt: skip
     # The prompts differ there alone, so their embeddings are the whole difference; and none of it at the last token.
     assert there["embeddings"] == pytest.approx(1, abs=1e-3)
