@@ -244,7 +244,7 @@ def _prompt_ids(subject: Subject, prompts: Sequence[str], stories: Sequence[str]
     """Return the ids of prompts; before the beginning of a story a prompt is an instruction, as in fine-tuning."""
     ids = subject.story_ids(prompts)
     if any(stories):
-        asked, begun = instruct_prompts(subject.tokenizer, prompts), batch_encoder(subject.tokenizer)(stories)
+        asked, begun = instruct_prompts(subject.tokenizer, prompts), batch_encoder(subject.tokenizer)(list(stories))
         ids = [np.array([*a, *b]) if b else ids_T for ids_T, a, b in zip(ids, asked, begun, strict=True)]
     return ids
 
