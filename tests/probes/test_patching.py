@@ -21,7 +21,7 @@ from lm_trials.probing.flags import SubjectArguments, TextArguments
 from lm_trials.probing.patching import probe
 from lm_trials.probing.patching import sides as patching_sides
 from lm_trials.probing.patching.flags import ARGUMENTS, PatchingArguments, check_arguments
-from lm_trials.probing.patching.tasks import story_task
+from lm_trials.probing.patching.tasks import prompt_task, story_task
 from lm_trials.probing.subjects import find_subjects
 from probes import patching
 
@@ -194,6 +194,38 @@ def test_many_pairs_have_an_interval_and_two_models_one_prompt(folder, tmp_path,
     assert told["swaps"]["llama-a into llama-b"]["whole"] == 0
 
 
+def test_the_tokens_in_which_prompts_differ_are_swapped_and_an_instruction_precedes_its_story(folder, tmp_path):
+    pair = {"prompt": "The lazy cat", "other_prompt": "The lazy dog", "story": "The fox", "answer": " sat"}
+    many = [pair, pair | {"prompt": "A quick fox", "other_prompt": "A lazy fox", "story": ""}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in many))
+    subjects = find_subjects(SubjectArguments([str(folder / "llama-a")]))
+    tokenizer = subjects[0].tokenizer
+    args = PatchingArguments(pairs=str(tmp_path / "pairs.jsonl"), positions="different")
+    task = prompt_task(subjects[0], args, several=False)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("The lazy cat", "The fox")]
+    assert task.donor_ids[0].tolist() == [tokenizer.eos_token_id, *ids[0], tokenizer.bos_token_id, *ids[1]]
+    assert task.donor_ids[1][0] == tokenizer.bos_token_id  # without a story: a text
+    changed = [np.flatnonzero(a != b).tolist() for a, b in zip(task.donor_ids, task.recipient_ids, strict=True)]
+    assert changed[0] != changed[1]
+    assert task.spots[0].donor_N == task.spots[0].recipient_N == changed
+    asked = ["--pairs", tmp_path / "pairs.jsonl", "--components", "embeddings", "residual", "--use_cpu", "True"]
+    results = {
+        where: run(folder, tmp_path / where, *asked, "--positions", where, models=("a",))
+        for where in ("different", "last")
+    }
+    assert "final norm" not in results["different"][1]["finding"]  # nothing after the last block reads those tokens
+    there, after = (
+        {row["block"] if row["component"] == "residual" else "embeddings": row["estimate"] for row in rows
+         if row["quantity"] == "share of the gap" and row["run"] == "swap" and row["measure"] == "answer"}
+        for rows, _ in results.values()
+    )  # fmt: skip
+    # The prompts differ there alone, so their embeddings are the whole difference; and none of it at the last token.
+    assert there["embeddings"] == pytest.approx(1, abs=1e-3)
+    assert there[1] == 0  # after the last block nothing reads another token
+    assert after["embeddings"] == 0
+    assert after[1] == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("bits", [(), ("--load_in_8bit", "True")])
 def test_an_adapter_and_its_base_as_they_are(folder, tmp_path, bits):
     base = tiny_model("llama", vocab_size=330, seed=1, positions=96)
@@ -319,7 +351,7 @@ ONE = ["--prompt", "The quick cat", "--other_prompt", "The lazy cat", "--answer"
         (
             ["a"],
             [*ONE, "--positions", "prompt"],
-            "--positions prompt is not valid for prompts; give all, last, each, or indices",
+            "--positions prompt is not valid for prompts; give all, last, each, different, or indices",
         ),
     ],
 )
@@ -364,6 +396,17 @@ def test_what_the_models_do_not_have_is_one_line(folder, tmp_path, capsys, monke
     assert "the prompts of pair 1 have 3 and " in refused(
         capsys, *one, "--pairs", tmp_path / "uneven.jsonl", "--positions", "each"
     )
+    same = [
+        "--model_name_or_path",
+        folder / "llama-a",
+        folder / "llama-b",
+        *out,
+        "--prompt",
+        "A cat",
+        "--answer",
+        " sat",
+    ]
+    assert "have the same tokens" in refused(capsys, *same, "--positions", "different")
     assert not (tmp_path / "out").exists()
 
 

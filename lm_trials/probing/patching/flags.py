@@ -12,7 +12,7 @@ from lm_trials.stories.features import FEATURES
 
 COMPONENTS = ("embeddings", "residual", "attention", "mlp", "heads")
 TEXT_POSITIONS = ("all", "prompt", "story")
-PROMPT_POSITIONS = ("all", "last", "each")
+PROMPT_POSITIONS = ("all", "last", "each", "different")
 
 
 @dataclass
@@ -30,8 +30,9 @@ class PatchingArguments:
     heads: list[int] = option([], help="Heads, from 0. Default: all.")
     positions: str | None = option(
         None,
-        help="Tokens to swap. Stories: all, prompt (the instruction lines) or story. Prompts: all, last or each (one "
-        "at a time). Or indices, as 3,5,-1. Default: all for stories, last for prompts.",
+        help="Tokens to swap. Stories: all, prompt (the instruction lines) or story. Prompts: all, last, each (one at "
+        "a time) or different (where the two prompts differ). Or indices, as 3,5,-1. Default: all for stories, last "
+        "for prompts.",
     )
     direction: Literal["forward", "backward", "both"] = option(
         "both", help="forward: from the first model (or --prompt) into the second (or --other_prompt)."
@@ -69,7 +70,8 @@ class PatchingArguments:
         None,
         not_with=("prompt", "other_prompt", "answer", "other_answer"),
         why="the file has them",
-        help="CSV or JSONL file of prompt pairs, with columns prompt, other_prompt, answer, other_answer.",
+        help="CSV or JSONL file of prompt pairs, with columns prompt, other_prompt, answer, other_answer. With a "
+        "column story, prompts are instructions as in fine-tuning, and the answer follows this beginning of a story.",
     )
 
     @property

@@ -17,12 +17,14 @@ also measures how often the continuations show the feature:
         --components mlp attention --num_generations 64
 
 Two prompts of one model, one position at a time (causal tracing); prompt pairs
-from a file; one prompt of two models:
+from a file, at the tokens in which the two prompts differ; one prompt of two
+models:
 
     lm-trials probe patching --model_name_or_path runs/base --positions each \\
         --prompt "Tom had a boat. Tom liked the" --answer " boat" \\
         --other_prompt "Tom had a truck. Tom liked the" --other_answer " truck"
-    lm-trials probe patching --model_name_or_path runs/base --pairs pairs.csv
+    lm-trials probe patching --model_name_or_path runs/base --pairs pairs.csv \\
+        --positions different
     lm-trials probe patching --model_name_or_path runs/base runs/deleted \\
         --prompt "It turned out" --answer " that"
 

@@ -42,7 +42,7 @@ CONTROLS = {
 # Components that are compared with others of their kind; the residual stream is everything below it at once.
 SINGLE = ("embeddings", "attention", "mlp")
 ALL = (*SINGLE, "heads", "residual")
-NAMED_SPOTS = ("all", "last", "prompt", "story")
+NAMED_SPOTS = ("all", "last", "different", "prompt", "story")
 UNTRAINED = "untrained donor"
 
 
@@ -288,7 +288,8 @@ def _residual_sentences(measured: Measured, depth: int) -> list[str]:
     else:
         sentence = f"whether the residual stream {after} closes half of it is uncertain {where}"
     last = measured.share(runs[-1])
-    if blocks[-1] == depth - 1 and abs(1 - last.estimate) > 1e-3:
+    # At other tokens than those that predict what is measured, the last block's output is not read at all.
+    if blocks[-1] == depth - 1 and runs[-1][0] not in ("different", "prompt") and abs(1 - last.estimate) > 1e-3:
         sentence += f"; after the last block {_cell(last)} (n={last.n})" if at != runs[-1] else ", which is the last"
         sentence += ": the rest is in the final norm and the output head"
     return [sentence]

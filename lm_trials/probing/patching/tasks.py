@@ -23,6 +23,7 @@ from torch import nn
 
 from lm_trials.console import UsageError, note
 from lm_trials.files import readable
+from lm_trials.pairs.layouts import instruct_prompts
 from lm_trials.probing.patching.flags import PatchingArguments, check_pair
 from lm_trials.probing.subjects import Subject
 from lm_trials.protocols.instructions import story_start
@@ -217,13 +218,14 @@ def prompt_task(subject: Subject, args: PatchingArguments, several: bool) -> Tas
         )
     firsts = [str(pair["prompt"]) for pair in pairs]
     seconds = [str(pair.get("other_prompt") or pair["prompt"]) for pair in pairs]
-    donor_ids, recipient_ids = subject.story_ids(firsts), subject.story_ids(seconds)
+    stories = [str(pair.get("story") or "") for pair in pairs]
+    donor_ids, recipient_ids = _prompt_ids(subject, firsts, stories), _prompt_ids(subject, seconds, stories)
     if max(map(len, [*donor_ids, *recipient_ids])) >= subject.window:
         raise UsageError(f"a prompt fills the window of {subject.window} tokens; give a shorter prompt")
 
     def answer_ids(prompts: Sequence[str], column: str) -> np.ndarray:
         return np.array(
-            [_answer_id(subject, prompt, str(pair[column])) for prompt, pair in zip(prompts, pairs, strict=True)]
+            [_answer_id(subject, s or p, str(pair[column])) for p, s, pair in zip(prompts, stories, pairs, strict=True)]
         )
 
     first = DIFFERENCE if all(with_other) else LOG_PROBABILITY
@@ -236,6 +238,15 @@ def prompt_task(subject: Subject, args: PatchingArguments, several: bool) -> Tas
         answers=answer_ids(firsts, "answer"),
         others=answer_ids(seconds, "other_answer") if all(with_other) else np.full(len(pairs), -1),
     )
+
+
+def _prompt_ids(subject: Subject, prompts: Sequence[str], stories: Sequence[str]) -> list[np.ndarray]:
+    """Return the ids of prompts; before the beginning of a story a prompt is an instruction, as in fine-tuning."""
+    ids = subject.story_ids(prompts)
+    if any(stories):
+        asked, begun = instruct_prompts(subject.tokenizer, prompts), batch_encoder(subject.tokenizer)(list(stories))
+        ids = [np.array([*a, *b]) if b else ids_T for ids_T, a, b in zip(ids, asked, begun, strict=True)]
+    return ids
 
 
 def _answer_id(subject: Subject, prompt: str, answer: str) -> int:
@@ -269,6 +280,15 @@ def _prompt_spots(
                 f"--positions {args.where}: the prompts{which} have {length} and {other} tokens, so their positions do "
                 "not match; give prompts of equal length, or --positions last"
             )
+    if args.where == "different":
+        both = zip(donor_ids, recipient_ids, strict=True)
+        places = [np.flatnonzero(donor_T != recipient_T).tolist() for donor_T, recipient_T in both]
+        if [] in places:
+            raise UsageError(
+                "--positions different: the prompts of a pair have the same tokens; give two prompts, or other "
+                "positions"
+            )
+        return [Spot("different", places, places)]
     if args.where == "all":
         places = [list(range(length)) for length in lengths]
         return [Spot("all", places, places)]
