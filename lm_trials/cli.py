@@ -43,6 +43,7 @@ COMMANDS = {
     "compare": ("lm_trials.trials.compare", "compare arms: differences with intervals and tests"),
     "power": ("lm_trials.trials.power", "how many root seeds decide a difference, or show equivalence"),
     "order": ("lm_trials.training.data_order", "list the documents of each update of a run"),
+    "llama2c": ("lm_trials.models.llama2c", "bring models from llama2.c (.bin, ckpt.pt), and take them there"),
     "dashboard": ("lm_trials.dashboard.command", "see runs in the browser: curves, snapshots, data, trials"),
     "probe": ("lm_trials.probing", "analyze a model's hidden states, attention or weights"),
 }
@@ -138,7 +139,7 @@ def _complete() -> Any:
         parser.add_argument("probe", choices=probes(), nargs="?")
         return argcomplete.autocomplete(parser)
     program, _ = command_of(names[1:])
-    os.environ["_ARGCOMPLETE"] = "3" if names[1] in ("probe", "prepare") else "2"
+    os.environ["_ARGCOMPLETE"] = "3" if names[1] in ("probe", "prepare", "llama2c") else "2"
     return program(names[3:] if names[1] == "probe" else names[2:])
 
 
