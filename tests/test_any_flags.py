@@ -33,6 +33,7 @@ from lm_trials.evaluation.flags import EvaluationArguments
 from lm_trials.evaluation.generate import GenerationArguments
 from lm_trials.flags import LARGEST
 from lm_trials.latent_city.flags import LatentCityArguments
+from lm_trials.models import llama2c
 from lm_trials.rewards.flags import RewardArguments
 from lm_trials.stories import download
 from lm_trials.training.alignment_flags import CommonAlignmentArguments, MethodArguments
@@ -132,6 +133,10 @@ OF_CACHE = {
     "atlas": {"num_documents": 100, "num_questions": 10, **DATA},
     "distances": {"rows_per_city": 20, **DATA},
 }
+OF_LLAMA2C = {
+    "import": {"source": "../llama2c/model.bin", "tokenizer_name": "../data/tok400", "output_dir": "out/imported"},
+    "export": {"model_name_or_path": RUN, "output": "out/model.bin"},
+}
 OF_PROBES = {
     "attention": {**ONE, **TEXTS, "max_eval_samples": 20, "num_untrained": 2, "induction_sequences": 0}
     | {"map_tokens": 4},
@@ -151,6 +156,7 @@ OF_PROBES = {
 }
 COMMANDS |= {f"prepare {name}": ((prepare.COMMANDS[name][0],), base) for name, base in OF_PREPARE.items()}
 COMMANDS |= {f"cache {name}": ((cache_command.COMMANDS[name][0],), base) for name, base in OF_CACHE.items()}
+COMMANDS |= {f"llama2c {name}": ((llama2c.COMMANDS[name][0],), base) for name, base in OF_LLAMA2C.items()}
 for probe, base in OF_PROBES.items():
     COMMANDS[f"probe {probe}"] = (import_module(f"lm_trials.probing.{probe}.flags").ARGUMENTS, base)
 
@@ -232,6 +238,7 @@ def world(tiny_data, tiny_base, tmp_path_factory):
             "prepare instruct --corpus tiny --dataset_name pairs --data_cache_dir ../data",
             "cache distances --name cities --rows_per_city 20 --data_cache_dir ../data",
             f"evaluate --model_name_or_path {RUN} {OTHER} --dataset_name short --data_cache_dir ../data",
+            f"llama2c export {RUN} ../llama2c/model.bin",
         ):
             cli.main(line.split())
         shutil.rmtree("out")
@@ -346,6 +353,8 @@ def check_command(world, command, found, in_file=False):
     if command.split()[0] in WRITE_DATA:
         named += found.get("data_cache_dir", ["../data"])
     places += [Path(os.path.normpath(world / "work" / word)) for word in named if word.strip() and "\0" not in word]
+    if command == "llama2c export":
+        places += [place.with_name(llama2c.TOKENIZER) for place in places[len(RESULTS) :]]
     before = state(world)
     status, said = outcome(words)
     after = state(world)
@@ -380,7 +389,8 @@ def empty(folder):
 def test_every_command_is_tried():
     known = {f"prepare {name}" for name in prepare.COMMANDS} | {f"cache {name}" for name in cache_command.COMMANDS}
     known |= {f"probe {name}" for name in cli.probes()}
-    known |= cli.COMMANDS.keys() - {"prepare", "cache", "probe"}
+    known |= {f"llama2c {name}" for name in llama2c.COMMANDS}
+    known |= cli.COMMANDS.keys() - {"prepare", "cache", "probe", "llama2c"}
     assert COMMANDS.keys() == known
     names = {field.name for kinds, _ in COMMANDS.values() for kind in kinds for field in fields(kind)}
     assert names >= WORK | PLACES

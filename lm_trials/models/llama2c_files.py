@@ -53,6 +53,7 @@ class Shape:
 
     @property
     def header(self) -> tuple[int, ...]:
+        """The seven numbers."""
         return (
             self.dim,
             self.hidden_dim,
@@ -409,7 +410,7 @@ def write_llama2c(found: Llama2c, path: Path, version: int) -> None:
     else:
         head = struct.pack("<Ii7iB", MAGIC, version, *shape.header, shape.tied)
     if version == 2:
-        # export.py looks at dim alone; where a group does not divide hidden_dim, runq.c leaves out the rest of each row.
+        # export.py looks at dim alone; runq.c leaves out what of a row is no whole group.
         group = GROUP_SIZE
         while shape.dim % group or shape.hidden_dim % group:
             group //= 2
