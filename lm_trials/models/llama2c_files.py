@@ -168,14 +168,15 @@ def read_bin(path: Path) -> Llama2c:
     data = np.fromfile(path, np.uint8)
     head = data[:HEADER_BYTES].tobytes().ljust(HEADER_BYTES, b"\0")
     version, group, at = 0, 0, 28
-    numbers = struct.unpack_from("<7i", head)
+    numbers = list(struct.unpack_from("<7i", head))
     tied = numbers[5] > 0
     if struct.unpack_from("<I", head)[0] == MAGIC:
         version, *numbers, tied, group = struct.unpack_from("<i7iBi", head, 4)
         at = HEADER_BYTES
         if version not in (1, 2):
             raise UsageError(f"{path} has version {version}; give a file of version 0, 1 or 2")
-    shape = Shape(*numbers[:5], abs(numbers[5]), numbers[6], tied=bool(tied))
+    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = numbers
+    shape = Shape(dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), max_seq_len, bool(tied))
     if not shape.is_possible() or (version == 2 and group < 1):
         raise UsageError(f"{path} is no llama2.c model: its header cannot be one; give a .bin file or a checkpoint")
     names = shape.order(version)
