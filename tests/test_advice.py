@@ -17,12 +17,13 @@ import pytest
 from lm_trials import cli
 from lm_trials.commands import cache as cache_program
 from lm_trials.commands import prepare as prepare_program
+from lm_trials.models import llama2c
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9_]*)(?!\w)")
 # A command's words and what follows, to where the sentence goes on.
-COMMAND = re.compile(r"lm-trials ((?:[a-z][a-z_-]* ?)*)([^;,)(]*)")
-SUBCOMMANDS = {"prepare": prepare_program.COMMANDS, "cache": cache_program.COMMANDS}
+COMMAND = re.compile(r"lm-trials ((?:[a-z][a-z0-9_-]* ?)*)([^;,)(]*)")
+SUBCOMMANDS = {"prepare": prepare_program.COMMANDS, "cache": cache_program.COMMANDS, "llama2c": llama2c.COMMANDS}
 COMMANDS = [
     *((name,) for name in cli.COMMANDS if name not in (*SUBCOMMANDS, "probe")),
     *(("probe", name) for name in cli.probes()),
