@@ -369,6 +369,23 @@ def test_going_on_with_an_adapter(tune_flags, tmp_path, capsys):
     assert "give --lora_r 2" in refused(tune_flags("third", *given, "--lora_r", "4"), capsys)
 
 
+def test_an_adapter_as_the_model_is_trained_further(tune_flags, tmp_path):
+    first = str(tmp_path / "first")
+    sft_lora.main(tune_flags("first"))
+    weights, runs = {}, {}
+    for name, flag in {"as_model": "--model_name_or_path", "as_adapter": "--adapter_name_or_path"}.items():
+        words = tune_flags(name, flag, first)
+        if name == "as_model":  # the rank is the adapter's
+            words = words[: words.index("--lora_r")] + words[words.index("--lora_r") + 2 :]
+        sft_lora.main(words)
+        weights[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        runs[name] = json.loads((tmp_path / name / "run.json").read_text())
+    assert weights["as_model"] == weights["as_adapter"] != (tmp_path / "first/adapter_model.safetensors").read_bytes()
+    model, adapter = (runs[name]["outcome"] for name in ("as_model", "as_adapter"))
+    assert {name for name in model if model[name] != adapter[name]} == {"lora_target_modules"}  # names, and all-linear
+    assert model["lora_r"] == 2
+
+
 def test_two_runs_give_the_same_bits_and_another_seed_does_not(tune_flags, tmp_path):
     bits = {}
     for name, more in {"a": (), "b": (), "seed": ("--seed", "7"), "order": ("--data_seed", "7")}.items():
@@ -548,9 +565,8 @@ def test_an_adapter_for_another_base_is_refused(tune_flags, tiny_base, tmp_path,
     save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     given = ("--model_name_or_path", str(other), "--adapter_name_or_path", str(tmp_path / "lora"))
     assert "is an adapter for another base" in refused(tune_flags("run", *given), capsys)
-    assert "is an adapter; to continue" in refused(
-        tune_flags("run", "--model_name_or_path", str(tmp_path / "lora")), capsys
-    )
+    both = ("--model_name_or_path", str(tmp_path / "lora"), "--full_finetune", "True")
+    assert "lora is an adapter already; remove --full_finetune" in refused(tune_flags("run", *both), capsys)
     load_model(resolve_model(str(tmp_path / "lora")))
     shutil.copy(other / "model.safetensors", base / "model.safetensors")
     from lm_trials.console import UsageError

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         begin,
         carry_out,
         check_tunable,
-        choose_base,
+        choose_start,
         describe_tuning,
         finish_tuning,
         finished_weights,
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_saved_arguments(args, adapter_args)
     hub.check_push(args)
     quantization = quantized(args, adapter_args)  # refused before the data are prepared
-    base = choose_base(adapter_args)
+    base = choose_start(adapter_args)
     if adapter_args.full_finetune and args.do_train:
         base.check_memory(args)
     name_run(args, base.name, pair_args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from lm_trials.console import UsageError, show_facts
 from lm_trials.evaluation.held_out import HeldOut
 from lm_trials.evaluation.judges import open_judges
 from lm_trials.evaluation.storytellers import Storyteller
-from lm_trials.files import read_object
 from lm_trials.models.adapters import merged
 from lm_trials.models.reference import (
-    ADAPTER_FILE,
     load_config,
     load_model,
     load_tokenizer_of,
@@ -38,43 +35,13 @@ from lm_trials.training.alignment_trainer import (
     preference_line,
     reward_line,
 )
-from lm_trials.training.fine_tuning import choose_base, held_out_fact, model_facts, note_untrained_end, quantized
+from lm_trials.training.fine_tuning import held_out_fact, model_facts, note_untrained_end, quantized
 from lm_trials.training.hub import push
 from lm_trials.training.initial import InitialModel
 from lm_trials.training.merging import is_merged, merge_adapter
 from lm_trials.training.plan import Plan
 from lm_trials.training.session import LOSS_PICTURE, device_facts, next_command, write_end
 from lm_trials.training.tuning_flags import Adapter, PairData
-
-LORA_FLAGS = {"r": "lora_r", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
-
-
-def choose_start(adapter_args: Adapter) -> InitialModel:
-    """Return the base and the initial adapter; an adapter as the model is trained further, in place of its base.
-
-    In place, `adapter_args` then name its base, and get its settings where they are at their defaults.
-
-    Raises:
-        UsageError: as `choose_base`, and for an adapter whose weights are all to be trained.
-    """
-    given = resolve_model(adapter_args.model_name_or_path or "")
-    if given.base is not None:
-        if asked := [name for name in ("full_finetune", "adapter_name_or_path") if getattr(adapter_args, name)]:
-            raise UsageError(
-                f"--{asked[0]}: --model_name_or_path {given.name} is an adapter already; remove --{asked[0]}, or merge "
-                "the adapter first (lm-trials tune --merge_output)"
-            )
-        adapter_args.model_name_or_path, adapter_args.adapter_name_or_path = given.base, given.name
-        defaults, saved = Adapter(), read_object(Path(given.path) / ADAPTER_FILE)
-        own = {flag: saved.get(name, getattr(defaults, flag)) for name, flag in LORA_FLAGS.items()}
-        if isinstance(saved.get("target_modules"), list):
-            own["lora_target_modules"] = sorted(saved["target_modules"])
-        for flag, value in own.items():
-            if getattr(adapter_args, flag) == getattr(defaults, flag):
-                setattr(adapter_args, flag, value)
-    base = choose_base(adapter_args)
-    # An adapter may have another chat template than its base.
-    return replace(base, tokenizer=load_tokenizer_of(base.adapter)) if base.adapter else base
 
 
 def check_method(args: DpoRunArguments | GrpoRunArguments, adapter_args: Adapter, method_args: MethodArguments) -> None:
@@ -117,7 +84,7 @@ def load_reference(
     if named is None and not (adapter_args.full_finetune and isinstance(args, DpoRunArguments)):
         return None
     reference = (named or base).reference
-    assert reference is not None  # choose_base and choose_reference set it
+    assert reference is not None  # choose_start and choose_reference set it
     model: Any = load_model(reference, getattr(torch, adapter_args.dtype), quantized(args, adapter_args))
     return merged(model, reference.name) if isinstance(model, PeftModel) else model
 
@@ -187,7 +154,7 @@ def announce_alignment(
     rewards: Sequence[Reward],
 ) -> None:
     """Show the model, data and length of an alignment before it starts."""
-    assert base.reference is not None  # choose_base sets it
+    assert base.reference is not None  # choose_start sets it
     counts, unit = data.counts, "prompts" if rewards else "pairs"
     beside = "not read (--beta 0)" if rewards and not args.beta else "the base" if base.adapter is None else None
     named = reference.reference.name if reference and reference.reference else None

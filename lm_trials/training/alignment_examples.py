@@ -137,7 +137,7 @@ def check_kind(pairs: PairSet, is_dpo: bool) -> None:
 
 def trained_layout(base: InitialModel) -> Any:
     """Return the layout that the model was fine-tuned in; auto where there is none."""
-    assert base.reference is not None  # choose_base sets it
+    assert base.reference is not None  # choose_start sets it
     run = read_run(Path((base.adapter or base.reference).path))
     layout = run["outcome"].get("prompt_layout") if run else None
     return layout if layout in ("instruct", "chat") else "auto"

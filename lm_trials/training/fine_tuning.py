@@ -45,6 +45,7 @@ from lm_trials.training.tuning_flags import Adapter, AdapterArguments, PairArgum
 from lm_trials.training.tuning_run_arguments import SftRunArguments
 from lm_trials.training.tuning_trainer import FineTuner, both_losses
 
+LORA_FLAGS = {"r": "lora_r", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
 SETTINGS = (
     *("alpha_pattern", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"),
     *("arrow_config", "kasa_config", "monteclora_config"),
@@ -146,7 +147,7 @@ def finished_weights(model: PreTrainedModel | PeftModel, folder: Path, dtype: st
 
 
 def _reference(base: InitialModel) -> ModelReference:
-    assert base.reference is not None  # choose_base sets it
+    assert base.reference is not None  # choose_start sets it
     return base.reference
 
 
@@ -165,21 +166,32 @@ def lora_spec(adapter_args: Adapter) -> LoraSpec:
     return LoraSpec(*numbers, adapter_args.target_modules, adapter_args.use_dora, adapter_args.use_rslora)
 
 
-def choose_base(adapter_args: Adapter) -> InitialModel:
-    """Return the base of a fine-tuning and its initial adapter.
+def choose_start(adapter_args: Adapter) -> InitialModel:
+    """Return the base and the initial adapter; an adapter as the model is trained further, in place of its base.
 
-    In place, `--lora_target_modules default` becomes the names of the layers, so that both are one arm.
+    In place, `adapter_args` then name its base, and get its settings where they are at their defaults; and
+    `--lora_target_modules default` becomes the names of the layers, so that both are one arm.
 
     Raises:
-        UsageError: for a base that is an adapter itself, a model type without default layers, or an initial adapter of
-            another base, rank or scale.
+        UsageError: for an adapter whose weights are all to be trained, a model type without default layers, or an
+            initial adapter of another base, rank or scale.
     """
     reference = resolve_model(adapter_args.model_name_or_path or "")
     if reference.base is not None:
-        raise UsageError(
-            f"--model_name_or_path {reference.name} is an adapter; to continue training it give --model_name_or_path "
-            f"{reference.base} --adapter_name_or_path {reference.name}, or merge it first (--merge_output)"
-        )
+        if asked := [name for name in ("full_finetune", "adapter_name_or_path") if getattr(adapter_args, name)]:
+            raise UsageError(
+                f"--{asked[0]}: --model_name_or_path {reference.name} is an adapter already; remove --{asked[0]}, or "
+                "merge the adapter first (lm-trials tune --merge_output)"
+            )
+        adapter_args.model_name_or_path, adapter_args.adapter_name_or_path = reference.base, reference.name
+        defaults, saved = Adapter(), read_object(Path(reference.path) / ADAPTER_FILE)
+        own = {flag: saved.get(name, getattr(defaults, flag)) for name, flag in LORA_FLAGS.items()}
+        if isinstance(saved.get("target_modules"), list):
+            own["lora_target_modules"] = sorted(saved["target_modules"])
+        for flag, value in own.items():
+            if getattr(adapter_args, flag) == getattr(defaults, flag):
+                setattr(adapter_args, flag, value)
+        reference = resolve_model(reference.base)
     config = load_config(reference)
     if adapter_args.target_modules == ("default",):
         adapter_args.lora_target_modules = default_layers(config)
@@ -191,7 +203,8 @@ def choose_base(adapter_args: Adapter) -> InitialModel:
                 f"--adapter_name_or_path {adapter.name} is not a folder with an adapter_config.json; give one"
             )
         _check_adapter(adapter, reference, lora_spec(adapter_args))
-    return InitialModel(config, load_tokenizer_of(reference), reference, adapter)
+    # An adapter may have another chat template than its base.
+    return InitialModel(config, load_tokenizer_of(adapter or reference), reference, adapter)
 
 
 def _check_adapter(adapter: ModelReference, base: ModelReference, spec: LoraSpec) -> None:

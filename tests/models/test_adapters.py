@@ -27,7 +27,7 @@ from lm_trials.models.adapters import (
 from lm_trials.models.quantization import quantization
 from lm_trials.models.reference import load_config, load_model, resolve_model
 from lm_trials.probing.capture import check_capture
-from lm_trials.training.fine_tuning import choose_base, load_base
+from lm_trials.training.fine_tuning import choose_start, load_base
 from lm_trials.training.tuning_flags import AdapterArguments
 
 IDS = torch.arange(3, 11)[None]
@@ -295,7 +295,7 @@ def tuned_further(tmp_path, config, **more):
     flags = {"lora_r": 4, "lora_alpha": 8, "lora_target_modules": QV, "adapter_name_or_path": str(folder)}
     args = AdapterArguments(model_name_or_path=str(tmp_path / "base"), **(flags | more))
     run = SimpleNamespace(seed=0, device=torch.device("cpu"), bf16=False, fp16=False, model_init_kwargs=None)
-    return logits(load_base(choose_base(args), run, args).eval()), logits(its_own)
+    return logits(load_base(choose_start(args), run, args).eval()), logits(its_own)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from lm_trials.models.reference import (
 from lm_trials.models.shapes import describe_shape, text_config
 from lm_trials.probing.anatomy import anatomy_of
 from lm_trials.probing.capture import Capture
-from lm_trials.training.fine_tuning import choose_base
+from lm_trials.training.fine_tuning import choose_start
 from lm_trials.training.flags import DataArguments, ModelArguments
 from lm_trials.training.initial import choose_initial
 from lm_trials.training.throughput import flops_per_token
@@ -343,6 +343,6 @@ def test_every_id_of_a_vocabulary_with_holes_has_a_row(place, tmp_path):
     assert f"{tmp_path} has 331 embeddings and the tokenizer's ids go up to {place}; give the tokenizer" in said
     base = ModelArguments(model_name_or_path=str(tmp_path))
     assert refusal(choose_initial, base, DataArguments(block_size=8)) == said
-    assert refusal(choose_base, AdapterArguments(model_name_or_path=str(tmp_path))) == said
+    assert refusal(choose_start, AdapterArguments(model_name_or_path=str(tmp_path))) == said
     assert refusal(open_storyteller, str(tmp_path)) == said
     assert refusal(check_candidate, str(tmp_path), EvaluationArguments()) == said
